@@ -1,0 +1,44 @@
+"""rayddl: dataset distillation that scales on Ray.
+
+A definition file goes in; a distilled set, an accuracy table and a page to look at come out, on a
+laptop or on a Ray cluster. The house has three floors, and an import goes down, never up:
+
+- ``pipeline/``: definitions, plans, runs. Knows no method.
+- ``stages/``: everything that talks to Ray, one module per stage kind.
+- ``data/ nets/ trajectories/ matching/ training/``: plain PyTorch, usable without Ray.
+
+Below them lie four modules without torch and without Ray: ``config``, ``errors``, ``seeds`` and
+``storage``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rayddl.data.distilled import DistilledSet
+    from rayddl.pipeline.api import plan, run
+    from rayddl.pipeline.sets import load_set
+
+__version__ = "0.1.0"
+
+__all__ = ["DistilledSet", "__version__", "load_set", "plan", "run"]
+
+# Imported on first use: `import rayddl` loads neither torch nor Ray.
+_HOMES = {
+    "DistilledSet": "rayddl.data.distilled",
+    "load_set": "rayddl.pipeline.sets",
+    "plan": "rayddl.pipeline.api",
+    "run": "rayddl.pipeline.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

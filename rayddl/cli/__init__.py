@@ -1,0 +1,19 @@
+"""The front door: one small file per verb, which parses and calls one function."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The console script ``rayddl``. Exits with 0, 1, 2 (wrong input) or 130 (Ctrl-C)."""
+    from rayddl.cli.app import app
+
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character gets "?", not a traceback.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    app(args=list(arguments) if arguments is not None else None, prog_name="rayddl")
+    sys.exit(0)

@@ -1,0 +1,27 @@
+"""``rayddl doctor``"""
+
+from __future__ import annotations
+
+import typer
+
+from rayddl.cli.options import Json, Out
+from rayddl.cli.telling import emit_json, print_table, telling, waiting
+
+
+def doctor(out: Out = "runs", as_json: Json = False) -> None:
+    """Say what would go wrong on this machine.
+
+    Looks at versions, CPUs, memory, GPUs, the compiler and folders, and says what to do. Exits with 1
+    if something will fail.
+    """
+    from rayddl.stages.doctor import examine, table
+
+    with telling():
+        with waiting("looking at this machine; importing torch takes a while"):
+            findings = examine(out)
+        if as_json:
+            emit_json([finding.to_json() for finding in findings])
+        else:
+            print_table(table(findings))
+    if any(finding.state == "fails" for finding in findings):
+        raise typer.Exit(1)

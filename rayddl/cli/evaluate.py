@@ -1,0 +1,57 @@
+"""``rayddl evaluate``"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rayddl.cli.options import Address, Json, NumCpus, Out, Quiet, Set
+from rayddl.cli.telling import telling
+
+
+def evaluate(
+    where: Set,
+    *,
+    net: Annotated[
+        list[str] | None, typer.Option("--net", metavar="NET", help="A network to train. Repeatable.")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", metavar="N", min=1, help="Students per net.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", metavar="N", min=1, help="Epochs of each.")
+    ] = None,
+    root: Annotated[
+        str | None, typer.Option("--root", metavar="PATH", help="Where the real images lie, if they moved.")
+    ] = None,
+    out: Out = "runs",
+    address: Address = None,
+    num_cpus: NumCpus = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    r"""Judge a set: train students on it and on random images.
+
+    By the protocol that is stored with the set; options replace single settings of it.
+
+    \b
+    rayddl evaluate runs/evaluate-0123456789ab/set
+    rayddl evaluate quickstart --seeds 10
+    """
+    from rayddl.pipeline.judging import judge_set
+    from rayddl.pipeline.progress import choose
+
+    display = choose(as_json=as_json, quiet=quiet)
+    with telling(display):
+        judge_set(
+            where,
+            out=out,
+            nets=tuple(net) if net else None,
+            seeds=seeds,
+            epochs=epochs,
+            root=root,
+            display=display,
+            address=address,
+            num_cpus=num_cpus,
+        )

@@ -1,0 +1,46 @@
+"""``rayddl export``"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from rayddl.cli.options import Out, Set
+from rayddl.cli.telling import telling
+
+
+class Format(str, Enum):
+    """The forms a set can be written in."""
+
+    imagefolder = "imagefolder"
+    parquet = "parquet"
+    pt = "pt"
+
+
+def export(
+    where: Set,
+    to: Annotated[str, typer.Option("--to", metavar="DIR", help="A folder or URI to write into.")],
+    format_: Annotated[
+        Format,
+        typer.Option(
+            "--format", help="imagefolder: PNG files. parquet: one table. pt: torch tensors, exact."
+        ),
+    ] = Format.imagefolder,
+    out: Out = "runs",
+) -> None:
+    r"""Write a set in a form that other programs read.
+
+    \b
+    rayddl export quickstart --format pt --to exported
+    """
+    from rayddl.data.export import export_set
+    from rayddl.pipeline.scrub import scrub
+    from rayddl.pipeline.sets import find_set
+    from rayddl.storage import Folder
+
+    with telling():
+        written = export_set(find_set(where, out), format_.value, Folder(to))
+        more = f" and {len(written) - 1} more" if len(written) > 1 else ""
+        typer.echo(f"wrote {scrub(written[0])}{more}")

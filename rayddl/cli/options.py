@@ -1,0 +1,34 @@
+"""The options that several verbs share, written the same way in each."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import typer
+
+File: TypeAlias = Annotated[
+    str, typer.Argument(metavar="FILE", help="A definition file, or a name in ./pipelines.")
+]
+Set: TypeAlias = Annotated[
+    str, typer.Argument(metavar="SET", help="A set's or stage's folder, a run record, or a run's name.")
+]
+Overrides: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. experts.count=20. Repeatable."),
+]
+Out: TypeAlias = Annotated[
+    str,
+    typer.Option("--out", metavar="PATH", help="Where runs lie: a folder or URI (s3://, gs://, file://)."),
+]
+Address: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--address", metavar="ADDRESS", help="Attach to this Ray cluster; 'auto' for the running one."
+    ),
+]
+NumCpus: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--num-cpus", metavar="N", min=1, help="CPUs that local Ray takes; default: all."),
+]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, nothing else.")]
+Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but the result.")]

@@ -1,0 +1,43 @@
+"""``rayddl run``"""
+
+from __future__ import annotations
+
+from rayddl.cli.options import Address, File, Json, NumCpus, Out, Overrides, Quiet
+from rayddl.cli.telling import telling
+
+
+def run(
+    file: File,
+    *,
+    overrides: Overrides = None,
+    out: Out = "runs",
+    address: Address = None,
+    num_cpus: NumCpus = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    r"""Run a definition. Finished stages are not run again; an interrupted one goes on.
+
+    \b
+    rayddl run quickstart
+    rayddl run pipelines/cifar10-mct-ipc1.yaml --set source.root=data --set experts.count=20
+    """
+    from rayddl.pipeline.api import run as run_definition
+    from rayddl.pipeline.progress import choose
+
+    again = ["rayddl", "run", file]
+    again += [word for text in overrides or () for word in ("--set", text)]
+    again += ["--out", out] if out != "runs" else []
+    again += ["--address", address] if address else []
+    again += ["--num-cpus", str(num_cpus)] if num_cpus else []
+    again += ["--json"] * as_json + ["--quiet"] * quiet
+    display = choose(as_json=as_json, quiet=quiet)
+    with telling(display, again):
+        run_definition(
+            file,
+            overrides=tuple(overrides or ()),
+            out=out,
+            progress=display,
+            address=address,
+            num_cpus=num_cpus,
+        )

@@ -1,0 +1,34 @@
+"""``rayddl show``"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rayddl.cli.options import Json, Out
+from rayddl.cli.telling import emit_json, print_table, telling
+
+
+def show(
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="A stage's or set's folder, a run record, or a run's name.")
+    ],
+    verify: Annotated[bool, typer.Option("--verify", help="Read every file and check its hash.")] = False,
+    out: Out = "runs",
+    as_json: Json = False,
+) -> None:
+    r"""Show what a stage, a set or a run is made of.
+
+    \b
+    rayddl show quickstart
+    rayddl show runs/experts-0123456789ab --verify
+    """
+    from rayddl.pipeline.inspect import inspect
+
+    with telling():
+        found = inspect(path, out, verify=verify)
+        if as_json:
+            emit_json(found.value)
+        else:
+            print_table(*found.parts())

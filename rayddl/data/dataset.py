@@ -1,0 +1,43 @@
+"""Labelled images in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """One split: every image decoded, of one size, in one tensor."""
+
+    images: Tensor
+    """uint8 [N, C, H, W], C = 1 (grey) or 3 (RGB)."""
+    labels: Tensor
+    """int64 [N], each an index into ``classes``."""
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return int(self.labels.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        channels, height, width = self.images.shape[1:]
+        return int(channels), int(height), int(width)
+
+    def counts(self) -> tuple[int, ...]:
+        """Images per class, in the order of ``classes``."""
+        return tuple(self.labels.bincount(minlength=len(self.classes)).tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The real images: two splits over the same classes and of the same shape."""
+
+    train: ImageDataset
+    test: ImageDataset
+    fingerprint: str
+    """Hex; equal for equal contents and settings, wherever the files lie."""
+    bad: tuple[str, ...] = ()
+    """The unreadable images that were left out, each as ``path: reason``."""

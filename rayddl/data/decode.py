@@ -1,0 +1,162 @@
+"""Encoded images to arrays of bytes, whatever their mode, and without trusting them.
+
+What PIL can read becomes grey [H, W] or RGB [H, W, 3]: bilevel, grey and 16-bit grey become grey;
+palettes, CMYK and the rest become RGB; alpha is dropped, as torchvision's ImageFolder does;
+an EXIF orientation is applied; of an animation the first frame is taken. What PIL cannot read,
+a truncated file and a decompression bomb (``PIL.Image.MAX_IMAGE_PIXELS``) are reported, not raised.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps
+
+Pixels = NDArray[np.uint8]
+
+_GREY = ("1", "L", "LA", "La")
+# Handing a 32 x 32 JPEG to another thread costs more than decoding it.
+_WORTH_A_THREAD = 16 * 1024
+
+
+class Encoded(NamedTuple):
+    """An image not yet decoded: its name for messages, its label, and how to get its bytes."""
+
+    name: str
+    label: int
+    read: Callable[[], bytes]
+
+
+class Decoded(NamedTuple):
+    """An image that could be read, or the reason why not in place of its pixels."""
+
+    name: str
+    label: int
+    pixels: Pixels | str
+
+
+def decode(batches: Iterable[Sequence[Encoded]], size: int | None) -> Iterator[Decoded]:
+    """Decode every image once, in order, and resize it to ``size`` when one is given.
+
+    One batch is held at a time. Large images are decoded by a few threads.
+    """
+    with _pil_warnings(), ThreadPoolExecutor(_threads()) as pool:
+        for batch in batches:
+            first = _decode_one(batch[0], size) if batch else None
+            if first is None:
+                continue
+            yield first.decoded
+            run = pool.map if first.bytes >= _WORTH_A_THREAD else map
+            for outcome in run(lambda item: _decode_one(item, size), batch[1:]):
+                yield outcome.decoded
+
+
+class _Outcome(NamedTuple):
+    decoded: Decoded
+    bytes: int
+
+
+def _decode_one(item: Encoded, size: int | None) -> _Outcome:
+    data = b""
+    pixels: Pixels | str
+    try:
+        data = item.read()
+        pixels = read_image(data, size)
+    except Exception as error:  # a broken file raises anything from the parser it meets
+        pixels = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return _Outcome(Decoded(item.name, item.label, pixels), len(data))
+
+
+def read_image(data: bytes, size: int | None = None) -> Pixels:
+    """Decode one image to uint8 [H, W] (grey) or [H, W, 3] (RGB).
+
+    With ``size``, :func:`fit_square` is applied. Raises whatever PIL raises, and ``ValueError`` for
+    modes whose values are no bytes.
+    """
+    if not data:
+        raise ValueError("no bytes")
+    with Image.open(io.BytesIO(data)) as image:
+        if size is not None:
+            # A JPEG decodes at a half, a quarter or an eighth of its size far quicker; twice the size
+            # asked for is left for the filter to work on.
+            image.draft(None, (2 * size, 2 * size))
+        plain = _plain(_upright(image))
+        return np.array(plain if size is None else fit_square(plain, size))
+
+
+def fit_square(image: Image.Image, size: int) -> Image.Image:
+    """The image's centre square, as wide as its shorter side, brought to ``size`` (bilinear, antialiased)."""
+    width, height = image.size
+    if (width, height) == (size, size):
+        return image
+    shorter = min(width, height)
+    # Resizing from a box places the centre exactly, where scaling first would round the longer side.
+    left, top = (width - shorter) / 2, (height - shorter) / 2
+    box = (left, top, left + shorter, top + shorter)
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+
+
+def fit_all(images: Pixels, size: int | None) -> Pixels:
+    """Decoded images uint8 [N, H, W, C], C = 1 or 3, each brought to ``size`` by :func:`fit_square`."""
+    if size is None or images.shape[1:3] == (size, size):
+        return images
+    resized = np.empty((len(images), size, size, images.shape[3]), dtype=np.uint8)
+    for index, pixels in enumerate(images):
+        square = fit_square(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), size)
+        resized[index] = np.asarray(square).reshape(size, size, -1)
+    return resized
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    if "exif" not in image.info:
+        return image
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a broken tag block says nothing about the pixels
+        return image
+    return image if orientation == 1 else ImageOps.exif_transpose(image)
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """The image in mode L or RGB."""
+    mode = image.mode
+    if mode in _GREY:
+        return image if mode == "L" else image.convert("L")
+    if mode.startswith("I"):
+        # PIL clips at 255 where the range is 0 ... 65535.
+        wide = np.asarray(image).astype(np.int64)
+        if wide.min(initial=0) < 0 or wide.max(initial=0) > 0xFFFF:
+            raise ValueError(f"mode {mode} with values outside 0 ... 65535")
+        return Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    if mode == "F":
+        raise ValueError("mode F: floating-point pixels have no fixed range")
+    if mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image if mode == "RGB" else image.convert("RGB")
+
+
+@contextmanager
+def _pil_warnings() -> Iterator[None]:
+    """Silence what PIL remarks on files it can read, but not that one is a decompression bomb.
+
+    Filters belong to the process, so pool threads obey too.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        # PIL raises only from twice its limit on.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def _threads() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return min(8, len(os.sched_getaffinity(0)))
+    return min(8, os.cpu_count() or 1)

@@ -1,0 +1,223 @@
+"""A distilled set: images, labels and everything needed to train on them as they were judged.
+
+On disk it is a folder::
+
+    set.safetensors   images float32 [N, C, H, W] in model space; labels; lr_student; space.*
+    images/           PNG, <class>/<number>.png: opens as ImageFolder
+    images.parquet    image: struct<bytes, path>, label: int64: opens as a Hugging Face data set
+    grid.png          a picture of all of it, for a person
+    set.json          classes, pixel space, how it was made, figures, hash of set.safetensors
+
+``set.safetensors`` with ``set.json`` is the set; the rest are views of it, rounded to bytes.
+``set.json`` is written last: without it the folder is no set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
+from torch import Tensor
+
+from rayddl.data import views
+from rayddl.data.space import PixelSpace
+from rayddl.errors import ArtifactError
+from rayddl.storage import Folder
+
+FORMAT = "rayddl distilled set"
+VERSION = 1
+_TENSORS, _META = "set.safetensors", "set.json"
+_SPACE = "space."
+
+
+@dataclass(frozen=True, eq=False)
+class DistilledSet:
+    """A few images per class that train a network, with what training on them needs."""
+
+    images: Tensor
+    """float32 [N, C, H, W] in model space, that is, encoded by ``space``."""
+    labels: Tensor
+    """int64 [N], or float32 [N, K]: a distribution over the classes per image."""
+    lr_student: float
+    """The learning rate that was learned together with the images."""
+    classes: tuple[str, ...]
+    space: PixelSpace
+    info: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """JSON values: ``method``, ``provenance``, ``protocol``, ``metrics``."""
+
+    def __len__(self) -> int:
+        return int(self.images.shape[0])
+
+    @property
+    def ipc(self) -> int:
+        """Images per class; rounded down where classes have unequal numbers."""
+        return len(self) // len(self.classes)
+
+    @property
+    def hard_labels(self) -> Tensor:
+        """int64 [N]: the label, or the likeliest class of a soft one."""
+        return self.labels if self.labels.ndim == 1 else self.labels.argmax(1)
+
+    def pixels(self) -> Tensor:
+        """uint8 [N, C, H, W] for viewing: out of model space, clamped and rounded."""
+        return self.space.decode(self.images).mul_(255).round_().to(torch.uint8)
+
+    def save(self, folder: Folder) -> None:
+        """Write the set and its views into ``folder``, in place of a set that is there.
+
+        Other files are left alone. Raises ``ValueError`` when the parts do not fit together or
+        ``info`` is not JSON.
+        """
+        self._refuse_misfit()
+        json.dumps(dict(self.info), allow_nan=False)
+        _remove_previous(folder)
+        data = safetensors.save(self._tensors())
+        folder.write(_TENSORS, data)
+        pixels, labels = self.pixels().cpu(), self.hard_labels.cpu()
+        folders = views.class_folders(self.classes)
+        pictures = views.pictures(pixels, labels, folders)
+        for picture in pictures:
+            folder.write(f"images/{picture.path}", picture.png)
+        soft = self.labels if self.labels.ndim == 2 else None
+        folder.write("images.parquet", views.table(pictures, self.classes, soft))
+        folder.write("grid.png", views.grid(pixels, labels, len(self.classes)))
+        folder.write_json(_META, self._json(data, folders))
+
+    @classmethod
+    def load(cls, folder: Folder) -> DistilledSet:
+        """The set in ``folder``, bit for bit as it was saved.
+
+        Raises :class:`ArtifactError` when it is incomplete, altered, or of a newer format.
+        """
+        meta = _read_meta(folder)
+        tensors = _read_tensors(folder, meta)
+        try:
+            space = {name.removeprefix(_SPACE): t for name, t in tensors.items() if name.startswith(_SPACE)}
+            loaded = cls(
+                images=tensors["images"],
+                labels=tensors["labels"],
+                lr_student=float(tensors["lr_student"]),
+                classes=tuple(meta["classes"]),
+                space=PixelSpace.from_parts(meta["space"], space),
+                info=meta["info"],
+            )
+            loaded._refuse_misfit()
+        except ArtifactError as error:
+            raise ArtifactError(f"the distilled set in {folder}: {error}. Make it again.") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"the distilled set in {folder} is incomplete or inconsistent: {error}. Make it again."
+            ) from error
+        return loaded
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {
+            "images": self.images,
+            "labels": self.labels,
+            # float32 would round a Python float.
+            "lr_student": torch.tensor(self.lr_student, dtype=torch.float64),
+            **{_SPACE + name: tensor for name, tensor in self.space.tensors().items()},
+        }
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+    def _json(self, data: bytes, folders: tuple[str, ...]) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "classes": list(self.classes),
+            "folders": list(folders),
+            "images": {
+                "count": len(self),
+                "per_class": self.hard_labels.bincount(minlength=len(self.classes)).tolist(),
+                "shape": list(self.space.shape),
+            },
+            "labels": "hard" if self.labels.ndim == 1 else "soft",
+            "lr_student": self.lr_student,
+            "space": self.space.to_json(),
+            "info": dict(self.info),
+            "files": {_TENSORS: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}},
+        }
+
+    def _refuse_misfit(self) -> None:
+        if tuple(self.images.shape[1:]) != self.space.shape or self.images.dtype != torch.float32:
+            raise ValueError(
+                f"images are {self.images.dtype} {tuple(self.images.shape)}, expected float32 [N, "
+                f"{', '.join(map(str, self.space.shape))}] as the pixel space is"
+            )
+        count, classes = len(self), len(self.classes)
+        soft = self.labels.dtype == torch.float32 and tuple(self.labels.shape) == (count, classes)
+        hard = self.labels.dtype == torch.int64 and tuple(self.labels.shape) == (count,)
+        if not (soft or hard):
+            raise ValueError(
+                f"labels are {self.labels.dtype} {tuple(self.labels.shape)}, expected int64 [{count}] or "
+                f"float32 [{count}, {classes}]"
+            )
+        if count == 0 or (hard and not (0 <= int(self.labels.min()) <= int(self.labels.max()) < classes)):
+            raise ValueError(f"{count} images with labels outside 0 ... {classes - 1}, or none at all")
+
+
+def _remove_previous(folder: Folder) -> None:
+    """Remove the set in ``folder``, if a whole one is there, file by file as its own list says.
+
+    ``set.json`` goes first, so that no reader takes half the old and half the new one for a set.
+    """
+    if not folder.has(_META):
+        return
+    try:
+        meta = folder.read_json(_META)
+        old = views.picture_paths(meta["folders"], meta["images"]["per_class"])
+    except (KeyError, TypeError, ValueError):
+        old = []
+    folder.delete(_META)
+    for path in old:
+        folder.delete(f"images/{path}")
+
+
+def _read_meta(folder: Folder) -> dict[str, Any]:
+    try:
+        meta = folder.read_json(_META)
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{folder} holds no whole distilled set: {_META} is missing, which is written last. Name the "
+            "folder that holds it, or make the set again."
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{folder.path(_META)} is not JSON: {error}. Make the set again.") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise ArtifactError(f"{folder.path(_META)} does not describe a distilled set ({FORMAT!r}).")
+    version = meta.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise ArtifactError(
+            f"the distilled set in {folder} has format version {version}, this rayddl reads up to {VERSION}. "
+            "Use a newer rayddl."
+        )
+    return meta
+
+
+def _read_tensors(folder: Folder, meta: Mapping[str, Any]) -> dict[str, Tensor]:
+    try:
+        data = folder.read(_TENSORS)
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"the distilled set in {folder} is incomplete: {_TENSORS} is missing. Copy the whole folder."
+        ) from error
+    found = hashlib.sha256(data).hexdigest()
+    stored = meta.get("files", {}).get(_TENSORS, {}).get("sha256")
+    if found != stored:
+        raise ArtifactError(
+            f"{folder.path(_TENSORS)} was altered: its SHA-256 is {found}, {_META} says {stored}. Restore "
+            "it, or make the set again."
+        )
+    try:
+        return dict(safetensors.load(data))
+    except SafetensorError as error:
+        raise ArtifactError(
+            f"{folder.path(_TENSORS)} cannot be read: {error}. Make the set again."
+        ) from error

@@ -1,0 +1,66 @@
+"""What is said about classes when a source is refused. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rayddl.data.config import SourceConfig
+from rayddl.errors import SourceError
+from rayddl.storage import Folder
+
+SHOWN = 5
+"""Names that a message lists before it only counts."""
+
+
+def refuse_absent_classes(labels: Iterable[int], classes: tuple[str, ...], config: SourceConfig) -> None:
+    """Raise :class:`SourceError` unless every class occurs among the training ``labels``."""
+    present = set(labels)
+    absent = [name for index, name in enumerate(classes) if index not in present]
+    if absent:
+        raise SourceError(
+            f"source {config.name} in {config.root}: {len(absent)} of {len(classes)} classes have no "
+            f"readable training image: {shown(absent)}. Every class needs at least one; take the others "
+            "out of the class names, or add images."
+        )
+
+
+def refuse_one_class(classes: tuple[str, ...], where: str, looked_for: str) -> None:
+    """Raise :class:`SourceError` when there is but one class (or none) to tell apart."""
+    if len(classes) < 2:
+        found = f"only the class {classes[0]!r}" if classes else "no class"
+        raise SourceError(f"{where}: found {found}, at least two are needed. Looked for {looked_for}.")
+
+
+def shown(names: Sequence[str], most: int = SHOWN) -> str:
+    """The first few names, and how many there are beside them."""
+    text = ", ".join(names[:most])
+    return f"{text} and {len(names) - most} more" if len(names) > most else text
+
+
+def open_root(config: SourceConfig, looked_for: str) -> Folder:
+    """The source's folder. Raises :class:`SourceError` when none is set or there is no such folder."""
+    if config.root is None:
+        raise SourceError(
+            f"source {config.name} needs source.root: the folder (or URI) that holds {looked_for}."
+        )
+    try:
+        folder = Folder(config.root)
+        exists = folder.exists()
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise SourceError(
+            f"source {config.name}: source.root={config.root} cannot be opened: {error}"
+        ) from error
+    if not exists:
+        raise SourceError(
+            f"source {config.name}: there is no folder {place(folder)}. Looked for {looked_for} in it. "
+            "Set source.root."
+        )
+    return folder
+
+
+def place(folder: Folder) -> str:
+    """The folder as the user wrote it, and where that is when it is relative."""
+    local = folder.local
+    if local is None or "://" in folder.uri or folder.uri == str(local):
+        return folder.uri
+    return f"{folder.uri} ({local})"

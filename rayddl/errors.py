@@ -1,0 +1,48 @@
+"""Every error that rayddl raises on purpose.
+
+::
+
+    RayddlError                 exit code 1
+    ├── UserError               exit code 2: the input is wrong; nothing was started
+    │   ├── DefinitionError     a definition file: every problem found, each with its place
+    │   ├── SourceError         a folder or file of images
+    │   └── ArtifactError       a stage's folder or a distilled set that cannot be trusted
+    └── StageError              a stage could not finish; what was done so far is kept
+        └── DivergedError       a run whose numbers left the finite range; the last good state is kept
+
+A message says what was found, where, what was expected, and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class RayddlError(Exception):
+    """The base of all errors that rayddl raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(RayddlError):
+    """The user's input is wrong and nothing was started."""
+
+    exit_code = 2
+
+
+class DefinitionError(UserError):
+    """A definition that cannot be run; the message lists every problem found."""
+
+
+class SourceError(UserError):
+    """Images or labels that are missing, unreadable or too few."""
+
+
+class ArtifactError(UserError):
+    """A stage's folder or a distilled set that is incomplete, altered or from a newer format."""
+
+
+class StageError(RayddlError):
+    """A stage could not finish. What it had done so far is on disk and is used by the next run."""
+
+
+class DivergedError(StageError):
+    """Numbers left the finite range; the last good state is on disk."""

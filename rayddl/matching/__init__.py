@@ -1,0 +1,1 @@
+"""Matching training trajectories: windows, the meta-gradient, the outer loop (MTT, MCT)."""

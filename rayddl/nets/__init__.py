@@ -1,0 +1,1 @@
+"""The networks of the dataset-distillation literature, built by name."""

@@ -1,0 +1,39 @@
+"""What a network's work costs, and whether compiling it pays."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from rayddl.nets.build import build
+from rayddl.nets.config import NetConfig
+
+COMPILE_SECONDS = 30.0
+"""What a cold compilation of a step costs, roughly."""
+EAGER_FLOPS = 2e11
+"""Operations per second of a plain CPU."""
+EAGER_OVERHEAD = 4e-3
+"""Seconds of Python and dispatch in one uncompiled step."""
+
+
+@lru_cache(maxsize=64)
+def forward_flops(config: NetConfig, shape: tuple[int, int, int], classes: int) -> int:
+    """Floating-point operations of one image's forward pass."""
+    net = build(config, shape, classes, seed=0)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net.eval()(torch.zeros(1, *shape))
+    return int(counter.get_total_flops())
+
+
+def worth_compiling(
+    config: NetConfig, shape: tuple[int, int, int], classes: int, *, steps: int, batch: int, passes: int = 3
+) -> bool:
+    """Whether ``steps`` steps take so long uncompiled that compiling first is quicker.
+
+    ``passes`` is a step's cost in forward passes: 3 for a gradient, 12 for a matched student step. A
+    rule on the settings alone, so that a resumed run decides as the interrupted one did.
+    """
+    flops = forward_flops(config, shape, classes) * passes * batch * steps
+    return flops / EAGER_FLOPS + steps * EAGER_OVERHEAD * passes / 3 > COMPILE_SECONDS

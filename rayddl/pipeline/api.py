@@ -1,0 +1,56 @@
+"""What Python callers use: the same runs as the command line, with values instead of text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from rayddl.pipeline import definition as definitions
+from rayddl.pipeline import plan as plans
+from rayddl.pipeline.overrides import Overrides
+from rayddl.pipeline.plan import Plan
+from rayddl.pipeline.progress import Display, Hidden, choose
+from rayddl.pipeline.results import RunResult
+from rayddl.pipeline.runner import execute
+from rayddl.pipeline.session import ray_session
+from rayddl.stages.kinds import KINDS, Kind
+
+What: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
+"""A definition: its file, its name in ``pipelines/``, or its keys."""
+
+
+def plan(
+    definition: What,
+    *,
+    overrides: Overrides = (),
+    out: str | os.PathLike[str] = "runs",
+    kinds: Mapping[str, Kind] = KINDS,
+) -> Plan:
+    """What running ``definition`` would do; print it for a table. Starts and writes nothing.
+
+    Raises :class:`rayddl.errors.UserError` with everything that is wrong with the input.
+    """
+    return plans.make(definitions.load(definition, overrides, kinds), os.fspath(out))
+
+
+def run(
+    definition: What,
+    *,
+    overrides: Overrides = (),
+    out: str | os.PathLike[str] = "runs",
+    progress: bool | Display = True,
+    address: str | None = None,
+    num_cpus: int | None = None,
+    kinds: Mapping[str, Kind] = KINDS,
+) -> RunResult:
+    """Run ``definition`` and return where everything lies; finished stages are not run again.
+
+    ``overrides`` are as on the command line (``["experts.count=20"]``) or a mapping
+    (``{"experts.count": 20}``). ``address`` attaches to a Ray cluster; otherwise local Ray is started when
+    a stage needs it and stopped at the end. Raises :class:`rayddl.errors.RayddlError`.
+    """
+    planned = plan(definition, overrides=overrides, out=out, kinds=kinds)
+    display = progress if not isinstance(progress, bool) else choose() if progress else Hidden()
+    with ray_session(display, address, num_cpus) as ray:
+        return execute(planned, display, ray)

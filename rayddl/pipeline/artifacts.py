@@ -1,0 +1,203 @@
+"""A stage's folder and its ``manifest.json``, which is written last: no manifest, no artifact."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import rayddl
+from rayddl.errors import ArtifactError
+from rayddl.pipeline.scrub import scrub
+from rayddl.stages.context import Input
+from rayddl.storage import Folder
+
+FORMAT = 1
+"""The version of the manifest's layout."""
+
+MANIFEST = "manifest.json"
+ERROR = "error.txt"
+LOCK = ".lock"
+
+State: TypeAlias = Literal["done", "partial", "new"]
+
+_NOT_LISTED = {MANIFEST, ERROR, LOCK}
+_HASHED_BELOW = 64 << 20
+_KEYS = ("stage", "kind", "fingerprint", "config", "inputs", "source", "seed", "summary", "files", "table")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage's folder with what its manifest says."""
+
+    folder: Folder
+    manifest: Mapping[str, Any]
+
+    @property
+    def stage(self) -> str:
+        """The stage's name in the definition."""
+        return str(self.manifest["stage"])
+
+    @property
+    def kind(self) -> str:
+        """The stage's kind."""
+        return str(self.manifest["kind"])
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hex digits; the folder's name ends in the first 12."""
+        return str(self.manifest["fingerprint"])
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """What the stage handed back when it finished."""
+        summary: Mapping[str, Any] = self.manifest["summary"]
+        return summary
+
+    @property
+    def table(self) -> tuple[Mapping[str, str], ...]:
+        """The rows that a person sees at the end of the run."""
+        return tuple(self.manifest["table"])
+
+    @property
+    def files(self) -> Mapping[str, Mapping[str, Any]]:
+        """For each file its ``bytes`` and, below 64 MiB, its ``sha256``."""
+        files: Mapping[str, Mapping[str, Any]] = self.manifest["files"]
+        return files
+
+    @property
+    def seconds(self) -> float:
+        """How long the attempt took that finished the stage."""
+        return float(self.manifest.get("seconds", 0.0))
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files together."""
+        return sum(int(entry["bytes"]) for entry in self.files.values())
+
+    def as_input(self) -> Input:
+        """The artifact as a stage that reads it gets it."""
+        return Input(self.stage, self.kind, self.folder, self.manifest["config"], self.summary)
+
+
+def seal(folder: Folder, description: Mapping[str, Any]) -> Artifact:
+    """Write ``folder``'s manifest: ``description``, the files with their sizes and hashes, versions.
+
+    URIs in it lose their credentials. From now on the folder is an artifact.
+    """
+    files = {name: _entry(folder, name, size) for name, size in _contents(folder).items()}
+    manifest = scrub({"format": FORMAT, **description, "versions": _versions()}) | {"files": files}
+    folder.delete(ERROR)
+    folder.write(MANIFEST, ordered_json(manifest))
+    # Read back what was written, so that a first run and a resumed one hand on the same values.
+    return Artifact(folder, json.loads(folder.read(MANIFEST)))
+
+
+def state(folder: Folder) -> State:
+    """``done`` with a manifest, ``partial`` with other files, else ``new``."""
+    files = folder.files()
+    if MANIFEST in files:
+        return "done"
+    return "partial" if any(name not in _NOT_LISTED for name in files) else "new"
+
+
+def open_artifact(folder: Folder, *, fingerprint: str | None = None, verify: bool = False) -> Artifact:
+    """The finished stage in ``folder``.
+
+    Checks that every file is there with its size, with ``verify`` also the hashes, and with
+    ``fingerprint`` that the folder holds just that. Raises :class:`ArtifactError`, naming what was
+    written down and what was found.
+    """
+    manifest = _manifest(folder)
+    artifact = Artifact(folder, manifest)
+    if fingerprint is not None and artifact.fingerprint != fingerprint:
+        raise ArtifactError(
+            f"{scrub(str(folder))} holds the artifact {artifact.fingerprint}, expected {fingerprint}; "
+            "choose another --out"
+        )
+    found = folder.files()
+    for name, entry in artifact.files.items():
+        _check_file(folder, name, entry, found, verify)
+    return artifact
+
+
+def _manifest(folder: Folder) -> dict[str, Any]:
+    where = scrub(folder.path(MANIFEST))
+    try:
+        manifest = folder.read_json(MANIFEST)
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{scrub(str(folder))} has no {MANIFEST}: the stage has not finished there; "
+            "run its definition again"
+        ) from None
+    except ValueError as error:
+        raise ArtifactError(f"{where} is not JSON ({error}); delete the folder to make it again") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
+        raise ArtifactError(f"{where} is not a manifest: it has no format version")
+    if manifest["format"] > FORMAT:
+        made_by = manifest.get("versions", {}).get("rayddl", "a newer one")
+        raise ArtifactError(
+            f"{where} has format {manifest['format']}, written by rayddl {made_by}; this rayddl "
+            f"({rayddl.__version__}) reads formats up to {FORMAT}: upgrade rayddl, or choose another --out"
+        )
+    missing = [key for key in _KEYS if key not in manifest]
+    if missing:
+        raise ArtifactError(f"{where} lacks {', '.join(missing)}; delete the folder to make it again")
+    entries = manifest["files"].values() if isinstance(manifest["files"], dict) else [None]
+    if not all(isinstance(entry, dict) and isinstance(entry.get("bytes"), int) for entry in entries):
+        raise ArtifactError(f"{where} has no readable list of files; delete the folder to make it again")
+    return manifest
+
+
+def _check_file(
+    folder: Folder, name: str, entry: Mapping[str, Any], found: Mapping[str, int], verify: bool
+) -> None:
+    again = "delete the folder to make it again"
+    where = scrub(f"{folder}/{name}")
+    if name not in found:
+        raise ArtifactError(f"{where} is missing, the manifest lists it with {entry['bytes']} bytes; {again}")
+    if found[name] != entry["bytes"]:
+        raise ArtifactError(
+            f"{where} was altered: it has {found[name]} bytes, the manifest says {entry['bytes']}; {again}"
+        )
+    if verify and "sha256" in entry:
+        actual = hashlib.sha256(folder.read(name)).hexdigest()
+        if actual != entry["sha256"]:
+            raise ArtifactError(
+                f"{where} was altered: its sha256 is {actual}, the manifest says {entry['sha256']}; {again}"
+            )
+
+
+def _contents(folder: Folder) -> dict[str, int]:
+    return {name: size for name, size in folder.files().items() if name not in _NOT_LISTED}
+
+
+def _entry(folder: Folder, name: str, size: int) -> dict[str, Any]:
+    if size >= _HASHED_BELOW:
+        return {"bytes": size}
+    return {"bytes": size, "sha256": hashlib.sha256(folder.read(name)).hexdigest()}
+
+
+def _versions() -> dict[str, str | None]:
+    return {
+        "rayddl": rayddl.__version__,
+        "python": platform.python_version(),
+        **{name: installed(name) for name in ("torch", "ray")},
+    }
+
+
+def ordered_json(value: Any) -> bytes:
+    """JSON whose keys stay in their order: a table's columns and a definition's stages have one."""
+    return json.dumps(value, indent=1, allow_nan=False).encode() + b"\n"
+
+
+def installed(name: str) -> str | None:
+    """The version of an installed distribution, without importing it."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,119 @@
+"""The stage graph: who reads whom, told by the ``Reads`` marks of the settings classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+from rayddl.pipeline.grammar import marks
+from rayddl.pipeline.problems import Key, suggestion
+from rayddl.stages.config import Reads, StageConfig
+
+EVERY = "*"
+Links: TypeAlias = dict[str, tuple[str, ...]]
+"""For each field of a stage that names stages: their names."""
+
+
+def fields(config: StageConfig) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+    """Each field of ``config`` that names stages: the field, the names, and the kinds that will do."""
+    for name, field in type(config).model_fields.items():
+        found = marks(field, Reads)
+        if not found:
+            continue
+        value = getattr(config, name)
+        names = () if value is None else (value,) if isinstance(value, str) else tuple(value)
+        yield name, names, tuple(kind for mark in found for kind in mark.kinds)
+
+
+def wrong_names(
+    stage: str, config: StageConfig, kinds: Mapping[str, str | None]
+) -> Iterator[tuple[Key, str]]:
+    """What is wrong with the names that a stage gives: ``kinds`` is every stage's kind, if known."""
+    for field, names, allowed in fields(config):
+        fitting = [name for name, kind in kinds.items() if kind in allowed and name != stage]
+        wanted = f"a stage of kind {' or '.join(allowed)}"
+        for name in names:
+            if name == EVERY:
+                continue
+            if name == stage:
+                yield (field,), f"{name!r} is this stage itself; expected {wanted}"
+            elif name not in kinds:
+                hint = suggestion(name, fitting, "stages that would do")
+                yield (field,), f"there is no stage {name!r}; expected {wanted}; {hint}"
+            elif kinds[name] and kinds[name] not in allowed:
+                hint = suggestion(name, fitting, "stages that would do")
+                yield (field,), f"{name!r} is of kind {kinds[name]}; expected {wanted}; {hint}"
+
+
+def links(configs: Mapping[str, StageConfig]) -> dict[str, Links]:
+    """Every stage's links, with ``"*"`` as the stages it stands for.
+
+    That is every other stage of a fitting kind that does not hang on the one that says ``"*"``.
+    """
+    named = {
+        stage: {field: tuple(n for n in names if n != EVERY) for field, names, _ in fields(config)}
+        for stage, config in configs.items()
+    }
+    starred = {stage for stage, config in configs.items() if any(EVERY in n for _, n, _ in fields(config))}
+    result: dict[str, Links] = {}
+    for stage, config in configs.items():
+        excluded = {stage, *_readers(stage, named), *starred}
+        result[stage] = {}
+        for field, names, allowed in fields(config):
+            every = [n for n, c in configs.items() if c.kind in allowed and n not in excluded]
+            chosen = [x for name in names for x in (every if name == EVERY else [name])]
+            result[stage][field] = tuple(dict.fromkeys(chosen))
+    return result
+
+
+def reads(links_of_stage: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The stages that a stage reads, each once."""
+    return tuple(dict.fromkeys(name for names in links_of_stage.values() for name in names))
+
+
+def by_field(
+    config: StageConfig, links_of_stage: Links, configs: Mapping[str, StageConfig]
+) -> dict[str, StageConfig]:
+    """The settings of the stages read, under the field that names each: ``experts``, or for a list of
+    names ``of.0``, ``of.1`` …
+    """
+    found: dict[str, StageConfig] = {}
+    for field, names in links_of_stage.items():
+        single = isinstance(getattr(config, field), str)
+        found |= {field if single else f"{field}.{i}": configs[name] for i, name in enumerate(names)}
+    return found
+
+
+def order(graph: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
+    """The stages so that each comes after what it reads, otherwise as they are written.
+
+    The second list is a circle, ``[a, b, a]``, or empty.
+    """
+    done: list[str] = []
+    waiting = list(graph)
+    while waiting:
+        ready = next((s for s in waiting if all(r in done or r not in graph for r in graph[s])), None)
+        if ready is None:
+            return done, _circle(graph, waiting)
+        done.append(ready)
+        waiting.remove(ready)
+    return done, []
+
+
+def _circle(graph: Mapping[str, Sequence[str]], waiting: Sequence[str]) -> list[str]:
+    path = [waiting[0]]
+    while True:
+        following = next(name for name in graph[path[-1]] if name in waiting)
+        if following in path:
+            return [*path[path.index(following) :], following]
+        path.append(following)
+
+
+def _readers(stage: str, named: Mapping[str, Links]) -> set[str]:
+    """The stages that read ``stage``, directly or through others."""
+    found: set[str] = set()
+    growing = {stage}
+    while growing:
+        growing = {s for s, fields_ in named.items() if growing & set(reads(fields_))} - found
+        found |= growing
+    return found

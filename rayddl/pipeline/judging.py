@@ -1,0 +1,53 @@
+"""Judges a distilled set outside a run: what ``rayddl evaluate`` does."""
+
+from __future__ import annotations
+
+import importlib
+import time
+
+from rayddl.pipeline.progress import Closing, Display, Ending, Hidden
+from rayddl.pipeline.scrub import scrub
+from rayddl.pipeline.session import ray_session
+from rayddl.pipeline.sets import find_set
+from rayddl.stages.context import Result
+
+_NAME = "evaluate"
+
+
+def judge_set(
+    where: str,
+    *,
+    out: str = "runs",
+    nets: tuple[str, ...] | None = None,
+    seeds: int | None = None,
+    epochs: int | None = None,
+    root: str | None = None,
+    display: Display | None = None,
+    address: str | None = None,
+    num_cpus: int | None = None,
+) -> Result:
+    """Train students on the set at ``where`` by the protocol stored with it, and show the table.
+
+    What is given replaces single settings of the protocol. Raises :class:`rayddl.errors.RayddlError`.
+    """
+    display = display or Hidden()
+    folder = find_set(where, out)
+    began = time.monotonic()
+    ending: Ending = "failed"
+    with ray_session(display, address, num_cpus) as ray:
+        ray.need()
+        stage = importlib.import_module("rayddl.stages.evaluate")
+        progress = display.begin(_NAME)
+        try:
+            result: Result = stage.evaluate_set(
+                folder, nets=nets, seeds=seeds, epochs=epochs, root=root, progress=progress
+            )
+            ending = "done"
+        except KeyboardInterrupt:
+            ending = "interrupted"
+            raise
+        finally:
+            display.end(_NAME, ending, time.monotonic() - began, {})
+    places = {"set": scrub(str(folder))}
+    display.result(Closing({_NAME: result.table}, places, {"summary": dict(result.summary)}))
+    return result

@@ -1,0 +1,93 @@
+"""How fast a stage goes and how long it still takes, and how a person reads such figures."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+Clock = Callable[[], float]
+
+_SAMPLES = 60
+_BETWEEN_SAMPLES = 1.0
+_SHORTEST_SPAN = 0.2
+
+
+class Pace:
+    """Done, total and rate of one stage.
+
+    The rate is that of the last minute or so, and starts from the first figure heard: a resumed
+    stage begins with much done already, which says nothing about its speed.
+    """
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._samples: deque[tuple[float, float]] = deque(maxlen=_SAMPLES)
+        self.started = self._heard = clock()
+        self.done: float = 0
+        self.total: float = 0
+        self.rate: float | None = None
+        """Units a second, once two figures are known."""
+
+    def update(self, done: float, total: float) -> None:
+        """Take in that ``done`` of ``total`` units are finished."""
+        now = self._clock()
+        if done < self.done:
+            self._samples.clear()
+        self.done, self.total, self._heard = done, total, now
+        if self._samples:
+            then, before = self._samples[0]
+            if done > before and now - then >= _SHORTEST_SPAN:
+                self.rate = (done - before) / (now - then)
+        if not self._samples or now - self._samples[-1][0] >= _BETWEEN_SAMPLES:
+            self._samples.append((now, done))
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the stage began."""
+        return self._clock() - self.started
+
+    @property
+    def left(self) -> float | None:
+        """Seconds still needed at this rate; counts down between updates."""
+        if not self.rate or self.total <= 0:
+            return None
+        since = self._clock() - self._heard
+        return max(0.0, (self.total - self.done) / self.rate - since)
+
+
+def duration(seconds: float) -> str:
+    """``0.4 s``, ``41 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def speed(rate: float) -> str:
+    """``120/s``, ``3.2/s``, or below one a second ``12 s each``."""
+    if rate >= 1:
+        return f"{rate:,.0f}/s" if rate >= 9.95 else f"{rate:.1f}/s"
+    return f"{duration(1 / rate)} each"
+
+
+def count(done: float, total: float) -> str:
+    """``12/20``; a decimal only where there are parts of units."""
+    return f"{_number(done)}/{_number(total)}"
+
+
+def size(number: float) -> str:
+    """Bytes as ``512 B``, ``1.4 MB``, ``2.0 GB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 999.5:
+            return f"{number:.0f} {unit}" if unit == "B" or number >= 99.5 else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:,.1f} TB"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"

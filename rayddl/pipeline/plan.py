@@ -1,0 +1,151 @@
+"""What a definition will run, what is there already, and where everything lies."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from rayddl.data.config import SourceConfig
+from rayddl.errors import UserError
+from rayddl.pipeline import artifacts, graph
+from rayddl.pipeline.definition import Definition, Stage
+from rayddl.pipeline.scrub import scrub
+from rayddl.stages.config import without_resources
+from rayddl.storage import Folder
+
+SHOWN_DIGITS = 12
+"""Digits of a fingerprint in a folder's name."""
+
+SourceFingerprint: TypeAlias = Callable[[SourceConfig], str]
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage of a plan."""
+
+    stage: Stage
+    fingerprint: str
+    folder: Folder
+    state: artifacts.State
+    """``done``: will be skipped. ``partial``: goes on from what is there. ``new``: runs."""
+    artifact: artifacts.Artifact | None
+    """What is there already, when it is done."""
+    estimate: Mapping[str, str]
+    """What the stage expects to do, in words, if its settings can tell; else empty."""
+
+    @property
+    def name(self) -> str:
+        """The stage's name."""
+        return self.stage.name
+
+    @property
+    def folder_name(self) -> str:
+        """``<stage>-<fingerprint's first digits>``."""
+        return f"{self.name}-{self.fingerprint[:SHOWN_DIGITS]}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON values, without credentials."""
+        return {
+            "stage": self.name,
+            "kind": self.stage.kind.name,
+            "reads": list(self.stage.reads),
+            "state": self.state,
+            "fingerprint": self.fingerprint,
+            "folder": scrub(str(self.folder)),
+            "estimate": dict(self.estimate),
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of a definition in the order they run, with their folders and states."""
+
+    definition: Definition
+    out: Folder
+    source_fingerprint: str
+    stages: tuple[PlannedStage, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON values, without credentials."""
+        return {
+            "name": self.definition.name,
+            "seed": self.definition.seed,
+            "out": scrub(str(self.out)),
+            "source_fingerprint": self.source_fingerprint,
+            "stages": [stage.to_json() for stage in self.stages],
+        }
+
+    def __str__(self) -> str:
+        from rayddl.pipeline.tables import as_text, plan_table
+
+        return as_text(plan_table(self))
+
+    def __rich__(self) -> Any:
+        from rayddl.pipeline.tables import plan_table
+
+        return plan_table(self)
+
+
+def make(definition: Definition, out: str, source_fingerprint: SourceFingerprint | None = None) -> Plan:
+    """The plan that makes ``definition`` under ``out``, a path or URI. Starts and writes nothing.
+
+    Raises :class:`UserError` for an ``out`` that cannot be read, :class:`SourceError` for images that
+    are not there, and :class:`ArtifactError` for a stage's folder that cannot be trusted.
+    """
+    if source_fingerprint is None:
+        from rayddl.data.sources import fingerprint
+
+        source_fingerprint = fingerprint
+    folder = Folder(out)
+    _check_readable(folder)
+    source = source_fingerprint(definition.source)
+    stages = {stage.name: stage for stage in definition.stages}
+    order, _ = graph.order({name: stage.reads for name, stage in stages.items()})
+    prints: dict[str, str] = {}
+    planned = []
+    for name in order:
+        prints[name] = _fingerprint(stages[name], prints, source, definition)
+        planned.append(_planned(stages, name, prints[name], folder))
+    return Plan(definition, folder, source, tuple(planned))
+
+
+def _planned(stages: Mapping[str, Stage], name: str, fingerprint: str, out: Folder) -> PlannedStage:
+    stage = stages[name]
+    folder = out.child(f"{name}-{fingerprint[:SHOWN_DIGITS]}")
+    state = artifacts.state(folder)
+    artifact = artifacts.open_artifact(folder, fingerprint=fingerprint) if state == "done" else None
+    estimate = getattr(stage.config, "estimate", None)
+    reads = graph.by_field(stage.config, stage.links, {name: s.config for name, s in stages.items()})
+    words = dict(estimate(reads)) if callable(estimate) else {}
+    return PlannedStage(stage, fingerprint, folder, state, artifact, words)
+
+
+def _fingerprint(stage: Stage, done: Mapping[str, str], source: str, definition: Definition) -> str:
+    """Everything that the stage's output depends on, and nothing else: no clock, host or resources."""
+    settings = without_resources(stage.config)
+    for field, names in stage.links.items():
+        settings[field] = [done[name] for name in names]
+    parts = {
+        "kind": stage.kind.name,
+        "version": stage.kind.version,
+        "stage": stage.name,
+        "settings": settings,
+        "source": source,
+        "space": definition.source.space,
+        "seed": definition.seed,
+    }
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_readable(out: Folder) -> None:
+    try:
+        out.folders()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--out {scrub(str(out))!r} cannot be read: {scrub(str(error))}; "
+            "give a folder, or a URI such as s3://bucket/runs"
+        ) from error

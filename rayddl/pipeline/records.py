@@ -1,0 +1,92 @@
+"""``<name>.run.json``: what a run was and how far it got, for ``rayddl list`` and ``rayddl show``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import rayddl
+from rayddl.errors import ArtifactError
+from rayddl.pipeline.artifacts import FORMAT, Artifact, ordered_json
+from rayddl.pipeline.plan import Plan
+from rayddl.pipeline.scrub import scrub
+from rayddl.storage import Folder
+
+SUFFIX = ".run.json"
+
+Outcome: TypeAlias = Literal["done", "cached", "failed", "interrupted", "waiting", "running"]
+
+
+@dataclass
+class Record:
+    """The record of one run, kept up to date while the run goes on."""
+
+    plan: Plan
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for planned in self.plan.stages:
+            self.stages[planned.name] = {
+                "kind": planned.stage.kind.name,
+                "folder": planned.folder_name,
+                "fingerprint": planned.fingerprint,
+                "state": "waiting",
+            }
+
+    @property
+    def file(self) -> str:
+        """The record's name inside ``--out``."""
+        return f"{self.plan.definition.name}{SUFFIX}"
+
+    def note(self, stage: str, outcome: Outcome, artifact: Artifact | None = None, error: str = "") -> None:
+        """Set down what became of a stage."""
+        entry = self.stages[stage]
+        entry["state"] = outcome
+        if artifact is not None:
+            entry |= {
+                "seconds": artifact.seconds,
+                "summary": dict(artifact.summary),
+                "table": [dict(row) for row in artifact.table],
+            }
+        if error:
+            entry["error"] = error
+
+    def write(self) -> None:
+        """Write the record, whole or not at all, without credentials."""
+        definition = self.plan.definition
+        value = {
+            "format": FORMAT,
+            "rayddl": rayddl.__version__,
+            "name": definition.name,
+            "file": definition.file,
+            "overrides": list(definition.overrides),
+            "definition": definition.to_json(),
+            "source_fingerprint": self.plan.source_fingerprint,
+            "order": [planned.name for planned in self.plan.stages],
+            "stages": self.stages,
+        }
+        self.plan.out.write(self.file, ordered_json(scrub(value)))
+
+
+def read(out: Folder, file: str) -> Mapping[str, Any]:
+    """The record ``file`` in ``out``. Raises :class:`ArtifactError` when it cannot be used."""
+    where = scrub(out.path(file))
+    try:
+        value = out.read_json(file)
+    except FileNotFoundError:
+        raise ArtifactError(f"there is no run record {where}") from None
+    except ValueError as error:
+        raise ArtifactError(f"{where} is not JSON: {error}") from error
+    if not isinstance(value, dict) or not isinstance(value.get("format"), int) or "stages" not in value:
+        raise ArtifactError(f"{where} is not a run record")
+    if value["format"] > FORMAT:
+        raise ArtifactError(
+            f"{where} has format {value['format']}; this rayddl reads formats up to {FORMAT}: upgrade rayddl"
+        )
+    return value
+
+
+def names(out: Folder) -> Iterator[str]:
+    """The files of all run records in ``out``."""
+    return (name for name in out.names() if name.endswith(SUFFIX))

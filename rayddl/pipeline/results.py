@@ -1,0 +1,82 @@
+"""What a run leaves: for Python callers, and for the last lines on the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rayddl.pipeline.artifacts import Artifact
+from rayddl.pipeline.plan import Plan
+from rayddl.pipeline.progress import Closing
+from rayddl.pipeline.scrub import scrub
+
+SET = "set/set.json"
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    plan: Plan
+    artifacts: Mapping[str, Artifact]
+    """Each stage's folder with its manifest, in the order they ran."""
+    endings: Mapping[str, Literal["done", "cached"]]
+    """Whether a stage ran or was there already."""
+    record: str
+    """Where the run's record lies."""
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """Each stage's folder, as a path or URI."""
+        return {name: str(artifact.folder) for name, artifact in self.artifacts.items()}
+
+    @property
+    def summaries(self) -> dict[str, Mapping[str, Any]]:
+        """What each stage handed back."""
+        return {name: artifact.summary for name, artifact in self.artifacts.items()}
+
+    @property
+    def tables(self) -> dict[str, tuple[Mapping[str, str], ...]]:
+        """The rows of the stages that have a table."""
+        return {name: artifact.table for name, artifact in self.artifacts.items() if artifact.table}
+
+    @property
+    def sets(self) -> dict[str, str]:
+        """The distilled sets under their stages' names.
+
+        A set that another stage took up and left again, with its accuracy, is not named twice: the
+        later one stands for it.
+        """
+        holding = {name for name, artifact in self.artifacts.items() if SET in artifact.files}
+        taken_up = {read for stage in self.plan.stages if stage.name in holding for read in stage.stage.reads}
+        last = [name for name in self.artifacts if name in holding and name not in taken_up]
+        return {name: self.artifacts[name].folder.path("set") for name in last}
+
+    @property
+    def report(self) -> str | None:
+        """The page about the run, if a stage wrote one."""
+        pages = [a.folder.path(REPORT) for a in self.artifacts.values() if REPORT in a.files]
+        return pages[-1] if pages else None
+
+    def closing(self) -> Closing:
+        """The tables and places that are shown last."""
+        sets = self.sets
+        places = {"set" if len(sets) == 1 else f"set ({name})": path for name, path in sets.items()}
+        if self.report:
+            places["report"] = self.report
+        places["record"] = self.record
+        details = {
+            "name": self.plan.definition.name,
+            "stages": {
+                name: {
+                    "state": self.endings[name],
+                    "folder": str(artifact.folder),
+                    "seconds": artifact.seconds,
+                    "summary": dict(artifact.summary),
+                }
+                for name, artifact in self.artifacts.items()
+            },
+        }
+        return Closing(self.tables, scrub(places), details)

@@ -1,0 +1,191 @@
+"""Runs a plan, stage by stage: skips what is there, goes on where an earlier attempt stopped."""
+
+from __future__ import annotations
+
+import errno
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal, NoReturn
+
+from rayddl.errors import RayddlError, StageError, UserError
+from rayddl.pipeline import artifacts, lock
+from rayddl.pipeline.artifacts import Artifact
+from rayddl.pipeline.plan import Plan, PlannedStage
+from rayddl.pipeline.progress import Display, Ending, Hidden
+from rayddl.pipeline.records import Record
+from rayddl.pipeline.results import RunResult
+from rayddl.pipeline.scrub import scrub
+from rayddl.pipeline.session import RaySession
+from rayddl.stages.context import Context, Result
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_KEPT = "what was done so far is kept, and the same command goes on from there"
+
+
+def execute(plan: Plan, display: Display | None = None, ray: RaySession | None = None) -> RunResult:
+    """Run ``plan`` and return what it left.
+
+    Raises a :class:`RayddlError` that names the stage; ``KeyboardInterrupt`` passes through after the
+    record says so. Neither torch nor Ray is imported when every stage is there already.
+    """
+    display = display or Hidden()
+    run = _Run(plan, display, ray or RaySession(display), Record(plan))
+    try:
+        display.plan(plan)
+        run.write_first()
+        for planned in plan.stages:
+            run.stage(planned)
+    finally:
+        display.close()
+    record = plan.out.path(run.record.file)
+    result = RunResult(plan, dict(run.finished), dict(run.endings), record)
+    display.result(result.closing())
+    return result
+
+
+@dataclass
+class _Run:
+    """A run in the making."""
+
+    plan: Plan
+    display: Display
+    ray: RaySession
+    record: Record
+    finished: dict[str, Artifact] = field(default_factory=dict)
+    endings: dict[str, Literal["done", "cached"]] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
+
+    def write_first(self) -> None:
+        """Write the record before anything runs: that also tells whether ``--out`` can be written."""
+        try:
+            self.record.write()
+        except (OSError, ValueError) as error:
+            if all(planned.artifact for planned in self.plan.stages):
+                self.display.note(f"the run's record could not be written: {scrub(str(error))}")
+                return
+            raise UserError(
+                f"--out {scrub(str(self.plan.out))!r} cannot be written: {scrub(str(error))}; "
+                "nothing was started; make it writable, or choose another with --out"
+            ) from error
+
+    def stage(self, planned: PlannedStage) -> None:
+        """Run one stage, or take what is there."""
+        if planned.artifact is not None:
+            self._take(planned, planned.artifact)
+            return
+        began = self.clock()
+        try:
+            with lock.held(planned.folder):
+                # Another command may have finished it since the plan was made.
+                if artifacts.state(planned.folder) == "done":
+                    found = artifacts.open_artifact(planned.folder, fingerprint=planned.fingerprint)
+                    self._take(planned, found)
+                    return
+                self._note(planned, "running")
+                artifact = self._run(planned, began)
+        except BaseException as error:
+            self._failed(planned, error, self.clock() - began)
+        self.finished[planned.name], self.endings[planned.name] = artifact, "done"
+        self._note(planned, "done", artifact)
+        self._end(planned, "done", artifact.seconds, artifact)
+
+    def _run(self, planned: PlannedStage, began: float) -> Artifact:
+        if planned.stage.kind.needs_ray:
+            self.ray.need()
+        progress = self.display.begin(planned.name)
+        context = Context(
+            stage=planned.name,
+            source=self.plan.definition.source,
+            seed=self.plan.definition.seed,
+            out=planned.folder,
+            inputs={read: self.finished[read].as_input() for read in planned.stage.reads},
+            definition=scrub(self.plan.definition.to_json()),
+            progress=progress,
+        )
+        result = planned.stage.kind.run(planned.stage.config, context)
+        return artifacts.seal(planned.folder, self._manifest(planned, result, self.clock() - began))
+
+    def _manifest(self, planned: PlannedStage, result: Result, seconds: float) -> dict[str, Any]:
+        stage = planned.stage
+        inputs = {read: self.finished[read] for read in stage.reads}
+        return {
+            "stage": planned.name,
+            "kind": stage.kind.name,
+            "kind_version": stage.kind.version,
+            "fingerprint": planned.fingerprint,
+            "config": stage.config.model_dump(mode="json"),
+            "inputs": {
+                read: {"kind": found.kind, "fingerprint": found.fingerprint} for read, found in inputs.items()
+            },
+            "source": {
+                "config": self.plan.definition.source.model_dump(mode="json"),
+                "fingerprint": self.plan.source_fingerprint,
+            },
+            "seed": self.plan.definition.seed,
+            "summary": dict(result.summary),
+            "table": [dict(row) for row in result.table],
+            "seconds": round(seconds, 3),
+        }
+
+    def _take(self, planned: PlannedStage, artifact: Artifact) -> None:
+        self.finished[planned.name], self.endings[planned.name] = artifact, "cached"
+        self._note(planned, "cached", artifact)
+        self._end(planned, "cached", artifact.seconds, artifact)
+
+    def _failed(self, planned: PlannedStage, error: BaseException, seconds: float) -> NoReturn:
+        """Say and set down how the stage ended, and raise what the caller is to see."""
+        if not isinstance(error, Exception):
+            self._note(planned, "interrupted")
+            self._end(planned, "interrupted", seconds, None)
+            raise error
+        told = explained(planned, error)
+        self._note(planned, "failed", error=str(told))
+        self._end(planned, "failed", seconds, None)
+        raise told from error
+
+    def _note(
+        self,
+        planned: PlannedStage,
+        outcome: Ending | Literal["running"],
+        artifact: Artifact | None = None,
+        error: str = "",
+    ) -> None:
+        self.record.note(planned.name, outcome, artifact, error)
+        # The stages' own manifests are what counts: a record that lags behind hurts nobody.
+        with suppress(OSError):
+            self.record.write()
+
+    def _end(self, planned: PlannedStage, ending: Ending, seconds: float, artifact: Artifact | None) -> None:
+        summary: Mapping[str, Any] = artifact.summary if artifact else {}
+        details = {"folder": scrub(str(planned.folder)), "summary": dict(summary)}
+        self.display.end(planned.name, ending, seconds, details)
+
+
+def explained(planned: PlannedStage, error: Exception) -> RayddlError:
+    """What went wrong in a stage, in words for whoever started the run.
+
+    An error that nobody foresaw leaves its traceback in ``error.txt`` in the stage's folder.
+    """
+    # What is raised in a Ray task arrives wrapped, with the remote traceback as its text.
+    cause = getattr(error, "cause", None)
+    plain = cause if isinstance(cause, Exception) else error
+    place, stage = scrub(str(planned.folder)), f"stage {planned.name!r}"
+    if isinstance(plain, RayddlError):
+        return type(plain)(f"{stage}: {plain}")
+    text = scrub(f"{type(plain).__name__}: {plain}")
+    if getattr(plain, "errno", None) in _DISK_FULL or "No space left on device" in str(plain):
+        return StageError(f"{stage}: no space left while writing {place} ({text}); free some: {_KEPT}")
+    if isinstance(plain, PermissionError):
+        return StageError(f"{stage}: not allowed to write ({text}); {_KEPT}")
+    trace = scrub("".join(traceback.format_exception(error)))
+    try:
+        planned.folder.write(artifacts.ERROR, trace.encode())
+    except OSError:
+        return StageError(f"{stage} stopped on an error that rayddl does not know:\n{trace}")
+    return StageError(
+        f"{stage} stopped on an error that rayddl does not know: {text}\n"
+        f"  its traceback is in {place}/{artifacts.ERROR}; {_KEPT}"
+    )

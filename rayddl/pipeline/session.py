@@ -1,0 +1,76 @@
+"""Ray, started when the first stage needs it and stopped at the end of the command."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias, cast
+
+from rayddl.pipeline.progress import Display
+
+
+class Cluster(Protocol):
+    """What :mod:`rayddl.stages.cluster` offers."""
+
+    def configure(self, *, address: str | None = None, num_cpus: int | None = None) -> None:
+        """Say what the next :meth:`start` attaches to or takes."""
+
+    def start(self) -> None:
+        """Start or attach to Ray, unless that has been done."""
+
+    def stop(self) -> None:
+        """Give up what :meth:`start` took."""
+
+
+LoadCluster: TypeAlias = Callable[[], Cluster]
+
+
+def load_cluster() -> Cluster:
+    """The module that starts Ray; importing it imports Ray."""
+    return cast(Cluster, importlib.import_module("rayddl.stages.cluster"))
+
+
+@dataclass
+class RaySession:
+    """Ray for one command. Nothing is imported before :meth:`need`."""
+
+    display: Display
+    address: str | None = None
+    num_cpus: int | None = None
+    load: LoadCluster = load_cluster
+    _cluster: Cluster | None = field(default=None, init=False)
+
+    def need(self) -> None:
+        """Start Ray if that has not been done."""
+        if self._cluster is not None:
+            return
+        with self.display.status(
+            "starting Ray" if not self.address else f"attaching to Ray at {self.address}"
+        ):
+            self._cluster = self.load()
+            if self.address is not None or self.num_cpus is not None:
+                self._cluster.configure(address=self.address, num_cpus=self.num_cpus)
+            self._cluster.start()
+
+    def stop(self) -> None:
+        """Stop Ray if it was started here."""
+        if self._cluster is not None:
+            self._cluster.stop()
+        self._cluster = None
+
+
+@contextmanager
+def ray_session(
+    display: Display,
+    address: str | None = None,
+    num_cpus: int | None = None,
+    load: LoadCluster = load_cluster,
+) -> Iterator[RaySession]:
+    """A :class:`RaySession` that is stopped however the block ends."""
+    session = RaySession(display, address, num_cpus, load)
+    try:
+        yield session
+    finally:
+        session.stop()

@@ -1,0 +1,65 @@
+"""Finds distilled sets, wherever a user points."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from rayddl.errors import ArtifactError, UserError
+from rayddl.pipeline import records
+from rayddl.pipeline.scrub import scrub
+from rayddl.storage import Folder
+
+if TYPE_CHECKING:
+    from rayddl.data.distilled import DistilledSet
+
+SET_FILE = "set.json"
+
+
+def find_set(where: str, out: str = "runs") -> Folder:
+    """The set's folder that ``where`` means: a set, a stage's folder, a run record, or a run's name in
+    ``out``; of a run, the last set it made. Raises :class:`ArtifactError`.
+    """
+    folder = Folder(where)
+    try:
+        if folder.has(SET_FILE):
+            return folder
+        if folder.has(f"set/{SET_FILE}"):
+            return folder.child("set")
+        found = find_record(where, out)
+    except ValueError as error:
+        raise UserError(f"{scrub(where)!r} is no place that can be read: {scrub(str(error))}") from error
+    if found is None:
+        raise ArtifactError(
+            f"no distilled set at {scrub(where)!r}: looked for {SET_FILE} and set/{SET_FILE} there, and for "
+            f"a run of that name in {scrub(out)!r}; rayddl list shows what there is"
+        )
+    runs, file = found
+    record = records.read(runs, file)
+    for name in reversed(record.get("order", [])):
+        stage = runs.child(record["stages"][name]["folder"])
+        if stage.has(f"set/{SET_FILE}"):
+            return stage.child("set")
+    raise ArtifactError(f"the run {scrub(runs.path(file))} has made no set yet; run its definition again")
+
+
+def find_record(where: str, out: str) -> tuple[Folder, str] | None:
+    """The folder and file of the run record that ``where`` means: its path, or the run's name."""
+    parent, _, file = where.rstrip("/").rpartition("/")
+    if file.endswith(records.SUFFIX):
+        folder = Folder(parent or ("/" if where.startswith("/") else "."))
+        return (folder, file) if folder.has(file) else None
+    if "/" in where or os.sep in where or not where:
+        return None
+    runs = Folder(out)
+    return (runs, f"{where}{records.SUFFIX}") if runs.has(f"{where}{records.SUFFIX}") else None
+
+
+def load_set(where: str | os.PathLike[str], out: str = "runs") -> DistilledSet:
+    """The distilled set at ``where``: a set's folder, a stage's folder, a run record, or a run's name.
+
+    Paths and URIs alike. Raises :class:`ArtifactError` when there is none.
+    """
+    from rayddl.data.distilled import DistilledSet
+
+    return DistilledSet.load(find_set(os.fspath(where), out))

@@ -1,0 +1,199 @@
+"""Line charts as SVG: small, sharp at any size, coloured by the page's CSS variables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from markupsafe import Markup
+
+from rayddl.report import numbers, scales
+from rayddl.report.charts import Band, Chart, Dots, Floats, Hint, Line, Rule, Strip, values
+from rayddl.report.markup import el, place
+from rayddl.report.scales import Scale
+
+WIDTH, HEIGHT = 520, 296
+LEFT, RIGHT, TOP, BOTTOM = 58, 446, 14, 246
+STRIP = 36
+"""Height of a histogram under the axis."""
+
+
+@dataclass(frozen=True)
+class _Frame:
+    x: Scale
+    y: Scale
+    label: Callable[[Floats], list[str]]
+    value: Callable[[float], str] = field(default=numbers.figure)
+
+
+def draw(chart: Chart) -> Markup:
+    """The chart as an ``<svg>`` element."""
+    frame = _frame(chart)
+    parts = [*_grid(frame), *_x_axis(chart, frame)]
+    parts += [_mark(mark, frame) for mark in chart.marks if not isinstance(mark, Rule)]
+    parts += [_rule(mark, frame) for mark in chart.marks if isinstance(mark, Rule)]
+    parts += _end_labels(chart, frame)
+    if chart.strip is not None:
+        parts += _strip(chart.strip, frame)
+    parts += _hints(chart.hints, frame, HEIGHT + (STRIP if chart.strip else 0) - (HEIGHT - BOTTOM))
+    height = HEIGHT + (STRIP if chart.strip else 0)
+    return el(
+        "svg",
+        el("title", chart.title, id=f"{chart.key}-title"),
+        el("desc", chart.summary, id=f"{chart.key}-desc"),
+        *parts,
+        class_=f"chart tint-{chart.tint}",
+        viewBox=f"0 0 {WIDTH} {height}",
+        role="img",
+        aria_labelledby=f"{chart.key}-title {chart.key}-desc",
+    )
+
+
+def _frame(chart: Chart) -> _Frame:
+    ys = list(values(chart.marks))
+    log = not chart.shares and scales.spans_decades(ys)
+    low, high = scales.padded(ys, log)
+    if chart.shares:
+        low, high = max(0.0, low), min(1.0, high)
+    x_low, x_high = chart.x_range or _extent(x for m in chart.marks if not isinstance(m, Rule) for x in m.x)
+    x = Scale(x_low, x_high if x_high > x_low else x_low + 1, LEFT, RIGHT)
+    y = Scale(low, high, BOTTOM, TOP, log)
+    if chart.shares:
+        return _Frame(
+            x,
+            y,
+            lambda v: [f"{t}\u00a0%" for t in numbers.tick_labels([s * 100 for s in v])],
+            numbers.percent,
+        )
+    return _Frame(x, y, numbers.power_labels if log else numbers.tick_labels)
+
+
+def _grid(frame: _Frame) -> Iterable[Markup]:
+    values = frame.y.ticks(4)
+    for value, text in zip(values, frame.label(values), strict=True):
+        at = frame.y(value)
+        yield el("path", d=f"M{LEFT} {place(at)}H{RIGHT}", class_="grid")
+        yield el("text", text, x=LEFT - 8, y=at, dy="0.35em", class_="end")
+
+
+def _x_axis(chart: Chart, frame: _Frame) -> Iterable[Markup]:
+    below = BOTTOM + (STRIP if chart.strip else 0)
+    whole = float(frame.x.high).is_integer()
+    values = [v for v in frame.x.ticks(5) if not whole or frame.x.high < 4 or float(v).is_integer()]
+    yield el("path", d=f"M{LEFT} {BOTTOM}H{RIGHT}", class_="axis")
+    for value, text in zip(values, numbers.tick_labels(values), strict=True):
+        at = frame.x(value)
+        yield el("path", d=f"M{place(at)} {below}v5", class_="axis")
+        yield el("text", text, x=at, y=below + 8, dy="0.9em", class_="middle")
+    yield el("text", chart.x_label, x=RIGHT, y=below + 29, dy="0.9em", class_="end quiet")
+
+
+def _mark(mark: Line | Band | Dots, frame: _Frame) -> Markup:
+    if isinstance(mark, Line):
+        return el("path", d=_path(_points(mark.x, mark.y, frame)), class_=f"line {mark.style}")
+    if isinstance(mark, Band):
+        high, low = _points(mark.x, mark.high, frame), _points(mark.x, mark.low, frame)
+        return el("path", d=_area(high, low), class_="band")
+    # A zero-length stroke with round caps is a dot, and far shorter to write than a circle.
+    dots = "".join(f"M{place(x)} {place(y)}h0" for x, y in _points(mark.x, mark.y, frame) if _real(x, y))
+    return el("path", d=dots, class_="dots")
+
+
+def _rule(mark: Rule, frame: _Frame) -> Markup:
+    at = frame.y(mark.y)
+    if not math.isfinite(at):
+        return Markup("")
+    above = at > TOP + 20
+    return el(
+        "g",
+        el("path", d=f"M{LEFT} {place(at)}H{RIGHT}", class_="rule"),
+        el(
+            "text",
+            mark.text,
+            x=RIGHT,
+            y=at - 6 if above else at + 6,
+            dy=None if above else "0.8em",
+            class_="end quiet",
+        ),
+    )
+
+
+def _end_labels(chart: Chart, frame: _Frame) -> Iterable[Markup]:
+    for mark in chart.marks:
+        if not (isinstance(mark, Line) and mark.label):
+            continue
+        ends = [p for p in zip(mark.x, mark.y, strict=True) if _real(frame.x(p[0]), frame.y(p[1]))]
+        if ends:
+            x, y = frame.x(ends[-1][0]), frame.y(ends[-1][1])
+            yield el("circle", cx=x, cy=y, r=3.5, class_="end-dot")
+            yield el("text", frame.value(ends[-1][1]), x=x + 9, y=y, dy="0.35em", class_="direct")
+
+
+def _strip(strip: Strip, frame: _Frame) -> Iterable[Markup]:
+    tallest = max(strip.counts, default=0) or 1
+    base = BOTTOM + STRIP
+    for left, right, count in zip(strip.edges, strip.edges[1:], strip.counts, strict=False):
+        a, b = frame.x(left), frame.x(right)
+        tall = (STRIP - 8) * count / tallest
+        yield el("rect", x=a + 1, y=base - tall, width=max(0.5, b - a - 2), height=tall, class_="strip")
+    yield el("path", d=f"M{LEFT} {base}H{RIGHT}", class_="axis")
+
+
+def _hints(hints: Sequence[Hint], frame: _Frame, bottom: float) -> Iterable[Markup]:
+    xs = [frame.x(h.x) for h in hints]
+    for i, (hint, x) in enumerate(zip(hints, xs, strict=True)):
+        left = LEFT if i == 0 else (xs[i - 1] + x) / 2
+        right = RIGHT if i == len(xs) - 1 else (x + xs[i + 1]) / 2
+        yield el(
+            "g",
+            el("rect", x=left, y=TOP, width=max(1.0, right - left), height=bottom - TOP),
+            el("path", d=f"M{place(x)} {TOP}V{place(bottom)}"),
+            el("title", hint.text),
+            class_="hint",
+        )
+
+
+def _points(x: Floats, y: Floats, frame: _Frame) -> list[tuple[float, float]]:
+    return [(frame.x(a), frame.y(b)) for a, b in zip(x, y, strict=True)]
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    """One stroke per unbroken run of finite points."""
+    runs = _runs(points)
+    return "".join(
+        "M" + "L".join(f"{place(x)} {place(y)}" for x, y in run) + ("h0" if len(run) == 1 else "")
+        for run in runs
+    )
+
+
+def _area(high: Sequence[tuple[float, float]], low: Sequence[tuple[float, float]]) -> str:
+    both = [(a, b) if _real(*a) and _real(*b) else None for a, b in zip(high, low, strict=True)]
+    text, run = "", list[tuple[tuple[float, float], tuple[float, float]]]()
+    for pair in [*both, None]:
+        if pair is not None:
+            run.append(pair)
+        elif run:
+            outline = [a for a, _ in run] + [b for _, b in reversed(run)]
+            text += "M" + "L".join(f"{place(x)} {place(y)}" for x, y in outline) + "Z"
+            run = []
+    return text
+
+
+def _runs(points: Sequence[tuple[float, float]]) -> list[list[tuple[float, float]]]:
+    runs: list[list[tuple[float, float]]] = [[]]
+    for point in points:
+        if _real(*point):
+            runs[-1].append(point)
+        elif runs[-1]:
+            runs.append([])
+    return [run for run in runs if run]
+
+
+def _extent(values: Iterable[float]) -> tuple[float, float]:
+    finite = [v for v in values if math.isfinite(v)]
+    return (min(finite), max(finite)) if finite else (0.0, 1.0)
+
+
+def _real(x: float, y: float) -> bool:
+    return math.isfinite(x) and math.isfinite(y)

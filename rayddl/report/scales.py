@@ -1,0 +1,78 @@
+"""Axes: where ticks go, and where on the drawing a value lies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+LOG_FROM = 30.0
+"""Largest over smallest value from which an axis is logarithmic."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Maps ``low … high`` to ``start … stop`` in the drawing's units."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        """Where ``value`` lies; NaN where it has no place (zero on a logarithmic axis, say)."""
+        if not math.isfinite(value) or (self.log and value <= 0):
+            return math.nan
+        low, high = self.low, self.high
+        if self.log:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        return self.start + (value - low) / (high - low) * (self.stop - self.start)
+
+    def ticks(self, about: int = 5) -> list[float]:
+        """Round values inside the range."""
+        return log_ticks(self.low, self.high) if self.log else ticks(self.low, self.high, about)
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten within ``low … high``, near ``about`` of them."""
+    if not high > low:
+        return [low]
+    rough = (high - low) / about
+    magnitude = 10.0 ** math.floor(math.log10(rough))
+    step = min((m * magnitude for m in (1, 2, 5, 10)), key=lambda s: abs(math.log(s / rough)))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    # Rounding keeps 3 * 0.1 from being shown, and compared, as 0.30000000000000004.
+    decimals = max(0, 1 - math.floor(math.log10(step)))
+    return [round(i * step, decimals) + 0.0 for i in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten within ``low … high``, thinned over many decades, with 2s and 5s over few."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    decades = math.log10(high / low)
+    multiples = (1, 2, 5) if decades < 1.7 else (1, 3) if decades < 3 else (1,)
+    stride = 1 if decades <= 6 else math.ceil(decades / 5)
+    values = (m * 10.0**e for e in range(first, last + 1, stride) for m in multiples)
+    return [v for v in values if low * 0.999 <= v <= high * 1.001]
+
+
+def spans_decades(values: Iterable[float]) -> bool:
+    """Whether the values are all positive and so far apart that a linear axis would hide most."""
+    finite = [v for v in values if math.isfinite(v)]
+    return len(finite) > 1 and min(finite) > 0 and max(finite) / min(finite) >= LOG_FROM
+
+
+def padded(values: Iterable[float], log: bool = False, share: float = 0.06) -> tuple[float, float]:
+    """A range that holds every finite value with some air; linear ranges near zero start at zero."""
+    finite = [v for v in values if math.isfinite(v) and (not log or v > 0)]
+    if not finite:
+        return (0.1, 1.0) if log else (0.0, 1.0)
+    low, high = min(finite), max(finite)
+    if log:
+        air = (high / low) ** share if high > low else 2.0
+        return low / air, high * air
+    if low >= 0 and low < 0.4 * high:
+        return 0.0, high * (1 + share)
+    air = (high - low) * share if high > low else (abs(high) * 0.5 or 1.0)
+    return low - air, high + air

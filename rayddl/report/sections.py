@@ -1,0 +1,65 @@
+"""The pieces that every section of the page is made of."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from rayddl.report.bars import Bars
+from rayddl.report.charts import Chart
+from rayddl.report.pictures import Gallery
+from rayddl.report.tables import Table
+
+NETS = {"convnet": "ConvNet", "alexnet": "AlexNet", "vgg": "VGG", "resnet": "ResNet", "lenet": "LeNet"}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One figure and what it is."""
+
+    value: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Bars with a caption."""
+
+    title: str
+    bars: Bars
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the page under its own heading. Parts that it lacks are not shown."""
+
+    key: str
+    """Unique on the page: the heading's anchor."""
+    title: str
+    short: str = ""
+    """The title in the list of sections, where it is another."""
+    lead: str = ""
+    facts: tuple[Fact, ...] = ()
+    panels: tuple[Panel, ...] = ()
+    gallery: Gallery | None = None
+    charts: tuple[Chart, ...] = ()
+    tables: tuple[Table, ...] = ()
+    folded: tuple[Table, ...] = ()
+    """Tables too long to be shown at once."""
+    code: str = ""
+    """YAML."""
+
+
+def slug(*names: str) -> str:
+    """An anchor for the names, made of what is safe in an address; unique only with them."""
+    return "-".join(re.sub(r"[^a-zA-Z0-9]+", "-", n).strip("-").lower() or "x" for n in names)
+
+
+def net_name(net: str) -> str:
+    """A net's name as the literature writes it."""
+    for plain, written in NETS.items():
+        if net.lower().startswith(plain):
+            rest = net[len(plain) :]
+            return f"{written}-{rest}" if rest[:1].isdigit() else f"{written}{rest}"
+    return net

@@ -1,0 +1,107 @@
+"""What this machine, or this container, really offers. Imports neither torch nor Ray.
+
+Ray and torch read the whole machine's figures, which are wrong in containers: a cgroup or an
+affinity mask may allow far less.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+_SYSTEM = Path("/")
+# cgroup v1 writes "no limit" as the largest page-aligned 63-bit number.
+_UNLIMITED = 1 << 60
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - looked at, never written
+_TEMPORARY = "/tmp"  # noqa: S108 - Ray's own choice, which is only reported here
+SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107
+"""The longest path a Unix socket may have."""
+
+
+def cpus(root: Path = _SYSTEM) -> int:
+    """Whole CPUs that this process may use: the affinity mask and the cgroup quota, at least 1.
+
+    ``root`` is where ``/proc`` and ``/sys`` are looked for.
+    """
+    affine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = [quota for quota in _cpu_quotas(root) if quota > 0]
+    return max(1, min([affine, *(int(quota) for quota in quotas)]))
+
+
+def memory_bytes(root: Path = _SYSTEM) -> int:
+    """Bytes of memory that this process may use: the machine's, or the cgroup's limit if that is less."""
+    whole = _meminfo(root) or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([whole, *_memory_limits(root)])
+
+
+def shm_bytes(path: str = SHARED_MEMORY) -> int:
+    """Free bytes of shared memory, 0 where there is none. Ray keeps its object store there."""
+    try:
+        stats = os.statvfs(path)
+    except OSError:
+        return 0
+    return stats.f_bavail * stats.f_frsize
+
+
+def temporary_folder() -> str:
+    """The folder that Ray takes for its sessions unless it is told another."""
+    for variable in ("RAY_TMPDIR", "TMPDIR"):
+        if os.environ.get(variable):
+            return os.path.join(os.environ[variable], "ray")
+    return os.path.join(_TEMPORARY, "ray")
+
+
+def socket_path_bytes(temporary: str) -> int:
+    """Bytes in the longest Unix socket path that Ray makes when its sessions lie in ``temporary``."""
+    session = "session_2000-01-01_00-00-00_000000_4194304"
+    return len(os.fsencode(os.path.join(os.path.abspath(temporary), session, "sockets", "plasma_store.1")))
+
+
+def _cpu_quotas(root: Path) -> Iterator[float]:
+    for folder in _cgroup_folders(root, "cpu"):
+        quota, _, period = _text(folder / "cpu.max").partition(" ")
+        if quota.isdigit() and period.isdigit():
+            yield int(quota) / int(period)
+        quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
+        if quota.isdigit() and period.isdigit():
+            yield int(quota) / int(period)
+
+
+def _memory_limits(root: Path) -> Iterator[int]:
+    for folder in _cgroup_folders(root, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            limit = _text(folder / name)
+            if limit.isdigit() and 0 < int(limit) < _UNLIMITED:
+                yield int(limit)
+
+
+def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
+    """The process's cgroup and its ancestors, of version 2 and of version 1: each may hold a limit."""
+    mounts = {"": root / "sys/fs/cgroup", controller: root / "sys/fs/cgroup" / controller}
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        matching = "" if not controllers else controller if controller in controllers.split(",") else None
+        if matching is None:
+            continue
+        parts = Path(path.lstrip("/")).parts
+        for depth in range(len(parts), 0, -1):
+            yield mounts[matching].joinpath(*parts[:depth])
+    # In a container the path above is often the host's and not visible; the mount itself is ours.
+    yield from mounts.values()
+
+
+def _meminfo(root: Path) -> int:
+    for line in _text(root / "proc/meminfo").splitlines():
+        name, _, rest = line.partition(":")
+        if name == "MemTotal":
+            return int(rest.split()[0]) * 1024
+    return 0
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""

@@ -1,0 +1,305 @@
+"""``kind: match``: MTT and MCT. The loop runs in one actor; short evaluations run beside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rayddl.data.config import augmentation_names
+from rayddl.data.distilled import DistilledSet
+from rayddl.errors import ArtifactError, DivergedError
+from rayddl.nets.config import NetConfig
+from rayddl.nets.cost import worth_compiling
+from rayddl.stages import cluster, matcher, pool, students, tables
+from rayddl.stages.config import MatchConfig
+from rayddl.stages.context import Context, Input, Result
+from rayddl.stages.shared import SharedSource, publish, read_space
+from rayddl.storage import Folder
+from rayddl.training.hard import Protocol
+
+SLICE_SECONDS = 1.0
+"""How long the loop runs between two looks at it."""
+TYPES = {
+    "iteration": "int64",
+    "loss": "double",
+    "lr_student": "double",
+    "start": "double",
+    "expert": "int64",
+    "seconds": "double",
+}
+FIRST_AND_LAST = 10
+"""Iterations whose mean loss stands for a run's start and end."""
+
+
+def run(config: MatchConfig, context: Context) -> Result:
+    """Distil, or go on distilling, and write the set."""
+    began = time.perf_counter()
+    experts = context.inputs[config.experts]
+    cluster.start()
+    source = publish(context.source)
+    refuse_other_experts(experts, source, context.source.name)
+    refuse_short_classes(config, source)
+    job, share = _job(config, context, experts, source)
+    worker = _worker(job, share)
+    short = _ShortEvaluations(job, context)
+    where = _distil(worker, job, context, short)
+    name = "last.safetensors"
+    pool.get(worker.keep.remote(name, config.iterations), "keeping the set")
+    rows = pool.get(worker.rows.remote(config.iterations), "reading the metrics")
+    images, labels, lr = matcher.read_snapshot(context.out, name)
+    tables.write(context.out, "metrics.parquet", _typed(rows), TYPES)
+    accuracies = short.finish()
+    made = DistilledSet(
+        images,
+        labels,
+        lr,
+        source.classes,
+        read_space(experts.folder, source),
+        _info(config, context, job, where),
+    )
+    made.save(context.out.child("set"))
+    for leftover in (name, matcher.CHECKPOINT, *short.files):
+        context.out.delete(leftover)
+    seconds = time.perf_counter() - began
+    return Result(_summary(config, source, rows, where, made, accuracies, seconds))
+
+
+def refuse_other_experts(experts: Input, source: SharedSource, name: str) -> None:
+    """Experts must come from the same images, in the same pixel space, with the same classes."""
+    theirs, ours = experts.summary["space"], source.space_id
+    if theirs != ours:
+        kind, _, images = str(theirs).partition(":")
+        raise ArtifactError(
+            f"the experts of {experts.stage!r} were trained in pixel space {kind} on images {images[:12]}; the "
+            f"source {name!r} is {source.space_kind} on {source.fingerprint[:12]}. "
+            "Match with the source that trained them, or train new ones."
+        )
+    if list(experts.summary["classes"]) != list(source.classes):
+        raise ArtifactError(
+            f"the experts of {experts.stage!r} know the classes {_short(experts.summary['classes'])}, the source has "
+            f"{_short(source.classes)}. Classes are matched by name and order; train new experts."
+        )
+
+
+def refuse_short_classes(config: MatchConfig, source: SharedSource) -> None:
+    """Every class needs ``ipc`` real images to start from."""
+    import torch
+
+    if config.start_from != "real":
+        return
+    labels = _array(source.refs[1])
+    counts = torch.bincount(labels, minlength=len(source.classes)).tolist()
+    short = [(name, n) for name, n in zip(source.classes, counts, strict=True) if n < config.ipc]
+    if short:
+        name, found = short[0]
+        raise ArtifactError(
+            f"class {name!r} has {found} images and ipc asks for {config.ipc} to start from"
+            f"{f' ({len(short)} classes are short)' if len(short) > 1 else ''}. "
+            "Lower ipc, or use start_from: noise."
+        )
+
+
+def _array(ref: Any) -> Any:
+    import ray
+
+    from rayddl.stages.shared import tensor
+
+    return tensor(ray.get(ref))
+
+
+def _short(names: Any) -> str:
+    listed = [str(n) for n in names]
+    return ", ".join(listed[:5]) + (f" … ({len(listed)})" if len(listed) > 5 else "")
+
+
+def _job(
+    config: MatchConfig, context: Context, experts: Input, source: SharedSource
+) -> tuple[matcher.Job, cluster.Share]:
+    beside = 1 if config.evaluate_every else 0
+    cpus = max(1, cluster.total_cpus() - beside) if config.workers == 1 else 1
+    share = cluster.share(
+        config.resources, cpus=cpus, gpus=1 if config.workers == 1 else 0.5, units=config.workers
+    )
+    net = NetConfig.model_validate(experts.summary["net"])
+    classes = len(source.classes)
+    batch = min(config.batch_syn or classes * config.ipc, classes * config.ipc)
+    wanted = config.compile
+    if wanted is None:
+        steps = config.iterations * config.syn_steps
+        wanted = worth_compiling(net, source.shape, classes, steps=steps, batch=batch, passes=12)
+    import ray
+
+    return (
+        matcher.Job(
+            config,
+            net,
+            source,
+            ray.put(read_space(experts.folder, source)),
+            experts.folder,
+            int(experts.summary["count"]),
+            context.out,
+            context.seed_of(),
+            wanted,
+            share.threads,
+        ),
+        share,
+    )
+
+
+def _worker(job: matcher.Job, share: cluster.Share) -> Any:
+    import ray
+
+    options = {**share.options, "max_restarts": cluster.RETRIES, "max_task_retries": cluster.RETRIES}
+    sent = cluster.packed(job)
+    helpers = [
+        ray.remote(matcher.WindowWorker).options(**options).remote(sent)
+        for _ in range(job.config.workers - 1)
+    ]
+    return ray.remote(matcher.MatchWorker).options(**options).remote(sent, helpers)
+
+
+def _distil(worker: Any, job: matcher.Job, context: Context, short: _ShortEvaluations) -> matcher.Where:
+    config, progress = job.config, context.progress
+    where: matcher.Where = pool.get(worker.advance.remote(0, 0.0), "the matching loop")
+    for stop in _stops(config):
+        while where.iteration < stop:
+            told = where.retries
+            where = pool.get(worker.advance.remote(stop, SLICE_SECONDS), "the matching loop")
+            if where.retries > told:
+                progress.note(
+                    f"iteration {where.iteration}: went astray and was taken back; rates are now "
+                    f"{0.1**where.retries:g} of the definition's"
+                )
+            if where.diverged is not None:
+                pool.get(worker.keep.remote("last-good.safetensors", None), "keeping the set")
+                raise DivergedError(where.diverged)
+            shown = f"loss {where.loss:.3f}  lr {where.lr:.4f}{short.latest()}"
+            progress.update(where.iteration, config.iterations, shown)
+        short.begin(worker, stop)
+    return where
+
+
+def _stops(config: MatchConfig) -> Iterator[int]:
+    if config.evaluate_every:
+        yield from range(0, config.iterations, config.evaluate_every)
+    yield config.iterations
+
+
+@dataclass
+class _ShortEvaluations:
+    """Students trained on the set as it stands at some iterations, beside the loop."""
+
+    job: matcher.Job
+    context: Context
+    running: dict[Any, tuple[int, int]] = field(default_factory=dict)
+    found: dict[tuple[int, int], float] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+
+    def begin(self, worker: Any, iteration: int) -> None:
+        """Start the students of ``iteration``: the loop stands there, or has left a snapshot of it."""
+        if not self.job.config.evaluate_every:
+            return
+        import ray
+
+        config, snapshot = self.job.config, f"snapshot-{iteration:06d}.safetensors"
+        if not self.context.out.has(snapshot):
+            pool.get(worker.keep.remote(snapshot, iteration), "keeping a snapshot")
+        images, labels, lr = matcher.read_snapshot(self.context.out, snapshot)
+        protocol = Protocol(config.evaluate_epochs, lr, augmentation_names(config.augment))
+        lesson = ray.put(students.Lesson(f"iteration {iteration}", images, labels, None, protocol))
+        job = self.job
+        shared = students.Class(
+            job.source, job.space, job.out, job.seed, config.precision, job.compile, threads=1
+        )
+        task = ray.remote(students.teach).options(num_cpus=1, max_retries=cluster.RETRIES)
+        self.files.append(snapshot)
+        for seed in range(config.evaluate_seeds):
+            file = f"student-{iteration:06d}-{seed}.json"
+            student = students.Student("short", job.net, seed, file)
+            self.running[task.remote(shared, lesson, student)] = (iteration, seed)
+            self.files.append(file)
+
+    def _collect(self, timeout: float | None) -> None:
+        import ray
+
+        if self.running:
+            done, _ = ray.wait(list(self.running), num_returns=len(self.running), timeout=timeout)
+            for ref in done:
+                self.found[self.running.pop(ref)] = pool.get(ref, "a short evaluation")["accuracy"]
+
+    def latest(self) -> str:
+        """The newest accuracy, for the progress line."""
+        self._collect(0)
+        if not self.found:
+            return ""
+        iteration = max(i for i, _ in self.found)
+        return (
+            f"  accuracy {100 * self.found[iteration, min(s for i, s in self.found if i == iteration)]:.1f} %"
+        )
+
+    def finish(self) -> list[tuple[int, int, float]]:
+        """Wait for the rest; the table of all, which is also written."""
+        self._collect(None)
+        rows = sorted((iteration, seed, value) for (iteration, seed), value in self.found.items())
+        columns = {name: [row[k] for row in rows] for k, name in enumerate(("iteration", "seed", "accuracy"))}
+        types = {"iteration": "int64", "seed": "int64", "accuracy": "double"}
+        tables.write(self.context.out, "accuracy.parquet", columns, types)
+        return rows
+
+
+def _typed(rows: Mapping[str, list[float]]) -> dict[str, list[Any]]:
+    whole = {name for name, kind in TYPES.items() if kind == "int64"}
+    return {name: [int(v) for v in values] if name in whole else values for name, values in rows.items()}
+
+
+def _method(config: MatchConfig) -> str:
+    return "MCT" if config.trajectory == "convex" else "MTT"
+
+
+def _info(config: MatchConfig, context: Context, job: matcher.Job, where: matcher.Where) -> dict[str, Any]:
+    return {
+        "method": _method(config),
+        "net": job.net.model_dump(mode="json"),
+        "source": context.source.model_dump(mode="json"),
+        "source_fingerprint": job.source.fingerprint,
+        "definition": dict(context.definition),
+        "seed": context.seed,
+        "iterations": where.iteration,
+        "protocol": {"name": "hard", "augment": config.augment},
+    }
+
+
+def _summary(
+    config: MatchConfig,
+    source: SharedSource,
+    rows: Mapping[str, list[float]],
+    where: matcher.Where,
+    made: DistilledSet,
+    accuracies: list[tuple[int, int, float]],
+    seconds: float,
+) -> dict[str, Any]:
+    losses = rows["loss"]
+    first, last = losses[:FIRST_AND_LAST], losses[-FIRST_AND_LAST:]
+    return {
+        "method": _method(config),
+        "ipc": config.ipc,
+        "classes": list(source.classes),
+        "images": len(made.images),
+        "iterations": where.iteration,
+        "loss_first": sum(first) / len(first),
+        "loss_last": sum(last) / len(last),
+        "lr_student": made.lr_student,
+        "seconds": seconds,
+        "seconds_per_iteration": sorted(rows["seconds"])[len(losses) // 2],
+        "skipped": where.skipped,
+        "retries": where.retries,
+        "bytes": made.images.numel() * 4,
+        "accuracy_last": accuracies[-1][2] if accuracies else None,
+    }
+
+
+def set_folder(match: Input) -> Folder:
+    """Where a finished matching stage left its set."""
+    return match.folder.child("set")

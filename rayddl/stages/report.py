@@ -1,0 +1,127 @@
+"""``kind: report``: one self-contained page about the stages it names."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+import rayddl
+from rayddl.data.distilled import DistilledSet
+from rayddl.errors import ArtifactError
+from rayddl.report.page import render
+from rayddl.report.run import Columns, Evaluate, Experts, Match, Pictures, Run, Stage
+from rayddl.stages import tables
+from rayddl.stages.config import ReportConfig
+from rayddl.stages.context import Context, Input, Result
+
+FILE = "report.html"
+
+EXPERTS = ("expert", "epoch", "train_loss", "test_accuracy", "step_norm")
+MATCH = ("iteration", "loss", "lr_student", "start", "seconds")
+ACCURACY = ("iteration", "seed", "accuracy")
+STUDENTS = ("data", "net", "seed", "accuracy", "seconds")
+
+
+def run(config: ReportConfig, context: Context) -> Result:
+    """Write ``report.html``. Raises :class:`ArtifactError` for an input that is not whole."""
+    del config
+    inputs = _in_order(context)
+    total = len(inputs) + 1
+    read: dict[str, list[Any]] = {"experts": [], "match": [], "evaluate": []}
+    for done, found in enumerate(inputs):
+        context.progress.update(done, total, found.stage)
+        if found.kind in READERS:
+            read[found.kind].append(READERS[found.kind](found))
+    page = render(
+        Run(
+            definition=context.definition,
+            source=context.source.model_dump(mode="json"),
+            seed=context.seed,
+            versions=_versions(),
+            stages=tuple(_stage(i) for i in inputs),
+            experts=tuple(read["experts"]),
+            matches=tuple(read["match"]),
+            evaluations=tuple(read["evaluate"]),
+        )
+    ).encode()
+    context.out.write(FILE, page)
+    context.progress.update(total, total)
+    return Result({"file": FILE, "bytes": len(page)})
+
+
+def _experts(found: Input) -> Experts:
+    return Experts(_stage(found), _columns(found, "metrics.parquet", EXPERTS))
+
+
+def _match(found: Input) -> Match:
+    made = DistilledSet.load(found.folder.child("set"))
+    pictures = Pictures(made.pixels().numpy(), made.hard_labels.numpy(), made.classes)
+    return Match(
+        _stage(found),
+        _columns(found, "metrics.parquet", MATCH),
+        _columns(found, "accuracy.parquet", ACCURACY),
+        pictures,
+        _provenance(made.info),
+    )
+
+
+def _evaluate(found: Input) -> Evaluate:
+    return Evaluate(_stage(found), _columns(found, "students.parquet", STUDENTS))
+
+
+READERS = {"experts": _experts, "match": _match, "evaluate": _evaluate}
+"""How each kind is read. Stages of other kinds appear with their folder and time only."""
+
+
+def _in_order(context: Context) -> list[Input]:
+    """The inputs in the definition's order; those that it does not name come last."""
+    names: Iterable[str] = context.definition.get("stages") or ()
+    rank = {name: i for i, name in enumerate(names)}
+    return sorted(context.inputs.values(), key=lambda i: (rank.get(i.stage, len(rank)), i.stage))
+
+
+def _stage(found: Input) -> Stage:
+    folder = str(found.folder).rstrip("/").rsplit("/", 1)[-1]
+    return Stage(found.stage, found.kind, folder, found.config, found.summary)
+
+
+def _columns(found: Input, name: str, wanted: Iterable[str]) -> Columns:
+    where = found.folder.path(name)
+    again = "delete the stage's folder and run again to make it anew"
+    try:
+        table = tables.read(found.folder, name)
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{where} is missing, though stage {found.stage!r} is finished; {again}"
+        ) from error
+    except pa.ArrowInvalid as error:
+        raise ArtifactError(f"{where} is no Parquet file: {error}; {again}") from error
+    lacking = [column for column in wanted if column not in table]
+    if lacking:
+        raise ArtifactError(
+            f"{where} lacks the column {lacking[0]!r}; it has {', '.join(table)}. Another version of rayddl "
+            f"made it: {again}"
+        )
+    # Nulls become NaN here, and texts stay texts.
+    return {
+        column: np.array(
+            [np.nan if v is None else v for v in table[column]], None if table[column] else float
+        )
+        for column in wanted
+    }
+
+
+def _provenance(info: Mapping[str, Any]) -> dict[str, Any]:
+    known = {key: info[key] for key in ("source_fingerprint", "net") if info.get(key) is not None}
+    more = info.get("provenance")
+    return {**known, **(more if isinstance(more, Mapping) else {})}
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: metadata.version(name) for name in ("torch", "ray", "numpy")}
+    return {"rayddl": rayddl.__version__, **packages, "python": platform.python_version()}

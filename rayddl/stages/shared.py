@@ -1,0 +1,121 @@
+"""The real images, loaded once per run and shared through the object store."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+
+from rayddl.data import sources, space
+from rayddl.data.config import SourceConfig
+from rayddl.data.space import PixelSpace
+from rayddl.errors import ArtifactError
+from rayddl.storage import Folder
+from rayddl.trajectories.expert import Images, encoded
+
+SPACE_FILE = "space.safetensors"
+
+
+@dataclass(frozen=True)
+class SharedSource:
+    """A source in the object store. Cheap to send to a task."""
+
+    refs: tuple[Any, Any, Any, Any]
+    """Train images uint8 ``[N, C, H, W]``, train labels, test images, test labels."""
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    fingerprint: str
+    bad: tuple[str, ...]
+    space_kind: str
+    counts: tuple[int, int]
+    """Images in the train and the test split."""
+
+    @property
+    def space_id(self) -> str:
+        """Names the pixel space by what it is fitted on, not by its floating-point numbers, which
+        differ in the last bits between machines.
+        """
+        return f"{self.space_kind}:{self.fingerprint}"
+
+
+_published: dict[str, SharedSource] = {}
+
+
+def publish(config: SourceConfig) -> SharedSource:
+    """The source in the object store of the Ray that runs; loaded at the first call of a session."""
+    import ray
+
+    key = f"{ray.get_runtime_context().get_job_id()}:{config.model_dump_json()}"
+    if key not in _published:
+        source = sources.load(config)
+        arrays = (source.train.images, source.train.labels, source.test.images, source.test.labels)
+        _published[key] = SharedSource(
+            tuple(ray.put(a.numpy()) for a in arrays),  # type: ignore[arg-type]  # four of them
+            source.train.classes,
+            tuple(source.train.images.shape[1:]),  # type: ignore[arg-type]  # C, H, W
+            source.fingerprint,
+            source.bad,
+            config.space,
+            (len(source.train.labels), len(source.test.labels)),
+        )
+    return _published[key]
+
+
+def tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
+    """An array of the object store as a tensor that shares its memory and must not be written."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def fit_space(source: SharedSource, folder: Folder) -> PixelSpace:
+    """The source's pixel space: read from ``folder`` if it was kept there, else fitted and kept.
+
+    Raises :class:`ArtifactError` where the folder's space belongs to other images.
+    """
+    if folder.has(SPACE_FILE):
+        return read_space(folder, source)
+    import ray
+
+    fitted = space.fit(source.space_kind, tensor(ray.get(source.refs[0])))
+    folder.write_json("space.json", {"id": source.space_id, "space": fitted.to_json()})
+    folder.write(SPACE_FILE, save({k: v.contiguous() for k, v in fitted.tensors().items()}))
+    return fitted
+
+
+def read_space(folder: Folder, source: SharedSource) -> PixelSpace:
+    """The space kept in ``folder``. Raises :class:`ArtifactError` where it belongs to other images."""
+    head = folder.read_json("space.json")
+    if head["id"] != source.space_id:
+        kind, _, images = str(head["id"]).partition(":")
+        raise ArtifactError(
+            f"{folder} was made in pixel space {kind} of the images {images[:12]}, but this definition's source "
+            f"has {source.space_kind} of {source.fingerprint[:12]}. Use the source that made it, or make it anew."
+        )
+    return PixelSpace.from_parts(head["space"], load(folder.read(SPACE_FILE)))
+
+
+_encoded: dict[tuple[str, str], tuple[Images, Images]] = {}
+
+
+def splits(source: SharedSource, fitted: Any, device: torch.device) -> tuple[Images, Images]:
+    """Train and test images in model space on ``device``; a worker process encodes them once.
+
+    ``fitted`` is the reference of the :class:`PixelSpace`.
+    """
+    import ray
+
+    key = (source.space_id, str(device))
+    if key not in _encoded:
+        train_x, train_y, test_x, test_y = (tensor(a) for a in ray.get(list(source.refs)))
+        space_ = ray.get(fitted)
+        _encoded.clear()
+        _encoded[key] = (
+            encoded(space_, train_x, train_y, device),
+            encoded(space_, test_x, test_y, device),
+        )
+    return _encoded[key]

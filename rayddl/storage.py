@@ -1,0 +1,154 @@
+"""Folders on any filesystem that pyarrow opens: a local path, ``s3://``, ``gs://``, ``file://``.
+
+A file written through :class:`Folder` is either whole or absent: local files are written under a
+temporary name and renamed; object stores show an upload only when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pyarrow import NativeFile, fs
+
+
+@dataclass(frozen=True)
+class Folder:
+    """One folder, named by a path or URI. Cheap to make, to pickle and to send to a worker."""
+
+    uri: str
+
+    @cached_property
+    def _opened(self) -> tuple[fs.FileSystem, str]:
+        if "://" not in self.uri:
+            return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(self.uri))
+        filesystem, path = fs.FileSystem.from_uri(self.uri)
+        return filesystem, path
+
+    def __getstate__(self) -> dict[str, Any]:
+        # An open filesystem holds connections and credentials: neither travels.
+        return {"uri": self.uri}
+
+    @property
+    def local(self) -> Path | None:
+        """The folder as a local path, or ``None`` on a remote filesystem."""
+        filesystem, path = self._opened
+        return Path(path) if isinstance(filesystem, fs.LocalFileSystem) else None
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def child(self, name: str) -> Folder:
+        """The folder ``name`` inside this one; ``name`` may hold ``/`` but must stay inside."""
+        return Folder(f"{self.uri.rstrip('/')}/{_inside(name)}")
+
+    def path(self, name: str) -> str:
+        """Where the file ``name`` lies, for a person to read."""
+        return f"{self.uri.rstrip('/')}/{_inside(name)}"
+
+    def names(self) -> list[str]:
+        """The sorted names of the files directly in this folder, without unfinished ones."""
+        filesystem, path = self._opened
+        found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return sorted(f.base_name for f in found if f.type == fs.FileType.File and ".tmp-" not in f.base_name)
+
+    def folders(self) -> list[str]:
+        """The sorted names of the folders directly in this folder."""
+        filesystem, path = self._opened
+        found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return sorted(f.base_name for f in found if f.type == fs.FileType.Directory)
+
+    def files(self) -> dict[str, int]:
+        """Every file in this folder and below: its name relative to the folder, and its bytes.
+
+        Sorted by name, without unfinished files; one listing, whatever the filesystem.
+        """
+        filesystem, path = self._opened
+        found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
+        sizes = {
+            f.path[len(path) :].lstrip("/"): int(f.size or 0)
+            for f in found
+            if f.type == fs.FileType.File and ".tmp-" not in f.base_name
+        }
+        return dict(sorted(sizes.items()))
+
+    def modified(self, name: str) -> datetime | None:
+        """When the file ``name`` was last written, in UTC; ``None`` if the filesystem cannot say."""
+        filesystem, path = self._opened
+        moment = filesystem.get_file_info(f"{path}/{_inside(name)}").mtime
+        return moment.astimezone(timezone.utc) if isinstance(moment, datetime) else None
+
+    def exists(self) -> bool:
+        """Whether there is a folder of this name (object stores: any file below it)."""
+        filesystem, path = self._opened
+        return bool(filesystem.get_file_info(path).type == fs.FileType.Directory)
+
+    def has(self, name: str) -> bool:
+        """Whether the file ``name`` exists, whole."""
+        filesystem, path = self._opened
+        info = filesystem.get_file_info(f"{path}/{_inside(name)}")
+        return bool(info.type == fs.FileType.File)
+
+    def size(self, name: str) -> int:
+        """Bytes in the file ``name``."""
+        filesystem, path = self._opened
+        return int(filesystem.get_file_info(f"{path}/{_inside(name)}").size or 0)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of the file ``name``. Raises ``FileNotFoundError``."""
+        filesystem, path = self._opened
+        with filesystem.open_input_stream(f"{path}/{_inside(name)}") as stream:
+            return bytes(stream.read())
+
+    def open(self, name: str) -> NativeFile:
+        """The file ``name`` to read from at any place, so that a footer costs no more than itself."""
+        filesystem, path = self._opened
+        return filesystem.open_input_file(f"{path}/{_inside(name)}")
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write the file ``name`` so that it is never seen half-written."""
+        filesystem, path = self._opened
+        target = f"{path}/{_inside(name)}"
+        if isinstance(filesystem, fs.LocalFileSystem):
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            scratch = f"{target}.tmp-{uuid.uuid4().hex[:8]}"
+            try:
+                with open(scratch, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(scratch, target)
+            finally:
+                if os.path.exists(scratch):
+                    os.unlink(scratch)
+        else:
+            with filesystem.open_output_stream(target) as stream:
+                stream.write(data)
+
+    def delete(self, name: str) -> None:
+        """Remove the file ``name`` if it is there."""
+        filesystem, path = self._opened
+        if self.has(name):
+            filesystem.delete_file(f"{path}/{_inside(name)}")
+
+    def read_json(self, name: str) -> Any:
+        """The JSON document ``name``."""
+        return json.loads(self.read(name))
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write ``value`` as the JSON document ``name``; NaN is refused."""
+        text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
+        self.write(name, text.encode() + b"\n")
+
+
+def _inside(name: str) -> str:
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts:
+        raise ValueError(f"{name!r} does not stay inside its folder")
+    return name

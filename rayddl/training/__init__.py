@@ -1,0 +1,1 @@
+"""Training a network: one step, a student on a distilled set, and how well it does."""

@@ -1,0 +1,1 @@
+"""Expert trajectories: training them, convexifying them (MCT), and their file format."""

@@ -1,0 +1,158 @@
+"""Training one expert (MTT, section 3.1): SGD on the real images, a snapshot after every epoch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from rayddl.data import augment
+from rayddl.data.space import PixelSpace
+from rayddl.seeds import generator
+from rayddl.training.metrics import accuracy
+from rayddl.training.steps import Steps, one_hot, sgd
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an expert is trained."""
+
+    epochs: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    batch: int
+    augment: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Images:
+    """A split in model space: ``x`` float32 ``[N, C, H, W]``, ``y`` int64 ``[N]``, on the device."""
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What is recorded after an epoch. Epoch 0 is the start, where nothing has been trained yet."""
+
+    epoch: int
+    train_loss: float
+    test_accuracy: float
+    step_norm: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Training:
+    """An expert's training after some whole number of epochs.
+
+    Nothing else is needed to go on: every epoch draws from a generator of its own.
+    """
+
+    snapshots: tuple[Tensor, ...]
+    """``[P]`` float32 on the CPU, from epoch 0."""
+    velocity: Tensor | None
+    history: tuple[Epoch, ...]
+
+    def table(self) -> Tensor:
+        """The history as float64 ``[epochs + 1, 5]``, columns as in :class:`Epoch`."""
+        rows = [[e.epoch, e.train_loss, e.test_accuracy, e.step_norm, e.seconds] for e in self.history]
+        return torch.tensor(rows, dtype=torch.float64)
+
+    def dump(self) -> bytes:
+        """The training as bytes, for :func:`load_training`."""
+        tensors = {"snapshots": torch.stack(self.snapshots), "history": self.table()}
+        if self.velocity is not None:
+            tensors["velocity"] = self.velocity.cpu()
+        return save(tensors)
+
+
+def load_training(data: bytes) -> Training:
+    """The training that :meth:`Training.dump` wrote."""
+    tensors = load(data)
+    history = tuple(Epoch(int(row[0]), *row[1:]) for row in tensors["history"].tolist())
+    return Training(tuple(tensors["snapshots"]), tensors.get("velocity"), history)
+
+
+def train_expert(
+    steps: Steps,
+    recipe: Recipe,
+    start: Training | Tensor,
+    train: Images,
+    test: Images,
+    classes: int,
+    seed: int,
+    on_epoch: Callable[[Training], None] = lambda _: None,
+) -> Training:
+    """Train from parameters ``[P]``, or go on from an unfinished training, to ``recipe.epochs``.
+
+    ``seed`` is the expert's own. ``on_epoch`` sees the training after every epoch.
+    """
+    if isinstance(start, Tensor):
+        first = Epoch(0, math.nan, accuracy(steps, start.to(train.x.device), test.x, test.y), 0.0, 0.0)
+        training = Training((start.detach().cpu().clone(),), None, (first,))
+    else:
+        training = start
+    while len(training.snapshots) <= recipe.epochs:
+        training = _one_epoch(steps, recipe, training, train, test, classes, seed)
+        on_epoch(training)
+    return training
+
+
+@dataclass
+class _Running:
+    theta: Tensor
+    velocity: Tensor | None
+    loss: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+
+def _one_epoch(
+    steps: Steps, recipe: Recipe, training: Training, train: Images, test: Images, classes: int, seed: int
+) -> Training:
+    began = time.perf_counter()
+    epoch, device = len(training.snapshots), train.x.device
+    before = training.snapshots[-1]
+    velocity = training.velocity
+    if velocity is None and recipe.momentum:
+        velocity = torch.zeros_like(before)
+    run = _Running(before.to(device, copy=True), None if velocity is None else velocity.to(device, copy=True))
+    run.loss = run.loss.to(device)
+    draws = generator(seed, "epoch", epoch)
+    order = torch.randperm(len(train.y), generator=draws).to(device)
+    for picked in order.split(recipe.batch):
+        x = train.x[picked]
+        drawn = augment.draw(recipe.augment, tuple(x.shape), draws)
+        x, y = augment.apply(x, drawn), one_hot(train.y[picked], classes)
+        whole = len(picked) == recipe.batch
+        gradient, value = (steps.gradient if whole else steps.eager)(run.theta, x, y)
+        sgd(
+            run.theta, gradient, run.velocity,
+            lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
+        )  # fmt: skip
+        run.loss += value * len(picked)
+    after = run.theta.cpu()
+    record = Epoch(
+        epoch,
+        float(run.loss) / len(train.y),
+        accuracy(steps, run.theta, test.x, test.y),
+        float((after.double() - before.double()).norm()),
+        time.perf_counter() - began,
+    )
+    return replace(
+        training,
+        snapshots=(*training.snapshots, after),
+        velocity=run.velocity,
+        history=(*training.history, record),
+    )
+
+
+def encoded(space: PixelSpace, images: Tensor, labels: Tensor, device: torch.device) -> Images:
+    """A split of uint8 images in model space on ``device``."""
+    return Images(space.encode(images).to(device), labels.to(device))

@@ -1,0 +1,90 @@
+"""Expert buffers made with the published code (MTT, FTD, DATM, TESLA, MCT), read as trajectories.
+
+A ``replay_buffer_N.pt`` is a list of experts; an expert is a list of snapshots; a snapshot is the list
+of the network's parameter tensors. Nothing in it says which network, pixel space or data set it came
+from, so shapes are checked here and the last snapshot's accuracy is checked by the caller.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rayddl.errors import ArtifactError
+
+PATTERN = re.compile(r"replay_buffer_(\d+)\.pt")
+
+
+def buffers(path: str) -> list[Path]:
+    """The buffer files at ``path``, a file or a folder of them, in the order of their numbers.
+
+    Raises :class:`ArtifactError` when there are none.
+    """
+    place = Path(path).expanduser()
+    if place.is_file():
+        return [place]
+    found = sorted(
+        (int(match[1]), file) for file in place.glob("*.pt") if (match := PATTERN.fullmatch(file.name))
+    )
+    if not found:
+        raise ArtifactError(
+            f"no expert buffers at {path}: looked for a file, or a folder with replay_buffer_0.pt, "
+            "replay_buffer_1.pt, …"
+        )
+    return [file for _, file in found]
+
+
+def count(file: Path) -> int:
+    """How many experts a buffer file holds."""
+    return len(_load(file))
+
+
+def read(file: Path, shapes: Sequence[torch.Size]) -> Iterator[Tensor]:
+    """The experts of a buffer file, each as snapshots ``[E + 1, P]`` float32.
+
+    ``shapes`` are those of the network's parameters in order. Raises :class:`ArtifactError` for a file
+    of another layout or another network.
+    """
+    for index, expert in enumerate(_load(file)):
+        yield torch.stack([_flat(file, index, snapshot, shapes) for snapshot in expert])
+
+
+def _load(file: Path) -> list[Any]:
+    try:
+        # weights_only: a file that somebody sent cannot run code.
+        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ArtifactError(
+            f"{file} cannot be read as tensors alone ({reason}). "
+            "Save it again with torch.save as nested lists of tensors."
+        ) from error
+    if not (isinstance(found, list) and found and all(isinstance(e, list) and len(e) > 1 for e in found)):
+        raise ArtifactError(
+            f"{file} is not an expert buffer: expected a list of experts, each a list of snapshots"
+        )
+    return found
+
+
+def _flat(file: Path, index: int, snapshot: Any, shapes: Sequence[torch.Size]) -> Tensor:
+    actual = [tuple(p.shape) for p in snapshot]
+    wanted = [tuple(s) for s in shapes]
+    if actual != wanted:
+        differing = (
+            f"tensor {i} is {theirs}, the network's is {ours}"
+            for i, (theirs, ours) in enumerate(zip(actual, wanted, strict=False))
+            if theirs != ours
+        )
+        first = next(differing, f"{len(actual)} tensors, the network has {len(wanted)}")
+        raise ArtifactError(
+            f"expert {index} of {file} belongs to another network: {first}. "
+            "Say which one with the stage's net (name, depth, width, norm)."
+        )
+    return torch.cat([p.detach().reshape(-1).float() for p in snapshot])

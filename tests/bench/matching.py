@@ -1,0 +1,180 @@
+"""Seconds and peak memory of one outer iteration of matching, beside the published code.
+
+    uv run python -m tests.bench.matching [--reference PATH_OF_MTT_CHECKOUT] [--rounds 3] [--only ipc10]
+
+ConvNet-3 on CIFAR-10-sized images, DSA on. Every row runs in a process of its own, rows alternate, and
+the figure is the median over rounds. Random images and parameters: the arithmetic does not depend on
+them. A row that would not fit in memory is left out and says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from typing import Any
+
+from tests.bench import machine
+
+CASES = {
+    "ipc1": {"ipc": 1, "steps": 50, "batch": 10},
+    "ipc10": {"ipc": 10, "steps": 30, "batch": 100},
+    "ipc50": {"ipc": 50, "steps": 30, "batch": 250},
+}
+OURS = {
+    "unrolled fp32": {"mode": "unrolled", "precision": "fp32"},
+    "exact fp32": {"mode": "exact", "precision": "fp32"},
+    "exact bf16": {"mode": "exact", "precision": "bf16"},
+}
+UNROLLED_BYTES_PER_IMAGE = 4.2e6
+"""Memory that a graph-keeping unroll needs for each image of each step, roughly."""
+
+
+def measure(row: dict[str, Any]) -> dict[str, Any]:
+    """One row in this process: seconds of each measured iteration, and the peak memory."""
+    import torch
+
+    from rayddl.stages import host
+
+    torch.set_num_threads(host.cpus())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    images = torch.randn(10 * row["ipc"], 3, 32, 32, device=device)
+    labels = torch.arange(10, device=device).repeat_interleave(row["ipc"])
+    iterate = _reference(row, images, labels) if "reference" in row else _ours(row, images, labels)
+    seconds = []
+    for _ in range(row["warm"] + row["measured"]):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        iterate()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return {"seconds": seconds[row["warm"] :], "bytes": machine.peak_bytes()}
+
+
+def _reference(row: dict[str, Any], images: Any, labels: Any) -> Any:
+    from tests.bench import reference
+
+    code = reference.load(row["reference"])
+    return reference.outer_iteration(code, images, labels, row["steps"], row["batch"])
+
+
+def _ours(row: dict[str, Any], images: Any, labels: Any) -> Any:
+    import torch
+
+    from rayddl.data.config import AUGMENTATIONS
+    from rayddl.matching.loop import Loop, Matcher
+    from rayddl.matching.settings import Settings
+    from rayddl.matching.state import first_state
+    from rayddl.matching.windows import WindowRule
+    from rayddl.nets.build import initial
+    from rayddl.nets.config import NetConfig
+    from rayddl.training.steps import steps_for
+    from rayddl.trajectories.convex import SnapshotTrajectory
+
+    config, shape = NetConfig(), (3, 32, 32)
+    start = initial(config, shape, 10, seed=0)
+    snapshots = torch.stack([start, start + 0.01 * torch.randn_like(start)])
+    settings = Settings(
+        syn_steps=row["steps"], batch_syn=row["batch"], lr_image=100.0, lr_lr=1e-7, lr_student=0.01,
+        momentum=0.5, augment=AUGMENTATIONS, rule=WindowRule(1, 1, continuous=False), gradient=row["mode"],
+    )  # fmt: skip
+    steps = steps_for(config, shape, 10, row["precision"], row["mode"] != "unrolled")
+    matcher = Matcher(steps, settings, [SnapshotTrajectory(snapshots)], labels.cpu(), 10, 0, images.device)
+    return Loop.begin(matcher, first_state(images, None, settings)).step
+
+
+def rows_of(case: str, reference: str | None) -> dict[str, tuple[dict[str, Any], bool]]:
+    """The rows of a case: what to measure, and whether with allocator settings."""
+    base = {**CASES[case], "warm": 1, "measured": 1}
+    rows: dict[str, tuple[dict[str, Any], bool]] = {}
+    if reference:
+        rows["original, as its users run it"] = ({**base, "reference": reference}, False)
+        rows["original, with allocator settings"] = ({**base, "reference": reference}, True)
+    for name, extra in OURS.items():
+        measured = 1 if name.startswith("unrolled") else 5
+        rows[name] = ({**base, **extra, "measured": measured}, True)
+    return rows
+
+
+def fits(row: dict[str, Any]) -> bool:
+    """Whether a graph-keeping row fits in three quarters of this machine's memory."""
+    import torch
+
+    from rayddl.stages import host
+
+    if torch.cuda.is_available():
+        memory = float(torch.cuda.get_device_properties(0).total_memory)
+    else:
+        memory = float(host.memory_bytes())
+    keeps_graph = "reference" in row or row.get("mode") == "unrolled"
+    return not keeps_graph or row["steps"] * row["batch"] * UNROLLED_BYTES_PER_IMAGE < 0.75 * memory
+
+
+def run_case(case: str, reference: str | None, rounds: int) -> list[dict[str, str]]:
+    """All rows of a case, alternating over rounds, as printable cells."""
+    rows = rows_of(case, reference)
+    seconds: dict[str, list[float]] = {name: [] for name in rows}
+    peak: dict[str, int] = {}
+    for _ in range(rounds):
+        for name, (row, allocator) in rows.items():
+            if not fits(row):
+                continue
+            found = machine.child("tests.bench.matching", row, allocator=allocator)
+            if found:
+                seconds[name] += found["seconds"]
+                peak[name] = max(peak.get(name, 0), found["bytes"])
+    return [_cells(case, name, seconds, peak) for name in rows]
+
+
+def _cells(case: str, name: str, seconds: dict[str, list[float]], peak: dict[str, int]) -> dict[str, str]:
+    cells = {"case": case, "row": name}
+    blank = {
+        "seconds": "does not fit",
+        "GB": "",
+        "users' time / this": "",
+        "tuned time / this": "",
+        "users' memory / this": "",
+    }
+    if not seconds[name]:
+        return {**cells, **blank}
+    middle = statistics.median(seconds[name])
+
+    def ratio(other: str, of: Any, mine: float) -> str:
+        return f"{of(other) / mine:.2f}" if seconds.get(other) else ""
+
+    users, tuned = "original, as its users run it", "original, with allocator settings"
+    return {
+        **cells,
+        "seconds": f"{middle:.2f} ({min(seconds[name]):.2f}-{max(seconds[name]):.2f}, n={len(seconds[name])})",
+        "GB": f"{peak[name] / 1e9:.2f}",
+        "users' time / this": ratio(users, lambda o: statistics.median(seconds[o]), middle),
+        "tuned time / this": ratio(tuned, lambda o: statistics.median(seconds[o]), middle),
+        "users' memory / this": ratio(users, lambda o: peak[o], peak[name]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--reference", help="a checkout of the published MTT code")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=CASES, action="append")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.row:
+        print(json.dumps(measure(json.loads(given.row))))
+        return
+    print(machine.figures(), flush=True)
+    found: list[dict[str, str]] = []
+    for case in given.only or CASES:
+        found += run_case(case, given.reference, given.rounds)
+        print("\n" + machine.table(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""``rayddl run`` as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FAKE = Path(__file__).with_name("fake_rayddl.py")
+DEFINITION = """\
+name: demo
+source: {name: digits}
+stages:
+  first: {kind: make}
+  second: {kind: use, make: first}
+"""
+
+Rayddl = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def rayddl(tmp_path: Path) -> Rayddl:
+    """Runs the command with fake stage kinds, in a fresh folder that has ``pipelines/demo.yaml``."""
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "pipelines" / "demo.yaml").write_text(DEFINITION)
+
+    def command(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(FAKE), *words],
+            cwd=tmp_path,
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return command
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """The command, as far as the stage that waits."""
+    process = subprocess.Popen(
+        [sys.executable, str(FAKE), *words],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "now\n"
+    return process
+
+
+def test_piped(rayddl: Rayddl, tmp_path: Path) -> None:
+    """In a pipe: the plan, a few lines, the table, where things lie; no control codes; exit code 0."""
+    ended = rayddl("run", "demo")
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "\x1b" not in ended.stdout
+    assert "\r" not in ended.stdout
+    (folder,) = (path.name for path in (tmp_path / "runs").glob("second-*"))
+    assert ended.stdout.splitlines()[-9:] == [
+        "second",
+        "data        images   accuracy %",
+        "─" * 31,
+        "distilled       10   61.2 ± 0.4",
+        "random          10   50.1 ± 1.2",
+        "",
+        f"set     runs/{folder}/set",
+        f"report  runs/{folder}/report.html",
+        "record  runs/demo.run.json",
+    ]
+
+
+def test_second_run(rayddl: Rayddl) -> None:
+    """A second run does no stage again and gives the same table."""
+    first, second = rayddl("run", "demo"), rayddl("run", "demo")
+
+    assert "\nfirst: cached\nsecond: cached\n" in second.stdout
+    assert second.stdout.splitlines()[-9:] == first.stdout.splitlines()[-9:]
+
+
+def test_overrides_and_uri(rayddl: Rayddl, tmp_path: Path) -> None:
+    """--set changes keys, and --out takes a URI."""
+    ended = rayddl(
+        "run", "demo", "--set", "first.count=7", "--set", "seed=2", "--out", f"file://{tmp_path}/o"
+    )
+    manifests = [json.loads(path.read_text()) for path in (tmp_path / "o").glob("first-*/manifest.json")]
+
+    assert ended.returncode == 0
+    assert [(m["config"]["count"], m["seed"]) for m in manifests] == [(7, 2)]
+
+
+@pytest.mark.parametrize("ends", ["well", "printing"])
+def test_json(rayddl: Rayddl, ends: str) -> None:
+    """With --json every line on standard output is an event, whatever else prints there."""
+    ended = rayddl("run", "demo", "--json", "--set", f"first.ends={ends}")
+    events = [json.loads(line) for line in ended.stdout.splitlines()]
+
+    assert ended.returncode == 0
+    assert [event["event"] for event in events] == [
+        "plan",
+        "progress",
+        "progress",
+        "stage_done",
+        "stage_done",
+        "result",
+    ]
+    assert events[-1]["tables"]["second"][0]["accuracy %"] == "61.2 ± 0.4"
+    assert events[-1]["stages"]["first"]["summary"] == {"count": 3, "went_on": False}
+    talk = {"a library talks", "and so does C code"} if ends == "printing" else set()
+    assert set(ended.stderr.splitlines()) == talk
+
+
+def test_json_error(rayddl: Rayddl) -> None:
+    """With --json an error is an event with its exit code, too."""
+    ended = rayddl("run", "demo", "--json", "--set", "first.cuont=1")
+    (event,) = (json.loads(line) for line in ended.stdout.splitlines())
+
+    assert ended.returncode == 2
+    assert (event["event"], event["error"], event["exit_code"]) == ("error", "DefinitionError", 2)
+    assert "did you mean 'count'?" in event["message"]
+
+
+def test_quiet(rayddl: Rayddl) -> None:
+    """--quiet leaves the result."""
+    ended = rayddl("run", "demo", "--quiet")
+
+    assert ended.stdout.splitlines()[:2] == ["", "second"]
+
+
+def test_wrong_definition(rayddl: Rayddl, tmp_path: Path) -> None:
+    """A wrong definition ends with exit code 2, every problem, no traceback, and nothing written."""
+    ended = rayddl("run", "demo", "--set", "first.count=many", "--set", "secnod.make=x")
+
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr == (
+        "error: 2 problems in pipelines/demo.yaml; nothing was started.\n"
+        "  --set secnod.make=x: there is no stage 'secnod'; did you mean 'second'? "
+        "an override starts with one of: first, second, name, seed, source, description\n"
+        "  --set first.count=many: stages.first.count: 'many' is not a whole number; expected an integer\n"
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_unknown_definition(rayddl: Rayddl) -> None:
+    """An unknown name answers with the known ones."""
+    ended = rayddl("run", "dmeo")
+
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "error: no definition 'dmeo': looked for dmeo, pipelines/dmeo, pipelines/dmeo.yaml; "
+        "did you mean 'demo.yaml'? definitions in pipelines/: demo.yaml\n"
+    )
+
+
+def test_crash(rayddl: Rayddl, tmp_path: Path) -> None:
+    """A stage that breaks ends with exit code 1, its name, and where the traceback lies."""
+    ended = rayddl("run", "demo", "--set", "first.ends=crash")
+    (folder,) = (path.name for path in (tmp_path / "runs").glob("first-*"))
+
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "error: stage 'first' stopped on an error that rayddl does not know: RuntimeError: the stage broke\n"
+        f"  its traceback is in runs/{folder}/error.txt; "
+        "what was done so far is kept, and the same command goes on from there\n"
+    )
+    assert "RuntimeError: the stage broke" in (tmp_path / "runs" / folder / "error.txt").read_text()
+
+
+def test_ctrl_c(rayddl: Rayddl, tmp_path: Path) -> None:
+    """Ctrl-C ends with exit code 130 and the command line that goes on; that one does."""
+    process = start(tmp_path, "run", "demo", "--set", "first.ends=waiting", "--out", "my runs")
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate()
+
+    assert process.returncode == 130
+    assert re.search(r"\nfirst: interrupted after .*, 1/3, half-way\n$", stdout)
+    assert stderr == (
+        "stopped: interrupted; what was done so far is kept; go on with:\n"
+        "  rayddl run demo --set first.ends=waiting --out 'my runs'\n"
+    )
+    again = rayddl("run", "demo", "--set", "first.ends=waiting", "--out", "my runs", "--json")
+    assert json.loads(again.stdout.splitlines()[-1])["stages"]["first"]["summary"]["went_on"]
+
+
+def test_kill_9(rayddl: Rayddl, tmp_path: Path) -> None:
+    """A killed command is gone on with by the same command, though its lock is left behind."""
+    process = start(tmp_path, "run", "demo", "--set", "first.ends=waiting")
+    process.kill()
+    process.communicate()
+    (folder,) = (tmp_path / "runs").glob("first-*")
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "half.txt"]
+    ended = rayddl("run", "demo", "--set", "first.ends=waiting")
+
+    assert ended.returncode == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["half.txt", "manifest.json"]
+
+
+def test_two_commands(rayddl: Rayddl, tmp_path: Path) -> None:
+    """A second command on the same folder stops at once and names the first one's process."""
+    process = start(tmp_path, "run", "demo", "--set", "first.ends=waiting")
+    ended = rayddl("run", "demo", "--set", "first.ends=waiting")
+    process.kill()
+    process.communicate()
+
+    assert ended.returncode == 1
+    assert f"is being written by process {process.pid} on " in ended.stderr
+
+
+def test_out_cannot_be_written(rayddl: Rayddl, tmp_path: Path) -> None:
+    """An --out that cannot be written is told before anything starts."""
+    (tmp_path / "taken").write_text("x")
+    ended = rayddl("run", "demo", "--out", "taken/runs")
+
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: --out 'taken/runs' cannot be ")
+    assert "first: started" not in ended.stdout
+
+
+def on_terminal(folder: Path, *words: str) -> str:
+    """What the command writes to a terminal of 100 columns."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, str(FAKE), *words],
+        cwd=folder,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"},
+    )
+    os.close(theirs)
+    chunks: list[bytes] = []
+    while True:
+        try:
+            chunk = os.read(ours, 65536)
+        except OSError:
+            break
+        if not chunk:
+            break
+        chunks.append(chunk)
+    process.wait()
+    os.close(ours)
+    return b"".join(chunks).decode()
+
+
+def test_terminal(rayddl: Rayddl, tmp_path: Path) -> None:
+    """On a terminal a finished stage leaves one quiet line, and the cursor comes back."""
+    del rayddl
+    raw = on_terminal(tmp_path, "run", "demo")
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", raw)
+
+    assert re.search(r"✓ first   \d\.\d s +ready", text)
+    assert re.search(r"✓ second  \d\.\d s", text)
+    assert raw.rfind("\x1b[?25h") > raw.rfind("\x1b[?25l")
+    assert "record  runs/demo.run.json" in text
+
+
+@pytest.mark.parametrize("variables", [{"TERM": "dumb"}, {"PYTHONIOENCODING": "ascii"}])
+def test_poor_surroundings(rayddl: Rayddl, variables: dict[str, Any]) -> None:
+    """Where little can be shown, the run goes through all the same."""
+    ended = rayddl("run", "demo", **variables)
+
+    assert ended.returncode == 0
+    assert "record" in ended.stdout

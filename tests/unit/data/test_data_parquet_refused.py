@@ -1,0 +1,252 @@
+"""Every message about Parquet files that are not as they must be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from rayddl.data import sources
+from rayddl.data.config import SourceConfig
+from rayddl.errors import SourceError
+
+Encode = Callable[..., bytes]
+WriteTable = Callable[..., Path]
+NAMES = {"classes": "cat\ndog"}
+
+
+def config(root: Path | str, **settings: object) -> SourceConfig:
+    """A ``parquet`` source in ``root``."""
+    return SourceConfig.model_validate({"name": "parquet", "root": str(root), **settings})
+
+
+def images(encode: Encode, count: int, **options: object) -> list[bytes]:
+    """So many different encoded images."""
+    return [encode(i, **options) for i in range(count)]
+
+
+def message(source: SourceConfig) -> str:
+    """What the user reads when the source is refused, before any image is decoded."""
+    with pytest.raises(SourceError) as caught:
+        sources.fingerprint(source)
+    return str(caught.value)
+
+
+def test_no_root() -> None:
+    """There is no default place for a user's own files."""
+    assert message(SourceConfig(name="parquet")) == (
+        "source parquet needs source.root: the folder (or URI) that holds Parquet files."
+    )
+
+
+def test_a_missing_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative root is shown as written and as what it came to."""
+    monkeypatch.chdir(tmp_path)
+
+    assert message(config("nowhere")) == (
+        f"source parquet: there is no folder nowhere ({tmp_path / 'nowhere'}). Looked for Parquet files in "
+        "it. Set source.root."
+    )
+
+
+def test_a_root_that_no_filesystem_opens() -> None:
+    """An unknown scheme is an error of the source, not a traceback."""
+    assert message(config("gopher://x/y")).startswith(
+        "source parquet: source.root=gopher://x/y cannot be opened: "
+    )
+
+
+def test_an_empty_root(tmp_path: Path) -> None:
+    """The message says what was looked for and that there is nothing."""
+    assert message(config(tmp_path)) == (
+        f"source parquet in {tmp_path}: no file for the train split. Looked for *train*.parquet, "
+        "data/*train*.parquet. There is no .parquet file in it or in its data folder. Set source.root, or "
+        "source.train to a file or glob inside it."
+    )
+
+
+def test_a_missing_test_split(small: Path) -> None:
+    """What is there is listed."""
+    (small / "a-test.parquet").unlink()
+
+    assert message(config(small)) == (
+        f"source parquet in {small}: no file for the test split. Looked for *test*.parquet, *val*.parquet, "
+        "data/*test*.parquet, data/*val*.parquet. It holds: a-train.parquet. Set source.root, or source.test "
+        "to a file or glob inside it."
+    )
+
+
+def test_a_pattern_that_matches_nothing(small: Path) -> None:
+    """The pattern is quoted beside what there is."""
+    text = message(config(small, train="b*.parquet"))
+
+    assert "Looked for b*.parquet. It holds: a-test.parquet, a-train.parquet." in text
+
+
+def test_files_of_several_data_sets(small: Path, encode: Encode, write_table: WriteTable) -> None:
+    """Default patterns do not mix them up; the message lists them and what to type."""
+    write_table("b-train.parquet", images(encode, 2), [0, 1])
+
+    assert message(config(small)) == (
+        f"source parquet in {small}: the train split could be any of several data sets: a-train.parquet, "
+        "b-train.parquet. Say which with source.train and source.test, for example --set "
+        "source.train=a-train.parquet (a glob takes several files)."
+    )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train-00000-of-00002", "train-00001-of-00002"),
+        ("train_0", "train_1", "train_10"),
+        ("train-00000-of-00001-0a1b2c3d4e5f6789", "train-00000-of-00001-99aabbccddeeff00"),
+        ("0.x-train", "1.x-train"),
+    ],
+)
+def test_shards_of_one_data_set_belong_together(
+    encode: Encode, write_table: WriteTable, tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    """Shard numbers do not look like different data sets."""
+    for name in names:
+        write_table(f"{name}.parquet", images(encode, 2), [0, 1])
+    write_table("test.parquet", images(encode, 2), [0, 1])
+
+    assert len(sources.load(config(tmp_path)).train) == 2 * len(names)
+
+
+def test_cifar10_and_cifar100_are_not_shards(encode: Encode, write_table: WriteTable, tmp_path: Path) -> None:
+    """A number inside a word is part of the name."""
+    for name in ("cifar10-train", "cifar100-train"):
+        write_table(f"{name}.parquet", images(encode, 2), [0, 1])
+
+    assert "several data sets: cifar10-train.parquet, cifar100-train.parquet" in message(config(tmp_path))
+
+
+def test_a_file_in_both_splits(small: Path) -> None:
+    """Training images must not be held-out images."""
+    assert message(config(small, train="a-*.parquet")) == (
+        f"source parquet in {small}: a-test.parquet would be in the train and in the test split. Set "
+        "source.train and source.test so that no file is in both."
+    )
+
+
+def test_a_wrong_image_column(small: Path) -> None:
+    """The columns there are, with their types, and the key to set."""
+    assert message(config(small, image_column="img")) == (
+        f"{small}/a-train.parquet has no column 'img'; it has: image (binary), label (int64). Set "
+        "source.image_column."
+    )
+
+
+def test_a_wrong_label_column(small: Path) -> None:
+    """Likewise for labels."""
+    text = message(config(small, label_column="fine_label"))
+
+    assert (
+        "has no column 'fine_label'; it has: image (binary), label (int64). Set source.label_column." in text
+    )
+
+
+def test_columns_of_a_wrong_type(encode: Encode, write_table: WriteTable, tmp_path: Path) -> None:
+    """The type found and the types that will do."""
+    write_table("train.parquet", images(encode, 2), [0.0, 1.0])
+    write_table("test.parquet", images(encode, 2), [0, 1])
+    assert message(config(tmp_path)) == (
+        f"{tmp_path}/train.parquet: column 'label' must hold whole numbers or text, it is double. The "
+        "columns are: image (binary), label (double). Set source.label_column."
+    )
+
+    write_table("train.parquet", [1, 2], [0, 1])
+    assert "column 'image' must hold binary or struct<bytes, path>, it is int64." in message(config(tmp_path))
+
+
+def test_empty_labels(encode: Encode, write_table: WriteTable, tmp_path: Path) -> None:
+    """They are counted."""
+    write_table("train.parquet", images(encode, 3), [0, None, 1])
+    write_table("test.parquet", images(encode, 2), [0, 1])
+
+    assert message(config(tmp_path)) == f"{tmp_path}/train.parquet: column 'label' has 1 empty labels of 3."
+
+
+def test_labels_beyond_the_class_names(encode: Encode, write_table: WriteTable, tmp_path: Path) -> None:
+    """The range found and the range expected."""
+    write_table("train.parquet", images(encode, 3), [0, 1, 2], NAMES)
+    write_table("test.parquet", images(encode, 2), [0, 1], NAMES)
+
+    assert message(config(tmp_path)) == (
+        f"{tmp_path}/train.parquet: labels in column 'label' run from 0 to 2, but there are 2 class names, "
+        "so 0 to 1 are expected."
+    )
+
+
+def test_a_held_out_label_that_is_no_class(encode: Encode, write_table: WriteTable, tmp_path: Path) -> None:
+    """Nothing could be learned about it."""
+    write_table("train.parquet", images(encode, 2), ["a", "b"])
+    write_table("test.parquet", images(encode, 2), ["a", "z"])
+
+    assert message(config(tmp_path)) == (
+        f"{tmp_path}/test.parquet has labels that are no class of the train split: z. The classes are: a, b."
+    )
+
+
+def test_class_names_that_never_occur(encode: Encode, write_table: WriteTable, tmp_path: Path) -> None:
+    """A class without a training image is named before anything is decoded."""
+    write_table("train.parquet", images(encode, 2), [0, 2], {"classes": "a\nb\nc\nd"})
+    write_table("test.parquet", images(encode, 2), [0, 2], {"classes": "a\nb\nc\nd"})
+
+    assert message(config(tmp_path)) == (
+        f"source parquet in {tmp_path}: 2 of 4 classes have no readable training image: b, d. Every class "
+        "needs at least one; take the others out of the class names, or add images."
+    )
+
+
+def test_one_class(encode: Encode, write_table: WriteTable, tmp_path: Path) -> None:
+    """There is nothing to tell apart."""
+    for split in ("train", "test"):
+        write_table(f"{split}.parquet", images(encode, 2), [5, 5])
+
+    assert message(config(tmp_path)) == (
+        f"source parquet in {tmp_path}: found only the class '5', at least two are needed. Looked for the "
+        "labels in column 'label' of train.parquet."
+    )
+
+
+def test_equal_class_names(encode: Encode, write_table: WriteTable, tmp_path: Path) -> None:
+    """Names are what classes are matched by."""
+    for split in ("train", "test"):
+        write_table(f"{split}.parquet", images(encode, 2), [0, 1], {"classes": "a\na"})
+
+    assert "class names must differ, found more than once: a." in message(config(tmp_path))
+
+
+def test_a_split_without_rows(small: Path, write_table: WriteTable) -> None:
+    """An empty file is named."""
+    write_table("a-test.parquet", pa.array([], pa.binary()), pa.array([], pa.int64()), NAMES)
+
+    assert message(config(small)) == (
+        f"source parquet in {small}: the test split has no rows (a-test.parquet)."
+    )
+
+
+def test_a_damaged_image_column(small: Path) -> None:
+    """A file whose footer is whole but whose images are not is named, with the column."""
+    file = small / "a-train.parquet"
+    data = bytearray(file.read_bytes())
+    data[4:200] = b"\xff" * 196
+    file.write_bytes(data)
+
+    with pytest.raises(SourceError) as caught:
+        sources.load(config(small))
+
+    assert str(caught.value).startswith(f"{file} is damaged in column 'image': ")
+    assert str(caught.value).endswith(". Copy it again.")
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1", b"this is not Parquet at all, only text"])
+def test_a_file_that_is_not_parquet(small: Path, data: bytes) -> None:
+    """The file is named."""
+    (small / "a-test.parquet").write_bytes(data)
+
+    assert message(config(small)).startswith(f"{small}/a-test.parquet cannot be read as Parquet: ")

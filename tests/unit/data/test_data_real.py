@@ -1,0 +1,96 @@
+"""Real images as they lie beside the checkout: small parts of each file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from rayddl.data import sources
+from rayddl.data.augment import apply, draw
+from rayddl.data.config import AUGMENTATIONS, SourceConfig
+from rayddl.data.decode import Encoded, decode
+from rayddl.data.space import fit
+from rayddl.errors import SourceError
+
+
+@pytest.fixture(scope="module")
+def tiny(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> SourceConfig:
+    """The 1,000 held-out images of 20 Tiny-ImageNet classes, halved into train and test."""
+    folder = tmp_path_factory.mktemp("tiny")
+    table = pq.read_table(shared_data / "tinyimagenet20-val.parquet")
+    order = [i for start in (0, 1) for i in range(start, len(table), 2)]
+    for split, rows in (("train", order[:500]), ("test", order[500:])):
+        pq.write_table(table.take(rows), folder / f"{split}.parquet")
+    return SourceConfig(name="parquet", root=str(folder))
+
+
+def test_tiny_imagenet_becomes_colour_tensors(tiny: SourceConfig) -> None:
+    """All 1,000 photographs are readable, the few grey ones become colour, classes have their names."""
+    source = sources.load(tiny)
+
+    assert source.bad == ()
+    assert len(source.train) + len(source.test) == 1000
+    assert source.train.shape == source.test.shape == (3, 64, 64)
+    assert len(source.train.classes) == 20
+    assert source.train.classes[0] == "n01443537"
+    assert sum(source.train.counts()) == 500
+
+
+def test_real_photographs_survive_whitening_and_augmentation(tiny: SourceConfig) -> None:
+    """At 16 x 16 pixels they return from ZCA byte for byte, and every strategy leaves them finite."""
+    source = sources.load(tiny.model_copy(update={"size": 16}))
+    space = fit("zca", source.train.images)
+    encoded = space.encode(source.test.images)
+
+    back = (space.decode(encoded) * 255).round().to(torch.uint8)
+
+    assert torch.equal(back, source.test.images)
+    for name in AUGMENTATIONS:
+        drawn = draw((name,), (500, 3, 16, 16), torch.Generator().manual_seed(0))
+        assert torch.isfinite(apply(encoded, drawn)).all()
+
+
+def test_cifar10_is_found_with_its_names(shared_data: Path) -> None:
+    """The files are told apart from the other data sets there, and the class names are CIFAR-10's."""
+    config = SourceConfig(
+        name="parquet", root=str(shared_data), train="cifar10-test.parquet", test="cifar10-train.parquet"
+    )
+    table = pq.ParquetFile(shared_data / "cifar10-test.parquet")
+    batch = next(table.iter_batches(50, columns=["image"])).column(0).to_pylist()
+    items = [Encoded(str(i), 0, lambda data=data: data) for i, data in enumerate(batch)]  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+
+    assert len(sources.fingerprint(config)) == 64
+    assert all(getattr(d.pixels, "shape", None) == (32, 32, 3) for d in decode([items], None))
+
+
+def test_a_folder_of_several_data_sets_is_not_guessed(shared_data: Path) -> None:
+    """With the defaults alone the message lists both train files and what to type."""
+    with pytest.raises(SourceError) as caught:
+        sources.fingerprint(SourceConfig(name="parquet", root=str(shared_data)))
+
+    assert "cifar10-train.parquet, tinyimagenet20-train.parquet. Say which with source.train" in str(
+        caught.value
+    )
+
+
+def test_classes_without_images_are_named(shared_data: Path) -> None:
+    """The sample of ImageNet has pictures of 250 of the classes that it names, or says which lack them."""
+    config = SourceConfig(
+        name="parquet", root=str(shared_data), train="imagenet-*", test="tinyimagenet20-val.parquet"
+    )
+
+    with pytest.raises(SourceError, match=r"have no readable training image|are no class of the train split"):
+        sources.fingerprint(config)
+
+
+def test_imagenet_photographs_decode_to_one_size(shared_data: Path) -> None:
+    """Photographs of any size are brought to a square, by threads, without a bad one among them."""
+    batch = next(pq.ParquetFile(shared_data / "imagenet-sample.parquet").iter_batches(24)).column("image")
+    items = [Encoded(str(i), 0, lambda data=data: data) for i, data in enumerate(batch.to_pylist())]  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+
+    shapes = {getattr(d.pixels, "shape", d.pixels) for d in decode([items], 64)}
+
+    assert shapes <= {(64, 64, 3), (64, 64)}

@@ -1,0 +1,221 @@
+"""Pixel spaces: there and back, their statistics, and what they refuse."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rayddl.data.space import ZCA_EPS, Normalise, PixelSpace, Zca, fit
+from rayddl.errors import ArtifactError, SourceError
+
+KINDS = ["normalise", "zca"]
+
+
+def noise(count: int, shape: tuple[int, int, int], seed: int = 0) -> torch.Tensor:
+    """Random bytes whose neighbours resemble each other, as those of pictures do."""
+    source = torch.Generator().manual_seed(seed)
+    base = torch.randint(0, 200, (count, *shape), generator=source)
+    smooth = (base + base.roll(1, 3) + base.roll(1, 2)) // 3
+    return smooth.to(torch.uint8)
+
+
+def zca_of(images: torch.Tensor) -> Zca:
+    """A fitted whitening, with its own type."""
+    space = fit("zca", images)
+    assert isinstance(space, Zca)
+    return space
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    seed=st.integers(0, 1000),
+    count=st.integers(2, 40),
+    shape=st.tuples(st.sampled_from([1, 3]), st.integers(1, 6), st.integers(1, 6)),
+)
+def test_what_was_encoded_comes_back(kind: str, seed: int, count: int, shape: tuple[int, int, int]) -> None:
+    """Every byte of every image returns from model space, for any shape and number of images."""
+    images = noise(count, shape, seed)
+    space = fit(kind, images)
+
+    encoded = space.encode(images)
+    back = space.invert(encoded)
+
+    assert encoded.dtype == back.dtype == torch.float32
+    assert encoded.shape == images.shape
+    torch.testing.assert_close(back, images.float() / 255, rtol=0, atol=2e-5)
+    assert torch.equal((space.decode(encoded) * 255).round().to(torch.uint8), images)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_numbers_restore_bit_for_bit(kind: str) -> None:
+    """A space put together from its parts encodes and inverts to the very same bits."""
+    images = noise(50, (3, 5, 4))
+    space = fit(kind, images)
+
+    restored = PixelSpace.from_parts(space.to_json(), space.tensors())
+
+    assert type(restored) is type(space)
+    assert restored.kind == kind
+    assert restored.shape == (3, 5, 4)
+    assert restored.fingerprint == space.fingerprint
+    encoded = space.encode(images)
+    assert torch.equal(restored.encode(images), encoded)
+    assert torch.equal(restored.invert(encoded), space.invert(encoded))
+    assert all(torch.equal(restored.tensors()[name], t) for name, t in space.tensors().items())
+
+
+def test_normalise_is_mean_and_deviation_per_channel() -> None:
+    """The encoded train split has mean 0 and deviation 1 in each channel, as numpy computes them."""
+    images = noise(64, (3, 6, 6))
+    space = fit("normalise", images)
+    assert isinstance(space, Normalise)
+
+    pixels = images.numpy().astype(np.float64) / 255
+    np.testing.assert_allclose(space.mean.numpy(), pixels.mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(space.std.numpy(), pixels.std((0, 2, 3)), rtol=1e-12)
+    encoded = space.encode(images).double()
+    torch.testing.assert_close(encoded.mean((0, 2, 3)), torch.zeros(3).double(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        encoded.std((0, 2, 3), correction=0), torch.ones(3).double(), rtol=1e-6, atol=0
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_constant_channel_becomes_zero(kind: str) -> None:
+    """A channel that never varies neither divides by zero nor blows up, and comes back."""
+    images = noise(20, (3, 4, 4))
+    images[:, 1] = 77
+    space = fit(kind, images)
+
+    encoded = space.encode(images)
+
+    torch.testing.assert_close(encoded[:, 1], torch.zeros(20, 4, 4), rtol=0, atol=1e-4)
+    assert torch.equal((space.decode(encoded) * 255).round().to(torch.uint8), images)
+
+
+def test_whitening_in_the_eigenbasis() -> None:
+    """The whitened covariance is s / (s + eps) along the eigenvectors of the original one."""
+    images = noise(400, (3, 4, 4))
+    space = zca_of(images)
+    flat = images.flatten(1).double() / 255
+    values, vectors = torch.linalg.eigh(torch.cov(flat.T))
+
+    whitened = torch.cov(space.encode(images).flatten(1).double().T)
+
+    expected = torch.diag(values / (values + ZCA_EPS))
+    torch.testing.assert_close(vectors.T @ whitened @ vectors, expected, rtol=0, atol=1e-5)
+
+
+def test_whitening_is_the_symmetric_root() -> None:
+    """Both matrices are symmetric, inverse to each other, and given by the eigendecomposition."""
+    images = noise(100, (1, 5, 5))
+    space = zca_of(images)
+    values, vectors = torch.linalg.eigh(torch.cov(images.flatten(1).double().T / 255))
+
+    expected = vectors @ torch.diag((values + ZCA_EPS).rsqrt()) @ vectors.T
+
+    torch.testing.assert_close(space.whiten.double(), expected, rtol=0, atol=1e-6)
+    assert torch.equal(space.whiten, space.whiten.T)
+    assert torch.equal(space.unwhiten, space.unwhiten.T)
+    torch.testing.assert_close(space.whiten @ space.unwhiten, torch.eye(25), rtol=0, atol=1e-5)
+
+
+def test_statistics_are_exact_over_many_chunks() -> None:
+    """More images than one exact float32 product may hold, at the extremes of a byte."""
+    source = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 2, (5000, 1, 2, 3), generator=source).mul(255).to(torch.uint8)
+    whole = images.flatten(1).to(torch.int64)
+    space = zca_of(images)
+
+    assert torch.equal(space.mean, (whole.sum(0).double() / 5000 / 255).float())
+    reversed_ = zca_of(images.flip(0))
+    assert reversed_.fingerprint == space.fingerprint
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fingerprint_follows_the_images(kind: str) -> None:
+    """One changed byte changes it; the number of threads and the layout in memory do not."""
+    images = noise(30, (3, 4, 4))
+    other = images.clone()
+    other[3, 1, 2, 2] += 1
+
+    assert fit(kind, images).fingerprint == fit(kind, images.clone()).fingerprint
+    assert (
+        fit(kind, images.to(memory_format=torch.channels_last)).fingerprint == fit(kind, images).fingerprint
+    )
+    assert fit(kind, other).fingerprint != fit(kind, images).fingerprint
+
+
+def test_the_two_kinds_differ() -> None:
+    """Spaces of different kinds never share a fingerprint."""
+    images = noise(30, (3, 4, 4))
+
+    assert fit("zca", images).fingerprint != fit("normalise", images).fingerprint
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_encoding_does_not_depend_on_the_batch(kind: str) -> None:
+    """Images encoded in parts are those encoded together, up to rounding, and no input is changed."""
+    images = noise(60, (3, 4, 4))
+    before = images.clone()
+    space = fit(kind, images)
+
+    together = space.encode(images)
+
+    torch.testing.assert_close(torch.cat([space.encode(images[:7]), space.encode(images[7:])]), together)
+    assert space.encode(images[:0]).shape == (0, 3, 4, 4)
+    assert torch.equal(images, before)
+
+
+def test_too_large_images_are_not_whitened() -> None:
+    """The message gives the matrix's size, the limit and both ways out."""
+    with pytest.raises(SourceError) as caught:
+        fit("zca", torch.zeros(4, 3, 65, 65, dtype=torch.uint8))
+
+    assert str(caught.value) == (
+        "space: zca needs a 12,675 x 12,675 matrix for images of 3 x 65 x 65 pixels; it is offered up to "
+        "64 x 64 RGB (12,288 numbers per image). Set source.space=normalise, or a smaller source.size."
+    )
+
+
+def test_a_single_image_is_not_whitened() -> None:
+    """One image has no covariance."""
+    with pytest.raises(SourceError, match="space: zca needs at least 2 training images, found 1"):
+        fit("zca", torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+
+
+def test_images_of_another_shape_are_refused() -> None:
+    """A space fitted on one shape does not silently broadcast over another."""
+    space = fit("normalise", noise(10, (3, 4, 4)))
+
+    with pytest.raises(ValueError, match=r"fitted on images of shape \(3, 4, 4\), got \(1, 4, 4\)"):
+        space.encode(noise(2, (1, 4, 4)))
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    """Both fitting and restoring name the kinds there are."""
+    space = fit("normalise", noise(10, (3, 4, 4)))
+
+    with pytest.raises(ValueError, match="unknown pixel space 'pca'; known: normalise, zca"):
+        fit("pca", noise(10, (3, 4, 4)))
+    with pytest.raises(ArtifactError, match="unknown pixel space 'pca'; known: normalise, zca"):
+        PixelSpace.from_parts({**space.to_json(), "kind": "pca"}, space.tensors())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_missing_or_altered_numbers_are_refused(kind: str) -> None:
+    """A number that is missing, cut short or belongs to another space is not used."""
+    space, other = fit(kind, noise(10, (3, 4, 4))), fit(kind, noise(10, (3, 4, 4), seed=1))
+    tensors = space.tensors()
+
+    with pytest.raises(ArtifactError, match=f"the pixel space '{kind}' is incomplete: 'mean'"):
+        PixelSpace.from_parts(space.to_json(), {n: t for n, t in tensors.items() if n != "mean"})
+    parts = {**space.to_json(), "fingerprint": other.fingerprint}
+    with pytest.raises(ArtifactError, match=r"were altered: they give the fingerprint \w+, stored is \w+"):
+        PixelSpace.from_parts(parts, tensors)
+    with pytest.raises(ArtifactError, match=r"is incomplete: mean has shape \(1,\), expected \(\d+,\)"):
+        PixelSpace.from_parts(space.to_json(), {name: t[:1] for name, t in tensors.items()})

@@ -1,0 +1,193 @@
+"""The meta-gradient against autograd through the whole unroll and against finite differences."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from rayddl.data import augment
+from rayddl.data.config import AUGMENTATIONS
+from rayddl.matching.gradient import (
+    MODES,
+    MetaGradient,
+    StudentRun,
+    exact,
+    matching_loss,
+    truncated,
+    unrolled,
+)
+from rayddl.nets.build import flat, initial
+from rayddl.nets.config import NetConfig
+from rayddl.training.steps import Steps, make_steps
+
+SHAPE, CLASSES, COUNT = (3, 8, 8), 4, 7
+PARTS = ("loss", "images", "labels", "lr")
+
+
+def problem(
+    *, batch: int, count: int, augmentations: tuple[str, ...], norm: str = "instance", seed: int = 0
+) -> tuple[Steps, StudentRun, Tensor, Tensor]:
+    """A small student run in float64."""
+    draws = torch.Generator().manual_seed(seed)
+    config = NetConfig(depth=2, width=8, norm=norm)
+    steps = make_steps(flat(config, SHAPE, CLASSES), compile_=False)
+    start = initial(config, SHAPE, CLASSES, seed=1).double()
+    target = start + 0.05 * torch.randn(start.shape, generator=draws, dtype=torch.float64)
+    picks = [torch.randperm(COUNT, generator=draws)[:batch] for _ in range(count)]
+    shape = (batch, *SHAPE)
+    run = StudentRun(
+        torch.randn(COUNT, *SHAPE, generator=draws, dtype=torch.float64),
+        torch.randn(COUNT, CLASSES, generator=draws, dtype=torch.float64).softmax(1),
+        torch.tensor(0.3, dtype=torch.float64),
+        picks,
+        [augment.draw(augmentations, shape, draws) for _ in picks],
+    )
+    return steps, run, start, target
+
+
+def difference(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch", "group", "none"])
+@pytest.mark.parametrize("augmentations", [(), AUGMENTATIONS], ids=["plain", "dsa"])
+@pytest.mark.parametrize(("batch", "count"), [(COUNT, 1), (3, 1), (3, 14), (COUNT, 5)])
+def test_exact_equals_autograd_through_the_unroll(
+    norm: str, augmentations: tuple[str, ...], batch: int, count: int
+) -> None:
+    """Images', labels' and learning rate's derivatives agree to 9 digits in float64."""
+    args = problem(batch=batch, count=count, augmentations=augmentations, norm=norm)
+    actual, expected = exact(*args), unrolled(*args)
+
+    for part in PARTS:
+        assert difference(getattr(actual, part), getattr(expected, part)) < 1e-9, part
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_exact_through_every_augmentation(name: str) -> None:
+    """Each augmentation by itself is pulled back exactly."""
+    args = problem(batch=3, count=4, augmentations=(name,), seed=2)
+    actual, expected = exact(*args), unrolled(*args)
+
+    for part in PARTS:
+        assert difference(getattr(actual, part), getattr(expected, part)) < 1e-9, part
+
+
+@pytest.mark.parametrize("part", ["images", "labels", "lr"])
+def test_exact_equals_finite_differences(part: str) -> None:
+    """The derivative along a random direction is the difference quotient of the loss."""
+    steps, run, start, target = problem(batch=3, count=4, augmentations=("scale", "color"))
+    value: Tensor = getattr(run, part)
+    way = torch.randn(value.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    step = 1e-6
+    ends = [
+        unrolled(steps, replace(run, **{part: value + sign * step * way}), start, target).loss
+        for sign in (1, -1)
+    ]
+
+    quotient = float(ends[0] - ends[1]) / (2 * step)
+    along = float((getattr(exact(steps, run, start, target), part) * way).sum())
+    assert abs(along - quotient) < 1e-5 * abs(quotient)
+
+
+def test_truncated_drops_only_what_comes_through_parameters() -> None:
+    """TESLA's gradient is autograd's with every step's parameters held fixed, and exact for one step."""
+    steps, run, start, target = problem(batch=3, count=6, augmentations=("flip",))
+    leaf = run.images.clone().requires_grad_()
+    rate = run.lr.clone().requires_grad_()
+    theta = end = start
+    for picked, drawn in zip(run.picks, run.draws, strict=True):
+        held = theta.detach().requires_grad_()
+        x = augment.apply(leaf[picked], drawn)
+        loss = torch.nn.functional.cross_entropy(steps.net(held, x), run.labels[picked])
+        gradient = torch.autograd.grad(loss, held, create_graph=True)[0]
+        end = end - rate * gradient
+        theta = theta - run.lr * gradient.detach()
+    matching_loss(end, start, target).backward()
+    actual = truncated(steps, run, start, target)
+    assert leaf.grad is not None
+    assert rate.grad is not None
+
+    assert difference(actual.images, leaf.grad) < 1e-9
+    assert difference(actual.lr, rate.grad) < 1e-9
+    single = replace(run, picks=run.picks[:1], draws=run.draws[:1])
+    assert (
+        difference(truncated(steps, single, start, target).images, exact(steps, single, start, target).images)
+        == 0
+    )
+
+
+def test_hand_computed_two_steps() -> None:
+    """On a linear softmax model with zero start, two steps match the formulas written out."""
+    steps, run, start, target = problem(batch=COUNT, count=2, augmentations=())
+    first = torch.autograd.functional.jacobian(
+        lambda theta: torch.nn.functional.cross_entropy(
+            steps.net(theta, run.images[run.picks[0]]), run.labels[run.picks[0]]
+        ),
+        start,
+    )
+    middle = start - run.lr * first
+    second = torch.autograd.functional.jacobian(
+        lambda theta: torch.nn.functional.cross_entropy(
+            steps.net(theta, run.images[run.picks[1]]), run.labels[run.picks[1]]
+        ),
+        middle,
+    )
+    end = middle - run.lr * second
+
+    expected = (end - target).square().sum() / (start - target).square().sum()
+    torch.testing.assert_close(exact(steps, run, start, target).loss, expected, rtol=1e-12, atol=0)
+
+
+def test_compiled_equals_uncompiled() -> None:
+    """Compiling changes the float32 result only by rounding."""
+    config = NetConfig(depth=1, width=4)
+    _, run, *_ = problem(batch=3, count=2, augmentations=())
+    start = initial(config, SHAPE, CLASSES, seed=1)
+    target = start + 0.05
+    small = replace(run, images=run.images.float(), labels=run.labels.float(), lr=run.lr.float())
+    found: list[MetaGradient] = [
+        exact(make_steps(flat(config, SHAPE, CLASSES), compile_=compile_), small, start, target)
+        for compile_ in (True, False)
+    ]
+
+    for part in PARTS:
+        torch.testing.assert_close(getattr(found[0], part), getattr(found[1], part), rtol=1e-4, atol=1e-6)
+
+
+def test_bf16_gradient_points_the_same_way() -> None:
+    """With bf16 products the images' gradient stays within a few degrees of float32's."""
+    config = NetConfig(depth=2, width=16)
+    _, run, *_ = problem(batch=COUNT, count=5, augmentations=())
+    start = initial(config, SHAPE, CLASSES, seed=1)
+    target = start + 0.02 * torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
+    small = replace(run, images=run.images.float(), labels=run.labels.float(), lr=run.lr.float())
+    fine, coarse = (
+        exact(
+            make_steps(flat(config, SHAPE, CLASSES, precision=p), compile_=False), small, start, target
+        ).images
+        for p in ("fp32", "bf16")
+    )
+
+    assert torch.nn.functional.cosine_similarity(fine.flatten(), coarse.flatten(), dim=0) > 0.99
+
+
+def test_an_image_drawn_twice_counts_twice() -> None:
+    """Indices that repeat within a step add up, as autograd's do."""
+    steps, run, start, target = problem(batch=3, count=2, augmentations=())
+    doubled = replace(run, picks=[torch.tensor([0, 0, 1]), torch.tensor([2, 2, 2])])
+
+    assert (
+        difference(
+            exact(steps, doubled, start, target).images, unrolled(steps, doubled, start, target).images
+        )
+        < 1e-9
+    )
+
+
+def test_modes_are_the_three() -> None:
+    """The names that a definition may use are the functions'."""
+    assert {"exact": exact, "truncated": truncated, "unrolled": unrolled} == MODES

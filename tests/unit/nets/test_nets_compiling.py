@@ -1,0 +1,85 @@
+"""Compilation, and going on without it."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+
+import pytest
+import torch
+
+from rayddl.nets import compiling
+from rayddl.nets.config import NetConfig
+from rayddl.nets.cost import forward_flops, worth_compiling
+
+
+def square(x: torch.Tensor) -> torch.Tensor:
+    return x * x
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler on this machine")
+def test_compiled_function_gives_the_same() -> None:
+    """What comes out of a compiled function is what the function gives."""
+    x = torch.arange(4.0)
+
+    assert torch.equal(compiling.compiled(square)(x), square(x))
+
+
+def test_without_a_compiler_one_warning_and_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where compiling fails, one warning per process names the remedy and the function still works."""
+
+    def broken(function: object, **_: object) -> object:
+        del function
+
+        def fail(*_: object) -> None:
+            raise torch._inductor.exc.InvalidCxxCompiler
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(compiling, "_told", [])
+    x = torch.arange(4.0)
+    with pytest.warns(RuntimeWarning, match=r"going on uncompiled.*g\+\+ or clang\+\+.*rayddl doctor"):
+        result = compiling.compiled(square)(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = compiling.compiled(square)(x)
+
+    assert torch.equal(result, square(x))
+    assert torch.equal(again, square(x))
+
+
+def test_errors_of_the_function_itself_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistake inside the function is raised, not taken for a missing compiler."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+    def wrong(x: torch.Tensor) -> torch.Tensor:
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        compiling.compiled(wrong)(torch.ones(1))
+
+
+def test_environment_turns_compilation_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RAYDDL_COMPILE=0 hands the function back as it is."""
+    monkeypatch.setenv("RAYDDL_COMPILE", "0")
+
+    assert compiling.compiled(square) is square
+    monkeypatch.delenv("RAYDDL_COMPILE")
+    assert compiling.compiled(square, wanted=False) is square
+
+
+def test_cost_of_the_literatures_convnet() -> None:
+    """ConvNet-3 on 32x32 costs the sum of its products, counted by hand."""
+    first, second, third = 32 * 32 * 27 * 128, 16 * 16 * 9 * 128 * 128, 8 * 8 * 9 * 128 * 128
+    by_hand = 2 * (first + second + third + 4 * 4 * 128 * 10)
+
+    assert forward_flops(NetConfig(), (3, 32, 32), 10) == by_hand
+
+
+def test_only_long_work_is_compiled() -> None:
+    """A few small steps are not worth compiling; a published setting is."""
+    small = NetConfig(depth=2, width=16)
+
+    assert not worth_compiling(small, (1, 8, 8), 10, steps=100, batch=10)
+    assert worth_compiling(NetConfig(), (3, 32, 32), 10, steps=50 * 5000, batch=10, passes=12)

@@ -1,0 +1,106 @@
+"""Sets in the forms that other programs read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayddl.data.export import export_set
+from rayddl.errors import ArtifactError, UserError
+from rayddl.storage import Folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Folder]:
+    """A small distilled set, and the folder it is saved in."""
+    torch = pytest.importorskip("torch")
+    from rayddl.data import space
+    from rayddl.data.distilled import DistilledSet
+
+    numbers = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (20, 3, 8, 8), generator=numbers, dtype=torch.uint8)
+    fitted = space.fit("zca", images)
+    made = DistilledSet(
+        images=fitted.encode(images[:4]),
+        labels=torch.tensor([0, 0, 1, 1]),
+        lr_student=0.02,
+        classes=("cat", "dog"),
+        space=fitted,
+        info={"method": "MCT"},
+    )
+    folder = Folder(str(tmp_path_factory.mktemp("set")))
+    made.save(folder)
+    return made, folder
+
+
+def test_pt(made: tuple[Any, Folder], tmp_path: Path) -> None:
+    """The tensors come back exactly, and load without running code; the learning rate is beside them."""
+    import torch
+
+    distilled, folder = made
+    written = export_set(folder, "pt", Folder(str(tmp_path)))
+
+    images = torch.load(tmp_path / "images_best.pt", weights_only=True)
+    labels = torch.load(tmp_path / "labels_best.pt", weights_only=True)
+    assert torch.equal(images, distilled.images)
+    assert torch.equal(labels, distilled.labels)
+    assert Folder(str(tmp_path)).read_json("set.json")["lr_student"] == 0.02
+    assert [Path(path).name for path in written] == ["images_best.pt", "labels_best.pt", "set.json"]
+
+
+def test_imagefolder(made: tuple[Any, Folder], tmp_path: Path) -> None:
+    """The pictures open as torchvision's ImageFolder, and are those of the set."""
+    import torch
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms.functional import pil_to_tensor
+
+    distilled, folder = made
+    export_set(folder, "imagefolder", Folder(str(tmp_path)))
+    read = ImageFolder(str(tmp_path))
+
+    assert [label for _, label in read.samples] == [0, 0, 1, 1]
+    pictures = torch.stack([pil_to_tensor(picture) for picture, _ in read])
+    assert torch.equal(pictures, distilled.pixels())
+
+
+def test_parquet(made: tuple[Any, Folder], tmp_path: Path) -> None:
+    """The table has an image and a label in each row."""
+    from pyarrow import parquet
+
+    _, folder = made
+    export_set(folder, "parquet", Folder(f"file://{tmp_path}/deep"))
+    table = parquet.read_table(tmp_path / "deep" / "images.parquet")
+
+    assert table.column("label").to_pylist() == [0, 0, 1, 1]
+    assert "image" in table.column_names
+
+
+def test_never_overwrites(made: tuple[Any, Folder], tmp_path: Path) -> None:
+    """A file that is there already is left alone, and nothing else is written."""
+    _, folder = made
+    (tmp_path / "labels_best.pt").write_text("mine")
+    with pytest.raises(UserError) as error:
+        export_set(folder, "pt", Folder(str(tmp_path)))
+
+    assert str(error.value) == (
+        f"{tmp_path}/labels_best.pt exists already, and an export never writes over a file; "
+        "choose another folder with --to, or remove it"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["labels_best.pt"]
+
+
+def test_unknown_format(made: tuple[Any, Folder], tmp_path: Path) -> None:
+    """An unknown format answers with the known ones."""
+    with pytest.raises(UserError, match="unknown format 'zip'; known: imagefolder, parquet, pt"):
+        export_set(made[1], "zip", Folder(str(tmp_path)))
+
+
+@pytest.mark.parametrize(("form", "missing"), [("imagefolder", "images/"), ("parquet", r"images\.parquet")])
+def test_incomplete_set(tmp_path: Path, form: str, missing: str) -> None:
+    """A set without its pictures is refused."""
+    folder = Folder(str(tmp_path / "set"))
+    folder.write_json("set.json", {})
+    with pytest.raises(ArtifactError, match=f"has no {missing}; copy the whole set, or make it again"):
+        export_set(folder, form, Folder(str(tmp_path / "to")))

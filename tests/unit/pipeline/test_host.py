@@ -1,0 +1,127 @@
+"""What a container really offers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rayddl.stages import host
+
+UNLIMITED_V1 = "9223372036854771712"
+
+
+def system(root: Path, files: dict[str, str]) -> Path:
+    """A root folder with the files of /proc and /sys that matter."""
+    for name, text in {"proc/meminfo": "MemTotal:  1000 kB\nMemFree: 1 kB\n", **files}.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.fixture
+def eight_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose affinity mask has eight CPUs."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+
+
+@pytest.mark.usefixtures("eight_cpus")
+class TestCpus:
+    @pytest.mark.parametrize(
+        ("files", "expected"),
+        [
+            ({}, 8),
+            ({"sys/fs/cgroup/cpu.max": "max 100000\n"}, 8),
+            ({"sys/fs/cgroup/cpu.max": "300000 100000\n"}, 3),
+            ({"sys/fs/cgroup/cpu.max": "250000 100000\n"}, 2),
+            ({"sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
+            ({"sys/fs/cgroup/cpu.max": "6400000 100000\n"}, 8),
+            (
+                {"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": "200000 100000\n"},
+                2,
+            ),
+            (
+                {
+                    "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "400000\n",
+                    "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+                },
+                4,
+            ),
+            (
+                {
+                    "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                    "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+                },
+                8,
+            ),
+            (
+                {
+                    "proc/self/cgroup": "4:cpuacct,cpu:/docker/x\n3:memory:/y\n",
+                    "sys/fs/cgroup/cpu/docker/x/cpu.cfs_quota_us": "500000\n",
+                    "sys/fs/cgroup/cpu/docker/x/cpu.cfs_period_us": "100000\n",
+                },
+                5,
+            ),
+            ({"proc/self/cgroup": "nonsense\n", "sys/fs/cgroup/cpu.max": "what 1"}, 8),
+        ],
+    )
+    def test_limits(self, tmp_path: Path, files: dict[str, str], expected: int) -> None:
+        """The smallest of affinity and every cgroup limit on the way up counts, in whole CPUs."""
+        assert host.cpus(system(tmp_path, files)) == expected
+
+
+class TestMemory:
+    @pytest.mark.parametrize(
+        ("files", "expected"),
+        [
+            ({}, 1000 * 1024),
+            ({"sys/fs/cgroup/memory.max": "max\n"}, 1000 * 1024),
+            ({"sys/fs/cgroup/memory.max": "4096\n"}, 4096),
+            ({"sys/fs/cgroup/memory/memory.limit_in_bytes": "8192\n"}, 8192),
+            ({"sys/fs/cgroup/memory/memory.limit_in_bytes": f"{UNLIMITED_V1}\n"}, 1000 * 1024),
+            (
+                {
+                    "proc/self/cgroup": "0::/a/b\n",
+                    "sys/fs/cgroup/a/b/memory.max": "max\n",
+                    "sys/fs/cgroup/a/memory.max": "2048\n",
+                },
+                2048,
+            ),
+        ],
+    )
+    def test_limits(self, tmp_path: Path, files: dict[str, str], expected: int) -> None:
+        """The machine's memory, or the cgroup's limit if that is less."""
+        assert host.memory_bytes(system(tmp_path, files)) == expected
+
+
+def test_this_machine() -> None:
+    """On a real machine the figures make sense together."""
+    assert 1 <= host.cpus() <= (os.cpu_count() or 1)
+    assert host.memory_bytes() > 1 << 28
+
+
+def test_shared_memory(tmp_path: Path) -> None:
+    """Where there is no shared memory there are no bytes of it."""
+    assert host.shm_bytes(str(tmp_path)) > 0
+    assert host.shm_bytes(str(tmp_path / "none")) == 0
+
+
+def test_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's sessions go where its environment variables say, and otherwise below /tmp."""
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.delenv("TMPDIR", raising=False)
+    assert host.temporary_folder() == "/tmp/ray"
+    monkeypatch.setenv("TMPDIR", "/scratch/job")
+    assert host.temporary_folder() == "/scratch/job/ray"
+    monkeypatch.setenv("RAY_TMPDIR", "/short")
+    assert host.temporary_folder() == "/short/ray"
+
+
+def test_socket_path() -> None:
+    """A socket's path grows with the folder byte by byte, also where a character has two."""
+    short = host.socket_path_bytes("/tmp/ray")
+
+    assert short < host.SOCKET_PATH_BYTES
+    assert host.socket_path_bytes("/tmp/ray/é") == short + 3

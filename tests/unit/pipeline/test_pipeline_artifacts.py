@@ -1,0 +1,209 @@
+"""Manifests: what is written, what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rayddl
+from rayddl.errors import ArtifactError
+from rayddl.pipeline import artifacts
+from rayddl.storage import Folder
+
+DESCRIPTION = {
+    "stage": "first",
+    "kind": "make",
+    "kind_version": 1,
+    "fingerprint": "f" * 64,
+    "config": {"kind": "make"},
+    "inputs": {},
+    "source": {"config": {"name": "parquet", "root": "s3://key:secret@bucket/x?token=t"}, "fingerprint": "s"},
+    "seed": 0,
+    "summary": {"b": 1, "a": [1, 2]},
+    "table": [{"net": "convnet", "accuracy": "61 ± 1"}],
+    "seconds": 1.5,
+}
+
+
+@pytest.fixture
+def sealed(tmp_path: Path) -> Path:
+    """A finished stage's folder."""
+    folder = Folder(str(tmp_path / "first-ffff"))
+    folder.write("a.bin", b"12345")
+    folder.write("deep/b.txt", b"hello")
+    artifacts.seal(folder, DESCRIPTION)
+    return tmp_path / "first-ffff"
+
+
+def altered(folder: Path, **changes: Any) -> None:
+    """Rewrite keys of the manifest."""
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+class TestSealed:
+    def test_files(self, sealed: Path) -> None:
+        """Every file, in sub-folders too, is listed with its size and hash."""
+        artifact = artifacts.open_artifact(Folder(str(sealed)))
+
+        assert artifact.files == {
+            "a.bin": {"bytes": 5, "sha256": hashlib.sha256(b"12345").hexdigest()},
+            "deep/b.txt": {"bytes": 5, "sha256": hashlib.sha256(b"hello").hexdigest()},
+        }
+        assert artifact.bytes == 10
+
+    def test_large_files_are_not_hashed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Above a size only the bytes are counted."""
+        monkeypatch.setattr(artifacts, "_HASHED_BELOW", 4)
+        folder = Folder(str(tmp_path / "x"))
+        folder.write("large", b"12345")
+        folder.write("small", b"123")
+
+        artifact = artifacts.seal(folder, DESCRIPTION)
+
+        assert artifact.files["large"] == {"bytes": 5}
+        assert set(artifact.files["small"]) == {"bytes", "sha256"}
+
+    def test_credentials_are_not_stored(self, sealed: Path) -> None:
+        """The source's URI is kept without user and query."""
+        text = (sealed / "manifest.json").read_text()
+
+        assert '"root": "s3://bucket/x"' in text
+        assert "secret" not in text
+        assert "token" not in text
+
+    def test_versions(self, sealed: Path) -> None:
+        """The manifest says what it was made with."""
+        versions = artifacts.open_artifact(Folder(str(sealed))).manifest["versions"]
+
+        assert versions["rayddl"] == rayddl.__version__
+        assert set(versions) == {"rayddl", "python", "torch", "ray"}
+
+    def test_table_keeps_its_columns(self, sealed: Path) -> None:
+        """Rows come back with their columns in order."""
+        artifact = artifacts.open_artifact(Folder(str(sealed)))
+
+        assert [list(row) for row in artifact.table] == [["net", "accuracy"]]
+
+    def test_nan_is_refused(self, tmp_path: Path) -> None:
+        """A summary that is not JSON leaves no manifest."""
+        folder = Folder(str(tmp_path / "x"))
+        with pytest.raises(ValueError, match="JSON compliant"):
+            artifacts.seal(folder, {**DESCRIPTION, "summary": {"loss": float("nan")}})
+
+        assert artifacts.state(folder) == "new"
+
+    def test_an_old_error_is_removed(self, tmp_path: Path) -> None:
+        """A stage that finished has no error any more."""
+        folder = Folder(str(tmp_path / "x"))
+        folder.write("error.txt", b"Traceback")
+
+        artifacts.seal(folder, DESCRIPTION)
+
+        assert folder.names() == ["manifest.json"]
+
+
+class TestState:
+    def test_states(self, tmp_path: Path, sealed: Path) -> None:
+        """A folder is done with a manifest, partial with other files, and new with none."""
+        folder = Folder(str(tmp_path / "y"))
+        assert artifacts.state(folder) == "new"
+        folder.write("error.txt", b"Traceback")
+        folder.write(".lock", b"{}")
+        assert artifacts.state(folder) == "new"
+        folder.write("deep/half.bin", b"1")
+        assert artifacts.state(folder) == "partial"
+        assert artifacts.state(Folder(str(sealed))) == "done"
+
+
+class TestRefused:
+    def test_no_manifest(self, tmp_path: Path) -> None:
+        """A folder without a manifest is never read as whole."""
+        folder = Folder(str(tmp_path))
+        with pytest.raises(ArtifactError) as error:
+            artifacts.open_artifact(folder)
+
+        assert str(error.value) == (
+            f"{tmp_path} has no manifest.json: the stage has not finished there; run its definition again"
+        )
+
+    def test_newer_format(self, sealed: Path) -> None:
+        """A newer format is refused with both versions."""
+        altered(sealed, format=2, versions={"rayddl": "9.1"})
+        with pytest.raises(ArtifactError) as error:
+            artifacts.open_artifact(Folder(str(sealed)))
+
+        assert str(error.value) == (
+            f"{sealed}/manifest.json has format 2, written by rayddl 9.1; this rayddl ({rayddl.__version__}) "
+            "reads formats up to 1: upgrade rayddl, or choose another --out"
+        )
+
+    def test_missing_file(self, sealed: Path) -> None:
+        """A listed file that is gone is named."""
+        (sealed / "deep" / "b.txt").unlink()
+        with pytest.raises(ArtifactError) as error:
+            artifacts.open_artifact(Folder(str(sealed)))
+
+        assert str(error.value) == (
+            f"{sealed}/deep/b.txt is missing, the manifest lists it with 5 bytes; "
+            "delete the folder to make it again"
+        )
+
+    def test_other_size(self, sealed: Path) -> None:
+        """A file of another size is named with both sizes, without reading any file."""
+        (sealed / "a.bin").write_bytes(b"123")
+        with pytest.raises(ArtifactError) as error:
+            artifacts.open_artifact(Folder(str(sealed)))
+
+        assert str(error.value) == (
+            f"{sealed}/a.bin was altered: it has 3 bytes, the manifest says 5; delete the folder to make it again"
+        )
+
+    def test_other_bytes(self, sealed: Path) -> None:
+        """Altered bytes of the same size are found when hashes are verified, and both are named."""
+        (sealed / "a.bin").write_bytes(b"54321")
+        artifacts.open_artifact(Folder(str(sealed)))
+        with pytest.raises(ArtifactError) as error:
+            artifacts.open_artifact(Folder(str(sealed)), verify=True)
+
+        found, listed = (hashlib.sha256(data).hexdigest() for data in (b"54321", b"12345"))
+        assert str(error.value) == (
+            f"{sealed}/a.bin was altered: its sha256 is {found}, the manifest says {listed}; "
+            "delete the folder to make it again"
+        )
+
+    def test_other_fingerprint(self, sealed: Path) -> None:
+        """A folder that holds something else than expected is refused with both fingerprints."""
+        with pytest.raises(ArtifactError, match=f"holds the artifact {'f' * 64}, expected {'0' * 64}"):
+            artifacts.open_artifact(Folder(str(sealed)), fingerprint="0" * 64)
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("{", "manifest.json is not JSON"),
+            ("[]", "manifest.json is not a manifest: it has no format version"),
+            ('{"format": 1}', "manifest.json lacks stage, kind, fingerprint"),
+        ],
+    )
+    def test_not_a_manifest(self, sealed: Path, text: str, expected: str) -> None:
+        """Anything else under that name is refused with what is wrong about it."""
+        (sealed / "manifest.json").write_text(text)
+        with pytest.raises(ArtifactError, match=expected):
+            artifacts.open_artifact(Folder(str(sealed)))
+
+    def test_files_that_are_no_list(self, sealed: Path) -> None:
+        """A manifest whose list of files cannot be read is refused."""
+        altered(sealed, files={"a.bin": 5})
+        with pytest.raises(ArtifactError, match="has no readable list of files"):
+            artifacts.open_artifact(Folder(str(sealed)))
+
+    def test_files_outside_the_folder(self, sealed: Path, tmp_path: Path) -> None:
+        """A listed name cannot reach outside the folder."""
+        (tmp_path / "secret").write_text("x")
+        altered(sealed, files={"../secret": {"bytes": 1, "sha256": ""}})
+        with pytest.raises(ArtifactError, match=r"/\.\./secret is missing"):
+            artifacts.open_artifact(Folder(str(sealed)), verify=True)

@@ -1,0 +1,217 @@
+"""``list`` and ``show``: told from the artifacts alone."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayddl.errors import ArtifactError, StageError, UserError
+from rayddl.pipeline.inspect import inspect
+from rayddl.pipeline.listing import age, listing
+from rayddl.pipeline.sets import find_set
+from rayddl.pipeline.tables import as_text
+from rayddl.stages.context import Result
+
+
+def text_of(parts: list[Any]) -> str:
+    """What is drawn."""
+    return "\n".join(as_text(part) for part in parts)
+
+
+def write_set(config: Any, context: Any) -> Result:
+    """Work that leaves a set."""
+    del config
+    context.out.write_json("set/set.json", {"classes": ["cat", "dog"], "info": {"method": "MCT"}})
+    return Result({})
+
+
+class TestList:
+    def test_nothing(self, tmp_path: Path) -> None:
+        """An empty folder, or none, says how to start."""
+        told = text_of(listing(str(tmp_path / "none")).parts())
+
+        assert told == f"nothing under {tmp_path}/none; start with: rayddl run quickstart"
+
+    def test_states(self, lab: Any, three: dict[str, Any]) -> None:
+        """Runs and folders are listed with what became of them."""
+        lab.run(three)
+        lab.works["second"] = lambda config, context: 1 / 0
+        with pytest.raises(StageError):
+            lab.run({**three, "name": "other"}, ["second.needs=1"])
+        found = listing(str(lab.out))
+
+        assert [(run.name, run.state, run.stages) for run in found.runs] == [
+            ("other", "failed", "1 of 3"),
+            ("three", "done", "3 of 3"),
+        ]
+        by_stage = sorted((f.folder.split("-")[0], f.kind, f.state) for f in found.folders)
+        assert by_stage == [
+            ("first", "make", "done"),
+            ("page", "page", "done"),
+            ("second", "", "failed"),
+            ("second", "use", "done"),
+        ]
+        assert all(f.written is not None for f in found.folders)
+
+    def test_altered_and_partial(self, lab: Any, three: dict[str, Any]) -> None:
+        """Folders that cannot be trusted, or are not finished, are called that."""
+        folders = lab.run(three).folders
+        (Path(folders["first"]) / "thing.txt").unlink()
+        (Path(folders["second"]) / "manifest.json").unlink()
+        states = {f.folder.split("-")[0]: f.state for f in listing(str(lab.out)).folders}
+
+        assert states == {"first": "altered", "second": "partial", "page": "done"}
+        assert listing(str(lab.out)).runs[0].state == "partial"
+
+    def test_other_things_are_left_out(self, lab: Any, three: dict[str, Any]) -> None:
+        """What rayddl did not make is not listed; a broken record is called unreadable."""
+        lab.run(three)
+        (lab.out / "holiday-pictures").mkdir()
+        (lab.out / "broken.run.json").write_text("{")
+        found = listing(str(lab.out))
+
+        assert len(found.folders) == 3
+        assert [(run.name, run.state) for run in found.runs] == [("broken", "unreadable"), ("three", "done")]
+
+    def test_json(self, lab: Any, three: dict[str, Any]) -> None:
+        """The listing is JSON, too."""
+        lab.run(three)
+        value = json.loads(json.dumps(listing(str(lab.out)).to_json()))
+
+        assert value["runs"][0]["state"] == "done"
+        assert {folder["state"] for folder in value["folders"]} == {"done"}
+
+    def test_unknown_scheme(self) -> None:
+        """A place that no filesystem opens is refused."""
+        with pytest.raises(UserError, match="--out 'ftp://x' cannot be read: "):
+            listing("ftp://x")
+
+    @pytest.mark.parametrize(
+        ("seconds", "expected"),
+        [(-5, "0 s"), (89, "89 s"), (90, "1 min"), (5399, "89 min"), (5400, "1 h"), (200_000, "2 days")],
+    )
+    def test_age(self, seconds: int, expected: str) -> None:
+        """Ages are told in one unit."""
+        now = datetime(2030, 1, 1, tzinfo=timezone.utc)
+
+        assert age(now - timedelta(seconds=seconds), now) == expected
+        assert age(None, now) == ""
+
+
+class TestShow:
+    def test_stage(self, lab: Any, three: dict[str, Any]) -> None:
+        """A stage is shown with its settings, inputs, files, summary and table."""
+        folders = lab.run(three).folders
+        told = text_of(inspect(folders["second"], str(lab.out), verify=True).parts())
+
+        assert told.startswith(f"second: a stage of kind use\nfolder       {folders['second']}\n")
+        assert f"reads        first ({folders['first'][-12:]})" in told
+        assert "files        2 files, 11 B, all hashes match" in told
+        assert "\n  make: first\n" in told
+        assert "resources" not in told
+        assert "second   61.2 ± 0.4" in told
+
+    def test_run(self, lab: Any, three: dict[str, Any]) -> None:
+        """A run is shown by its name or its record, with the definition and where its stages are."""
+        lab.run(three, ["first.count=4"])
+        by_name = inspect("three", str(lab.out))
+        by_file = inspect(str(lab.out / "three.run.json"), "elsewhere")
+        told = text_of(by_name.parts())
+
+        assert by_name == by_file
+        assert "overrides  first.count=4" in told
+        assert "    first: {kind: make, count: 4}" in told
+        assert "second   61.2 ± 0.4" in told
+
+    def test_failed_run(self, lab: Any, three: dict[str, Any]) -> None:
+        """A run that failed is shown with its error."""
+        lab.works["second"] = lambda config, context: (_ for _ in ()).throw(StageError("lost a worker"))
+        with pytest.raises(StageError):
+            lab.run(three)
+        told = text_of(inspect("three", str(lab.out)).parts())
+
+        assert "second: 'stage ''second'': lost a worker'" in told
+        assert "failed" in told
+
+    def test_set(self, lab: Any, three: dict[str, Any]) -> None:
+        """A set is shown with its classes and how it was made."""
+        lab.works["second"] = write_set
+        folder = lab.run(three).folders["second"]
+        told = text_of(inspect(f"{folder}/set", str(lab.out)).parts())
+
+        assert "classes  cat, dog" in told
+        assert "method: MCT" in told
+
+    def test_altered_set(self, tmp_path: Path) -> None:
+        """With --verify a set's own hashes are checked, and both values named."""
+        (tmp_path / "set.safetensors").write_bytes(b"x")
+        meta = {"classes": [], "files": {"set.safetensors": {"sha256": "00"}}}
+        (tmp_path / "set.json").write_text(json.dumps(meta))
+
+        inspect(str(tmp_path), "runs")
+        with pytest.raises(ArtifactError, match=r"set\.safetensors was altered: its sha256 is 2d71.*says 00"):
+            inspect(str(tmp_path), "runs", verify=True)
+
+    def test_nothing_there(self, tmp_path: Path) -> None:
+        """A place without anything says what was looked for."""
+        with pytest.raises(ArtifactError) as error:
+            inspect(str(tmp_path), "runs")
+
+        assert str(error.value) == (
+            f"nothing to show at '{tmp_path}': looked for manifest.json, set.json and a run of that name "
+            "in 'runs'; rayddl list shows what there is"
+        )
+
+    def test_failed_stage(self, lab: Any, three: dict[str, Any]) -> None:
+        """A stage that stopped on an error points to it."""
+        lab.works["first"] = lambda config, context: 1 / 0
+        with pytest.raises(StageError):
+            lab.run(three)
+        folder = str(lab.plan(three).stages[0].folder)
+
+        with pytest.raises(ArtifactError, match=r"did not finish; its error is in error\.txt there"):
+            inspect(folder, str(lab.out))
+
+    def test_newer_record(self, lab: Any, three: dict[str, Any]) -> None:
+        """A record from a newer format is refused with both versions."""
+        lab.run(three)
+        path = lab.out / "three.run.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "format": 7}))
+
+        with pytest.raises(
+            ArtifactError, match="has format 7; this rayddl reads formats up to 1: upgrade rayddl"
+        ):
+            inspect("three", str(lab.out))
+
+
+class TestFindSet:
+    def test_everywhere(self, lab: Any, three: dict[str, Any]) -> None:
+        """A set is found by its folder, its stage's folder, the run's record and the run's name."""
+        lab.works["second"] = write_set
+        folder = lab.run(three).folders["second"]
+        ways = [f"{folder}/set", folder, f"file://{folder}", str(lab.out / "three.run.json"), "three"]
+
+        assert {find_set(way, str(lab.out)).local for way in ways} == {Path(folder) / "set"}
+
+    def test_the_last_of_a_run(self, lab: Any, three: dict[str, Any]) -> None:
+        """Of a run with several sets, the last stage's is meant."""
+        lab.works |= {"first": write_set, "second": write_set}
+        folders = lab.run(three).folders
+
+        assert find_set("three", str(lab.out)).local == Path(folders["second"]) / "set"
+
+    def test_none(self, lab: Any, three: dict[str, Any]) -> None:
+        """Where there is none, it is said what was looked for."""
+        lab.run(three)
+        with pytest.raises(ArtifactError, match="has made no set yet; run its definition again"):
+            find_set("three", str(lab.out))
+        with pytest.raises(
+            ArtifactError, match=r"no distilled set at 'nowhere': looked for set\.json and set/set"
+        ):
+            find_set("nowhere", str(lab.out))
+        with pytest.raises(UserError, match="'ftp://x' is no place that can be read"):
+            find_set("ftp://x", str(lab.out))

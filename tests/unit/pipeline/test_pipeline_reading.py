@@ -1,0 +1,168 @@
+"""Reading definition files: variables, ``extends``, and names in ``pipelines/``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayddl.errors import DefinitionError
+
+HEAD = "name: d\nsource: {name: digits}\nstages:\n"
+
+
+def problems_of(error: pytest.ExceptionInfo[DefinitionError], folder: Path) -> list[str]:
+    """The single problems, without the folder that the test happens to run in."""
+    return [line.strip().replace(f"{folder}/", "") for line in str(error.value).splitlines()[1:]]
+
+
+class TestVariables:
+    def test_unset(self, lab: Any, written: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+        """A variable that is not set is the one thing said about its key."""
+        monkeypatch.delenv("COUNT", raising=False)
+        path = written(
+            f"{HEAD}  s: {{kind: make, count: '${{COUNT}}'}}\n  t: {{kind: make, count: '${{COUNT}}'}}\n"
+        )
+
+        with pytest.raises(DefinitionError) as error:
+            lab.load(path)
+
+        text = "the environment variable COUNT is not set; set it, or give a default: ${COUNT:-value}"
+        assert problems_of(error, path.parent) == [
+            f"d.yaml:4: stages.s.count: {text}",
+            f"d.yaml:5: stages.t.count: {text}",
+        ]
+
+    def test_not_needed(
+        self, lab: Any, written: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where an override or an extending file says something else, a variable need not be set."""
+        monkeypatch.delenv("NOT_SET", raising=False)
+        written(
+            "name: base\nsource: {name: cifar10, root: '${NOT_SET}'}\nstages:\n"
+            "  s: {kind: make, count: '${NOT_SET}', shape: {side: '${NOT_SET}'}, shapes: [{side: '${NOT_SET}'}]}\n",
+            "base.yaml",
+        )
+        path = written("extends: base.yaml\nstages: {s: {count: 2, shapes: [], shape: {side: 1}}}\n")
+
+        definition = lab.load(path, ["source.root=data"])
+
+        assert definition.source.root == "data"
+        assert definition.to_json()["stages"]["s"]["shapes"] == []
+        with pytest.raises(
+            DefinitionError, match=r"base\.yaml:2: source\.root: the environment variable NOT_SET"
+        ):
+            lab.load(path)
+
+    def test_in_an_override(self, lab: Any, three: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        """A variable in an override is replaced, too, and has to be set."""
+        monkeypatch.setenv("COUNT", "8")
+        monkeypatch.delenv("NOT_SET", raising=False)
+
+        assert lab.load(three, ["first.count=${COUNT}"]).to_json()["stages"]["first"]["count"] == 8
+        with pytest.raises(
+            DefinitionError, match=r"--set first\.count=\$\{NOT_SET\}: the environment variable"
+        ):
+            lab.load(three, ["first.count=${NOT_SET}"])
+
+
+class TestExtends:
+    def test_merge(self, lab: Any, written: Callable[..., Path]) -> None:
+        """Mappings are merged key by key, lists and values replaced, and new stages added."""
+        written(
+            "name: base\nsource: {name: digits, size: 8}\nstages:\n"
+            "  a: {kind: make, shape: {side: 2, colour: green}, shapes: [{side: 1}, {side: 2}]}\n",
+            "base/base.yaml",
+        )
+        path = written(
+            "extends: base/base.yaml\nname: child\nstages:\n  a: {shape: {side: 3}, shapes: [{side: 5}]}\n"
+            "  b: {kind: use, make: a}\n"
+        )
+
+        definition = lab.load(path)
+
+        assert definition.to_json() == {
+            "name": "child",
+            "seed": 0,
+            "source": {"name": "digits", "size": 8},
+            "stages": {
+                "a": {"kind": "make", "shape": {"side": 3, "colour": "green"}, "shapes": [{"side": 5}]},
+                "b": {"kind": "use", "make": "a"},
+            },
+        }
+
+    def test_place_is_where_it_was_written(self, lab: Any, written: Callable[..., Path]) -> None:
+        """A problem in the extended file is told with that file's line."""
+        written(
+            "name: base\nsource: {name: digits}\nstages:\n  a:\n    kind: make\n    count: 0\n", "base.yaml"
+        )
+        path = written("extends: base.yaml\nname: child\n")
+
+        with pytest.raises(DefinitionError) as error:
+            lab.load(path)
+
+        assert problems_of(error, path.parent) == [
+            "base.yaml:6: stages.a.count: 0 is out of range; expected an integer >= 1"
+        ]
+
+    def test_missing(self, lab: Any, written: Callable[..., Path]) -> None:
+        """A file that is not there is named with its nearest neighbour."""
+        written("name: base\n", "base.yaml")
+        path = written(f"extends: bsae.yaml\n{HEAD}  a: {{kind: make}}\n")
+
+        with pytest.raises(DefinitionError) as error:
+            lab.load(path)
+
+        assert problems_of(error, path.parent) == [
+            "d.yaml:1: extends: there is no file 'bsae.yaml'; did you mean 'base.yaml'? "
+            "definitions there: base.yaml"
+        ]
+
+    def test_circle(self, lab: Any, written: Callable[..., Path]) -> None:
+        """Files that extend each other are shown as the circle they make."""
+        written(f"extends: d.yaml\n{HEAD}  a: {{kind: make}}\n", "e.yaml")
+        path = written("extends: e.yaml\n")
+
+        with pytest.raises(DefinitionError) as error:
+            lab.load(path)
+
+        assert problems_of(error, path.parent) == [
+            "e.yaml:1: extends: goes round in a circle: d.yaml → e.yaml → d.yaml"
+        ]
+
+    def test_not_a_name(self, lab: Any, written: Callable[..., Path]) -> None:
+        """Anything but a file name is refused."""
+        path = written(f"extends: [a, b]\n{HEAD}  a: {{kind: make}}\n")
+
+        with pytest.raises(DefinitionError, match=r"extends: \['a', 'b'\] is not a file name"):
+            lab.load(path)
+
+
+class TestFinding:
+    def test_by_name(
+        self, lab: Any, written: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A bare name is looked for in ./pipelines, with and without its ending."""
+        written(f"{HEAD}  a: {{kind: make}}\n", "pipelines/quickstart.yaml")
+        monkeypatch.chdir(tmp_path)
+
+        assert lab.load("quickstart").file == "pipelines/quickstart.yaml"
+        assert lab.load("quickstart.yaml").file == "pipelines/quickstart.yaml"
+
+    def test_unknown(
+        self, lab: Any, written: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An unknown name answers with the known ones."""
+        written("", "pipelines/quickstart.yaml")
+        written("", "pipelines/cifar10-mct-ipc1.yaml")
+        monkeypatch.chdir(tmp_path)
+
+        with pytest.raises(DefinitionError) as error:
+            lab.load("quickstrat")
+
+        assert str(error.value) == (
+            "no definition 'quickstrat': looked for quickstrat, pipelines/quickstrat, pipelines/quickstrat.yaml; "
+            "did you mean 'quickstart.yaml'? definitions in pipelines/: cifar10-mct-ipc1.yaml, quickstart.yaml"
+        )

@@ -1,0 +1,375 @@
+"""Running: what is skipped, what goes on, and what is said when a stage cannot finish."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayddl.errors import ArtifactError, DivergedError, StageError, UserError
+from rayddl.pipeline.progress import Hidden
+from rayddl.pipeline.runner import execute
+from rayddl.pipeline.session import RaySession, ray_session
+from rayddl.stages.context import Result
+
+
+def raising(error: BaseException) -> Any:
+    """Work that ends with ``error``."""
+
+    def work(config: Any, context: Any) -> Result:
+        del config, context
+        raise error
+
+    return work
+
+
+def record_of(lab: Any, name: str = "three") -> Any:
+    """The run's record."""
+    return json.loads((lab.out / f"{name}.run.json").read_text())
+
+
+class TestRuns:
+    def test_order_and_inputs(self, lab: Any, three: dict[str, Any]) -> None:
+        """Each stage runs once, after what it reads, and is handed just that."""
+        result = lab.run(three, ["seed=5"])
+
+        assert lab.calls == ["first", "second", "page"]
+        context = lab.contexts["second"]
+        assert (context.stage, context.seed, context.source.name) == ("second", 5, "digits")
+        assert context.inputs["first"].kind == "make"
+        assert context.inputs["first"].config["count"] == 3
+        assert context.inputs["first"].summary == {"stage": "first", "read": []}
+        assert context.inputs["first"].folder.read("thing.txt") == b"first"
+        assert list(lab.contexts["page"].inputs) == ["first", "second"]
+        assert list(context.definition["stages"]) == ["first", "second", "page"]
+        assert result.summaries["page"]["read"] == ["first", "second"]
+        assert list(result.tables) == ["second"]
+
+    def test_second_run(self, lab: Any, three: dict[str, Any]) -> None:
+        """A second run of the same definition runs nothing and gives the same values."""
+        first = lab.run(three)
+        again = lab.run(three)
+
+        assert lab.calls == ["first", "second", "page"]
+        assert dict(again.endings) == {"first": "cached", "second": "cached", "page": "cached"}
+        assert again.summaries == first.summaries
+        assert again.tables == first.tables
+        assert again.folders == first.folders
+
+    def test_changed_key(self, lab: Any, three: dict[str, Any]) -> None:
+        """A changed key runs its stage and what hangs on it, and nothing else."""
+        lab.run(three)
+        lab.run(three, ["second.needs=1"])
+
+        assert lab.calls == ["first", "second", "page", "second", "page"]
+
+    def test_resume(self, lab: Any, three: dict[str, Any]) -> None:
+        """A stage that failed goes on from its own files; earlier stages are not run again."""
+
+        def half(config: Any, context: Any) -> Result:
+            del config
+            if not context.out.has("half"):
+                context.out.write("half", b"1")
+                raise StageError("lost a worker")
+            return Result({"went_on": True})
+
+        lab.works["second"] = half
+        with pytest.raises(StageError, match="stage 'second': lost a worker"):
+            lab.run(three)
+        assert [stage.state for stage in lab.plan(three).stages] == ["done", "partial", "new"]
+        result = lab.run(three)
+
+        assert lab.calls == ["first", "second", "second", "page"]
+        assert result.summaries["second"] == {"went_on": True}
+
+    def test_deleted_folder(self, lab: Any, three: dict[str, Any]) -> None:
+        """A stage whose manifest is gone runs again, and its readers keep what they have."""
+        result = lab.run(three)
+        (Path(result.folders["first"]) / "manifest.json").unlink()
+        lab.run(three)
+
+        assert lab.calls == ["first", "second", "page", "first"]
+
+    def test_altered_folder(self, lab: Any, three: dict[str, Any]) -> None:
+        """An altered artifact is refused before anything runs."""
+        result = lab.run(three)
+        (Path(result.folders["first"]) / "thing.txt").write_text("longer than before")
+
+        with pytest.raises(
+            ArtifactError, match=r"thing\.txt was altered: it has 18 bytes, the manifest says 5"
+        ):
+            lab.run(three, ["second.needs=1"])
+        assert lab.calls == ["first", "second", "page"]
+
+    def test_uri(self, lab: Any, three: dict[str, Any]) -> None:
+        """--out may be a URI, and finds what was made under the path."""
+        lab.run(three, out=f"file://{lab.out}")
+        result = lab.run(three)
+
+        assert lab.calls == ["first", "second", "page"]
+        assert set(result.endings.values()) == {"cached"}
+
+    def test_finished_by_another_command(self, lab: Any, three: dict[str, Any]) -> None:
+        """A stage that another command finished since the plan was made is taken, not run again."""
+        plan = lab.plan(three)
+        lab.run(three)
+        result = execute(plan)
+
+        assert lab.calls == ["first", "second", "page"]
+        assert set(result.endings.values()) == {"cached"}
+
+    def test_credentials(self, lab: Any, three: dict[str, Any]) -> None:
+        """Credentials in the definition reach the stage as settings, and no file and no provenance."""
+        three["source"] = {"name": "parquet", "root": "s3://key:hush@bucket/x"}
+        three["stages"]["first"]["label"] = "gs://me:hush@bucket"
+        lab.run(three, ["source.root=s3://other:hush@bucket/y?secret_key=hush"])
+
+        context = lab.contexts["second"]
+        assert context.source.root == "s3://other:hush@bucket/y?secret_key=hush"
+        assert context.definition["source"]["root"] == "s3://bucket/y"
+        for path in lab.out.rglob("*.json"):
+            assert "hush" not in path.read_text(), path
+
+
+class TestRecord:
+    def test_finished(self, lab: Any, three: dict[str, Any]) -> None:
+        """The record has the definition, the overrides, the folders and the results."""
+        result = lab.run(three, ["first.count=4"])
+        record = record_of(lab)
+
+        assert result.record == str(lab.out / "three.run.json")
+        assert record["definition"]["stages"]["first"] == {"kind": "make", "count": 4}
+        assert record["overrides"] == ["first.count=4"]
+        assert record["order"] == ["first", "second", "page"]
+        assert record["stages"]["second"]["state"] == "done"
+        assert record["stages"]["second"]["table"] == [{"what": "second", "accuracy": "61.2 ± 0.4"}]
+        assert lab.out / record["stages"]["first"]["folder"] == Path(result.folders["first"])
+
+    def test_failed(self, lab: Any, three: dict[str, Any]) -> None:
+        """The record of a run that failed says where and why."""
+        lab.works["second"] = raising(StageError("lost a worker"))
+        with pytest.raises(StageError):
+            lab.run(three)
+
+        stages = record_of(lab)["stages"]
+        assert {name: stage["state"] for name, stage in stages.items()} == {
+            "first": "done",
+            "second": "failed",
+            "page": "waiting",
+        }
+        assert stages["second"]["error"] == "stage 'second': lost a worker"
+
+
+class TestErrors:
+    def test_own_errors_keep_their_kind(self, lab: Any, three: dict[str, Any]) -> None:
+        """An error that a stage raises on purpose keeps its class, and names the stage."""
+        lab.works["first"] = raising(DivergedError("loss is nan at iteration 12"))
+        with pytest.raises(DivergedError) as error:
+            lab.run(three)
+
+        assert str(error.value) == "stage 'first': loss is nan at iteration 12"
+
+    def test_wrapped_by_ray(self, lab: Any, three: dict[str, Any]) -> None:
+        """What was raised in a Ray task is told without the remote traceback around it."""
+
+        class Wrapped(StageError):
+            cause = DivergedError("loss is nan")
+
+        lab.works["first"] = raising(Wrapped("remote traceback ..."))
+        with pytest.raises(DivergedError) as error:
+            lab.run(three)
+
+        assert str(error.value) == "stage 'first': loss is nan"
+
+    def test_unforeseen(self, lab: Any, three: dict[str, Any]) -> None:
+        """An unforeseen error names the stage, its text, and where its traceback lies."""
+        lab.works["second"] = raising(ZeroDivisionError("s3://key:hush@bucket/x by zero"))
+        with pytest.raises(StageError) as error:
+            lab.run(three)
+
+        folder = lab.plan(three).stages[1].folder
+        assert error.value.exit_code == 1
+        assert str(error.value) == (
+            "stage 'second' stopped on an error that rayddl does not know: "
+            "ZeroDivisionError: s3://bucket/x by zero\n"
+            f"  its traceback is in {folder}/error.txt; "
+            "what was done so far is kept, and the same command goes on from there"
+        )
+        text = folder.read("error.txt").decode()
+        assert text.startswith("Traceback (most recent call last):")
+        assert "hush" not in text
+
+    def test_error_is_gone_after_success(self, lab: Any, three: dict[str, Any]) -> None:
+        """The traceback of an earlier attempt does not stay beside a finished stage."""
+        lab.works["second"] = raising(ZeroDivisionError("by zero"))
+        with pytest.raises(StageError):
+            lab.run(three)
+        del lab.works["second"]
+        result = lab.run(three)
+
+        assert not (Path(result.folders["second"]) / "error.txt").exists()
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            OSError(errno.ENOSPC, "No space left on device"),
+            OSError(errno.EDQUOT, "Disk quota exceeded"),
+            RuntimeError("I/O error: No space left on device (os error 28)"),
+        ],
+    )
+    def test_disk_full(self, lab: Any, three: dict[str, Any], error: Exception) -> None:
+        """A full disk is called that, wherever the error came from."""
+        lab.works["second"] = raising(error)
+        with pytest.raises(StageError) as told:
+            lab.run(three)
+
+        folder = lab.plan(three).stages[1].folder
+        assert str(told.value) == (
+            f"stage 'second': no space left while writing {folder} ({type(error).__name__}: {error}); free some: "
+            "what was done so far is kept, and the same command goes on from there"
+        )
+        assert lab.plan(three).stages[0].state == "done"
+
+    def test_not_allowed(self, lab: Any, three: dict[str, Any]) -> None:
+        """A folder that cannot be written is called that."""
+        lab.works["first"] = raising(PermissionError(errno.EACCES, "Permission denied", "/x"))
+        with pytest.raises(StageError, match=r"stage 'first': not allowed to write \(PermissionError"):
+            lab.run(three)
+
+    def test_out_is_a_file(self, lab: Any, three: dict[str, Any]) -> None:
+        """An --out that cannot be written is told before anything starts."""
+        lab.out.parent.mkdir(parents=True, exist_ok=True)
+        (lab.out.parent / "taken").write_text("x")
+        with pytest.raises(UserError) as error:
+            lab.run(three, out=str(lab.out.parent / "taken" / "runs"))
+
+        assert "cannot be written" in str(error.value)
+        assert "nothing was started; make it writable, or choose another with --out" in str(error.value)
+        assert lab.calls == []
+
+    def test_out_of_an_unknown_scheme(self, lab: Any, three: dict[str, Any]) -> None:
+        """An --out that no filesystem opens is told before anything starts."""
+        with pytest.raises(UserError, match=r"--out 'ftp://x/y' cannot be read: .*give a folder, or a URI"):
+            lab.plan(three, out="ftp://x/y")
+
+    def test_summary_that_is_not_json(self, lab: Any, three: dict[str, Any]) -> None:
+        """A stage that hands back NaN has not finished."""
+        lab.works["first"] = lambda config, context: Result({"loss": float("nan")})
+        with pytest.raises(StageError, match="ValueError: Out of range float values"):
+            lab.run(three)
+
+        assert lab.plan(three).stages[0].state == "new"
+
+
+class TestInterrupt:
+    def test_ctrl_c(self, lab: Any, three: dict[str, Any]) -> None:
+        """Ctrl-C passes through, and the record says that the stage was interrupted."""
+        lab.works["second"] = raising(KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            lab.run(three)
+
+        states = {name: stage["state"] for name, stage in record_of(lab)["stages"].items()}
+        assert states == {"first": "done", "second": "interrupted", "page": "waiting"}
+        del lab.works["second"]
+        lab.run(three)
+        assert lab.calls == ["first", "second", "second", "page"]
+
+
+class FakeCluster:
+    """Ray's stand-in."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def configure(self, *, address: str | None = None, num_cpus: int | None = None) -> None:
+        self.calls.append(f"configure {address} {num_cpus}")
+
+    def start(self) -> None:
+        self.calls.append("start")
+
+    def stop(self) -> None:
+        self.calls.append("stop")
+
+
+class TestRay:
+    def run(self, lab: Any, three: dict[str, Any], **options: Any) -> list[str]:
+        """What the cluster was told during a run in which every kind needs Ray."""
+        cluster = FakeCluster()
+        plan = lab.plan(three)
+        for stage in plan.stages:
+            object.__setattr__(stage.stage.kind, "needs_ray", True)
+        ray = RaySession(Hidden(), load=lambda: cluster, **options)
+        try:
+            execute(plan, None, ray)
+        finally:
+            ray.stop()
+        return cluster.calls
+
+    def test_started_once(self, lab: Any, three: dict[str, Any]) -> None:
+        """Ray is started when the first stage needs it, once, and stopped at the end."""
+        assert self.run(lab, three) == ["start", "stop"]
+
+    def test_configured(self, lab: Any, three: dict[str, Any]) -> None:
+        """An address and a number of CPUs are passed on before the start."""
+        assert self.run(lab, three, address="auto", num_cpus=3) == ["configure auto 3", "start", "stop"]
+
+    def test_never_for_cached_stages(self, lab: Any, three: dict[str, Any]) -> None:
+        """A run of finished stages does not even import the module that starts Ray."""
+        lab.run(three)
+
+        assert self.run(lab, three) == []
+
+    def test_stopped_after_failure(self, lab: Any, three: dict[str, Any]) -> None:
+        """Ray is stopped however the run ends."""
+        lab.works["first"] = raising(KeyboardInterrupt())
+        cluster = FakeCluster()
+
+        def interrupted() -> None:
+            with ray_session(Hidden(), load=lambda: cluster) as ray:
+                ray.need()
+                lab.run(three, ray=ray)
+
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+
+        assert cluster.calls == ["start", "stop"]
+
+
+class TestPlaces:
+    def finish(self, *files: str) -> Any:
+        """Work that leaves files."""
+
+        def work(config: Any, context: Any) -> Result:
+            del config
+            for name in files:
+                context.out.write(name, b"{}")
+            return Result({})
+
+        return work
+
+    def test_set_and_report(self, lab: Any, three: dict[str, Any]) -> None:
+        """The last set in a chain and the report are named at the end."""
+        lab.works = {
+            "first": self.finish("set/set.json"),
+            "second": self.finish("set/set.json"),
+            "page": self.finish("report.html"),
+        }
+        result = lab.run(three)
+
+        assert result.closing().places == {
+            "set": f"{result.folders['second']}/set",
+            "report": f"{result.folders['page']}/report.html",
+            "record": str(lab.out / "three.run.json"),
+        }
+
+    def test_two_sets(self, lab: Any, three: dict[str, Any]) -> None:
+        """Sets that have nothing to do with each other are both named, by stage."""
+        three["stages"]["beside"] = {"kind": "make"}
+        lab.works = {name: self.finish("set/set.json") for name in ("second", "beside")}
+        result = lab.run(three)
+
+        assert list(result.closing().places) == ["set (second)", "set (beside)", "record"]
+        assert result.report is None

@@ -1,0 +1,122 @@
+"""Training a student, an expert, and judging them, against torch's own optimisers and loops."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from rayddl.nets.build import build, flat, initial
+from rayddl.nets.config import NetConfig
+from rayddl.seeds import derive, generator
+from rayddl.training.hard import Protocol, train_student
+from rayddl.training.metrics import accuracy
+from rayddl.training.steps import make_steps, one_hot
+from rayddl.trajectories.expert import Images, Recipe, load_training, train_expert
+
+CONFIG, SHAPE, CLASSES = NetConfig(depth=1, width=4), (1, 8, 8), 3
+STEPS = make_steps(flat(CONFIG, SHAPE, CLASSES), compile_=False)
+
+
+def data(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    draws = torch.Generator().manual_seed(seed)
+    return torch.randn(count, *SHAPE, generator=draws), torch.randint(CLASSES, (count,), generator=draws)
+
+
+def vector(net: nn.Module) -> Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in net.parameters()])
+
+
+def test_student_equals_torchs_sgd() -> None:
+    """The hard protocol is torch.optim.SGD with the rate cut and momentum fresh after the middle."""
+    x, y = data(6)
+    protocol = Protocol(epochs=6, lr=0.1, augment=(), batch=4)
+    actual = train_student(STEPS, protocol, initial(CONFIG, SHAPE, CLASSES, seed=1), x, y, CLASSES, seed=5)
+
+    net, draws, lr = build(CONFIG, SHAPE, CLASSES, seed=1), generator(5, "student"), 0.1
+    names = [p for n, p in net.named_parameters()]
+    sgd = torch.optim.SGD(names, lr=lr, momentum=0.9, weight_decay=5e-4)
+    for epoch in range(7):
+        for picked in torch.randperm(6, generator=draws).split(4):
+            sgd.zero_grad()
+            nn.functional.cross_entropy(net(x[picked]), y[picked]).backward()
+            for p in names:
+                # A bias that instance norm removes has no gradient here, a zero one there.
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            sgd.step()
+        if epoch == 4:
+            sgd = torch.optim.SGD(names, lr=lr * 0.1, momentum=0.9, weight_decay=5e-4)
+    torch.testing.assert_close(actual, vector(net), rtol=1e-4, atol=1e-6)
+
+
+def test_student_learns_soft_labels() -> None:
+    """Probabilities as labels give the gradient of the soft cross-entropy."""
+    x, y = data(6)
+    protocol = Protocol(epochs=3, lr=0.1, augment=())
+    start = initial(CONFIG, SHAPE, CLASSES, seed=1)
+
+    hard = train_student(STEPS, protocol, start, x, y, CLASSES, seed=5)
+    assert torch.equal(hard, train_student(STEPS, protocol, start, x, one_hot(y, CLASSES), CLASSES, seed=5))
+
+
+def test_accuracy_counts_hits_over_any_batches() -> None:
+    """600 images, not a multiple of the batch: the share of right answers is exact."""
+    x, y = data(600)
+    theta = initial(CONFIG, SHAPE, CLASSES, seed=1)
+    expected = (STEPS.net(theta, x).argmax(1) == y).sum().item() / 600
+
+    assert accuracy(STEPS, theta, x, y) == expected
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_expert_is_the_same_however_it_is_interrupted(momentum: float) -> None:
+    """An expert resumed from bytes after every epoch equals one trained at a stretch, bit for bit."""
+    train, test = Images(*data(50)), Images(*data(20, seed=1))
+    recipe = Recipe(4, 0.05, momentum, 1e-4, 16, ("flip", "crop"))
+    start = initial(CONFIG, SHAPE, CLASSES, seed=2)
+    whole = train_expert(STEPS, recipe, start, train, test, CLASSES, seed=9)
+    part = train_expert(STEPS, replace(recipe, epochs=1), start, train, test, CLASSES, seed=9)
+    for epochs in (2, 3, 4):
+        part = train_expert(
+            STEPS, replace(recipe, epochs=epochs), load_training(part.dump()), train, test, CLASSES, seed=9
+        )
+
+    assert len(whole.snapshots) == 5
+    for a, b in zip(whole.snapshots, part.snapshots, strict=True):
+        assert torch.equal(a, b)
+    assert [e.test_accuracy for e in whole.history] == [e.test_accuracy for e in part.history]
+
+
+def test_expert_epoch_equals_torchs_sgd() -> None:
+    """An expert's epoch is plain SGD over a permutation of the images, the odd last batch included."""
+    x, y = data(20)
+    recipe = Recipe(1, 0.1, 0.0, 0.0, 8, ())
+    expert = train_expert(
+        STEPS, recipe, initial(CONFIG, SHAPE, CLASSES, seed=2), Images(x, y), Images(x, y), CLASSES, 3
+    )
+
+    net = build(CONFIG, SHAPE, CLASSES, seed=2)
+    params = dict(net.named_parameters())
+    for picked in torch.randperm(20, generator=generator(3, "epoch", 1)).split(8):
+        loss = nn.functional.cross_entropy(functional_call(net, params, (x[picked],)), y[picked])
+        grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
+        params = {
+            n: p if g is None else (p - 0.1 * g).detach().requires_grad_()
+            for (n, p), g in zip(params.items(), grads, strict=True)
+        }
+    expected = torch.cat([p.detach().reshape(-1) for p in params.values()])
+    torch.testing.assert_close(expert.snapshots[1], expected, rtol=1e-5, atol=1e-6)
+    assert expert.history[1].step_norm == pytest.approx(
+        float((expert.snapshots[1] - expert.snapshots[0]).norm()), rel=1e-5
+    )
+
+
+def test_derived_seeds_are_stable_and_distinct() -> None:
+    """A purpose's seed never changes between versions, and names do not run into each other."""
+    assert derive(0, "experts", 3) == derive(0, "experts", 3)
+    purposes = [(0, "a", 1), (0, "a", "1"), (0, "a1"), (1, "a", 1), (0, "a", 1, 0), (0, "b", 1)]
+    assert len({derive(*p) for p in purposes}) == len(purposes)
+    assert derive(0, "experts", 3) == 8552806044242020746

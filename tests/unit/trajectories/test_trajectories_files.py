@@ -1,0 +1,77 @@
+"""Expert files: what is written is what is read, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from rayddl.errors import ArtifactError
+from rayddl.storage import Folder
+from rayddl.trajectories import files
+from rayddl.trajectories.convex import ConvexTrajectory, SnapshotTrajectory, convexify
+
+SIZES = (4, 2)
+HEADER = files.Header(SIZES, (0, 3), {"classes": ["a", "b"]})
+HISTORY = torch.arange(20, dtype=torch.float64).reshape(4, 5)
+
+
+def snapshots() -> torch.Tensor:
+    return torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=["path", "uri"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    """A folder by path, and the same by URI."""
+    return Folder(str(tmp_path) if request.param == "path" else tmp_path.as_uri())
+
+
+def test_snapshots_round_trip(folder: Folder) -> None:
+    """An expert kept whole gives its snapshots, row by row, and convexifies on reading."""
+    folder.write("e", files.dump_snapshots(snapshots(), HEADER, torch.float32, HISTORY))
+    found = files.open_trajectory(folder, "e", "snapshots")
+    convex = files.open_trajectory(folder, "e", "convex")
+
+    assert isinstance(found, SnapshotTrajectory)
+    assert found.last == 3
+    for epoch in range(4):
+        assert torch.equal(found.at(epoch), snapshots()[epoch])
+    assert torch.equal(convex.at(1.5), convexify(snapshots(), SIZES).at(1.5))
+
+
+def test_convex_round_trip(folder: Folder) -> None:
+    """A convexified expert gives the same points after a trip to disk."""
+    trajectory = convexify(snapshots(), SIZES)
+    folder.write("e", files.dump_convex(trajectory, HEADER, torch.float32, HISTORY))
+    found = files.open_trajectory(folder, "e", "convex")
+
+    assert isinstance(found, ConvexTrajectory)
+    assert torch.equal(found.at(1.25), trajectory.at(1.25))
+    assert files.read_header(folder, "e") == ("convex", HEADER)
+    assert torch.equal(files.read_history(folder, "e"), HISTORY)
+
+
+def test_waypoints_alone_are_no_snapshots(folder: Folder) -> None:
+    """Asking a convex expert for snapshots says how to get them."""
+    folder.write("e", files.dump_convex(convexify(snapshots(), SIZES), HEADER, torch.float32, HISTORY))
+    with pytest.raises(ArtifactError, match=r"kept only its waypoints.*keep: all.*trajectory: convex"):
+        files.open_trajectory(folder, "e", "snapshots")
+
+
+@pytest.mark.parametrize("data", [b"", b"not a tensor file", save({"x": torch.ones(1)})])
+def test_other_files_are_refused(tmp_path: Path, data: bytes) -> None:
+    """A file that is no expert's is refused with its path and what to do."""
+    folder = Folder(str(tmp_path))
+    folder.write("e", data)
+    with pytest.raises(ArtifactError, match=r"is not an expert's file .*Delete it and run the same command"):
+        files.open_trajectory(folder, "e", "convex")
+
+
+def test_newer_format_is_refused(tmp_path: Path) -> None:
+    """A file from a newer rayddl is refused naming both versions."""
+    folder = Folder(str(tmp_path))
+    folder.write("e", save({"x": torch.ones(1)}, {"rayddl": '{"format": 99}'}))
+    with pytest.raises(ArtifactError, match="has format 99; this rayddl reads up to 1"):
+        files.read_header(folder, "e")
