@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -50,21 +49,20 @@ class FlatNet:
 
     net: nn.Module
     """The skeleton; its own parameters are not used."""
+    names: tuple[str, ...]
+    """The parameters' names, in the vector's order."""
+    shapes: tuple[torch.Size, ...]
+    """Their shapes."""
+    sizes: tuple[int, ...]
+    """Their numbers of elements; they sum to P."""
 
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """The parameters' names, in the vector's order."""
-        return tuple(name for name, _ in self.net.named_parameters())
-
-    @cached_property
-    def shapes(self) -> tuple[torch.Size, ...]:
-        """The parameters' shapes, in the vector's order."""
-        return tuple(p.shape for p in self.net.parameters())
-
-    @cached_property
-    def sizes(self) -> tuple[int, ...]:
-        """The parameters' numbers of elements, in the vector's order; they sum to P."""
-        return tuple(shape.numel() for shape in self.shapes)
+    @classmethod
+    def of(cls, net: nn.Module) -> FlatNet:
+        """``net`` as a function of a vector."""
+        # Plain fields: a cached property holds a lock, which ends a compiler's trace.
+        named = list(net.requires_grad_(False).named_parameters())
+        shapes = tuple(p.shape for _, p in named)
+        return cls(net, tuple(n for n, _ in named), shapes, tuple(s.numel() for s in shapes))
 
     def unflatten(self, theta_P: Tensor) -> dict[str, Tensor]:
         """Views into ``theta_P`` by parameter name."""
@@ -84,7 +82,7 @@ def flat(config: NetConfig, shape: Shape, classes: int, *, precision: str = "fp3
         if isinstance(module, BatchNorm):
             module.track_running_stats = False
             module.running_mean = module.running_var = module.num_batches_tracked = None
-    return FlatNet(net.requires_grad_(False))
+    return FlatNet.of(net)
 
 
 def initial(config: NetConfig, shape: Shape, classes: int, *, seed: int) -> Tensor:

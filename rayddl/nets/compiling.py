@@ -16,7 +16,10 @@ _told: list[str] = []
 
 
 def compiled(function: F, *, wanted: bool = True) -> F:
-    """``function`` compiled by ``torch.compile`` for fixed shapes, or as it is where that fails.
+    """``function`` compiled whole by ``torch.compile`` for fixed shapes, or as it is where that fails.
+
+    A function of which only parts can be compiled counts as failing: it would run at the speed of its
+    slowest part without a word.
 
     The first call compiles. When no working compiler is found, one warning says so for the whole
     process and the function runs uncompiled: same mathematics, slower. ``RAYDDL_COMPILE=0`` in the
@@ -24,7 +27,7 @@ def compiled(function: F, *, wanted: bool = True) -> F:
     """
     if not wanted or os.environ.get("RAYDDL_COMPILE") == "0":
         return function
-    fast: Callable[..., Any] | None = torch.compile(function, dynamic=False)
+    fast: Callable[..., Any] | None = torch.compile(function, dynamic=False, fullgraph=True)
 
     def call(*args: Any) -> Any:
         nonlocal fast

@@ -135,6 +135,6 @@ class ConvNet(nn.Module):
         self.classifier = nn.Linear(width * rest[0] * rest[1], classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.blocks(images.permute(0, 2, 3, 1))
+        x = self.blocks(images.permute(0, 2, 3, 1).contiguous())
         # The published code flattens channels first, and its linear layers are stored that way.
         return self.classifier(x.permute(0, 3, 1, 2).flatten(1))  # type: ignore[no-any-return]  # nn.Module's call is untyped

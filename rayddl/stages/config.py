@@ -154,6 +154,9 @@ class MatchConfig(NetStageConfig):
     momentum: float = Field(default=0.5, ge=0, lt=1)
     """Momentum of the images' and the learning rate's updates."""
     start_from: Literal["real", "noise"] = "real"
+    short_class: Literal["error", "cap", "repeat"] = "error"
+    """What to do with a class of fewer than ``ipc`` real images: refuse it, make fewer images of it, or
+    start from some of them more than once."""
     gradient: Literal["exact", "truncated", "unrolled"] = "exact"
     """``exact``: constant memory. ``truncated``: TESLA's. ``unrolled``: autograd, as MTT publishes it."""
     labels: Literal["hard", "expert", "learned"] = "hard"

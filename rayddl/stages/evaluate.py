@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from rayddl import seeds
+from rayddl.data import picking
 from rayddl.data.config import SourceConfig, augmentation_names
 from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError
@@ -17,7 +18,6 @@ from rayddl.nets.cost import worth_compiling
 from rayddl.stages import cluster, pool, students, tables
 from rayddl.stages.config import EvaluateConfig
 from rayddl.stages.context import Context, Progress, Result, Silent
-from rayddl.stages.matcher import pick_per_class
 from rayddl.stages.shared import SharedSource, publish, tensor
 from rayddl.storage import Folder
 from rayddl.training.hard import Protocol
@@ -164,7 +164,7 @@ def _lessons(
 
         def draw(s: int) -> students.Lesson:
             draws = seeds.generator(seed, "random", s)
-            picked = pick_per_class(train_labels, len(source.classes), made.ipc, draws)
+            picked = picking.per_class(train_labels, source.classes, made.ipc, draws)
             return students.Lesson("random", None, None, picked, protocol)
 
         lessons.append((draw(0), draw))

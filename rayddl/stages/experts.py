@@ -88,9 +88,11 @@ def _train_missing(job: Job, share: cluster.Share, missing: list[int], context: 
     total = config.count * epochs
     before = (config.count - len(missing)) * epochs
 
+    waiting = "compiling the training step" if job.compile else "starting"
+
     def show() -> None:
         done, metric = tally.read(board)
-        context.progress.update(before + done, total, metric)
+        context.progress.update(before + done, total, metric or waiting)
 
     finished = pool.as_they_finish(
         missing, lambda index: task.remote(shared, index, board), share.at_once, show

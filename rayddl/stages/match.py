@@ -7,6 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from rayddl import seeds
+from rayddl.data import picking
 from rayddl.data.config import augmentation_names
 from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError, DivergedError
@@ -15,7 +19,7 @@ from rayddl.nets.cost import worth_compiling
 from rayddl.stages import cluster, matcher, pool, students, tables
 from rayddl.stages.config import MatchConfig
 from rayddl.stages.context import Context, Input, Result
-from rayddl.stages.shared import SharedSource, publish, read_space
+from rayddl.stages.shared import SharedSource, publish, read_space, tensor
 from rayddl.storage import Folder
 from rayddl.training.hard import Protocol
 
@@ -40,7 +44,6 @@ def run(config: MatchConfig, context: Context) -> Result:
     cluster.start()
     source = publish(context.source)
     refuse_other_experts(experts, source, context.source.name)
-    refuse_short_classes(config, source)
     job, share = _job(config, context, experts, source)
     worker = _worker(job, share)
     short = _ShortEvaluations(job, context)
@@ -83,30 +86,19 @@ def refuse_other_experts(experts: Input, source: SharedSource, name: str) -> Non
         )
 
 
-def refuse_short_classes(config: MatchConfig, source: SharedSource) -> None:
-    """Every class needs ``ipc`` real images to start from."""
-    import torch
-
-    if config.start_from != "real":
-        return
-    labels = _array(source.refs[1])
-    counts = torch.bincount(labels, minlength=len(source.classes)).tolist()
-    short = [(name, n) for name, n in zip(source.classes, counts, strict=True) if n < config.ipc]
-    if short:
-        name, found = short[0]
-        raise ArtifactError(
-            f"class {name!r} has {found} images and ipc asks for {config.ipc} to start from"
-            f"{f' ({len(short)} classes are short)' if len(short) > 1 else ''}. "
-            "Lower ipc, or use start_from: noise."
-        )
-
-
-def _array(ref: Any) -> Any:
+def _started(
+    config: MatchConfig, source: SharedSource, seed: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The synthetic images' labels, and the real images that they start from."""
     import ray
 
-    from rayddl.stages.shared import tensor
-
-    return tensor(ray.get(ref))
+    classes = len(source.classes)
+    if config.start_from == "noise":
+        return torch.arange(classes).repeat_interleave(config.ipc), None
+    labels = tensor(ray.get(source.refs[1])).clone()
+    draws = seeds.generator(seed, "images")
+    picked = picking.per_class(labels, source.classes, config.ipc, draws, config.short_class)
+    return labels[picked], picked
 
 
 def _short(names: Any) -> str:
@@ -123,12 +115,12 @@ def _job(
         config.resources, cpus=cpus, gpus=1 if config.workers == 1 else 0.5, units=config.workers
     )
     net = NetConfig.model_validate(experts.summary["net"])
-    classes = len(source.classes)
-    batch = min(config.batch_syn or classes * config.ipc, classes * config.ipc)
+    labels, picked = _started(config, source, context.seed_of())
+    batch = min(config.batch_syn or len(labels), len(labels))
     wanted = config.compile
     if wanted is None:
         steps = config.iterations * config.syn_steps
-        wanted = worth_compiling(net, source.shape, classes, steps=steps, batch=batch, passes=12)
+        wanted = worth_compiling(net, source.shape, len(source.classes), steps=steps, batch=batch, passes=12)
     import ray
 
     return (
@@ -141,6 +133,8 @@ def _job(
             int(experts.summary["count"]),
             context.out,
             context.seed_of(),
+            labels,
+            picked,
             wanted,
             share.threads,
         ),
@@ -162,6 +156,7 @@ def _worker(job: matcher.Job, share: cluster.Share) -> Any:
 
 def _distil(worker: Any, job: matcher.Job, context: Context, short: _ShortEvaluations) -> matcher.Where:
     config, progress = job.config, context.progress
+    progress.update(0, config.iterations, "compiling the student's steps" if job.compile else "starting")
     where: matcher.Where = pool.get(worker.advance.remote(0, 0.0), "the matching loop")
     for stop in _stops(config):
         while where.iteration < stop:

@@ -49,6 +49,10 @@ class Job:
     count: int
     out: Folder
     seed: int
+    labels: Tensor
+    """Int64 labels of the synthetic images, in class order."""
+    picked: Tensor | None
+    """The real images to start from, as indices into the train split; ``None``: noise."""
     compile: bool
     threads: int
 
@@ -106,8 +110,7 @@ def make_matcher(job: Job, device: torch.device) -> Matcher:
     ]
     _refuse_short(job, trajectories)
     steps = steps_for(job.net, job.source.shape, classes, job.config.precision, job.compile)
-    labels = torch.arange(classes).repeat_interleave(job.config.ipc)
-    return Matcher(steps, settings(job.config), trajectories, labels, classes, job.seed, device)
+    return Matcher(steps, settings(job.config), trajectories, job.labels, classes, job.seed, device)
 
 
 def _refuse_short(job: Job, trajectories: Sequence[Trajectory]) -> None:
@@ -123,22 +126,12 @@ def _refuse_short(job: Job, trajectories: Sequence[Trajectory]) -> None:
 
 
 def starting_images(job: Job, device: torch.device) -> Tensor:
-    """``ipc`` images per class in class order: real ones drawn at random, or unit noise."""
-    draws = seeds.generator(job.seed, "images")
-    if job.config.start_from == "noise":
-        shape = (len(job.source.classes) * job.config.ipc, *job.source.shape)
-        return torch.randn(shape, generator=draws).to(device)
+    """The images a run starts from, in class order: the real ones picked, or unit noise."""
+    if job.picked is None:
+        draws = seeds.generator(job.seed, "images")
+        return torch.randn((len(job.labels), *job.source.shape), generator=draws).to(device)
     train, _ = splits(job.source, job.space, device)
-    return train.x[pick_per_class(train.y.cpu(), len(job.source.classes), job.config.ipc, draws).to(device)]
-
-
-def pick_per_class(labels: Tensor, classes: int, ipc: int, draws: torch.Generator) -> Tensor:
-    """Indices of ``ipc`` different images of every class, in class order, drawn at random."""
-    picked = []
-    for c in range(classes):
-        members = torch.nonzero(labels == c).flatten()
-        picked.append(members[torch.randperm(len(members), generator=draws)[:ipc]])
-    return torch.cat(picked)
+    return train.x[job.picked.to(device)]
 
 
 def _start(job: Job, matcher: Matcher) -> State:

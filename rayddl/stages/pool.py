@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
@@ -27,10 +28,8 @@ def as_they_finish(
     running: dict[Any, Any] = {}
     try:
         while True:
-            for unit in waiting:
+            for unit in itertools.islice(waiting, at_once - len(running)):
                 running[submit(unit)] = unit
-                if len(running) >= at_once:
-                    break
             if not running:
                 return
             done, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)

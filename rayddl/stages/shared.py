@@ -49,7 +49,9 @@ def publish(config: SourceConfig) -> SharedSource:
     """The source in the object store of the Ray that runs; loaded at the first call of a session."""
     import ray
 
-    key = f"{ray.get_runtime_context().get_job_id()}:{config.model_dump_json()}"
+    runtime = ray.get_runtime_context()
+    # Every local Ray counts its jobs from 1: the node's random id tells one Ray from the next.
+    key = f"{runtime.get_node_id()}:{runtime.get_job_id()}:{config.model_dump_json()}"
     if key not in _published:
         source = sources.load(config)
         arrays = (source.train.images, source.train.labels, source.test.images, source.test.labels)

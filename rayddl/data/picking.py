@@ -1,0 +1,47 @@
+"""Drawing some images of every class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rayddl.errors import SourceError
+
+Short = Literal["error", "cap", "repeat"]
+
+
+def per_class(
+    labels: Tensor, classes: Sequence[str], ipc: int, draws: torch.Generator, short: Short = "cap"
+) -> Tensor:
+    """Indices of ``ipc`` different images of every class, in class order, drawn at random.
+
+    ``labels`` is int64 ``[N]``. Where a class has fewer, ``short`` decides: ``error`` raises
+    :class:`SourceError`, ``cap`` takes all there are, ``repeat`` takes each as often as the next, over
+    and over.
+    """
+    counts = torch.bincount(labels, minlength=len(classes)).tolist()
+    if short == "error":
+        refuse_short(classes, counts, ipc)
+    picked = []
+    for c, count in enumerate(counts):
+        members = torch.nonzero(labels == c).flatten()
+        order = torch.randperm(count, generator=draws)
+        if short == "repeat" and 0 < count < ipc:
+            order = order.repeat(-(-ipc // count))
+        picked.append(members[order[:ipc]])
+    return torch.cat(picked)
+
+
+def refuse_short(classes: Sequence[str], counts: Sequence[int], wanted: int) -> None:
+    """Raise :class:`SourceError` when a class has fewer than ``wanted`` images."""
+    short = [(name, n) for name, n in zip(classes, counts, strict=True) if n < wanted]
+    if short:
+        name, found = short[0]
+        others = f", and {len(short) - 1} more classes are short" if len(short) > 1 else ""
+        raise SourceError(
+            f"class {name!r} has {found} images and {wanted} are asked for{others}. Lower ipc, or say what to do "
+            "with short_class: cap (fewer images of that class) or repeat (some of them more than once)."
+        )
