@@ -6,7 +6,9 @@ Ray is imported inside functions, after the environment that it reads at import 
 from __future__ import annotations
 
 import logging
+import math
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,8 +20,8 @@ from rayddl.stages.config import Resources
 if TYPE_CHECKING:
     import torch
 
-SOCKET_LIMIT = 107
-"""Bytes that the path of a Unix socket may have."""
+CONNECT_SECONDS = 10.0
+"""How long a cluster that is asked for may take to answer."""
 STORE_SHARE = 0.3
 """Share of memory, and of shared memory at most nearly all, that the object store takes."""
 RETRIES = 5
@@ -65,13 +67,14 @@ def start() -> None:
     _wanted.started = True
     if _wanted.address not in (None, "local"):
         try:
+            _knock(_wanted.address)
             ray.init(
                 address=_wanted.address,
                 runtime_env={"env_vars": WORKER_ENV},
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"no Ray cluster answers at {_wanted.address!r} ({error}). Start one with `ray start --head`, "
                 "or leave --address out to run on this machine alone."
@@ -102,14 +105,25 @@ def stop() -> None:
     _wanted.started = False
 
 
+def _knock(address: str) -> None:
+    # Left alone, Ray waits minutes for a machine that does not answer. What is no host and port, such
+    # as ``auto``, Ray judges at once.
+    place, _, port = address.removeprefix("ray://").rpartition(":")
+    if place and port.isdigit():
+        with socket.create_connection((place.strip("[]"), int(port)), timeout=CONNECT_SECONDS):
+            pass
+
+
 def _short_folder() -> str:
-    folders = (host.temporary_folder(), "/tmp/ray")  # noqa: S108  # Ray's own default
-    for folder in folders:
-        if host.socket_path_bytes(folder) <= SOCKET_LIMIT:
+    wanted = host.temporary_folder()
+    for folder in (wanted, "/tmp/ray"):  # noqa: S108  # Ray's own default
+        short = host.socket_path_bytes(folder) <= host.SOCKET_PATH_BYTES
+        if short and os.access(os.path.dirname(folder), os.W_OK):
             return folder
     raise UserError(
-        f"the temporary folder's path {folders[0]} is too long: Ray's sockets below it may have "
-        f"{SOCKET_LIMIT} bytes. Set TMPDIR to a shorter one, such as /tmp."
+        f"Ray needs a temporary folder: the path of {wanted} is too long (its sockets below it may have "
+        f"{host.SOCKET_PATH_BYTES} bytes) or it cannot be written, and neither can /tmp. "
+        "Set TMPDIR to a short path that can be written."
     )
 
 
@@ -141,17 +155,20 @@ class Share:
         return max(1, int(self.num_cpus))
 
 
-def share(asked: Resources, *, cpus: float, gpus: float, units: int, spare_cpus: float = 0.0) -> Share:
+def share(asked: Resources, *, cpus: float, gpus: float, units: int, together: bool = False) -> Share:
     """What each of ``units`` units of work gets of the cluster at hand.
 
     ``cpus`` and ``gpus`` are the stage's defaults; GPUs are asked for only where the cluster has any.
-    ``spare_cpus`` stay free for work beside this. Raises :class:`StageError` at once where no node can
-    ever hold one unit.
+    Units that run ``together`` are actors which stay until all is done: their default share shrinks until
+    all of them fit. Raises :class:`StageError` at once where no node can ever hold one unit, or the
+    cluster not all that run together.
     """
     import ray
 
     have = ray.cluster_resources()
-    total_gpus = float(have.get("GPU", 0))
+    total_cpus, total_gpus = float(have.get("CPU", 0)), float(have.get("GPU", 0))
+    if together:
+        cpus, gpus = _part(total_cpus, units, cpus), _part(total_gpus, units, gpus)
     num_gpus = asked.num_gpus if asked.num_gpus is not None else (gpus if total_gpus else 0.0)
     num_cpus = asked.num_cpus if asked.num_cpus is not None else cpus
     nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
@@ -166,11 +183,22 @@ def share(asked: Resources, *, cpus: float, gpus: float, units: int, spare_cpus:
             f"one worker asks for {text}, and no node has that (nodes: {best or 'none'}). "
             "Lower the stage's resources, or add a node that has them."
         )
-    fits = (float(have.get("CPU", 0)) - spare_cpus) / num_cpus if num_cpus else units
+    fits = total_cpus / num_cpus if num_cpus else units
     if num_gpus:
         fits = min(fits, total_gpus / num_gpus)
+    if together and int(fits) < units:
+        raise StageError(
+            f"{units} workers run together at {num_cpus:g} CPU and {num_gpus:g} GPU each, and the cluster holds "
+            f"{int(fits)} of them ({total_cpus:g} CPU, {total_gpus:g} GPU). Lower the stage's workers or its "
+            "resources, or add nodes."
+        )
     at_once = max(1, min(units, int(fits), asked.at_once or units))
     return Share(num_cpus, num_gpus, asked.memory, at_once)
+
+
+def _part(total: float, units: int, most: float) -> float:
+    # Rounded down to what Ray counts in, so that the parts never exceed the whole.
+    return most if units * most <= total else math.floor(total / units * 1000) / 1000
 
 
 def task(function: Callable[..., Any], given: Share) -> Any:

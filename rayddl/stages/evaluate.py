@@ -32,6 +32,7 @@ def run(config: EvaluateConfig, context: Context) -> Result:
     source = publish(context.source)
     made = DistilledSet.load(context.inputs[config.set].folder.child("set"))
     refuse_other_classes(made, source)
+    config = settled(config, made, source)
     found = judge(config, made, source, context.out, context.seed_of(), context.progress)
     rows = summarise(found)
     protocol = {**recipe(config, made), "seed": context.seed_of()}
@@ -77,6 +78,7 @@ def evaluate_set(
     described = SourceConfig.model_validate(made.info["source"])
     source = publish(described if root is None else described.model_copy(update={"root": root}))
     refuse_other_classes(made, source)
+    config = settled(config, made, source)
     with tempfile.TemporaryDirectory() as scratch:
         seed = int(stored.get("seed", 0))
         found = judge(config, made, source, Folder(scratch), seed, progress or Silent())
@@ -106,7 +108,7 @@ def judge(
     seed: int,
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    """The result of every student: lessons x nets x seeds, in that order."""
+    """The result of every student: lessons x nets x seeds, in that order. ``config`` is settled."""
     import ray
 
     nets = _nets(config, made)
@@ -126,7 +128,7 @@ def judge(
             out,
             seed,
             config.precision,
-            _compiled(config, nets, source, made),
+            bool(config.compile),
             share.threads,
         )
     )
@@ -184,11 +186,20 @@ def _nets(config: EvaluateConfig, made: DistilledSet) -> tuple[NetConfig, ...]:
     return config.nets if config.nets is not None else (NetConfig.model_validate(made.info["net"]),)
 
 
-def _compiled(
+def settled(config: EvaluateConfig, made: DistilledSet, source: SharedSource) -> EvaluateConfig:
+    """``config`` with ``compile`` decided: as asked, else where it pays.
+
+    Figures are reached again to the last bit only with the same decision, so it is stored with the set.
+    """
+    if config.compile is not None:
+        return config
+    compile_ = _worthwhile(config, _nets(config, made), source, made)
+    return config.model_copy(update={"compile": compile_})
+
+
+def _worthwhile(
     config: EvaluateConfig, nets: Sequence[NetConfig], source: SharedSource, made: DistilledSet
 ) -> bool:
-    if config.compile is not None:
-        return config.compile
     classes, count = len(source.classes), len(made.images)
     batch = min(config.batch, count)
     steps = (config.epochs + 1) * -(-count // batch) * config.seeds

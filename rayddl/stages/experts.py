@@ -52,6 +52,9 @@ def run(config: ExpertsConfig, context: Context) -> Result:
     )
     if missing:
         _train_missing(job, share, missing, context)
+    for name in context.out.names():
+        if name.startswith("partial-"):  # of a worker killed between writing its file and removing this
+            context.out.delete(name)
     return Result({**summary(job, config.count), "seconds": time.perf_counter() - began})
 
 

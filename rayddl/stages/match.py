@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,12 +46,12 @@ def run(config: MatchConfig, context: Context) -> Result:
     source = publish(context.source)
     refuse_other_experts(experts, source, context.source.name)
     job, share = _job(config, context, experts, source)
-    worker = _worker(job, share)
     short = _ShortEvaluations(job, context)
-    where = _distil(worker, job, context, short)
     name = "last.safetensors"
-    pool.get(worker.keep.remote(name, config.iterations), "keeping the set")
-    rows = pool.get(worker.rows.remote(config.iterations), "reading the metrics")
+    with _at_work(job, share) as worker:
+        where = _distil(worker, job, context, short)
+        pool.get(worker.keep.remote(name, config.iterations), "keeping the set")
+        rows = pool.get(worker.rows.remote(config.iterations), "reading the metrics")
     images, labels, lr = matcher.read_snapshot(context.out, name)
     tables.write(context.out, "metrics.parquet", _typed(rows), TYPES)
     accuracies = short.finish()
@@ -111,9 +112,8 @@ def _job(
 ) -> tuple[matcher.Job, cluster.Share]:
     beside = 1 if config.evaluate_every else 0
     cpus = max(1, cluster.total_cpus() - beside) if config.workers == 1 else 1
-    share = cluster.share(
-        config.resources, cpus=cpus, gpus=1 if config.workers == 1 else 0.5, units=config.workers
-    )
+    gpus = 1 if config.workers == 1 else 0.5
+    share = cluster.share(config.resources, cpus=cpus, gpus=gpus, units=config.workers, together=True)
     net = NetConfig.model_validate(experts.summary["net"])
     labels, picked = _started(config, source, context.seed_of())
     batch = min(config.batch_syn or len(labels), len(labels))
@@ -137,21 +137,32 @@ def _job(
             picked,
             wanted,
             share.threads,
+            matcher.CHECKPOINT_SECONDS,
         ),
         share,
     )
 
 
-def _worker(job: matcher.Job, share: cluster.Share) -> Any:
+@contextmanager
+def _at_work(job: matcher.Job, share: cluster.Share) -> Iterator[Any]:
+    """The loop's actor, with its helpers.
+
+    They end with the block, whatever still knows of them: short evaluations may wait for their CPUs.
+    """
     import ray
 
     options = {**share.options, "max_restarts": cluster.RETRIES, "max_task_retries": cluster.RETRIES}
     sent = cluster.packed(job)
-    helpers = [
+    helpers: list[Any] = [
         ray.remote(matcher.WindowWorker).options(**options).remote(sent)
         for _ in range(job.config.workers - 1)
     ]
-    return ray.remote(matcher.MatchWorker).options(**options).remote(sent, helpers)
+    worker: Any = ray.remote(matcher.MatchWorker).options(**options).remote(sent, helpers)
+    try:
+        yield worker
+    finally:
+        for actor in (worker, *helpers):
+            ray.kill(actor)
 
 
 def _distil(worker: Any, job: matcher.Job, context: Context, short: _ShortEvaluations) -> matcher.Where:

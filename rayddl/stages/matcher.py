@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -55,6 +56,7 @@ class Job:
     """The real images to start from, as indices into the train split; ``None``: noise."""
     compile: bool
     threads: int
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
 
 
 @dataclass(frozen=True)
@@ -151,9 +153,13 @@ class WindowWorker:
     """An actor that computes one window of a meta-batch."""
 
     def __init__(self, packed: bytes) -> None:
-        job: Job = cluster.unpacked(packed)
-        self._device = cluster.enter_worker(job.threads, job.config.precision)
-        self._matcher = make_matcher(job, self._device)
+        self._job: Job = cluster.unpacked(packed)
+        self._device = cluster.enter_worker(self._job.threads, self._job.config.precision)
+
+    @cached_property
+    def _matcher(self) -> Matcher:
+        # Made at the first call: what a call raises reaches the driver, what a constructor raises does not.
+        return make_matcher(self._job, self._device)
 
     def gradient(self, state: dict[str, Any], iteration: int, worker: int) -> tuple[dict[str, Any], Facts]:
         """The meta-gradient of window ``worker`` of ``iteration``, as arrays."""
@@ -174,15 +180,23 @@ class MatchWorker:
     """An actor that runs the outer loop. Started anew, it goes on from its last checkpoint."""
 
     def __init__(self, packed: bytes, helpers: list[Any]) -> None:
-        job: Job = cluster.unpacked(packed)
-        device = cluster.enter_worker(job.threads, job.config.precision)
-        self._job, self._helpers, self._device = job, helpers, device
-        self._matcher = make_matcher(job, device)
-        self._loop = self._resumed() if job.out.has(CHECKPOINT) else self._fresh()
-        self._loop.gradients = self._spread if helpers else None
-        self._saved = time.monotonic()
-        self._saved_at = self._loop.state.iteration
+        self._job: Job = cluster.unpacked(packed)
+        self._helpers = helpers
+        self._device = cluster.enter_worker(self._job.threads, self._job.config.precision)
+        self._saved, self._saved_at = time.monotonic(), 0
         self._diverged: str | None = None
+
+    @cached_property
+    def _matcher(self) -> Matcher:
+        # Made at the first call: what a call raises reaches the driver, what a constructor raises does not.
+        return make_matcher(self._job, self._device)
+
+    @cached_property
+    def _loop(self) -> Loop:
+        loop = self._resumed() if self._job.out.has(CHECKPOINT) else self._fresh()
+        loop.gradients = self._spread if self._helpers else None
+        self._saved_at = loop.state.iteration
+        return loop
 
     def _fresh(self) -> Loop:
         return Loop.begin(self._matcher, _start(self._job, self._matcher))
@@ -227,7 +241,8 @@ class MatchWorker:
     def _checkpoint(self) -> None:
         # Only states that a run can be taken back to are saved: a resumed run then has the same one.
         anchor = self._loop.anchor
-        if time.monotonic() - self._saved < CHECKPOINT_SECONDS or anchor.iteration <= self._saved_at:
+        early = time.monotonic() - self._saved < self._job.checkpoint_seconds
+        if early or anchor.iteration <= self._saved_at:
             return
         rows = torch.tensor(self._loop.rows[: anchor.iteration], dtype=torch.float64)
         rms = torch.tensor(self._loop.start_rms, dtype=torch.float64)
