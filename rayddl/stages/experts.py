@@ -91,7 +91,7 @@ def _train_missing(job: Job, share: cluster.Share, missing: list[int], context: 
     total = config.count * epochs
     before = (config.count - len(missing)) * epochs
 
-    waiting = "compiling the training step" if job.compile else "starting"
+    waiting = "compiling, then the first epoch" if job.compile else "the first epoch"
 
     def show() -> None:
         done, metric = tally.read(board)

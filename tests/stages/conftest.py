@@ -19,15 +19,19 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from rayddl.data import sources, space
+from rayddl.data import picking, sources, space
 from rayddl.data.config import SourceConfig
 from rayddl.data.dataset import Source
 from rayddl.data.distilled import DistilledSet
-from rayddl.stages import cluster, evaluate, experts, match, tables
+from rayddl.matching.loop import Loop, Matcher
+from rayddl.matching.state import first_state
+from rayddl.seeds import derive, generator
+from rayddl.stages import cluster, evaluate, experts, match, matcher, tables
 from rayddl.stages.config import EvaluateConfig, ExpertsConfig, MatchConfig
 from rayddl.stages.context import Context, Input, Progress, Result, Silent
 from rayddl.storage import Folder
 from rayddl.training.steps import Steps, steps_for
+from rayddl.trajectories import files
 from rayddl.trajectories.expert import Images, encoded
 
 NET = {"name": "convnet", "depth": 1, "width": 8}
@@ -98,6 +102,11 @@ class Made:
         """A Parquet table by column."""
         return tables.read(self.out, name)
 
+    def rows(self) -> list[tuple[float, ...]]:
+        """What a matching stage recorded of every iteration, but for its wall time."""
+        table = self.table("metrics.parquet")
+        return list(zip(*(table[c] for c in table if c != "seconds"), strict=True))
+
     @property
     def distilled(self) -> DistilledSet:
         """The set that the stage wrote."""
@@ -152,6 +161,22 @@ class Stages:
         more = {"augment": "flip_color", "compile": False, "resources": {"num_cpus": 1}}
         return MatchConfig.model_validate({**base, **window, **rates, **more, **changes})
 
+    def plain_loop(self, of: Made, **changes: Any) -> Loop:
+        """The same matching without Ray: the loop of floor 1 on the experts' files, in this process."""
+        config, seed = self.match_config(**changes), derive(self.seed, "distill")
+        train, names = self.splits[0], self.source.train.classes
+        picked = picking.per_class(train.y, names, config.ipc, generator(seed, "images"))
+        opened = [
+            files.open_trajectory(of.out, files.file_name(i), config.trajectory)
+            for i in range(of.summary["count"])
+        ]
+        settings, cpu = matcher.settings(config), torch.device("cpu")
+        fixed = Matcher(self.steps, settings, opened, train.y[picked], len(names), seed, cpu)
+        loop = Loop.begin(fixed, first_state(train.x[picked], None, settings))
+        for _ in range(config.iterations):
+            loop.step()
+        return loop
+
     def evaluate(self, of: Made | Input, out: Path, progress: Progress | None = None, **changes: Any) -> Made:
         read = of if isinstance(of, Input) else of.as_input()
         base = {"kind": "evaluate", "set": "distill", "seeds": 2, "epochs": 10, "augment": "flip_color"}
@@ -204,6 +229,32 @@ def whole(stages: Stages, tmp_path_factory: pytest.TempPathFactory) -> Made:
 def convex(stages: Stages, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """The same experts, convexified."""
     return stages.experts(tmp_path_factory.mktemp("convex"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished matching stage, and what it told meanwhile."""
+
+    made: Made
+    told: Told
+    settings: Mapping[str, Any]
+
+
+@pytest.fixture(scope="session")
+def mct_run(stages: Stages, convex: Made, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """MCT past two anchors, with short evaluations beside it, while nothing goes wrong."""
+    settings = {"iterations": 60, "evaluate_every": 24, "evaluate_seeds": 2, "evaluate_epochs": 20}
+    progress = Told()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(match, "SLICE_SECONDS", 0.1)
+        made = stages.match(convex, tmp_path_factory.mktemp("mct"), progress, **settings)
+    return Run(made, progress, settings)
+
+
+@pytest.fixture(scope="session")
+def mct(mct_run: Run) -> Made:
+    """The stage that :func:`mct_run` ran."""
+    return mct_run.made
 
 
 @pytest.fixture

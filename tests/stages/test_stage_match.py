@@ -3,63 +3,31 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from rayddl.data import picking
-from rayddl.matching.loop import Loop, Matcher
-from rayddl.matching.state import first_state
-from rayddl.seeds import derive, generator
-from rayddl.stages import match, matcher
-from rayddl.trajectories import files
-
 pytestmark = pytest.mark.ray
 
-ITERATIONS, EVERY, STUDENTS = 30, 12, 2
-LONG = {"iterations": ITERATIONS, "evaluate_every": EVERY, "evaluate_seeds": STUDENTS, "evaluate_epochs": 20}
+ITERATIONS, EVERY, STUDENTS = 60, 24, 2
+"""Those of ``mct``."""
+PAIRS = {"trajectory": "snapshots", "ipc": 2, "batch_syn": 7}
 AS_IT_STARTED = {"iterations": 1, "lr_image": 1e-30, "lr_lr": 0}
 """Rates too small to change a pixel."""
 
 
 @pytest.fixture(scope="module")
-def mct(stages, convex, tmp_path_factory):
-    """MCT on convex experts, with short evaluations beside it."""
-    return stages.match(convex, tmp_path_factory.mktemp("mct"), **LONG)
+def mtt(stages, whole, tmp_path_factory):
+    """MTT on experts with all snapshots."""
+    return stages.match(whole, tmp_path_factory.mktemp("mtt"), **PAIRS)
 
 
 @pytest.fixture(scope="module")
-def mtt(stages, whole, tmp_path_factory):
-    """MTT on experts with all snapshots."""
-    return stages.match(whole, tmp_path_factory.mktemp("mtt"), trajectory="snapshots", ipc=2, batch_syn=7)
-
-
-def plain_loop(stages, experts, **changes: Any) -> Loop:
-    """The same run without Ray: the loop of floor 1 on the experts' files, in this process."""
-    config = stages.match_config(**changes)
-    labels = stages.source.train.labels
-    seed = derive(stages.seed, "distill")
-    draws = generator(seed, "images")
-    picked = picking.per_class(labels, stages.source.train.classes, config.ipc, draws)
-    opened = [
-        files.open_trajectory(experts.out, files.file_name(i), config.trajectory)
-        for i in range(experts.summary["count"])
-    ]
-    settings = matcher.settings(config)
-    fixed = Matcher(stages.steps, settings, opened, labels[picked], 10, seed, torch.device("cpu"))
-    loop = Loop.begin(fixed, first_state(stages.splits[0].x[picked], None, settings))
-    for _ in range(config.iterations):
-        loop.step()
-    return loop
-
-
-def rows(made: Any) -> list[tuple[float, ...]]:
-    """What was recorded of every iteration, but for its wall time."""
-    table = made.table("metrics.parquet")
-    return list(zip(*(table[c] for c in table if c != "seconds"), strict=True))
+def untouched(stages, convex, tmp_path_factory):
+    """A set that is still what it started from, with the experts' labels."""
+    return stages.match(convex, tmp_path_factory.mktemp("start"), ipc=3, labels="expert", **AS_IT_STARTED)
 
 
 def is_real(images: Tensor, labels: Tensor, stages: Any) -> list[bool]:
@@ -103,14 +71,18 @@ def test_the_set_says_where_it_comes_from(mct, stages):
     assert (tuple(made.images.shape), made.images.dtype) == ((10, 1, 8, 8), torch.float32)
     assert made.labels.tolist() == list(range(10))
     assert made.classes == stages.source.train.classes
-    torch.testing.assert_close(
-        made.space.encode(stages.source.train.images[:9]), stages.splits[0].x[:9], rtol=0, atol=0
-    )
+    assert torch.equal(made.space.encode(stages.source.train.images[:9]), stages.splits[0].x[:9])
     assert made.info["method"] == "MCT"
     assert made.info["net"] == {"name": "convnet", "depth": 1, "width": 8, "norm": "instance"}
     assert made.info["source"] == stages.source_config.model_dump(mode="json")
     assert made.info["source_fingerprint"] == stages.source.fingerprint
     assert made.info["iterations"] == ITERATIONS
+
+
+def test_the_definition_travels_with_the_set(mct):
+    """The set's JSON holds the definition, so that whoever finds it knows how it was made."""
+    described = json.loads((mct.out.local / "set" / "set.json").read_text())
+    assert described["info"]["definition"]["name"] == "test"
 
 
 def test_the_summary_repeats_the_tables(mct):
@@ -138,30 +110,43 @@ def test_short_evaluations_stand_at_their_iterations(mct):
     """Students are judged at the start, at every multiple, and at the end, as many as asked for."""
     table = mct.table("accuracy.parquet")
     assert list(table) == ["iteration", "seed", "accuracy"]
-    assert table["iteration"] == [i for i in (0, 12, 24, 30) for _ in range(STUDENTS)]
+    assert table["iteration"] == [i for i in (0, 24, 48, 60) for _ in range(STUDENTS)]
     assert table["seed"] == [0, 1] * 4
     assert all(0.1 < a <= 1 for a in table["accuracy"])
 
 
-def test_one_worker_is_the_plain_loop(mct, stages, convex):
+def test_progress_shows_iterations_loss_and_learning_rate(mct_run):
+    """The live line counts iterations up to all of them and carries the newest figures."""
+    updates = mct_run.told.updates
+    done = [d for d, _, _ in updates]
+    assert done == sorted(done)
+    assert len(set(done)) > 2
+    assert updates[-1][:2] == (ITERATIONS, ITERATIONS)
+    assert updates[-1][2].startswith(f"loss {mct_run.made.table('metrics.parquet')['loss'][-1]:.3f}  lr 0.0")
+
+
+def test_one_worker_is_the_plain_loop(mct_run, stages, convex):
     """The stage gives bit for bit what the loop gives in a process without Ray."""
-    loop = plain_loop(stages, convex, **LONG)
-    assert torch.equal(mct.distilled.images, loop.state.images)
-    assert mct.distilled.lr_student == float(loop.state.lr)
-    assert rows(mct) == [row[:-1] for row in loop.rows]
+    loop, made = stages.plain_loop(convex, **mct_run.settings), mct_run.made
+    assert torch.equal(made.distilled.images, loop.state.images)
+    assert made.distilled.lr_student == float(loop.state.lr)
+    assert made.rows() == [row[:-1] for row in loop.rows]
 
 
-def test_the_same_run_again_gives_the_same_bits(mct, stages, convex, tmp_path):
-    """Two runs write the same set file and the same accuracies; looking more rarely changes nothing."""
-    again = stages.match(convex, tmp_path, **{**LONG, "evaluate_every": 2 * EVERY})
+def test_experts_kept_whole_give_the_same_run(mct_run, stages, whole, tmp_path):
+    """MCT on experts with all snapshots is MCT on the same experts kept convex: the same file, bit for bit.
+
+    Looking at it more rarely changes none of the accuracies.
+    """
+    mct, again = mct_run.made, stages.match(whole, tmp_path, **{**mct_run.settings, "evaluate_every": 48})
     assert again.set_bytes == mct.set_bytes
-    assert rows(again) == rows(mct)
+    assert again.rows() == mct.rows()
     first, second = (
         dict(zip(zip(t["iteration"], t["seed"], strict=True), t["accuracy"], strict=True))
         for t in (mct.table("accuracy.parquet"), again.table("accuracy.parquet"))
     )
     assert second == {key: first[key] for key in second}
-    assert {iteration for iteration, _ in second} == {0, 24, 30}
+    assert {iteration for iteration, _ in second} == {0, 48, 60}
 
 
 def test_mtt_starts_at_whole_epochs(mtt, whole, stages):
@@ -169,8 +154,7 @@ def test_mtt_starts_at_whole_epochs(mtt, whole, stages):
     table = mtt.table("metrics.parquet")
     assert mtt.summary["method"] == mtt.distilled.info["method"] == "MTT"
     assert set(table["start"]) <= {0.0, 1.0, 2.0}
-    loop = plain_loop(stages, whole, trajectory="snapshots", ipc=2, batch_syn=7)
-    assert torch.equal(mtt.distilled.images, loop.state.images)
+    assert torch.equal(mtt.distilled.images, stages.plain_loop(whole, **PAIRS).state.images)
 
 
 def test_several_images_per_class_lie_in_class_order(mtt):
@@ -185,59 +169,30 @@ def test_without_evaluations_the_accuracy_table_is_empty(mtt):
     assert mtt.summary["accuracy_last"] is None
 
 
-def test_convex_matching_of_whole_experts_is_that_of_convex_ones(mct, stages, whole, tmp_path):
-    """Experts kept whole can be matched by MCT, with the very same result."""
-    made = stages.match(whole, tmp_path, iterations=8)
-    assert rows(made) == rows(mct)[:8]
-
-
-def test_a_run_starts_from_real_images_of_the_right_classes(stages, convex, tmp_path):
+def test_a_run_starts_from_real_images_of_the_right_classes(untouched, stages):
     """The starting images are different training images of their classes, unchanged."""
-    made = stages.match(convex, tmp_path, ipc=3, **AS_IT_STARTED).distilled
-    assert made.labels.tolist() == [c for c in range(10) for _ in range(3)]
-    assert all(is_real(made.images, made.labels, stages))
-    assert len({image.numpy().tobytes() for image in made.images}) == 30
+    images = untouched.distilled.images
+    assert all(is_real(images, torch.arange(10).repeat_interleave(3), stages))
+    assert len({image.numpy().tobytes() for image in images}) == 30
 
 
-def test_expert_labels_are_probabilities(stages, convex, tmp_path):
-    """``labels: expert`` stores a float32 distribution per image, which the experts are rather sure of."""
-    made = stages.match(convex, tmp_path, ipc=2, labels="expert", **AS_IT_STARTED).distilled
-    assert (tuple(made.labels.shape), made.labels.dtype) == ((20, 10), torch.float32)
-    torch.testing.assert_close(made.labels.sum(1), torch.ones(20))
-    assert (made.labels > 0).all()
-    right = made.labels.argmax(1) == torch.arange(10).repeat_interleave(2)
+def test_expert_labels_are_probabilities(untouched):
+    """``labels: expert`` stores a float32 distribution per image, mostly with the right class on top."""
+    labels = untouched.distilled.labels
+    assert (tuple(labels.shape), labels.dtype) == ((30, 10), torch.float32)
+    torch.testing.assert_close(labels.sum(1), torch.ones(30))
+    assert (labels > 0).all()
+    right = labels.argmax(1) == torch.arange(10).repeat_interleave(3)
     assert right.double().mean() > 0.5
 
 
 def test_noise_and_learned_labels(stages, convex, tmp_path):
-    """``start_from: noise`` starts from unit noise; ``labels: learned`` makes distributions that move."""
-    settings = {"start_from": "noise", "labels": "learned", "ipc": 2, **AS_IT_STARTED}
-    one = stages.match(convex, Path(tmp_path, "one"), **settings, lr_label=1e-30).distilled
-    other = stages.match(convex, Path(tmp_path, "other"), **settings, lr_label=100.0).distilled
-    assert not any(is_real(one.images, torch.arange(10).repeat_interleave(2), stages))
-    assert abs(float(one.images.mean())) < 0.1
-    assert float(one.images.std()) == pytest.approx(1, abs=0.1)
-    assert torch.equal(one.images, other.images)
-    for made in (one, other):
-        assert (tuple(made.labels.shape), made.labels.dtype) == ((20, 10), torch.float32)
-        torch.testing.assert_close(made.labels.sum(1), torch.ones(20))
-    assert not torch.equal(one.labels, other.labels)
-
-
-def test_progress_shows_iterations_loss_and_accuracy(stages, convex, told, monkeypatch, tmp_path):
-    """The live line counts iterations and carries loss, learning rate and the newest accuracy."""
-    monkeypatch.setattr(match, "SLICE_SECONDS", 0.001)
-    progress = told()
-    stages.match(convex, tmp_path, progress, iterations=6, evaluate_every=3, evaluate_epochs=1)
-    done, total, shown = progress.updates[-1]
-    assert (done, total) == (6, 6)
-    assert shown.startswith("loss 0.")
-    assert "lr 0.0" in shown
-    counted = [d for d, _, _ in progress.updates]
-    assert counted == sorted(counted)
-
-
-def test_the_definition_travels_with_the_set(mct):
-    """The set's JSON holds the definition, so that whoever finds it knows how it was made."""
-    described = json.loads((mct.out.local / "set" / "set.json").read_text())
-    assert described["info"]["definition"]["name"] == "test"
+    """``start_from: noise`` starts from unit noise; ``labels: learned`` stores what was learned."""
+    settings = {"start_from": "noise", "labels": "learned", "lr_label": 100.0, "ipc": 2, **AS_IT_STARTED}
+    made = stages.match(convex, tmp_path, **settings).distilled
+    assert not any(is_real(made.images, torch.arange(10).repeat_interleave(2), stages))
+    assert abs(float(made.images.mean())) < 0.1
+    assert float(made.images.std()) == pytest.approx(1, abs=0.1)
+    assert (tuple(made.labels.shape), made.labels.dtype) == ((20, 10), torch.float32)
+    torch.testing.assert_close(made.labels.sum(1), torch.ones(20))
+    assert len({label.numpy().tobytes() for label in made.labels}) == 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from rayddl.data import picking
 from rayddl.data.config import SourceConfig
 from rayddl.errors import ArtifactError, DivergedError, SourceError, StageError
-from rayddl.matching.loop import ANCHOR, Loop, Matcher
-from rayddl.matching.state import first_state
-from rayddl.seeds import derive, generator
+from rayddl.matching.loop import ANCHOR
 from rayddl.stages import match, matcher
 from rayddl.stages.shared import publish
+from rayddl.storage import Folder
 from rayddl.trajectories import files
 
 pytestmark = pytest.mark.ray
 
-ITERATIONS = 2 * ANCHOR + 10
-"""Two checkpoints, and some iterations behind the last one."""
-LONG = {"iterations": ITERATIONS}
-THREE = {"workers": 3, "iterations": ANCHOR + 5, "resources": {"num_cpus": 0.5}}
-
-
-@pytest.fixture(scope="module")
-def spared(stages, convex, tmp_path_factory):
-    """The run that nothing happened to."""
-    return stages.match(convex, tmp_path_factory.mktemp("spared"), **LONG)
+THREE = {"workers": 3, "iterations": ANCHOR + 5, "resources": {}}
+"""Three workers, which get two thirds of a CPU each."""
 
 
 @pytest.fixture(autouse=True)
@@ -42,93 +33,67 @@ def often(monkeypatch):
     monkeypatch.setattr(match, "SLICE_SECONDS", 0.2)
 
 
-def rows(made: Any) -> list[tuple[float, ...]]:
-    """What was recorded of every iteration, but for its wall time."""
-    table = made.table("metrics.parquet")
-    return list(zip(*(table[c] for c in table if c != "seconds"), strict=True))
-
-
 def has(folder: Path, name: str) -> bool:
     return (folder / name).exists()
 
 
-def test_a_killed_loop_goes_on_from_its_checkpoint(stages, convex, spared, killing, tmp_path):
-    """The loop's worker is killed in the middle: the set comes out bit for bit as without that."""
+def test_a_killed_loop_goes_on_from_its_checkpoint(stages, convex, mct_run, killing, tmp_path):
+    """The loop's worker is killed in the middle: the set comes out bit for bit as without that.
+
+    A short evaluation that an earlier attempt has finished is read, not done again.
+    """
+    done = {
+        "data": "short",
+        "net": "convnet-d1-w8",
+        "seed": 1,
+        "images": 10,
+        "accuracy": 0.123,
+        "seconds": 1.0,
+    }
+    (tmp_path / "student-000000-1.json").write_text(json.dumps(done))
     with killing("ray::MatchWorker", lambda: has(tmp_path, matcher.CHECKPOINT)) as killed:
-        struck = stages.match(convex, tmp_path, **LONG)
+        struck = stages.match(convex, tmp_path, **mct_run.settings)
+    spared = mct_run.made
     assert len(killed) == 1
     assert struck.set_bytes == spared.set_bytes
-    assert rows(struck) == rows(spared)
+    assert struck.rows() == spared.rows()
+    accuracies = spared.table("accuracy.parquet")
+    accuracies["accuracy"][1] = 0.123
+    assert struck.table("accuracy.parquet") == accuracies
     assert struck.out.names() == spared.out.names()
 
 
-def test_a_stage_goes_on_from_the_checkpoint_of_a_killed_driver(
-    stages, convex, spared, cut_when, cut, tmp_path
-):
+def test_a_stage_goes_on_from_the_checkpoint_of_a_killed_driver(stages, convex, mct, cut_when, cut, tmp_path):
     """A second attempt takes up the first one's checkpoint and ends with the same bits."""
+    progress = cut_when(partial(has, tmp_path, matcher.CHECKPOINT))
     with pytest.raises(cut):
-        stages.match(convex, tmp_path, cut_when(lambda: has(tmp_path, matcher.CHECKPOINT)), **LONG)
+        stages.match(convex, tmp_path, progress, iterations=60)
     saved = load((tmp_path / matcher.CHECKPOINT).read_bytes())["more.rows"]
     assert len(saved) in (ANCHOR, 2 * ANCHOR)
-    again = stages.match(convex, tmp_path, **LONG)
-    assert again.set_bytes == spared.set_bytes
-    assert rows(again) == rows(spared)
+    again = stages.match(convex, tmp_path, iterations=60)
+    assert again.set_bytes == mct.set_bytes
+    assert again.rows() == mct.rows()
     # Only iterations that were not done again keep the wall times of the first attempt.
     assert again.table("metrics.parquet")["seconds"][: len(saved)] == saved[:, -1].tolist()
 
 
-def test_short_evaluations_that_are_done_are_not_done_again(stages, convex, cut_when, cut, tmp_path):
-    """A second attempt reads the students that the first one has judged, and trains the others."""
-    settings = {**LONG, "evaluate_every": 20, "evaluate_epochs": 5}
-    first = tmp_path / "student-000000-0.json"
-    condition = lambda: first.exists() and has(tmp_path, "snapshot-000020.safetensors")  # noqa: E731
-    with pytest.raises(cut):
-        stages.match(convex, tmp_path, cut_when(condition), **settings)
-    found = json.loads(first.read_text())
-    first.write_text(json.dumps({**found, "accuracy": 0.123}))
-    again = stages.match(convex, tmp_path, **settings)
-    table = again.table("accuracy.parquet")
-    assert table["iteration"] == [0, 20, 40, 60]
-    assert table["accuracy"][0] == 0.123
-    assert 0.123 not in table["accuracy"][1:]
-    assert again.out.names() == ["accuracy.parquet", "metrics.parquet"]
-
-
-def three_windows(stages, experts) -> Loop:
-    """The same meta-batch of three windows, computed one after the other without Ray."""
-    config = stages.match_config(**THREE)
-    seed, cpu = derive(stages.seed, "distill"), torch.device("cpu")
-    labels, classes = stages.source.train.labels, stages.source.train.classes
-    picked = picking.per_class(labels, classes, config.ipc, generator(seed, "images"))
-    opened = [files.open_trajectory(experts.out, files.file_name(i), "convex") for i in range(3)]
-    settings = matcher.settings(config)
-    fixed = Matcher(stages.steps, settings, opened, labels[picked], 10, seed, cpu)
-    loop = Loop.begin(fixed, first_state(stages.splits[0].x[picked], None, settings))
-    for _ in range(config.iterations):
-        loop.step()
-    return loop
-
-
 def test_three_workers_average_three_windows(stages, convex, tmp_path):
-    """A meta-batch spread over three workers is the same windows averaged in one process, bit for bit."""
-    made, loop = stages.match(convex, tmp_path, **THREE), three_windows(stages, convex)
+    """A meta-batch spread over three workers is the same windows averaged in one process, bit for bit.
+
+    It is so too where the cluster has fewer CPUs than workers: they share them.
+    """
+    made, loop = stages.match(convex, tmp_path, **THREE), stages.plain_loop(convex, **THREE)
     assert torch.equal(made.distilled.images, loop.state.images)
-    assert rows(made) == [row[:-1] for row in loop.rows]
+    assert made.rows() == [row[:-1] for row in loop.rows]
 
 
-@pytest.mark.parametrize("title", ["ray::WindowWorker", "ray::MatchWorker"])
-def test_a_meta_batch_survives_any_killed_worker(stages, convex, killing, title, tmp_path):
-    """Whichever of the three workers is killed in the middle, the result is the same."""
-    with killing(title, lambda: has(tmp_path, matcher.CHECKPOINT)) as killed:
+def test_a_meta_batch_survives_killed_workers(stages, convex, killing, tmp_path):
+    """A helper and the loop itself are killed in the middle, and the result is the same."""
+    when = partial(has, tmp_path, matcher.CHECKPOINT)
+    with killing("ray::WindowWorker", when) as helper, killing("ray::MatchWorker", when) as loop:
         struck = stages.match(convex, tmp_path, **THREE)
-    assert len(killed) == 1
-    assert torch.equal(struck.distilled.images, three_windows(stages, convex).state.images)
-
-
-def test_more_workers_than_cpus_share_them(stages, convex, tmp_path):
-    """Three workers on two CPUs all get a part of one: they run together or not at all."""
-    settings = {**THREE, "iterations": 2, "resources": {}}
-    assert stages.match(convex, tmp_path, **settings).summary["iterations"] == 2
+    assert len(helper) == len(loop) == 1
+    assert torch.equal(struck.distilled.images, stages.plain_loop(convex, **THREE).state.images)
 
 
 def test_workers_that_never_fit_together_are_refused(stages, convex, tmp_path):
@@ -148,15 +113,20 @@ def test_evaluations_wait_for_the_loop_where_it_has_all_cpus(stages, convex, tmp
     assert made.table("accuracy.parquet")["iteration"] == [0, 2, 4]
 
 
-def test_a_run_gone_astray_stops_with_the_facts_and_keeps_the_last_good_set(stages, convex, tmp_path):
-    """A thousand times the rate diverges within a few iterations: the error names everything needed."""
+def test_a_run_gone_astray_stops_with_the_facts_and_keeps_the_last_good_set(stages, convex, told, tmp_path):
+    """Rates much too high: taken back once, which is told, then stopped with everything one needs to know."""
+    progress = told()
     with pytest.raises(DivergedError) as caught:
-        stages.match(convex, tmp_path, iterations=40, lr_image=2e7, retries=0)
+        stages.match(convex, tmp_path, progress, iterations=40, lr_image=2e8, retries=1)
     text = str(caught.value)
     assert text.startswith("diverged at iteration ")
     for fact in ("expert ", "start epoch ", "lr_image 2e+07", "student learning rate 0.05"):
         assert fact in text
-    assert "Try a smaller lr_image (it was 2e+07) or lr_lr (it was 0.0001)." in text
+    assert "It was taken back 1 times with a tenth of the rates each time." in text
+    assert "Try a smaller lr_image (it was 2e+08) or lr_lr (it was 0.0001)." in text
+    assert progress.notes == [
+        "iteration 0: went astray and was taken back; rates are now 0.1 of the definition's"
+    ]
     images, labels, lr = matcher.read_snapshot(_folder(tmp_path), "last-good.safetensors")
     assert (tuple(images.shape), labels.tolist()) == ((10, 1, 8, 8), list(range(10)))
     assert torch.isfinite(images).all()
@@ -165,18 +135,7 @@ def test_a_run_gone_astray_stops_with_the_facts_and_keeps_the_last_good_set(stag
 
 
 def _folder(path: Path) -> Any:
-    from rayddl.storage import Folder
-
     return Folder(str(path))
-
-
-def test_a_run_taken_back_says_so(stages, convex, told, tmp_path):
-    """A run that goes astray and recovers at a tenth of its rates is told about on the screen."""
-    progress = told()
-    made = stages.match(convex, tmp_path, progress, iterations=6, lr_image=2e7, lr_lr=0, retries=9)
-    assert made.summary["retries"] > 0
-    assert any("went astray and was taken back; rates are now" in note for note in progress.notes)
-    assert torch.isfinite(made.distilled.images).all()
 
 
 def test_a_damaged_expert_is_named(stages, convex, tmp_path):
@@ -189,13 +148,6 @@ def test_a_damaged_expert_is_named(stages, convex, tmp_path):
         stages.match(damaged, tmp_path / "out")
     assert str(caught.value).startswith(f"{experts}/expert-0002.safetensors is not an expert's file (")
     assert str(caught.value).endswith("Delete it and run the same command again to train it anew.")
-
-
-def test_experts_that_stand_still_are_refused(stages, tmp_path):
-    """Experts that do not move over any window stop the run with a reason, from inside its worker."""
-    still = stages.experts(tmp_path / "experts", count=1, lr=1e-12, momentum=0.0)
-    with pytest.raises(StageError, match=r"no expert moves over 1 epochs from epochs up to 3: 20 windows"):
-        stages.match(still, tmp_path / "out")
 
 
 def test_experts_of_another_pixel_space_are_refused(stages, convex, tmp_path):
