@@ -16,7 +16,7 @@ from rayddl.errors import ArtifactError
 from rayddl.nets.config import NetConfig
 from rayddl.nets.cost import worth_compiling
 from rayddl.stages import cluster, pool, students, tables
-from rayddl.stages.config import EvaluateConfig
+from rayddl.stages.configs.evaluate import EvaluateConfig
 from rayddl.stages.context import Context, Progress, Result, Silent
 from rayddl.stages.shared import SharedSource, publish, tensor
 from rayddl.storage import Folder

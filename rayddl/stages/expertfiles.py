@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rayddl.stages import tables
-from rayddl.stages.config import ExpertsConfig
+from rayddl.stages.configs.experts import ExpertsConfig
 from rayddl.stages.shared import SharedSource
 from rayddl.storage import Folder
 from rayddl.training.steps import Steps

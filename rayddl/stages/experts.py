@@ -13,7 +13,7 @@ from rayddl.data.space import PixelSpace
 from rayddl.nets.build import initial
 from rayddl.nets.cost import worth_compiling
 from rayddl.stages import cluster, pool, replayed, tally
-from rayddl.stages.config import ExpertsConfig
+from rayddl.stages.configs.experts import ExpertsConfig
 from rayddl.stages.context import Context, Result
 from rayddl.stages.expertfiles import Job, contents, summary
 from rayddl.stages.shared import SharedSource, fit_space, publish, splits

@@ -9,8 +9,11 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rayddl.stages import config as configs
 from rayddl.stages.config import StageConfig
+from rayddl.stages.configs.evaluate import EvaluateConfig
+from rayddl.stages.configs.experts import ExpertsConfig
+from rayddl.stages.configs.match import MatchConfig
+from rayddl.stages.configs.report import ReportConfig
 from rayddl.stages.context import Context, Result
 
 
@@ -38,9 +41,9 @@ class Kind:
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("experts", configs.ExpertsConfig),
-        Kind("match", configs.MatchConfig),
-        Kind("evaluate", configs.EvaluateConfig),
-        Kind("report", configs.ReportConfig, needs_ray=False),
+        Kind("experts", ExpertsConfig),
+        Kind("match", MatchConfig),
+        Kind("evaluate", EvaluateConfig),
+        Kind("report", ReportConfig, needs_ray=False),
     )
 }

@@ -18,7 +18,7 @@ from rayddl.errors import ArtifactError, DivergedError
 from rayddl.nets.config import NetConfig
 from rayddl.nets.cost import worth_compiling
 from rayddl.stages import cluster, matcher, pool, students, tables
-from rayddl.stages.config import MatchConfig
+from rayddl.stages.configs.match import MatchConfig
 from rayddl.stages.context import Context, Input, Result
 from rayddl.stages.shared import SharedSource, publish, read_space, tensor
 from rayddl.storage import Folder

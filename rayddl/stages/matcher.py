@@ -23,7 +23,7 @@ from rayddl.matching.state import State, first_state, load_state
 from rayddl.matching.windows import WindowRule
 from rayddl.nets.config import NetConfig
 from rayddl.stages import cluster
-from rayddl.stages.config import MatchConfig
+from rayddl.stages.configs.match import MatchConfig
 from rayddl.stages.shared import SharedSource, splits
 from rayddl.storage import Folder
 from rayddl.training.steps import steps_for

@@ -16,7 +16,7 @@ from rayddl.errors import ArtifactError
 from rayddl.report.page import render
 from rayddl.report.run import Columns, Evaluate, Experts, Match, Pictures, Run, Stage
 from rayddl.stages import tables
-from rayddl.stages.config import ReportConfig
+from rayddl.stages.configs.report import ReportConfig
 from rayddl.stages.context import Context, Input, Result
 
 FILE = "report.html"

@@ -27,7 +27,9 @@ from rayddl.matching.loop import Loop, Matcher
 from rayddl.matching.state import first_state
 from rayddl.seeds import derive, generator
 from rayddl.stages import cluster, evaluate, experts, match, matcher, tables
-from rayddl.stages.config import EvaluateConfig, ExpertsConfig, MatchConfig
+from rayddl.stages.configs.evaluate import EvaluateConfig
+from rayddl.stages.configs.experts import ExpertsConfig
+from rayddl.stages.configs.match import MatchConfig
 from rayddl.stages.context import Context, Input, Progress, Result, Silent
 from rayddl.storage import Folder
 from rayddl.training.steps import Steps, steps_for

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from rayddl.cli.app import app
 from rayddl.pipeline import definition
-from rayddl.stages.config import MatchConfig
+from rayddl.stages.configs.match import MatchConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINES = sorted((ROOT / "pipelines").glob("*.yaml"))

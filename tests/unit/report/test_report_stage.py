@@ -13,7 +13,7 @@ from rayddl.data.distilled import DistilledSet
 from rayddl.data.space import fit
 from rayddl.errors import ArtifactError
 from rayddl.stages import tables
-from rayddl.stages.config import ReportConfig
+from rayddl.stages.configs.report import ReportConfig
 from rayddl.stages.context import Context, Input
 from rayddl.stages.report import run
 from rayddl.storage import Folder

@@ -1,0 +1,15 @@
+"""Settings of ``kind: report``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from rayddl.stages.config import Reads, StageConfig
+
+
+class ReportConfig(StageConfig):
+    """One self-contained page about the run."""
+
+    kind: Literal["report"]
+    of: Annotated[tuple[str, ...], Reads(("experts", "match", "evaluate"))] = ("*",)
+    """The stages to show; ``"*"`` is every other stage."""
