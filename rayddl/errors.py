@@ -6,6 +6,7 @@
     ├── UserError               exit code 2: the input is wrong; nothing was started
     │   ├── DefinitionError     a definition file: every problem found, each with its place
     │   ├── SourceError         a folder or file of images
+    │   ├── NetError            a network that the images do not fit
     │   └── ArtifactError       a stage's folder or a distilled set that cannot be trusted
     └── StageError              a stage could not finish; what was done so far is kept
         └── DivergedError       a run whose numbers left the finite range; the last good state is kept
@@ -34,6 +35,10 @@ class DefinitionError(UserError):
 
 class SourceError(UserError):
     """Images or labels that are missing, unreadable or too few."""
+
+
+class NetError(UserError, ValueError):
+    """A network that cannot be built for images of this shape, or with these settings."""
 
 
 class ArtifactError(UserError):

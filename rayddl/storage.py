@@ -137,6 +137,12 @@ class Folder:
         if self.has(name):
             filesystem.delete_file(f"{path}/{_inside(name)}")
 
+    def clear(self, name: str) -> None:
+        """Remove the folder ``name`` inside this one with everything in it, if it is there."""
+        filesystem, path = self._opened
+        if self.child(name).exists():
+            filesystem.delete_dir(f"{path}/{_inside(name)}")
+
     def read_json(self, name: str) -> Any:
         """The JSON document ``name``."""
         return json.loads(self.read(name))

@@ -25,6 +25,10 @@ def evaluate(
     root: Annotated[
         str | None, typer.Option("--root", metavar="PATH", help="Where the real images lie, if they moved.")
     ] = None,
+    observer: Annotated[
+        str | None,
+        typer.Option("--observer", metavar="PATH", help="The teacher stage's folder, for soft labels."),
+    ] = None,
     out: Out = "runs",
     address: Address = None,
     num_cpus: NumCpus = None,
@@ -51,6 +55,7 @@ def evaluate(
             seeds=seeds,
             epochs=epochs,
             root=root,
+            observer=observer,
             display=display,
             address=address,
             num_cpus=num_cpus,

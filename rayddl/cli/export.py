@@ -16,7 +16,9 @@ class Format(str, Enum):
 
     imagefolder = "imagefolder"
     parquet = "parquet"
+    webdataset = "webdataset"
     pt = "pt"
+    hf = "hf"
 
 
 def export(
@@ -25,7 +27,9 @@ def export(
     format_: Annotated[
         Format,
         typer.Option(
-            "--format", help="imagefolder: PNG files. parquet: one table. pt: torch tensors, exact."
+            "--format",
+            help="imagefolder: PNG files. parquet: one table. webdataset: tar files. pt: torch tensors, exact. "
+            "hf: a folder with a card, for datasets.load_dataset.",
         ),
     ] = Format.imagefolder,
     out: Out = "runs",
@@ -34,6 +38,7 @@ def export(
 
     \b
     rayddl export quickstart --format pt --to exported
+    rayddl export quickstart --format hf --to shared
     """
     from rayddl.data.export import export_set
     from rayddl.pipeline.scrub import scrub

@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from rayddl.cli.options import File, Json, Out, Overrides
-from rayddl.cli.telling import emit_json, print_table, telling
+from rayddl.cli.telling import emit_json, print_table, telling, waiting
+
+Measure = Annotated[
+    bool,
+    typer.Option(
+        "--measure", help="Try one matching step: its peak memory, and the largest batch_syn that fits."
+    ),
+]
 
 
-def plan(file: File, overrides: Overrides = None, out: Out = "runs", as_json: Json = False) -> None:
-    r"""Check a definition and show what a run would do.
+def plan(
+    file: File,
+    overrides: Overrides = None,
+    out: Out = "runs",
+    measure: Measure = False,
+    as_json: Json = False,
+) -> None:
+    r"""Check a definition and show what a run would do and what it would take.
 
     \b
     rayddl plan quickstart
     rayddl plan quickstart --set distill.ipc=10
+    rayddl plan cifar10-mtt-ipc10 --measure
     """
+    from contextlib import nullcontext
+
+    from rayddl.pipeline.api import estimate
     from rayddl.pipeline.api import plan as plan_definition
 
     with telling():
         made = plan_definition(file, overrides=tuple(overrides or ()), out=out)
+        with waiting("trying one matching step, in a process of its own") if measure else nullcontext():
+            expected = estimate(made, measure=measure)
         if as_json:
-            emit_json(made.to_json())
+            emit_json(expected.to_json(made))
         else:
-            print_table(made.__rich__())
+            told = any(expected.stages.values())
+            print_table(made.__rich__(), *([expected.__rich__()] if told else []))

@@ -2,37 +2,67 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from rayddl.config import Config
 
+IMAGENET_SIZE = 128
+"""Side in pixels of ``imagenet`` images, unless set: that of the papers on its subsets."""
+Subset = Literal[
+    "nette", "woof", "fruit", "fruits", "meow", "cats", "squawk", "birds", "yellow", "10", "100"
+]  # fmt: skip
 AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 
 class SourceConfig(Config):
     """Where the real images come from, and the pixel space that everything works in."""
 
-    name: Literal["digits", "cifar10", "cifar100", "parquet", "imagefolder"]
+    name: Literal["digits", "cifar10", "cifar100", "parquet", "imagefolder", "tinyimagenet", "imagenet"]
     root: str | None = None
     """Folder or URI of the files; not needed for ``digits``."""
     space: Literal["normalise", "zca"] = "normalise"
     """``normalise``: per-channel mean and deviation. ``zca``: whitening fitted on the train split."""
     size: int | None = Field(default=None, ge=4)
-    """Side in pixels that images are resized to; default: as stored, which must then be one size."""
+    """Side in pixels that images are brought to: the shorter side is scaled, the centre cut out. Default:
+    as stored, which must then be one size; 128 for ``imagenet``."""
+    subset: Subset | None = None
+    """``imagenet``: the classes of a subset of the literature; default: every class folder there is."""
     download: bool = False
     """Fetch ``cifar10`` or ``cifar100`` into ``root`` when it is not there."""
     train: str | None = None
     """``parquet``: the train split's file or files (glob inside ``root``); default ``*train*.parquet``.
-    ``imagefolder``: the split's folder; default ``train``."""
+    ``imagefolder``, ``imagenet``: the split's folder; default ``train``."""
     test: str | None = None
     """Likewise for the held-out split; default ``*test*.parquet``, then ``*val*.parquet``; ``val`` or
-    ``test`` folder."""
+    ``test`` folder (``imagenet``: ``val``)."""
     image_column: str = "image"
     label_column: str = "label"
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
     """Share of unreadable images above which the source is refused."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _imagenet_has_a_size(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and value.get("name") == "imagenet":
+            return {"size": IMAGENET_SIZE, **value}
+        return value
+
+    @field_validator("subset", mode="before")
+    @classmethod
+    def _number_as_text(cls, value: Any) -> Any:
+        # In YAML 10 and 100 are numbers.
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _keys_belong(self) -> SourceConfig:
+        if self.subset is not None and self.name != "imagenet":
+            raise ValueError(f"subset belongs to name: imagenet, not {self.name}")
+        if self.name == "tinyimagenet" and (self.train or self.test):
+            raise ValueError("train and test are fixed for name: tinyimagenet; leave them out")
+        return self
 
 
 def augmentation_names(text: str) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ def decode(batches: Iterable[Sequence[Encoded]], size: int | None) -> Iterator[D
 
     One batch is held at a time. Large images are decoded by a few threads.
     """
-    with _pil_warnings(), ThreadPoolExecutor(_threads()) as pool:
+    with pil_warnings(), ThreadPoolExecutor(_threads()) as pool:
         for batch in batches:
             first = _decode_one(batch[0], size) if batch else None
             if first is None:
@@ -88,8 +88,8 @@ def read_image(data: bytes, size: int | None = None) -> Pixels:
             # A JPEG decodes at a half, a quarter or an eighth of its size far quicker; twice the size
             # asked for is left for the filter to work on.
             image.draft(None, (2 * size, 2 * size))
-        plain = _plain(_upright(image))
-        return np.array(plain if size is None else fit_square(plain, size))
+        turned = plain(image if upright(image) else ImageOps.exif_transpose(image))
+        return np.array(turned if size is None else fit_square(turned, size))
 
 
 def fit_square(image: Image.Image, size: int) -> Image.Image:
@@ -115,17 +115,17 @@ def fit_all(images: Pixels, size: int | None) -> Pixels:
     return resized
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> bool:
+    """Whether the image's EXIF tags ask for no turning."""
     if "exif" not in image.info:
-        return image
+        return True
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return bool(image.getexif().get(ExifTags.Base.Orientation, 1) == 1)
     except Exception:  # a broken tag block says nothing about the pixels
-        return image
-    return image if orientation == 1 else ImageOps.exif_transpose(image)
+        return True
 
 
-def _plain(image: Image.Image) -> Image.Image:
+def plain(image: Image.Image) -> Image.Image:
     """The image in mode L or RGB."""
     mode = image.mode
     if mode in _GREY:
@@ -144,7 +144,7 @@ def _plain(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def _pil_warnings() -> Iterator[None]:
+def pil_warnings() -> Iterator[None]:
     """Silence what PIL remarks on files it can read, but not that one is a decompression bomb.
 
     Filters belong to the process, so pool threads obey too.

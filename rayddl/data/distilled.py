@@ -2,7 +2,7 @@
 
 On disk it is a folder::
 
-    set.safetensors   images float32 [N, C, H, W] in model space; labels; lr_student; space.*
+    set.safetensors   images [N, C, H, W], float32 in model space or uint8 pixels; labels; lr_student; space.*
     images/           PNG, <class>/<number>.png: opens as ImageFolder
     images.parquet    image: struct<bytes, path>, label: int64: opens as a Hugging Face data set
     grid.png          a picture of all of it, for a person
@@ -25,6 +25,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from rayddl.data import views
 from rayddl.data.space import PixelSpace
@@ -41,8 +42,9 @@ _SPACE = "space."
 class DistilledSet:
     """A few images per class that train a network, with what training on them needs."""
 
-    images: Tensor
-    """float32 [N, C, H, W] in model space, that is, encoded by ``space``."""
+    stored: Tensor
+    """[N, C, H, W]: float32 in model space, that is, encoded by ``space``; or uint8, as pictures are, for
+    sets that are cut from real ones."""
     labels: Tensor
     """int64 [N], or float32 [N, K]: a distribution over the classes per image."""
     lr_student: float
@@ -53,7 +55,12 @@ class DistilledSet:
     """JSON values: ``method``, ``provenance``, ``protocol``, ``metrics``."""
 
     def __len__(self) -> int:
-        return int(self.images.shape[0])
+        return int(self.stored.shape[0])
+
+    @property
+    def images(self) -> Tensor:
+        """float32 [N, C, H, W] in model space."""
+        return self.space.encode(self.stored) if self.stored.dtype == torch.uint8 else self.stored
 
     @property
     def ipc(self) -> int:
@@ -67,7 +74,31 @@ class DistilledSet:
 
     def pixels(self) -> Tensor:
         """uint8 [N, C, H, W] for viewing: out of model space, clamped and rounded."""
-        return self.space.decode(self.images).mul_(255).round_().to(torch.uint8)
+        if self.stored.dtype == torch.uint8:
+            return self.stored
+        return self.space.decode(self.stored).mul_(255).round_().to(torch.uint8)
+
+    def to_torch_dataset(self) -> TensorDataset:
+        """The set for a ``torch.utils.data.DataLoader``: pairs of an image in model space and its label."""
+        return TensorDataset(self.images, self.labels)
+
+    def show(self) -> None:
+        """Open a picture of the set: in a notebook below the cell, elsewhere in the image viewer."""
+        views.opened(self._grid()).show()
+
+    def _repr_html_(self) -> str:
+        return views.html(self._grid(), self._facts())
+
+    def _grid(self) -> bytes:
+        return views.grid(self.pixels().cpu(), self.hard_labels.cpu(), len(self.classes))
+
+    def _facts(self) -> str:
+        channels, height, width = self.space.shape
+        labels = "hard" if self.labels.ndim == 1 else "soft"
+        return (
+            f"{self.info.get('method', 'distilled set')}: {len(self)} images of {len(self.classes)} classes, "
+            f"{channels} x {height} x {width}, {labels} labels"
+        )
 
     def save(self, folder: Folder) -> None:
         """Write the set and its views into ``folder``, in place of a set that is there.
@@ -101,7 +132,7 @@ class DistilledSet:
         try:
             space = {name.removeprefix(_SPACE): t for name, t in tensors.items() if name.startswith(_SPACE)}
             loaded = cls(
-                images=tensors["images"],
+                stored=tensors["images"],
                 labels=tensors["labels"],
                 lr_student=float(tensors["lr_student"]),
                 classes=tuple(meta["classes"]),
@@ -119,7 +150,7 @@ class DistilledSet:
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {
-            "images": self.images,
+            "images": self.stored,
             "labels": self.labels,
             # float32 would round a Python float.
             "lr_student": torch.tensor(self.lr_student, dtype=torch.float64),
@@ -146,9 +177,10 @@ class DistilledSet:
         }
 
     def _refuse_misfit(self) -> None:
-        if tuple(self.images.shape[1:]) != self.space.shape or self.images.dtype != torch.float32:
+        kept = self.stored
+        if tuple(kept.shape[1:]) != self.space.shape or kept.dtype not in (torch.float32, torch.uint8):
             raise ValueError(
-                f"images are {self.images.dtype} {tuple(self.images.shape)}, expected float32 [N, "
+                f"images are {kept.dtype} {tuple(kept.shape)}, expected float32 or uint8 [N, "
                 f"{', '.join(map(str, self.space.shape))}] as the pixel space is"
             )
         count, classes = len(self), len(self.classes)

@@ -11,14 +11,15 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from rayddl.data import bundled, cifar, folders, tables
+from rayddl.data import bundled, cifar, folders, imagenet, tables, tinyimagenet
 from rayddl.data.config import SourceConfig
 from rayddl.errors import SourceError
 
 if TYPE_CHECKING:
     from rayddl.data.dataset import Source
+    from rayddl.data.listing import Listing
 
 _FORMAT = 1
 """Raise it when the same files give other pixels or labels than before."""
@@ -29,12 +30,19 @@ class _Family(Protocol):
     def load(self, config: SourceConfig, fingerprint: str) -> Source: ...
 
 
+@runtime_checkable
+class _Listed(Protocol):
+    def listing(self, config: SourceConfig) -> Listing: ...
+
+
 _FAMILIES: dict[str, _Family] = {
     "digits": bundled,
     "cifar10": cifar,
     "cifar100": cifar,
     "parquet": tables,
     "imagefolder": folders,
+    "tinyimagenet": tinyimagenet,
+    "imagenet": imagenet,
 }
 
 
@@ -47,6 +55,17 @@ def load(config: SourceConfig) -> Source:
     """
     with _unreadable(config):
         return _FAMILIES[config.name].load(config, fingerprint(config))
+
+
+def listing(config: SourceConfig) -> Listing | None:
+    """The train split's images where they lie, none of them read; ``None`` for families that are small
+    and always decoded whole.
+
+    Raises :class:`~rayddl.errors.SourceError` as :func:`fingerprint` does.
+    """
+    family = _FAMILIES[config.name]
+    with _unreadable(config):
+        return family.listing(config) if isinstance(family, _Listed) else None
 
 
 def fingerprint(config: SourceConfig) -> str:

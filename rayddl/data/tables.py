@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from rayddl.storage import Folder
 if TYPE_CHECKING:
     from rayddl.data.dataset import Source
     from rayddl.data.decode import Encoded
+    from rayddl.data.listing import Listing
 
 _ROWS_AT_ONCE = 512
 
@@ -76,6 +78,59 @@ def load(config: SourceConfig, fingerprint: str) -> Source:
     survey = _survey(config)
     splits = {split: _rows(survey, split, config.image_column) for split in survey.splits}
     return build(config, fingerprint, survey.classes, splits["train"], splits["test"])
+
+
+def listing(config: SourceConfig) -> Listing:
+    """The train split for a stream: footers and labels are read, no image. Raises what :func:`load` does of
+    columns and classes.
+    """
+    from rayddl.data.listing import ParquetStore, sorted_listing
+
+    survey = _survey(config)
+    tables = survey.splits["train"]
+    files = tuple(table.name for table, _ in tables)
+    lengths = [len(labels) for _, labels in tables]
+    at = np.concatenate([np.arange(length, dtype=np.int64) for length in lengths])
+    file = np.repeat(np.arange(len(files), dtype=np.int32), lengths)
+    names = [
+        f"{name}#{row:09d}" for name, length in zip(files, lengths, strict=True) for row in range(length)
+    ]
+    store = ParquetStore(
+        survey.folder, files, config.image_column, tuple(_groups(survey.folder, f) for f in files)
+    )
+    labels = np.concatenate([labels for _, labels in tables]).astype(np.int32)
+    return sorted_listing(names, labels, survey.classes, store, file=file, at=at)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """How much there is."""
+
+    classes: int
+    train: int
+    test: int
+    first: tuple[bytes, ...]
+    """The first images of the train split, encoded; those without bytes are left out."""
+
+
+def contents(config: SourceConfig, first: int) -> Contents:
+    """Counts of both splits and the first few images; footers and labels are read, no other image."""
+    survey = _survey(config)
+    train, test = (sum(len(labels) for _, labels in survey.splits[s]) for s in ("train", "test"))
+    with survey.folder.open(survey.splits["train"][0][0].name) as stream:
+        batch = next(pq.ParquetFile(stream).iter_batches(first, columns=[config.image_column]))
+    images = []
+    for read in _readers(survey.folder, batch.column(0)):
+        with suppress(OSError, ValueError):
+            images.append(read())
+    return Contents(len(survey.classes), train, test, tuple(images))
+
+
+def _groups(folder: Folder, name: str) -> tuple[int, ...]:
+    with folder.open(name) as stream:
+        metadata = pq.ParquetFile(stream).metadata
+    rows = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
+    return tuple(np.concatenate([[0], np.cumsum(rows)]).astype(int).tolist())
 
 
 def _survey(config: SourceConfig) -> _Survey:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from html import escape
 from typing import NamedTuple
 
 import numpy as np
@@ -118,6 +120,20 @@ def grid(pixels: Tensor, labels: Tensor, classes: int) -> bytes:
             top, left = row * step_y + _GAP, (column * per_class + place) * step_x + _GAP
             sheet[top : top + height * zoom, left : left + width * zoom] = tile
     return _png(sheet)
+
+
+def opened(png: bytes) -> Image.Image:
+    """A picture from its file's bytes."""
+    return Image.open(io.BytesIO(png))
+
+
+def html(png: bytes, caption: str) -> str:
+    """A picture with a line below it, for a notebook; nothing is fetched to show it."""
+    data, text = base64.b64encode(png).decode(), escape(caption)
+    return (
+        f'<figure style="margin:0"><img src="data:image/png;base64,{data}" alt="{text}" '
+        f'style="max-width:100%;max-height:40rem;image-rendering:pixelated"><figcaption>{text}</figcaption></figure>'
+    )
 
 
 def _layout(classes: int, most: int) -> tuple[int, int]:

@@ -1,16 +1,21 @@
-"""Networks by name, and a network as a function of one flat parameter vector."""
+"""Networks by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from rayddl.nets import tv
+from rayddl.nets.alexnet import AlexNet
+from rayddl.nets.classic import LeNet, Mlp
 from rayddl.nets.config import NetConfig
-from rayddl.nets.convnet import BatchNorm, Conv, ConvNet
+from rayddl.nets.convnet import ConvNet
+from rayddl.nets.flat import FlatNet
+from rayddl.nets.layers import Conv
+from rayddl.nets.resnet import ResNet18
+from rayddl.nets.vgg import Vgg11
 
 Shape = tuple[int, int, int]
 """Channels, height, width."""
@@ -18,70 +23,49 @@ Shape = tuple[int, int, int]
 COMPUTE = {"fp32": None, "tf32": None, "bf16": torch.bfloat16}
 """The type that a precision computes convolutions in, if not the parameters' own."""
 
+TORCHVISION = "tv_"
+
 BUILDERS: dict[str, Callable[[NetConfig, Shape, int], nn.Module]] = {
     "convnet": lambda config, shape, classes: ConvNet(
         shape, classes, depth=config.depth, width=config.width, norm=config.norm
     ),
+    "alexnet": lambda config, shape, classes: AlexNet(shape, classes, norm=config.norm),
+    "vgg11": lambda config, shape, classes: Vgg11(shape, classes, norm=config.norm),
+    "resnet18": lambda config, shape, classes: ResNet18(shape, classes, norm=config.norm),
+    "lenet": lambda config, shape, classes: LeNet(shape, classes),
+    "mlp": lambda config, shape, classes: Mlp(shape, classes, depth=config.depth, width=config.width),
 }
+"""The small networks; the others are torchvision's."""
 
 
 def build(config: NetConfig, shape: Shape, classes: int, *, seed: int, precision: str = "fp32") -> nn.Module:
     """A freshly initialised network. The same seed gives the same parameters; no global state changes.
 
-    Raises ``ValueError`` where the network does not fit the images.
+    Raises :class:`~rayddl.errors.NetError` where the network does not fit the images.
     """
+    compute = COMPUTE[precision]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = BUILDERS[config.name](config, shape, classes)
+        if config.name.startswith(TORCHVISION):
+            net = tv.make(config.name.removeprefix(TORCHVISION), shape, classes)
+        else:
+            net = BUILDERS[config.name](config, shape, classes)
+    if compute is not None:
+        tv.lower(net, compute)
     for module in net.modules():
         if isinstance(module, Conv):
-            module.compute = COMPUTE[precision]
+            module.compute = compute
     return net
 
 
-@dataclass(frozen=True)
-class FlatNet:
-    """A network as a pure function of a vector ``theta_P`` that holds all its parameters.
-
-    Trajectories, windows and meta-gradients work on such vectors: an SGD step is one fused operation.
-    Batch norm uses the batch's statistics and keeps none of its own.
-    """
-
-    net: nn.Module
-    """The skeleton; its own parameters are not used."""
-    names: tuple[str, ...]
-    """The parameters' names, in the vector's order."""
-    shapes: tuple[torch.Size, ...]
-    """Their shapes."""
-    sizes: tuple[int, ...]
-    """Their numbers of elements; they sum to P."""
-
-    @classmethod
-    def of(cls, net: nn.Module) -> FlatNet:
-        """``net`` as a function of a vector."""
-        # Plain fields: a cached property holds a lock, which ends a compiler's trace.
-        named = list(net.requires_grad_(False).named_parameters())
-        shapes = tuple(p.shape for _, p in named)
-        return cls(net, tuple(n for n, _ in named), shapes, tuple(s.numel() for s in shapes))
-
-    def unflatten(self, theta_P: Tensor) -> dict[str, Tensor]:
-        """Views into ``theta_P`` by parameter name."""
-        parts = theta_P.split(list(self.sizes))
-        return {n: p.view(s) for n, p, s in zip(self.names, parts, self.shapes, strict=True)}
-
-    def __call__(self, theta_P: Tensor, images: Tensor) -> Tensor:
-        """Logits ``[B, K]`` of ``images`` ``[B, C, H, W]``."""
-        out: Tensor = functional_call(self.net, self.unflatten(theta_P), (images,))
-        return out
-
-
 def flat(config: NetConfig, shape: Shape, classes: int, *, precision: str = "fp32") -> FlatNet:
-    """The network as a function of a flat vector; take initial vectors from :func:`initial`."""
+    """The network as a function of a flat vector; take initial vectors from :func:`initial`.
+
+    It has no dropout: all chance of a training is in its batches and augmentation.
+    """
     net = build(config, shape, classes, seed=0, precision=precision)
-    for module in net.modules():
-        if isinstance(module, BatchNorm):
-            module.track_running_stats = False
-            module.running_mean = module.running_var = module.num_batches_tracked = None
+    if config.name.startswith(TORCHVISION):
+        tv.without_chance(net)
     return FlatNet.of(net)
 
 

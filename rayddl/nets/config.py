@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -9,17 +10,58 @@ from pydantic import Field, model_validator
 from rayddl.config import Config
 
 Norm = Literal["instance", "batch", "group", "none"]
+NetName = Literal[
+    "convnet",
+    "alexnet",
+    "vgg11",
+    "resnet18",
+    "lenet",
+    "mlp",
+    "tv_resnet18",
+    "tv_resnet50",
+    "tv_resnet101",
+    "tv_mobilenet_v2",
+    "tv_efficientnet_b0",
+    "tv_vit_b_16",
+    "tv_swin_v2_t",
+]
+
+NORMS: Mapping[str, tuple[Norm, ...]] = {
+    "convnet": ("instance", "batch", "group", "none"),
+    "alexnet": ("none", "instance", "batch", "group"),
+    "vgg11": ("instance", "batch", "group", "none"),
+    "resnet18": ("instance", "batch", "group", "none"),
+    "lenet": ("none",),
+    "mlp": ("none",),
+    "tv_resnet18": ("batch",),
+    "tv_resnet50": ("batch",),
+    "tv_resnet101": ("batch",),
+    "tv_mobilenet_v2": ("batch",),
+    "tv_efficientnet_b0": ("batch",),
+    # Their layer norms are part of the blocks.
+    "tv_vit_b_16": ("none",),
+    "tv_swin_v2_t": ("none",),
+}
+"""The norms that each network can have; the first is what the literature gives it."""
+SIZED = ("convnet", "mlp")
+"""Networks whose depth and width are the user's."""
 
 
 class NetConfig(Config):
-    """A network by name. In a definition, ``net: convnet`` is short for ``net: {name: convnet}``."""
+    """A network by name. In a definition, ``net: vgg11`` is short for ``net: {name: vgg11}``.
 
-    name: Literal["convnet"] = "convnet"
+    The first six are the small networks of the distillation literature's cross-architecture tables;
+    ``tv_*`` are torchvision's, made for large colour images, as torchvision builds them.
+    """
+
+    name: NetName = "convnet"
     depth: int = Field(default=3, ge=1, le=7)
-    """Convolution blocks; each halves the side."""
+    """``convnet``: convolution blocks; each halves the side. ``mlp``: linear layers."""
     width: int = Field(default=128, ge=1)
-    """Channels of every block."""
+    """``convnet``: channels of every block. ``mlp``: hidden units of every layer but the last."""
     norm: Norm = "instance"
+    """Default: what the literature gives the network; ``instance`` for ``convnet``, ``vgg11`` and
+    ``resnet18``, ``batch`` for torchvision's convolutional networks, ``none`` for the others."""
 
     @property
     def label(self) -> str:
@@ -27,10 +69,31 @@ class NetConfig(Config):
         default = type(self)()
         parts = [f"d{self.depth}" if self.depth != default.depth else ""]
         parts.append(f"w{self.width}" if self.width != default.width else "")
-        parts.append(self.norm if self.norm != default.norm else "")
+        parts.append(self.norm if self.norm != NORMS[self.name][0] else "")
         return "-".join([self.name, *(p for p in parts if p)])
 
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
+        if isinstance(value, str):
+            value = {"name": value}
+        if isinstance(value, Mapping) and "norm" not in value:
+            name = value.get("name")
+            if isinstance(name, str) and name in NORMS and name != "convnet":
+                return {**value, "norm": NORMS[name][0]}
+        return value
+
+    @model_validator(mode="after")
+    def _fits_the_name(self) -> NetConfig:
+        norms, default = NORMS[self.name], NetConfig.model_fields
+        if self.norm not in norms:
+            raise ValueError(
+                f"{self.name} cannot have norm {self.norm!r}; it has {', '.join(map(repr, norms))}"
+                + (": leave norm out" if len(norms) == 1 else "")
+            )
+        for key in ("depth", "width"):
+            if self.name not in SIZED and getattr(self, key) != default[key].default:
+                raise ValueError(
+                    f"the {key} of {self.name} is fixed: leave {key} out (it belongs to {' and '.join(SIZED)})"
+                )
+        return self

@@ -16,6 +16,9 @@ EAGER_FLOPS = 2e11
 """Operations per second of a plain CPU."""
 EAGER_OVERHEAD = 4e-3
 """Seconds of Python and dispatch in one uncompiled step."""
+GAINS = ("convnet",)
+"""Networks that run faster compiled. ResNet-18 was seen to compile for minutes on a CPU and to run slower
+than before."""
 
 
 @lru_cache(maxsize=64)
@@ -35,5 +38,7 @@ def worth_compiling(
     ``passes`` is a step's cost in forward passes: 3 for a gradient, 12 for a matched student step. A
     rule on the settings alone, so that a resumed run decides as the interrupted one did.
     """
+    if config.name not in GAINS:
+        return False
     flops = forward_flops(config, shape, classes) * passes * batch * steps
     return flops / EAGER_FLOPS + steps * EAGER_OVERHEAD * passes / 3 > COMPILE_SECONDS

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from rayddl.pipeline import definition as definitions
+from rayddl.pipeline import estimating
 from rayddl.pipeline import plan as plans
+from rayddl.pipeline.estimating import Estimates
 from rayddl.pipeline.overrides import Overrides
 from rayddl.pipeline.plan import Plan
 from rayddl.pipeline.progress import Display, Hidden, choose
@@ -32,6 +34,14 @@ def plan(
     Raises :class:`rayddl.errors.UserError` with everything that is wrong with the input.
     """
     return plans.make(definitions.load(definition, overrides, kinds), os.fspath(out))
+
+
+def estimate(plan: Plan, *, measure: bool = False) -> Estimates:
+    """What the stages of ``plan`` that are not done will take on this machine; print it for a table.
+
+    With ``measure``, a matching step is tried in another process for its peak memory.
+    """
+    return estimating.estimate(plan, measure=measure)
 
 
 def run(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -62,6 +62,11 @@ class Stage:
     def reads(self) -> tuple[str, ...]:
         """The stages whose output this one reads."""
         return graph.reads(self.links)
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The stages that this one runs itself, with settings of its own choice."""
+        return tuple(graph.templates(self.config).values())
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,8 @@ def _linked(
     # Readers that were refused above would have had a say, so nothing is told about half a definition.
     whole = _resolved(configs, links) if len(configs) == len(kinds) else configs
     for stage, config in whole.items():
-        if all(name in whole for name in graph.reads(links[stage])):
+        needed = (*graph.reads(links[stage]), *graph.templates(config).values())
+        if all(name in whole for name in needed):
             for text in config.check(graph.by_field(config, links[stage], whole)):
                 _note(document, problems, ("stages", stage), text)
     return tuple(
@@ -171,9 +177,23 @@ def _resolved(configs: Mapping[str, StageConfig], links: Mapping[str, graph.Link
     done: dict[str, StageConfig] = {}
     order, _ = graph.order({stage: graph.reads(links[stage]) for stage in configs})
     for stage in reversed(order):
-        readers = [done[other] for other in done if stage in graph.reads(links[other])]
+        readers = [reader for other in configs for reader in _reading(other, stage, configs, done, links)]
         done[stage] = configs[stage].resolved(readers)
     return {stage: done[stage] for stage in configs}
+
+
+def _reading(
+    other: str,
+    stage: str,
+    configs: Mapping[str, StageConfig],
+    done: Mapping[str, StageConfig],
+    links: Mapping[str, graph.Links],
+) -> Sequence[StageConfig]:
+    """The settings with which ``other`` reads ``stage``, or has it read by what it runs itself."""
+    varied = graph.templates(configs[other]).values()
+    if stage not in graph.reads(links[other]) and stage not in varied:
+        return ()
+    return done.get(other, configs[other]).as_readers({name: configs[name] for name in varied})
 
 
 def _check_name(name: str, document: Document, problems: Problems) -> None:

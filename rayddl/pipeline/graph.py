@@ -1,4 +1,4 @@
-"""The stage graph: who reads whom, told by the ``Reads`` marks of the settings classes."""
+"""The stage graph: who reads whom, told by the ``Reads`` and ``Template`` marks of the settings classes."""
 
 from __future__ import annotations
 
@@ -7,29 +7,41 @@ from typing import TypeAlias
 
 from rayddl.pipeline.grammar import marks
 from rayddl.pipeline.problems import Key, suggestion
-from rayddl.stages.config import Reads, StageConfig
+from rayddl.stages.config import Reads, StageConfig, Template
 
 EVERY = "*"
 Links: TypeAlias = dict[str, tuple[str, ...]]
-"""For each field of a stage that names stages: their names."""
+"""For each field of a stage that names stages: their names. What is read in a template's stead stands under
+both fields, ``of.experts``."""
 
 
-def fields(config: StageConfig) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+def fields(
+    config: StageConfig, mark: type[Reads] | type[Template] = Reads
+) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
     """Each field of ``config`` that names stages: the field, the names, and the kinds that will do."""
     for name, field in type(config).model_fields.items():
-        found = marks(field, Reads)
+        found = marks(field, mark)
         if not found:
             continue
         value = getattr(config, name)
         names = () if value is None else (value,) if isinstance(value, str) else tuple(value)
-        yield name, names, tuple(kind for mark in found for kind in mark.kinds)
+        yield name, names, tuple(kind for each in found for kind in each.kinds)
+
+
+def templates(config: StageConfig) -> dict[str, str]:
+    """The stages that ``config`` runs itself, under the field that names each: ``of``, ``also.0`` …"""
+    found: dict[str, str] = {}
+    for field, names, _ in fields(config, Template):
+        single = isinstance(getattr(config, field), str)
+        found |= {field if single else f"{field}.{i}": name for i, name in enumerate(names)}
+    return found
 
 
 def wrong_names(
     stage: str, config: StageConfig, kinds: Mapping[str, str | None]
 ) -> Iterator[tuple[Key, str]]:
     """What is wrong with the names that a stage gives: ``kinds`` is every stage's kind, if known."""
-    for field, names, allowed in fields(config):
+    for field, names, allowed in (*fields(config), *fields(config, Template)):
         fitting = [name for name, kind in kinds.items() if kind in allowed and name != stage]
         wanted = f"a stage of kind {' or '.join(allowed)}"
         for name in names:
@@ -48,22 +60,50 @@ def wrong_names(
 def links(configs: Mapping[str, StageConfig]) -> dict[str, Links]:
     """Every stage's links, with ``"*"`` as the stages it stands for.
 
-    That is every other stage of a fitting kind that does not hang on the one that says ``"*"``.
+    That is every other stage of a fitting kind that runs and does not hang on the one that says ``"*"``.
     """
-    named = {
-        stage: {field: tuple(n for n in names if n != EVERY) for field, names, _ in fields(config)}
-        for stage, config in configs.items()
-    }
+    named = _named(configs)
     starred = {stage for stage, config in configs.items() if any(EVERY in n for _, n, _ in fields(config))}
+    resting = idle(configs)
     result: dict[str, Links] = {}
     for stage, config in configs.items():
-        excluded = {stage, *_readers(stage, named), *starred}
-        result[stage] = {}
+        excluded = {stage, *_readers(stage, named), *starred, *resting}
+        result[stage] = dict(named[stage])
         for field, names, allowed in fields(config):
             every = [n for n, c in configs.items() if c.kind in allowed and n not in excluded]
             chosen = [x for name in names for x in (every if name == EVERY else [name])]
             result[stage][field] = tuple(dict.fromkeys(chosen))
     return result
+
+
+def idle(configs: Mapping[str, StageConfig]) -> set[str]:
+    """The stages that are only templates: no stage that runs reads them by name."""
+    named = _named(configs)
+    found = {name for config in configs.values() for name in templates(config).values()}
+    while True:
+        wanted = {name for stage in configs if stage not in found for name in reads(named[stage])}
+        if not found & wanted:
+            return found
+        found -= wanted
+
+
+def _named(configs: Mapping[str, StageConfig]) -> dict[str, Links]:
+    """Every stage's links by name, without what ``"*"`` stands for."""
+    own = {
+        stage: {field: tuple(n for n in names if n != EVERY) for field, names, _ in fields(config)}
+        for stage, config in configs.items()
+    }
+    found: dict[str, Links] = {}
+    for stage, config in configs.items():
+        varied = templates(config)
+        found[stage] = dict(own[stage])
+        for place, template in varied.items():
+            for field, names in own.get(template, {}).items():
+                single = isinstance(getattr(configs[template], field), str)
+                for i, name in enumerate(names):
+                    if name not in (stage, *varied.values()):
+                        found[stage][f"{place}.{field}" if single else f"{place}.{field}.{i}"] = (name,)
+    return found
 
 
 def reads(links_of_stage: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
@@ -75,11 +115,11 @@ def by_field(
     config: StageConfig, links_of_stage: Links, configs: Mapping[str, StageConfig]
 ) -> dict[str, StageConfig]:
     """The settings of the stages read, under the field that names each: ``experts``, or for a list of
-    names ``of.0``, ``of.1`` …
+    names ``of.0``, ``of.1`` …, and those of its templates likewise.
     """
-    found: dict[str, StageConfig] = {}
+    found = {place: configs[name] for place, name in templates(config).items()}
     for field, names in links_of_stage.items():
-        single = isinstance(getattr(config, field), str)
+        single = "." in field or isinstance(getattr(config, field), str)
         found |= {field if single else f"{field}.{i}": configs[name] for i, name in enumerate(names)}
     return found
 

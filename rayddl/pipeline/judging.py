@@ -22,6 +22,7 @@ def judge_set(
     seeds: int | None = None,
     epochs: int | None = None,
     root: str | None = None,
+    observer: str | None = None,
     display: Display | None = None,
     address: str | None = None,
     num_cpus: int | None = None,
@@ -40,7 +41,13 @@ def judge_set(
         progress = display.begin(_NAME)
         try:
             result: Result = stage.evaluate_set(
-                folder, nets=nets, seeds=seeds, epochs=epochs, root=root, progress=progress
+                folder,
+                nets=nets,
+                seeds=seeds,
+                epochs=epochs,
+                root=root,
+                observer=observer,
+                progress=progress,
             )
             ending = "done"
         except KeyboardInterrupt:

@@ -33,8 +33,6 @@ class PlannedStage:
     """``done``: will be skipped. ``partial``: goes on from what is there. ``new``: runs."""
     artifact: artifacts.Artifact | None
     """What is there already, when it is done."""
-    estimate: Mapping[str, str]
-    """What the stage expects to do, in words, if its settings can tell; else empty."""
 
     @property
     def name(self) -> str:
@@ -55,7 +53,6 @@ class PlannedStage:
             "state": self.state,
             "fingerprint": self.fingerprint,
             "folder": scrub(str(self.folder)),
-            "estimate": dict(self.estimate),
         }
 
 
@@ -92,6 +89,8 @@ class Plan:
 def make(definition: Definition, out: str, source_fingerprint: SourceFingerprint | None = None) -> Plan:
     """The plan that makes ``definition`` under ``out``, a path or URI. Starts and writes nothing.
 
+    Stages that are only templates of others are not among its stages: they do not run by themselves.
+
     Raises :class:`UserError` for an ``out`` that cannot be read, :class:`SourceError` for images that
     are not there, and :class:`ArtifactError` for a stage's folder that cannot be trusted.
     """
@@ -103,11 +102,12 @@ def make(definition: Definition, out: str, source_fingerprint: SourceFingerprint
     _check_readable(folder)
     source = source_fingerprint(definition.source)
     stages = {stage.name: stage for stage in definition.stages}
-    order, _ = graph.order({name: stage.reads for name, stage in stages.items()})
+    resting = graph.idle({name: stage.config for name, stage in stages.items()})
+    order, _ = graph.order({name: stage.reads for name, stage in stages.items() if name not in resting})
     prints: dict[str, str] = {}
     planned = []
     for name in order:
-        prints[name] = _fingerprint(stages[name], prints, source, definition)
+        prints[name] = _fingerprint(stages, name, prints, source, definition)
         planned.append(_planned(stages, name, prints[name], folder))
     return Plan(definition, folder, source, tuple(planned))
 
@@ -117,14 +117,14 @@ def _planned(stages: Mapping[str, Stage], name: str, fingerprint: str, out: Fold
     folder = out.child(f"{name}-{fingerprint[:SHOWN_DIGITS]}")
     state = artifacts.state(folder)
     artifact = artifacts.open_artifact(folder, fingerprint=fingerprint) if state == "done" else None
-    estimate = getattr(stage.config, "estimate", None)
-    reads = graph.by_field(stage.config, stage.links, {name: s.config for name, s in stages.items()})
-    words = dict(estimate(reads)) if callable(estimate) else {}
-    return PlannedStage(stage, fingerprint, folder, state, artifact, words)
+    return PlannedStage(stage, fingerprint, folder, state, artifact)
 
 
-def _fingerprint(stage: Stage, done: Mapping[str, str], source: str, definition: Definition) -> str:
+def _fingerprint(
+    stages: Mapping[str, Stage], name: str, done: Mapping[str, str], source: str, definition: Definition
+) -> str:
     """Everything that the stage's output depends on, and nothing else: no clock, host or resources."""
+    stage = stages[name]
     settings = without_resources(stage.config)
     for field, names in stage.links.items():
         settings[field] = [done[name] for name in names]
@@ -137,8 +137,15 @@ def _fingerprint(stage: Stage, done: Mapping[str, str], source: str, definition:
         "space": definition.source.space,
         "seed": definition.seed,
     }
+    if stage.templates:
+        parts["templates"] = [_template(stages[template]) for template in stage.templates]
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _template(stage: Stage) -> dict[str, Any]:
+    settings = without_resources(stage.config)
+    return {"kind": stage.kind.name, "version": stage.kind.version, "stage": stage.name, "settings": settings}
 
 
 def _check_readable(out: Folder) -> None:

@@ -104,6 +104,9 @@ class _Run:
             inputs={read: self.finished[read].as_input() for read in planned.stage.reads},
             definition=scrub(self.plan.definition.to_json()),
             progress=progress,
+            templates={
+                s.name: s.config for s in self.plan.definition.stages if s.name in planned.stage.templates
+            },
         )
         result = planned.stage.kind.run(planned.stage.config, context)
         return artifacts.seal(planned.folder, self._manifest(planned, result, self.clock() - began))

@@ -56,10 +56,15 @@ def find_record(where: str, out: str) -> tuple[Folder, str] | None:
 
 
 def load_set(where: str | os.PathLike[str], out: str = "runs") -> DistilledSet:
-    """The distilled set at ``where``: a set's folder, a stage's folder, a run record, or a run's name.
+    """The distilled set at ``where``: a set's folder, a stage's folder, a run record, or a run's name; or a
+    folder with ``images_best.pt`` and ``labels_best.pt``, of rayddl or of other code.
 
     Paths and URIs alike. Raises :class:`ArtifactError` when there is none.
     """
     from rayddl.data.distilled import DistilledSet
+    from rayddl.data.pairs import is_pair, load_pair
 
+    folder = Folder(os.fspath(where))
+    if is_pair(folder):
+        return load_pair(folder)
     return DistilledSet.load(find_set(os.fspath(where), out))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -12,6 +13,10 @@ from rich.text import Text
 
 from rayddl.pipeline.plan import Plan
 from rayddl.pipeline.scrub import scrub
+
+if TYPE_CHECKING:
+    from rayddl.pipeline.estimating import Estimates
+    from rayddl.stages.estimates.base import Estimate
 
 PIPED_WIDTH = 240
 """Columns where nobody's window limits them: a log keeps whole folder names."""
@@ -39,19 +44,48 @@ def plan_table(plan: Plan) -> RenderableType:
             "dim",
         ),
     )
-    keys = list(dict.fromkeys(key for stage in plan.stages for key in stage.estimate))
     rows = [
         {
             "stage": stage.name,
             "kind": stage.stage.kind.name,
             "reads": ", ".join(stage.stage.reads),
-            **{key: stage.estimate.get(key, "") for key in keys},
             "state": stage.state,
             "folder": stage.folder_name,
         }
         for stage in plan.stages
     ]
     return Group(head, rows_table(rows))
+
+
+def estimates_table(estimates: Estimates) -> RenderableType:
+    """A line about the machine, a row for each stage that says what it will take, and notes."""
+    machine, told = estimates.machine, {name: e for name, e in estimates.stages.items() if e is not None}
+    gpus = f"{len(machine.gpus)} GPUs" if machine.gpus else "no GPU"
+    head = f"expected on this machine: {machine.cpus} CPUs, {_size(machine.memory)} free, {gpus}"
+    notes = [f"{name}: {note}" for name, found in told.items() for note in found.notes]
+    if any(found.memory and not found.measured for found in told.values()):
+        notes.append("~ is an estimate by formula; with --measure a matching step is tried")
+    rows = [{"stage": name, **_expected(found)} for name, found in estimates.stages.items()]
+    return Group(Text(f"\n{head}", "dim"), rows_table(rows), *(Text(note, "dim") for note in notes))
+
+
+def _expected(found: Estimate | None) -> dict[str, str]:
+    if found is None:
+        return {"work": "?"}
+    peak = "?" if found.memory is None else f"{'' if found.measured else '~'}{_size(found.memory)}"
+    return {
+        "work": found.work,
+        "at once": str(found.at_once),
+        "peak memory each": f"{peak} {'measured' if found.measured else ''}".strip(),
+        "of": found.device,
+        "written": "?" if found.written is None else f"~{_size(found.written)}",
+    }
+
+
+def _size(count: int) -> str:
+    from rayddl.stages.estimates.base import shown
+
+    return shown(count)
 
 
 def rows_table(rows: Sequence[Mapping[str, str]], title: str = "") -> Table:

@@ -80,6 +80,10 @@ class Chart:
     shares: bool = False
     """Values are shares of one, shown as percentages from 0 to at most 100."""
     x_range: tuple[float, float] | None = None
+    x_log: bool = False
+    """Whether the x axis is logarithmic."""
+    x_names: tuple[str, ...] = ()
+    """What stands under x = 0, 1, 2 … where these are no numbers."""
     hints: tuple[Hint, ...] = ()
     strip: Strip | None = None
 

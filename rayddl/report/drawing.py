@@ -57,7 +57,7 @@ def _frame(chart: Chart) -> _Frame:
     if chart.shares:
         low, high = max(0.0, low), min(1.0, high)
     x_low, x_high = chart.x_range or _extent(x for m in chart.marks if not isinstance(m, Rule) for x in m.x)
-    x = Scale(x_low, x_high if x_high > x_low else x_low + 1, LEFT, RIGHT)
+    x = Scale(x_low, x_high if x_high > x_low else x_low + 1, LEFT, RIGHT, chart.x_log)
     y = Scale(low, high, BOTTOM, TOP, log)
     if chart.shares:
         return _Frame(
@@ -81,8 +81,11 @@ def _x_axis(chart: Chart, frame: _Frame) -> Iterable[Markup]:
     below = BOTTOM + (STRIP if chart.strip else 0)
     whole = float(frame.x.high).is_integer()
     values = [v for v in frame.x.ticks(5) if not whole or frame.x.high < 4 or float(v).is_integer()]
+    texts = numbers.power_labels(values) if chart.x_log else numbers.tick_labels(values)
+    if chart.x_names:
+        values, texts = [float(i) for i in range(len(chart.x_names))], list(chart.x_names)
     yield el("path", d=f"M{LEFT} {BOTTOM}H{RIGHT}", class_="axis")
-    for value, text in zip(values, numbers.tick_labels(values), strict=True):
+    for value, text in zip(values, texts, strict=True):
         at = frame.x(value)
         yield el("path", d=f"M{place(at)} {below}v5", class_="axis")
         yield el("text", text, x=at, y=below + 8, dy="0.9em", class_="middle")

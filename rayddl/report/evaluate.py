@@ -15,7 +15,8 @@ from rayddl.report.tables import Cell, Column, Table
 
 ORDER = ("distilled", "random", "whole")
 PROTOCOL = {
-    "name": "labels",
+    "name": "protocol",
+    "labels": "labels",
     "epochs": "epochs each",
     "lr": "learning rate",
     "batch": "batch",
@@ -227,8 +228,17 @@ def _protocol(protocol: Any, summary: Any, seconds: float) -> Iterable[Fact]:
             if protocol.get(key) is not None:
                 value = protocol[key]
                 yield Fact(numbers.figure(value) if isinstance(value, float) else _spaced(value), label)
+        yield from _observer(protocol.get("observer"))
     if math.isfinite(seconds):
         yield Fact(numbers.duration(seconds), "stage took")
+
+
+def _observer(observer: Any) -> Iterable[Fact]:
+    """The network that gave the soft labels, and how often it is right itself."""
+    if isinstance(observer, dict) and observer.get("net"):
+        right = number(observer.get("accuracy"))
+        known = f", {numbers.percent(right)} right" if math.isfinite(right) else ""
+        yield Fact(f"{net_name(str(observer['net']))}{known}", "observer")
 
 
 def _spaced(value: Any) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from rayddl.report import evaluate, experts, numbers, pictures
+from rayddl.report import evaluate, experts, numbers, pictures, tune
 from rayddl.report.evaluate import Duel
 from rayddl.report.pictures import Shelf
-from rayddl.report.run import Match, Run, number
+from rayddl.report.run import Match, Run, Tune, number
 from rayddl.report.sections import Fact, net_name
 
 HELD_OUT = {"digits": "digits", "cifar10": "CIFAR-10 images", "cifar100": "CIFAR-100 images"}
@@ -52,6 +52,14 @@ def headline(run: Run) -> Headline:
         many = numbers.counted(len(first.pictures.labels), "image")
         method = str(first.stage.summary.get("method", "matching"))
         lead = Markup("<strong>{}</strong> distilled by {}, not yet judged.").format(many, method)
+    elif run.tunes:
+        s = run.tunes[0].stage.summary
+        lead = Markup(
+            "<strong>{}</strong> tried; the best reach <strong>{}</strong> on held-out seeds."
+        ).format(
+            numbers.counted(int(s.get("trials") or 0), "setting"),
+            numbers.percent(tune.held_out(run.tunes[0])),
+        )
     elif run.experts:
         s = run.experts[0].stage.summary
         reached = numbers.percent(_mean(s.get("test_accuracy")))
@@ -61,14 +69,15 @@ def headline(run: Run) -> Headline:
     else:
         lead = Markup("Nothing to show yet: the definition has no experts, match or evaluate stage.")
     shown = _judged_set(run, duel)
-    mosaic = pictures.mosaic(shown.pictures) if shown else None
+    mosaic = pictures.mosaic(shown.pictures) if shown and shown.pictures else None
     return Headline(lead, tuple(_headline_facts(run, duel)), mosaic)
 
 
-def _judged_set(run: Run, duel: Duel | None) -> Match | None:
+def _judged_set(run: Run, duel: Duel | None) -> Match | Tune | None:
     sets = {e.stage.name: e.stage.summary.get("set") for e in run.evaluations}
     name = sets.get(duel.distilled.stage) if duel else None
-    return next((m for m in run.matches if m.stage.name == name), run.matches[0] if run.matches else None)
+    made: list[Match | Tune] = [*run.matches, *(t for t in run.tunes if t.pictures is not None)]
+    return next((m for m in made if m.stage.name == name), made[0] if made else None)
 
 
 def _headline_facts(run: Run, duel: Duel | None) -> Iterable[Fact]:

@@ -97,9 +97,9 @@ def tick_labels(values: Sequence[float]) -> list[str]:
     exponent = math.floor(math.log10(largest)) if largest else 0
     if exponent < -3 or exponent >= 6:
         scaled = [v / 10.0**exponent for v in values]
-        decimals = _decimals(step / 10.0**exponent)
+        decimals = max(_decimals(v) for v in (step / 10.0**exponent, *scaled))
         return [_scientific(f"{v:.{decimals}f}", exponent) if v else "0" for v in scaled]
-    decimals = _decimals(step)
+    decimals = max(_decimals(v) for v in (step, *values))
     return [f"{v:,.{decimals}f}".replace("-", "−") for v in values]
 
 

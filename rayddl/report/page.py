@@ -14,7 +14,7 @@ import jinja2
 import yaml
 from markupsafe import Markup, escape
 
-from rayddl.report import evaluate, experts, match, numbers
+from rayddl.report import evaluate, experts, match, numbers, selected, tune
 from rayddl.report.bars import Bar, Bars, Group
 from rayddl.report.drawing import draw
 from rayddl.report.headline import headline
@@ -50,6 +50,11 @@ def sections(run: Run) -> Iterable[Section | None]:
     yield evaluate.comparison(run)
     for made in run.matches:
         yield match.section(made, len(run.matches) == 1, PICTURE_BYTES // len(run.matches))
+    for picked in run.selections:
+        alone = len(run.selections) == 1 and not run.matches
+        yield selected.section(picked, alone, PICTURE_BYTES // len(run.selections))
+    for searched in run.tunes:
+        yield tune.section(searched, len(run.tunes) == 1, PICTURE_BYTES // len(run.tunes))
     for trained in run.experts:
         yield experts.section(trained, len(run.experts) == 1)
     yield experts.storage(run.experts)

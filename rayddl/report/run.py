@@ -60,6 +60,29 @@ class Match:
 
 
 @dataclass(frozen=True)
+class Selected:
+    """A set picked from the real images."""
+
+    stage: Stage
+    pictures: Pictures
+
+
+@dataclass(frozen=True)
+class Tune:
+    """A search: one row of ``trials`` per trial, of ``progress`` per report of each.
+
+    ``settings`` has one array for each setting searched: numbers, or texts. ``pictures`` are of the best set,
+    where a set was searched for.
+    """
+
+    stage: Stage
+    trials: Columns
+    progress: Columns
+    settings: Columns
+    pictures: Pictures | None = None
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """A judgement: one row of ``students`` per trained student."""
 
@@ -79,6 +102,8 @@ class Run:
     """Every stage shown, of whatever kind, in the definition's order."""
     experts: tuple[Experts, ...] = ()
     matches: tuple[Match, ...] = ()
+    selections: tuple[Selected, ...] = ()
+    tunes: tuple[Tune, ...] = ()
     evaluations: tuple[Evaluate, ...] = ()
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rayddl.report.bars import Bars
 from rayddl.report.charts import Chart
+from rayddl.report.parallel import Parallel
 from rayddl.report.pictures import Gallery
 from rayddl.report.tables import Table
 
@@ -44,6 +45,7 @@ class Section:
     panels: tuple[Panel, ...] = ()
     gallery: Gallery | None = None
     charts: tuple[Chart, ...] = ()
+    parallel: Parallel | None = None
     tables: tuple[Table, ...] = ()
     folded: tuple[Table, ...] = ()
     """Tables too long to be shown at once."""

@@ -169,8 +169,7 @@ def share(asked: Resources, *, cpus: float, gpus: float, units: int, together: b
     total_cpus, total_gpus = float(have.get("CPU", 0)), float(have.get("GPU", 0))
     if together:
         cpus, gpus = _part(total_cpus, units, cpus), _part(total_gpus, units, gpus)
-    num_gpus = asked.num_gpus if asked.num_gpus is not None else (gpus if total_gpus else 0.0)
-    num_cpus = asked.num_cpus if asked.num_cpus is not None else cpus
+    num_cpus, num_gpus = _asked(asked, cpus, gpus, total_gpus)
     nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
     needs = {"CPU": num_cpus, "GPU": num_gpus, "memory": asked.memory or 0}
     if not any(all(float(n.get(k, 0)) >= v for k, v in needs.items()) for n in nodes):
@@ -183,9 +182,7 @@ def share(asked: Resources, *, cpus: float, gpus: float, units: int, together: b
             f"one worker asks for {text}, and no node has that (nodes: {best or 'none'}). "
             "Lower the stage's resources, or add a node that has them."
         )
-    fits = total_cpus / num_cpus if num_cpus else units
-    if num_gpus:
-        fits = min(fits, total_gpus / num_gpus)
+    fits = _fits(num_cpus, num_gpus, total_cpus, total_gpus, units)
     if together and int(fits) < units:
         raise StageError(
             f"{units} workers run together at {num_cpus:g} CPU and {num_gpus:g} GPU each, and the cluster holds "
@@ -194,6 +191,25 @@ def share(asked: Resources, *, cpus: float, gpus: float, units: int, together: b
         )
     at_once = max(1, min(units, int(fits), asked.at_once or units))
     return Share(num_cpus, num_gpus, asked.memory, at_once)
+
+
+def expected(
+    asked: Resources, *, cpus: float, gpus: float, units: int, total_cpus: int, total_gpus: int
+) -> Share:
+    """What :func:`share` will give on a machine of so many CPUs and GPUs; starts nothing."""
+    num_cpus, num_gpus = _asked(asked, cpus, gpus, total_gpus)
+    fits = _fits(num_cpus, num_gpus, total_cpus, total_gpus, units)
+    return Share(num_cpus, num_gpus, asked.memory, max(1, min(units, int(fits), asked.at_once or units)))
+
+
+def _asked(asked: Resources, cpus: float, gpus: float, total_gpus: float) -> tuple[float, float]:
+    num_gpus = asked.num_gpus if asked.num_gpus is not None else (gpus if total_gpus else 0.0)
+    return (asked.num_cpus if asked.num_cpus is not None else cpus), num_gpus
+
+
+def _fits(num_cpus: float, num_gpus: float, total_cpus: float, total_gpus: float, units: int) -> float:
+    fits = total_cpus / num_cpus if num_cpus else units
+    return min(fits, total_gpus / num_gpus) if num_gpus else fits
 
 
 def _part(total: float, units: int, most: float) -> float:
@@ -228,6 +244,13 @@ def unpacked(data: bytes) -> Any:
     from ray import cloudpickle
 
     return cloudpickle.loads(data)
+
+
+def resources() -> dict[str, float]:
+    """What the whole cluster has, by Ray's names."""
+    import ray
+
+    return {name: float(value) for name, value in ray.cluster_resources().items()}
 
 
 def total_cpus() -> int:

@@ -30,6 +30,17 @@ class Reads:
     kinds: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Template:
+    """Marks a field as the name of a stage that this one runs itself, with settings of its own choice.
+
+    What the named stage reads is read by this one, except stages that are templates of it too. A stage that
+    is only a template does not run by itself; its settings are part of this one's fingerprint.
+    """
+
+    kinds: tuple[str, ...]
+
+
 class Resources(Config):
     """What one worker of the stage asks Ray for. Never part of a fingerprint."""
 
@@ -56,6 +67,11 @@ class StageConfig(Config):
         """The config with defaults filled in that depend on the stages that read it."""
         del readers
         return self
+
+    def as_readers(self, templates: Mapping[str, StageConfig]) -> Sequence[StageConfig]:
+        """The settings that count for the stages this one reads: its own, or those of what it runs."""
+        del templates
+        return (self,)
 
     @property
     def last_epoch(self) -> int | None:
@@ -89,4 +105,4 @@ def without_resources(config: StageConfig) -> dict[str, Any]:
     Defaults are left out, so that a new setting whose default changes nothing moves no folder. Whoever
     changes what a default means raises the kind's version.
     """
-    return config.model_dump(mode="json", exclude={"resources"}, exclude_defaults=True)
+    return config.model_dump(mode="json", exclude={"resources", "decoders"}, exclude_defaults=True)

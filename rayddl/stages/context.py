@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from rayddl.data.config import SourceConfig
 from rayddl.seeds import derive
+from rayddl.stages.config import StageConfig
 from rayddl.storage import Folder
 
 
@@ -63,6 +64,8 @@ class Context:
     definition: Mapping[str, Any]
     """The whole definition as JSON values, for provenance and the report."""
     progress: Progress = field(default_factory=Silent)
+    templates: Mapping[str, StageConfig] = field(default_factory=dict)
+    """The settings of the stages that this one runs itself, by their names."""
 
     def seed_of(self) -> int:
         """The seed of this stage's random choices."""

@@ -7,6 +7,8 @@ affinity mask may allow far less.
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +36,34 @@ def memory_bytes(root: Path = _SYSTEM) -> int:
     """Bytes of memory that this process may use: the machine's, or the cgroup's limit if that is less."""
     whole = _meminfo(root) or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([whole, *_memory_limits(root)])
+
+
+def free_bytes(root: Path = _SYSTEM) -> int:
+    """Bytes of memory that this process could still take: what the machine has available, or what its
+    cgroup has left if that is less.
+    """
+    free = _meminfo(root, "MemAvailable") or memory_bytes(root)
+    return max(0, min([free, *_memory_left(root)]))
+
+
+def gpu_bytes() -> tuple[int, ...]:
+    """Free bytes of each GPU that this process may use, as ``nvidia-smi`` tells them; empty without one."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    program = shutil.which("nvidia-smi")
+    if program is None or visible == "":
+        return ()
+    query = [program, "--query-gpu=index,uuid,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    rows = [[cell.strip() for cell in line.split(",")] for line in told.splitlines()]
+    found = {
+        name: int(row[2]) * 2**20 for row in rows if len(row) == 3 and row[2].isdigit() for name in row[:2]
+    }
+    indices = [row[0] for row in rows if row[0] in found]
+    names = indices if visible is None else [name.strip() for name in visible.split(",")]
+    return tuple(found[name] for name in names if name in found)
 
 
 def shm_bytes(path: str = SHARED_MEMORY) -> int:
@@ -77,6 +107,27 @@ def _memory_limits(root: Path) -> Iterator[int]:
                 yield int(limit)
 
 
+def _memory_left(root: Path) -> Iterator[int]:
+    for folder in _cgroup_folders(root, "memory"):
+        for limit_name, used_name in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            limit, used = _text(folder / limit_name), _text(folder / used_name)
+            if limit.isdigit() and used.isdigit() and 0 < int(limit) < _UNLIMITED:
+                # Cached files count as used, and are given back when memory is asked for.
+                cached = _cached(folder)
+                yield int(limit) - int(used) + cached
+
+
+def _cached(folder: Path) -> int:
+    for line in _text(folder / "memory.stat").splitlines():
+        name, _, value = line.partition(" ")
+        if name in ("inactive_file", "total_inactive_file") and value.isdigit():
+            return int(value)
+    return 0
+
+
 def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
     """The process's cgroup and its ancestors, of version 2 and of version 1: each may hold a limit."""
     mounts = {"": root / "sys/fs/cgroup", controller: root / "sys/fs/cgroup" / controller}
@@ -92,10 +143,10 @@ def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
     yield from mounts.values()
 
 
-def _meminfo(root: Path) -> int:
+def _meminfo(root: Path, wanted: str = "MemTotal") -> int:
     for line in _text(root / "proc/meminfo").splitlines():
         name, _, rest = line.partition(":")
-        if name == "MemTotal":
+        if name == wanted:
             return int(rest.split()[0]) * 1024
     return 0
 

@@ -6,15 +6,25 @@ A kind's module is imported only when a stage of it runs, and with it torch and 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
+from rayddl.data.config import SourceConfig
 from rayddl.stages.config import StageConfig
+from rayddl.stages.configs.coreset import CoresetConfig
 from rayddl.stages.configs.evaluate import EvaluateConfig
 from rayddl.stages.configs.experts import ExpertsConfig
 from rayddl.stages.configs.match import MatchConfig
+from rayddl.stages.configs.rded import RdedConfig
 from rayddl.stages.configs.report import ReportConfig
+from rayddl.stages.configs.teacher import TeacherConfig
+from rayddl.stages.configs.tune import TuneConfig
 from rayddl.stages.context import Context, Result
+
+if TYPE_CHECKING:
+    from rayddl.stages.estimates.base import Estimate
 
 
 @dataclass(frozen=True)
@@ -37,12 +47,38 @@ class Kind:
         run: Callable[[StageConfig, Context], Result] = module.run
         return run
 
+    def estimate(
+        self, config: StageConfig, stages: Mapping[str, StageConfig], outlook: Any, *, measure: bool = False
+    ) -> Estimate | None:
+        """What a stage of this kind will take; ``None`` for a kind that cannot tell. Imports neither torch
+        nor Ray. ``stages`` are all settings of the definition, ``outlook`` is :func:`outlook`'s.
+
+        With ``measure``, kinds that can do so try a step in another process, which takes a while.
+        """
+        name = f"rayddl.stages.estimates.{self.name}"
+        if find_spec(name) is None:
+            return None
+        module = importlib.import_module(name)
+        function = getattr(module, "measure", module.estimate) if measure else module.estimate
+        found: Estimate = function(config, stages, outlook)
+        return found
+
+
+def outlook(source: SourceConfig) -> Any:
+    """What estimates are made from beside settings: the size of the source, and this machine."""
+    base = importlib.import_module("rayddl.stages.estimates.base")
+    return base.outlook(source)
+
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         Kind("experts", ExpertsConfig),
         Kind("match", MatchConfig),
+        Kind("teacher", TeacherConfig),
+        Kind("rded", RdedConfig),
+        Kind("coreset", CoresetConfig),
+        Kind("tune", TuneConfig),
         Kind("evaluate", EvaluateConfig),
         Kind("report", ReportConfig, needs_ray=False),
     )

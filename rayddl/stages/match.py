@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,10 @@ TYPES = {
     "expert": "int64",
     "seconds": "double",
 }
+BATCH_NORM = (
+    "the experts have batch norm: trajectories carry no running statistics, so students are matched by the "
+    "statistics of each synthetic batch; the literature matches with norm: instance"
+)
 FIRST_AND_LAST = 10
 """Iterations whose mean loss stands for a run's start and end."""
 
@@ -46,6 +50,8 @@ def run(config: MatchConfig, context: Context) -> Result:
     source = publish(context.source)
     refuse_other_experts(experts, source, context.source.name)
     job, share = _job(config, context, experts, source)
+    if job.net.norm == "batch":
+        context.progress.note(BATCH_NORM)
     short = _ShortEvaluations(job, context)
     name = "last.safetensors"
     with _at_work(job, share) as worker:
@@ -61,7 +67,7 @@ def run(config: MatchConfig, context: Context) -> Result:
         lr,
         source.classes,
         read_space(experts.folder, source),
-        _info(config, context, job, where),
+        info(config, context, job, where.iteration),
     )
     made.save(context.out.child("set"))
     for leftover in (name, matcher.CHECKPOINT, *short.files):
@@ -87,9 +93,7 @@ def refuse_other_experts(experts: Input, source: SharedSource, name: str) -> Non
         )
 
 
-def _started(
-    config: MatchConfig, source: SharedSource, seed: int
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def started(config: MatchConfig, source: SharedSource, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The synthetic images' labels, and the real images that they start from."""
     import ray
 
@@ -115,32 +119,52 @@ def _job(
     gpus = 1 if config.workers == 1 else 0.5
     share = cluster.share(config.resources, cpus=cpus, gpus=gpus, units=config.workers, together=True)
     net = NetConfig.model_validate(experts.summary["net"])
-    labels, picked = _started(config, source, context.seed_of())
-    batch = min(config.batch_syn or len(labels), len(labels))
-    wanted = config.compile
-    if wanted is None:
-        steps = config.iterations * config.syn_steps
-        wanted = worth_compiling(net, source.shape, len(source.classes), steps=steps, batch=batch, passes=12)
+    labels, picked = started(config, source, context.seed_of())
     import ray
 
-    return (
-        matcher.Job(
-            config,
-            net,
-            source,
-            ray.put(read_space(experts.folder, source)),
-            experts.folder,
-            int(experts.summary["count"]),
-            context.out,
-            context.seed_of(),
-            labels,
-            picked,
-            wanted,
-            share.threads,
-            matcher.CHECKPOINT_SECONDS,
-        ),
-        share,
+    job = matcher.Job(
+        config,
+        net,
+        source,
+        ray.put(read_space(experts.folder, source)),
+        experts.folder,
+        int(experts.summary["count"]),
+        context.out,
+        context.seed_of(),
+        labels,
+        picked,
+        compiled(config, net, source, len(labels)),
+        share.threads,
+        matcher.CHECKPOINT_SECONDS,
     )
+    return from_set(job, config, context.inputs), share
+
+
+def from_set(job: matcher.Job, config: MatchConfig, inputs: Mapping[str, Input]) -> matcher.Job:
+    """The job with ``start_set``'s images to start from, if the definition names one.
+
+    Raises :class:`ArtifactError` for a set of other classes, another shape or another number of images.
+    """
+    if config.start_set is None:
+        return job
+    made = DistilledSet.load(inputs[config.start_set].folder.child("set"))
+    theirs = (list(made.classes), made.space.shape, made.ipc)
+    ours = (list(job.source.classes), job.source.shape, config.ipc)
+    for what, their, our in zip(("classes", "image shape", "images per class"), theirs, ours, strict=True):
+        if their != our:
+            raise ArtifactError(
+                f"the set of {config.start_set!r} cannot be started from: its {what} are {their}, and {our} are "
+                "wanted. Make it from the same source, with the same ipc."
+            )
+    return replace(job, labels=made.hard_labels, picked=None, given=made.pixels())
+
+
+def compiled(config: MatchConfig, net: NetConfig, source: SharedSource, images: int) -> bool:
+    """Whether the student's steps on so many synthetic images are compiled: as asked, else where it pays."""
+    if config.compile is not None:
+        return config.compile
+    batch, steps = min(config.batch_syn or images, images), config.iterations * config.syn_steps
+    return worth_compiling(net, source.shape, len(source.classes), steps=steps, batch=batch, passes=12)
 
 
 @contextmanager
@@ -264,7 +288,8 @@ def _method(config: MatchConfig) -> str:
     return "MCT" if config.trajectory == "convex" else "MTT"
 
 
-def _info(config: MatchConfig, context: Context, job: matcher.Job, where: matcher.Where) -> dict[str, Any]:
+def info(config: MatchConfig, context: Context, job: matcher.Job, iteration: int) -> dict[str, Any]:
+    """What the set says of itself."""
     return {
         "method": _method(config),
         "net": job.net.model_dump(mode="json"),
@@ -272,7 +297,7 @@ def _info(config: MatchConfig, context: Context, job: matcher.Job, where: matche
         "source_fingerprint": job.source.fingerprint,
         "definition": dict(context.definition),
         "seed": context.seed,
-        "iterations": where.iteration,
+        "iterations": iteration,
         "protocol": {"name": "hard", "augment": config.augment},
     }
 

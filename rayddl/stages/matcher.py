@@ -53,10 +53,12 @@ class Job:
     labels: Tensor
     """Int64 labels of the synthetic images, in class order."""
     picked: Tensor | None
-    """The real images to start from, as indices into the train split; ``None``: noise."""
+    """The real images to start from, as indices into the train split; ``None``: noise, or ``given``."""
     compile: bool
     threads: int
     checkpoint_seconds: float = CHECKPOINT_SECONDS
+    given: Tensor | None = None
+    """Images to start from, uint8 ``[N, C, H, W]``, in the order of ``labels``."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,12 @@ def _refuse_short(job: Job, trajectories: Sequence[Trajectory]) -> None:
 
 
 def starting_images(job: Job, device: torch.device) -> Tensor:
-    """The images a run starts from, in class order: the real ones picked, or unit noise."""
+    """The images a run starts from, in class order: those given, the real ones picked, or unit noise."""
+    if job.given is not None:
+        import ray
+
+        encoded: Tensor = ray.get(job.space).encode(job.given)
+        return encoded.to(device)
     if job.picked is None:
         draws = seeds.generator(job.seed, "images")
         return torch.randn((len(job.labels), *job.source.shape), generator=draws).to(device)

@@ -14,7 +14,7 @@ import rayddl
 from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError
 from rayddl.report.page import render
-from rayddl.report.run import Columns, Evaluate, Experts, Match, Pictures, Run, Stage
+from rayddl.report.run import Columns, Evaluate, Experts, Match, Pictures, Run, Selected, Stage, Tune
 from rayddl.stages import tables
 from rayddl.stages.configs.report import ReportConfig
 from rayddl.stages.context import Context, Input, Result
@@ -24,6 +24,10 @@ FILE = "report.html"
 EXPERTS = ("expert", "epoch", "train_loss", "test_accuracy", "step_norm")
 MATCH = ("iteration", "loss", "lr_student", "start", "seconds")
 ACCURACY = ("iteration", "seed", "accuracy")
+TRIALS = ("trial", "ended", "reason", "value", "iteration", "seconds")
+TRIAL_PROGRESS = ("trial", "iteration", "metric", "seconds")
+SETTING = "setting."
+"""What the columns of settings begin with."""
 STUDENTS = ("data", "net", "seed", "accuracy", "seconds")
 
 
@@ -32,7 +36,7 @@ def run(config: ReportConfig, context: Context) -> Result:
     del config
     inputs = _in_order(context)
     total = len(inputs) + 1
-    read: dict[str, list[Any]] = {"experts": [], "match": [], "evaluate": []}
+    read: dict[str, list[Any]] = {kind: [] for kind in READERS}
     for done, found in enumerate(inputs):
         context.progress.update(done, total, found.stage)
         if found.kind in READERS:
@@ -46,6 +50,8 @@ def run(config: ReportConfig, context: Context) -> Result:
             stages=tuple(_stage(i) for i in inputs),
             experts=tuple(read["experts"]),
             matches=tuple(read["match"]),
+            selections=(*read["rded"], *read["coreset"]),
+            tunes=tuple(read["tune"]),
             evaluations=tuple(read["evaluate"]),
         )
     ).encode()
@@ -58,14 +64,21 @@ def _experts(found: Input) -> Experts:
     return Experts(_stage(found), _columns(found, "metrics.parquet", EXPERTS))
 
 
+def _pictures(made: DistilledSet) -> Pictures:
+    return Pictures(made.pixels().numpy(), made.hard_labels.numpy(), made.classes)
+
+
+def _selected(found: Input) -> Selected:
+    return Selected(_stage(found), _pictures(DistilledSet.load(found.folder.child("set"))))
+
+
 def _match(found: Input) -> Match:
     made = DistilledSet.load(found.folder.child("set"))
-    pictures = Pictures(made.pixels().numpy(), made.hard_labels.numpy(), made.classes)
     return Match(
         _stage(found),
         _columns(found, "metrics.parquet", MATCH),
         _columns(found, "accuracy.parquet", ACCURACY),
-        pictures,
+        _pictures(made),
         _provenance(made.info),
     )
 
@@ -74,7 +87,27 @@ def _evaluate(found: Input) -> Evaluate:
     return Evaluate(_stage(found), _columns(found, "students.parquet", STUDENTS))
 
 
-READERS = {"experts": _experts, "match": _match, "evaluate": _evaluate}
+def _tune(found: Input) -> Tune:
+    searched = [f"{SETTING}{key}" for key in found.summary["space"]]
+    trials = _columns(found, "trials.parquet", (*TRIALS, *searched))
+    made = found.folder.child("set")
+    return Tune(
+        _stage(found),
+        {name: trials[name] for name in TRIALS},
+        _columns(found, "progress.parquet", TRIAL_PROGRESS),
+        {key: trials[f"{SETTING}{key}"] for key in found.summary["space"]},
+        _pictures(DistilledSet.load(made)) if made.has("set.json") else None,
+    )
+
+
+READERS = {
+    "experts": _experts,
+    "match": _match,
+    "evaluate": _evaluate,
+    "rded": _selected,
+    "coreset": _selected,
+    "tune": _tune,
+}
 """How each kind is read. Stages of other kinds appear with their folder and time only."""
 
 

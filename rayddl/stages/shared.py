@@ -74,6 +74,14 @@ def tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
         return torch.from_numpy(array)
 
 
+def on_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """uint8 ``images`` on ``device`` where they take no more than a quarter of what is free, else as they are."""
+    if device.type != "cuda":
+        return images
+    free, _ = torch.cuda.mem_get_info(device)
+    return images.to(device) if images.nbytes <= free / 4 else images
+
+
 def fit_space(source: SharedSource, folder: Folder) -> PixelSpace:
     """The source's pixel space: read from ``folder`` if it was kept there, else fitted and kept.
 

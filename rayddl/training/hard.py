@@ -31,21 +31,25 @@ def train_student(
 
     ``labels`` are int64 ``[N]`` or probabilities ``[N, K]``. As in the published code, one epoch more
     than ``protocol.epochs`` is trained, and the cut starts with fresh momentum.
+
+    With batch norm, ``theta_P`` and what is returned differ: behind the parameters come the running
+    statistics, ``[P + S]``, by which :func:`~rayddl.training.metrics.accuracy` tests the student.
     """
     theta = theta_P.to(images.device, copy=True)
     targets = one_hot(labels, classes)
     draws = generator(seed, "student")
     lr, velocity = protocol.lr, torch.zeros_like(theta)
+    statistics = steps.fresh_statistics(images.device)
     for epoch in range(protocol.epochs + 1):
         for picked in torch.randperm(len(images), generator=draws).to(images.device).split(protocol.batch):
             x = images[picked]
             x = augment.apply(x, augment.draw(protocol.augment, tuple(x.shape), draws))
-            whole = len(picked) == min(protocol.batch, len(images))
-            gradient, _ = (steps.gradient if whole else steps.eager)(theta, x, targets[picked])
+            usual = len(picked) == min(protocol.batch, len(images))
+            gradient, _, statistics = steps.training(theta, statistics, x, targets[picked], usual=usual)
             sgd(
                 theta, gradient, velocity,
                 lr=lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay,
             )  # fmt: skip
         if epoch == protocol.epochs // 2 + 1:
             lr, velocity = lr * 0.1, torch.zeros_like(theta)
-    return theta
+    return theta if statistics is None else torch.cat([theta, statistics])

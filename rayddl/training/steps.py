@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.func import grad, grad_and_value, jvp
 from torch.nn import functional as F
 
-from rayddl.nets.build import FlatNet, flat
+from rayddl.nets.build import flat
 from rayddl.nets.compiling import compiled
 from rayddl.nets.config import NetConfig
+from rayddl.nets.flat import FlatNet
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,32 @@ class Steps:
     """``(theta, x, y, v [P])`` -> derivatives along v of (loss, gradient, d loss/dx, d loss/dy):
     ``(g.v [], H v [P], d(g.v)/dx [B, C, H, W], d(g.v)/dy [B, K])`` by symmetry."""
     logits: Callable[[Tensor, Tensor], Tensor]
-    """``(theta, x) -> [B, K]``."""
+    """``(theta, x) -> [B, K]``; a theta of ``[P + S]`` is tested by the running statistics behind it."""
     eager: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     """``gradient`` uncompiled, for the odd last batch of an epoch: not worth a compilation."""
+    tracked: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+    """``(theta, statistics [S], x, y) -> (gradient [P], loss [], statistics [S] after the batch)``, for
+    networks with batch norm."""
+    tracked_eager: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+    """``tracked`` uncompiled."""
+
+    def training(
+        self, theta_P: Tensor, statistics_S: Tensor | None, x: Tensor, y: Tensor, *, usual: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Gradient ``[P]``, loss ``[]`` and running statistics after a training batch.
+
+        ``statistics_S`` comes from :func:`fresh_statistics`: ``None`` without batch norm. ``usual``:
+        the batch has the size that compiled functions are made for.
+        """
+        if statistics_S is None:
+            gradient, value = (self.gradient if usual else self.eager)(theta_P, x, y)
+            return gradient, value, None
+        return (self.tracked if usual else self.tracked_eager)(theta_P, statistics_S, x, y)
+
+    def fresh_statistics(self, device: torch.device) -> Tensor | None:
+        """The running statistics ``[S]`` of an untrained network, if it has any."""
+        known = self.net.statistics
+        return None if known is None else known.start_S.to(device, copy=True)
 
 
 def loss(net: FlatNet, theta_P: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -60,6 +84,14 @@ def make_steps(net: FlatNet, *, compile_: bool = True) -> Steps:
         (Hv, mixed_x, mixed_y), gv = derivative[1]
         return gv, Hv, mixed_x, mixed_y
 
+    def tracked(theta_P: Tensor, statistics_S: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def observed(theta: Tensor) -> tuple[Tensor, Tensor]:
+            out, after = net.track(theta, statistics_S, x)
+            return F.cross_entropy(out, y), after
+
+        gradient_P, (value, after) = grad_and_value(observed, has_aux=True)(theta_P)
+        return gradient_P, value, after
+
     def logits(theta_P: Tensor, x: Tensor) -> Tensor:
         return net(theta_P, x)
 
@@ -69,6 +101,8 @@ def make_steps(net: FlatNet, *, compile_: bool = True) -> Steps:
         compiled(tangent, wanted=compile_),
         compiled(logits, wanted=compile_),
         gradient,
+        compiled(tracked, wanted=compile_),
+        tracked,
     )
 
 

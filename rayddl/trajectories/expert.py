@@ -60,6 +60,8 @@ class Training:
     """``[P]`` float32 on the CPU, from epoch 0."""
     velocity: Tensor | None
     history: tuple[Epoch, ...]
+    statistics: Tensor | None = None
+    """The running statistics ``[S]`` of batch norm, by which the expert is tested. No part of a snapshot."""
 
     def table(self) -> Tensor:
         """The history as float64 ``[epochs + 1, 5]``, columns as in :class:`Epoch`."""
@@ -71,6 +73,8 @@ class Training:
         tensors = {"snapshots": torch.stack(self.snapshots), "history": self.table()}
         if self.velocity is not None:
             tensors["velocity"] = self.velocity.cpu()
+        if self.statistics is not None:
+            tensors["statistics"] = self.statistics.cpu()
         return save(tensors)
 
 
@@ -78,7 +82,7 @@ def load_training(data: bytes) -> Training:
     """The training that :meth:`Training.dump` wrote."""
     tensors = load(data)
     history = tuple(Epoch(int(row[0]), *row[1:]) for row in tensors["history"].tolist())
-    return Training(tuple(tensors["snapshots"]), tensors.get("velocity"), history)
+    return Training(tuple(tensors["snapshots"]), tensors.get("velocity"), history, tensors.get("statistics"))
 
 
 def train_expert(
@@ -96,8 +100,10 @@ def train_expert(
     ``seed`` is the expert's own. ``on_epoch`` sees the training after every epoch.
     """
     if isinstance(start, Tensor):
-        first = Epoch(0, math.nan, accuracy(steps, start.to(train.x.device), test.x, test.y), 0.0, 0.0)
-        training = Training((start.detach().cpu().clone(),), None, (first,))
+        statistics = steps.fresh_statistics(train.x.device)
+        tested = _tested(start.to(train.x.device), statistics)
+        first = Epoch(0, math.nan, accuracy(steps, tested, test.x, test.y), 0.0, 0.0)
+        training = Training((start.detach().cpu().clone(),), None, (first,), statistics)
     else:
         training = start
     while len(training.snapshots) <= recipe.epochs:
@@ -110,6 +116,7 @@ def train_expert(
 class _Running:
     theta: Tensor
     velocity: Tensor | None
+    statistics: Tensor | None
     loss: Tensor = field(default_factory=lambda: torch.zeros(()))
 
 
@@ -122,7 +129,11 @@ def _one_epoch(
     velocity = training.velocity
     if velocity is None and recipe.momentum:
         velocity = torch.zeros_like(before)
-    run = _Running(before.to(device, copy=True), None if velocity is None else velocity.to(device, copy=True))
+    run = _Running(
+        before.to(device, copy=True),
+        None if velocity is None else velocity.to(device, copy=True),
+        None if training.statistics is None else training.statistics.to(device),
+    )
     run.loss = run.loss.to(device)
     draws = generator(seed, "epoch", epoch)
     order = torch.randperm(len(train.y), generator=draws).to(device)
@@ -130,8 +141,8 @@ def _one_epoch(
         x = train.x[picked]
         drawn = augment.draw(recipe.augment, tuple(x.shape), draws)
         x, y = augment.apply(x, drawn), one_hot(train.y[picked], classes)
-        whole = len(picked) == recipe.batch
-        gradient, value = (steps.gradient if whole else steps.eager)(run.theta, x, y)
+        usual = len(picked) == recipe.batch
+        gradient, value, run.statistics = steps.training(run.theta, run.statistics, x, y, usual=usual)
         sgd(
             run.theta, gradient, run.velocity,
             lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
@@ -141,7 +152,7 @@ def _one_epoch(
     record = Epoch(
         epoch,
         float(run.loss) / len(train.y),
-        accuracy(steps, run.theta, test.x, test.y),
+        accuracy(steps, _tested(run.theta, run.statistics), test.x, test.y),
         float((after.double() - before.double()).norm()),
         time.perf_counter() - began,
     )
@@ -150,7 +161,12 @@ def _one_epoch(
         snapshots=(*training.snapshots, after),
         velocity=run.velocity,
         history=(*training.history, record),
+        statistics=run.statistics,
     )
+
+
+def _tested(theta_P: Tensor, statistics_S: Tensor | None) -> Tensor:
+    return theta_P if statistics_S is None else torch.cat([theta_P, statistics_S])
 
 
 def encoded(space: PixelSpace, images: Tensor, labels: Tensor, device: torch.device) -> Images:

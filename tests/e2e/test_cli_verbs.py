@@ -100,6 +100,7 @@ class TestPlan:
 
         assert [stage["state"] for stage in value["stages"]] == ["done", "done"]
         assert value["stages"][1]["reads"] == ["first"]
+        assert value["stages"][1]["estimate"] is None
 
     def test_writes_nothing(self, tmp_path: Path) -> None:
         """Planning leaves no trace."""
@@ -188,7 +189,7 @@ class TestExport:
         ended = command(finished, "export", "demo", "--to", "x", "--format", "zip")
 
         assert ended.returncode == 2
-        assert "'imagefolder', 'parquet', 'pt'" in ended.stderr
+        assert "'imagefolder', 'parquet'" in ended.stderr
 
 
 class TestDoctor:

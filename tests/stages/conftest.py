@@ -149,10 +149,19 @@ class Stages:
         more = {"kind": "experts", "augment": "flip_color", "compile": False}
         return ExpertsConfig.model_validate({**base, **more, **changes})
 
-    def match(self, of: Made | Input, out: Path, progress: Progress | None = None, **changes: Any) -> Made:
-        read = of if isinstance(of, Input) else of.as_input()
+    def match(
+        self,
+        of: Made | Input,
+        out: Path,
+        progress: Progress | None = None,
+        start: Made | None = None,
+        **changes: Any,
+    ) -> Made:
+        read = {"experts": of if isinstance(of, Input) else of.as_input()}
+        if start is not None:
+            read["start"], changes["start_set"] = start.as_input(), "start"
         config = self.match_config(**changes)
-        context = self._context("distill", out, {"experts": read}, progress)
+        context = self._context("distill", out, read, progress)
         result = match.run(config, context)
         return Made(context.out, result, "distill", "match", config.model_dump(mode="json"))
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from rayddl.errors import ArtifactError
+
 pytestmark = pytest.mark.ray
 
 ITERATIONS, EVERY, STUDENTS = 60, 24, 2
@@ -196,3 +198,17 @@ def test_noise_and_learned_labels(stages, convex, tmp_path):
     assert (tuple(made.labels.shape), made.labels.dtype) == ((20, 10), torch.float32)
     torch.testing.assert_close(made.labels.sum(1), torch.ones(20))
     assert len({label.numpy().tobytes() for label in made.labels}) == 20
+
+
+def test_a_run_may_start_from_another_stages_set(stages, convex, mct, tmp_path):
+    """The images are that set's as pixels, in the experts' space, with its labels."""
+    made = stages.match(convex, tmp_path, start=mct, **AS_IT_STARTED)
+    given = mct.distilled
+    assert torch.allclose(made.distilled.images, given.space.encode(given.pixels()), atol=1e-6)
+    assert torch.equal(made.distilled.labels, given.labels)
+
+
+def test_a_set_of_another_size_cannot_be_started_from(stages, convex, mct, tmp_path):
+    """The message has both numbers."""
+    with pytest.raises(ArtifactError, match="its images per class are 1, and 2 are wanted"):
+        stages.match(convex, tmp_path, start=mct, ipc=2)

@@ -10,7 +10,9 @@ import yaml
 from typer.testing import CliRunner
 
 from rayddl.cli.app import app
-from rayddl.pipeline import definition
+from rayddl.pipeline import definition, graph
+from rayddl.pipeline import plan as plans
+from rayddl.stages.configs.experts import ExpertsConfig
 from rayddl.stages.configs.match import MatchConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,17 +26,146 @@ def test_definition_loads_and_is_named_like_its_file(path: Path) -> None:
     assert definition.load(str(path)).name == path.stem
 
 
-@pytest.mark.parametrize("path", [p for p in PIPELINES if p.stem != "quickstart"], ids=lambda p: p.stem)
-def test_published_settings_name_their_figure(path: Path) -> None:
-    """A definition with published settings states the accuracy published with them, and how to run it."""
-    head = "\n".join(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+# MTT's settings as its authors gave them: source, space, syn_steps N, expert_epochs M, max_start_epoch T+,
+# batch_syn, lr_image, lr_lr, lr_student, depth of the ConvNet, and the accuracy published with them.
+MTT = {
+    "cifar10-mtt-ipc1": ("cifar10", "zca", 50, 2, 2, None, 100, 1e-7, 0.01, 3, "46.3 ± 0.8 %"),
+    "cifar10-mtt-ipc10": ("cifar10", "zca", 30, 2, 20, None, 100, 1e-5, 0.001, 3, "65.3 ± 0.7 %"),
+    "cifar10-mtt-ipc50": ("cifar10", "normalise", 30, 2, 40, None, 1000, 1e-5, 0.001, 3, "71.6 ± 0.2 %"),
+    "cifar100-mtt-ipc1": ("cifar100", "zca", 20, 3, 20, None, 1000, 1e-5, 0.01, 3, "24.3 ± 0.3 %"),
+    "cifar100-mtt-ipc10": ("cifar100", "normalise", 20, 2, 20, None, 1000, 1e-5, 0.01, 3, "40.1 ± 0.4 %"),
+    "cifar100-mtt-ipc50": ("cifar100", "zca", 80, 2, 40, 125, 1000, 1e-5, 0.01, 3, "47.7 ± 0.2 %"),
+    "tinyimagenet-mtt-ipc1": (
+        "tinyimagenet",
+        "normalise",
+        10,
+        2,
+        10,
+        None,
+        1e4,
+        1e-4,
+        0.01,
+        4,
+        "8.8 ± 0.3 %",
+    ),
+    "tinyimagenet-mtt-ipc10": (
+        "tinyimagenet",
+        "normalise",
+        20,
+        2,
+        40,
+        200,
+        1e4,
+        1e-4,
+        0.01,
+        4,
+        "23.2 ± 0.2 %",
+    ),
+    "tinyimagenet-mtt-ipc50": (
+        "tinyimagenet",
+        "normalise",
+        20,
+        2,
+        40,
+        300,
+        1e4,
+        1e-4,
+        0.01,
+        4,
+        "28.0 ± 0.3 %",
+    ),
+    "imagenette-mtt-ipc1": ("imagenet", "normalise", 20, 2, 10, None, 1e5, 1e-6, 0.01, 5, "47.7 ± 0.9 %"),
+    "imagenette-mtt-ipc10": ("imagenet", "normalise", 20, 2, 10, 20, 1e5, 1e-6, 0.01, 5, "63.0 ± 1.3 %"),
+}
+MATCHED = [p for p in PIPELINES if re.fullmatch(r"[a-z0-9]+-m[tc]t-ipc\d+", p.stem)]
 
-    assert re.search(r"\d\d\.\d ± \d\.\d %", head)
-    assert f"rayddl run pipelines/{path.name}" in head
-    if path.stem.split("-")[1] in ("mtt", "mct"):
-        match = next(s.config for s in definition.load(str(path)).stages if isinstance(s.config, MatchConfig))
-        assert path.stem.endswith(f"ipc{match.ipc}")
-        assert (match.trajectory == "convex") == ("-mct-" in path.stem)
+
+def head(path: Path) -> str:
+    """The comment above a definition, as one line."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    above = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
+    return " ".join(line.removeprefix("#").strip() for line in above)
+
+
+def configs(path: Path) -> tuple[definition.Definition, ExpertsConfig, MatchConfig]:
+    """The definition, and the settings of its experts and of its matching."""
+    loaded = definition.load(str(path))
+    (experts,) = [s.config for s in loaded.stages if isinstance(s.config, ExpertsConfig)]
+    (match,) = [s.config for s in loaded.stages if isinstance(s.config, MatchConfig)]
+    return loaded, experts, match
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda p: p.stem)
+def test_the_graph_of_every_definition_resolves(path: Path, tmp_path: Path) -> None:
+    """Every stage has its place in the order, after what it reads, and nothing is there yet."""
+    planned = plans.make(definition.load(str(path)), str(tmp_path), lambda _: "images")
+
+    done: set[str] = set()
+    for stage in planned.stages:
+        assert set(stage.stage.reads) <= done
+        assert stage.state == "new"
+        done.add(stage.name)
+    # A search runs its template itself.
+    stages = definition.load(str(path)).stages
+    assert len(done) == len(stages) - len(graph.idle({stage.name: stage.config for stage in stages}))
+
+
+@pytest.mark.parametrize("path", [p for p in PIPELINES if "-ipc" in p.stem], ids=lambda p: p.stem)
+def test_published_settings_name_their_figure(path: Path) -> None:
+    """A definition with published settings states an accuracy published with them, and how to run it."""
+    assert re.search(r"\d\d?\.\d ± \d\.\d %", head(path))
+    assert f"rayddl run pipelines/{path.name}" in head(path)
+
+
+def test_every_published_setting_is_shipped() -> None:
+    """Three data sets at three sizes by both methods, and the subset of ImageNet by MTT."""
+    pairs = {
+        (d, m, n)
+        for d in ("cifar10", "cifar100", "tinyimagenet")
+        for m in ("mtt", "mct")
+        for n in (1, 10, 50)
+    }
+    pairs |= {("imagenette", "mtt", 1), ("imagenette", "mtt", 10)}
+
+    assert {f"{d}-{m}-ipc{n}" for d, m, n in pairs} == {p.stem for p in MATCHED}
+
+
+@pytest.mark.parametrize("path", MATCHED, ids=lambda p: p.stem)
+def test_a_name_says_what_is_in_it(path: Path) -> None:
+    """Data set, method and images per class of the name are those of the settings."""
+    data, method, ipc = path.stem.split("-")
+    loaded, experts, match = configs(path)
+
+    assert ipc == f"ipc{match.ipc}"
+    assert (match.trajectory, experts.keep) == {"mct": ("convex", "convex"), "mtt": ("snapshots", "all")}[
+        method
+    ]
+    assert loaded.source.name == {"imagenette": "imagenet"}.get(data, data)
+    assert (experts.count, experts.lr, experts.batch, experts.momentum) == (100, 0.01, 256, 0.0)
+
+
+@pytest.mark.parametrize("path", [p for p in MATCHED if "-mtt-" in p.stem], ids=lambda p: p.stem)
+def test_mtt_runs_with_its_authors_settings(path: Path) -> None:
+    """Every number is the published one, and so is the accuracy in the comment."""
+    loaded, experts, match = configs(path)
+    windows = (match.syn_steps, match.expert_epochs, match.max_start_epoch, match.batch_syn)
+    rates = (match.lr_image, match.lr_lr, match.lr_student)
+    *settings, figure = MTT[path.stem]
+
+    assert [loaded.source.name, loaded.source.space, *windows, *rates, experts.net.depth] == settings
+    assert figure in head(path)
+    assert loaded.source.size == (128 if loaded.source.name == "imagenet" else None)
+
+
+@pytest.mark.parametrize("path", [p for p in MATCHED if "-mct-" in p.stem], ids=lambda p: p.stem)
+def test_mct_says_where_its_settings_come_from(path: Path) -> None:
+    """Where no command was published the comment says so, and the experts are kept by waypoints."""
+    _, experts, match = configs(path)
+    data = path.stem.split("-")[0]
+
+    assert (experts.epochs, experts.waypoints) == (50, (0, 6, 25, 50))
+    assert match.last_epoch <= 50
+    assert ("no command was published" in head(path)) == (data != "cifar10")
 
 
 def test_readmes_definition_is_valid() -> None:

@@ -39,6 +39,8 @@ class MatchConfig(NetStageConfig):
     momentum: float = Field(default=0.5, ge=0, lt=1)
     """Momentum of the images' and the learning rate's updates."""
     start_from: Literal["real", "noise"] = "real"
+    start_set: Annotated[str | None, Reads(("match", "rded", "coreset"))] = None
+    """A set to start from instead, of ``ipc`` images per class: RDED's, for one."""
     short_class: Literal["error", "cap", "repeat"] = "error"
     """What to do with a class of fewer than ``ipc`` real images: refuse it, make fewer images of it, or
     start from some of them more than once."""
@@ -104,6 +106,11 @@ class MatchConfig(NetStageConfig):
                 f"windows reach epoch {needed} (max_start_epoch {self.max_start_epoch:g} + expert_epochs "
                 f"{self.expert_epochs:g}), but the experts of {self.experts!r} have {epochs} epochs; "
                 f"train longer ones with --set {self.experts}.epochs={needed}"
+            )
+        if experts.net.name == "tv_vit_b_16":
+            problems.append(
+                f"the experts of {self.experts!r} are vision transformers, and torch's attention cannot be "
+                "differentiated twice, as matching does; take another net"
             )
         if self.trajectory == "snapshots" and experts.keep != "all":
             problems.append(

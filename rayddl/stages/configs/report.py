@@ -11,5 +11,7 @@ class ReportConfig(StageConfig):
     """One self-contained page about the run."""
 
     kind: Literal["report"]
-    of: Annotated[tuple[str, ...], Reads(("experts", "match", "evaluate"))] = ("*",)
+    of: Annotated[
+        tuple[str, ...], Reads(("experts", "match", "teacher", "rded", "coreset", "tune", "evaluate"))
+    ] = ("*",)
     """The stages to show; ``"*"`` is every other stage."""

@@ -290,7 +290,7 @@ def test_parts_that_do_not_fit_are_not_saved(tmp_path: Path) -> None:
         return DistilledSet(images, labels, 0.1, CLASSES, good.space, info)
 
     for broken, said in [
-        (bad(good.images[:, :1], good.labels), "expected float32 [N, 3, 6, 5]"),
+        (bad(good.images[:, :1], good.labels), "expected float32 or uint8 [N, 3, 6, 5]"),
         (bad(good.images.double(), good.labels), "images are torch.float64"),
         (
             bad(good.images, good.labels[:5]),
@@ -304,3 +304,15 @@ def test_parts_that_do_not_fit_are_not_saved(tmp_path: Path) -> None:
         assert said in str(caught.value)
 
     assert torch.equal(DistilledSet.load(Folder(str(tmp_path))).images, good.images)
+
+
+def test_a_set_of_pixels_is_kept_as_bytes_and_shown_in_model_space(tmp_path: Path) -> None:
+    """uint8 images come back bit for bit; networks see them encoded, a person as they are."""
+    good = make()
+    pixels = good.pixels()
+    kept = DistilledSet(pixels, good.labels, 0.1, CLASSES, good.space, INFO)
+    kept.save(Folder(str(tmp_path)))
+    loaded = DistilledSet.load(Folder(str(tmp_path)))
+    assert loaded.stored.dtype == torch.uint8
+    assert torch.equal(loaded.pixels(), pixels)
+    assert torch.equal(loaded.images, good.space.encode(pixels))

@@ -41,11 +41,6 @@ class MakeConfig(StageConfig):
     shapes: tuple[ShapeConfig, ...] = ()
     loud: bool = False
 
-    def estimate(self, reads: Mapping[str, StageConfig]) -> Mapping[str, str]:
-        """What will be done."""
-        del reads
-        return {"units": f"{self.count} things"}
-
 
 class UseConfig(StageConfig):
     """A stage that reads another."""

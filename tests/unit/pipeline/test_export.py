@@ -23,7 +23,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Folder]:
     images = torch.randint(0, 256, (20, 3, 8, 8), generator=numbers, dtype=torch.uint8)
     fitted = space.fit("zca", images)
     made = DistilledSet(
-        images=fitted.encode(images[:4]),
+        stored=fitted.encode(images[:4]),
         labels=torch.tensor([0, 0, 1, 1]),
         lr_student=0.02,
         classes=("cat", "dog"),
@@ -47,7 +47,12 @@ def test_pt(made: tuple[Any, Folder], tmp_path: Path) -> None:
     assert torch.equal(images, distilled.images)
     assert torch.equal(labels, distilled.labels)
     assert Folder(str(tmp_path)).read_json("set.json")["lr_student"] == 0.02
-    assert [Path(path).name for path in written] == ["images_best.pt", "labels_best.pt", "set.json"]
+    assert [Path(path).name for path in written] == [
+        "images_best.pt",
+        "labels_best.pt",
+        "set.json",
+        "space.safetensors",
+    ]
 
 
 def test_imagefolder(made: tuple[Any, Folder], tmp_path: Path) -> None:
@@ -93,7 +98,9 @@ def test_never_overwrites(made: tuple[Any, Folder], tmp_path: Path) -> None:
 
 def test_unknown_format(made: tuple[Any, Folder], tmp_path: Path) -> None:
     """An unknown format answers with the known ones."""
-    with pytest.raises(UserError, match="unknown format 'zip'; known: imagefolder, parquet, pt"):
+    with pytest.raises(
+        UserError, match="unknown format 'zip'; known: imagefolder, parquet, webdataset, pt, hf"
+    ):
         export_set(made[1], "zip", Folder(str(tmp_path)))
 
 

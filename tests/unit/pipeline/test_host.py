@@ -125,3 +125,50 @@ def test_socket_path() -> None:
 
     assert short < host.SOCKET_PATH_BYTES
     assert host.socket_path_bytes("/tmp/ray/é") == short + 3
+
+
+class TestFree:
+    def test_what_is_available(self, tmp_path: Path) -> None:
+        """Without a limit it is what the machine could give."""
+        root = system(tmp_path, {"proc/meminfo": "MemTotal: 1000 kB\nMemAvailable: 600 kB\n"})
+
+        assert host.free_bytes(root) == 600 * 1024
+
+    def test_what_the_cgroup_has_left(self, tmp_path: Path) -> None:
+        """A limit, less what is used, without what is only cached."""
+        root = system(
+            tmp_path,
+            {
+                "proc/meminfo": "MemTotal: 1000 kB\nMemAvailable: 600 kB\n",
+                "sys/fs/cgroup/memory.max": "400000\n",
+                "sys/fs/cgroup/memory.current": "350000\n",
+                "sys/fs/cgroup/memory.stat": "anon 100\ninactive_file 50000\n",
+            },
+        )
+
+        assert host.free_bytes(root) == 100_000
+
+    @pytest.mark.parametrize(
+        ("visible", "expected"),
+        [(None, (100, 50)), ("1", (50,)), ("GPU-b,GPU-a", (50, 100)), ("", ()), ("7", ())],
+    )
+    def test_gpus(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, expected: tuple[int, ...]
+    ) -> None:
+        """Free bytes of those that this process may see, in its order."""
+        program = tmp_path / "nvidia-smi"
+        program.write_text("#!/bin/sh\necho '0, GPU-a, 100'\necho '1, GPU-b, 50'\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        if visible is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+        assert host.gpu_bytes() == tuple(mib * 2**20 for mib in expected)
+
+    def test_no_gpu(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """A machine without the driver has none."""
+        monkeypatch.setenv("PATH", str(tmp_path))
+
+        assert host.gpu_bytes() == ()

@@ -124,8 +124,8 @@ class TestErrors:
         [
             (
                 "name: d\nstages: {s: {kind: make}}\n",
-                "d.yaml:1: source: missing; expected a mapping with keys among name, root, space, size, download, "
-                "train, test, image_column, label_column, max_bad_fraction",
+                "d.yaml:1: source: missing; expected a mapping with keys among name, root, space, size, subset, "
+                "download, train, test, image_column, label_column, max_bad_fraction",
             ),
             (
                 "name: My Run\nsource: {name: digits}\nstages: {s: {kind: make}}\n",
@@ -139,7 +139,7 @@ class TestErrors:
             (
                 "name: d\nsource: {name: digts}\nstages: {s: {kind: make}}\n",
                 "d.yaml:2: source.name: 'digts' is not known; did you mean 'digits'? "
-                "expected one of: digits, cifar10, cifar100, parquet, imagefolder",
+                "expected one of: digits, cifar10, cifar100, parquet, imagefolder, tinyimagenet, imagenet",
             ),
             (
                 "name: d\nsource: {name: digits}\nstages: {}\n",

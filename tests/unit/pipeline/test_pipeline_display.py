@@ -182,15 +182,8 @@ class TestPlain:
         lines = stream.getvalue().splitlines()
 
         assert lines[0].startswith("three  seed 0  source digits (normalise)  out ")
-        assert lines[1].split() == ["stage", "kind", "reads", "units", "state", "folder"]
-        assert lines[3].split() == [
-            "first",
-            "make",
-            "3",
-            "things",
-            "new",
-            result.folders["first"].split("/")[-1],
-        ]
+        assert lines[1].split() == ["stage", "kind", "reads", "state", "folder"]
+        assert lines[3].split() == ["first", "make", "new", result.folders["first"].split("/")[-1]]
         assert lines[-1] == f"record  {result.record}"
         assert "what       accuracy" in stream.getvalue()
 

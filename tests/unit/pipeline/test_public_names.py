@@ -82,5 +82,5 @@ def test_plan_prints_as_a_table(lab: Any, three: dict[str, Any]) -> None:
     lines = str(lab.plan(three)).splitlines()
 
     assert lines[0].startswith("three  seed 0")
-    assert lines[1].split() == ["stage", "kind", "reads", "units", "state", "folder"]
+    assert lines[1].split() == ["stage", "kind", "reads", "state", "folder"]
     assert lines[-1].split()[:4] == ["page", "page", "first,", "second"]

@@ -115,12 +115,12 @@ def test_no_path_of_the_machine_is_on_the_page(context: Context, tmp_path: Path)
 
 def test_stage_of_another_kind_is_listed_only(context: Context) -> None:
     """A kind that the report does not know has its row among the folders and its time, no section."""
-    other = Input("sweep", "tune", Folder(context.out.uri).child("sweep-1"), {}, {"seconds": 12.0})
+    other = Input("sweep", "teacher", Folder(context.out.uri).child("sweep-1"), {}, {"seconds": 12.0})
     context = Context(**{**vars(context), "inputs": {**context.inputs, "sweep": other}})
 
     run(CONFIG, context)
 
-    assert "<td>sweep</td><td>tune</td>" in page(context)
+    assert "<td>sweep</td><td>teacher</td>" in page(context)
 
 
 def test_missing_table_is_named(context: Context) -> None:

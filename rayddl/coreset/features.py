@@ -1,0 +1,60 @@
+"""What images are compared by: their pixels in model space, or what a network's last layer is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+BATCH = 128
+"""Images that a network is shown at a time, always: its last bits can depend on how many there are."""
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """A function from uint8 images ``[n, C, H, W]`` to float32 features ``[n, D]`` on the CPU."""
+
+    encode: Callable[[Tensor], Tensor]
+    """uint8 images as the network wants them; without a network, what is compared."""
+    module: nn.Module | None = None
+    """In eval mode. Its last linear layer's input is what counts."""
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - a constant
+
+    def on(self, device: torch.device) -> Features:
+        """The same on ``device``."""
+        return replace(self, module=None if self.module is None else self.module.to(device), device=device)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """The features of ``images``, of any number, ``BATCH`` at a time."""
+        return torch.cat([self._batch(part) for part in images.split(BATCH)])
+
+    def width(self, shape: tuple[int, int, int]) -> int:
+        """D for images of ``shape``."""
+        return int(self(torch.zeros(1, *shape, dtype=torch.uint8)).shape[1])
+
+    def _batch(self, images: Tensor) -> Tensor:
+        count = len(images)
+        if self.module is None:
+            return self.encode(images.to(self.device)).flatten(1).float().cpu()
+        missing = BATCH - count
+        full = torch.cat([images, images[-1:].expand(missing, *images.shape[1:])]) if missing else images
+        return before_last(self.module, self.encode(full.to(self.device)))[:count].float().cpu()
+
+
+def before_last(module: nn.Module, x: Tensor) -> Tensor:
+    """What the last linear layer of ``module`` is given for ``x``: ``[B, D]``."""
+    last = [part for part in module.modules() if isinstance(part, nn.Linear)][-1]
+    caught: list[Tensor] = []
+
+    def catch(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        caught.append(given[0])
+
+    handle = last.register_forward_pre_hook(catch)
+    try:
+        module(x)
+    finally:
+        handle.remove()
+    return caught[0].flatten(1)

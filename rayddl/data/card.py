@@ -1,0 +1,119 @@
+"""The card of an exported set: what it is, how it was made, whose the images are, how good it is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from rayddl.data.distilled import DistilledSet
+
+LICENCES: Mapping[str, tuple[str, str]] = {
+    "digits": ("cc-by-4.0", "UCI's optical recognition of handwritten digits is offered under CC BY 4.0."),
+    "cifar10": ("unknown", "The authors of CIFAR-10 state no licence; they ask to be cited."),
+    "cifar100": ("unknown", "The authors of CIFAR-100 state no licence; they ask to be cited."),
+    "tinyimagenet": ("other", "Images of ImageNet: non-commercial research and education only."),
+    "imagenet": ("other", "Images of ImageNet: non-commercial research and education only."),
+}
+"""What is known of the sources that rayddl knows by name: an identifier, and a sentence."""
+LESSONS = {"distilled": "this set", "random": "random real images", "whole": "all real images"}
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**12, "100K<n<1M"))
+DATA = "data/train-00000-of-00001.parquet"
+"""Where the card says that the table lies."""
+
+
+def card(made: DistilledSet) -> str:
+    """The text of ``README.md``, with the front matter that Hugging Face's tools read."""
+    parts = [
+        f"---\n{yaml.safe_dump(_front(made), sort_keys=False)}---\n",
+        _what(made),
+        _how(made),
+        _whose(made),
+        _how_good(made),
+        _use(),
+    ]
+    return "\n".join(parts)
+
+
+def _source(made: DistilledSet) -> str:
+    return str(made.info.get("source", {}).get("name", "unknown source"))
+
+
+def _front(made: DistilledSet) -> dict[str, Any]:
+    return {
+        "pretty_name": f"{_source(made)} distilled to {len(made)} images",
+        "license": LICENCES.get(_source(made), ("unknown", ""))[0],
+        "task_categories": ["image-classification"],
+        "size_categories": [next(name for most, name in _SIZES if len(made) < most)],
+        "tags": ["dataset-distillation", "rayddl"],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": DATA}]}],
+    }
+
+
+def _what(made: DistilledSet) -> str:
+    channels, height, width = made.space.shape
+    labels = "hard labels" if made.labels.ndim == 1 else "soft labels (a distribution over the classes)"
+    return (
+        f"# {_source(made)}, distilled\n\n"
+        f"{len(made)} images of {len(made.classes)} classes ({made.ipc} a class), {height} x {width} pixels, "
+        f"{'grey' if channels == 1 else 'colour'}, with {labels}. They stand for the whole training set: a network is "
+        f"trained on them alone. Method: {made.info.get('method', 'not stated')}.\n"
+    )
+
+
+def _how(made: DistilledSet) -> str:
+    definition = without_places(made.info).get("definition")
+    text = "## How it was made\n\nBy rayddl"
+    if not definition:
+        return text + "; the definition was not kept.\n"
+    return f"{text}, from this definition:\n\n```yaml\n{yaml.safe_dump(definition, sort_keys=False)}```\n"
+
+
+def without_places(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of a set without where files lay: that says nothing to others, and may say too much."""
+    kept = copy.deepcopy(dict(info))
+    for holder in (kept, kept.get("definition", {})):
+        if isinstance(holder.get("source"), dict):
+            holder["source"].pop("root", None)
+    return kept
+
+
+def _whose(made: DistilledSet) -> str:
+    _, known = LICENCES.get(_source(made), ("", "Nothing is known of the licence of the source."))
+    return (
+        "## Source and licence\n\n"
+        f"The images were made from `{_source(made)}`, and its terms bind what is made from it. {known} "
+        "**Before you share this set, check them and state them here:** _licence of the source: to be filled in_.\n"
+    )
+
+
+def _how_good(made: DistilledSet) -> str:
+    rows: Sequence[Mapping[str, Any]] = made.info.get("metrics", {}).get("accuracy", [])
+    if not rows:
+        return "## Accuracy\n\nNot measured. `rayddl evaluate` on the set measures it.\n"
+    lines = [
+        f"| {LESSONS.get(row['data'], row['data'])} | {row['images']:,} | {row['net']} "
+        f"| {100 * row['mean']:.1f} ± {100 * row['std']:.1f} | {len(row['accuracies'])} |"
+        for row in rows
+    ]
+    protocol = made.info.get("protocol", {}).get("name", "")
+    return (
+        f"## Accuracy\n\nTop-1 on the source's held-out images{f', {protocol}-label protocol' if protocol else ''}; "
+        "mean ± standard deviation over networks trained from different seeds.\n\n"
+        "| trained on | images | network | accuracy % | seeds |\n| --- | ---: | --- | ---: | ---: |\n"
+        + "\n".join(lines)
+        + "\n"
+    )
+
+
+def _use() -> str:
+    return (
+        "## Use\n\n"
+        '```python\nimport datasets, rayddl\n\npictures = datasets.load_dataset("PATH")["train"]\n'
+        'made = rayddl.load_set("PATH")  # the exact tensors\nmade.images, made.labels, made.lr_student\n```\n\n'
+        "The table's pictures are rounded to bytes. `set.safetensors` has the exact tensors, as networks were "
+        "trained on them, with the pixel space; `set.json` says what they are.\n"
+    )

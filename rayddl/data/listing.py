@@ -1,0 +1,226 @@
+"""Where every image of a split lies, without a byte of any of them: what a stream is planned from.
+
+A listing of a million images is a few Arrow and NumPy columns, cheap to share. Its order is that of the
+names, whatever order files were found in, so a position in it identifies an image.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rayddl.storage import Folder
+
+Blob: TypeAlias = "bytes | NDArray[np.uint8] | Exception"
+"""An image's encoded bytes, its pixels ``[C, H, W]`` where they are decoded already, or why it cannot be read."""
+
+CHUNK = 64
+"""Images that are read together."""
+
+
+class Store(Protocol):
+    """The files behind a listing. Cheap to send to a worker."""
+
+    def read(self, listing: Listing) -> Iterator[Blob]:
+        """The images of a (short) listing, in its order."""
+
+    def unit(self, listing: Listing) -> NDArray[np.int64]:
+        """A number per image, equal for images that are best read together."""
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The images of one split, sorted by name."""
+
+    names: pa.Array
+    """What identifies each image: its path inside the source, or file and row."""
+    labels: NDArray[np.int32]
+    """Index into ``classes``."""
+    file: NDArray[np.int32]
+    """Index into the store's files, where it has such."""
+    at: NDArray[np.int64]
+    """Row or byte offset in that file."""
+    size: NDArray[np.int64]
+    """Bytes, where the store needs to know."""
+    classes: tuple[str, ...]
+    store: Store
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, positions: NDArray[np.int64]) -> Listing:
+        """The images at ``positions``, which must rise for the order to stay that of the names."""
+        return Listing(
+            self.names.take(pa.array(positions)),
+            self.labels[positions],
+            self.file[positions],
+            self.at[positions],
+            self.size[positions],
+            self.classes,
+            self.store,
+        )
+
+    def counts(self) -> NDArray[np.int64]:
+        """Images per class."""
+        return np.bincount(self.labels, minlength=len(self.classes))
+
+    def bounds(self) -> NDArray[np.int64]:
+        """Where portions of up to ``CHUNK`` neighbours begin that lie in one unit of the store, and the end."""
+        unit = self.store.unit(self)
+        breaks = np.flatnonzero(np.diff(unit)) + 1 if len(unit) else np.zeros(0, np.int64)
+        edges = np.concatenate([[0], breaks, [len(self)]])
+        return np.array([*_starts(edges), len(self)], dtype=np.int64)
+
+    def read(self, positions: NDArray[np.int64]) -> Iterator[Blob]:
+        """The images at ``positions``, in their order."""
+        return self.store.read(self.take(positions))
+
+
+def sorted_listing(
+    names: Sequence[str] | pa.Array,
+    labels: NDArray[np.int32],
+    classes: tuple[str, ...],
+    store: Store,
+    *,
+    file: NDArray[np.int32] | None = None,
+    at: NDArray[np.int64] | None = None,
+    size: NDArray[np.int64] | None = None,
+) -> Listing:
+    """A listing of images found in any order."""
+    column = names if isinstance(names, pa.Array) else pa.array(names, pa.large_string())
+    nothing = np.zeros(len(column), np.int64)
+    found = Listing(
+        column,
+        np.asarray(labels, np.int32),
+        nothing.astype(np.int32) if file is None else file,
+        nothing if at is None else at,
+        nothing if size is None else size,
+        classes,
+        store,
+    )
+    order = pc.sort_indices(column).to_numpy().astype(np.int64)
+    return found if np.array_equal(order, np.arange(len(order))) else found.take(order)
+
+
+def _starts(edges: NDArray[np.int64]) -> Iterator[int]:
+    for start, end in itertools.pairwise(edges.tolist()):
+        yield from range(start, end, CHUNK)
+
+
+def _tried(read: Callable[[], bytes]) -> Blob:
+    try:
+        return read()
+    except (OSError, ValueError) as error:
+        return error
+
+
+@dataclass(frozen=True)
+class FileStore:
+    """One file per image; the names are paths inside ``folder``."""
+
+    folder: Folder
+
+    def read(self, listing: Listing) -> Iterator[Blob]:
+        yield from (_tried(partial(self.folder.read, name)) for name in listing.names.to_pylist())
+
+    def unit(self, listing: Listing) -> NDArray[np.int64]:
+        return np.zeros(len(listing), np.int64)
+
+
+@lru_cache(maxsize=2)
+def _row_group(folder: Folder, name: str, group: int, column: str) -> pa.Array:
+    """A column of a row group; the last ones are kept, for the chunks of one group come one after the other."""
+    with folder.open(name) as stream:
+        return pq.ParquetFile(stream).read_row_group(group, columns=[column]).column(0).combine_chunks()
+
+
+@dataclass(frozen=True)
+class ParquetStore:
+    """Rows of Parquet files, read a row group at a time."""
+
+    folder: Folder
+    files: tuple[str, ...]
+    column: str
+    group_rows: tuple[tuple[int, ...], ...]
+    """Of each file: the first row of each row group, and the number of rows at the end."""
+
+    def read(self, listing: Listing) -> Iterator[Blob]:
+        groups = self.unit(listing)
+        edges = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(listing)]
+        for start, end in itertools.pairwise(edges):
+            yield from self._group(listing.file[start], listing.at[start:end])
+
+    def _group(self, file: int, rows: NDArray[np.int64]) -> Iterator[Blob]:
+        name, firsts = self.files[file], self.group_rows[file]
+        group = int(np.searchsorted(firsts, rows[0], side="right")) - 1
+        try:
+            column = _row_group(self.folder, name, group, self.column).take(pa.array(rows - firsts[group]))
+        except (OSError, pa.ArrowException) as error:
+            yield from (error for _ in rows)
+            return
+        yield from self._blobs(column)
+
+    def _blobs(self, column: pa.Array) -> Iterator[Blob]:
+        struct = pa.types.is_struct(column.type)
+        for cell in column.to_pylist():
+            found = (cell or {}) if struct else {"bytes": cell}
+            if found.get("bytes") is None and found.get("path"):
+                yield _tried(partial(self.folder.read, found["path"]))
+            else:
+                yield ValueError("no bytes") if found.get("bytes") is None else found["bytes"]
+
+    def unit(self, listing: Listing) -> NDArray[np.int64]:
+        numbers = np.zeros(len(listing), np.int64)
+        for index, firsts in enumerate(self.group_rows):
+            here = listing.file == index
+            numbers[here] = index * 2**32 + np.searchsorted(firsts, listing.at[here], side="right")
+        return numbers
+
+
+@dataclass(frozen=True)
+class TarStore:
+    """Members of tar files, read by offset and size."""
+
+    folder: Folder
+    files: tuple[str, ...]
+
+    def read(self, listing: Listing) -> Iterator[Blob]:
+        for file, at, size in zip(listing.file, listing.at, listing.size, strict=True):
+            yield _tried(partial(self._member, self.files[file], int(at), int(size)))
+
+    def _member(self, file: str, at: int, size: int) -> bytes:
+        with self.folder.open(file) as stream:
+            stream.seek(at)
+            return bytes(stream.read(size))
+
+    def unit(self, listing: Listing) -> NDArray[np.int64]:
+        return listing.file.astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayStore:
+    """Images that are in memory already: uint8 ``[N, C, H, W]``; ``at`` is the position."""
+
+    images: NDArray[np.uint8]
+
+    def read(self, listing: Listing) -> Iterator[Blob]:
+        yield from (self.images[at] for at in listing.at)
+
+    def unit(self, listing: Listing) -> NDArray[np.int64]:
+        return np.zeros(len(listing), np.int64)
+
+
+def of_array(images: NDArray[np.uint8], labels: NDArray[np.int64], classes: tuple[str, ...]) -> Listing:
+    """A listing of images in memory; their names are their positions."""
+    names = [f"{index:09d}" for index in range(len(labels))]
+    at = np.arange(len(labels), dtype=np.int64)
+    return sorted_listing(names, labels.astype(np.int32), classes, ArrayStore(images), at=at)

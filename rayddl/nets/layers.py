@@ -1,0 +1,120 @@
+"""The layers of the literature's networks, on channels-last images ``[B, H, W, C]``.
+
+Parameters have the shapes of torch's own layers, so that state dicts travel.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rayddl.nets.config import Norm
+
+EPS = 1e-5
+
+
+class Conv(nn.Conv2d):
+    """A convolution of channels-last images ``[B, H, W, C]``, in its own precision.
+
+    ``compute`` is the type that the product is computed in; parameters, and what is accumulated into
+    them, keep theirs. ``bias`` is left out of the product where ``drop_bias`` says that the next
+    layer removes it again.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        padding: int,
+        *,
+        kernel: int = 3,
+        stride: int = 1,
+        bias: bool = True,
+        drop_bias: bool = False,
+    ) -> None:
+        super().__init__(inputs, outputs, kernel, stride, padding, bias=bias)
+        self.drop_bias = drop_bias
+        self.compute: torch.dtype | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = self.compute if self.compute is not None and x.dtype == torch.float32 else x.dtype
+        images_NCHW = x.permute(0, 3, 1, 2).to(dtype)
+        weight = self.weight.to(dtype).contiguous(memory_format=torch.channels_last)
+        out = F.conv2d(images_NCHW, weight, None, self.stride, self.padding)
+        out = out.permute(0, 2, 3, 1).to(x.dtype)
+        # Through a dropped bias the gradient is exactly zero rather than rounding noise around zero.
+        return out if self.drop_bias or self.bias is None else out + self.bias
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm of ``[B, h, 2, w, 2, C]`` or ``[B, H, W, C]``; one group per channel is instance norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
+        if self.num_groups == self.num_channels:
+            dims = tuple(range(1, x.dim() - 1))
+            # Variance does not change under a shift, and one pass over the pixels gives both moments.
+            # Without the shift that pass loses every digit on a flat image whose mean is not zero.
+            x = x - x[(slice(None), *(slice(0, 1),) * len(dims))].detach()
+            mean = x.mean(dims, keepdim=True)
+            variance = (x * x).mean(dims, keepdim=True) - mean * mean
+            scale = torch.rsqrt(variance.clamp(min=0) + EPS) * weight
+            return x * scale + (bias - mean * scale)
+        grouped = x.unflatten(-1, (self.num_groups, -1))
+        dims = (*range(1, x.dim() - 1), x.dim())
+        variance, mean = torch.var_mean(grouped, dims, correction=0, keepdim=True)
+        normed: Tensor = ((grouped - mean) * torch.rsqrt(variance + EPS)).flatten(-2)
+        return normed * weight + bias
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm of channels-last tensors of any rank."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self.num_features)
+        return super().forward(rows[..., None, None]).reshape(x.shape)
+
+
+def make_norm(norm: Norm, width: int) -> nn.Module:
+    """The norm layer by name. The literature's group norm has 4 groups."""
+    if norm == "instance":
+        return GroupNorm(width, width)
+    if norm == "group":
+        return GroupNorm(4, width)
+    return BatchNorm(width) if norm == "batch" else nn.Identity()
+
+
+class MaxPool(nn.Module):
+    """The largest of every ``window x window`` pixels of ``[B, H, W, C]``; an odd rest is dropped."""
+
+    def __init__(self, window: int = 2, stride: int | None = None, padding: int = 0) -> None:
+        super().__init__()
+        self.window, self.stride, self.padding = window, stride or window, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        images_NCHW = x.permute(0, 3, 1, 2)
+        return F.max_pool2d(images_NCHW, self.window, self.stride, self.padding).permute(0, 2, 3, 1)
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """Images ``[B, C, H, W]`` as ``[B, H, W, C]`` in memory."""
+    return images.permute(0, 2, 3, 1).contiguous()
+
+
+def flattened(x: Tensor) -> Tensor:
+    """``[B, H, W, C]`` as ``[B, C * H * W]``.
+
+    The published code flattens channels first, and its linear layers are stored that way.
+    """
+    return x.permute(0, 3, 1, 2).flatten(1)
+
+
+def padding_of(sides: list[int], usual: int) -> tuple[int, list[int]]:
+    """The first layer's padding, and the sides that its output has at stride 1.
+
+    28-pixel images are padded to 32, as in the literature; ``usual`` is the padding that keeps a side.
+    """
+    if all(side == 28 for side in sides):
+        return usual + 2, [32, 32]
+    return usual, list(sides)

@@ -1,0 +1,80 @@
+"""ResNet-18 (He et al. 2016) for small images.
+
+Up to 64 pixels the stem is one 3x3 convolution at stride 1 without pooling, as the literature has it
+for CIFAR and Tiny ImageNet; above, it is the 7x7 convolution at stride 2 and the pooling of the
+original. Parameters are named as torchvision names them, so that state dicts travel both ways.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rayddl.errors import NetError
+from rayddl.nets.config import Norm
+from rayddl.nets.layers import Conv, MaxPool, channels_last, make_norm
+
+SMALL = 64
+"""The largest side that counts as small."""
+WIDTHS = (64, 128, 256, 512)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut, on ``[B, H, W, C]``."""
+
+    def __init__(self, inputs: int, width: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.conv1 = Conv(inputs, width, 1, stride=stride, bias=False)
+        self.bn1 = make_norm(norm, width)
+        self.conv2 = Conv(width, width, 1, bias=False)
+        self.bn2 = make_norm(norm, width)
+        self.downsample = (
+            nn.Sequential(Conv(inputs, width, 0, kernel=1, stride=stride, bias=False), make_norm(norm, width))
+            if stride != 1 or inputs != width
+            else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(out + shortcut)
+
+
+class ResNet18(nn.Module):
+    """Images ``[B, C, H, W]`` in, logits ``[B, classes]`` out, by the mean over what is left of the image.
+
+    Raises :class:`NetError` where instance norm would see single pixels, which it makes constant.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], classes: int, *, norm: Norm = "instance") -> None:
+        super().__init__()
+        channels, *sides = shape
+        small = max(sides) <= SMALL
+        _refuse_single_pixels(sides, 8 if small else 32, norm)
+        if small:
+            self.conv1 = Conv(channels, WIDTHS[0], 1, bias=False)
+        else:
+            self.conv1 = Conv(channels, WIDTHS[0], 3, kernel=7, stride=2, bias=False)
+        self.bn1 = make_norm(norm, WIDTHS[0])
+        self.maxpool = nn.Identity() if small else MaxPool(3, stride=2, padding=1)
+        inputs = WIDTHS[0]
+        for index, width in enumerate(WIDTHS):
+            first = BasicBlock(inputs, width, 1 if index == 0 else 2, norm)
+            self.add_module(f"layer{index + 1}", nn.Sequential(first, BasicBlock(width, width, 1, norm)))
+            inputs = width
+        self.fc = nn.Linear(inputs, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.maxpool(F.relu(self.bn1(self.conv1(channels_last(images)))))
+        for index in range(len(WIDTHS)):
+            x = self.get_submodule(f"layer{index + 1}")(x)
+        out: Tensor = self.fc(x.mean((1, 2)))
+        return out
+
+
+def _refuse_single_pixels(sides: list[int], shrinks: int, norm: Norm) -> None:
+    if norm == "instance" and max(sides) <= shrinks:
+        raise NetError(
+            f"resnet18 brings {sides[0]}x{sides[1]} images down to one pixel, and instance norm makes single "
+            f"pixels constant; it needs a side above {shrinks}, or norm: batch or group"
+        )

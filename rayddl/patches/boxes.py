@@ -1,0 +1,60 @@
+"""Which images are looked at, and where they are cropped (RDED, section 4.1).
+
+Both follow from (seed, name of the image) alone, so they are the same whichever worker asks, in
+whatever order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+SCALE = (0.08, 1.0)
+"""Least and greatest share of the image's area that a crop covers."""
+_TRIES = 10
+
+
+def ranks(seed: int, names: Iterable[str]) -> NDArray[np.uint64]:
+    """A number per name that orders them at random: the pre-selected subset is a class's lowest."""
+    key = seed.to_bytes(8, "little", signed=True)
+    digests = b"".join(hashlib.blake2b(n.encode(), digest_size=8, key=key).digest() for n in names)
+    return np.frombuffer(digests, dtype=np.uint64)
+
+
+def preselected(seed: int, names: Iterable[str], labels: NDArray[np.int32], mipc: int) -> NDArray[np.int64]:
+    """Positions of ``mipc`` images of every class (all, where it has fewer), ascending.
+
+    ``labels`` is int32 ``[N]``. Time and memory grow with the listing, not with the images.
+    """
+    order = np.lexsort((ranks(seed, names), labels))
+    sorted_labels = labels[order]
+    starts = np.searchsorted(sorted_labels, sorted_labels, side="left")
+    within = np.arange(len(order)) - starts
+    return np.sort(order[within < mipc])
+
+
+def crops(seed: int, name: str, height: int, width: int, count: int) -> NDArray[np.int32]:
+    """``count`` random square crops of one image, int32 ``[count, 3]``: top, left, side.
+
+    The distribution is torchvision's ``RandomResizedCrop(scale=(0.08, 1), ratio=(1, 1))``: a share of the area
+    is drawn until a square of it fits; after ten misses the largest centred square is taken.
+    """
+    key = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest()
+    draws = np.random.Generator(np.random.Philox(key=np.frombuffer(key, dtype=np.uint64)))
+    uniform = draws.random((count, _TRIES, 3))
+    areas = height * width * (SCALE[0] + (SCALE[1] - SCALE[0]) * uniform[..., 0])
+    sides = np.rint(np.sqrt(areas)).astype(np.int32)
+    fits = (sides > 0) & (sides <= min(height, width))
+    first = np.argmax(fits, axis=1)
+    rows = np.arange(count)
+    side = sides[rows, first]
+    top = (uniform[rows, first, 1] * (height - side + 1)).astype(np.int32)
+    left = (uniform[rows, first, 2] * (width - side + 1)).astype(np.int32)
+    shorter = min(height, width)
+    centre = np.array([(height - shorter) // 2, (width - shorter) // 2, shorter], dtype=np.int32)
+    found = np.stack([top, left, side], axis=1).astype(np.int32)
+    found[~fits.any(axis=1)] = centre
+    return found

@@ -1,0 +1,93 @@
+"""The best patch of each image, the best images of each class (RDED, section 4.1), in bounded memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One candidate per image, column by column."""
+
+    image: NDArray[np.int64]
+    """Position in the listing, whose order is that of the names: it breaks ties."""
+    label: NDArray[np.int32]
+    score: NDArray[np.float32]
+    crop: NDArray[np.int32]
+    """Number of the crop among the image's."""
+    box: NDArray[np.int32]
+    """``[n, 3]``: top, left, side in pixels of the whole image."""
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def take(self, positions: NDArray[np.int64]) -> Rows:
+        """The rows at ``positions``, in that order."""
+        return Rows(*(column[positions] for column in self.columns()))
+
+    def columns(self) -> tuple[NDArray[Any], ...]:
+        """The columns in the order of the fields."""
+        return (self.image, self.label, self.score, self.crop, self.box)
+
+    @staticmethod
+    def none() -> Rows:
+        """No rows."""
+        whole = np.zeros(0, np.int32)
+        return Rows(np.zeros(0, np.int64), whole, np.zeros(0, np.float32), whole, np.zeros((0, 3), np.int32))
+
+    @staticmethod
+    def joined(parts: list[Rows]) -> Rows:
+        """All rows of ``parts``."""
+        if not parts:
+            return Rows.none()
+        return Rows(*(np.concatenate(columns) for columns in zip(*(p.columns() for p in parts), strict=True)))
+
+
+def best_crop(scores: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The crop with the highest score of each image, ``[n, K]`` to ``[n]``; of equals the first.
+
+    A score that is not a number counts as the worst.
+    """
+    best: NDArray[np.int64] = np.argmax(np.where(np.isnan(scores), -np.inf, scores), axis=1)
+    return best
+
+
+def best_of_class(rows: Rows, most: int) -> Rows:
+    """The ``most`` best rows of every class, sorted by (class, score from high to low, image, crop)."""
+    score = np.where(np.isnan(rows.score), -np.inf, rows.score)
+    order = np.lexsort((rows.crop, rows.image, -score, rows.label))
+    labels = rows.label[order]
+    within = np.arange(len(order)) - np.searchsorted(labels, labels, side="left")
+    return rows.take(order[within < most])
+
+
+@dataclass
+class Best:
+    """The best rows of every class among all that were added, in any order and any portions.
+
+    Holds at most twice what it keeps: classes x ``most`` rows, and as many waiting to be merged.
+    """
+
+    most: int
+    classes: int
+    _kept: Rows = field(default_factory=Rows.none)
+    _waiting: list[Rows] = field(default_factory=list)
+    _count: int = 0
+
+    def add(self, rows: Rows) -> None:
+        """Let ``rows`` compete."""
+        self._waiting.append(rows)
+        self._count += len(rows)
+        if self._count > self.most * self.classes:
+            self.rows()
+
+    def rows(self) -> Rows:
+        """The winners so far, in the order of :func:`best_of_class`."""
+        if self._waiting:
+            self._kept = best_of_class(Rows.joined([self._kept, *self._waiting]), self.most)
+            self._waiting, self._count = [], 0
+        return self._kept

@@ -1,0 +1,46 @@
+"""Settings of ``kind: coreset``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rayddl.stages.config import Reads, StageConfig
+from rayddl.stages.configs.experts import ExpertsConfig
+
+
+class CoresetConfig(StageConfig):
+    """Real images chosen class by class: the baselines that distilled sets are judged against."""
+
+    kind: Literal["coreset"]
+    method: Literal["random", "herding", "kcenter"]
+    """``herding``: the mean of the chosen follows the class's mean. ``kcenter``: each is the farthest from
+    those before it, beginning with the one nearest to the mean."""
+    ipc: int = Field(ge=1)
+    """Images per class."""
+    features: Annotated[str | None, Reads(("experts", "teacher"))] = None
+    """What images are compared by: what the last layer of the first expert, or of a teacher, is given.
+    Default: their pixels in model space. Files that a teacher sees are read as they are needed; without
+    one the source is decoded whole."""
+    mipc: int | None = Field(default=None, ge=1)
+    """Images per class that are looked at, drawn at random; default: all."""
+    short_class: Literal["error", "cap", "repeat"] = "error"
+    """What to do with a class of fewer than ``ipc`` readable images: refuse it, take fewer of it, or take
+    some of them more than once."""
+
+    def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
+        """Features need a network that trajectories hold all of."""
+        problems = []
+        if self.mipc is not None and self.mipc < self.ipc and self.short_class == "error":
+            problems.append(
+                f"{self.ipc} images of each class cannot be chosen from {self.mipc}; raise mipc, or lower ipc"
+            )
+        source = reads.get("features")
+        if isinstance(source, ExpertsConfig) and source.net.norm == "batch":
+            problems.append(
+                f"the experts of {self.features!r} have batch norm, and trajectories carry no running statistics; "
+                "take features from a teacher, or leave features out"
+            )
+        return problems

@@ -1,0 +1,38 @@
+"""What ``kind: evaluate`` will take."""
+
+from __future__ import annotations
+
+from rayddl.nets.config import NetConfig
+from rayddl.stages.config import StageConfig
+from rayddl.stages.configs.evaluate import HARD_BATCH, HARD_EPOCHS, SOFT_EPOCHS, EvaluateConfig
+from rayddl.stages.configs.match import MatchConfig
+from rayddl.stages.configs.teacher import TeacherConfig
+from rayddl.stages.estimates.base import Estimate, Outlook, Stages, made, net_of, read, training
+
+RESULT = 400
+"""Bytes of one student's result."""
+SOFT_BATCH = 200
+"""The largest batch that the soft-label protocol publishes."""
+
+
+def estimate(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Estimate:
+    """The whole data in model space and one step of the largest network in a worker; a small file per student."""
+    of = stages.get(config.set)
+    soft = config.protocol == "soft" or (config.protocol is None and of is not None and of.kind == "rded")
+    nets = list(_nets(config, of, stages))
+    units = (1 + config.random + config.whole) * len(nets) * config.seeds
+    share = outlook.machine.share(config.resources, units)
+    observer = read(stages, config.observer, TeacherConfig) if soft else None
+    batch = config.batch or (SOFT_BATCH if soft else HARD_BATCH)
+    ipc = getattr(of, "ipc", None)
+    if ipc is not None and not config.whole:
+        batch = min(batch, ipc * outlook.glance.classes)
+    shown = [*nets, observer.net] if observer else nets
+    memory = training(shown, batch, share, outlook)
+    epochs = config.epochs or (SOFT_EPOCHS if soft else HARD_EPOCHS)
+    work = f"{units} students × {epochs} epochs"
+    return made(work, share, outlook, memory, units * RESULT)
+
+
+def _nets(config: EvaluateConfig, of: StageConfig | None, stages: Stages) -> tuple[NetConfig, ...]:
+    return config.nets or (net_of(stages, of if isinstance(of, MatchConfig) else None),)

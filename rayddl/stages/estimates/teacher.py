@@ -1,0 +1,18 @@
+"""What ``kind: teacher`` will take."""
+
+from __future__ import annotations
+
+from rayddl.stages.configs.teacher import TeacherConfig
+from rayddl.stages.estimates.base import FLOAT, Estimate, Outlook, Stages, made, outline, training
+
+
+def estimate(config: TeacherConfig, stages: Stages, outlook: Outlook) -> Estimate:
+    """The whole data in model space and one training step in one worker; the network's parameters."""
+    del stages
+    share = outlook.machine.share(config.resources, 1, cpus=outlook.machine.cpus, gpus=1)
+    if config.weights is not None:
+        return made("1 network, trained already", share, outlook, None, None)
+    size = outline(config.net, outlook.glance)
+    written = None if size is None else size.parameters * FLOAT
+    memory = training([config.net], config.batch, share, outlook)
+    return made(f"1 network × {config.epochs} epochs", share, outlook, memory, written)

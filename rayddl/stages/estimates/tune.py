@@ -1,0 +1,19 @@
+"""What ``kind: tune`` will take."""
+
+from __future__ import annotations
+
+from rayddl.stages.configs.tune import SAMPLES, TuneConfig
+from rayddl.stages.estimates.base import Estimate, Outlook, Stages, made
+
+
+def estimate(config: TuneConfig, stages: Stages, outlook: Outlook) -> Estimate:
+    """What one trial with the template's own settings takes, several of them at once."""
+    from rayddl.stages.kinds import KINDS
+
+    samples = config.samples or SAMPLES
+    share = outlook.machine.share(config.resources, samples)
+    template = stages[config.of]
+    trial = KINDS[template.kind].estimate(template, stages, outlook)
+    memory = trial.memory if trial else None
+    work = f"{samples} trials" + (f" of {trial.work}" if trial else "")
+    return made(work, share, outlook, memory, None)

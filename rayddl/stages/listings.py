@@ -1,0 +1,51 @@
+"""The train split of a source as a listing: files where they lie, or images in the object store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayddl.data import sources
+from rayddl.data.config import SourceConfig
+from rayddl.data.listing import Blob, Listing, sorted_listing
+from rayddl.stages.shared import SharedSource, publish
+
+
+@dataclass(frozen=True)
+class ObjectStore:
+    """Images that lie decoded in Ray's object store."""
+
+    reference: Any
+    """Of uint8 ``[N, C, H, W]``."""
+
+    def read(self, listing: Listing) -> Iterator[Blob]:
+        import ray
+
+        images = ray.get(self.reference)
+        yield from (images[at] for at in listing.at)
+
+    def unit(self, listing: Listing) -> NDArray[np.int64]:
+        return np.zeros(len(listing), np.int64)
+
+
+def listing_of(config: SourceConfig) -> Listing:
+    """The train split's images, none of them read where the source is files of any size.
+
+    Small sources that are decoded whole anyway (``digits``, ``cifar10`` …) are taken from the object store.
+    """
+    found = sources.listing(config)
+    return found if found is not None else of_shared(publish(config))
+
+
+def of_shared(source: SharedSource) -> Listing:
+    """The train split of a source that is in the object store."""
+    import ray
+
+    labels = np.array(ray.get(source.refs[1]), dtype=np.int32)
+    names = [f"{index:09d}" for index in range(len(labels))]
+    at = np.arange(len(labels), dtype=np.int64)
+    return sorted_listing(names, labels, source.classes, ObjectStore(source.refs[0]), at=at)

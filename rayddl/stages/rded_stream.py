@@ -1,0 +1,153 @@
+"""The listing through cutters and judges as a Ray Data job: chunk numbers in, a few scored rows out."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from rayddl.stages import cluster, pool
+from rayddl.stages.context import Progress
+from rayddl.stages.rded_work import Block, Job, Judge, cut_chunk
+
+SILENCE_SECONDS = 60.0
+"""Time without a finished chunk after which the stream says what it waits for."""
+CHUNKS_A_BLOCK = 2
+"""What one task works on; small, so that a lost worker repeats little and the last ones end together."""
+
+
+class JudgeActor:
+    """Scores what cutters cut: an actor, because a GPU task would start CUDA anew each time."""
+
+    def __init__(self, sent: bytes) -> None:
+        self._judge = Judge(_job(sent))
+
+    def __call__(self, block: Block) -> Block:
+        return self._judge(block)
+
+
+def cut_here(block: Any, sent: bytes) -> Any:
+    """Cuts one chunk."""
+    return cut_chunk(_opened(sent)[0], int(block["chunk"][0]))
+
+
+def cut_and_judge(block: Any, sent: bytes) -> Any:
+    """Cuts and scores one chunk in one process, so that crops never leave it."""
+    job, judge = _opened(sent)
+    return judge()(cut_chunk(job, int(block["chunk"][0])))
+
+
+def _job(sent: bytes) -> Job:
+    import ray
+
+    job: Job = ray.get(cluster.unpacked(sent))
+    return job
+
+
+@lru_cache(maxsize=1)
+def _opened(sent: bytes) -> tuple[Job, Callable[[], Judge]]:
+    """The job and its judge, fetched and made once per process."""
+    job = _job(sent)
+    cluster.enter_worker(job.threads)
+    return job, cache(lambda: Judge(job))
+
+
+def stream(
+    job: Job,
+    numbers: NDArray[np.int64],
+    judges: cluster.Share,
+    cutters: cluster.Share | None,
+    progress: Progress,
+) -> Iterator[Block]:
+    """The outcome of chunks ``numbers``, in the order in which they finish.
+
+    Without ``cutters`` every judge cuts for itself. Lost workers are replaced and their chunks done
+    again.
+    """
+    import ray
+    from ray.data import DataContext
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # A reference, packed, so that every task does not carry the listing.
+    sent = cluster.packed(ray.put(job))
+    tables = [
+        pa.table({"chunk": numbers[i : i + CHUNKS_A_BLOCK]}) for i in range(0, len(numbers), CHUNKS_A_BLOCK)
+    ]
+    data: ray.data.Dataset = ray.data.from_arrow(tables)
+    if cutters is None:
+        data = _tasks(data, cut_and_judge, sent, judges)
+    else:
+        data = _tasks(data, cut_here, sent, cutters).map_batches(
+            JudgeActor,
+            fn_constructor_args=(sent,),
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=judges.at_once),
+            **_asked(judges),
+        )
+    with _watchdog(progress, judges, cutters) as alive:
+        try:
+            for batch in data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
+                alive()
+                yield batch
+        except ray.exceptions.RayError as error:
+            pool.explain(error, "the stream of images")
+
+
+def _tasks(data: Any, function: Callable[..., Any], sent: bytes, share: cluster.Share) -> Any:
+    """``function`` over every chunk of ``data``, as tasks that are done again when their worker is lost."""
+    asked = {**_asked(share), "max_retries": cluster.RETRIES}
+    return data.map_batches(
+        function, fn_kwargs={"sent": sent}, batch_size=1, concurrency=share.at_once, **asked
+    )
+
+
+def _asked(share: cluster.Share) -> dict[str, Any]:
+    return {name: value for name, value in share.options.items() if value}
+
+
+@contextmanager
+def _watchdog(progress: Progress, judges: cluster.Share, cutters: cluster.Share | None) -> Iterator[Any]:
+    """Says once what the stream waits for when nothing has finished for a minute."""
+    last, ended = time.monotonic(), threading.Event()
+
+    def alive() -> None:
+        nonlocal last
+        last = time.monotonic()
+
+    def watch() -> None:
+        told = False
+        while not ended.wait(1.0):
+            silent = time.monotonic() - last > SILENCE_SECONDS
+            if silent and not told:
+                progress.note(_waiting_for(judges, cutters))
+            told = silent
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield alive
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _waiting_for(judges: cluster.Share, cutters: cluster.Share | None) -> str:
+    import ray
+
+    free, have = ray.available_resources(), ray.cluster_resources()
+    asked = [f"a scoring worker needs {judges.num_cpus:g} CPU, {judges.num_gpus:g} GPU"]
+    if cutters is not None:
+        asked.append(f"a decoding worker {cutters.num_cpus:g} CPU")
+    state = ", ".join(f"{free.get(k, 0):g} of {have[k]:g} {k} free" for k in ("CPU", "GPU") if k in have)
+    return f"no image for {SILENCE_SECONDS:.0f} s: {'; '.join(asked)}; {state}"

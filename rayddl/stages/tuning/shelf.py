@@ -1,0 +1,96 @@
+"""Experts that trials share: trained once for each way of training them, by whichever trial comes first."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+from rayddl.stages import experts
+from rayddl.stages.config import without_resources
+from rayddl.stages.configs.experts import ExpertsConfig
+from rayddl.stages.context import Input
+from rayddl.stages.expertfiles import Job, summary
+from rayddl.stages.shared import SharedSource, fit_space
+from rayddl.storage import Folder
+from rayddl.trajectories import files
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows has no advisory locks of this kind
+    fcntl = None  # type: ignore[assignment]  # the name stays so that one test below tells
+
+POLL_SECONDS = 0.2
+DONE = "summary.json"
+QUIET: Any = SimpleNamespace(say=SimpleNamespace(remote=lambda *_: None))
+"""A tally that nobody reads."""
+
+
+def experts_for(
+    stage: str, config: ExpertsConfig, source: SharedSource, seed: int, shelf: Folder, threads: int
+) -> Input:
+    """The experts that ``config`` asks for, trained in this process as far as they are not there.
+
+    Several trials that want the same ones share the work: each takes the experts that no other has taken.
+    """
+    import ray
+
+    folder = shelf.child(fingerprint(config))
+    if not folder.has(DONE):
+        fitted = fit_space(source, folder)
+        job = Job(config, source, ray.put(fitted), folder, seed, experts.compiled(config, source), threads)
+        _train(job, folder)
+        folder.write_json(DONE, summary(job, config.count))
+    return Input(stage, "experts", folder, config.model_dump(mode="json"), folder.read_json(DONE))
+
+
+def fingerprint(config: ExpertsConfig) -> str:
+    """Names a way of training experts."""
+    text = json.dumps(without_resources(config), sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _train(job: Job, folder: Folder) -> None:
+    missing = list(range(job.config.count))
+    while missing:
+        missing = [i for i in missing if not folder.has(files.file_name(i))]
+        before = len(missing)
+        for index in list(missing):
+            with _claimed(folder, f"expert-{index:04d}.lock") as mine:
+                if mine and not folder.has(files.file_name(index)):
+                    experts.train_one(job, index, QUIET)
+                if mine:
+                    missing.remove(index)
+        if missing and len(missing) == before:
+            time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def _claimed(folder: Folder, name: str) -> Iterator[bool]:
+    """Whether this process holds ``name``; where files cannot be locked, every process does.
+
+    Two that train the same expert write the same bytes: a lock saves work, nothing hangs on it.
+    """
+    path = folder.local
+    if path is None or fcntl is None:
+        yield True
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path / name, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            yield True
+            return
+        yield True
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,46 @@
+"""A training as bytes: a module, its optimiser and a few numbers, to go on from bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+_MODULE, _OPTIMISER, _NUMBERS = "module.", "optimiser.", "numbers."
+
+
+def dump(module: nn.Module, optimiser: torch.optim.Optimizer, numbers: Mapping[str, Tensor]) -> bytes:
+    """All that :func:`restore` needs, ``numbers`` included."""
+    tensors = {_MODULE + name: value for name, value in module.state_dict().items()}
+    for index, parameter in enumerate(module.parameters()):
+        for name, value in optimiser.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{_OPTIMISER}{index}.{name}"] = value
+    tensors |= {_NUMBERS + name: value for name, value in numbers.items()}
+    return save({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()})
+
+
+def restore(data: bytes, module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Put ``module`` and ``optimiser`` back as :func:`dump` found them; the numbers dumped with them."""
+    tensors = load(data)
+    state = {k.removeprefix(_MODULE): v for k, v in tensors.items() if k.startswith(_MODULE)}
+    module.load_state_dict(state)
+    parameters = list(module.parameters())
+    for name, value in tensors.items():
+        if name.startswith(_OPTIMISER):
+            index, _, key = name.removeprefix(_OPTIMISER).partition(".")
+            parameter = parameters[int(index)]
+            # Laid out as the parameter is: another layout takes other vector instructions.
+            like = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
+            optimiser.state[parameter][key] = like.detach().copy_(value)
+    return {k.removeprefix(_NUMBERS): v for k, v in tensors.items() if k.startswith(_NUMBERS)}
+
+
+@contextmanager
+def own_noise(device: torch.device) -> Iterator[None]:
+    """What is drawn inside by torch's global generators, such as dropout, leaves no trace outside."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield

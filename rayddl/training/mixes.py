@@ -1,0 +1,167 @@
+"""What soft-label training shows of its images at a step (RDED, section 3.3 and the published code).
+
+In each image the strips of a ``factor`` x ``factor`` grid are put in a random order, columns and rows
+each by one permutation; a random box of ``1/factor`` to all of its area is brought to the network's side
+(bilinear, antialiased); half of the images are flipped. Then CutMix: one box of the whole batch is taken
+from other images of it.
+
+:func:`draw` makes an epoch's random choices on the CPU; :func:`shown` carries them out for a batch on any
+device. Order, crop, scaling and flip of an image are linear in its rows and in its columns, so the four
+are two small matrices per image: one batched product, whatever was drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+ASPECT = (3 / 4, 4 / 3)
+"""Width over height of a box, log-uniform."""
+TRIES = 10
+"""Boxes drawn before the middle of the image is taken."""
+FLIP_PROBABILITY = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """The random choices of an epoch of N images, or of a batch, in the order in which they are shown."""
+
+    picked: Tensor
+    """int64 [N]: which image."""
+    rows: Tensor
+    """int64 [N, factor]: which strip stands at each place, from above."""
+    columns: Tensor
+    """Likewise from the left."""
+    boxes: Tensor
+    """int64 [N, 4]: top, left, height, width of the crop, in the image put in order."""
+    flipped: Tensor
+    """bool [N]."""
+    partners: Tensor
+    """int64 [N]: the place in its batch of the image that CutMix takes from."""
+    cuts: Tensor
+    """int64 [steps, 4]: top, left, bottom, right of CutMix's box; empty boxes where there is none."""
+
+    def batches(self, size: int) -> Iterator[Draws]:
+        """The epoch step by step."""
+        for step, start in enumerate(range(0, len(self.picked), size)):
+            part = {f.name: getattr(self, f.name)[start : start + size] for f in fields(self)}
+            yield Draws(**{**part, "cuts": self.cuts[step : step + 1]})
+
+    def to(self, device: torch.device) -> Draws:
+        """The same on ``device``."""
+        return Draws(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+
+def draw(
+    count: int,
+    sides: tuple[int, int],
+    into: tuple[int, int],
+    *,
+    batch: int,
+    factor: int,
+    cutmix: bool,
+    generator: torch.Generator,
+) -> Draws:
+    """An epoch of ``count`` images whose height and width are ``sides``, shown at ``into``, ``batch`` at a time."""
+    picked = torch.randperm(count, generator=generator)
+    rows, columns = (torch.rand(count, factor, generator=generator).argsort(1) for _ in range(2))
+    boxes = _boxes(count, sides, 1 / factor, generator)
+    flipped = torch.rand(count, generator=generator) < FLIP_PROBABILITY
+    partners, cuts = [], []
+    for start in range(0, count, batch):
+        partners.append(torch.randperm(min(batch, count - start), generator=generator))
+        cuts.append(_cut(into, generator) if cutmix else torch.zeros(4, dtype=torch.int64))
+    return Draws(picked, rows, columns, boxes, flipped, torch.cat(partners), torch.stack(cuts))
+
+
+def shown(images: Tensor, draws: Draws, into: tuple[int, int]) -> Tensor:
+    """Float ``images`` ``[B, C, H, W]`` as the batch ``draws`` says, ``[B, C, *into]``.
+
+    ``images`` are those that ``draws.picked`` names; it and they are on one device.
+    """
+    top, left, height, width = draws.boxes.unbind(1)
+    from_rows = _weights(_places(draws.rows, images.shape[2]), top, height, into[0])
+    from_columns = _weights(_places(draws.columns, images.shape[3]), left, width, into[1])
+    from_columns = torch.where(draws.flipped[:, None, None], from_columns.flip(1), from_columns)
+    cropped = from_rows[:, None] @ images @ from_columns[:, None].transpose(2, 3)
+    return _mixed(cropped, draws.partners, draws.cuts[0])
+
+
+def _boxes(count: int, sides: tuple[int, int], least: float, generator: torch.Generator) -> Tensor:
+    """The boxes of RandomResizedCrop: share of the area uniform in ``least`` ... 1."""
+    height, width = sides
+    share = torch.empty(count, TRIES, dtype=torch.float64).uniform_(least, 1.0, generator=generator)
+    aspect = torch.empty(count, TRIES, dtype=torch.float64).uniform_(
+        math.log(ASPECT[0]), math.log(ASPECT[1]), generator=generator
+    )
+    place = torch.rand(count, 2, dtype=torch.float64, generator=generator)
+    area, ratio = share * (height * width), aspect.exp()
+    w, h = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = fits.long().argmax(1, keepdim=True)
+    w, h = w.gather(1, first).squeeze(1), h.gather(1, first).squeeze(1)
+    top = (place[:, 0] * (height - h + 1)).floor().long()
+    left = (place[:, 1] * (width - w + 1)).floor().long()
+    none, middle = ~fits.any(1), torch.tensor(_middle(height, width))
+    return torch.where(none[:, None], middle, torch.stack([top, left, h, w], 1))
+
+
+def _middle(height: int, width: int) -> tuple[int, int, int, int]:
+    """The largest box in the middle whose aspect is allowed."""
+    h = min(height, round(width / ASPECT[0]))
+    w = min(width, round(height * ASPECT[1]))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _cut(sides: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """A box whose share of the area is uniform (a Beta distribution with alpha 1), cut off at the edges."""
+    share = float(torch.rand((), dtype=torch.float64, generator=generator))
+    ends = []
+    for side in sides:
+        half = int(side * math.sqrt(share)) // 2
+        centre = int(torch.randint(side, (), generator=generator))
+        ends.append((max(centre - half, 0), min(centre + half, side)))
+    (top, bottom), (left, right) = ends
+    return torch.tensor([top, left, bottom, right])
+
+
+def _places(strips: Tensor, side: int) -> Tensor:
+    """Where each of ``side`` rows goes, ``[B, side]``, when the strips are put in order.
+
+    The last strip has what is left over.
+    """
+    count, factor = strips.shape
+    thick = side // factor
+    sizes = torch.full((factor,), thick, device=strips.device)
+    sizes[-1] = side - thick * (factor - 1)
+    ordered = sizes[strips]
+    starts = torch.zeros_like(strips).scatter_(1, strips, ordered.cumsum(1) - ordered)
+    row = torch.arange(side, device=strips.device)
+    strip = (row // max(thick, 1)).clamp(max=factor - 1)
+    return starts[:, strip] + (row - strip * thick).expand(count, -1)
+
+
+def _weights(places: Tensor, start: Tensor, length: Tensor, into: int) -> Tensor:
+    """What each row at ``places`` ``[B, H]`` gives to each of ``into`` rows: float32 ``[B, into, H]``.
+
+    Antialiased bilinear scaling of the rows from ``start`` on, ``length`` of them, as torch does it.
+    """
+    scale = length.float()[:, None] / into
+    centre = (torch.arange(into, device=places.device) + 0.5) * scale
+    inside = places - start[:, None]
+    reach = scale.clamp(min=1.0)[:, :, None]
+    far = (inside[:, None, :] + 0.5 - centre[:, :, None]).abs() / reach
+    within = ((inside >= 0) & (inside < length[:, None]))[:, None, :]
+    weights = torch.where(within, (1 - far).clamp(min=0), 0.0)
+    return weights / weights.sum(2, keepdim=True)
+
+
+def _mixed(images: Tensor, partners: Tensor, cut: Tensor) -> Tensor:
+    row = torch.arange(images.shape[2], device=images.device)
+    column = torch.arange(images.shape[3], device=images.device)
+    rows, columns = (row >= cut[0]) & (row < cut[2]), (column >= cut[1]) & (column < cut[3])
+    return torch.where(rows[:, None] & columns[None, :], images[partners], images)

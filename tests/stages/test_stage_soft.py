@@ -1,0 +1,288 @@
+"""Evaluation by soft labels on the digits: live and stored, with the observer beside the set and without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rayddl.data import picking, sources, space
+from rayddl.data.config import SourceConfig
+from rayddl.data.distilled import DistilledSet
+from rayddl.errors import ArtifactError
+from rayddl.nets.build import build
+from rayddl.nets.config import NetConfig
+from rayddl.seeds import derive
+from rayddl.stages import evaluate, observers, students, teacher
+from rayddl.stages.configs.evaluate import EvaluateConfig
+from rayddl.stages.configs.teacher import TeacherConfig
+from rayddl.stages.context import Context, Input, Result, Silent
+from rayddl.stages.shared import publish
+from rayddl.storage import Folder
+from rayddl.training.frame import Frame
+from rayddl.training.observer import Observer
+from rayddl.training.soft import Lecture, Manner, SoftProtocol, SoftTraining
+from rayddl.training.teacher import predictions, share_right
+
+pytestmark = pytest.mark.ray
+
+NET = {"name": "convnet", "depth": 1, "width": 8, "norm": "batch"}
+SOURCE = SourceConfig(name="digits")
+CPU = torch.device("cpu")
+IPC, EPOCHS, LR = 5, 40, 5e-3
+
+
+@dataclass(frozen=True)
+class Made:
+    """A stage that ran, and what it handed back."""
+
+    out: Folder
+    result: Result
+
+    @property
+    def rows(self) -> dict[str, Mapping[str, Any]]:
+        return {row["data"]: row for row in self.result.summary["rows"]}
+
+
+@pytest.fixture(scope="module")
+def taught(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Input:
+    """A teacher of the digits."""
+    base = {"kind": "teacher", "net": NET, "epochs": 8, "compile": False, "augment": "crop"}
+    out = Folder(str(tmp_path_factory.mktemp("teacher")))
+    context = Context("teacher", SOURCE, 5, out, {}, {}, Silent())
+    result = teacher.run_inline(TeacherConfig.model_validate(base), context, publish(SOURCE), CPU)
+    return Input("teacher", "teacher", out, base, result.summary)
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory: pytest.TempPathFactory) -> Input:
+    """A set of real images as RDED leaves one, of grids of 2 x 2."""
+    train = sources.load(SOURCE).train
+    picked = picking.per_class(train.labels, train.classes, IPC, torch.Generator().manual_seed(0))
+    fitted = space.fit("normalise", train.images)
+    info = {
+        "method": "RDED",
+        "source": SOURCE.model_dump(mode="json"),
+        "net": NetConfig.model_validate(NET).model_dump(mode="json"),
+        "factor": 2,
+        "protocol": {"name": "soft"},
+    }
+    made = DistilledSet(train.images[picked], train.labels[picked], 0.01, train.classes, fitted, info)
+    out = Folder(str(tmp_path_factory.mktemp("rded")))
+    made.save(out.child("set"))
+    return Input("rded", "rded", out, {}, {})
+
+
+def settings(**changes: Any) -> EvaluateConfig:
+    base = {"kind": "evaluate", "set": "rded", "observer": "teacher", "seeds": 2, "epochs": EPOCHS, "lr": LR}
+    return EvaluateConfig.model_validate({**base, "compile": False, **changes})
+
+
+def run(config: EvaluateConfig, out: Path, *inputs: Input) -> Made:
+    read = {i.stage: i for i in inputs}
+    context = Context("evaluate", SOURCE, 5, Folder(str(out)), read, {}, Silent())
+    return Made(context.out, evaluate.run(config, context))
+
+
+@pytest.fixture(scope="module")
+def live(taught: Input, chosen: Input, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """The set and random images, judged with the observer at hand."""
+    return run(settings(), tmp_path_factory.mktemp("live"), taught, chosen)
+
+
+@pytest.fixture(scope="module")
+def stored(taught: Input, chosen: Input, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """The set judged by labels that are kept with it."""
+    config = settings(labels="stored", random=False)
+    return run(config, tmp_path_factory.mktemp("stored"), taught, chosen)
+
+
+def test_soft_labels_teach_far_better_than_chance(live: Made) -> None:
+    """Students of the set and of random images read digits; seeds differ."""
+    assert set(live.rows) == {"distilled", "random"}
+    for row in live.rows.values():
+        assert row["images"] == 10 * IPC
+        assert row["mean"] > 0.4, row
+        assert len(set(row["accuracies"])) == 2
+    assert live.out.names() == ["students.parquet"]
+
+
+def test_a_student_is_the_one_that_floor_one_trains(live: Made, taught: Input, chosen: Input) -> None:
+    """The accuracy in the table is that of the protocol carried out by hand."""
+    made, observer = (
+        DistilledSet.load(chosen.folder.child("set")),
+        Observer.load(taught.folder.child("observer")),
+    )
+    net, protocol = NetConfig.model_validate(NET), SoftProtocol(batch=10, factor=2, epochs=EPOCHS, lr=LR)
+    seed = derive(derive(5, "evaluate"), "student", "distilled", net.model_dump_json(), 1)
+    draws = lambda e: Lecture(protocol.draw(e, 10 * IPC, (8, 8), observer.frame, seed))  # noqa: E731
+    student = build(net, (1, 8, 8), 10, seed=derive(seed, "start"))
+    seen = observer.on(CPU).module
+    trained = SoftTraining(
+        student, protocol, observer.frame, made.pixels(), draws, seen, Manner(CPU), seed
+    ).run()
+    test = sources.load(SOURCE).test
+    right = share_right(predictions(trained, observer.frame, test.images, CPU), test.labels)
+    assert live.rows["distilled"]["accuracies"][1] == right
+
+
+def test_the_protocol_is_written_down(live: Made, taught: Input) -> None:
+    """Everything that another judge needs, with the observer's accuracy; the batch is the published one."""
+    protocol = dict(live.result.summary["protocol"])
+    observer = protocol.pop("observer")
+    assert observer == {
+        "stage": "teacher",
+        "net": "convnet-d1-w8-batch",
+        "accuracy": taught.summary["accuracy"],
+        "folder": "observer",
+    }
+    expected = {"name": "soft", "lr": LR, "epochs": EPOCHS, "batch": 10, "labels": "live", "compile": False}
+    assert {k: protocol[k] for k in expected} == expected
+    assert DistilledSet.load(live.out.child("set")).info["protocol"]["observer"] == observer
+
+
+def test_a_judged_set_reaches_its_figures_by_itself(live: Made) -> None:
+    """The observer lies beside the set: judged from its folder alone, every accuracy is the same."""
+    again = evaluate.evaluate_set(live.out.child("set"))
+    assert [r["accuracies"] for r in again.summary["rows"]] == [
+        r["accuracies"] for r in live.result.summary["rows"]
+    ]
+
+
+def test_a_large_observer_stays_where_it_is(
+    live: Made, taught: Input, chosen: Input, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above the limit its path is kept; where it has gone, the message says how to name it."""
+    monkeypatch.setattr(observers, "CARRIED_BYTES", 10)
+    made = run(settings(random=False, epochs=1, seeds=1, lr=None), tmp_path, taught, chosen)
+    assert made.result.summary["protocol"]["lr"] == 1e-3  # the published one
+    folder = made.out.child("set")
+    assert "observer" not in folder.folders()
+    assert made.result.summary["protocol"]["observer"]["folder"] == str(taught.folder.child("observer"))
+    found = evaluate.evaluate_set(folder)
+    assert found.summary["rows"][0] == made.result.summary["rows"][0]
+
+    read = DistilledSet.load(folder)
+    gone = {**read.info["protocol"], "observer": {**read.info["protocol"]["observer"], "folder": "nowhere"}}
+    replace(read, info={**read.info, "protocol": gone}).save(folder)
+    with pytest.raises(ArtifactError) as caught:
+        evaluate.evaluate_set(folder)
+    assert str(caught.value) == (
+        f"{folder} was made for soft labels, and the observer that gives them is not there (looked for nowhere). "
+        "Name it with --observer PATH: the folder of the teacher stage."
+    )
+    named = evaluate.evaluate_set(folder, observer=str(taught.folder))
+    assert named.summary["rows"][0]["accuracies"] == made.result.summary["rows"][0]["accuracies"]
+    with pytest.raises(ArtifactError, match=r"there is no observer in .*: looked for observer\.json there"):
+        evaluate.evaluate_set(folder, observer=str(tmp_path))
+
+
+def test_stored_labels_make_the_observer_superfluous(stored: Made) -> None:
+    """With the observer taken away, the set's students reach the same figures; random ones are left out."""
+    folder = stored.out.child("set")
+    assert stored.rows["distilled"]["mean"] > 0.4
+    assert folder.child("labels").has("labels.json")
+    for name in folder.child("observer").names():
+        folder.child("observer").delete(name)
+    again = evaluate.evaluate_set(folder)
+    assert [dict(row) for row in again.summary["rows"]] == stored.result.summary["rows"]
+    with pytest.raises(
+        ArtifactError, match=r"are of 40 epochs, and 50 are asked for\. Lower epochs, or give"
+    ):
+        evaluate.evaluate_set(folder, epochs=50)
+
+
+def test_a_killed_student_goes_on_bit_for_bit(
+    live: Made,
+    taught: Input,
+    chosen: Input,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cut: type[Exception],
+) -> None:
+    """Cut after some epochs, the student's task goes on from its partial file to the same accuracy."""
+    import ray
+
+    made, observer = (
+        DistilledSet.load(chosen.folder.child("set")),
+        Observer.load(taught.folder.child("observer")),
+    )
+    net, seed = NetConfig.model_validate(NET), derive(5, "evaluate")
+    out = Folder(str(tmp_path))
+    shared = students.Class(
+        publish(SOURCE), None, out, seed, "fp32", False, 1, observer.frame, ray.put(observer)
+    )
+    protocol = SoftProtocol(batch=10, factor=2, epochs=EPOCHS, lr=LR)
+    lesson = students.Lesson("distilled", made.pixels(), None, None, protocol)
+    student = students.Student("distilled", net, 0, "student-distilled-0-0.json", LR)
+    own = derive(seed, "student", "distilled", net.model_dump_json(), 0)
+    write, kept = Folder.write, []
+
+    def cutting(folder: Folder, name: str, data: bytes) -> None:
+        write(folder, name, data)
+        kept.append(name)
+        if len(kept) == 7:
+            raise cut
+
+    monkeypatch.setattr(students, "PARTIAL_SECONDS", 0.0)
+    monkeypatch.setattr(Folder, "write", cutting)
+    with pytest.raises(cut):
+        students.softly(shared, lesson, student, own, CPU)
+    partial = "student-distilled-0-0.partial.safetensors"
+    assert out.names() == [partial]
+    images, right = students.softly(shared, lesson, student, own, CPU)
+
+    assert (images, right) == (10 * IPC, live.rows["distilled"]["accuracies"][0])
+    assert len(kept) == EPOCHS - 1
+    assert out.names() == []
+
+
+def test_sets_for_soft_labels_ask_for_an_observer(chosen: Input, local_ray: None, tmp_path: Path) -> None:
+    """Without one, the stage says so; a set that was never judged says how to name it."""
+    with pytest.raises(
+        ArtifactError, match="the set of 'rded' was made for soft labels; soft labels come from"
+    ):
+        run(settings(observer=None), tmp_path, chosen)
+    with pytest.raises(ArtifactError, match=r"is not there\. Name it with --observer PATH"):
+        evaluate.evaluate_set(chosen.folder.child("set"))
+
+
+def test_hard_labels_of_the_same_set(chosen: Input, local_ray: None, tmp_path: Path) -> None:
+    """``protocol: hard`` judges a set of pixels as it judges any other."""
+    config = settings(observer=None, protocol="hard", augment="none", epochs=5, seeds=1, random=False)
+    made = run(config, tmp_path, chosen)
+    assert made.result.summary["protocol"]["name"] == "hard"
+    assert made.rows["distilled"]["images"] == 10 * IPC
+
+
+def test_hard_labels_need_images_of_the_sources_size(chosen: Input, local_ray: None, tmp_path: Path) -> None:
+    """A set of other pixels than the source's can only be judged by soft labels."""
+    made = DistilledSet.load(chosen.folder.child("set"))
+    large = made.pixels().repeat_interleave(2, 2).repeat_interleave(2, 3)
+    out = Folder(str(tmp_path / "set"))
+    replace(made, stored=large, space=replace(made.space, shape=(1, 16, 16))).save(out.child("set"))
+    given = Input("rded", "rded", out, {}, {})
+    config = settings(observer=None, protocol="hard", epochs=1, seeds=1)
+    with pytest.raises(ArtifactError, match=r"the set's images are \(1, 16, 16\) .* or use protocol: soft"):
+        run(config, tmp_path / "out", given)
+
+
+def test_an_observer_of_another_size_sees_images_as_published(
+    taught: Input, chosen: Input, tmp_path: Path
+) -> None:
+    """Set, random images and test images are brought to the observer's side before anything else."""
+    small = Observer.load(taught.folder.child("observer"))
+    shape = (1, 16, 16)
+    net = NetConfig.model_validate(NET)
+    frame = Frame(shape, small.mean, small.std)
+    observer = Observer(
+        build(net, shape, 10, seed=0).eval(), net, small.classes, frame.shape, frame.mean, frame.std, 0.1
+    )
+    observer.save(Folder(str(tmp_path)).child("observer"))
+    given = Input("teacher", "teacher", Folder(str(tmp_path)), {}, {})
+    made = run(settings(epochs=1, seeds=1), tmp_path / "out", given, chosen)
+    assert set(made.rows) == {"distilled", "random"}

@@ -1,0 +1,420 @@
+"""The tune stage on Ray Tune: trials of a known function, of matching, of experts with matching, of RDED."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from ray import cloudpickle
+
+from rayddl import seeds
+from rayddl.data.config import SourceConfig
+from rayddl.data.distilled import DistilledSet
+from rayddl.errors import DivergedError, StageError
+from rayddl.nets.build import build
+from rayddl.nets.config import NetConfig
+from rayddl.pipeline import plan as plans
+from rayddl.pipeline.definition import load
+from rayddl.stages import cluster, tables, tune
+from rayddl.stages.configs.rded import RdedConfig
+from rayddl.stages.configs.space import Entry
+from rayddl.stages.configs.teacher import TeacherConfig
+from rayddl.stages.configs.tune import TuneConfig
+from rayddl.stages.context import Context, Input
+from rayddl.stages.tuning import engine
+from rayddl.stages.tuning.plan import Search
+from rayddl.stages.tuning.records import Book, Row
+from rayddl.stages.tuning.trial import Work
+from rayddl.storage import Folder
+from rayddl.training.observer import Observer
+
+pytestmark = pytest.mark.ray
+
+# Workers cannot import a test's module: its classes travel with the trials.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+SHARE = cluster.Share(1, 0, None, 2)
+
+
+@dataclass
+class Climb:
+    """A trial that climbs to its one setting; a setting above 0.9 diverges, one of -1 kills its worker."""
+
+    ticket: Any
+    at: int = 0
+
+    def reach(self, until: int) -> dict[str, float]:
+        time.sleep(0.01)
+        x = self.ticket.settings["x"]
+        if x > 0.9:
+            raise DivergedError("the loss is nan")
+        if x == -1 and not self.ticket.folder.has("killed"):
+            import os
+            import signal
+
+            self.ticket.folder.write("killed", b"")
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.ticket.folder.write(f"from-{self.at}-to-{until}", b"")
+        self.at = until
+        return {"accuracy": max(0.0, x) * (1 - 0.5**until)}
+
+    def save(self) -> bytes:
+        return str(self.at).encode()
+
+    def load(self, data: bytes) -> None:
+        self.at = int(data)
+
+    def leave(self) -> None:
+        self.ticket.folder.child("made").write("it", b"")
+
+
+class Climbs:
+    """Makes them."""
+
+    def __call__(self, ticket: Any) -> Climb:
+        return Climb(ticket)
+
+    def held_out(self, ticket: Any, seed: int) -> float:
+        return float(ticket.settings["x"]) - 0.01 * seed
+
+    def pinned(self, settings: Any, iteration: int) -> dict[str, Any]:
+        del settings, iteration
+        return {}
+
+
+def searching(out: Any, **changes: Any) -> Work:
+    settings = {
+        "space": {"x": Entry(uniform=(0.0, 1.0))}, "base": {"x": 0.4}.get, "metric": "accuracy", "mode": "max",
+        "samples": 8, "stops": (1, 2, 3, 4), "searcher": "random", "scheduler": "none", "grace": 1,
+        "reduction": 2, "seed": 1,
+    }  # fmt: skip
+    return Work(Search(**{**settings, **changes}), Climbs(), Folder(str(out)), 1)
+
+
+def test_a_search_started_again_runs_only_what_is_missing(stages, tmp_path, cut_when, cut):
+    """The driver ends in mid-search: the same call goes on, no trial that had ended runs again.
+
+    A trial that diverges is a row with its reason and the worst figure, and the search goes on past it. One
+    whose worker is killed goes on from its last report on another. ASHA ends bad trials early. Two trials
+    share a device by fractions.
+    """
+    del stages
+    space = {"x": Entry(choice=(0.95, -1, 0.8, 0.7, 0.2, 0.1, 0.15, 0.05, 0.02))}
+    work = searching(
+        tmp_path, space=space, searcher="grid", samples=10, scheduler="asha", base={"x": 0.9}.get
+    )
+    book, halves = Book(Folder(str(tmp_path))), cluster.Share(0.5, 0, None, 2)
+    progress = cut_when(lambda: len(book.ended()) >= 3)
+    with pytest.raises(cut):
+        engine.run(work, halves, progress)
+    before = {n: (tmp_path / f"trials/{n:04d}.json").stat().st_mtime_ns for n in book.ended()}
+    under_way = book.begun()
+    rows = engine.run(work, halves, cut_when(lambda: False))
+    after = {n: (tmp_path / f"trials/{n:04d}.json").stat().st_mtime_ns for n in before}
+
+    assert 3 <= len(before) < 10
+    assert after == before
+    assert sorted(rows) == list(range(10))
+    assert all(rows[n].settings == settings for n, settings in under_way.items())
+    assert (rows[1].ended, rows[1].value, rows[1].reason) == ("diverged", 0.0, "the loss is nan")
+    assert rows[2].settings == {"x": -1}
+    assert rows[2].ended in ("whole", "stopped")
+    assert sum(row.ended == "stopped" for row in rows.values()) >= 2
+    whole = [row for row in rows.values() if row.ended == "whole"]
+    assert max(whole, key=lambda row: row.value).settings == {"x": 0.9}
+    # In the folder of trial 0, which is kept: every stretch was worked through once.
+    assert book.at_work(0).names()[:4] == ["from-0-to-1", "from-1-to-2", "from-2-to-3", "from-3-to-4"]
+
+
+def test_population_based_training_takes_over_states(stages, tmp_path, told):
+    """Bad trials take over the state and, changed a little, the settings of good ones."""
+    del stages
+    work = searching(tmp_path, scheduler="pbt", samples=4, stops=tuple(range(1, 9)), seed=4,
+                     space={"x": Entry(uniform=(0.0, 0.9))})  # fmt: skip
+    rows = engine.run(work, SHARE, told())
+
+    assert sorted(rows) == [0, 1, 2, 3]
+    assert all(row.ended == "whole" for row in rows.values())
+    changed = [row for row in rows.values() if row.changes]
+    assert changed
+    for row in changed:
+        assert row.settings == row.changes[-1]["settings"]
+        assert row.value == pytest.approx(row.settings["x"] * (1 - 0.5**8))
+
+
+def test_a_search_in_which_nothing_works_says_why(tmp_path, told):
+    """Where every trial diverges there is no winner: an error with the first reasons."""
+    work = searching(tmp_path, samples=2)
+    for number in range(2):
+        Book(work.out).end(Row(number, {"x": 0.95}, "diverged", 0.0, 1, 0.1, (), "the loss is nan"))
+    with pytest.raises(StageError, match="none of 2 trials came to a figure: the loss is nan"):
+        engine.run(work, SHARE, told())
+
+
+def test_resources_that_no_node_has_are_refused_before_any_trial(stages, tmp_path):
+    """What one trial asks for is compared with the nodes at once."""
+    config = {"kind": "tune", "of": "distill", "space": {"lr_image": {"uniform": [1, 2]}}}
+    context = _context(stages, tmp_path, stages.match_config(), {})
+    with pytest.raises(StageError, match="one worker asks for 64 CPU, and no node has that"):
+        tune.run(TuneConfig.model_validate({**config, "resources": {"num_cpus": 64}}), context)
+    assert not (tmp_path / "trials").exists()
+
+
+TEMPLATE = {"iterations": 12, "evaluate_every": 4, "evaluate_epochs": 10, "lr_image": 5.0}
+SEARCH = {
+    "kind": "tune", "of": "distill", "samples": 4, "searcher": "random", "scheduler": "asha", "held_out": 2,
+    "tensorboard": True, "space": {"lr_image": {"loguniform": [5, 500]}, "lr_student": {"choice": [0.05, 0.2]}},
+}  # fmt: skip
+
+
+def _context(stages: Any, out: Any, template: Any, inputs: Any, **more: Any) -> Context:
+    """The context of a search over ``template``, with the definition that has both."""
+    experts = stages.experts_config().model_dump(mode="json", exclude_unset=True)
+    definition = {
+        "name": "test", "seed": stages.seed, "source": {"name": "digits"},
+        "stages": {
+            "experts": experts,
+            "distill": template.model_dump(mode="json", exclude_unset=True),
+            "search": {**SEARCH, **more},
+            "evaluate": {"kind": "evaluate", "set": "search", "epochs": 10, "seeds": 1, "augment": "none"},
+        },
+    }  # fmt: skip
+    made = stages._context("search", out, inputs, None)
+    templates = {"distill": template, "experts": stages.experts_config()}
+    return replace(
+        made, definition=definition, templates={n: templates[n] for n in ("distill", *more.get("also", []))}
+    )
+
+
+@pytest.fixture(scope="module")
+def searched(stages, convex, tmp_path_factory):
+    """A finished search over a small matching stage: its folder, its result, its context."""
+    out = tmp_path_factory.mktemp("search")
+    context = _context(stages, out, stages.match_config(**TEMPLATE), {"experts": convex.as_input()})
+    result = tune.run(TuneConfig.model_validate(SEARCH), context)
+    return Folder(str(out)), result, context
+
+
+def test_the_folder_holds_the_outcome_and_nothing_else(searched):
+    """Tables, the best definition, the best set, a file per trial, TensorBoard's files; no work in progress."""
+    out, result, _ = searched
+
+    assert out.names() == ["best.yaml", "progress.parquet", "trials.parquet"]
+    assert out.folders() == ["set", "tensorboard", "trials"]
+    assert out.child("trials").names() == [f"{n:04d}.json" for n in range(4)]
+    assert out.child("tensorboard").folders() == [f"trial-{n:04d}" for n in range(4)]
+    assert result.summary["trials"] == 4
+
+
+def test_the_best_definition_repeats_the_winner(searched, stages, convex, tmp_path):
+    """The template with the winner's settings, run as an ordinary stage, makes the same set bit for bit, and
+    its short evaluation at the end gives the winner's figure.
+    """
+    out, result, _ = searched
+    (tmp_path / "best.yaml").write_bytes(out.read("best.yaml"))
+    loaded = load(str(tmp_path / "best.yaml"))
+    best = {stage.name: stage.config for stage in loaded.stages}
+    settings = best["distill"].model_dump(mode="json", exclude_unset=True)
+    made = stages.match(convex, tmp_path / "distill", **settings)
+
+    assert list(best) == ["experts", "distill", "evaluate"]
+    assert best["evaluate"].set == "distill"
+    assert made.set_bytes == out.child("set").read("set.safetensors")
+    assert made.table("accuracy.parquet")["accuracy"][-1] == result.summary["best"]["value"]
+    assert plans.make(loaded, str(tmp_path / "runs"), lambda _: "images").stages
+
+
+def test_the_table_compares_the_best_with_the_templates_own_settings(searched):
+    """Both are judged with seeds that the search never saw; the margin is the difference of the means."""
+    out, result, _ = searched
+    summary, (best, own) = result.summary, result.table
+    held_out = {who: summary[who]["held_out"] for who in ("best", "own")}
+
+    assert summary["own"]["trial"] == 0
+    assert summary["own"]["ended"] == "whole"
+    assert all(len(values) == 2 and all(0 < v <= 1 for v in values) for values in held_out.values())
+    assert summary["margin"] == pytest.approx(sum(held_out["best"]) / 2 - sum(held_out["own"]) / 2)
+    assert best["trials"].startswith("4, ")
+    assert own["settings"] == "template's own"
+    trials = tables.read(out, "trials.parquet")
+    assert trials["setting.lr_image"][0] == 5.0
+    whole = [v for v, e in zip(trials["value"], trials["ended"], strict=True) if e == "whole"]
+    assert summary["best"]["value"] == max(whole)
+
+
+def test_trials_of_matching_report_what_the_stage_would(searched, stages, convex, tmp_path):
+    """The template's own trial has the accuracies of the stage's short evaluations at the same iterations."""
+    out, _, _ = searched
+    plain = stages.match(convex, tmp_path, **TEMPLATE).table("accuracy.parquet")
+    rows = tables.read(out, "progress.parquet")
+    mine = {i: m for t, i, m in zip(rows["trial"], rows["iteration"], rows["metric"], strict=True) if t == 0}
+    stage = dict(zip(plain["iteration"], plain["accuracy"], strict=True))
+
+    assert mine == {iteration: stage[iteration] for iteration in mine}
+    assert set(mine) <= {4, 8, 12}
+
+
+def test_a_matching_trial_goes_on_exactly(stages, convex, searched, tmp_path):
+    """Saved at a stop and taken up by another process's trial, a run ends with the same bits; with other
+    settings from there on, it is the loop with other settings from there on.
+    """
+    _, _, context = searched
+    config = TuneConfig.model_validate(SEARCH)
+    context = replace(context, out=Folder(str(tmp_path)))
+    trials = tune._trials(config, context)
+    import ray
+
+    @ray.remote(num_cpus=1)
+    def halves(whole: bool) -> bytes:
+        from rayddl.stages.tuning.trial import Ticket
+
+        def ticket(name: str, settings: Any) -> Any:
+            return Ticket(0, settings, Folder(f"{tmp_path}/{name}{whole}"), 1)
+
+        first = trials(ticket("a", {"lr_image": 20.0}))
+        first.reach(8)
+        if whole:
+            first.reach(12)
+            return first.save()
+        second = trials(ticket("b", {"lr_image": 20.0}))
+        second.load(first.save())
+        second.reach(12)
+        return second.save()
+
+    one, two = ray.get([halves.remote(True), halves.remote(False)])
+    from safetensors.torch import load as tensors
+
+    first, second = (tensors(tensors(data)["state"].numpy().tobytes()) for data in (one, two))
+    assert set(first) == set(second)
+    assert all(torch.equal(first[k][..., :-1], second[k][..., :-1]) for k in first if k == "more.rows")
+    assert all(torch.equal(first[k], second[k]) for k in first if k != "more.rows")
+
+
+def test_experts_are_varied_and_shared(stages, tmp_path):
+    """With ``also: [experts]`` trials with equal expert settings use the same experts, trained once."""
+    space = {"experts.lr": {"grid": [0.05, 0.02]}, "lr_image": {"choice": [5, 50]}}
+    more = {"also": ["experts"], "space": space, "searcher": "grid", "scheduler": "none", "held_out": 1,
+            "tensorboard": False, "max_iterations": 2, "samples": 5}  # fmt: skip
+    context = _context(stages, tmp_path, stages.match_config(**{**TEMPLATE, "iterations": 2}), {}, **more)
+    context = replace(
+        context, templates={**context.templates, "experts": stages.experts_config(count=1, epochs=4)}
+    )
+    seen: set[str] = set()
+    shelf = tmp_path / "work" / "experts"
+    progress = _Look(lambda: seen.update(p.name for p in shelf.glob("*") if p.is_dir()))
+    result = tune.run(TuneConfig.model_validate({**SEARCH, **more}), replace(context, progress=progress))
+    trials = tables.read(Folder(str(tmp_path)), "trials.parquet")
+    best = yaml.safe_load((tmp_path / "best.yaml").read_text(encoding="utf-8"))["stages"]
+
+    assert len(seen) == 2
+    assert result.summary["trials"] == 5
+    # The template's own settings, then every combination.
+    assert trials["setting.experts.lr"] == [0.05, 0.05, 0.05, 0.02, 0.02]
+    assert best["experts"]["lr"] == trials["setting.experts.lr"][result.summary["best"]["trial"]]
+
+
+@dataclass
+class _Look:
+    """A progress that looks at something whenever it is told anything."""
+
+    look: Any
+
+    def update(self, done: float, total: float, metric: str = "") -> None:
+        del done, total, metric
+        self.look()
+
+    def note(self, text: str) -> None:
+        del text
+
+
+def test_a_set_of_the_search_can_be_evaluated(searched, stages, tmp_path):
+    """An evaluate stage reads the search's set as it would read a matching stage's."""
+    out, result, _ = searched
+    made = DistilledSet.load(out.child("set"))
+
+    assert made.info["method"] == "MCT"
+    assert made.info["iterations"] == result.summary["best"]["iteration"]
+    assert math.isfinite(made.lr_student)
+
+
+NET = {"name": "convnet", "depth": 1, "width": 4}
+
+
+def test_a_teacher_can_be_tuned(stages, tmp_path):
+    """A trial of a teacher is the stage itself in the trial's process: its accuracy is what it measures, and
+    held-out seeds train it anew.
+    """
+    settings = {
+        "kind": "teacher",
+        "net": NET,
+        "epochs": 2,
+        "batch": 128,
+        "compile": False,
+        "allow_weak": True,
+    }
+    template, more = TeacherConfig.model_validate(settings), {"space": {"lr": {"uniform": [0.01, 0.1]}}}
+    made, again, fresh = _judged(stages, template, tmp_path, more, {"lr": 0.05})
+    written = Observer.load(Folder(str(tmp_path / "trial/made/observer")))
+
+    assert made == again == written.accuracy
+    assert 0 < fresh <= 1
+    assert fresh != made
+
+
+def test_rded_can_be_tuned(stages, tmp_path):
+    """A trial of RDED selects in its own process, without Ray Data, and is judged by students of its soft labels."""
+    tree, shape = tmp_path / "tree", (3, 8, 8)
+    for split, name in product(("train", "val"), ("bear", "cat")):
+        (tree / split / name).mkdir(parents=True)
+        for k in range(8):
+            pixels = torch.randint(0, 256, (10, 10, 3), dtype=torch.uint8, generator=seeds.generator(k, name))
+            Image.fromarray(pixels.numpy()).save(tree / split / name / f"{k}.png")
+    net = NetConfig.model_validate({**NET, "norm": "batch"})
+    module = build(net, shape, 2, seed=1).eval()
+    observer = Observer(module, net, ("bear", "cat"), shape, (0.5,) * 3, (0.3,) * 3, 0.9)
+    observer.save(Folder(str(tmp_path / "t/observer")))
+    teacher = Input("teacher", "teacher", Folder(str(tmp_path / "t")), {}, {})
+    settings = {"kind": "rded", "teacher": "teacher", "ipc": 1, "mipc": 4, "precision": "fp32"}
+    template = RdedConfig.model_validate(settings)
+    source = SourceConfig(name="imagefolder", root=str(tree), size=8)
+    more = {"space": {"num_crops": {"randint": [1, 3]}}, "students": {"epochs": 2}}
+    made, again, fresh = _judged(
+        stages, template, tmp_path, more, {"num_crops": 2}, source, {"teacher": teacher}
+    )
+    kept = DistilledSet.load(Folder(str(tmp_path / "trial/made/set")))
+
+    assert made == again
+    assert 0 <= fresh <= 1
+    assert (kept.info["method"], len(kept)) == ("RDED", 2)
+
+
+def _judged(
+    stages: Any, template: Any, out: Any, more: Any, settings: Any, source: Any = None, inputs: Any = None
+) -> tuple[float, float, float]:
+    """The figure of a trial, that of the same trial again, and that of a held-out seed."""
+    import ray
+
+    config = TuneConfig.model_validate({"kind": "tune", "of": "template", **more})
+    context = replace(stages._context("search", out, inputs or {}, None), templates={"template": template})
+    context = replace(context, source=source or context.source)
+    trials = tune._trials(config, context)
+
+    @ray.remote(num_cpus=1)
+    def work(name: str) -> tuple[float, float]:
+        from rayddl.stages.tuning.trial import Ticket
+
+        ticket = Ticket(0, settings, Folder(f"{out}/{name}"), 1)
+        trial = trials(ticket)
+        return trial.reach(1)["accuracy"], trials.held_out(ticket, 0)
+
+    (made, fresh), (again, fresh_again) = ray.get(work.remote("trial")), ray.get(work.remote("again"))
+    assert fresh == fresh_again
+    return made, again, fresh

@@ -1,0 +1,78 @@
+"""Torchvision's networks under rayddl's names."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+
+from rayddl.errors import NetError
+from rayddl.nets import tv
+from rayddl.nets.build import TORCHVISION, build, flat, initial
+from rayddl.nets.config import NetConfig, NetName
+
+NAMES = [name.removeprefix(TORCHVISION) for name in get_args(NetName) if name.startswith(TORCHVISION)]
+SMALL = NetConfig(name="tv_efficientnet_b0")
+SHAPE = (3, 32, 32)
+
+
+def images(count: int = 4) -> torch.Tensor:
+    return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_network_is_built_for_its_classes(name: str) -> None:
+    """Each takes colour images and gives as many logits as there are classes."""
+    with torch.device("meta"):
+        net = tv.make(name, (3, 64, 64), 7).eval()
+        assert net(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "told"),
+    [
+        ("resnet18", (1, 64, 64), r"resnet18 takes colour images \(3 channels\), these have 1; .* resnet18"),
+        ("swin_v2_t", (3, 28, 64), "needs sides of at least 32, these images are 28x64"),
+        (
+            "vit_b_16",
+            (3, 72, 72),
+            "cuts square images into patches of 16 pixels, these are 72x72; set source",
+        ),
+        ("vit_b_16", (3, 64, 80), "these are 64x80"),
+    ],
+)
+def test_impossible_images_are_refused(name: str, shape: tuple[int, int, int], told: str) -> None:
+    """What a network cannot take is said before it is built, with what to do about it."""
+    with pytest.raises(NetError, match=told):
+        tv.make(name, shape, 7)
+
+
+def test_flat_networks_draw_nothing() -> None:
+    """A flat network with dropout and stochastic depth gives one answer, in training and when tested."""
+    net, theta = flat(SMALL, SHAPE, 3), initial(SMALL, SHAPE, 3, seed=1)
+    state = torch.random.get_rng_state()
+    first = net(theta, images())
+
+    assert torch.equal(first, net(theta, images()))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert net.statistics is not None
+    tested = net(torch.cat([theta, net.statistics.start_S]), images())
+    module = build(SMALL, SHAPE, 3, seed=1).eval()
+    torch.testing.assert_close(tested, module(images()), rtol=1e-5, atol=1e-6)
+    assert any(isinstance(m, nn.Dropout) and m.training for m in build(SMALL, SHAPE, 3, seed=1).modules())
+
+
+def test_bf16_computes_only_convolutions_in_bf16() -> None:
+    """The parameters are the same, logits are float32 and near float32's, and float64 is not rounded."""
+    exact = build(NetConfig(name="tv_resnet18"), SHAPE, 5, seed=0).eval()
+    fast = build(NetConfig(name="tv_resnet18"), SHAPE, 5, seed=0, precision="bf16").eval()
+
+    assert all(torch.equal(a, b) for a, b in zip(exact.parameters(), fast.parameters(), strict=True))
+    assert list(exact.state_dict()) == list(fast.state_dict())
+    got = fast(images())
+    assert got.dtype == torch.float32
+    assert not torch.equal(got, exact(images()))
+    torch.testing.assert_close(got, exact(images()), rtol=0.05, atol=0.05)
+    assert torch.equal(fast.double()(images().double()), exact.double()(images().double()))

@@ -1,0 +1,99 @@
+"""Batch norm in training on flat vectors: the batch's statistics in training, the running ones in tests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rayddl.nets.build import build, flat, initial
+from rayddl.nets.config import NetConfig
+from rayddl.seeds import generator
+from rayddl.training.hard import Protocol, train_student
+from rayddl.training.metrics import accuracy
+from rayddl.training.steps import make_steps
+from rayddl.trajectories.expert import Images, Recipe, load_training, train_expert
+
+CONFIG, SHAPE, CLASSES = NetConfig(depth=2, width=4, norm="batch"), (1, 8, 8), 3
+STEPS = make_steps(flat(CONFIG, SHAPE, CLASSES), compile_=False)
+
+
+def data(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    draws = torch.Generator().manual_seed(seed)
+    return torch.randn(count, *SHAPE, generator=draws) + 1, torch.randint(CLASSES, (count,), generator=draws)
+
+
+def vector(net: nn.Module) -> Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in net.parameters()])
+
+
+def running(net: nn.Module) -> Tensor:
+    kept = [b.reshape(-1) for n, b in net.named_buffers() if not n.endswith("num_batches_tracked")]
+    return torch.cat(kept)
+
+
+def test_student_equals_torchs_module() -> None:
+    """Parameters and running statistics are those of a module trained by torch.optim.SGD."""
+    x, y = data(7)
+    protocol = Protocol(epochs=6, lr=0.05, augment=(), batch=4)
+    actual = train_student(STEPS, protocol, initial(CONFIG, SHAPE, CLASSES, seed=1), x, y, CLASSES, seed=5)
+
+    net, draws = build(CONFIG, SHAPE, CLASSES, seed=1).train(), generator(5, "student")
+    sgd = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    for epoch in range(7):
+        for picked in torch.randperm(7, generator=draws).split(4):
+            sgd.zero_grad()
+            nn.functional.cross_entropy(net(x[picked]), y[picked]).backward()
+            sgd.step()
+        if epoch == 4:
+            sgd = torch.optim.SGD(net.parameters(), lr=0.005, momentum=0.9, weight_decay=5e-4)
+    torch.testing.assert_close(actual, torch.cat([vector(net), running(net)]), rtol=1e-3, atol=1e-5)
+
+    test_x, test_y = data(600, seed=1)
+    expected = (net.eval()(test_x).argmax(1) == test_y).sum().item() / 600
+    assert accuracy(STEPS, actual, test_x, test_y) == pytest.approx(expected, abs=0.005)
+
+
+def test_a_tested_student_does_not_depend_on_its_company() -> None:
+    """With running statistics an image's logits are its own; without, they depend on the batch."""
+    x, y = data(12)
+    theta = train_student(
+        STEPS, Protocol(3, 0.05, ()), initial(CONFIG, SHAPE, CLASSES, seed=1), x, y, CLASSES, seed=5
+    )
+    parameters = theta[: sum(STEPS.net.sizes)]
+
+    torch.testing.assert_close(STEPS.logits(theta, x)[:3], STEPS.logits(theta, x[:3]), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(STEPS.logits(parameters, x)[:3], STEPS.logits(parameters, x[:3]), atol=1e-3)
+
+
+def test_networks_without_batch_norm_have_no_statistics() -> None:
+    """Their vectors are parameters alone, trained or not."""
+    config = NetConfig(depth=1, width=4)
+    steps = make_steps(flat(config, SHAPE, CLASSES), compile_=False)
+    start = initial(config, SHAPE, CLASSES, seed=1)
+
+    assert steps.net.statistics is None
+    assert steps.fresh_statistics(torch.device("cpu")) is None
+    assert len(train_student(steps, Protocol(1, 0.1, ()), start, *data(4), CLASSES, seed=5)) == len(start)
+
+
+def test_expert_is_tested_by_statistics_that_survive_an_interruption() -> None:
+    """An expert resumed from bytes has the accuracies and statistics of one trained at a stretch."""
+    train, test = Images(*data(50)), Images(*data(30, seed=1))
+    recipe = Recipe(3, 0.05, 0.9, 1e-4, 16, ())
+    start = initial(CONFIG, SHAPE, CLASSES, seed=2)
+    whole = train_expert(STEPS, recipe, start, train, test, CLASSES, seed=9)
+    part = train_expert(STEPS, replace(recipe, epochs=1), start, train, test, CLASSES, seed=9)
+    for epochs in (2, 3):
+        again = load_training(part.dump())
+        part = train_expert(STEPS, replace(recipe, epochs=epochs), again, train, test, CLASSES, seed=9)
+
+    assert whole.statistics is not None
+    assert part.statistics is not None
+    assert torch.equal(whole.statistics, part.statistics)
+    assert [e.test_accuracy for e in whole.history] == [e.test_accuracy for e in part.history]
+    assert len(whole.snapshots[-1]) == len(start)
+    tested = torch.cat([whole.snapshots[-1], whole.statistics])
+    assert whole.history[-1].test_accuracy == accuracy(STEPS, tested, test.x, test.y)

@@ -1,0 +1,164 @@
+"""The observer: its folder, its classes by name, and how it scales and cuts what it is shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import center_crop, resize
+
+from rayddl.errors import ArtifactError
+from rayddl.nets.build import build
+from rayddl.nets.config import NetConfig
+from rayddl.storage import Folder
+from rayddl.training.frame import Frame, moments
+from rayddl.training.observer import Observer, frozen, is_observer, size_of
+
+NET, SHAPE, CLASSES = NetConfig(depth=1, width=4, norm="batch"), (3, 8, 8), ("cat", "dog", "owl", "yak")
+
+
+def observer(classes: tuple[str, ...] = CLASSES) -> Observer:
+    module = build(NET, SHAPE, len(classes), seed=3)
+    module(torch.randn(16, *SHAPE, generator=torch.Generator().manual_seed(0)))  # running statistics
+    return Observer(frozen(module), NET, classes, SHAPE, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1), 0.75)
+
+
+def images(count: int = 6) -> Tensor:
+    return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_folder_gives_back_the_same_observer(tmp_path: Path) -> None:
+    """Network, classes, frame and accuracy come back; outputs are equal to the last bit."""
+    made, folder = observer(), Folder(str(tmp_path))
+    made.save(folder)
+    read = Observer.load(folder)
+
+    assert (read.net, read.classes, read.frame, read.accuracy) == (NET, CLASSES, made.frame, 0.75)
+    assert torch.equal(read.module(images()), made.module(images()))
+    assert not read.module.training
+    assert not any(p.requires_grad for p in read.module.parameters())
+    assert is_observer(folder)
+    assert size_of(folder) == sum(f.stat().st_size for f in tmp_path.iterdir())
+
+
+def test_outputs_are_matched_by_name() -> None:
+    """Another order of the classes permutes the outputs, and keeps the accuracy."""
+    made, order = observer(), ("owl", "yak", "cat", "dog")
+    pruned = made.pruned(order)
+
+    assert torch.equal(pruned.module(images()), made.module(images())[:, [2, 3, 0, 1]])
+    assert (pruned.classes, pruned.accuracy) == (order, 0.75)
+    assert made.pruned(CLASSES) is made
+
+
+def test_a_pruned_observer_is_pruned_again_and_kept(tmp_path: Path) -> None:
+    """Classes left out are gone, the accuracy with them; a second choice and a folder change nothing."""
+    made = observer()
+    pruned = made.pruned(("yak", "dog", "cat")).pruned(("cat", "yak"))
+    pruned.save(Folder(str(tmp_path)))
+    read = Observer.load(Folder(str(tmp_path)))
+
+    assert torch.equal(read.module(images()), made.module(images())[:, [0, 3]])
+    assert (read.classes, read.accuracy) == (("cat", "yak"), None)
+
+
+def test_a_class_that_the_observer_does_not_know_is_named() -> None:
+    """The message names what is missing, what comes near it, and what to do."""
+    with pytest.raises(ArtifactError) as caught:
+        observer().pruned(("cat", "dogs", "emu"))
+    assert str(caught.value) == (
+        "the observer has no output for 2 of 3 classes: 'dogs', 'emu'. It knows 4 classes, such as 'dog'. Classes "
+        "are matched by name: take a teacher of this source, or say with the teacher's classes: what its outputs "
+        "stand for."
+    )
+
+
+def test_two_outputs_of_one_name_cannot_be_told() -> None:
+    """A name that two outputs have is refused where it is asked for, and only there."""
+    made = observer(("crane", "dog", "crane", "yak"))
+    with pytest.raises(
+        ArtifactError, match="two outputs named 'crane', so its classes cannot be told by name"
+    ):
+        made.pruned(("crane", "dog"))
+    assert made.pruned(("yak", "dog")).classes == ("yak", "dog")
+
+
+def test_an_altered_observer_is_refused(tmp_path: Path) -> None:
+    """A changed byte, a missing or foreign file, a newer format: each is named with its place."""
+    folder = Folder(str(tmp_path))
+    with pytest.raises(ArtifactError, match=r"holds no whole observer: observer\.json is missing"):
+        Observer.load(folder)
+    observer().save(folder)
+    data, meta = folder.read("observer.safetensors"), folder.read_json("observer.json")
+
+    folder.write("observer.safetensors", data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(ArtifactError, match=r"observer\.safetensors was altered: its SHA-256 is"):
+        Observer.load(folder)
+    folder.delete("observer.safetensors")
+    with pytest.raises(
+        ArtifactError, match=r"is incomplete: observer\.safetensors is missing\. Copy the whole"
+    ):
+        Observer.load(folder)
+    folder.write("observer.safetensors", data)
+    folder.write_json("observer.json", {**meta, "version": 99})
+    with pytest.raises(ArtifactError, match="has format version 99, this rayddl reads up to 1"):
+        Observer.load(folder)
+    folder.write_json("observer.json", {**meta, "format": "else"})
+    with pytest.raises(ArtifactError, match="does not describe an observer"):
+        Observer.load(folder)
+    folder.write("observer.json", json.dumps(meta).encode()[:-3])
+    with pytest.raises(ArtifactError, match=r"is not JSON: .* Run the teacher stage again"):
+        Observer.load(folder)
+    folder.write_json("observer.json", {**meta, "outputs": {"total": 9, "kept": [0, 1, 2, 3]}})
+    with pytest.raises(ArtifactError, match="is incomplete or inconsistent"):
+        Observer.load(folder)
+
+
+def test_normalised_pixels_are_those_of_the_formula() -> None:
+    """Bytes and floats in 0..1 alike: less the mean, over the deviation."""
+    bytes_ = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
+    frame = observer().frame
+    expected = (bytes_.double() / 255 - torch.tensor(frame.mean).double().view(-1, 1, 1)) / torch.tensor(
+        frame.std
+    ).double().view(-1, 1, 1)
+    torch.testing.assert_close(frame.normalised(bytes_).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        frame.normalised(bytes_.float() / 255).double(), expected, rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 50), (64, 32), (20, 20)])
+def test_other_sizes_are_shown_as_published(height: int, width: int) -> None:
+    """The shorter side to 8/7, the middle cut out: torchvision's Resize and CenterCrop, image by image."""
+    source = torch.randint(256, (3, 3, height, width), dtype=torch.uint8)
+    fitted = Frame((3, 28, 28), (0.5,) * 3, (0.2,) * 3).fitted(source)
+    large = [resize(i.float(), 32, InterpolationMode.BILINEAR, antialias=True) for i in source]
+    expected = torch.stack([center_crop(i, 28) for i in large])
+
+    assert fitted.dtype == torch.uint8
+    # Half a shade of rounding.
+    torch.testing.assert_close(fitted.float(), expected, rtol=0, atol=0.501)
+
+
+def test_images_of_the_right_size_are_left_alone_and_grey_ones_repeated() -> None:
+    """No copy where nothing is to be done; grey becomes colour; colour is refused by an observer of grey."""
+    grey = torch.randint(256, (2, 1, 8, 8), dtype=torch.uint8)
+    assert Frame((1, 8, 8), (0.5,), (0.2,)).fitted(grey) is grey
+    assert torch.equal(Frame((3, 8, 8), (0.5,) * 3, (0.2,) * 3).fitted(grey), grey.expand(-1, 3, -1, -1))
+    with pytest.raises(ArtifactError, match="sees images of 1 channel, and these have 3"):
+        Frame((1, 8, 8), (0.5,), (0.2,)).fitted(grey.expand(-1, 3, -1, -1))
+
+
+def test_moments_are_those_of_the_pixels() -> None:
+    """Mean and deviation per channel, of pixels in 0..1."""
+    source = torch.randint(256, (50, 2, 4, 4), dtype=torch.uint8)
+    mean, std = moments(source)
+    unit = source.double() / 255
+    torch.testing.assert_close(torch.tensor(mean).double(), unit.mean((0, 2, 3)), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        torch.tensor(std).double(), unit.std((0, 2, 3), correction=0), rtol=1e-3, atol=0
+    )

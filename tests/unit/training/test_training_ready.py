@@ -1,0 +1,164 @@
+"""Weights that are there already: files of every kind, torchvision's cache, and names of outputs."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save
+from torch import nn
+from torchvision import models
+
+from rayddl.errors import ArtifactError
+from rayddl.nets.build import build
+from rayddl.nets.config import NetConfig
+from rayddl.training import ready
+
+NET, SHAPE = NetConfig(depth=1, width=4, norm="batch"), (1, 8, 8)
+SMALL = NetConfig.model_validate("tv_mobilenet_v2")
+
+
+def network(seed: int = 1) -> nn.Module:
+    return build(NET, SHAPE, 3, seed=seed)
+
+
+def saved(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("wrap", ["plain", "model", "state_dict", "parallel", "safetensors"])
+def test_a_file_of_weights_fills_the_network(tmp_path: Path, wrap: str) -> None:
+    """A state dict, plain, in the published wrappers, of a parallel module, or as safetensors."""
+    state = network(5).state_dict()
+    forms: dict[str, Any] = {
+        "plain": state,
+        "model": {"model": state, "epoch": 3},
+        "state_dict": {"state_dict": state},
+        "parallel": {f"module.{k}": v for k, v in state.items()},
+    }
+    path = tmp_path / ("w.safetensors" if wrap == "safetensors" else "w.pth")
+    path.write_bytes(save(state) if wrap == "safetensors" else saved(forms[wrap]))
+    made, read = network(), ready.read_state(str(path))
+    ready.fill(made, read, NET, str(path))
+
+    assert same(made, network(5))
+    assert ready.outputs_of(build(NET, SHAPE, 7, seed=0).state_dict(), read) == 3
+
+
+def test_weights_under_other_names_are_taken_in_order() -> None:
+    """The published code's names differ, its order and shapes do not."""
+    state = {f"features.{i}": t for i, t in enumerate(network(5).state_dict().values())}
+    made = network()
+    ready.fill(made, state, NET, "w.pt")
+    assert same(made, network(5))
+    assert ready.outputs_of(build(NET, SHAPE, 7, seed=0).state_dict(), state) == 3
+    with pytest.raises(ArtifactError, match=r"the weights in w\.safetensors are not those of"):
+        ready.fill(made, state, NET, "w.safetensors")
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    """Unknown tensors, and known ones of another shape, are named."""
+    with pytest.raises(ArtifactError) as caught:
+        ready.fill(network(), {"fc.weight": torch.zeros(3, 2)}, NET, "w.pt")
+    assert str(caught.value).startswith(
+        "the weights in w.pt are not those of convnet-d1-w4-batch: 9 of 9 tensors"
+    )
+    assert "(first 'fc.weight'). Set net to the network that they were trained as." in str(caught.value)
+    other = build(NET, SHAPE, 4, seed=0).state_dict()
+    with pytest.raises(
+        ArtifactError, match=r"classifier\.weight is \[4, 64\], expected \[3, 64\]\. Compare net"
+    ):
+        ready.fill(network(), other, NET, "w.pt")
+
+
+def test_a_file_that_is_no_state_dict_is_refused(tmp_path: Path) -> None:
+    """Missing, pickled objects, lists and other bytes: nothing is executed, each is told."""
+    path = tmp_path / "w.pth"
+    with pytest.raises(ArtifactError, match=r"weights cannot be read: .*w\.pth"):
+        ready.read_state(str(path))
+    path.write_bytes(saved(network()))
+    with pytest.raises(ArtifactError, match="Only tensors are accepted: save the network's state_dict"):
+        ready.read_state(str(path))
+    path.write_bytes(saved([torch.zeros(2)]))
+    with pytest.raises(ArtifactError, match="holds a list, expected a state dict of tensors"):
+        ready.read_state(str(path))
+    path.write_bytes(saved({"epoch": 3}))
+    with pytest.raises(ArtifactError, match="holds no tensors, expected a state dict; it has epoch"):
+        ready.read_state(str(path))
+    path.write_bytes(b"no weights")
+    with pytest.raises(ArtifactError, match="cannot be read as a file of weights"):
+        ready.read_state(str(path))
+    other = tmp_path / "w.safetensors"
+    other.write_bytes(b"no weights")
+    with pytest.raises(ArtifactError, match="is no whole safetensors file"):
+        ready.read_state(str(other))
+
+
+def test_torchvisions_weights_come_from_the_cache_with_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without leave to download: the file in torch hub's cache, its hash checked; classes and frame with it."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(ArtifactError, match=r"not in torch hub's cache: looked for .*mobilenet_v2-.*\.pth"):
+        ready.torchvision_weights(SMALL, download=False)
+
+    data = saved({"a": torch.ones(1)})
+    weights = models.get_model_weights("mobilenet_v2").DEFAULT
+    name = f"mobilenet_v2-{hashlib.sha256(data).hexdigest()[:8]}.pth"
+    monkeypatch.setattr(type(weights), "url", f"somewhere/{name}", raising=False)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / name).write_bytes(data)
+    found = ready.torchvision_weights(SMALL, download=False)
+    assert list(found.state) == ["a"]
+    assert (len(found.classes), found.classes[0]) == (1000, "tench")
+    assert (found.frame.shape, found.frame.mean) == ((3, 224, 224), (0.485, 0.456, 0.406))
+
+    (tmp_path / "checkpoints" / name).write_bytes(saved({"a": torch.zeros(1)}))
+    with pytest.raises(ArtifactError, match=r"was altered: its SHA-256 is .* Delete it"):
+        ready.torchvision_weights(SMALL, download=False)
+
+
+def test_default_weights_are_torchvisions_alone() -> None:
+    """A network that torchvision does not have is refused with what to do."""
+    with pytest.raises(
+        ArtifactError, match=r"convnet is no network of torchvision\. Use one of those, e\.g\."
+    ):
+        ready.torchvision_weights(NET, download=False)
+
+
+def test_names_of_outputs_come_from_text_and_json(tmp_path: Path) -> None:
+    """A line per output, names beside it after tabs; JSON as list, pairs, or numbered."""
+    expected = (("n01", "tench"), ("n02", "shark"))
+    text = tmp_path / "names.txt"
+    text.write_text("n01\ttench\nn02\tshark\n\n")
+    assert ready.read_names(str(text)) == expected
+    for name, value in (
+        ("a", [["n01", "tench"], ["n02", "shark"]]),
+        ("b", {"0": expected[0], "1": expected[1]}),
+    ):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(value))
+        assert ready.read_names(str(path)) == expected
+    assert ready.named(expected, ("shark", "n01")) == ("n01", "shark")
+    assert ready.named(expected, ("whale",)) == ("n01", "n02")
+
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({"1": "a", "2": "b"}))
+    with pytest.raises(
+        ArtifactError, match=r"c\.json does not name outputs: KeyError\('0'\)\. Expected a list"
+    ):
+        ready.read_names(str(path))
+    with pytest.raises(ArtifactError, match="the file of the teacher's classes cannot be read"):
+        ready.read_names(str(tmp_path / "none.txt"))

@@ -1,0 +1,276 @@
+"""The soft-label protocol against torch's own modules, and soft labels on disk."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rayddl.errors import ArtifactError
+from rayddl.nets.build import build
+from rayddl.nets.config import NetConfig
+from rayddl.storage import Folder
+from rayddl.training import softlabels
+from rayddl.training.frame import Frame
+from rayddl.training.mixes import shown
+from rayddl.training.observer import frozen
+from rayddl.training.soft import (
+    Answers,
+    Lecture,
+    Lectures,
+    Manner,
+    SoftProtocol,
+    SoftTraining,
+    adamw,
+    divergence,
+    labelled,
+    published_batch,
+    published_lr,
+    softened,
+)
+from rayddl.training.softlabels import Index, StoredLabels
+
+NET, SHAPE, CLASSES = NetConfig(depth=1, width=4, norm="batch"), (1, 8, 8), ("a", "b", "c")
+FRAME = Frame(SHAPE, (0.3,), (0.4,))
+MANNER = Manner(torch.device("cpu"))
+PROTOCOL = SoftProtocol(batch=4, factor=2, epochs=3)
+SEED = 11
+
+
+def pixels(count: int = 10) -> Tensor:
+    draws = torch.Generator().manual_seed(0)
+    return torch.randint(256, (count, *SHAPE), generator=draws).to(torch.uint8)
+
+
+def network(seed: int) -> nn.Module:
+    return build(NET, SHAPE, len(CLASSES), seed=seed)
+
+
+def observer() -> nn.Module:
+    return frozen(network(1))
+
+
+def drawn(count: int = 10, protocol: SoftProtocol = PROTOCOL) -> Lectures:
+    return lambda epoch: Lecture(protocol.draw(epoch, count, SHAPE[1:], FRAME, SEED))
+
+
+def training(images: Tensor, lectures: Lectures, seen: nn.Module | None) -> SoftTraining:
+    return SoftTraining(network(2), PROTOCOL, FRAME, images, lectures, seen, MANNER, seed=5)
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    return all(
+        torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    )
+
+
+def test_a_student_equals_a_plain_loop_of_torchs_modules() -> None:
+    """KLDivLoss, AdamW in two groups and LambdaLR, written out, give the same student."""
+    images, seen = pixels(), observer()
+    made = training(images, drawn(), seen).run()
+
+    student, T = network(2), 20.0
+    weights = [p for n, p in student.named_parameters() if n.endswith("weight") and p.ndim > 1]
+    others = [p for n, p in student.named_parameters() if not (n.endswith("weight") and p.ndim > 1)]
+    groups = [{"params": weights, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.999))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda e: 0.5 * (1.0 + math.cos(math.pi * e / 3 / 2))
+    )
+    criterion = nn.KLDivLoss(reduction="batchmean")
+    student.train()
+    for epoch in range(3):
+        for part in drawn()(epoch).draws.batches(4):
+            x = (shown(images[part.picked].float() / 255, part, (8, 8)) - 0.3) / 0.4
+            target = torch.softmax(seen(x) / T, 1)
+            loss = criterion(torch.log_softmax(student(x) / T, 1), target)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        schedule.step()
+    assert made.state_dict().keys() == student.state_dict().keys()
+    for name, value in made.state_dict().items():
+        # Batch norm takes the bias out again: its gradient is rounding noise, which AdamW scales up.
+        if name not in ("blocks.0.conv.bias", "blocks.0.norm.running_mean"):
+            torch.testing.assert_close(value, student.state_dict()[name], rtol=1e-4, atol=1e-5)
+    assert not made.training
+
+
+def test_divergence_is_kullback_leiblers_without_the_square_of_the_temperature() -> None:
+    """Sum of p (log p - log q), averaged over the batch; zero for equal outputs."""
+    draws = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(5, 4, dtype=torch.float64, generator=draws) * 9 for _ in range(2))
+    p, q = (torch.softmax(x / 20, 1) for x in (a, b))
+    expected = (p * (p.log() - q.log())).sum(1).mean()
+    torch.testing.assert_close(divergence(b, softened(a, 20.0), 20.0), expected)
+    assert float(divergence(a, softened(a, 20.0), 20.0)) == pytest.approx(0, abs=1e-12)
+
+
+def test_the_learning_rate_is_the_first_half_of_a_cosine() -> None:
+    """Full at the start, half of it (to first order) never passed before the end: 0.5 (1 + cos(pi e / 2E))."""
+    protocol = SoftProtocol(batch=1, epochs=300)
+    rates = [protocol.lr_in(e) for e in range(300)]
+    assert rates == [1e-3 * 0.5 * (1 + math.cos(math.pi * e / 600)) for e in range(300)]
+    assert rates[0] == 1e-3
+    assert 5e-4 < rates[-1] < 5.1e-4
+
+
+def test_only_weights_of_several_dimensions_decay() -> None:
+    """Norms and biases are in a group without decay."""
+    module = network(0)
+    names = {id(p): n for n, p in module.named_parameters()}
+    found = {
+        g["weight_decay"]: [names[id(p)] for p in g["params"]] for g in adamw(module, PROTOCOL).param_groups
+    }
+    assert found[0.01] == ["blocks.0.conv.weight", "classifier.weight"]
+    assert all("norm" in n or "bias" in n for n in found[0.0])
+    assert len(found[0.0]) == len(names) - 2
+
+
+@pytest.mark.parametrize(
+    ("ipc", "classes", "count", "batch"),
+    [
+        (1, 10, 10, 10),
+        (10, 10, 100, 50),
+        (50, 10, 500, 100),
+        (1, 100, 100, 20),
+        (10, 1000, 10_000, 100),
+        (50, 1000, 50_000, 200),
+        (10, 200, 2000, 100),
+        (1, 200, 200, 100),
+        (1, 5, 5, 5),
+        (20, 10, 200, 50),
+    ],
+)
+def test_batches_are_the_published_ones(ipc: int, classes: int, count: int, batch: int) -> None:
+    """By IPC and number of classes, never above the set's size."""
+    assert published_batch(ipc, classes, count) == batch
+
+
+def test_learning_rates_are_the_published_ones() -> None:
+    """A few students have rates of their own, torchvision's under its prefix, too."""
+    assert published_lr("convnet") == published_lr("resnet18") == 1e-3
+    assert published_lr("tv_mobilenet_v2") == 2.5e-3
+    assert published_lr("vgg11") == 5e-4
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_student_goes_on_from_bytes(stop: int) -> None:
+    """A student resumed after any epoch equals one trained at a stretch, bit for bit, losses included."""
+    images, seen, kept = pixels(), observer(), {}
+    whole = training(images, drawn(), seen)
+
+    def keep(now: SoftTraining) -> None:
+        kept[now.epoch] = now.dump()
+
+    made = whole.run(keep)
+    part = training(images, drawn(), seen)
+    part.resume(kept[stop])
+    assert part.epoch == stop
+    assert same(part.run(), made)
+    assert part.losses == whole.losses
+
+
+def test_training_leaves_the_global_generators_alone() -> None:
+    """What dropout would draw comes from the student's seed, and nothing is left behind."""
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    training(pixels(), drawn(), observer()).run()
+    assert torch.equal(torch.rand(3), expected)
+
+
+def stored(folder: Folder, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> StoredLabels:
+    """Labels in several files, as the stage writes them."""
+    monkeypatch.setattr(softlabels, "PART_BYTES", 600)
+    index, answers = Index.of(images, CLASSES, FRAME, PROTOCOL), Answers(observer(), MANNER)
+    for name, epochs in index.parts():
+        lectures = []
+        for epoch in epochs:
+            draws = drawn()(epoch).draws
+            logits = labelled(answers, images, draws, PROTOCOL, FRAME, MANNER.device)
+            lectures.append(Lecture(draws, logits))
+        folder.write(name, softlabels.pack(lectures))
+    softlabels.finish(folder, index)
+    return StoredLabels(folder)
+
+
+def test_stored_labels_are_the_live_ones_rounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was shown comes back exactly, with the observer's logits of it in float16."""
+    images, folder, seen = pixels(), Folder(str(tmp_path)), observer()
+    labels = stored(folder, images, monkeypatch)
+
+    assert len(folder.names()) > 2
+    for epoch in (2, 0, 1):
+        read, live = labels(epoch), drawn()(epoch)
+        assert read.logits is not None
+        done = 0
+        for mine, theirs in zip(read.draws.batches(4), live.draws.batches(4), strict=True):
+            for name in ("picked", "rows", "columns", "boxes", "flipped", "partners", "cuts"):
+                assert torch.equal(getattr(mine, name), getattr(theirs, name))
+            x = FRAME.normalised(shown(images[mine.picked].float() / 255, mine, (8, 8)))
+            said = read.logits[done : done + len(x)]
+            assert said.dtype == torch.float16
+            torch.testing.assert_close(said.float(), seen(x), rtol=1e-3, atol=1e-4)
+            done += len(x)
+
+
+def test_stored_labels_teach_what_the_rounded_live_ones_teach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an observer, a student of the files equals one whose live labels are rounded alike."""
+    images = pixels()
+    labels = stored(Folder(str(tmp_path)), images, monkeypatch)
+
+    class Rounding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen = observer()
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.seen(x)
+            return logits.half().float()
+
+    assert same(training(images, labels, None).run(), training(images, drawn(), Rounding()).run())
+
+
+def test_altered_or_foreign_labels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Missing, changed and newer files, other images, classes and lengths are told apart."""
+    images, folder = pixels(), Folder(str(tmp_path))
+    with pytest.raises(ArtifactError, match=r"holds no whole soft labels: labels\.json is missing"):
+        StoredLabels(folder)
+    labels = stored(folder, images, monkeypatch)
+    labels.refuse_other_images(images)
+    labels.refuse_fewer(3, CLASSES)
+    with pytest.raises(ArtifactError, match="made for other images than the set's"):
+        labels.refuse_other_images(images.flip(0))
+    with pytest.raises(ArtifactError, match="are of other classes than the source's"):
+        labels.refuse_fewer(3, CLASSES[::-1])
+    with pytest.raises(ArtifactError, match=r"are of 3 epochs, and 4 are asked for\. Lower epochs, or give"):
+        labels.refuse_fewer(4, CLASSES)
+    data = folder.read("labels-0000.safetensors")
+    folder.write("labels-0000.safetensors", data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(ArtifactError, match=r"labels-0000\.safetensors was altered"):
+        StoredLabels(folder)(0)
+    folder.delete("labels-0000.safetensors")
+    with pytest.raises(ArtifactError, match=r"labels-0000\.safetensors is missing"):
+        StoredLabels(folder)(0)
+    meta = folder.read_json("labels.json")
+    folder.write_json("labels.json", {**meta, "version": 7})
+    with pytest.raises(ArtifactError, match="have format version 7, this rayddl reads up to 1"):
+        StoredLabels(folder)
+    folder.write_json("labels.json", {k: v for k, v in meta.items() if k != "count"})
+    with pytest.raises(ArtifactError, match="are incomplete: 'count'"):
+        StoredLabels(folder)
+
+
+def test_the_index_says_everything_again(tmp_path: Path) -> None:
+    """What describes the labels comes back equal from JSON."""
+    index = Index.of(pixels(), CLASSES, FRAME, replace(PROTOCOL, cutmix=False, lr=0.5))
+    folder = Folder(str(tmp_path))
+    folder.write_json("x.json", index.to_json())
+    assert Index.from_json(folder.read_json("x.json")) == index

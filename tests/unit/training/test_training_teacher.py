@@ -1,0 +1,160 @@
+"""Training an observer: torch's own SGD and schedule, interruptions, and the verdict on it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rayddl.data import augment
+from rayddl.nets.build import build
+from rayddl.nets.config import NetConfig
+from rayddl.seeds import generator
+from rayddl.training.frame import Frame
+from rayddl.training.soft import Manner
+from rayddl.training.teacher import Recipe, TeacherTraining, Verdict, predictions, share_right
+
+NET, SHAPE, CLASSES = NetConfig(depth=1, width=4, norm="batch"), (1, 8, 8), 3
+FRAME = Frame(SHAPE, (0.3,), (0.4,))
+MANNER = Manner(torch.device("cpu"))
+RECIPE = Recipe(epochs=3, lr=0.1, batch=4, warmup=1.0, label_smoothing=0.1)
+
+
+def data(count: int = 10) -> tuple[Tensor, Tensor]:
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randint(256, (count, *SHAPE), generator=draws).to(torch.uint8)
+    return x, torch.randint(CLASSES, (count,), generator=draws)
+
+
+def network() -> nn.Module:
+    return build(NET, SHAPE, CLASSES, seed=2)
+
+
+def training(count: int = 10) -> TeacherTraining:
+    return TeacherTraining(network(), RECIPE, FRAME, *data(count), MANNER, seed=7)
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_teacher_equals_torchs_sgd() -> None:
+    """SGD with momentum and decay on smoothed labels, shifted and flipped, in a plain loop."""
+    made, (images, labels) = training().run(lambda: 0.5), data()
+
+    net = network().train()
+    sgd = torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4)
+    criterion, at = nn.CrossEntropyLoss(label_smoothing=0.1), 0
+    for epoch in range(3):
+        order = torch.randperm(10, generator=generator(7, "order", epoch))
+        for step, picked in enumerate(order.split(4)):
+            draws = generator(7, "augment", epoch, step)
+            x = (images[picked].float() / 255 - 0.3) / 0.4
+            for name in ("crop", "flip"):
+                x = augment.apply(x, augment.draw((name,), tuple(x.shape), draws))
+            for group in sgd.param_groups:
+                group["lr"] = RECIPE.lr_at(at, 3)
+            sgd.zero_grad()
+            criterion(net(x), labels[picked]).backward()
+            sgd.step()
+            at += 1
+    for a, b in zip(made.state_dict().values(), net.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
+    """Warm-up to the highest rate, then torch's cosine over what is left, to almost nothing."""
+    recipe = Recipe(epochs=20, lr=0.2, warmup=2.0)
+    rates = [recipe.lr_at(step, 10) for step in range(200)]
+    assert rates[:20] == pytest.approx([0.2 * (s + 1) / 21 for s in range(20)])
+    assert rates[20] == 0.2
+    optimiser = torch.optim.SGD([torch.zeros(1)], lr=0.2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=180)
+    for rate in rates[20:]:
+        assert rate == pytest.approx(schedule.get_last_lr()[0], abs=1e-9)
+        optimiser.step()
+        schedule.step()
+    assert Recipe(epochs=5, lr=1.0, warmup=9.0).lr_at(10, 10) == 1.0
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_a_teacher_goes_on_from_any_step(stop: int) -> None:
+    """Stopped after any step, in an epoch or at its end, and resumed from bytes: the same bits."""
+    whole, dumps = training(), []
+    made = whole.run(lambda: 0.25, lambda now: dumps.append(now.dump()))
+    assert len(dumps) == 9
+
+    part = training()
+    part.resume(dumps[stop - 1])
+    assert part.done == pytest.approx(stop / 3)
+    assert same(part.run(lambda: 0.25), made)
+    assert [(e.epoch, e.train_loss, e.lr, e.test_accuracy) for e in part.history] == [
+        (e.epoch, e.train_loss, e.lr, e.test_accuracy) for e in whole.history
+    ]
+
+
+def test_a_single_image_left_over_is_passed_by() -> None:
+    """9 images in batches of 4: two steps an epoch, as batch norm cannot take the ninth alone."""
+    told: list[float] = []
+    training(9).run(lambda: 0.0, lambda now: told.append(now.done))
+    assert told == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
+
+
+def test_predictions_are_made_in_eval_mode_over_any_batches() -> None:
+    """600 images: the likeliest outputs by running statistics; a network in training stays so."""
+    images, labels = data(600)
+    net = network().train()
+    predicted = predictions(net, FRAME, images, MANNER.device)
+    assert net.training
+    expected = net.eval()((images.float() / 255 - 0.3) / 0.4).argmax(1)
+    assert torch.equal(predicted, expected)
+    assert share_right(predicted, labels) == int((expected == labels).sum()) / 600
+
+
+def verdict(classes: int, count: int, order: list[int] | None = None, right: float = 0.9) -> Verdict:
+    """Of predictions that are ``right`` to a share, under the names that ``order`` gives."""
+    rng = torch.Generator().manual_seed(1)
+    labels = torch.arange(count) % classes
+    guesses = torch.randint(classes, (count,), generator=rng)
+    predicted = torch.where(torch.rand(count, generator=rng) < right, labels, guesses)
+    if order is not None:
+        predicted = torch.tensor(order)[predicted]
+    return Verdict.of(predicted, labels, classes)
+
+
+def test_a_good_teacher_passes() -> None:
+    """Far above chance, for two classes as for a hundred."""
+    for classes in (2, 3, 10, 100):
+        good = verdict(classes, 1000)
+        assert not good.weak
+        assert good.reordered == pytest.approx(good.accuracy)
+        assert good.bar < 1
+
+
+def test_a_guessing_teacher_is_weak_where_enough_images_say_so() -> None:
+    """Chance is refused on a thousand images, not on eight."""
+    guess = verdict(10, 1000, right=0.0)
+    assert guess.weak
+    assert not guess.shuffled
+    assert not verdict(10, 8, right=0.0).weak
+    assert verdict(2, 2000, right=0.0).weak
+
+
+def test_a_teacher_with_its_classes_in_another_order_is_known_for_it() -> None:
+    """Good under other names: weak, and the order is at fault."""
+    turned = verdict(10, 1000, [*range(1, 10), 0])
+    assert turned.weak
+    assert turned.shuffled
+    assert turned.reordered > 0.85
+    assert turned.accuracy < 0.05
+
+
+def test_the_bar_is_three_times_chance_for_many_classes() -> None:
+    """Three times chance from ten classes on (nearly), never out of reach for few."""
+    assert Verdict(0, 0, 1, 1000).bar == pytest.approx(0.003)
+    assert Verdict(0, 0, 1, 100).bar == pytest.approx(0.03)
+    assert Verdict(0, 0, 1, 2).bar == pytest.approx(0.6)
+    assert math.isclose(Verdict(0, 0, 1, 10).bar, 0.28)

@@ -1,0 +1,156 @@
+"""A trial at work: reports, failures, going on after a kill, taking over another trial's state."""
+
+from __future__ import annotations
+
+import pytest
+
+from rayddl.stages.tuning.records import Book
+from rayddl.stages.tuning.trial import Running
+
+SOUND = {"lr": 0.01, "mix": 0.5, "steps": 3}
+
+
+def through(running: Running) -> list[tuple[int, float]]:
+    said = []
+    while not running.over:
+        report = running.step()
+        said.append((report.iteration, report.value))
+    return said
+
+
+def test_a_trial_reports_at_every_stop_and_ends_at_the_last(work):
+    """Reports come in order with the metric; the row has them all and says that the trial is whole."""
+    w = work()
+    running = Running(w, 4, SOUND)
+    said = through(running)
+    row = running.row("stopped")
+
+    assert [i for i, _ in said] == list(w.search.stops)
+    assert (row.number, row.ended, row.iteration, row.value) == (4, "whole", 18, said[-1][1])
+    assert [(r.iteration, r.value) for r in row.reports] == said
+    assert row.settings == SOUND
+
+
+def test_a_trial_stopped_early_has_the_reports_it_made(work):
+    """The row of a trial that the scheduler ended holds what was said until then."""
+    running = Running(work(), 0, SOUND)
+    running.step()
+    last = running.step()
+    row = running.row("stopped")
+
+    assert (row.ended, row.iteration, row.value, len(row.reports)) == ("stopped", 4, last.value, 2)
+
+
+def test_a_killed_trial_says_its_reports_again_and_goes_on(work):
+    """A new process repeats what was said without working, then works on from where the last report was."""
+    w = work()
+    first = Running(w, 7, SOUND)
+    for _ in range(3):
+        first.step()
+    w.make.calls.clear()
+    again = through(Running(w, 7, SOUND))
+    untouched = through(Running(w, 8, SOUND))
+
+    assert again == untouched
+    assert [until for number, until in w.make.calls if number == 7] == [8, 10, 12, 14, 16, 18]
+
+
+def test_a_trial_killed_before_its_report_was_written_does_not_count_twice(work):
+    """Where the state is ahead of the reports, the trial goes on from the state and says what is missing."""
+    w = work()
+    running = Running(w, 1, SOUND)
+    running.step()
+    reports = Book(w.out).at_work(1).read("reports.json")
+    running.step()
+    Book(w.out).at_work(1).write("reports.json", reports)
+
+    assert through(Running(w, 1, SOUND)) == through(Running(w, 2, SOUND))
+
+
+@pytest.mark.parametrize(
+    ("changed", "ended", "reason"),
+    [
+        ({"lr": 0.95}, "diverged", "the loss is nan"),
+        ({"mix": 0.123}, "diverged", "accuracy is nan at iteration 2"),
+        ({"mix": 0.321}, "failed", "ZeroDivisionError: a bug"),
+    ],
+)
+def test_a_trial_that_fails_is_a_row_with_a_reason(work, changed, ended, reason):
+    """Numbers out of range and errors end the trial with the worst finite figure, and say why."""
+    running = Running(work(), 0, {**SOUND, **changed})
+    report = running.step()
+    row = running.row("stopped")
+
+    assert running.over
+    assert (report.value, row.value, row.ended, row.reason) == (0.0, 0.0, ended, reason)
+    assert not row.sound
+
+
+def test_the_worst_figure_suits_the_mode(work):
+    """Where less is better, a trial without a figure gets a large one."""
+    running = Running(work(mode="min"), 0, {**SOUND, "lr": 0.95})
+
+    assert running.step().value == 1e6
+
+
+def test_taking_over_a_state_is_exact(work):
+    """A copy goes on from the other trial's very state, with its own new settings from there on."""
+    w = work()
+    donor, taker = Running(w, 0, SOUND), Running(w, 1, {**SOUND, "mix": 0.1})
+    for _ in range(4):
+        donor.step()
+    taker.step()
+    data, iteration = donor.save()
+    fresh = Running(w, 1, {**SOUND, "mix": 0.1})
+    fresh.load(data, iteration, {**SOUND, "mix": 0.6})
+    report = fresh.step()
+    whole = Running(w, 2, {**SOUND, "mix": 0.6})
+    values = dict(through(whole))
+    row = fresh.row("stopped")
+
+    assert (report.iteration, report.value) == (10, values[10])
+    assert report.metrics["steps_done"] == 10
+    assert row.settings == {**SOUND, "mix": 0.6}
+    assert [dict(c) for c in row.changes] == [
+        {"iteration": 8, "settings": {**SOUND, "mix": 0.6}, "reports": 1}
+    ]
+
+
+def test_a_copy_that_is_killed_goes_on_as_the_copy(work):
+    """After a kill the settings and the state are those that were taken over."""
+    w = work()
+    donor, taker = Running(w, 0, SOUND), Running(w, 1, {**SOUND, "mix": 0.1})
+    donor.step()
+    taker.step()
+    Book(w.out).begin(1, {**SOUND, "mix": 0.1})
+    taker.load(*donor.save(), {**SOUND, "mix": 0.6})
+    taker.step()
+
+    assert Book(w.out).begun()[1] == {**SOUND, "mix": 0.6}
+    again = Running(w, 1, Book(w.out).begun()[1])
+    assert [i for i, _ in through(again)] == [2, *w.search.stops[1:]]
+
+
+def test_a_pause_changes_nothing(work):
+    """Loading a trial's own last state goes on where it stood, with nothing said twice."""
+    w = work()
+    running = Running(w, 0, SOUND)
+    running.step()
+    saved = running.save()
+    resumed = Running(w, 0, SOUND)
+    resumed.load(*saved, SOUND)
+
+    assert resumed.step().iteration == 4
+    assert resumed.row("stopped").changes == ()
+
+
+def test_finishing_runs_to_the_end_and_leaves_what_was_made(work):
+    """A trial that was stopped early can be run to its end later, from where it stood."""
+    w = work()
+    Running(w, 3, SOUND).step()
+    w.make.calls.clear()
+    row = Running(w, 3, SOUND).finish()
+
+    assert row.ended == "whole"
+    assert w.make.calls[0] == (3, 4)
+    assert Book(w.out).at_work(3).child("made").read_json("trace.json") == list(range(1, 19))
