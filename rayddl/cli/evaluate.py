@@ -35,7 +35,7 @@ def evaluate(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    r"""Judge a set: train students on it and on random images.
+    """Judge a set: train students on it and on random images.
 
     By the protocol that is stored with the set; options replace single settings of it.
 

@@ -34,7 +34,7 @@ def export(
     ] = Format.imagefolder,
     out: Out = "runs",
 ) -> None:
-    r"""Write a set in a form that other programs read.
+    """Write a set in a form that other programs read.
 
     \b
     rayddl export quickstart --format pt --to exported

@@ -24,7 +24,7 @@ def plan(
     measure: Measure = False,
     as_json: Json = False,
 ) -> None:
-    r"""Check a definition and show what a run would do and what it would take.
+    """Check a definition: what would run, and what it takes.
 
     \b
     rayddl plan quickstart

@@ -16,7 +16,7 @@ def run(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    r"""Run a definition. Finished stages are not run again; an interrupted one goes on.
+    """Run a definition. Finished stages are not run again; an interrupted one goes on.
 
     \b
     rayddl run quickstart

@@ -18,7 +18,7 @@ def show(
     out: Out = "runs",
     as_json: Json = False,
 ) -> None:
-    r"""Show what a stage, a set or a run is made of.
+    """Show what a stage, a set or a run is made of.
 
     \b
     rayddl show quickstart

@@ -55,6 +55,13 @@ class TestEntry:
 
         assert (ended.returncode, ended.stdout) == (0, f"rayddl {package.__version__}\n")
 
+    def test_help_of_a_verb_shows_examples_as_they_are_typed(self, tmp_path: Path) -> None:
+        """Each example has its own line, and no control code is spelt out."""
+        told = command(tmp_path, "run", "--help").stdout
+
+        assert "\n  rayddl run quickstart\n" in told
+        assert "\\b" not in told
+
     def test_help_names_every_verb(self, tmp_path: Path) -> None:
         """--help lists the verbs, each with a whole sentence."""
         ended = command(tmp_path, "--help")

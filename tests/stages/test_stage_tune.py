@@ -1,10 +1,9 @@
-"""The tune stage on Ray Tune: trials of a known function, of matching, of experts with matching, of RDED."""
+"""The tune stage on Ray Tune: trials of matching, of experts with matching, of RDED."""
 
 from __future__ import annotations
 
 import math
 import sys
-import time
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -18,21 +17,16 @@ from ray import cloudpickle
 from rayddl import seeds
 from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
-from rayddl.errors import DivergedError, StageError
+from rayddl.errors import StageError
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
 from rayddl.pipeline import plan as plans
 from rayddl.pipeline.definition import load
-from rayddl.stages import cluster, tables, tune
+from rayddl.stages import tables, tune
 from rayddl.stages.configs.rded import RdedConfig
-from rayddl.stages.configs.space import Entry
 from rayddl.stages.configs.teacher import TeacherConfig
 from rayddl.stages.configs.tune import TuneConfig
 from rayddl.stages.context import Context, Input
-from rayddl.stages.tuning import engine
-from rayddl.stages.tuning.plan import Search
-from rayddl.stages.tuning.records import Book, Row
-from rayddl.stages.tuning.trial import Work
 from rayddl.storage import Folder
 from rayddl.training.observer import Observer
 
@@ -40,123 +34,6 @@ pytestmark = pytest.mark.ray
 
 # Workers cannot import a test's module: its classes travel with the trials.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-SHARE = cluster.Share(1, 0, None, 2)
-
-
-@dataclass
-class Climb:
-    """A trial that climbs to its one setting; a setting above 0.9 diverges, one of -1 kills its worker."""
-
-    ticket: Any
-    at: int = 0
-
-    def reach(self, until: int) -> dict[str, float]:
-        time.sleep(0.01)
-        x = self.ticket.settings["x"]
-        if x > 0.9:
-            raise DivergedError("the loss is nan")
-        if x == -1 and not self.ticket.folder.has("killed"):
-            import os
-            import signal
-
-            self.ticket.folder.write("killed", b"")
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.ticket.folder.write(f"from-{self.at}-to-{until}", b"")
-        self.at = until
-        return {"accuracy": max(0.0, x) * (1 - 0.5**until)}
-
-    def save(self) -> bytes:
-        return str(self.at).encode()
-
-    def load(self, data: bytes) -> None:
-        self.at = int(data)
-
-    def leave(self) -> None:
-        self.ticket.folder.child("made").write("it", b"")
-
-
-class Climbs:
-    """Makes them."""
-
-    def __call__(self, ticket: Any) -> Climb:
-        return Climb(ticket)
-
-    def held_out(self, ticket: Any, seed: int) -> float:
-        return float(ticket.settings["x"]) - 0.01 * seed
-
-    def pinned(self, settings: Any, iteration: int) -> dict[str, Any]:
-        del settings, iteration
-        return {}
-
-
-def searching(out: Any, **changes: Any) -> Work:
-    settings = {
-        "space": {"x": Entry(uniform=(0.0, 1.0))}, "base": {"x": 0.4}.get, "metric": "accuracy", "mode": "max",
-        "samples": 8, "stops": (1, 2, 3, 4), "searcher": "random", "scheduler": "none", "grace": 1,
-        "reduction": 2, "seed": 1,
-    }  # fmt: skip
-    return Work(Search(**{**settings, **changes}), Climbs(), Folder(str(out)), 1)
-
-
-def test_a_search_started_again_runs_only_what_is_missing(stages, tmp_path, cut_when, cut):
-    """The driver ends in mid-search: the same call goes on, no trial that had ended runs again.
-
-    A trial that diverges is a row with its reason and the worst figure, and the search goes on past it. One
-    whose worker is killed goes on from its last report on another. ASHA ends bad trials early. Two trials
-    share a device by fractions.
-    """
-    del stages
-    space = {"x": Entry(choice=(0.95, -1, 0.8, 0.7, 0.2, 0.1, 0.15, 0.05, 0.02))}
-    work = searching(
-        tmp_path, space=space, searcher="grid", samples=10, scheduler="asha", base={"x": 0.9}.get
-    )
-    book, halves = Book(Folder(str(tmp_path))), cluster.Share(0.5, 0, None, 2)
-    progress = cut_when(lambda: len(book.ended()) >= 3)
-    with pytest.raises(cut):
-        engine.run(work, halves, progress)
-    before = {n: (tmp_path / f"trials/{n:04d}.json").stat().st_mtime_ns for n in book.ended()}
-    under_way = book.begun()
-    rows = engine.run(work, halves, cut_when(lambda: False))
-    after = {n: (tmp_path / f"trials/{n:04d}.json").stat().st_mtime_ns for n in before}
-
-    assert 3 <= len(before) < 10
-    assert after == before
-    assert sorted(rows) == list(range(10))
-    assert all(rows[n].settings == settings for n, settings in under_way.items())
-    assert (rows[1].ended, rows[1].value, rows[1].reason) == ("diverged", 0.0, "the loss is nan")
-    assert rows[2].settings == {"x": -1}
-    assert rows[2].ended in ("whole", "stopped")
-    assert sum(row.ended == "stopped" for row in rows.values()) >= 2
-    whole = [row for row in rows.values() if row.ended == "whole"]
-    assert max(whole, key=lambda row: row.value).settings == {"x": 0.9}
-    # In the folder of trial 0, which is kept: every stretch was worked through once.
-    assert book.at_work(0).names()[:4] == ["from-0-to-1", "from-1-to-2", "from-2-to-3", "from-3-to-4"]
-
-
-def test_population_based_training_takes_over_states(stages, tmp_path, told):
-    """Bad trials take over the state and, changed a little, the settings of good ones."""
-    del stages
-    work = searching(tmp_path, scheduler="pbt", samples=4, stops=tuple(range(1, 9)), seed=4,
-                     space={"x": Entry(uniform=(0.0, 0.9))})  # fmt: skip
-    rows = engine.run(work, SHARE, told())
-
-    assert sorted(rows) == [0, 1, 2, 3]
-    assert all(row.ended == "whole" for row in rows.values())
-    changed = [row for row in rows.values() if row.changes]
-    assert changed
-    for row in changed:
-        assert row.settings == row.changes[-1]["settings"]
-        assert row.value == pytest.approx(row.settings["x"] * (1 - 0.5**8))
-
-
-def test_a_search_in_which_nothing_works_says_why(tmp_path, told):
-    """Where every trial diverges there is no winner: an error with the first reasons."""
-    work = searching(tmp_path, samples=2)
-    for number in range(2):
-        Book(work.out).end(Row(number, {"x": 0.95}, "diverged", 0.0, 1, 0.1, (), "the loss is nan"))
-    with pytest.raises(StageError, match="none of 2 trials came to a figure: the loss is nan"):
-        engine.run(work, SHARE, told())
 
 
 def test_resources_that_no_node_has_are_refused_before_any_trial(stages, tmp_path):

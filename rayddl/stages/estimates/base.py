@@ -54,8 +54,10 @@ class Machine:
         )
 
     def room(self, share: cluster.Share) -> int:
-        """Bytes that one worker of ``share`` may take: of its GPU, else of memory."""
-        if share.num_gpus:
+        """Bytes that one worker of ``share`` may take: of its GPU, else of memory. A definition for another
+        machine may ask for GPUs where there are none.
+        """
+        if share.num_gpus and self.gpus:
             return int(min(self.gpus) * min(1.0, share.num_gpus))
         return self.memory // share.at_once
 

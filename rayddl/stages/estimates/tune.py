@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rayddl.stages.configs.tune import SAMPLES, TuneConfig
+from rayddl.stages.configs.tune import REPORTED, SAMPLES, TuneConfig
 from rayddl.stages.estimates.base import Estimate, Outlook, Stages, made
 
 
@@ -13,6 +13,9 @@ def estimate(config: TuneConfig, stages: Stages, outlook: Outlook) -> Estimate:
     samples = config.samples or SAMPLES
     share = outlook.machine.share(config.resources, samples)
     template = stages[config.of]
+    length = REPORTED[template.kind].length
+    if length is not None and config.max_iterations is not None:
+        template = template.model_copy(update={length: config.max_iterations})
     trial = KINDS[template.kind].estimate(template, stages, outlook)
     memory = trial.memory if trial else None
     work = f"{samples} trials" + (f" of {trial.work}" if trial else "")

@@ -152,6 +152,12 @@ class TestKinds:
         assert view.machine.room(view.machine.share(alone.resources, 10)) == 80 * GIB
         assert view.machine.room(view.machine.share(EXPERTS.resources, 10)) == 20 * GIB
 
+    def test_a_gpu_that_is_not_there_is_no_error(self) -> None:
+        """A definition for a cluster can be planned on a laptop."""
+        alone = EXPERTS.model_copy(update={"resources": Resources(num_gpus=1)})
+
+        assert expected(alone, outlook(memory=8 * GIB)).at_once == 1
+
     def test_students_are_counted(self) -> None:
         """Lessons times nets times seeds, by the protocol of the set."""
         from rayddl.stages.configs.evaluate import EvaluateConfig
