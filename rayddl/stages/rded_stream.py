@@ -106,9 +106,8 @@ def stream(
 
 def _tasks(data: Any, function: Callable[..., Any], sent: bytes, share: cluster.Share) -> Any:
     """``function`` over every chunk of ``data``, as tasks that are done again when their worker is lost."""
-    asked = {**_asked(share), "max_retries": cluster.RETRIES}
     return data.map_batches(
-        function, fn_kwargs={"sent": sent}, batch_size=1, concurrency=share.at_once, **asked
+        function, fn_kwargs={"sent": sent}, batch_size=1, concurrency=share.at_once, **_asked(share)
     )
 
 
