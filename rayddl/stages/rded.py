@@ -7,7 +7,7 @@ per image at most, and the driver holds the best of each class.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from rayddl.stages.configs.rded import RdedConfig
 from rayddl.stages.context import Context, Result
 from rayddl.stages.listings import listing_of
 from rayddl.stages.rded_select import PROGRESS_FILE, Outcomes, refuse_short, select
-from rayddl.stages.rded_stitch import layout, stitch_all
+from rayddl.stages.rded_stitch import layout, stitch_all, stitch_here
 from rayddl.stages.rded_stream import stream
 from rayddl.stages.rded_work import Block, Job
 from rayddl.storage import Folder
@@ -49,21 +49,21 @@ TYPES = {
 def run(config: RdedConfig, context: Context) -> Result:
     """Select, stitch and write the set; goes on where a killed run stood."""
     cluster.start()
-    return _run(config, context, _streamed)
+    return _run(config, context, _streamed, stitch_all)
 
 
 def select_inline(config: RdedConfig, context: Context) -> Result:
     """:func:`run` within this process, for callers that are Ray workers themselves."""
-    return _run(config, context, lambda job, numbers, _: rded_work.chunks_in_turn(job, numbers))
+    return _run(config, context, lambda job, numbers, _: rded_work.chunks_in_turn(job, numbers), stitch_here)
 
 
-def _run(config: RdedConfig, context: Context, outcomes: Outcomes) -> Result:
+def _run(config: RdedConfig, context: Context, outcomes: Outcomes, stitch: Callable[..., Any]) -> Result:
     began = time.perf_counter()
     job, listed = prepared(config, context)
     _refuse_short_classes(config, job.listing, context)
     rows, bad, rate = select(job, context, outcomes)
     picked = layout(rows, job)
-    images, labels = stitch_all(job, rows, picked, context.progress)
+    images, labels = stitch(job, rows, picked, context.progress)
     _write_winners(context.out, rows, job.listing)
     seen: Observer = _get(job.observer)
     space = Normalise(job.shape, _double(seen.mean), _double(seen.std))

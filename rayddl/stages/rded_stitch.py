@@ -63,5 +63,12 @@ def stitch_all(job: Job, rows: Rows, picked: Layout, progress: Progress) -> tupl
     return images, torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
 
 
+def stitch_here(job: Job, rows: Rows, picked: Layout, progress: Progress) -> tuple[Tensor, Tensor]:
+    """:func:`stitch_all` in this process, for a caller that holds the CPUs which tasks would wait for."""
+    images = torch.from_numpy(stitch_classes(job, rows, picked))
+    progress.update(len(images), len(images), "stitching")
+    return images, torch.arange(len(picked)).repeat_interleave(torch.tensor([len(picked[c]) for c in picked]))
+
+
 def _stitch(job: Job, winners: Rows, per_class: Layout) -> object:
     return stitch_classes(job, winners, per_class)
