@@ -235,8 +235,19 @@ def test_block_sizes_and_a_shuffled_listing_change_nothing(
     assert run_rded().bits == reference.bits
 
 
-def test_the_way_without_ray_data_gives_the_same_set(run_rded: Runs, reference: Found) -> None:
-    """A caller that is itself a worker selects the same."""
+def test_the_way_without_ray_data_gives_the_same_set(
+    run_rded: Runs, reference: Found, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller that is itself a worker selects the same, and sends no work out.
+
+    Its tasks and streams would wait for the CPU that it holds, as a whole search once did, for ever.
+    """
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise AssertionError("work was sent out by a worker")
+
+    for module, name in ((cluster, "task"), (rded_stream, "stream"), (rded, "stream"), (rded, "shares")):
+        monkeypatch.setattr(module, name, refused)
     assert run_rded(how=rded.select_inline).bits == reference.bits
 
 
