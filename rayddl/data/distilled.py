@@ -14,7 +14,6 @@ On disk it is a folder::
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,19 +21,18 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from rayddl import sealed
 from rayddl.data import views
 from rayddl.data.space import PixelSpace
 from rayddl.errors import ArtifactError
 from rayddl.storage import Folder
 
-FORMAT = "rayddl distilled set"
-VERSION = 1
 _TENSORS, _META = "set.safetensors", "set.json"
+KIND = sealed.Kind("rayddl distilled set", 1, _META, "distilled set", "a", "make the set again")
 _SPACE = "space."
 
 
@@ -127,8 +125,8 @@ class DistilledSet:
 
         Raises :class:`ArtifactError` when it is incomplete, altered, or of a newer format.
         """
-        meta = _read_meta(folder)
-        tensors = _read_tensors(folder, meta)
+        meta = KIND.read(folder)
+        tensors = KIND.file(folder, meta, _TENSORS)
         try:
             space = {name.removeprefix(_SPACE): t for name, t in tensors.items() if name.startswith(_SPACE)}
             loaded = cls(
@@ -160,8 +158,7 @@ class DistilledSet:
 
     def _json(self, data: bytes, folders: tuple[str, ...]) -> dict[str, Any]:
         return {
-            "format": FORMAT,
-            "version": VERSION,
+            **KIND.head(),
             "classes": list(self.classes),
             "folders": list(folders),
             "images": {
@@ -173,7 +170,7 @@ class DistilledSet:
             "lr_student": self.lr_student,
             "space": self.space.to_json(),
             "info": dict(self.info),
-            "files": {_TENSORS: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}},
+            "files": {_TENSORS: sealed.entry(data)},
         }
 
     def _refuse_misfit(self) -> None:
@@ -210,46 +207,3 @@ def _remove_previous(folder: Folder) -> None:
     folder.delete(_META)
     for path in old:
         folder.delete(f"images/{path}")
-
-
-def _read_meta(folder: Folder) -> dict[str, Any]:
-    try:
-        meta = folder.read_json(_META)
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            f"{folder} holds no whole distilled set: {_META} is missing, which is written last. Name the "
-            "folder that holds it, or make the set again."
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{folder.path(_META)} is not JSON: {error}. Make the set again.") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise ArtifactError(f"{folder.path(_META)} does not describe a distilled set ({FORMAT!r}).")
-    version = meta.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise ArtifactError(
-            f"the distilled set in {folder} has format version {version}, this rayddl reads up to {VERSION}. "
-            "Use a newer rayddl."
-        )
-    return meta
-
-
-def _read_tensors(folder: Folder, meta: Mapping[str, Any]) -> dict[str, Tensor]:
-    try:
-        data = folder.read(_TENSORS)
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            f"the distilled set in {folder} is incomplete: {_TENSORS} is missing. Copy the whole folder."
-        ) from error
-    found = hashlib.sha256(data).hexdigest()
-    stored = meta.get("files", {}).get(_TENSORS, {}).get("sha256")
-    if found != stored:
-        raise ArtifactError(
-            f"{folder.path(_TENSORS)} was altered: its SHA-256 is {found}, {_META} says {stored}. Restore "
-            "it, or make the set again."
-        )
-    try:
-        return dict(safetensors.load(data))
-    except SafetensorError as error:
-        raise ArtifactError(
-            f"{folder.path(_TENSORS)} cannot be read: {error}. Make the set again."
-        ) from error

@@ -6,7 +6,6 @@ code wrote says nothing of its classes and its pixel space.
 
 from __future__ import annotations
 
-import pickle
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
+from rayddl import tensorfiles
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.space import Normalise, PixelSpace
 from rayddl.errors import ArtifactError
@@ -89,11 +89,10 @@ def _guessed(images: Tensor) -> PixelSpace:
 def _tensor(folder: Folder, name: str) -> Tensor:
     with folder.open(name) as stream:
         try:
-            found = torch.load(stream, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            found = tensorfiles.load(stream)
+        except tensorfiles.NotTensors as error:
             raise ArtifactError(
-                f"{folder.path(name)} is no file of plain tensors: {reason}. Files that need code to be read are not "
+                f"{folder.path(name)} is no file of plain tensors: {error}. Files that need code to be read are not "
                 "opened."
             ) from error
     if not isinstance(found, Tensor):

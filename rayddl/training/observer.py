@@ -8,28 +8,24 @@ accuracy measured, and the hash of the tensors.
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor, nn
 
+from rayddl import sealed
 from rayddl.errors import ArtifactError
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
 from rayddl.storage import Folder
 from rayddl.training.frame import Frame, Shape
 
-FORMAT = "rayddl observer"
-VERSION = 1
 _TENSORS, _META = "observer.safetensors", "observer.json"
+KIND = sealed.Kind("rayddl observer", 1, _META, "observer", "an", "run the teacher stage again")
 _SHOWN = 5
 
 
@@ -102,8 +98,7 @@ class Observer:
         folder.delete(_META)
         folder.write(_TENSORS, data)
         meta = {
-            "format": FORMAT,
-            "version": VERSION,
+            **KIND.head(),
             "net": self.net.model_dump(mode="json"),
             "classes": list(self.classes),
             "outputs": {"total": total, "kept": list(kept)},
@@ -111,7 +106,7 @@ class Observer:
             "mean": list(self.mean),
             "std": list(self.std),
             "accuracy": self.accuracy,
-            "files": {_TENSORS: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}},
+            "files": {_TENSORS: sealed.entry(data)},
         }
         folder.write_json(_META, meta)
 
@@ -121,8 +116,8 @@ class Observer:
 
         Raises :class:`ArtifactError` when it is incomplete, altered, or of a newer format.
         """
-        meta = _read_meta(folder)
-        tensors = _read_tensors(folder, meta)
+        meta = KIND.read(folder)
+        tensors = KIND.file(folder, meta, _TENSORS)
         try:
             net = NetConfig.model_validate(meta["net"])
             shape = (int(meta["shape"][0]), int(meta["shape"][1]), int(meta["shape"][2]))
@@ -194,48 +189,3 @@ def _refuse_unmatched(known: Sequence[str], wanted: Sequence[str]) -> None:
             f"the observer has two outputs named {twice[0]!r}, so its classes cannot be told by name. Give the "
             "teacher classes: a file with a name of its own for every output."
         )
-
-
-def _read_meta(folder: Folder) -> dict[str, Any]:
-    try:
-        meta = folder.read_json(_META)
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            f"{folder} holds no whole observer: {_META} is missing, which is written last. Name the folder "
-            "that holds it, or run the teacher stage again."
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(
-            f"{folder.path(_META)} is not JSON: {error}. Run the teacher stage again."
-        ) from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise ArtifactError(f"{folder.path(_META)} does not describe an observer ({FORMAT!r}).")
-    version = meta.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise ArtifactError(
-            f"the observer in {folder} has format version {version}, this rayddl reads up to {VERSION}. Use a "
-            "newer rayddl."
-        )
-    return meta
-
-
-def _read_tensors(folder: Folder, meta: Mapping[str, Any]) -> dict[str, Tensor]:
-    try:
-        data = folder.read(_TENSORS)
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            f"the observer in {folder} is incomplete: {_TENSORS} is missing. Copy the whole folder."
-        ) from error
-    found = hashlib.sha256(data).hexdigest()
-    stored = meta.get("files", {}).get(_TENSORS, {}).get("sha256")
-    if found != stored:
-        raise ArtifactError(
-            f"{folder.path(_TENSORS)} was altered: its SHA-256 is {found}, {_META} says {stored}. Restore it, "
-            "or run the teacher stage again."
-        )
-    try:
-        return dict(safetensors.load(data))
-    except SafetensorError as error:
-        raise ArtifactError(
-            f"{folder.path(_TENSORS)} cannot be read: {error}. Run the teacher stage again."
-        ) from error

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor, nn
 
+from rayddl import tensorfiles
 from rayddl.errors import ArtifactError
 from rayddl.nets.build import TORCHVISION
 from rayddl.nets.config import NetConfig
@@ -99,11 +99,10 @@ def read_state(where: str) -> State:
 def unwrapped(data: bytes, where: str) -> State:
     """The state dict in bytes that torch saved, out of the wrappers that published files have."""
     try:
-        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        found = tensorfiles.load(io.BytesIO(data))
+    except tensorfiles.NotTensors as error:
         raise ArtifactError(
-            f"{where} cannot be read as a file of weights: {reason} Only tensors are accepted: save the "
+            f"{where} cannot be read as a file of weights: {error} Only tensors are accepted: save the "
             "network's state_dict()."
         ) from error
     for key in WRAPPERS:

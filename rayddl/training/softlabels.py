@@ -15,20 +15,20 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors import torch as safetensors
 from torch import Tensor
 
+from rayddl import sealed
 from rayddl.errors import ArtifactError
 from rayddl.storage import Folder
 from rayddl.training.frame import Frame
 from rayddl.training.mixes import Draws
 from rayddl.training.soft import Lecture, SoftProtocol
 
-FORMAT = "rayddl soft labels"
-VERSION = 1
+_META = "labels.json"
+KIND = sealed.Kind("rayddl soft labels", 1, _META, "soft labels", "", "evaluate the set again")
 PART_BYTES = 32 * 2**20
 """About as much as one file holds."""
-_META = "labels.json"
 _SMALL = {"rows": torch.uint8, "columns": torch.uint8, "boxes": torch.int16, "cuts": torch.int16}
 
 
@@ -95,12 +95,11 @@ def pack(lectures: list[Lecture]) -> bytes:
     tensors["picked"], tensors["partners"] = tensors["picked"].int(), tensors["partners"].int()
     tensors |= {name: tensors[name].to(dtype) for name, dtype in _SMALL.items()}
     logits = [lecture.logits for lecture in lectures if lecture.logits is not None]
-    return save({**tensors, "logits": torch.stack(logits).half()})
+    return safetensors.save({**tensors, "logits": torch.stack(logits).half()})
 
 
-def unpack(data: bytes) -> list[Lecture]:
-    """What :func:`pack` was given."""
-    tensors = load(data)
+def unpack(tensors: dict[str, Tensor]) -> list[Lecture]:
+    """What :func:`pack` was given, of the tensors in its bytes."""
     logits = tensors.pop("logits")
     whole = {name: t if t.dtype == torch.bool else t.long() for name, t in tensors.items()}
     return [
@@ -110,12 +109,8 @@ def unpack(data: bytes) -> list[Lecture]:
 
 def finish(folder: Folder, index: Index) -> None:
     """Write ``labels.json`` once every part is there."""
-    files = {}
-    for name, _ in index.parts():
-        data = folder.read(name)
-        files[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    head = {"format": FORMAT, "version": VERSION}
-    folder.write_json(_META, {**head, **index.to_json(), "files": files})
+    files = {name: sealed.entry(folder.read(name)) for name, _ in index.parts()}
+    folder.write_json(_META, {**KIND.head(), **index.to_json(), "files": files})
 
 
 def has_labels(folder: Folder) -> bool:
@@ -129,9 +124,9 @@ class StoredLabels:
     def __init__(self, folder: Folder) -> None:
         """Raises :class:`ArtifactError` when they are incomplete or of a newer format."""
         self._folder = folder
-        meta = _read_meta(folder)
+        self._meta = meta = KIND.read(folder)
         try:
-            self.index, self._files = Index.from_json(meta), meta["files"]
+            self.index = Index.from_json(meta)
         except (KeyError, IndexError, TypeError) as error:
             raise ArtifactError(
                 f"the soft labels in {folder} are incomplete: {error}. Evaluate the set again."
@@ -169,39 +164,5 @@ class StoredLabels:
     def _read(self, epoch: int) -> tuple[str, range, list[Lecture]]:
         for name, epochs in self.index.parts():
             if epoch in epochs:
-                try:
-                    data = self._folder.read(name)
-                except FileNotFoundError as error:
-                    raise ArtifactError(
-                        f"the soft labels in {self._folder} are incomplete: {name} is missing. Copy the whole "
-                        "folder."
-                    ) from error
-                found, stored = hashlib.sha256(data).hexdigest(), self._files[name]["sha256"]
-                if found != stored:
-                    raise ArtifactError(
-                        f"{self._folder.path(name)} was altered: its SHA-256 is {found}, {_META} says {stored}. "
-                        "Restore it, or evaluate the set again."
-                    )
-                return name, epochs, unpack(data)
+                return name, epochs, unpack(KIND.file(self._folder, self._meta, name))
         raise IndexError(f"epoch {epoch} of {self.index.protocol.epochs}")
-
-
-def _read_meta(folder: Folder) -> dict[str, Any]:
-    try:
-        meta = folder.read_json(_META)
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            f"{folder} holds no whole soft labels: {_META} is missing, which is written last. Evaluate the set "
-            "again."
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{folder.path(_META)} is not JSON: {error}. Evaluate the set again.") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise ArtifactError(f"{folder.path(_META)} does not describe soft labels ({FORMAT!r}).")
-    version = meta.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise ArtifactError(
-            f"the soft labels in {folder} have format version {version}, this rayddl reads up to {VERSION}. Use "
-            "a newer rayddl."
-        )
-    return meta

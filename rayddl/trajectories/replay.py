@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rayddl import tensorfiles
 from rayddl.errors import ArtifactError
 
 PATTERN = re.compile(r"replay_buffer_(\d+)\.pt")
@@ -56,14 +57,10 @@ def read(file: Path, shapes: Sequence[torch.Size]) -> Iterator[Tensor]:
 
 def _load(file: Path) -> list[Any]:
     try:
-        # weights_only: a file that somebody sent cannot run code.
-        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        found = tensorfiles.load(str(file), mapped=True)
+    except tensorfiles.NotTensors as error:
         raise ArtifactError(
-            f"{file} cannot be read as tensors alone ({reason}). "
+            f"{file} cannot be read as tensors alone ({error}). "
             "Save it again with torch.save as nested lists of tensors."
         ) from error
     if not (isinstance(found, list) and found and all(isinstance(e, list) and len(e) > 1 for e in found)):

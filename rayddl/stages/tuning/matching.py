@@ -28,14 +28,12 @@ from rayddl.stages.context import Context, Input
 from rayddl.stages.shared import SharedSource, read_space
 from rayddl.stages.tuning.records import MADE
 from rayddl.stages.tuning.shelf import experts_for
-from rayddl.stages.tuning.trial import Ticket
+from rayddl.stages.tuning.trial import HELD_OUT, Ticket
 from rayddl.storage import Folder
 from rayddl.training.hard import Protocol
 
 SHELF = "work/experts"
 """Where experts lie that trials have trained."""
-HELD_OUT = "held out"
-"""Names the students that judge what a search has found: no trial has any with their seeds."""
 
 
 @dataclass(frozen=True)

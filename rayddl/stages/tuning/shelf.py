@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
+from rayddl import locks
 from rayddl.stages import experts
 from rayddl.stages.config import without_resources
 from rayddl.stages.configs.experts import ExpertsConfig
@@ -19,11 +18,6 @@ from rayddl.stages.expertfiles import Job, summary
 from rayddl.stages.shared import SharedSource, fit_space
 from rayddl.storage import Folder
 from rayddl.trajectories import files
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - Windows has no advisory locks of this kind
-    fcntl = None  # type: ignore[assignment]  # the name stays so that one test below tells
 
 POLL_SECONDS = 0.2
 DONE = "summary.json"
@@ -61,36 +55,10 @@ def _train(job: Job, folder: Folder) -> None:
         missing = [i for i in missing if not folder.has(files.file_name(i))]
         before = len(missing)
         for index in list(missing):
-            with _claimed(folder, f"expert-{index:04d}.lock") as mine:
-                if mine and not folder.has(files.file_name(index)):
+            # Two that train the same expert write the same bytes: a lock saves work, nothing hangs on it.
+            with suppress(locks.Busy), locks.exclusive(folder, f"expert-{index:04d}.lock"):
+                if not folder.has(files.file_name(index)):
                     experts.train_one(job, index, QUIET)
-                if mine:
-                    missing.remove(index)
+                missing.remove(index)
         if missing and len(missing) == before:
             time.sleep(POLL_SECONDS)
-
-
-@contextmanager
-def _claimed(folder: Folder, name: str) -> Iterator[bool]:
-    """Whether this process holds ``name``; where files cannot be locked, every process does.
-
-    Two that train the same expert write the same bytes: a lock saves work, nothing hangs on it.
-    """
-    path = folder.local
-    if path is None or fcntl is None:
-        yield True
-        return
-    path.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path / name, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError:
-            yield True
-            return
-        yield True
-    finally:
-        os.close(descriptor)

@@ -19,12 +19,9 @@ from rayddl.stages.configs.tune import TuneConfig, configured
 from rayddl.stages.context import Context
 from rayddl.stages.shared import SharedSource
 from rayddl.stages.tuning.records import MADE
-from rayddl.stages.tuning.trial import Ticket
+from rayddl.stages.tuning.trial import HELD_OUT, Ticket
 from rayddl.storage import Folder
 from rayddl.training.soft import published_lr
-
-HELD_OUT = "held out"
-"""Names what judges the outcome of a search: no trial has anything with its seeds."""
 
 
 @dataclass(frozen=True)

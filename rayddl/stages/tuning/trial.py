@@ -18,6 +18,9 @@ from rayddl.stages.tuning.plan import Search
 from rayddl.stages.tuning.records import REPORTS, STATE, Book, Ended, Report, Row
 from rayddl.storage import Folder
 
+HELD_OUT = "held out"
+"""Names what judges the outcome of a search: no trial has anything with its seeds."""
+
 
 @dataclass(frozen=True)
 class Ticket:

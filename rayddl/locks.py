@@ -1,0 +1,71 @@
+"""Locks on files, so that two processes of one machine do not do the same work at once."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rayddl.storage import Folder
+
+try:
+    import fcntl
+except ImportError:  # Windows has no advisory locks of this kind
+    fcntl = None  # type: ignore[assignment]  # the name stays so that one test below tells
+
+_NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+
+
+class Busy(Exception):
+    """Another process holds the lock; ``note`` is what it left in the file."""
+
+    def __init__(self, note: bytes) -> None:
+        super().__init__("another process holds the lock")
+        self.note = note
+
+
+@contextmanager
+def exclusive(folder: Folder, name: str, note: bytes = b"") -> Iterator[None]:
+    """Hold the file ``name`` of ``folder`` for this process, with ``note`` in it. Raises :class:`Busy`.
+
+    The kernel keeps the lock and drops it when its holder dies, so a stale one cannot stay behind. Folders
+    on remote filesystems, on local ones without locks, and on systems without them are not guarded: every
+    process gets in.
+    """
+    place = folder.local
+    path = None if place is None else place / name
+    descriptor = None if path is None or fcntl is None else _acquired(path, note)
+    try:
+        yield
+    finally:
+        if descriptor is not None and path is not None:
+            with suppress(OSError):
+                path.unlink()
+            os.close(descriptor)
+
+
+def _acquired(path: Path, note: bytes) -> int | None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            left = os.read(descriptor, 1024)
+            os.close(descriptor)
+            raise Busy(left) from None
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in _NO_LOCKS_HERE:
+                return None
+            raise
+        # The last holder may have removed the file between our open and our lock: then the lock is
+        # on a file that nobody else will ever open.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                os.truncate(descriptor, 0)
+                os.write(descriptor, note)
+                return descriptor
+        os.close(descriptor)

@@ -1,0 +1,103 @@
+"""Artifacts of tensors with a JSON document beside them that is written last and holds their hashes.
+
+Without the document the folder holds no artifact; with it, the artifact is whole, unaltered and of a known
+format, or it is refused with what to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
+from torch import Tensor
+
+from rayddl.errors import ArtifactError
+from rayddl.storage import Folder
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of artifact, and how one speaks of it."""
+
+    format: str
+    """Stands in the document."""
+    version: int
+    """The newest that this rayddl reads."""
+    document: str
+    """The document's file name."""
+    name: str
+    """A noun, e.g. ``observer``."""
+    article: str
+    """Before the noun: ``an``; empty for a plural."""
+    again: str
+    """How one comes by another: ``run the teacher stage again``."""
+
+    @property
+    def _verbs(self) -> tuple[str, str]:
+        return ("is", "has") if self.article else ("are", "have")
+
+    def head(self) -> dict[str, Any]:
+        """What every document of the kind begins with."""
+        return {"format": self.format, "version": self.version}
+
+    def read(self, folder: Folder) -> dict[str, Any]:
+        """The document in ``folder``. Raises :class:`ArtifactError`: missing, damaged, foreign, or newer."""
+        path, again = folder.path(self.document), self.again
+        try:
+            found = folder.read_json(self.document)
+        except FileNotFoundError as error:
+            raise ArtifactError(
+                f"{folder} holds no whole {self.name}: {self.document} is missing, which is written last. Name "
+                f"the folder that holds {'it' if self.article else 'them'}, or {again}."
+            ) from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ArtifactError(f"{path} is not JSON: {error}. {_sentence(again)}") from error
+        if not isinstance(found, dict) or found.get("format") != self.format:
+            called = f"{self.article} {self.name}".strip()
+            raise ArtifactError(f"{path} does not describe {called} ({self.format!r}).")
+        version = found.get("version")
+        if not isinstance(version, int) or version > self.version:
+            raise ArtifactError(
+                f"the {self.name} in {folder} {self._verbs[1]} format version {version}, this rayddl reads up to "
+                f"{self.version}. Use a newer rayddl."
+            )
+        return found
+
+    def file(self, folder: Folder, document: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+        """The tensors in the file ``name``, as the document has them.
+
+        Raises :class:`ArtifactError` when it is missing or altered.
+        """
+        try:
+            data = folder.read(name)
+        except FileNotFoundError as error:
+            raise ArtifactError(
+                f"the {self.name} in {folder} {self._verbs[0]} incomplete: {name} is missing. Copy the whole folder."
+            ) from error
+        found = hashlib.sha256(data).hexdigest()
+        stored = document.get("files", {}).get(name, {}).get("sha256")
+        if found != stored:
+            raise ArtifactError(
+                f"{folder.path(name)} was altered: its SHA-256 is {found}, {self.document} says {stored}. "
+                f"Restore it, or {self.again}."
+            )
+        try:
+            return dict(safetensors.load(data))
+        except SafetensorError as error:
+            raise ArtifactError(
+                f"{folder.path(name)} cannot be read: {error}. {_sentence(self.again)}"
+            ) from error
+
+
+def entry(data: bytes) -> dict[str, Any]:
+    """What a document's ``files`` says of a file with these bytes."""
+    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+
+
+def _sentence(clause: str) -> str:
+    return f"{clause[0].upper()}{clause[1:]}."
