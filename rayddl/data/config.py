@@ -20,7 +20,9 @@ AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 class SourceConfig(Config):
     """Where the real images come from, and the pixel space that everything works in."""
 
-    name: Literal["digits", "cifar10", "cifar100", "parquet", "imagefolder", "tinyimagenet", "imagenet"]
+    name: Literal[
+        "digits", "cifar10", "cifar100", "parquet", "webdataset", "imagefolder", "tinyimagenet", "imagenet"
+    ]
     root: str | None = None
     """Folder or URI of the files; not needed for ``digits``."""
     space: Literal["normalise", "zca"] = "normalise"
@@ -33,10 +35,10 @@ class SourceConfig(Config):
     download: bool = False
     """Fetch ``cifar10`` or ``cifar100`` into ``root`` when it is not there."""
     train: str | None = None
-    """``parquet``: the train split's file or files (glob inside ``root``); default ``*train*.parquet``.
-    ``imagefolder``, ``imagenet``: the split's folder; default ``train``."""
+    """``parquet``, ``webdataset``: the train split's file or files (glob inside ``root``); default
+    ``*train*.parquet``, ``*train*.tar``. ``imagefolder``, ``imagenet``: the split's folder; default ``train``."""
     test: str | None = None
-    """Likewise for the held-out split; default ``*test*.parquet``, then ``*val*.parquet``; ``val`` or
+    """Likewise for the held-out split; default ``*test*``, then ``*val*``, with the same ending; ``val`` or
     ``test`` folder (``imagenet``: ``val``)."""
     image_column: str = "image"
     label_column: str = "label"

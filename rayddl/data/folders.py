@@ -35,9 +35,9 @@ def load(config: SourceConfig, fingerprint: str) -> Source:
     return trees.load(config, fingerprint, survey(config))
 
 
-def listing(config: SourceConfig) -> Listing:
-    """The train split for a stream; raises what :func:`survey` does."""
-    return trees.listing(survey(config))
+def listing(config: SourceConfig, split: str) -> Listing:
+    """A split for a stream; raises what :func:`survey` does."""
+    return trees.listing(survey(config), split)
 
 
 def survey(config: SourceConfig) -> Survey:

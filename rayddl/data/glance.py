@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from rayddl.data import folders, imagenet, tables, tinyimagenet
+from rayddl.data import folders, imagenet, shards, tables, tinyimagenet
 from rayddl.data.config import SourceConfig
 from rayddl.data.trees import Survey
 
@@ -59,13 +59,13 @@ def glance(config: SourceConfig) -> Glance:
         height, width = (config.size or side for side in sides)
         return Glance((channels, height, width), known.classes, known.train, known.test)
     if config.name in _TREES:
-        found = _TREES[config.name](config)
-        train = found.splits["train"]
+        tree = _TREES[config.name](config)
+        train = tree.splits["train"]
         first = (train.folder.read(file.name) for file in train.files[:_LOOKED_AT])
-        counts = [len(found.splits[split].files) for split in ("train", "test")]
-        return Glance(_shape(first, config.size), len(found.classes), *counts)
-    contents = tables.contents(config, _LOOKED_AT)
-    return Glance(_shape(contents.first, config.size), contents.classes, contents.train, contents.test)
+        counts = [len(tree.splits[split].files) for split in ("train", "test")]
+        return Glance(_shape(first, config.size), len(tree.classes), *counts)
+    found = (shards if config.name == "webdataset" else tables).contents(config, _LOOKED_AT)
+    return Glance(_shape(found.first, config.size), found.classes, found.train, found.test)
 
 
 def _shape(images: Iterable[bytes], size: int | None) -> tuple[int, int, int]:

@@ -11,14 +11,14 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from rayddl.data import bundled, cifar, folders, imagenet, tables, tinyimagenet
+from rayddl.data import bundled, cifar, folders, imagenet, shards, tables, tinyimagenet
 from rayddl.data.config import SourceConfig
 from rayddl.errors import SourceError
 
 if TYPE_CHECKING:
-    from rayddl.data.dataset import Source
+    from rayddl.data.dataset import ImageDataset, Source
     from rayddl.data.listing import Listing
 
 _FORMAT = 1
@@ -32,7 +32,7 @@ class _Family(Protocol):
 
 @runtime_checkable
 class _Listed(Protocol):
-    def listing(self, config: SourceConfig) -> Listing: ...
+    def listing(self, config: SourceConfig, split: str) -> Listing: ...
 
 
 _FAMILIES: dict[str, _Family] = {
@@ -40,6 +40,7 @@ _FAMILIES: dict[str, _Family] = {
     "cifar10": cifar,
     "cifar100": cifar,
     "parquet": tables,
+    "webdataset": shards,
     "imagefolder": folders,
     "tinyimagenet": tinyimagenet,
     "imagenet": imagenet,
@@ -57,15 +58,26 @@ def load(config: SourceConfig) -> Source:
         return _FAMILIES[config.name].load(config, fingerprint(config))
 
 
-def listing(config: SourceConfig) -> Listing | None:
-    """The train split's images where they lie, none of them read; ``None`` for families that are small
-    and always decoded whole.
+def listing(config: SourceConfig, split: Literal["train", "test"] = "train") -> Listing | None:
+    """A split's images where they lie, none of them read; ``None`` for families that are small and always
+    decoded whole.
 
     Raises :class:`~rayddl.errors.SourceError` as :func:`fingerprint` does.
     """
     family = _FAMILIES[config.name]
     with _unreadable(config):
-        return family.listing(config) if isinstance(family, _Listed) else None
+        return family.listing(config, split) if isinstance(family, _Listed) else None
+
+
+def decoded(config: SourceConfig, listed: Listing) -> tuple[ImageDataset, tuple[str, ...]]:
+    """The images of a listing of this source, and those that cannot be read, each as ``name: reason``.
+
+    Raises :class:`~rayddl.errors.SourceError` as :func:`load` does of images.
+    """
+    from rayddl.data import splits
+
+    with _unreadable(config):
+        return splits.decoded(config, listed)
 
 
 def fingerprint(config: SourceConfig) -> str:

@@ -6,9 +6,11 @@ grey or RGB, and seeing that each class has something to learn from.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ import torch
 from rayddl.data.config import SourceConfig
 from rayddl.data.dataset import ImageDataset, Source
 from rayddl.data.decode import Decoded, Encoded, Pixels, decode
+from rayddl.data.listing import Blob, Listing
 from rayddl.data.refusals import SHOWN, refuse_absent_classes
 from rayddl.errors import SourceError
 
@@ -49,6 +52,38 @@ def build(
     datasets = [_stacked(split, classes, grey) for split in splits]
     bad = tuple(reason for split in splits for reason in split.bad)
     return Source(train=datasets[0], test=datasets[1], fingerprint=fingerprint, bad=bad)
+
+
+def decoded(config: SourceConfig, listed: Listing) -> tuple[ImageDataset, tuple[str, ...]]:
+    """The images of a listing, in its order, and those that cannot be read, each as ``name: reason``.
+
+    They are grey when every one of them is. Raises :class:`SourceError` as :func:`build` does of unreadable
+    images and of sizes.
+    """
+    split = _read(decode(batches(listed), config.size))
+    _refuse_too_many_bad(config, [split])
+    _refuse_mixed_sizes(config, [split])
+    grey = all(pixels.ndim == 2 for pixels in split.pixels)
+    return _stacked(split, listed.classes, grey), tuple(split.bad)
+
+
+def batches(listed: Listing) -> Iterator[list[Encoded]]:
+    """The images of a listing to be decoded, portions that lie together after one another."""
+    for start, end in itertools.pairwise(listed.bounds().tolist()):
+        part = listed.take(np.arange(start, end))
+        names = part.names.to_pylist()
+        blobs = part.store.read(part)
+        yield [
+            Encoded(name, int(label), partial(_given, blob))
+            for name, label, blob in zip(names, part.labels, blobs, strict=True)
+        ]
+
+
+def _given(blob: Blob) -> bytes:
+    if isinstance(blob, Exception):
+        raise blob
+    assert isinstance(blob, bytes)
+    return blob
 
 
 def _read(images: Iterable[Decoded]) -> _Split:

@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 
 from rayddl.data import table_labels
 from rayddl.data.config import SourceConfig
+from rayddl.data.contents import Contents
 from rayddl.data.refusals import open_root, refuse_absent_classes, refuse_one_class, shown
-from rayddl.data.table_files import find
+from rayddl.data.split_files import find
 from rayddl.data.table_labels import Labels
 from rayddl.errors import SourceError
 from rayddl.storage import Folder
@@ -80,14 +81,14 @@ def load(config: SourceConfig, fingerprint: str) -> Source:
     return build(config, fingerprint, survey.classes, splits["train"], splits["test"])
 
 
-def listing(config: SourceConfig) -> Listing:
-    """The train split for a stream: footers and labels are read, no image. Raises what :func:`load` does of
-    columns and classes.
+def listing(config: SourceConfig, split: str) -> Listing:
+    """A split for a stream: footers and labels are read, no image. Raises what :func:`load` does of columns
+    and classes.
     """
     from rayddl.data.listing import ParquetStore, sorted_listing
 
     survey = _survey(config)
-    tables = survey.splits["train"]
+    tables = survey.splits[split]
     files = tuple(table.name for table, _ in tables)
     lengths = [len(labels) for _, labels in tables]
     at = np.concatenate([np.arange(length, dtype=np.int64) for length in lengths])
@@ -100,17 +101,6 @@ def listing(config: SourceConfig) -> Listing:
     )
     labels = np.concatenate([labels for _, labels in tables]).astype(np.int32)
     return sorted_listing(names, labels, survey.classes, store, file=file, at=at)
-
-
-@dataclass(frozen=True)
-class Contents:
-    """How much there is."""
-
-    classes: int
-    train: int
-    test: int
-    first: tuple[bytes, ...]
-    """The first images of the train split, encoded; those without bytes are left out."""
 
 
 def contents(config: SourceConfig, first: int) -> Contents:
@@ -140,7 +130,7 @@ def _survey(config: SourceConfig) -> _Survey:
     without a class name, fewer than two classes, and classes that never occur in the train split.
     """
     folder = open_root(config, "Parquet files")
-    found = find(config, folder)
+    found = find(config, folder, ".parquet")
     tables = {split: [_table(config, folder, name) for name in names] for split, names in found.items()}
     classes = table_labels.classes([table.labels for table in tables["train"]])
     where = f"source parquet in {config.root}"

@@ -85,11 +85,11 @@ def batches(split: Split, classes: Sequence[str]) -> Iterator[list[Encoded]]:
         ]
 
 
-def listing(survey: Survey) -> Listing:
-    """The train split for a stream: no file is opened."""
+def listing(survey: Survey, name: str) -> Listing:
+    """The split ``name`` for a stream: no file is opened."""
     from rayddl.data.listing import FileStore, sorted_listing
 
-    split, index = survey.splits["train"], {name: position for position, name in enumerate(survey.classes)}
+    split, index = survey.splits[name], {name: position for position, name in enumerate(survey.classes)}
     labels = np.fromiter((index[file.class_] for file in split.files), np.int32, len(split.files))
     return sorted_listing(
         [file.name for file in split.files], labels, survey.classes, FileStore(split.folder)

@@ -1,4 +1,4 @@
-"""Which Parquet files make up which split."""
+"""Which files make up which split, where a split is one file or several shards."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from rayddl.data.refusals import place, shown
 from rayddl.errors import SourceError
 from rayddl.storage import Folder
 
-DEFAULTS = {"train": ("*train*.parquet",), "test": ("*test*.parquet", "*val*.parquet")}
+DEFAULTS = {"train": ("*train*",), "test": ("*test*", "*val*")}
+"""Without the ending."""
 
 # What tells one shard from the next: "-00000-of-00004", "_3", "-0a1b2c3d4e5f6789" (older Hugging Face).
 _SHARD = re.compile(r"[-_.]?(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])|-of(?=-)|-[0-9a-f]{16}$")
 
 
-def find(config: SourceConfig, folder: Folder) -> dict[str, list[str]]:
-    """The files of ``train`` and ``test``, by name inside the root.
+def find(config: SourceConfig, folder: Folder, ending: str) -> dict[str, list[str]]:
+    """The files of ``train`` and ``test``, by name inside the root; ``ending`` is ``.parquet`` or ``.tar``.
 
     A pattern that the user gives takes all that it matches. The default ones look in the root, then in
     its folder ``data``, and must not mix data sets. Raises :class:`SourceError`, also when a file
@@ -30,15 +31,15 @@ def find(config: SourceConfig, folder: Folder) -> dict[str, list[str]]:
             found[split] = _matches(folder, pattern)
             tried: Sequence[str] = (pattern,)
         else:
-            tried = [where + p for where in ("", "data/") for p in DEFAULTS[split]]
+            tried = [where + p + ending for where in ("", "data/") for p in DEFAULTS[split]]
             found[split] = next(filter(None, (_matches(folder, p) for p in tried)), [])
-            _refuse_mixture(folder, split, found[split])
+            _refuse_mixture(config, folder, split, found[split], ending)
         if not found[split]:
-            raise SourceError(_nothing(folder, split, tried))
+            raise SourceError(_nothing(config, folder, split, tried, ending))
     shared = sorted(set(found["train"]) & set(found["test"]))
     if shared:
         raise SourceError(
-            f"source parquet in {place(folder)}: {shown(shared)} would be in the train and in the test "
+            f"source {config.name} in {place(folder)}: {shown(shared)} would be in the train and in the test "
             "split. Set source.train and source.test so that no file is in both."
         )
     return found
@@ -57,24 +58,26 @@ def _matches(folder: Folder, pattern: str) -> list[str]:
     ]
 
 
-def _refuse_mixture(folder: Folder, split: str, names: Sequence[str]) -> None:
-    stems = {_SHARD.sub("", name.removesuffix(".parquet")) for name in names}
+def _refuse_mixture(
+    config: SourceConfig, folder: Folder, split: str, names: Sequence[str], ending: str
+) -> None:
+    stems = {_SHARD.sub("", name.removesuffix(ending)) for name in names}
     if len(stems) > 1:
         raise SourceError(
-            f"source parquet in {place(folder)}: the {split} split could be any of several data sets: "
+            f"source {config.name} in {place(folder)}: the {split} split could be any of several data sets: "
             f"{shown(names)}. Say which with source.train and source.test, for example --set "
             f"source.{split}={names[0]} (a glob takes several files)."
         )
 
 
-def _nothing(folder: Folder, split: str, tried: Sequence[str]) -> str:
-    there = _matches(folder, "*.parquet") + _matches(folder, "data/*.parquet")
+def _nothing(config: SourceConfig, folder: Folder, split: str, tried: Sequence[str], ending: str) -> str:
+    there = _matches(folder, f"*{ending}") + _matches(folder, f"data/*{ending}")
     held = (
         f"It holds: {shown(there, 10)}."
         if there
-        else "There is no .parquet file in it or in its data folder."
+        else f"There is no {ending} file in it or in its data folder."
     )
     return (
-        f"source parquet in {place(folder)}: no file for the {split} split. Looked for {', '.join(tried)}. "
+        f"source {config.name} in {place(folder)}: no file for the {split} split. Looked for {', '.join(tried)}. "
         f"{held} Set source.root, or source.{split} to a file or glob inside it."
     )
