@@ -69,8 +69,8 @@ def listing(config: SourceConfig, split: Literal["train", "test"] = "train") -> 
         return family.listing(config, split) if isinstance(family, _Listed) else None
 
 
-def decoded(config: SourceConfig, listed: Listing) -> tuple[ImageDataset, tuple[str, ...]]:
-    """The images of a listing of this source, and those that cannot be read, each as ``name: reason``.
+def decoded(config: SourceConfig, listed: Listing) -> tuple[ImageDataset, dict[str, str]]:
+    """The images of a listing of this source, and of those that cannot be read the reason, by name.
 
     Raises :class:`~rayddl.errors.SourceError` as :func:`load` does of images.
     """

@@ -28,7 +28,8 @@ class _Split:
     names: list[str] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     pixels: list[Pixels] = field(default_factory=list)
-    bad: list[str] = field(default_factory=list)
+    bad: dict[str, str] = field(default_factory=dict)
+    """Why each unreadable image is, by name."""
 
 
 def build(
@@ -50,12 +51,12 @@ def build(
     refuse_absent_classes(splits[0].labels, classes, config)
     grey = all(pixels.ndim == 2 for split in splits for pixels in split.pixels)
     datasets = [_stacked(split, classes, grey) for split in splits]
-    bad = tuple(reason for split in splits for reason in split.bad)
+    bad = tuple(_reasons(splits))
     return Source(train=datasets[0], test=datasets[1], fingerprint=fingerprint, bad=bad)
 
 
-def decoded(config: SourceConfig, listed: Listing) -> tuple[ImageDataset, tuple[str, ...]]:
-    """The images of a listing, in its order, and those that cannot be read, each as ``name: reason``.
+def decoded(config: SourceConfig, listed: Listing) -> tuple[ImageDataset, dict[str, str]]:
+    """The images of a listing, in its order, and of those that cannot be read the reason, by name.
 
     They are grey when every one of them is. Raises :class:`SourceError` as :func:`build` does of unreadable
     images and of sizes.
@@ -64,7 +65,7 @@ def decoded(config: SourceConfig, listed: Listing) -> tuple[ImageDataset, tuple[
     _refuse_too_many_bad(config, [split])
     _refuse_mixed_sizes(config, [split])
     grey = all(pixels.ndim == 2 for pixels in split.pixels)
-    return _stacked(split, listed.classes, grey), tuple(split.bad)
+    return _stacked(split, listed.classes, grey), split.bad
 
 
 def batches(listed: Listing) -> Iterator[list[Encoded]]:
@@ -90,7 +91,7 @@ def _read(images: Iterable[Decoded]) -> _Split:
     split = _Split()
     for name, label, pixels in images:
         if isinstance(pixels, str):
-            split.bad.append(f"{name}: {pixels}")
+            split.bad[name] = pixels
         else:
             split.names.append(name)
             split.labels.append(label)
@@ -98,8 +99,12 @@ def _read(images: Iterable[Decoded]) -> _Split:
     return split
 
 
+def _reasons(splits: Sequence[_Split]) -> list[str]:
+    return [f"{name}: {why}" for split in splits for name, why in split.bad.items()]
+
+
 def _refuse_too_many_bad(config: SourceConfig, splits: Sequence[_Split]) -> None:
-    bad = [reason for split in splits for reason in split.bad]
+    bad = _reasons(splits)
     total = len(bad) + sum(len(split.pixels) for split in splits)
     if bad and len(bad) > config.max_bad_fraction * total:
         raise SourceError(

@@ -15,7 +15,8 @@ from rayddl.stages import cluster, observers, tables
 from rayddl.stages.configs.evaluate import EvaluateConfig
 from rayddl.stages.context import Context, Progress, Result, Silent
 from rayddl.stages.lessons import Task, judge, nets_of, settled
-from rayddl.stages.shared import SharedSource, publish
+from rayddl.stages.observers import Teaching
+from rayddl.stages.shared import SharedSource, publish, publish_held_out
 from rayddl.storage import Folder
 from rayddl.training.soft import published_lr
 
@@ -26,12 +27,9 @@ def run(config: EvaluateConfig, context: Context) -> Result:
     """Train the students whose results are not there yet, and judge the set."""
     began = time.perf_counter()
     cluster.start()
-    source = publish(context.source)
     made = DistilledSet.load(context.inputs[config.set].folder.child("set"))
-    refuse_other_classes(made, source)
     teaching = observers.of_stage(config, made, context)
-    config = settled(config, made, source, teaching)
-    task = Task(config, made, source, teaching, context.seed_of())
+    task = _task(config, made, context.source, teaching, context.seed_of())
     found = judge(task, context.out, context.progress)
     rows = summarise(found)
     protocol = {**recipe(task), "seed": context.seed_of()}
@@ -86,15 +84,26 @@ def evaluate_set(
         config = config.model_copy(update={"random": False, "whole": False})
     cluster.start()
     described = SourceConfig.model_validate(made.info["source"])
-    source = publish(described if root is None else described.model_copy(update={"root": root}))
-    refuse_other_classes(made, source)
-    config = settled(config, made, source, teaching)
-    task = Task(config, made, source, teaching, int(stored.get("seed", 0)))
+    described = described if root is None else described.model_copy(update={"root": root})
+    task = _task(config, made, described, teaching, int(stored.get("seed", 0)))
     with tempfile.TemporaryDirectory() as scratch:
         found = judge(task, Folder(scratch), progress or Silent())
     rows = summarise(found)
     summary = {"rows": rows, "set": str(folder), "protocol": recipe(task)}
     return Result(summary, tuple(_shown(str(folder), row) for row in rows))
+
+
+def _task(
+    config: EvaluateConfig, made: DistilledSet, described: SourceConfig, teaching: Teaching | None, seed: int
+) -> Task:
+    """The judgement with everything settled. Soft labels need no more of the source than is held out, unless
+    students are to learn all of it.
+    """
+    whole = teaching is None or config.whole
+    source = publish(described) if whole else publish_held_out(described)
+    refuse_other_classes(made, source)
+    listed = described if source.refs[0] is None else None
+    return Task(settled(config, made, source, teaching), made, source, teaching, seed, listed)
 
 
 def _settings(stored: dict[str, Any], observer: str | None) -> dict[str, Any]:

@@ -10,12 +10,12 @@ import torch
 
 from rayddl import seeds
 from rayddl.data import picking
-from rayddl.data.config import augmentation_names
+from rayddl.data.config import SourceConfig, augmentation_names
 from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError
 from rayddl.nets.config import NetConfig
 from rayddl.nets.cost import worth_compiling
-from rayddl.stages import cluster, pool, students
+from rayddl.stages import cluster, listings, pool, students
 from rayddl.stages.configs.evaluate import HARD_BATCH, HARD_EPOCHS, SOFT_EPOCHS, EvaluateConfig
 from rayddl.stages.context import Progress
 from rayddl.stages.observers import Teaching
@@ -42,6 +42,8 @@ class Task:
     teaching: Teaching | None
     """``None``: hard labels."""
     seed: int
+    listed: SourceConfig | None = None
+    """The source whose train split is to be read where it lies, where ``source`` has but the held-out one."""
 
     @property
     def nets(self) -> tuple[NetConfig, ...]:
@@ -167,11 +169,14 @@ def lessons_of(task: Task) -> Lessons:
     distilled = _distilled(task, by_set)
     lessons: Lessons = [(distilled, lambda _: distilled)]
     if config.random:
-        train_labels = tensor(ray.get(source.refs[1])).clone()
 
         def draw(s: int) -> students.Lesson:
             draws = seeds.generator(task.seed, "random", s)
-            picked = picking.per_class(train_labels, source.classes, made.ipc, draws)
+            if task.listed is not None:
+                images = listings.drawn(task.listed, made.ipc, draws)
+                return students.Lesson("random", images, None, None, by_random)
+            labels = tensor(ray.get(source.refs[1])).clone()
+            picked = picking.per_class(labels, source.classes, made.ipc, draws)
             return students.Lesson("random", None, None, picked, by_random)
 
         lessons.append((draw(0), draw))

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from rayddl.data import sources
+from rayddl.data import picking, sources
 from rayddl.data.config import SourceConfig
 from rayddl.data.listing import Blob, Listing, sorted_listing
 from rayddl.stages.shared import SharedSource, publish
@@ -49,3 +50,23 @@ def of_shared(source: SharedSource) -> Listing:
     names = [f"{index:09d}" for index in range(len(labels))]
     at = np.arange(len(labels), dtype=np.int64)
     return sorted_listing(names, labels, source.classes, ObjectStore(source.refs[0]), at=at)
+
+
+def drawn(config: SourceConfig, ipc: int, draws: torch.Generator) -> torch.Tensor:
+    """``ipc`` random images of every class of the train split, read where they lie: uint8 ``[N, C, H, W]``.
+
+    The same, in the same order, as :func:`~rayddl.data.picking.per_class` picks of the split in memory.
+    Others are drawn for those that cannot be read; a class with too few gives what it has. Raises
+    :class:`SourceError` for images of several sizes.
+    """
+    listed = sources.listing(config)
+    assert listed is not None
+    lenient = config.model_copy(update={"max_bad_fraction": 1.0})
+    while True:
+        labels = torch.from_numpy(listed.labels).long()
+        rising, order = picking.per_class(labels, listed.classes, ipc, draws).sort()
+        found, bad = sources.decoded(lenient, listed.take(rising.numpy()))
+        if not bad:
+            return found.images[order.argsort()]
+        sound = ~np.isin(listed.names.to_numpy(zero_copy_only=False), list(bad))
+        listed = listed.take(np.flatnonzero(sound))

@@ -18,7 +18,8 @@ def observer_of(config: TeacherConfig, source: SharedSource) -> Observer:
     import ray
 
     state, names, frame = _weights(config, source)
-    given = frame or Frame(source.shape, *moments(tensor(ray.get(source.refs[0]))))
+    known = frame or _scaled(config, source)
+    given = known or Frame(source.shape, *moments(tensor(ray.get(source.refs[0]))))
     shape = (given.shape[0], *((config.size,) * 2 if config.size else given.shape[1:]))
     mean, std = config.mean or given.mean, config.std or given.std
     if not len(mean) == len(std) == shape[0]:
@@ -30,6 +31,11 @@ def observer_of(config: TeacherConfig, source: SharedSource) -> Observer:
     _refuse_other_number(names, ready.outputs_of(module.state_dict(), state))
     ready.fill(module, state, config.net, str(config.weights))
     return Observer(frozen(module), config.net, names, shape, mean, std).pruned(source.classes)
+
+
+def _scaled(config: TeacherConfig, source: SharedSource) -> Frame | None:
+    """The source's shape with the pixel scaling that the settings give, if they do."""
+    return Frame(source.shape, config.mean, config.std) if config.mean and config.std else None
 
 
 def _weights(

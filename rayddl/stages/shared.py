@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 
 from rayddl.data import sources, space
 from rayddl.data.config import SourceConfig
+from rayddl.data.dataset import ImageDataset
 from rayddl.data.space import PixelSpace
 from rayddl.errors import ArtifactError
 from rayddl.storage import Folder
@@ -25,7 +26,8 @@ class SharedSource:
     """A source in the object store. Cheap to send to a task."""
 
     refs: tuple[Any, Any, Any, Any]
-    """Train images uint8 ``[N, C, H, W]``, train labels, test images, test labels."""
+    """Train images uint8 ``[N, C, H, W]``, train labels, test images, test labels; the first two are ``None``
+    where the train split was left where it lies."""
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     fingerprint: str
@@ -47,24 +49,58 @@ _published: dict[str, SharedSource] = {}
 
 def publish(config: SourceConfig) -> SharedSource:
     """The source in the object store of the Ray that runs; loaded at the first call of a session."""
-    import ray
-
-    runtime = ray.get_runtime_context()
-    # Every local Ray counts its jobs from 1: the node's random id tells one Ray from the next.
-    key = f"{runtime.get_node_id()}:{runtime.get_job_id()}:{config.model_dump_json()}"
+    key = f"{_session()}:{config.model_dump_json()}"
     if key not in _published:
         source = sources.load(config)
-        arrays = (source.train.images, source.train.labels, source.test.images, source.test.labels)
         _published[key] = SharedSource(
-            tuple(ray.put(a.numpy()) for a in arrays),  # type: ignore[arg-type]  # four of them
+            (*_put(source.train), *_put(source.test)),
             source.train.classes,
-            tuple(source.train.images.shape[1:]),  # type: ignore[arg-type]  # C, H, W
+            source.train.shape,
             source.fingerprint,
             source.bad,
             config.space,
             (len(source.train.labels), len(source.test.labels)),
         )
     return _published[key]
+
+
+def publish_held_out(config: SourceConfig) -> SharedSource:
+    """The held-out split alone in the object store: the train split may be larger than any memory.
+
+    Sources that are always decoded whole are published whole, as is one that was already.
+    """
+    whole = f"{_session()}:{config.model_dump_json()}"
+    listed = None if whole in _published else sources.listing(config, "test")
+    if listed is None:
+        return publish(config)
+    key = f"held out:{whole}"
+    if key not in _published:
+        test, bad = sources.decoded(config, listed)
+        train = sources.listing(config)
+        _published[key] = SharedSource(
+            (None, None, *_put(test)),
+            test.classes,
+            test.shape,
+            sources.fingerprint(config),
+            tuple(f"{name}: {why}" for name, why in bad.items()),
+            config.space,
+            (0 if train is None else len(train), len(test)),
+        )
+    return _published[key]
+
+
+def _session() -> str:
+    import ray
+
+    runtime = ray.get_runtime_context()
+    # Every local Ray counts its jobs from 1: the node's random id tells one Ray from the next.
+    return f"{runtime.get_node_id()}:{runtime.get_job_id()}"
+
+
+def _put(split: ImageDataset) -> tuple[Any, Any]:
+    import ray
+
+    return ray.put(split.images.numpy()), ray.put(split.labels.numpy())
 
 
 def tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:

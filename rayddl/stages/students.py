@@ -126,8 +126,8 @@ def softly(
     assert isinstance(lesson.protocol, SoftProtocol)
     assert shared.frame is not None
     frame, manner = shared.frame, Manner(device, shared.compile)
-    train, _, test, labels = (tensor(a) for a in ray.get(list(shared.source.refs)))
-    images = lesson.images if lesson.images is not None else train
+    test, labels = (tensor(a) for a in ray.get(list(shared.source.refs[2:])))
+    images = lesson.images if lesson.images is not None else tensor(ray.get(shared.source.refs[0]))
     images = frame.fitted(images if lesson.picked is None else images[lesson.picked])
     protocol = replace(lesson.protocol, lr=student.lr or lesson.protocol.lr)
     observer = None

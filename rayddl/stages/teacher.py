@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from rayddl import seeds
-from rayddl.data.config import augmentation_names
+from rayddl.data.config import SourceConfig, augmentation_names
 from rayddl.errors import ArtifactError, StageError
 from rayddl.nets.build import build
 from rayddl.nets.cost import worth_compiling
 from rayddl.stages import cluster, pool, tables, tally
-from rayddl.stages.configs.teacher import TeacherConfig
+from rayddl.stages.configs.teacher import DEFAULT, TeacherConfig
 from rayddl.stages.context import Context, Result
 from rayddl.stages.readymade import observer_of
-from rayddl.stages.shared import SharedSource, on_device, publish, tensor
+from rayddl.stages.shared import SharedSource, on_device, publish, publish_held_out, tensor
 from rayddl.storage import Folder
 from rayddl.training.frame import Frame, moments
 from rayddl.training.observer import Observer, frozen, is_observer
@@ -61,7 +61,7 @@ def run(config: TeacherConfig, context: Context) -> Result:
 
     began = time.perf_counter()
     cluster.start()
-    source = publish(context.source)
+    source = _published(config, context.source)
     for line in source.bad[:3]:
         context.progress.note(f"skipped an unreadable image: {line}")
     share = cluster.share(config.resources, cpus=_cpus(), gpus=1.0, units=1)
@@ -79,6 +79,12 @@ def run(config: TeacherConfig, context: Context) -> Result:
         for _ in pool.as_they_finish([0], lambda _: task.remote(shared, board), 1, show):
             show()
     return Result({**_summary(job), "seconds": time.perf_counter() - began})
+
+
+def _published(config: TeacherConfig, source: SourceConfig) -> SharedSource:
+    scaled = config.weights == DEFAULT or (config.mean is not None and config.std is not None)
+    # A trained one learns from the train split, and one that does not say how pixels are scaled is given its.
+    return publish_held_out(source) if config.weights is not None and scaled else publish(source)
 
 
 def run_inline(config: TeacherConfig, context: Context, source: SharedSource, device: torch.device) -> Result:
@@ -122,13 +128,11 @@ def make(job: Job, device: torch.device, say: Any) -> None:
     """Train the observer, or take the ready one; measure it, refuse a weak one, and write it."""
     import ray
 
-    images, labels, test_images, test_labels = (tensor(a) for a in ray.get(list(job.source.refs)))
+    test_images, test_labels = (tensor(a) for a in ray.get(list(job.source.refs[2:])))
     picked = _sample(job, len(test_labels))
     test_images, test_labels = test_images[picked], test_labels[picked]
-    if job.ready is None:
-        observer = _trained(job, device, images, labels, (test_images, test_labels), say)
-    else:
-        observer = ray.get(job.ready)
+    test = test_images, test_labels
+    observer = _trained(job, device, test, say) if job.ready is None else ray.get(job.ready)
     seen = observer.on(device, job.config.precision)
     predicted = predictions(seen.module, observer.frame, test_images, device)
     verdict = Verdict.of(predicted, test_labels, len(job.source.classes))
@@ -170,15 +174,11 @@ def _sample(job: Job, count: int) -> torch.Tensor:
     return torch.randperm(count, generator=draws)[: job.config.check_sample].sort().values
 
 
-def _trained(
-    job: Job,
-    device: torch.device,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    test: tuple[torch.Tensor, torch.Tensor],
-    say: Any,
-) -> Observer:
+def _trained(job: Job, device: torch.device, test: tuple[torch.Tensor, torch.Tensor], say: Any) -> Observer:
+    import ray
+
     config, source = job.config, job.source
+    images, labels = (tensor(a) for a in ray.get(list(source.refs[:2])))
     mean, std = moments(images)
     frame, classes = Frame(source.shape, mean, std), len(source.classes)
     start = seeds.derive(job.seed, "start")

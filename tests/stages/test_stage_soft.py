@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 from rayddl.data import picking, sources, space
 from rayddl.data.config import SourceConfig
@@ -17,7 +22,7 @@ from rayddl.errors import ArtifactError
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
 from rayddl.seeds import derive
-from rayddl.stages import evaluate, observers, students, teacher
+from rayddl.stages import evaluate, listings, observers, students, teacher
 from rayddl.stages.configs.evaluate import EvaluateConfig
 from rayddl.stages.configs.teacher import TeacherConfig
 from rayddl.stages.context import Context, Input, Result, Silent
@@ -269,6 +274,73 @@ def test_hard_labels_need_images_of_the_sources_size(chosen: Input, local_ray: N
     config = settings(observer=None, protocol="hard", epochs=1, seeds=1)
     with pytest.raises(ArtifactError, match=r"the set's images are \(1, 16, 16\) .* or use protocol: soft"):
         run(config, tmp_path / "out", given)
+
+
+def _as_parquet(root: Path) -> SourceConfig:
+    """The digits as files whose images can be read one by one."""
+    digits = sources.load(SOURCE)
+    for name, split in (("train", digits.train), ("test", digits.test)):
+        rows = []
+        for pixels, label in zip(split.images, split.labels.tolist(), strict=True):
+            sink = io.BytesIO()
+            Image.fromarray(pixels[0].numpy()).save(sink, "PNG")
+            rows.append({"image": {"bytes": sink.getvalue()}, "label": label})
+        pq.write_table(pa.Table.from_pylist(rows), root / f"{name}.parquet", row_group_size=100)
+    return SourceConfig(name="parquet", root=str(root))
+
+
+def test_soft_labels_need_no_more_of_a_source_than_is_held_out(
+    taught: Input, chosen: Input, live: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The train split stays where it lies; the figures are those of the source in memory, bit for bit."""
+    config = _as_parquet(tmp_path)
+
+    def refused(_: SourceConfig) -> None:
+        raise AssertionError("the whole source was loaded")
+
+    monkeypatch.setattr(sources, "load", refused)
+    context = Context("evaluate", config, 5, Folder(str(tmp_path / "out")), {
+        "teacher": taught, "rded": chosen,
+    }, {}, Silent())  # fmt: skip
+    found = evaluate.run(settings(), context)
+    assert {row["data"]: row for row in found.summary["rows"]} == live.rows
+
+
+def test_a_ready_teacher_needs_no_more_of_a_source_than_is_held_out(
+    taught: Input, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that say how pixels are scaled are checked without the train split."""
+    config, known = _as_parquet(tmp_path), Observer.load(taught.folder.child("observer"))
+    save_file(known.module.state_dict(), tmp_path / "w.safetensors")
+
+    def refused(_: SourceConfig) -> None:
+        raise AssertionError("the whole source was loaded")
+
+    monkeypatch.setattr(sources, "load", refused)
+    asked = TeacherConfig.model_validate({
+        "kind": "teacher", "net": NET, "weights": str(tmp_path / "w.safetensors"), "classes": "source",
+        "mean": known.mean, "std": known.std,
+    })  # fmt: skip
+    context = Context("teacher", config, 5, Folder(str(tmp_path / "out")), {}, {}, Silent())
+    assert teacher.run(asked, context).summary["accuracy"] == known.accuracy
+
+
+def test_random_images_that_cannot_be_read_are_drawn_anew(tmp_path: Path) -> None:
+    """Each class has as many as asked for, none of them the broken one, as long as there are others."""
+    _as_parquet(tmp_path)
+    table = pq.read_table(tmp_path / "train.parquet")
+    rows = table.to_pylist()
+    sound = [k for k, row in enumerate(rows) if row["label"] == 3][:2]
+    for k, row in enumerate(rows):
+        if row["label"] == 3 and k not in sound:
+            row["image"] = {"bytes": b"broken"}
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    config = SourceConfig(name="parquet", root=str(tmp_path))
+    draws = torch.Generator().manual_seed(1)
+    images = listings.drawn(config, 2, draws)
+    assert len(images) == 20
+    expected = sources.load(SOURCE).train.images[sound]
+    assert sorted(map(bytes, images[6:8].numpy())) == sorted(map(bytes, expected.numpy()))
 
 
 def test_an_observer_of_another_size_sees_images_as_published(
