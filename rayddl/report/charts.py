@@ -19,6 +19,10 @@ class Line:
     style: str = "mean"
     label: bool = False
     """Write the last value beside the line's end."""
+    tint: str = ""
+    """Its colour, where it is not the chart's."""
+    name: str = ""
+    """Stands above the last value."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Band:
     x: Floats
     low: Floats
     high: Floats
+    tint: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Dots:
 
     x: Floats
     y: Floats
+    tint: str = ""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ WIDTH, HEIGHT = 520, 296
 LEFT, RIGHT, TOP, BOTTOM = 58, 446, 14, 246
 STRIP = 36
 """Height of a histogram under the axis."""
+LABELLED, NAMED = 15, 31
+"""Room that a line's last value takes, and one with a name above it."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,19 @@ def _x_axis(chart: Chart, frame: _Frame) -> Iterable[Markup]:
 
 def _mark(mark: Line | Band | Dots, frame: _Frame) -> Markup:
     if isinstance(mark, Line):
-        return el("path", d=_path(_points(mark.x, mark.y, frame)), class_=f"line {mark.style}")
+        return el(
+            "path", d=_path(_points(mark.x, mark.y, frame)), class_=_tinted(f"line {mark.style}", mark.tint)
+        )
     if isinstance(mark, Band):
         high, low = _points(mark.x, mark.high, frame), _points(mark.x, mark.low, frame)
-        return el("path", d=_area(high, low), class_="band")
+        return el("path", d=_area(high, low), class_=_tinted("band", mark.tint))
     # A zero-length stroke with round caps is a dot, and far shorter to write than a circle.
     dots = "".join(f"M{place(x)} {place(y)}h0" for x, y in _points(mark.x, mark.y, frame) if _real(x, y))
-    return el("path", d=dots, class_="dots")
+    return el("path", d=dots, class_=_tinted("dots", mark.tint))
+
+
+def _tinted(classes: str, tint: str) -> str:
+    return f"{classes} tint-{tint}" if tint else classes
 
 
 def _rule(mark: Rule, frame: _Frame) -> Markup:
@@ -123,14 +131,20 @@ def _rule(mark: Rule, frame: _Frame) -> Markup:
 
 
 def _end_labels(chart: Chart, frame: _Frame) -> Iterable[Markup]:
+    ends = []
     for mark in chart.marks:
-        if not (isinstance(mark, Line) and mark.label):
-            continue
-        ends = [p for p in zip(mark.x, mark.y, strict=True) if _real(frame.x(p[0]), frame.y(p[1]))]
-        if ends:
-            x, y = frame.x(ends[-1][0]), frame.y(ends[-1][1])
-            yield el("circle", cx=x, cy=y, r=3.5, class_="end-dot")
-            yield el("text", frame.value(ends[-1][1]), x=x + 9, y=y, dy="0.35em", class_="direct")
+        if isinstance(mark, Line) and mark.label:
+            real = [p for p in zip(mark.x, mark.y, strict=True) if _real(frame.x(p[0]), frame.y(p[1]))]
+            ends += [(mark, real[-1])] if real else []
+    tall = NAMED if any(mark.name for mark, _ in ends) else LABELLED
+    spots = scales.apart([frame.y(y) for _, (_, y) in ends], tall)
+    for (mark, (at, value)), spot in zip(ends, spots, strict=True):
+        x = frame.x(at)
+        yield el("circle", cx=x, cy=frame.y(value), r=3.5, class_=_tinted("end-dot", mark.tint))
+        lines = [mark.name, frame.value(value)] if mark.name else [frame.value(value)]
+        for i, text in enumerate(lines):
+            dy = f"{0.35 + 1.15 * (i - (len(lines) - 1) / 2):.3g}em"
+            yield el("text", text, x=x + 9, y=spot, dy=dy, class_=_tinted("direct", mark.tint))
 
 
 def _strip(strip: Strip, frame: _Frame) -> Iterable[Markup]:

@@ -14,7 +14,7 @@ import jinja2
 import yaml
 from markupsafe import Markup, escape
 
-from rayddl.report import evaluate, experts, match, numbers, selected, tune
+from rayddl.report import evaluate, experts, match, methods, numbers, selected, tune
 from rayddl.report.bars import Bar, Bars, Group
 from rayddl.report.drawing import draw
 from rayddl.report.headline import headline
@@ -48,6 +48,7 @@ def render(run: Run) -> str:
 def sections(run: Run) -> Iterable[Section | None]:
     """The page's sections in order; ``None`` where the run has nothing for one."""
     yield evaluate.comparison(run)
+    yield methods.section(run.matches)
     for made in run.matches:
         yield match.section(made, len(run.matches) == 1, PICTURE_BYTES // len(run.matches))
     for picked in run.selections:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 LOG_FROM = 30.0
@@ -76,3 +76,24 @@ def padded(values: Iterable[float], log: bool = False, share: float = 0.06) -> t
         return 0.0, high * (1 + share)
     air = (high - low) * share if high > low else (abs(high) * 0.5 or 1.0)
     return low - air, high + air
+
+
+def apart(places: Sequence[float], room: float) -> list[float]:
+    """Places near the given ones, in the same order on the axis, no two nearer than ``room``."""
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    blocks: list[tuple[list[int], float]] = []
+    for i in order:
+        blocks.append(([i], places[i]))
+        # Neighbours that would touch move together, about their common middle.
+        while len(blocks) > 1:
+            (before, middle), (after, other) = blocks[-2:]
+            if other - middle >= room * (len(before) + len(after)) / 2:
+                break
+            members = before + after
+            shared = sum(places[m] for m in members) / len(members)
+            blocks[-2:] = [(members, shared)]
+    found = list(places)
+    for members, middle in blocks:
+        for rank, i in enumerate(members):
+            found[i] = middle + (rank - (len(members) - 1) / 2) * room
+    return found

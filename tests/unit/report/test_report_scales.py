@@ -80,3 +80,16 @@ def test_padded_range_is_never_empty(values: list[float], log: bool) -> None:
     assert low < high
     assert not log or low > 0
     assert all(low <= v <= high for v in values if math.isfinite(v) and (not log or v > 0))
+
+
+@given(st.lists(st.floats(0, 300), max_size=8), st.floats(1, 40))
+def test_labels_are_moved_apart_no_further_than_they_must(places: list[float], room: float) -> None:
+    """No two overlap, their order stays, and where nothing overlaps nothing moves."""
+    found = scales.apart(places, room)
+
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    moved = [found[i] for i in order]
+    assert all(b - a >= room - 1e-6 for a, b in pairwise(moved))
+    assert sum(found) == pytest.approx(sum(places), abs=1e-6)
+    if all(b - a >= room for a, b in pairwise(sorted(places))):
+        assert found == pytest.approx(places)

@@ -1,0 +1,83 @@
+"""Matches by several methods in one run, side by side: accuracy against iterations and against time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rayddl.report import numbers
+from rayddl.report.charts import Band, Chart, Dots, Line, Mark
+from rayddl.report.curves import Floats, by_value
+from rayddl.report.run import Match
+from rayddl.report.sections import Section
+
+TINTS = ("set", "loss", "experts", "whole", "random")
+
+
+def section(matches: Sequence[Match]) -> Section | None:
+    """The curves of every method; ``None`` where there is one method, or no short evaluations."""
+    groups: dict[str, list[Match]] = {}
+    judged = [m for m in matches if len(m.accuracy["accuracy"])]
+    sizes = {m.stage.summary.get("ipc") for m in judged}
+    for match in judged:
+        name = str(match.stage.summary.get("method", match.stage.name))
+        size = "" if len(sizes) == 1 else f", {match.stage.summary.get('ipc')} per class"
+        groups.setdefault(name + size, []).append(match)
+    if not 2 <= len(groups) <= len(TINTS):
+        return None
+    runs = "; ".join(f"{name}: {numbers.counted(len(found), 'run')}" for name, found in groups.items())
+    return Section(
+        "methods",
+        "Method against method",
+        short="Methods",
+        lead=f"Short evaluations while matching. {runs}, each from its own seed.",
+        charts=(_chart(groups, timed=False), _chart(groups, timed=True)),
+    )
+
+
+def _chart(groups: dict[str, list[Match]], *, timed: bool) -> Chart:
+    marks: list[Mark] = []
+    ends = []
+    for tint, (name, matches) in zip(TINTS, groups.items(), strict=False):
+        runs = [_run(match, timed) for match in matches]
+        # A run that stopped early has no say on what comes after.
+        x = _mean([at for at, _ in runs])
+        y = np.concatenate([values for _, values in runs])
+        step = np.concatenate([np.arange(len(values)) for _, values in runs])
+        curve = by_value(step, y)
+        if len(runs) > 1:
+            marks.append(Band(list(x), list(curve.mean - curve.std), list(curve.mean + curve.std), tint))
+        marks += [Dots([float(x[k]) for k in step], [float(v) for v in y], tint)]
+        marks += [Line(list(x), [float(v) for v in curve.mean], label=True, tint=tint, name=name)]
+        ends.append(f"{name} ends at {numbers.percent(float(curve.mean[-1]))}")
+    against = "seconds of matching" if timed else "iteration (0: the images it started from)"
+    note = "Line: mean over runs. Shaded: ± one deviation. Dots: runs."
+    if timed:
+        note += " Seconds: iterations times the median one's, so that a pause or a busy hour does not count."
+    return Chart(
+        key="methods-seconds" if timed else "methods-iterations",
+        title="Accuracy against time" if timed else "Accuracy against iterations",
+        summary=f"{'; '.join(ends)}.",
+        x_label=against,
+        marks=tuple(marks),
+        note=note,
+        shares=True,
+    )
+
+
+def _run(match: Match, timed: bool) -> tuple[Floats, Floats]:
+    """Where a run was judged, and its accuracy there."""
+    found = by_value(match.accuracy["iteration"], match.accuracy["accuracy"])
+    scale = float(np.nanmedian(match.metrics["seconds"])) if timed else 1.0
+    return found.x * scale, found.mean
+
+
+def _mean(series: Sequence[Floats]) -> Floats:
+    """The mean of what there is at each place of series of unequal length."""
+    longest = max(len(s) for s in series)
+    padded = np.full((len(series), longest), np.nan)
+    for row, values in zip(padded, series, strict=True):
+        row[: len(values)] = values
+    means: Floats = np.nanmean(padded, axis=0)
+    return means
