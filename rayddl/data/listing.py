@@ -204,23 +204,3 @@ class TarStore:
 
     def unit(self, listing: Listing) -> NDArray[np.int64]:
         return listing.file.astype(np.int64)
-
-
-@dataclass(frozen=True, eq=False)
-class ArrayStore:
-    """Images that are in memory already: uint8 ``[N, C, H, W]``; ``at`` is the position."""
-
-    images: NDArray[np.uint8]
-
-    def read(self, listing: Listing) -> Iterator[Blob]:
-        yield from (self.images[at] for at in listing.at)
-
-    def unit(self, listing: Listing) -> NDArray[np.int64]:
-        return np.zeros(len(listing), np.int64)
-
-
-def of_array(images: NDArray[np.uint8], labels: NDArray[np.int64], classes: tuple[str, ...]) -> Listing:
-    """A listing of images in memory; their names are their positions."""
-    names = [f"{index:09d}" for index in range(len(labels))]
-    at = np.arange(len(labels), dtype=np.int64)
-    return sorted_listing(names, labels.astype(np.int32), classes, ArrayStore(images), at=at)

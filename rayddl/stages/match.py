@@ -21,7 +21,6 @@ from rayddl.stages import cluster, matcher, pool, students, tables
 from rayddl.stages.configs.match import MatchConfig
 from rayddl.stages.context import Context, Input, Result
 from rayddl.stages.shared import SharedSource, publish, read_space, tensor
-from rayddl.storage import Folder
 from rayddl.training.hard import Protocol
 
 SLICE_SECONDS = 1.0
@@ -329,8 +328,3 @@ def _summary(
         "bytes": made.images.numel() * 4,
         "accuracy_last": accuracies[-1][2] if accuracies else None,
     }
-
-
-def set_folder(match: Input) -> Folder:
-    """Where a finished matching stage left its set."""
-    return match.folder.child("set")

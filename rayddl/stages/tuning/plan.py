@@ -10,7 +10,7 @@ from rayddl.seeds import derive
 from rayddl.stages.config import StageConfig
 from rayddl.stages.configs import space as spaces
 from rayddl.stages.configs.space import Base, Settings, Space
-from rayddl.stages.configs.tune import CLONING, REPORTED, SAMPLES, Mode, TuneConfig, base_of
+from rayddl.stages.configs.tune import REPORTED, SAMPLES, Mode, TuneConfig, base_of
 
 WORST: Mapping[str, float] = {"max": 0.0, "min": 1e6}
 """What a trial without a finite figure is given: no real one is worse."""
@@ -43,11 +43,6 @@ class Search:
     def worst(self) -> float:
         """The figure of a trial that has none."""
         return WORST[self.mode]
-
-    @property
-    def clones(self) -> bool:
-        """Whether trials change their settings on the way."""
-        return self.scheduler in CLONING
 
     def better(self, one: float, other: float) -> bool:
         """Whether ``one`` beats ``other``."""

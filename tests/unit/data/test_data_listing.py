@@ -14,7 +14,7 @@ from PIL import Image
 
 from rayddl.data import sources
 from rayddl.data.config import SourceConfig
-from rayddl.data.listing import CHUNK, FileStore, Listing, ParquetStore, of_array, sorted_listing
+from rayddl.data.listing import CHUNK, FileStore, Listing, ParquetStore, sorted_listing
 from rayddl.errors import SourceError
 from rayddl.patches.boxes import preselected
 from rayddl.storage import Folder
@@ -119,13 +119,6 @@ def test_a_damaged_row_group_is_an_outcome_for_each_of_its_rows(tmp_path: Path) 
         ["0", "1", "2"], np.zeros(3, np.int32), ("x",), store, at=np.arange(3, dtype=np.int64)
     )
     assert all(isinstance(found, Exception) for found in listing.read(np.arange(3)))
-
-
-def test_images_in_memory_are_read_as_arrays() -> None:
-    """A listing over a tensor gives the pixels themselves."""
-    images = np.arange(2 * 3 * 2 * 2, dtype=np.uint8).reshape(2, 3, 2, 2)
-    listing = of_array(images, np.array([1, 0]), ("a", "b"))
-    assert np.array_equal(np.stack(list(listing.read(np.arange(2)))), images)
 
 
 def test_sources_that_are_always_decoded_have_no_listing() -> None:
