@@ -231,7 +231,8 @@ def task(function: Callable[..., Any], given: Share) -> Any:
 def packed(job: Any) -> bytes:
     """``job`` for an actor's constructor, to be opened with :func:`unpacked`.
 
-    Packed references stay alive as long as the session, so that an actor started anew finds them.
+    Packed references stay alive as long as the session, so that an actor started anew finds them. It is
+    opened by this session's own processes alone: what it holds is written nowhere and read from no file.
     """
     from ray import cloudpickle
 

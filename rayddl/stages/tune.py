@@ -11,7 +11,7 @@ from rayddl.stages import cluster, pool
 from rayddl.stages.configs.space import Settings
 from rayddl.stages.configs.tune import TuneConfig
 from rayddl.stages.context import Context, Progress, Result, Silent
-from rayddl.stages.shared import publish, read_space
+from rayddl.stages.shared import publish, publish_held_out, read_space
 from rayddl.stages.tuning import engine, outcome, plan
 from rayddl.stages.tuning.outcome import Winner
 from rayddl.stages.tuning.records import MADE, WORK, Book, Row
@@ -52,7 +52,8 @@ def _trials(config: TuneConfig, context: Context) -> Trials:
 
     template = context.templates[config.of]
     as_template = replace(context, stage=config.of, progress=Silent(), templates={})
-    source = publish(context.source)
+    # Students of selected crops are but tested on the source.
+    source = (publish_held_out if template.kind == "rded" else publish)(context.source)
     if template.kind == "match":
         from rayddl.stages.match import refuse_other_experts
         from rayddl.stages.tuning.matching import MatchTrials
