@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -13,3 +16,19 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """Marks a field as a path or URI of something that exists; ``beside`` are words that it takes too."""
+
+    beside: tuple[str, ...] = ()
+
+
+def places(config: Config) -> Iterator[tuple[str, str]]:
+    """The fields of ``config`` that are marked :class:`OnDisk`, with the path or URI in each."""
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        for mark in field.metadata:
+            if isinstance(mark, OnDisk) and isinstance(value, str) and value not in mark.beside:
+                yield name, value

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import rayddl
-from rayddl.cli import doctor, evaluate, export, plan, run, runs, show
+from rayddl.cli import doctor, evaluate, export, logs, plan, run, runs, show, status, stop, submit
 
 app = typer.Typer(
     help="Distil an image dataset into a few images per class, on a laptop or on a Ray cluster.",
@@ -26,6 +26,10 @@ app.command("list")(runs.runs)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)
+app.command("submit")(submit.submit)
+app.command("status")(status.status)
+app.command("logs")(logs.logs)
+app.command("stop")(stop.stop)
 
 
 def _version(wanted: bool) -> None:

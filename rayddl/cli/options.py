@@ -26,6 +26,15 @@ Address: TypeAlias = Annotated[
         "--address", metavar="ADDRESS", help="Attach to this Ray cluster; 'auto' for the running one."
     ),
 ]
+JobsAddress: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="ADDRESS",
+        help="The cluster's dashboard; default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265.",
+    ),
+]
+JobId: TypeAlias = Annotated[str, typer.Argument(metavar="JOB", help="The id that rayddl submit told.")]
 NumCpus: TypeAlias = Annotated[
     int | None,
     typer.Option("--num-cpus", metavar="N", min=1, help="CPUs that local Ray takes; default: all."),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rayddl.config import Config
+from rayddl.config import Config, OnDisk
 
 IMAGENET_SIZE = 128
 """Side in pixels of ``imagenet`` images, unless set: that of the papers on its subsets."""
@@ -23,7 +23,7 @@ class SourceConfig(Config):
     name: Literal[
         "digits", "cifar10", "cifar100", "parquet", "webdataset", "imagefolder", "tinyimagenet", "imagenet"
     ]
-    root: str | None = None
+    root: Annotated[str | None, OnDisk()] = None
     """Folder or URI of the files; not needed for ``digits``."""
     space: Literal["normalise", "zca"] = "normalise"
     """``normalise``: per-channel mean and deviation. ``zca``: whitening fitted on the train split."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import Any, Literal, TypeAlias
 
 import rayddl
@@ -43,6 +44,7 @@ class Record:
         """Set down what became of a stage."""
         entry = self.stages[stage]
         entry["state"] = outcome
+        entry["heard"] = _now()
         if artifact is not None:
             entry |= {
                 "seconds": artifact.seconds,
@@ -51,6 +53,10 @@ class Record:
             }
         if error:
             entry["error"] = error
+
+    def hear(self, stage: str, progress: Mapping[str, Any]) -> None:
+        """Set down how far a running stage is."""
+        self.stages[stage] |= {"heard": _now(), "progress": dict(progress)}
 
     def write(self) -> None:
         """Write the record, whole or not at all, without credentials."""
@@ -67,6 +73,10 @@ class Record:
             "stages": self.stages,
         }
         self.plan.out.write(self.file, ordered_json(scrub(value)))
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def read(out: Folder, file: str) -> Mapping[str, Any]:

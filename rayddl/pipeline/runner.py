@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn
 from rayddl.errors import RayddlError, StageError, UserError
 from rayddl.pipeline import artifacts, lock
 from rayddl.pipeline.artifacts import Artifact
+from rayddl.pipeline.heartbeat import Heartbeat
 from rayddl.pipeline.plan import Plan, PlannedStage
 from rayddl.pipeline.progress import Display, Ending, Hidden
 from rayddl.pipeline.records import Record
@@ -95,7 +96,7 @@ class _Run:
     def _run(self, planned: PlannedStage, began: float) -> Artifact:
         if planned.stage.kind.needs_ray:
             self.ray.need()
-        progress = self.display.begin(planned.name)
+        progress = Heartbeat(self.display.begin(planned.name), lambda told: self._hear(planned, told))
         context = Context(
             stage=planned.name,
             source=self.plan.definition.source,
@@ -158,6 +159,11 @@ class _Run:
     ) -> None:
         self.record.note(planned.name, outcome, artifact, error)
         # The stages' own manifests are what counts: a record that lags behind hurts nobody.
+        with suppress(OSError):
+            self.record.write()
+
+    def _hear(self, planned: PlannedStage, progress: Mapping[str, Any]) -> None:
+        self.record.hear(planned.name, progress)
         with suppress(OSError):
             self.record.write()
 

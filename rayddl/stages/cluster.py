@@ -67,7 +67,7 @@ def start() -> None:
     _wanted.started = True
     if _wanted.address not in (None, "local"):
         try:
-            _knock(_wanted.address)
+            knock(_wanted.address)
             ray.init(
                 address=_wanted.address,
                 runtime_env={"env_vars": WORKER_ENV},
@@ -105,9 +105,9 @@ def stop() -> None:
     _wanted.started = False
 
 
-def _knock(address: str) -> None:
-    # Left alone, Ray waits minutes for a machine that does not answer. What is no host and port, such
-    # as ``auto``, Ray judges at once.
+def knock(address: str) -> None:
+    """Raise ``OSError`` where no machine answers at ``HOST:PORT``; anything else, such as ``auto``, passes."""
+    # Left alone, Ray waits minutes for a machine that does not answer.
     place, _, port = address.removeprefix("ray://").rpartition(":")
     if place and port.isdigit():
         with socket.create_connection((place.strip("[]"), int(port)), timeout=CONNECT_SECONDS):

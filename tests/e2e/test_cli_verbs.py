@@ -66,7 +66,19 @@ class TestEntry:
         """--help lists the verbs, each with a whole sentence."""
         ended = command(tmp_path, "--help")
 
-        for verb in ("run", "plan", "show", "list", "evaluate", "export", "doctor"):
+        for verb in (
+            "run",
+            "plan",
+            "show",
+            "list",
+            "evaluate",
+            "export",
+            "doctor",
+            "submit",
+            "status",
+            "logs",
+            "stop",
+        ):
             assert f"\n  {verb} " in ended.stdout
         assert "..." not in ended.stdout.split("Commands:")[1]
         assert "rayddl run quickstart" in ended.stdout

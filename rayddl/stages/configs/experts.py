@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from rayddl.config import OnDisk
 from rayddl.nets.config import NetConfig
 from rayddl.stages.config import NetStageConfig, StageConfig
 
@@ -18,7 +19,7 @@ class ExpertsConfig(NetStageConfig):
 
     kind: Literal["experts"]
     net: NetConfig = NetConfig()
-    replay: str | None = None
+    replay: Annotated[str | None, OnDisk()] = None
     """A ``replay_buffer_N.pt`` of the published code, or a folder of them, to import instead of training.
     They must come from the definition's source in its pixel space; settings of training do not apply."""
     count: int = Field(default=100, ge=1)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from rayddl.config import OnDisk
 from rayddl.nets.config import NetConfig
 from rayddl.stages.config import NetStageConfig
 
@@ -30,12 +31,12 @@ class TeacherConfig(NetStageConfig):
     augment: str = "crop_flip"
     """Augmentations joined by ``_``, or ``none``; a teacher's batches get all of them, one after the other.
     ``crop`` shifts by up to an eighth of a side."""
-    weights: str | None = Field(default=None, min_length=1)
+    weights: Annotated[str | None, OnDisk((DEFAULT,))] = Field(default=None, min_length=1)
     """``DEFAULT``: torchvision's weights of ``net``. Otherwise the path or URI of a state dict, ``.pt``,
     ``.pth`` or ``.safetensors``; settings of training do not apply."""
     download: bool = False
     """Fetch ``weights: DEFAULT`` where torch hub's cache lacks them."""
-    classes: tuple[str, ...] | str | None = None
+    classes: Annotated[tuple[str, ...] | str | None, OnDisk((AS_SOURCE,))] = None
     """What the outputs of ``weights`` stand for, in order: a list of names, the path of a text file with a
     line per output (several names with tabs between, any of which may match) or of a JSON file; ``source``
     for the source's classes in its order. Default: torchvision's names for its own weights."""

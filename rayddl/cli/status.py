@@ -1,0 +1,37 @@
+"""``rayddl status``"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rayddl.cli.options import JobsAddress, Json, Out
+from rayddl.cli.telling import emit_json, print_table, telling
+
+
+def status(
+    what: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN|JOB]", help="A run's name or record, or a job; default: all jobs."),
+    ] = None,
+    out: Out = "runs",
+    address: JobsAddress = None,
+    as_json: Json = False,
+) -> None:
+    """Show how far a run or a job is.
+
+    A run is told from its artifacts under --out alone, wherever it runs; a job by the cluster at --address.
+
+    \b
+    rayddl status quickstart --out s3://bucket/runs
+    rayddl status quickstart-1a2b3c4d --address http://127.0.0.1:8265
+    """
+    from rayddl.jobs import looking
+
+    with telling():
+        found = looking.look(what, out, address)
+        if as_json:
+            emit_json(found.to_json())
+        else:
+            print_table(*found.parts())

@@ -1,0 +1,76 @@
+"""``rayddl submit``"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rayddl.cli.options import File, JobsAddress, Overrides
+from rayddl.cli.telling import INTERRUPTED, telling
+
+
+def submit(
+    file: File,
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out", metavar="PATH", help="A URI or full path that every machine of the cluster sees."
+        ),
+    ],
+    *,
+    overrides: Overrides = None,
+    address: JobsAddress = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="PATH", help="A small file or folder to ship beside it. Repeatable."),
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the log until the job ends.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Have the run log JSON lines.")] = False,
+    manifest: Annotated[
+        bool, typer.Option("--manifest", help="Print a KubeRay RayJob for kubectl instead; needs no cluster.")
+    ] = False,
+    image: Annotated[
+        str | None,
+        typer.Option("--image", metavar="IMAGE", help="With --manifest: an image with rayddl in it."),
+    ] = None,
+    gpus: Annotated[int, typer.Option("--gpus", min=0, help="With --manifest: most GPU workers.")] = 1,
+    cpus: Annotated[int, typer.Option("--cpus", min=0, help="With --manifest: most CPU workers.")] = 2,
+) -> None:
+    """Run a definition on a cluster, as a job.
+
+    The job goes on without this machine.
+
+    Ships the definition with all it extends, and the package. Ctrl-C ends the watching, not the job.
+
+    \b
+    rayddl submit pipelines/quickstart.yaml --out "$PWD/runs"
+    rayddl submit cifar10-mct-ipc1 --address http://127.0.0.1:8265 --out s3://bucket/runs
+    rayddl submit quickstart --out s3://bucket/runs --manifest --image registry/rayddl:1 | kubectl apply -f -
+    """
+    from rayddl.jobs import client, shipping, views
+    from rayddl.jobs.manifest import Shape, manifest_of
+    from rayddl.pipeline import definition as definitions
+
+    with telling():
+        shipping.check_out(out)
+        loaded = definitions.load(file, tuple(overrides or ()))
+        if manifest:
+            typer.echo(manifest_of(loaded, out, Shape(image, gpus, cpus)), nl=False)
+            return
+        parcel = shipping.pack(loaded, beside or ())
+        jobs = client.Jobs(address)
+        job = jobs.submit(parcel, loaded.name, out, ["--json"] if as_json else [])
+        typer.echo(views.submitted(job, out, address), err=True)
+        if not wait:
+            typer.echo(job)
+            return
+        try:
+            ended = jobs.follow(job, lambda text: typer.echo(text, nl=False))
+        except KeyboardInterrupt:
+            typer.echo(
+                f"\nthe job goes on; watch it again with:\n  {views.command('logs', job, address)} --follow",
+                err=True,
+            )
+            raise typer.Exit(INTERRUPTED) from None
+        views.refuse_failed(ended)

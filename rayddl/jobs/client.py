@@ -1,0 +1,238 @@
+"""Asks a cluster's job server: submit, look at, follow and stop runs there.
+
+The server is the head's dashboard; Ray's own token says who may ask. Ray is imported when the first question
+is put.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import shlex
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from rayddl.errors import UserError
+from rayddl.jobs.shipping import DEFINITION, Parcel
+from rayddl.stages import cluster
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+"""Where Ray's dashboard listens unless it is told otherwise."""
+VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+"""What Ray's own commands read an address from."""
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+RECONNECTS = 5
+"""Times that a log whose connection broke is taken up again."""
+
+_HOW_TO_ASK = (
+    "export RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token (the head's file of that name) or in "
+    "RAY_AUTH_TOKEN"
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as the cluster tells it."""
+
+    id: str
+    state: str
+    """``PENDING``, ``RUNNING``, ``SUCCEEDED``, ``FAILED`` or ``STOPPED``."""
+    message: str
+    run: str
+    """The run's name; empty for jobs that rayddl did not submit."""
+    out: str
+    started: datetime | None
+    ended: datetime | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The job as JSON values."""
+        moments = {
+            name: moment.isoformat() if moment else None
+            for name, moment in (("started", self.started), ("ended", self.ended))
+        }
+        return {**self.__dict__, **moments}
+
+
+class Jobs:
+    """The jobs of the cluster at ``address``: its dashboard's ``http://HOST:PORT``, or ``auto``.
+
+    Default: ``RAY_API_SERVER_ADDRESS`` or ``RAY_ADDRESS``, else this machine's. Raises
+    :class:`UserError` where nothing answers, where something answers that is no Ray, and for a missing or
+    wrong token.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self.address = address or next(
+            (os.environ[v] for v in VARIABLES if os.environ.get(v)), DEFAULT_ADDRESS
+        )
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        self._knock()
+        from ray.job_submission import JobSubmissionClient
+
+        for name in ("dashboard_sdk", "job.sdk"):
+            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
+        logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
+        with self._told(), _without(VARIABLES):
+            # A trailing slash or none is all the same to Ray; a variable would override what was typed.
+            self._client: Any = JobSubmissionClient(self.address)
+
+    def submit(self, parcel: Parcel, name: str, out: str, options: Sequence[str] = ()) -> str:
+        """Start the run of a parcel's definition, with the results under ``out``; the job's id."""
+        command = shlex.join(
+            ["python", "-m", "rayddl", "run", DEFINITION, "--address", "auto", "--out", out, *options]
+        )
+        job = f"{name}-{uuid.uuid4().hex[:8]}"
+        with tempfile.TemporaryDirectory() as folder, self._told():
+            parcel.write(Path(folder))
+            self._client.submit_job(
+                entrypoint=command,
+                submission_id=job,
+                runtime_env={"working_dir": folder, "env_vars": {"PYTHONUNBUFFERED": "1"}},
+                metadata={"rayddl_run": name, "rayddl_out": out},
+            )
+        return job
+
+    def job(self, job: str) -> Job:
+        """What the cluster says of a job. Raises :class:`UserError` with the known ones for an unknown id."""
+        with self._told(job):
+            return _job(self._client.get_job_info(job))
+
+    def all(self) -> list[Job]:
+        """Every job that the cluster remembers and that has an id of its own, the newest first."""
+        with self._told():
+            found = [_job(entry) for entry in self._client.list_jobs() if entry.submission_id]
+        beginning = datetime.fromtimestamp(0, timezone.utc)
+        return sorted(found, key=lambda job: job.started or beginning, reverse=True)
+
+    def stop(self, job: str) -> bool:
+        """Have a job end; whether it was running. What it did so far is kept."""
+        with self._told(job):
+            return bool(self._client.stop_job(job))
+
+    def log(self, job: str) -> str:
+        """Everything that a job has printed so far."""
+        with self._told(job):
+            return str(self._client.get_job_logs(job))
+
+    def follow(self, job: str, say: Callable[[str], None]) -> Job:
+        """Pass on what a job prints until it ends; how it ended. A broken connection is taken up again."""
+        said = 0
+        for attempt in range(RECONNECTS + 1):
+            heard = 0
+            try:
+                for text in self._tail(job):
+                    # From its beginning each time: what was said already is not said twice.
+                    fresh = text[max(0, said - heard) :]
+                    heard += len(text)
+                    said = max(said, heard)
+                    if fresh:
+                        say(fresh)
+            except (OSError, RuntimeError, UserError):
+                if attempt == RECONNECTS:
+                    raise
+            found = self.job(job)
+            if found.state in ENDED:
+                return found
+        return found
+
+    def _tail(self, job: str) -> Iterator[str]:
+        with self._told(job):
+            self._client.get_job_info(job)
+        loop, stream = asyncio.new_event_loop(), self._client.tail_job_logs(job)
+        waiting: asyncio.Task[str | None] | None = None
+        try:
+            while True:
+                waiting = loop.create_task(_next(stream))
+                text = loop.run_until_complete(waiting)
+                if text is None:
+                    return
+                yield text
+        finally:
+            # Ctrl-C leaves the loop in the middle of it.
+            if waiting is not None and not waiting.done():
+                waiting.cancel()
+                loop.run_until_complete(asyncio.gather(waiting, return_exceptions=True))
+            loop.run_until_complete(stream.aclose())
+            loop.close()
+
+    def _knock(self) -> None:
+        parts = urlsplit(self.address)
+        if parts.scheme not in ("http", "https"):
+            return
+        try:
+            cluster.knock(f"{parts.hostname}:{parts.port or {'http': 80, 'https': 443}[parts.scheme]}")
+        except (OSError, ValueError) as error:
+            raise UserError(self._nobody(str(error))) from error
+
+    def _nobody(self, why: str) -> str:
+        return (
+            f"no Ray cluster answers at {self.address} ({why}). On this machine: `ray start --head`; for a cluster "
+            "made from cluster.yaml: `ray dashboard cluster.yaml` in another terminal; else give the dashboard's "
+            "address with --address http://HOST:8265"
+        )
+
+    @contextmanager
+    def _told(self, job: str = "") -> Iterator[None]:
+        """Ray's errors, as what they mean to whoever typed the command."""
+        from ray.exceptions import RayError
+
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError, RayError) as error:
+            text = " ".join(str(error).split())
+            if re.search(r"Authentication required|couldn't find an authentication token", text):
+                raise UserError(
+                    f"the cluster at {self.address} asks for a token, and none was sent: {_HOW_TO_ASK}"
+                ) from error
+            if "Authentication failed" in text:
+                raise UserError(
+                    f"the cluster at {self.address} refuses the token that was sent: it is another one's. {_HOW_TO_ASK}"
+                ) from error
+            if job and re.search(r"status code 404|does not exist", text):
+                raise UserError(f"no job {job!r} at {self.address}; {self._known()}") from error
+            if isinstance(error, ConnectionError):
+                raise UserError(self._nobody(text)) from error
+            raise UserError(f"the cluster at {self.address} does not do it: {text[:1000]}") from error
+
+    def _known(self) -> str:
+        known = [job.id for job in self.all()][:5]
+        return f"the latest there: {', '.join(known)}" if known else "there are none"
+
+
+async def _next(stream: AsyncIterator[str]) -> str | None:
+    return await anext(stream, None)
+
+
+def _job(told: Any) -> Job:
+    metadata = told.metadata or {}
+    return Job(
+        str(told.submission_id or told.job_id),
+        str(getattr(told.status, "value", told.status)),
+        " ".join(str(told.message or "").split()),
+        str(metadata.get("rayddl_run", "")),
+        str(metadata.get("rayddl_out", "")),
+        _moment(told.start_time),
+        _moment(told.end_time),
+    )
+
+
+def _moment(milliseconds: int | None) -> datetime | None:
+    return datetime.fromtimestamp(milliseconds / 1000, timezone.utc) if milliseconds else None
+
+
+@contextmanager
+def _without(variables: Sequence[str]) -> Iterator[None]:
+    kept = {name: os.environ.pop(name) for name in variables if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)

@@ -1,0 +1,190 @@
+"""What a job takes with it: the definition, whole, the package, and what is named beside them.
+
+A job's working directory is made anew on every machine from a package that the head keeps, and is thrown
+away after it. So nothing in it may be large, nothing may be secret, and nothing is written there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import rayddl
+from rayddl.config import Config, places
+from rayddl.errors import UserError
+from rayddl.pipeline import pace
+from rayddl.pipeline.definition import Definition
+from rayddl.pipeline.scrub import scrub
+
+DEFINITION = "definition.yaml"
+"""The definition's name among what is shipped."""
+LIMIT_BYTES = 200 * 2**20
+"""The most that is shipped: the head keeps it in memory, and every machine fetches it."""
+
+# Ray would leave out by .gitignore what was chosen here.
+_NEVER = {"__pycache__", ".gitignore", ".rayignore"}
+_LEFT_OUT = {*_NEVER, ".git", ".venv", "venv", "runs", "data", "node_modules"}
+_CACHES = re.compile(r"\..*_cache|\.hypothesis|.*\.pyc|.*\.egg-info|\.DS_Store|\.coverage")
+_USER_PART = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s]*@|[A-Za-z][A-Za-z0-9+.-]*://[^@\s]*:[^@\s]*@")
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """Everything shipped: the name in the job's working directory, and the local file it comes from."""
+
+    files: Mapping[str, Path]
+    definition: str
+    """The text of the definition: what it extends, overrides and variables are in it."""
+
+    def write(self, folder: Path) -> None:
+        """Lay everything out in the empty ``folder``."""
+        for name, path in self.files.items():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        (folder / DEFINITION).write_text(self.definition, encoding="utf-8")
+
+
+def pack(definition: Definition, beside: Iterable[str] = (), *, limit: int = LIMIT_BYTES) -> Parcel:
+    """What ``definition`` needs on another machine, with the files and folders ``beside`` it.
+
+    Raises :class:`UserError` for a relative path that does not travel, for credentials in the definition, for
+    something ``beside`` that is not there, and above ``limit`` bytes, naming what is largest.
+    """
+    files = dict(_package())
+    extras: dict[str, Path] = {}
+    for given in beside:
+        extras |= _beside(given)
+    _refuse_overwriting(files, extras)
+    _refuse_strangers(definition, extras)
+    parcel = Parcel({**files, **extras}, written(definition))
+    _refuse_large(parcel, limit)
+    return parcel
+
+
+def written(definition: Definition) -> str:
+    """``definition`` as one file that needs no other and no variable.
+
+    Raises :class:`UserError` for credentials in it, which would be stored with the job.
+    """
+    for key, value in _texts(definition.to_json(), ()):
+        _refuse_credentials(".".join(key), value)
+    # A dollar sign that is left is meant as such, and the reader would look for a variable.
+    text = yaml.safe_dump(definition.to_json(), sort_keys=False, allow_unicode=True, width=100)
+    if "${" in text:
+        raise UserError(
+            f"{definition.file or 'the definition'} holds '${{' after its variables were replaced, and another "
+            "machine would replace it again; take it out"
+        )
+    return text
+
+
+def check_out(out: str) -> None:
+    """Raise :class:`UserError` for an ``--out`` that would be thrown away with the job, or holds credentials."""
+    _refuse_credentials("--out", out)
+    if "://" not in out and not os.path.isabs(os.path.expanduser(out)):
+        raise UserError(
+            f"--out {out!r} would lie in the job's own folder, which is thrown away after it; give a URI such as "
+            "s3://bucket/runs, or a full path that every machine of the cluster sees"
+            f' (on this machine alone: --out "{os.path.abspath(out)}")'
+        )
+
+
+def _package() -> Iterator[tuple[str, Path]]:
+    """The package as it is imported here, and the project file if it lies in a checkout."""
+    home = Path(rayddl.__file__).parent
+    yield from _below(home, home.name, left_out=_NEVER)
+    project = home.parent / "pyproject.toml"
+    if project.is_file() and re.search(
+        r'^name = "rayddl"$', project.read_text(encoding="utf-8"), re.MULTILINE
+    ):
+        yield project.name, project
+
+
+def _beside(given: str) -> dict[str, Path]:
+    path = Path(given)
+    if not path.exists():
+        raise UserError(f"--with {given!r}: there is no such file or folder")
+    # By its place below this folder, so that the definition's relative paths hold there too.
+    name = os.path.relpath(path.resolve(), Path.cwd())
+    name = path.resolve().name if name.startswith("..") else name
+    return {name: path} if path.is_file() else dict(_below(path, "" if name == "." else name))
+
+
+def _below(folder: Path, name: str, left_out: Container[str] = _LEFT_OUT) -> Iterator[tuple[str, Path]]:
+    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+        if entry.name in left_out or _CACHES.fullmatch(entry.name):
+            continue
+        inside = f"{name}/{entry.name}" if name else entry.name
+        # A link to a folder may lead anywhere, in a circle too.
+        if entry.is_dir(follow_symlinks=False):
+            yield from _below(Path(entry.path), inside, left_out)
+        elif entry.is_file():
+            yield inside, Path(entry.path)
+
+
+def _refuse_overwriting(files: Mapping[str, Path], extras: Mapping[str, Path]) -> None:
+    for name, path in extras.items():
+        if name == DEFINITION or (name in files and not path.samefile(files[name])):
+            raise UserError(
+                f"--with: {name} would take the place of a file that every job has; name it otherwise"
+            )
+
+
+def _refuse_credentials(where: str, value: str) -> None:
+    if _USER_PART.match(value):
+        raise UserError(
+            f"{where} holds credentials ({scrub(value)!r} without them), which would be stored with the job; take "
+            "them out, and give the cluster's machines a role, or the variables that pyarrow reads "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+        )
+
+
+def _refuse_strangers(definition: Definition, extras: Mapping[str, Path]) -> None:
+    configs: list[tuple[str, Config]] = [("source", definition.source)]
+    configs += [(f"{stage.name}", stage.config) for stage in definition.stages]
+    for where, config in configs:
+        for field, value in places(config):
+            if "://" in value or os.path.isabs(os.path.expanduser(value)):
+                continue
+            name = os.path.normpath(value)
+            if any(f == name or f.startswith(f"{name}/") or name == "." for f in extras):
+                continue
+            raise UserError(
+                f"{where}.{field}={value!r} is a path on this machine that the job does not have; give a URI or a "
+                f"full path that every machine of the cluster sees, or ship it: --with {value}"
+            )
+
+
+def _refuse_large(parcel: Parcel, limit: int) -> None:
+    sizes: dict[str, int] = {}
+    for name, path in parcel.files.items():
+        # Files of one folder count together: what is too large is a folder of images more often than one file.
+        top = "/".join(name.split("/")[:2])
+        sizes[top] = sizes.get(top, 0) + path.stat().st_size
+    total = sum(sizes.values())
+    if total > limit:
+        largest = sorted(sizes.items(), key=lambda item: -item[1])[:3]
+        told = ", ".join(f"{name} ({pace.size(size)})" for name, size in largest)
+        raise UserError(
+            f"{pace.size(total)} would be shipped with the job, and at most {pace.size(limit)} are; the largest are "
+            f"{told}. Put data on storage that every machine reads, and name it in the definition"
+        )
+
+
+def _texts(value: Any, key: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _texts(item, (*key, str(name)))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _texts(item, (*key, str(index)))

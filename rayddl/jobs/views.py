@@ -1,0 +1,63 @@
+"""Jobs in words and tables, and the commands that go with them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from datetime import datetime, timezone
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from rayddl.errors import StageError
+from rayddl.jobs.client import Job
+from rayddl.pipeline import pace
+from rayddl.pipeline.listing import age
+from rayddl.pipeline.scrub import scrub
+from rayddl.pipeline.tables import rows_table
+
+
+def command(verb: str, job: str, address: str | None) -> str:
+    """The command line that does ``verb`` to a job."""
+    return shlex.join(["rayddl", verb, job, *(["--address", scrub(address)] if address else [])])
+
+
+def submitted(job: str, out: str, address: str | None) -> str:
+    """What a person needs to know after a job was taken."""
+    told = [f"job {job}, results under {scrub(out)}; it goes on without this command"]
+    told += [f"  {command(verb, job, address)}" for verb in ("status", "logs", "stop")]
+    return "\n".join(told)
+
+
+def refuse_failed(job: Job) -> None:
+    """Raise :class:`StageError` for a job that did not succeed."""
+    if job.state == "STOPPED":
+        raise StageError(f"the job {job.id} was stopped; what it did so far is kept")
+    if job.state != "SUCCEEDED":
+        raise StageError(
+            f"the job {job.id} failed: {_last_line(job.message)} Its log says more: rayddl logs {job.id}"
+        )
+
+
+def table(jobs: Sequence[Job]) -> RenderableType:
+    """A row for each job."""
+    now = datetime.now(timezone.utc)
+    if not jobs:
+        return Text("no jobs there; submit one with: rayddl submit DEFINITION --out PATH")
+    return rows_table([_row(job, now) for job in jobs])
+
+
+def _row(job: Job, now: datetime) -> dict[str, str]:
+    took = ((job.ended or now) - job.started).total_seconds() if job.started else None
+    return {
+        "job": job.id,
+        "state": job.state.lower(),
+        "run": job.run,
+        "out": scrub(job.out),
+        "started": f"{age(job.started, now)} ago" if job.started else "",
+        "took": "" if took is None else pace.duration(took),
+    }
+
+
+def _last_line(message: str) -> str:
+    return f"{scrub(message)[-300:].rstrip('.')}."

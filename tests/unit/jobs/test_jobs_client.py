@@ -1,0 +1,195 @@
+"""The job client against a server that answers as Ray's does."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from rayddl.cli.app import app
+from rayddl.errors import StageError, UserError
+from rayddl.jobs import views
+from rayddl.jobs.client import Job, Jobs
+
+KNOWN = {
+    "type": "SUBMISSION",
+    "submission_id": "digits-1",
+    "status": "RUNNING",
+    "entrypoint": "python",
+    "message": "Job is currently running.",
+    "metadata": {"rayddl_run": "digits", "rayddl_out": "/nowhere/runs"},
+    "start_time": 1_700_000_000_000,
+}
+
+
+@dataclass
+class Server:
+    """What it answers, by path, as (status, body); and the requests that came."""
+
+    address: str = ""
+    answers: dict[str, tuple[int, Any]] = field(default_factory=dict)
+    token: str | None = None
+    seen: list[tuple[str, str]] = field(default_factory=list)
+
+    def answer(self, method: str, path: str, sent: str | None) -> tuple[int, Any]:
+        self.seen.append((method, path))
+        if self.token is not None and sent != f"Bearer {self.token}":
+            missing = (401, "Unauthorized: Missing authentication token")
+            return (403, "Forbidden: Invalid authentication token") if sent else missing
+        found = {"/api/version": (200, {"ray_version": "2.60.0"}), **self.answers}.get(path)
+        return found or (404, f"Job {path.rsplit('/', maxsplit=1)[-1]} does not exist")
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server on loopback that knows one job; nothing of this machine's Ray settings counts."""
+    for name in (
+        "RAY_ADDRESS",
+        "RAY_API_SERVER_ADDRESS",
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN",
+        "RAY_AUTH_TOKEN_PATH",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    state = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def _respond(self) -> None:
+            status, body = state.answer(self.command, self.path, self.headers.get("authorization"))
+            data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_GET = do_POST = do_PUT = _respond
+
+        def log_message(self, format: str, *args: Any) -> None:
+            del format, args
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    state.address = f"http://127.0.0.1:{httpd.server_port}"
+    state.answers |= {"/api/jobs/": (200, [KNOWN]), "/api/jobs/digits-1": (200, KNOWN)}
+    yield state
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def test_a_job_is_told(server: Server) -> None:
+    """State, run and place come from the cluster; times are moments in UTC."""
+    job = Jobs(server.address).job("digits-1")
+    assert (job.id, job.state, job.run, job.out) == ("digits-1", "RUNNING", "digits", "/nowhere/runs")
+    assert job.started is not None
+    assert job.started.isoformat() == "2023-11-14T22:13:20+00:00"
+    assert Jobs(server.address).all() == [job]
+
+
+def test_the_address_typed_counts(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable of Ray's does not override --address, and stands in where there is none."""
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
+    assert Jobs(server.address).all()
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", server.address)
+    assert Jobs().all()
+
+
+def test_nobody_at_the_address() -> None:
+    """No cluster: the message has the address and the ways to get one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+        with pytest.raises(UserError) as caught:
+            Jobs(address)
+    assert str(caught.value).startswith(f"no Ray cluster answers at {address} (")
+    assert "`ray start --head`" in str(caught.value)
+    assert "ray dashboard cluster.yaml" in str(caught.value)
+
+
+def test_a_missing_token_is_told(server: Server) -> None:
+    """A cluster that asks for a token, asked without one."""
+    server.token = "right"
+    with pytest.raises(UserError) as caught:
+        Jobs(server.address)
+    assert str(caught.value) == (
+        f"the cluster at {server.address} asks for a token, and none was sent: export RAY_AUTH_MODE=token, with the "
+        "cluster's token in ~/.ray/auth_token (the head's file of that name) or in RAY_AUTH_TOKEN"
+    )
+
+
+def test_a_wrong_token_is_told(server: Server) -> None:
+    """A token of another cluster; it is not repeated."""
+    jobs, server.token = Jobs(server.address), "right"
+    jobs._client._headers["authorization"] = "Bearer wrong"
+    with pytest.raises(UserError, match="refuses the token that was sent: it is another one's") as caught:
+        jobs.all()
+    assert "Bearer" not in str(caught.value)
+
+
+@pytest.mark.parametrize("verb", ["logs", "stop", "status"])
+def test_an_unknown_job_is_told_with_the_known_ones(server: Server, verb: str) -> None:
+    """Each verb says which jobs there are, and exits with 2."""
+    ended = CliRunner().invoke(app, [verb, "digits-2", "--address", server.address])
+    assert ended.exit_code == 2
+    assert f"no job 'digits-2' at {server.address}; the latest there: digits-1" in ended.stderr
+
+
+def test_what_answers_may_be_no_ray(server: Server) -> None:
+    """Another server at the address is told as such."""
+    server.answers["/api/version"] = (404, "not here")
+    with pytest.raises(UserError, match=r"does not do it: Version check returned 404"):
+        Jobs(server.address)
+
+
+def test_stop_says_whether_it_ran(server: Server) -> None:
+    """A running job is being stopped; one that had ended is said to."""
+    for stopped, told in ((True, "is being stopped; what it did is kept"), (False, "had ended already")):
+        server.answers["/api/jobs/digits-1/stop"] = (200, {"stopped": stopped})
+        ended = CliRunner().invoke(app, ["stop", "digits-1", "--address", server.address])
+        assert (ended.exit_code, ended.stdout) == (0, f"digits-1 {told}\n")
+
+
+def test_status_lists_jobs(server: Server) -> None:
+    """Without a name every job stands in the table; as JSON it is complete."""
+    shown = CliRunner().invoke(app, ["status", "--address", server.address])
+    told = CliRunner().invoke(app, ["status", "--address", server.address, "--json"])
+    assert "digits-1" in shown.stdout
+    assert "running" in shown.stdout
+    assert json.loads(told.stdout)["jobs"][0]["run"] == "digits"
+
+
+def test_a_failed_job_fails_the_command() -> None:
+    """How a job ended decides how watching it ends."""
+    job = Job(
+        "digits-1", "FAILED", "Job entrypoint command failed with exit code 2.", "digits", "/r", None, None
+    )
+    with pytest.raises(StageError, match=r"the job digits-1 failed: .* exit code 2\. Its log says more"):
+        views.refuse_failed(job)
+    with pytest.raises(StageError, match=r"the job digits-1 was stopped; what it did so far is kept"):
+        views.refuse_failed(Job("digits-1", "STOPPED", "", "", "", None, None))
+    views.refuse_failed(Job("digits-1", "SUCCEEDED", "", "", "", None, None))
+
+
+def test_a_broken_log_is_taken_up_where_it_broke(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stream begins anew with each connection; every character is passed on once."""
+    whole, broken = "one\ntwo\nthree\n", [3, 9]
+
+    def tail(job: str) -> Iterator[str]:
+        del job
+        if broken:
+            yield whole[: broken.pop(0)]
+            raise ConnectionError("gone")
+        server.answers["/api/jobs/digits-1"] = (200, {**KNOWN, "status": "SUCCEEDED"})
+        yield whole[:5]
+        yield whole[5:]
+
+    jobs, said = Jobs(server.address), []
+    monkeypatch.setattr(jobs, "_tail", tail)
+    assert jobs.follow("digits-1", said.append).state == "SUCCEEDED"
+    assert "".join(said) == whole

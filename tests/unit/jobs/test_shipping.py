@@ -1,0 +1,230 @@
+"""What a job takes with it, and what is refused before anything is sent."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import rayddl
+from rayddl.errors import UserError
+from rayddl.jobs import shipping
+from rayddl.jobs.manifest import Shape, manifest_of
+from rayddl.pipeline import definition as definitions
+from rayddl.pipeline import plan as plans
+
+BASE = """
+name: base
+source: {name: digits}
+stages:
+  experts: {kind: experts, net: {name: convnet, depth: 1, width: 8}, count: 4, epochs: 5}
+"""
+OVER = """
+extends: base.yaml
+name: over
+seed: ${SHIPPED_SEED}
+stages: {experts: {count: 9}}
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with two definitions, one of which extends the other and reads a variable."""
+    (tmp_path / "base.yaml").write_text(BASE)
+    (tmp_path / "over.yaml").write_text(OVER)
+    monkeypatch.setenv("SHIPPED_SEED", "7")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def load(**changes: Any) -> definitions.Definition:
+    overrides = {key.replace("__", "."): value for key, value in changes.items()}
+    return definitions.load("base.yaml", overrides)
+
+
+def prints(definition: definitions.Definition) -> list[str]:
+    return [stage.fingerprint for stage in plans.make(definition, "runs", lambda _: "images").stages]
+
+
+def test_the_shipped_definition_makes_the_same_run_elsewhere(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bases, overrides and variables are in the one file, and its stages have the same fingerprints."""
+    local = definitions.load("over.yaml", ["experts.epochs=6"])
+    parcel = shipping.pack(local)
+    other = here / "elsewhere"
+    other.mkdir()
+    parcel.write(other)
+    monkeypatch.delenv("SHIPPED_SEED")
+    monkeypatch.chdir(other)
+    shipped = definitions.load(shipping.DEFINITION)
+    assert (shipped.name, shipped.seed) == ("over", 7)
+    assert prints(shipped) == prints(local)
+
+
+def test_the_shipped_package_runs_by_itself(here: Path) -> None:
+    """The package that is laid out, with nothing else of rayddl on the path, plans the shipped definition."""
+    (here / "job").mkdir()
+    shipping.pack(load()).write(here / "job")
+    code = "import rayddl, sys; print(rayddl.__file__); rayddl.plan('definition.yaml')"
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=here / "job",
+        env={"PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert Path(ended.stdout.strip()).parent == here / "job" / "rayddl"
+
+
+def test_caches_are_left_out(here: Path) -> None:
+    """Of the package every source file goes and no compiled one; beside it goes what was named, without the
+    folders that runs, data and tools fill.
+    """
+    for name in (
+        "mine/a.txt",
+        "mine/.git/config",
+        "mine/runs/x",
+        "mine/data/y",
+        "mine/.ruff_cache/z",
+        "mine/b.pyc",
+    ):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text("x")
+    files = shipping.pack(load(), ["mine", "over.yaml"]).files
+    home = Path(rayddl.__file__).parent
+    sources = {p.relative_to(home.parent).as_posix() for p in home.rglob("*") if "__pycache__" not in p.parts}
+    shipped = {name for name in files if name.startswith("rayddl/")}
+    assert shipped == {name for name in sources if (home.parent / name).is_file()}
+    assert {name for name in files if not name.startswith("rayddl/")} <= {
+        "mine/a.txt",
+        "over.yaml",
+        "pyproject.toml",
+    }
+    assert {"mine/a.txt", "over.yaml"} <= set(files)
+
+
+def test_what_is_named_may_be_a_folder_that_is_else_left_out(here: Path) -> None:
+    """Who names a folder called data gets it shipped."""
+    (here / "data").mkdir()
+    (here / "data" / "y").write_text("x")
+    assert "data/y" in shipping.pack(load(), ["data"]).files
+
+
+def test_links_to_folders_do_not_lead_out(here: Path) -> None:
+    """A link inside a shipped folder that leads to another one is not followed."""
+    (here / "mine").mkdir()
+    (here / "mine" / "up").symlink_to(here, target_is_directory=True)
+    (here / "mine" / "a").write_text("x")
+    assert [n for n in shipping.pack(load(), ["mine"]).files if n.startswith("mine")] == ["mine/a"]
+
+
+def test_too_much_is_refused_with_the_three_largest_named(here: Path) -> None:
+    """Above the limit nothing is sent, and the message says what makes it so large."""
+    for name, size in (("a", 5), ("b", 4), ("c", 3), ("d", 2)):
+        (here / "mine" / name).mkdir(parents=True)
+        (here / "mine" / name / "f").write_bytes(b"x" * size * 1_000_000)
+    with pytest.raises(UserError) as caught:
+        shipping.pack(load(), ["mine"], limit=1_000_000)
+    text = str(caught.value)
+    assert text.endswith(
+        " MB would be shipped with the job, and at most 1.0 MB are; the largest are mine/a (5.0 MB), mine/b (4.0 MB), "
+        "mine/c (3.0 MB). Put data on storage that every machine reads, and name it in the definition"
+    )
+
+
+def test_a_relative_place_is_refused_unless_it_is_shipped(here: Path) -> None:
+    """A path that only this machine knows is named with its key; shipped, or as a URI or full path, it passes."""
+    (here / "old").mkdir()
+    (here / "old" / "replay_buffer_0.pt").write_bytes(b"x")
+    with pytest.raises(UserError) as caught:
+        shipping.pack(load(experts__replay="old"))
+    assert str(caught.value) == (
+        "experts.replay='old' is a path on this machine that the job does not have; give a URI or a full path that "
+        "every machine of the cluster sees, or ship it: --with old"
+    )
+    assert "old/replay_buffer_0.pt" in shipping.pack(load(experts__replay="old"), ["old"]).files
+    assert shipping.pack(load(experts__replay="s3://bucket/old")).files
+    assert shipping.pack(load(experts__replay="/mnt/old")).files
+
+
+@pytest.mark.parametrize("out", ["s3://KEYID:s3cr/et@bucket/runs", "s3://KEYID:secret@bucket"])
+def test_credentials_are_not_shipped(here: Path, out: str) -> None:
+    """Keys in a URI are refused, in the definition and in --out, and the message does not repeat them."""
+    with pytest.raises(UserError, match=r"^--out holds credentials") as caught:
+        shipping.check_out(out)
+    with pytest.raises(UserError, match=r"^stages\.experts\.replay holds credentials") as also:
+        shipping.pack(load(experts__replay=out))
+    for text in (str(caught.value), str(also.value)):
+        assert "secret" not in text
+        assert "cr/et" not in text
+        assert "AWS_ACCESS_KEY_ID" in text
+
+
+def test_results_in_the_jobs_own_folder_are_refused(here: Path) -> None:
+    """A relative --out would be thrown away with the job: the message has the full path to type."""
+    with pytest.raises(UserError) as caught:
+        shipping.check_out("runs")
+    assert f'(on this machine alone: --out "{here / "runs"}")' in str(caught.value)
+    shipping.check_out("/mnt/runs")
+    shipping.check_out("s3://bucket/runs?region=eu-central-1")
+
+
+@pytest.mark.parametrize("given", ["nowhere", "definition.yaml"])
+def test_what_cannot_be_shipped_is_named(here: Path, given: str) -> None:
+    """A missing path is refused, and so is a file that would replace the job's own."""
+    (here / "definition.yaml").write_text(BASE)
+    told = {"nowhere": "there is no such file", "definition.yaml": "would take the place of"}
+    with pytest.raises(UserError, match=told[given]):
+        shipping.pack(load(), [given])
+
+
+def test_a_manifest_holds_the_run(here: Path) -> None:
+    """The RayJob runs the definition that its ConfigMap holds, on workers with and without GPUs, with a token."""
+    local = load(name="my.run_1")
+    config, job = yaml.safe_load_all(
+        manifest_of(local, "s3://bucket/runs", Shape("registry/rayddl:1", gpus=8))
+    )
+    (here / "d.yaml").write_text(config["data"]["definition.yaml"])
+    assert prints(definitions.load("d.yaml")) == prints(local)
+    assert (job["apiVersion"], job["kind"], job["metadata"]["name"]) == ("ray.io/v1", "RayJob", "my-run-1")
+    assert job["spec"]["entrypoint"] == (
+        "python -m rayddl run /etc/rayddl/definition.yaml --address auto --out s3://bucket/runs"
+    )
+    cluster = job["spec"]["rayClusterSpec"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    assert (groups["gpu"]["maxReplicas"], groups["cpu"]["maxReplicas"]) == (8, 2)
+    pods = [cluster["headGroupSpec"]["template"], *(group["template"] for group in groups.values())]
+    for pod in pods:
+        (container,), (volume,) = pod["spec"]["containers"], pod["spec"]["volumes"]
+        assert container["image"] == "registry/rayddl:1"
+        assert container["volumeMounts"][0]["mountPath"] == "/etc/rayddl"
+        assert volume["configMap"]["name"] == config["metadata"]["name"]
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+    gpus = ["nvidia.com/gpu" in pod["spec"]["containers"][0]["resources"]["limits"] for pod in pods]
+    assert gpus == [False, True, False]
+
+
+def test_a_manifest_needs_an_image_and_a_name(here: Path) -> None:
+    """Without an image the message names the one to start from; Kubernetes' limit on names is told."""
+    with pytest.raises(
+        UserError, match=r"--manifest needs --image: one with rayddl in it, made from rayproject/ray:"
+    ):
+        manifest_of(load(), "s3://bucket/runs", Shape(None))
+    with pytest.raises(UserError, match="too long for Kubernetes: 40 characters at most"):
+        manifest_of(load(name="x" * 41), "s3://bucket/runs", Shape("image"))
+
+
+def test_a_dollar_that_is_left_is_refused(here: Path) -> None:
+    """What another machine would replace once more is not shipped."""
+    shipped = definitions.load({**yaml.safe_load(BASE), "description": "costs ${NOTHING}"})
+    with pytest.raises(UserError, match=r"holds '\$\{' after its variables were replaced"):
+        shipping.pack(shipped)

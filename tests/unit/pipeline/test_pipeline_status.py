@@ -1,0 +1,108 @@
+"""A run told from its artifacts: while it goes on, after it died, after it ended."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from rayddl.cli.app import app
+from rayddl.errors import ArtifactError, StageError
+from rayddl.pipeline import heartbeat
+from rayddl.pipeline.heartbeat import Heartbeat
+from rayddl.pipeline.status import RunStatus, run_status
+from rayddl.stages.context import Context, Result, Silent
+
+
+def status(lab: Any, seconds: float = 0.0) -> RunStatus:
+    """The run ``three`` as it looks so many seconds from now."""
+    found = run_status("three", str(lab.out), datetime.now(timezone.utc) + timedelta(seconds=seconds))
+    assert found is not None
+    return found
+
+
+def test_a_run_in_the_making_is_seen_from_outside(lab, three) -> None:
+    """While a stage runs, the record says how far it is; stages after it wait; those before are done."""
+    seen: list[RunStatus] = []
+
+    def work(config: Any, context: Context) -> Result:
+        context.progress.update(3, 8, "loss 0.5")
+        seen.extend((status(lab), status(lab, seconds=600)))
+        return Result({})
+
+    lab.works["second"] = work
+    lab.run(three)
+    now, later = seen
+    assert [stage.state for stage in now.stages] == ["done", "running", "waiting"]
+    assert now.stages[1].progress["metric"] == "loss 0.5"
+    row = now.stages[1].row(datetime.now(timezone.utc))
+    assert (row["state"], row["progress"]) == ("running", "3/8, loss 0.5")
+    assert (now.state, later.state) == ("running", "silent")
+    assert (
+        later.stages[1].row(datetime.now(timezone.utc) + timedelta(minutes=10))["state"]
+        == "silent for 10 min"
+    )
+    assert status(lab, seconds=600).state == "done"
+
+
+def test_a_failed_run_says_why(lab, three) -> None:
+    """The error of the stage that failed is in the status, and nothing counts as running."""
+
+    def work(config: Any, context: Context) -> Result:
+        raise StageError("the disk is full")
+
+    lab.works["second"] = work
+    with pytest.raises(StageError):
+        lab.run(three)
+    found = status(lab)
+    assert [stage.state for stage in found.stages] == ["done", "failed", "waiting"]
+    assert found.state == "failed"
+    assert found.stages[1].error == "stage 'second': the disk is full"
+
+
+def test_a_folder_that_was_deleted_is_not_done(lab, three) -> None:
+    """The manifests count, not the record."""
+    result = lab.run(three)
+    assert status(lab).state == "done"
+    (lab.out / result.plan.stages[1].folder_name / "manifest.json").unlink()
+    assert [stage.state for stage in status(lab).stages] == ["done", "waiting", "done"]
+    assert status(lab).state == "partial"
+
+
+def test_the_verb_needs_no_cluster(lab, three) -> None:
+    """`rayddl status RUN` is a table, with --json everything."""
+    lab.run(three)
+    shown = CliRunner().invoke(app, ["status", "three", "--out", str(lab.out)])
+    told = CliRunner().invoke(app, ["status", "three", "--out", str(lab.out), "--json"])
+    assert shown.exit_code == 0
+    assert all(name in shown.stdout for name in ("first", "second", "page", "done"))
+    assert '"state": "done"' in told.stdout
+
+
+def test_a_record_that_is_none_is_refused(lab) -> None:
+    """Damage is told with the file's name."""
+    lab.out.mkdir()
+    (lab.out / "three.run.json").write_text('{"format": 1, "stages": {"first": {}}}')
+    with pytest.raises(
+        ArtifactError, match=r"three\.run\.json is not a run record: 'folder' is missing in it"
+    ):
+        status(lab)
+
+
+def test_beats_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often a stage speaks, it is set down at its first word and then every so many seconds."""
+    now, beats, told = [0.0], [], []
+
+    class Inner(Silent):
+        def update(self, done: float, total: float, metric: str = "") -> None:
+            told.append(done)
+
+    beating = Heartbeat(Inner(), beats.append, clock=lambda: now[0])
+    for step in range(100):
+        now[0] = step * heartbeat.BETWEEN / 10
+        beating.update(step, 100)
+    assert told == list(range(100))
+    assert [beat["done"] for beat in beats] == list(range(0, 100, 10))
+    assert beats[-1]["rate"] == pytest.approx(10 / heartbeat.BETWEEN)
