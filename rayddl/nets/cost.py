@@ -21,6 +21,12 @@ GAINS = ("convnet",)
 than before."""
 
 
+TOGETHER_FLOPS = 1e7
+"""Operations of a batch's forward pass up to which several students of a network train faster side by side on
+a CPU: below it a step is mostly dispatch, which they share; above it the grouped convolutions that vmap makes
+of theirs run slower than plain ones (``tests/bench/evaluate.py``)."""
+
+
 @lru_cache(maxsize=64)
 def forward_flops(config: NetConfig, shape: tuple[int, int, int], classes: int) -> int:
     """Floating-point operations of one image's forward pass."""
@@ -42,3 +48,16 @@ def worth_compiling(
         return False
     flops = forward_flops(config, shape, classes) * passes * batch * steps
     return flops / EAGER_FLOPS + steps * EAGER_OVERHEAD * passes / 3 > COMPILE_SECONDS
+
+
+def faster_together(
+    config: NetConfig, shape: tuple[int, int, int], classes: int, *, batch: int, compile_: bool
+) -> bool:
+    """Whether students of this network train faster side by side than one after the other.
+
+    A rule on the settings alone, as :func:`worth_compiling`: the two ways differ in the last bits. Compiled
+    steps are left alone: they have little dispatch to share, and would be compiled anew for a group.
+    """
+    if compile_ or config.norm == "batch":
+        return False
+    return forward_flops(config, shape, classes) * batch <= TOGETHER_FLOPS

@@ -40,7 +40,8 @@ class Conv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         dtype = self.compute if self.compute is not None and x.dtype == torch.float32 else x.dtype
         images_NCHW = x.permute(0, 3, 1, 2).to(dtype)
-        weight = self.weight.to(dtype).contiguous(memory_format=torch.channels_last)
+        # Channels last; written out, since vmap knows no memory formats.
+        weight = self.weight.to(dtype).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         out = F.conv2d(images_NCHW, weight, None, self.stride, self.padding)
         out = out.permute(0, 2, 3, 1).to(x.dtype)
         # Through a dropped bias the gradient is exactly zero rather than rounding noise around zero.

@@ -79,9 +79,9 @@ class Artifact:
         """Bytes of all files together."""
         return sum(int(entry["bytes"]) for entry in self.files.values())
 
-    def as_input(self) -> Input:
-        """The artifact as a stage that reads it gets it."""
-        return Input(self.stage, self.kind, self.folder, self.manifest["config"], self.summary)
+    def as_input(self, spent: Mapping[str, float]) -> Input:
+        """The artifact as a stage that reads it gets it; ``spent`` as :class:`Input` has it."""
+        return Input(self.stage, self.kind, self.folder, self.manifest["config"], self.summary, spent)
 
 
 def seal(folder: Folder, description: Mapping[str, Any]) -> Artifact:

@@ -102,7 +102,7 @@ class _Run:
             source=self.plan.definition.source,
             seed=self.plan.definition.seed,
             out=planned.folder,
-            inputs={read: self.finished[read].as_input() for read in planned.stage.reads},
+            inputs={read: self.finished[read].as_input(self._spent(read)) for read in planned.stage.reads},
             definition=scrub(self.plan.definition.to_json()),
             progress=progress,
             templates={
@@ -111,6 +111,18 @@ class _Run:
         )
         result = planned.stage.kind.run(planned.stage.config, context)
         return artifacts.seal(planned.folder, self._manifest(planned, result, self.clock() - began))
+
+    def _spent(self, name: str) -> dict[str, float]:
+        """Seconds of the finished stage ``name`` and of all that it hangs on."""
+        reads = {planned.name: planned.stage.reads for planned in self.plan.stages}
+        found: dict[str, float] = {}
+        waiting = [name]
+        while waiting:
+            stage = waiting.pop()
+            if stage not in found:
+                found[stage] = self.finished[stage].seconds
+                waiting += reads[stage]
+        return dict(sorted(found.items()))
 
     def _manifest(self, planned: PlannedStage, result: Result, seconds: float) -> dict[str, Any]:
         stage = planned.stage

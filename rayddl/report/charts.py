@@ -45,6 +45,26 @@ class Dots:
 
 
 @dataclass(frozen=True)
+class Spots:
+    """Single values in a colour of their own, each with a text beside it if there is one."""
+
+    x: Floats
+    y: Floats
+    tint: str
+    texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Whiskers:
+    """Upright error bars."""
+
+    x: Floats
+    low: Floats
+    high: Floats
+    tint: str
+
+
+@dataclass(frozen=True)
 class Rule:
     """A dashed level to compare with, and what it means."""
 
@@ -52,7 +72,7 @@ class Rule:
     text: str
 
 
-Mark: TypeAlias = Line | Band | Dots | Rule
+Mark: TypeAlias = Line | Band | Dots | Spots | Whiskers | Rule
 
 
 @dataclass(frozen=True)
@@ -92,6 +112,8 @@ class Chart:
     """What stands under x = 0, 1, 2 … where these are no numbers."""
     hints: tuple[Hint, ...] = ()
     strip: Strip | None = None
+    legend: tuple[tuple[str, str], ...] = ()
+    """Colours, and what has them."""
 
     @property
     def empty(self) -> bool:
@@ -102,7 +124,7 @@ class Chart:
 def values(marks: Iterable[Mark]) -> Iterable[float]:
     """Every height that the marks reach, finite or not."""
     for mark in marks:
-        if isinstance(mark, Band):
+        if isinstance(mark, (Band, Whiskers)):
             yield from mark.low
             yield from mark.high
         elif isinstance(mark, Rule):

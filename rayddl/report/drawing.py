@@ -9,7 +9,19 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from rayddl.report import numbers, scales
-from rayddl.report.charts import Band, Chart, Dots, Floats, Hint, Line, Rule, Strip, values
+from rayddl.report.charts import (
+    Band,
+    Chart,
+    Dots,
+    Floats,
+    Hint,
+    Line,
+    Rule,
+    Spots,
+    Strip,
+    Whiskers,
+    values,
+)
 from rayddl.report.markup import el, place
 from rayddl.report.scales import Scale
 
@@ -94,11 +106,15 @@ def _x_axis(chart: Chart, frame: _Frame) -> Iterable[Markup]:
     yield el("text", chart.x_label, x=RIGHT, y=below + 29, dy="0.9em", class_="end quiet")
 
 
-def _mark(mark: Line | Band | Dots, frame: _Frame) -> Markup:
+def _mark(mark: Line | Band | Dots | Spots | Whiskers, frame: _Frame) -> Markup:
     if isinstance(mark, Line):
         return el(
             "path", d=_path(_points(mark.x, mark.y, frame)), class_=_tinted(f"line {mark.style}", mark.tint)
         )
+    if isinstance(mark, Spots):
+        return el("g", *_spots(mark, frame), class_=f"spots tint-{mark.tint}")
+    if isinstance(mark, Whiskers):
+        return el("path", d=_whiskers(mark, frame), class_=f"whiskers tint-{mark.tint}")
     if isinstance(mark, Band):
         high, low = _points(mark.x, mark.high, frame), _points(mark.x, mark.low, frame)
         return el("path", d=_area(high, low), class_=_tinted("band", mark.tint))
@@ -109,6 +125,25 @@ def _mark(mark: Line | Band | Dots, frame: _Frame) -> Markup:
 
 def _tinted(classes: str, tint: str) -> str:
     return f"{classes} tint-{tint}" if tint else classes
+
+
+def _spots(mark: Spots, frame: _Frame) -> Iterable[Markup]:
+    points = _points(mark.x, mark.y, frame)
+    for i, (x, y) in enumerate(points):
+        if _real(x, y):
+            yield el("circle", cx=x, cy=y, r=4)
+            if i < len(mark.texts):
+                yield el("text", mark.texts[i], x=x + 7, y=y, dy="0.35em")
+
+
+def _whiskers(mark: Whiskers, frame: _Frame) -> str:
+    ends = zip(mark.x, mark.low, mark.high, strict=True)
+    bars = [(frame.x(x), frame.y(low), frame.y(high)) for x, low, high in ends if high > low]
+    return "".join(
+        f"M{place(x)} {place(low)}V{place(high)}M{place(x - 3)} {place(low)}h6M{place(x - 3)} {place(high)}h6"
+        for x, low, high in bars
+        if _real(x, low) and math.isfinite(high)
+    )
 
 
 def _rule(mark: Rule, frame: _Frame) -> Markup:

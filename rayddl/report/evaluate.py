@@ -9,11 +9,23 @@ from typing import Any
 
 from rayddl.report import numbers
 from rayddl.report.bars import Bar, Bars, Group
-from rayddl.report.run import Evaluate, Match, Run, number
+from rayddl.report.confusion import Matrix, matrix
+from rayddl.report.run import Evaluate, Match, Run, Stage, number
 from rayddl.report.sections import Fact, Panel, Section, net_name, slug
 from rayddl.report.tables import Cell, Column, Table
 
-ORDER = ("distilled", "random", "whole")
+ORDER = ("distilled", "random", "whole", "distilled-bare", "random-bare", "distilled-hard", "whole-hard")
+HOW = {"": "", "bare": ", not augmented", "hard": ", hard labels"}
+"""What the endings of lessons' names mean."""
+SCORES = {
+    "over_random": ("Over random (points)", "points"),
+    "of_whole": ("Of the whole data's accuracy", "percent"),
+    "hlr": ("Hard-label recovery, HLR (points)", "points"),
+    "slr": ("Soft-label recovery (points)", "points"),
+    "lrs": ("Label-robust score", "percent"),
+    "ars": ("Augmentation-robust score", "percent"),
+}
+"""Scores in the order shown: what they are called, and their unit."""
 PROTOCOL = {
     "name": "protocol",
     "labels": "labels",
@@ -40,6 +52,8 @@ class Row:
     mean: float
     std: float
     accuracies: tuple[float, ...]
+    top5: float = math.nan
+    """The mean share of right answers among the five likeliest; NaN where it says nothing."""
 
     @property
     def text(self) -> str:
@@ -49,11 +63,10 @@ class Row:
     @property
     def what(self) -> str:
         """``10 distilled images``."""
-        kind = {"distilled": "distilled ", "random": "random real ", "whole": ""}.get(
-            self.data, f"{self.data} "
-        )
-        every = "all " if self.data == "whole" else ""
-        return every + numbers.counted(self.images, f"{kind}image")
+        plain, _, how = self.data.partition("-")
+        kind = {"distilled": "distilled ", "random": "random real ", "whole": ""}.get(plain, f"{plain} ")
+        every = "all " if plain == "whole" else ""
+        return every + numbers.counted(self.images, f"{kind}image") + HOW.get(how, f", {how}")
 
 
 @dataclass(frozen=True)
@@ -72,10 +85,15 @@ class Duel:
 
 def rows(evaluations: Iterable[Evaluate]) -> list[Row]:
     """The rows of all evaluate stages, by stage, then net, distilled first."""
-    found = [_row(e.stage.name, r) for e in evaluations for r in e.stage.summary.get("rows", ())]
+    found = [row for e in evaluations for row in rows_of(e.stage)]
     nets = list(dict.fromkeys((r.stage, r.net) for r in found))
     rank = {data: i for i, data in enumerate(ORDER)}
     return sorted(found, key=lambda r: (nets.index((r.stage, r.net)), rank.get(r.data, len(rank))))
+
+
+def rows_of(stage: Stage) -> list[Row]:
+    """The rows of one evaluate stage as they come."""
+    return [_row(stage.name, r) for r in stage.summary.get("rows", ())]
 
 
 def duels(found: Sequence[Row]) -> list[Duel]:
@@ -139,9 +157,37 @@ def section(evaluation: Evaluate, alone: bool) -> Section:
         short="Students" if alone else stage.name,
         lead="Every student that was trained, with the seed that made it.",
         facts=tuple(_protocol(protocol, stage.summary, stage.seconds)),
-        tables=() if folded else (students,),
+        tables=(*_scores(stage), *(() if folded else (students,))),
         folded=(students,) if folded else (),
+        matrices=_matrices(evaluation),
     )
+
+
+def _matrices(evaluation: Evaluate) -> tuple[Matrix, ...]:
+    """What students of the set take for what, for each network."""
+    confusion, nets = evaluation.confusion, dict.fromkeys(r.net for r in rows_of(evaluation.stage))
+    if confusion is None:
+        return ()
+    found = (matrix(confusion, net, evaluation.classes, net_name(net)) for net in nets)
+    return tuple(made for made in found if made is not None)
+
+
+def _scores(stage: Stage) -> tuple[Table, ...]:
+    """What the accuracies are worth, by network; nothing where only random images stand beside the set."""
+    scores = stage.summary.get("scores") or {}
+    known = [name for name in SCORES if any(name in found for found in scores.values())]
+    if not set(known) - {"over_random"}:
+        return ()
+    rows = []
+    for net, found in scores.items():
+        cells = [Cell(net_name(net))]
+        for name in known:
+            mean, std = (number((found.get(name) or {}).get(part)) for part in ("mean", "std"))
+            text = numbers.points(mean) if SCORES[name][1] == "points" else numbers.percent(mean)
+            cells.append(Cell(f"{text} ± {100 * std:.1f}" if math.isfinite(std) else text, mean))
+        rows.append(tuple(cells))
+    head = (Column("Net"), *(Column(SCORES[name][0], True) for name in known))
+    return (Table("What the accuracy is worth", head, tuple(rows)),)
 
 
 def _row(stage: str, row: Any) -> Row:
@@ -153,6 +199,7 @@ def _row(stage: str, row: Any) -> Row:
         mean=number(row.get("mean")),
         std=number(row.get("std")),
         accuracies=tuple(number(a) for a in row.get("accuracies") or ()),
+        top5=number((row.get("top5") or {}).get("mean")),
     )
 
 
@@ -161,7 +208,7 @@ def _bar(row: Row) -> Bar:
         label=row.what,
         value=row.mean,
         text=row.text,
-        tint={"distilled": "set", "random": "random", "whole": "whole"}.get(row.data, "random"),
+        tint={"distilled": "set", "whole": "whole"}.get(row.data.partition("-")[0], "random"),
         std=row.std,
         singles=row.accuracies,
         hints=tuple(

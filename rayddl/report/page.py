@@ -6,7 +6,8 @@ import base64
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -14,12 +15,12 @@ import jinja2
 import yaml
 from markupsafe import Markup, escape
 
-from rayddl.report import evaluate, experts, match, methods, numbers, selected, tune
+from rayddl.report import compare, evaluate, experts, match, methods, numbers, selected, tune
 from rayddl.report.bars import Bar, Bars, Group
 from rayddl.report.drawing import draw
-from rayddl.report.headline import headline
-from rayddl.report.run import Run
-from rayddl.report.sections import Panel, Section
+from rayddl.report.headline import Headline, headline
+from rayddl.report.run import Comparison, Run, Stage
+from rayddl.report.sections import Link, Panel, Section, slug
 from rayddl.report.tables import Cell, Column, Table
 
 PICTURE_BYTES = 3_500_000
@@ -27,15 +28,56 @@ PICTURE_BYTES = 3_500_000
 
 
 def render(run: Run) -> str:
-    """The page as HTML."""
+    """The page of a run as HTML."""
+    shown = [_linked(run, s) for s in sections(run) if s is not None]
+    return _assembled(run.name, headline(run), shown, run.versions)
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """The page of several sets as HTML."""
+    shown = [*compare.sections(comparison, PICTURE_BYTES), *_definitions(comparison)]
+    return _assembled(comparison.name, compare.headline(comparison), shown, comparison.versions)
+
+
+def _definitions(comparison: Comparison) -> Iterable[Section]:
+    """The definitions that made the sets, each to be found from its figures."""
+    several = len(comparison.definitions) > 1
+    for key, definition in comparison.definitions.items():
+        name = str(definition.get("name") or key)
+        yield Section(
+            f"{key}-definition",
+            f"Definition of {name}" if several else "Definition",
+            short=name if several else "",
+            lead="What was run. Save it as a file to run it again.",
+            code=_yaml(definition),
+            code_key=f"{key}-",
+        )
+
+
+def _linked(run: Run, section: Section) -> Section:
+    """The section with links to the stages that made its figures."""
+    names = section.made_by or tuple(Link(s.name, slug("stage", s.name)) for s in _makers(run, section))
+    return replace(section, made_by=names)
+
+
+def _makers(run: Run, section: Section) -> Iterable[Stage]:
+    if section.key == "accuracy":
+        return [e.stage for e in run.evaluations]
+    if section.key == "storage":
+        return [e.stage for e in run.experts]
+    return [s for s in run.stages if slug(s.kind, s.name) == section.key]
+
+
+def _assembled(name: str, lead: Headline, shown: Sequence[Section], versions: Mapping[str, str]) -> str:
     script = _file("sort.js")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.from_string(_file("page.html")).render(
-        run=run,
-        headline=headline(run),
-        sections=[s for s in sections(run) if s is not None],
+        name=name,
+        headline=lead,
+        sections=shown,
+        versions=versions,
         style=_file("style.css"),
         script=script,
         # Even if a text ever slipped through unescaped, a browser runs no script but this one.
@@ -71,9 +113,14 @@ def sections(run: Run) -> Iterable[Section | None]:
     yield _provenance(run)
 
 
-def highlighted(text: str) -> Markup:
-    """YAML with its keys and comments marked up."""
-    return Markup("\n").join(_line(line) for line in text.splitlines())
+def highlighted(text: str, key: str = "") -> Markup:
+    """YAML with its keys marked up; stages have anchors, ``stage-<name>`` with ``key`` before it."""
+    lines, inside = [], False
+    for line in text.splitlines():
+        inside = line == "stages:" or (inside and line.startswith(" "))
+        stage = re.match(r"^  ([\w.-]+):", line) if inside else None
+        lines.append(_line(line, f"{key}{slug('stage', stage[1])}" if stage else ""))
+    return Markup("\n").join(lines)
 
 
 def redacted(value: Any) -> Any:
@@ -176,11 +223,13 @@ _Dumper.add_representer(
 )
 
 
-def _line(line: str) -> Markup:
+def _line(line: str, anchor: str = "") -> Markup:
     found = re.match(r"^(\s*(?:- )?)([\w.$-]+)(:)(.*)$", line)
     if found is None:
         return escape(line)
-    return Markup('{}<span class="key">{}</span>{}{}').format(*found.groups())
+    before, key, colon, rest = found.groups()
+    named = Markup(' id="{}"').format(anchor) if anchor else ""
+    return Markup('{}<span class="key"{}>{}</span>{}{}').format(before, named, key, colon, rest)
 
 
 def _tint(kind: str) -> str:

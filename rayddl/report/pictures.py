@@ -102,6 +102,21 @@ def gallery(pictures: Pictures, folder: str, budget: int) -> Gallery:
     return _sheets(images, members, folder, budget)
 
 
+def strip(pictures: Pictures, label: int, most: int, budget: int, alt: str) -> Shelf | None:
+    """Up to ``most`` images of one class in a row, in at most about ``budget`` bytes; ``None`` without any."""
+    found = np.flatnonzero(pictures.labels == label)[:most].tolist()
+    if not found:
+        return None
+    images = _viewable(pictures.images[found])
+    places = range(len(found))
+    for step in _steps(images.shape[2], len(found)):
+        told = f"{alt}, {numbers.counted(min(step.per_class, len(found)), 'image')}"
+        shelf = _sheet(images, places[: step.per_class], "", step, columns=most, alt=told)
+        if len(shelf.tiles[0].src) <= budget or step.side <= SMALLEST_SIDE:
+            break
+    return shelf
+
+
 def mosaic(pictures: Pictures) -> Shelf | None:
     """One image of each of up to twenty classes as one small picture."""
     members = _by_class(pictures)

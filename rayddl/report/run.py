@@ -84,10 +84,41 @@ class Tune:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """A judgement: one row of ``students`` per trained student."""
+    """A judgement: one row of ``students`` per trained student.
+
+    ``confusion`` has one row per student and entry of its confusion matrix, zeros left out.
+    """
 
     stage: Stage
     students: Columns
+    confusion: Columns | None = None
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A set that an evaluate stage judged, as a comparison shows it."""
+
+    run: str
+    """The name of the definition that it belongs to."""
+    key: str
+    """Names the definition among those on the page."""
+    stage: Stage
+    """The evaluate stage."""
+    pictures: Pictures
+    confusion: Columns | None = None
+    """One row per student and entry of its confusion matrix, zeros left out."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that a page of several sets shows."""
+
+    name: str
+    judged: tuple[Judged, ...]
+    definitions: Mapping[str, Mapping[str, Any]]
+    """The definitions that made them, by their keys."""
+    versions: Mapping[str, str]
 
 
 @dataclass(frozen=True)

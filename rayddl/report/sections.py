@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from rayddl.report.bars import Bars
 from rayddl.report.charts import Chart
+from rayddl.report.confusion import Matrix
+from rayddl.report.lineup import Lineup
 from rayddl.report.parallel import Parallel
 from rayddl.report.pictures import Gallery
 from rayddl.report.tables import Table
@@ -20,6 +22,14 @@ class Fact:
 
     value: str
     label: str
+
+
+@dataclass(frozen=True)
+class Link:
+    """A place on the page: the stage's part of the definition that made a figure."""
+
+    text: str
+    anchor: str
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,8 @@ class Section:
     short: str = ""
     """The title in the list of sections, where it is another."""
     lead: str = ""
+    made_by: tuple[Link, ...] = ()
+    """The stages that made the figures."""
     facts: tuple[Fact, ...] = ()
     panels: tuple[Panel, ...] = ()
     gallery: Gallery | None = None
@@ -49,8 +61,12 @@ class Section:
     tables: tuple[Table, ...] = ()
     folded: tuple[Table, ...] = ()
     """Tables too long to be shown at once."""
+    lineup: Lineup | None = None
+    matrices: tuple[Matrix, ...] = ()
     code: str = ""
     """YAML."""
+    code_key: str = ""
+    """What the anchors of its stages begin with, where there are several definitions."""
 
 
 def slug(*names: str) -> str:

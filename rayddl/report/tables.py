@@ -13,6 +13,15 @@ class Cell:
     text: str
     value: float = math.nan
     strong: bool = False
+    heat: float = math.nan
+    """From 0 to 1: how strongly the cell is coloured."""
+    link: str = ""
+    """Where on the page the text leads."""
+
+    @property
+    def coloured(self) -> bool:
+        """Whether the cell has a colour."""
+        return math.isfinite(self.heat)
 
     @property
     def key(self) -> str:

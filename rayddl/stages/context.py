@@ -44,6 +44,8 @@ class Input:
     """The stage's settings as JSON values."""
     summary: Mapping[str, Any]
     """What the stage handed back when it finished."""
+    spent: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of it and of every stage that it hangs on, by name."""
 
 
 @dataclass(frozen=True)

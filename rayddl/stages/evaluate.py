@@ -18,9 +18,26 @@ from rayddl.stages.lessons import Task, judge, nets_of, settled
 from rayddl.stages.observers import Teaching
 from rayddl.stages.shared import SharedSource, publish, publish_held_out
 from rayddl.storage import Folder
+from rayddl.training.scores import scores
 from rayddl.training.soft import published_lr
 
-TYPES = {"data": "string", "net": "string", "seed": "int64", "accuracy": "double", "seconds": "double"}
+TYPES = {
+    "data": "string",
+    "net": "string",
+    "seed": "int64",
+    "accuracy": "double",
+    "seconds": "double",
+    "top5": "double",
+    "lr": "double",
+}
+CONFUSION = {
+    "data": "string",
+    "net": "string",
+    "seed": "int64",
+    "true": "int32",
+    "predicted": "int32",
+    "count": "int64",
+}
 
 
 def run(config: EvaluateConfig, context: Context) -> Result:
@@ -33,19 +50,56 @@ def run(config: EvaluateConfig, context: Context) -> Result:
     found = judge(task, context.out, context.progress)
     rows = summarise(found)
     protocol = {**recipe(task), "seed": context.seed_of()}
-    judged = replace(made, info={**made.info, "metrics": {"accuracy": rows}, "protocol": protocol})
+    figures = {"accuracy": rows, "scores": scores_of(found, soft=teaching is not None)}
+    cost = {"bytes": _bytes(made), "spent": dict(context.inputs[config.set].spent)}
+    judged = replace(made, info={**made.info, "metrics": {**figures, **cost}, "protocol": protocol})
     into = context.out.child("set")
     if teaching is not None:
         observers.carry(teaching, into)
     judged.save(into)
     columns = {name: [result[name] for result in found] for name in TYPES}
     tables.write(context.out, "students.parquet", columns, TYPES)
+    tables.write(context.out, "confusion.parquet", _confusions(found), CONFUSION)
     for name in context.out.names():
         if name.startswith("student-"):
             context.out.delete(name)
-    seconds = time.perf_counter() - began
-    summary = {"rows": rows, "set": config.set, "protocol": protocol, "seconds": seconds}
+    summary = {
+        "rows": rows,
+        "set": config.set,
+        "protocol": protocol,
+        "scores": figures["scores"],
+        "method": made.info.get("method"),
+        "ipc": made.ipc,
+        "classes": len(made.classes),
+        **cost,
+        "seconds": time.perf_counter() - began,
+    }
     return Result(summary, tuple(_shown(config.set, row) for row in rows))
+
+
+def _bytes(made: DistilledSet) -> int:
+    """What the images and labels of the set take as they are stored."""
+    return made.stored.nbytes + made.labels.nbytes
+
+
+def _confusions(found: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The students' confusion matrices, one entry a row."""
+    columns: dict[str, list[Any]] = {name: [] for name in CONFUSION}
+    for result in found:
+        entries = result["confused"]
+        for name in ("data", "net", "seed"):
+            columns[name] += [result[name]] * len(entries["count"])
+        for name in ("true", "predicted", "count"):
+            columns[name] += entries[name]
+    return columns
+
+
+def scores_of(found: Sequence[dict[str, Any]], *, soft: bool) -> dict[str, dict[str, dict[str, float]]]:
+    """For each network the scores that its students allow."""
+    by_net: dict[str, dict[str, list[float]]] = {}
+    for result in found:
+        by_net.setdefault(result["net"], {}).setdefault(result["data"], []).append(result["accuracy"])
+    return {net: scores(accuracies, soft=soft) for net, accuracies in by_net.items()}
 
 
 def evaluate_set(
@@ -89,7 +143,12 @@ def evaluate_set(
     with tempfile.TemporaryDirectory() as scratch:
         found = judge(task, Folder(scratch), progress or Silent())
     rows = summarise(found)
-    summary = {"rows": rows, "set": str(folder), "protocol": recipe(task)}
+    summary = {
+        "rows": rows,
+        "set": str(folder),
+        "protocol": recipe(task),
+        "scores": scores_of(found, soft=teaching is not None),
+    }
     return Result(summary, tuple(_shown(str(folder), row) for row in rows))
 
 
@@ -97,9 +156,9 @@ def _task(
     config: EvaluateConfig, made: DistilledSet, described: SourceConfig, teaching: Teaching | None, seed: int
 ) -> Task:
     """The judgement with everything settled. Soft labels need no more of the source than is held out, unless
-    students are to learn all of it.
+    students are to learn all of it, or to be compared on a part of it.
     """
-    whole = teaching is None or config.whole
+    whole = teaching is None or config.whole or config.ranking or config.lr_grid is not None
     source = publish(described) if whole else publish_held_out(described)
     refuse_other_classes(made, source)
     listed = described if source.refs[0] is None else None
@@ -113,7 +172,9 @@ def _settings(stored: dict[str, Any], observer: str | None) -> dict[str, Any]:
         # Another protocol than the set was judged by: its numbers do not carry over.
         return {**own, "protocol": "soft", **{k: stored[k] for k in ("nets", "seeds") if k in stored}}
     known = {k: v for k, v in stored.items() if k in EvaluateConfig.model_fields and k != "observer"}
-    return {**known, **own}
+    # Figures that were reached before students were trained side by side are reached again without.
+    earlier = {"together": False} if "seeds" in stored else {}
+    return {**earlier, **known, **own}
 
 
 def refuse_other_classes(made: DistilledSet, source: SharedSource) -> None:
@@ -135,16 +196,23 @@ def recipe(task: Task) -> dict[str, Any]:
     nets = [net.model_dump(mode="json") for net in nets_of(config, made)]
     if task.teaching is None:
         kept = config.model_dump(
-            mode="json", include={"seeds", "epochs", "batch", "augment", "precision", "compile"}
+            mode="json", include={"seeds", "epochs", "batch", "augment", "precision", "compile", "together"}
         )
-        return {"name": "hard", "nets": nets, "lr": config.lr or made.lr_student, **kept}
+        return {"name": "hard", "nets": nets, **_rates(config, config.lr or made.lr_student), **kept}
     kept = config.model_dump(
         mode="json", include={"seeds", "epochs", "batch", "precision", "compile", "labels"}
     )
     rates = {published_lr(net.name) for net in task.nets}
     # Rates of their own for several nets are looked up again.
     lr = config.lr or (rates.pop() if len(rates) == 1 else None)
-    return {"name": "soft", "nets": nets, "lr": lr, **kept, "observer": task.teaching.where}
+    return {"name": "soft", "nets": nets, **_rates(config, lr), **kept, "observer": task.teaching.where}
+
+
+def _rates(config: EvaluateConfig, lr: float | None) -> dict[str, Any]:
+    """The rate, or how it is found."""
+    if config.lr_grid is None:
+        return {"lr": lr}
+    return config.model_dump(mode="json", include={"lr_grid", "grid_images"})
 
 
 def summarise(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -160,15 +228,27 @@ def summarise(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "mean": statistics.fmean(values),
             "std": statistics.pstdev(values),
             "accuracies": values,
+            **_looser([r["top5"] for r in found if (r["data"], r["net"]) == (data, net)]),
         }
         for (data, net), values in groups.items()
     ]
 
 
+def _looser(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean and deviation of the top-5 accuracies, where there are any."""
+    known = [value for value in values if value is not None]
+    return {"top5": {"mean": statistics.fmean(known), "std": statistics.pstdev(known)}} if known else {}
+
+
+HOW = {"": "", "bare": ", not augmented", "hard": ", hard labels"}
+"""What the endings of lessons' names mean."""
+
+
 def _shown(name: str, row: dict[str, Any]) -> dict[str, str]:
     what = {"distilled": f"distilled ({name})", "random": "random real images", "whole": "all real images"}
+    plain, _, how = str(row["data"]).partition("-")
     return {
-        "data": what[row["data"]],
+        "data": what[plain] + HOW[how],
         "images": f"{row['images']:,}",
         "net": row["net"],
         "accuracy %": f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f}",

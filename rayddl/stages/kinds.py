@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from rayddl.data.config import SourceConfig
 from rayddl.stages.config import StageConfig
+from rayddl.stages.configs.compare import CompareConfig
 from rayddl.stages.configs.coreset import CoresetConfig
 from rayddl.stages.configs.evaluate import EvaluateConfig
 from rayddl.stages.configs.experts import ExpertsConfig
+from rayddl.stages.configs.imported import ImportedConfig
 from rayddl.stages.configs.match import MatchConfig
 from rayddl.stages.configs.rded import RdedConfig
 from rayddl.stages.configs.report import ReportConfig
@@ -79,7 +81,9 @@ KINDS: dict[str, Kind] = {
         Kind("rded", RdedConfig),
         Kind("coreset", CoresetConfig),
         Kind("tune", TuneConfig),
-        Kind("evaluate", EvaluateConfig),
+        Kind("imported", ImportedConfig, needs_ray=False),
+        Kind("evaluate", EvaluateConfig, version=2),
+        Kind("compare", CompareConfig, needs_ray=False),
         Kind("report", ReportConfig, needs_ray=False),
     )
 }

@@ -14,8 +14,8 @@ from rayddl.data.config import SourceConfig, augmentation_names
 from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError
 from rayddl.nets.config import NetConfig
-from rayddl.nets.cost import worth_compiling
-from rayddl.stages import cluster, listings, pool, students
+from rayddl.nets.cost import faster_together, worth_compiling
+from rayddl.stages import cluster, listings, pool, rates, students
 from rayddl.stages.configs.evaluate import HARD_BATCH, HARD_EPOCHS, SOFT_EPOCHS, EvaluateConfig
 from rayddl.stages.context import Progress
 from rayddl.stages.observers import Teaching
@@ -82,7 +82,7 @@ def settled(
     if whole.compile is None:
         compile_ = _worthwhile(Task(whole, made, source, teaching, 0))
         whole = whole.model_copy(update={"compile": compile_})
-    return whole
+    return whole if whole.together is not None else whole.model_copy(update={"together": True})
 
 
 def _worthwhile(task: Task) -> bool:
@@ -102,38 +102,66 @@ def judge(task: Task, out: Folder, progress: Progress) -> list[dict[str, Any]]:
 
     config, nets = task.config, task.nets
     lessons = lessons_of(task)
-    plan = [
-        students.Student(lesson.name, net, s, f"student-{lesson.name}-{n}-{s}.json", _lr(task, net))
+    share = cluster.share(config.resources, cpus=1, gpus=0.25, units=len(lessons) * len(nets) * config.seeds)
+    shared = _class(task, out, share.threads)
+    _store_labels(ray.put(shared), lessons[0][0], task, share, progress)
+    found = rates.found(config, nets, [lesson for lesson, _ in lessons], shared, share, progress)
+    groups = [
+        group
         for lesson, _ in lessons
         for n, net in enumerate(nets)
-        for s in range(config.seeds)
+        for group in _grouped(task, lesson, net, found.get((lesson.name, net)), f"student-{lesson.name}-{n}")
     ]
-    missing = [s for s in plan if not out.has(s.file)]
-    share = cluster.share(config.resources, cpus=1, gpus=0.25, units=max(len(missing), 1))
-    shared = ray.put(_class(task, out, share.threads))
-    _store_labels(shared, lessons[0][0], task, share, progress)
+    plan = [student for group in groups for student in group]
+    missing = [group for group in groups if any(not out.has(student.file) for student in group)]
+    kept = ray.put(shared)
     sent = {
-        (lesson.name, s): ray.put(per_seed(s)) if s == 0 or lesson.name == "random" else None
+        (lesson.name, s): ray.put(per_seed(s)) if s == 0 or lesson.drawn else None
         for lesson, per_seed in lessons
         for s in range(config.seeds)
     }
-    work = cluster.task(students.teach, share)
+    alone, together = (cluster.task(work, share) for work in (students.teach, students.teach_together))
 
-    def submit(student: students.Student) -> Any:
-        lesson = sent[student.lesson, student.seed] or sent[student.lesson, 0]
-        return work.remote(shared, lesson, student)
+    def submit(group: tuple[students.Student, ...]) -> Any:
+        taught = [sent[s.lesson, s.seed] or sent[s.lesson, 0] for s in group]
+        if len(group) == 1:
+            return alone.remote(kept, taught[0], group[0])
+        return together.remote(kept, group, *taught)
 
-    done = len(plan) - len(missing)
+    done = len(plan) - sum(len(group) for group in missing)
     progress.update(done, len(plan))
-    for student, result in pool.as_they_finish(missing, submit, share.at_once):
-        done += 1
-        shown = f"{student.lesson} {student.net.label} seed {student.seed}: {100 * result['accuracy']:.1f} %"
-        progress.update(done, len(plan), shown)
+    for group, results in pool.as_they_finish(missing, submit, share.at_once):
+        for student, result in zip(group, results if len(group) > 1 else [results], strict=True):
+            done += 1
+            shown = (
+                f"{student.lesson} {student.net.label} seed {student.seed}: {100 * result['accuracy']:.1f} %"
+            )
+            progress.update(done, len(plan), shown)
     return [out.read_json(student.file) for student in plan]
 
 
-def _lr(task: Task, net: NetConfig) -> float | None:
-    if task.teaching is None:
+def _grouped(
+    task: Task, lesson: students.Lesson, net: NetConfig, found: float | None, name: str
+) -> list[tuple[students.Student, ...]]:
+    """The students of a network, one for each seed; those in one group are trained in one go."""
+    lr = found or _lr(task, lesson, net)
+    everyone = tuple(
+        students.Student(lesson.name, net, s, f"{name}-{s}.json", lr) for s in range(task.config.seeds)
+    )
+    return [everyone] if _side_by_side(task, lesson, net) else [(student,) for student in everyone]
+
+
+def _side_by_side(task: Task, lesson: students.Lesson, net: NetConfig) -> bool:
+    shown = lesson.picked if lesson.picked is not None else lesson.images
+    config, protocol = task.config, lesson.protocol
+    if not config.together or config.seeds == 1 or shown is None or not isinstance(protocol, Protocol):
+        return False
+    batch, classes = min(protocol.batch, len(shown)), len(task.source.classes)
+    return faster_together(net, task.source.shape, classes, batch=batch, compile_=bool(config.compile))
+
+
+def _lr(task: Task, lesson: students.Lesson, net: NetConfig) -> float | None:
+    if isinstance(lesson.protocol, Protocol):
         return None
     return task.config.lr or published_lr(net.name)
 
@@ -168,36 +196,78 @@ def lessons_of(task: Task) -> Lessons:
     by_set, by_random, by_whole = _protocols(task)
     distilled = _distilled(task, by_set)
     lessons: Lessons = [(distilled, lambda _: distilled)]
-    if config.random:
 
+    def random(name: str, protocol: Protocol | SoftProtocol) -> None:
         def draw(s: int) -> students.Lesson:
             draws = seeds.generator(task.seed, "random", s)
             if task.listed is not None:
                 images = listings.drawn(task.listed, made.ipc, draws)
-                return students.Lesson("random", images, None, None, by_random)
+                return students.Lesson(name, images, None, None, protocol, drawn=True)
             labels = tensor(ray.get(source.refs[1])).clone()
             picked = picking.per_class(labels, source.classes, made.ipc, draws)
-            return students.Lesson("random", None, None, picked, by_random)
+            return students.Lesson(name, None, None, picked, protocol, drawn=True)
 
         lessons.append((draw(0), draw))
-    if config.whole:
-        whole = students.Lesson("whole", None, None, None, by_whole)
-        lessons.append((whole, lambda _: whole))
+
+    def fixed(lesson: students.Lesson) -> None:
+        lessons.append((lesson, lambda _: lesson))
+
+    if config.random:
+        random("random", by_random)
+    if config.whole or config.ranking:
+        fixed(students.Lesson("whole", None, None, None, by_whole))
+    if config.ranking and _can_be_asked(task):
+        fixed(replace(distilled, name="distilled-bare", protocol=_bare(by_set), stored=None))
+        random("random-bare", _bare(by_random))
+    if config.ranking and task.teaching is not None:
+        by_labels, whole = _hard_protocols(task)
+        fixed(students.Lesson("distilled-hard", made.images, made.labels, None, by_labels))
+        fixed(students.Lesson("whole-hard", None, None, None, whole))
     return lessons
+
+
+def _can_be_asked(task: Task) -> bool:
+    """Whether labels can be had for other images, or other views, than those stored."""
+    return task.teaching is None or task.teaching.observer is not None
+
+
+def _bare(protocol: Protocol | SoftProtocol) -> Protocol | SoftProtocol:
+    """The same without augmentation."""
+    if isinstance(protocol, Protocol):
+        return replace(protocol, augment=())
+    return replace(protocol, plain=True)
 
 
 def _distilled(task: Task, protocol: Protocol | SoftProtocol) -> students.Lesson:
     made, teaching = task.made, task.teaching
+    if teaching is None or task.config.ranking:
+        _refuse_other_shape(task)
     if teaching is None:
-        if made.space.shape != task.source.shape:
-            raise ArtifactError(
-                f"the set's images are {made.space.shape} (channels, height, width) and the source's "
-                f"{task.source.shape}: students of hard labels are tested on images of one size. Set source.size, "
-                "or use protocol: soft."
-            )
         return students.Lesson("distilled", made.images, made.labels, None, protocol)
     images = teaching.frame.fitted(made.pixels()).contiguous()
     return students.Lesson("distilled", images, None, None, protocol, teaching.stored)
+
+
+def _refuse_other_shape(task: Task) -> None:
+    shape = task.made.space.shape
+    if shape != task.source.shape:
+        without = ", and leave ranking out" if task.config.ranking else ""
+        raise ArtifactError(
+            f"the set's images are {shape} (channels, height, width) and the source's "
+            f"{task.source.shape}: students of hard labels are tested on images of one size. Set source.size, "
+            f"or use protocol: soft{without}."
+        )
+
+
+def _hard_protocols(task: Task) -> tuple[Protocol, Protocol]:
+    """Hard labels for the set and for the whole data."""
+    config = task.config
+    assert config.epochs is not None
+    augmented, lr, batch = augmentation_names(config.augment), config.lr or task.made.lr_student, config.batch
+    hard = Protocol(
+        config.epochs, lr if task.teaching is None else task.made.lr_student, augmented, batch or HARD_BATCH
+    )
+    return hard, replace(hard, epochs=config.whole_epochs, lr=WHOLE_LR)
 
 
 def _protocols(task: Task) -> Sequence[Protocol | SoftProtocol]:
@@ -206,9 +276,8 @@ def _protocols(task: Task) -> Sequence[Protocol | SoftProtocol]:
     assert config.epochs is not None
     assert config.batch is not None
     if task.teaching is None:
-        augmented, lr = augmentation_names(config.augment), config.lr or made.lr_student
-        hard = Protocol(config.epochs, lr, augmented, config.batch)
-        return hard, hard, Protocol(config.whole_epochs, WHOLE_LR, augmented, config.batch)
+        hard, whole = _hard_protocols(task)
+        return hard, hard, whole
     soft = SoftProtocol(batch=config.batch, factor=int(made.info.get("factor", 1)), epochs=config.epochs)
     stored = task.teaching.stored
     if stored is not None and softlabels.has_labels(stored):

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 import rayddl
-from rayddl.data.distilled import DistilledSet
+from rayddl.data.distilled import KIND, DistilledSet
 from rayddl.errors import ArtifactError
 from rayddl.report.page import render
 from rayddl.report.run import Columns, Evaluate, Experts, Match, Pictures, Run, Selected, Stage, Tune
@@ -28,13 +28,14 @@ TRIALS = ("trial", "ended", "reason", "value", "iteration", "seconds")
 TRIAL_PROGRESS = ("trial", "iteration", "metric", "seconds")
 SETTING = "setting."
 """What the columns of settings begin with."""
+CONFUSION = ("data", "net", "true", "predicted", "count")
 STUDENTS = ("data", "net", "seed", "accuracy", "seconds")
 
 
 def run(config: ReportConfig, context: Context) -> Result:
     """Write ``report.html``. Raises :class:`ArtifactError` for an input that is not whole."""
     del config
-    inputs = _in_order(context)
+    inputs = in_order(context)
     total = len(inputs) + 1
     read: dict[str, list[Any]] = {kind: [] for kind in READERS}
     for done, found in enumerate(inputs):
@@ -46,11 +47,11 @@ def run(config: ReportConfig, context: Context) -> Result:
             definition=context.definition,
             source=context.source.model_dump(mode="json"),
             seed=context.seed,
-            versions=_versions(),
-            stages=tuple(_stage(i) for i in inputs),
+            versions=versions(),
+            stages=tuple(as_stage(i) for i in inputs),
             experts=tuple(read["experts"]),
             matches=tuple(read["match"]),
-            selections=(*read["rded"], *read["coreset"]),
+            selections=(*read["rded"], *read["coreset"], *read["imported"]),
             tunes=tuple(read["tune"]),
             evaluations=tuple(read["evaluate"]),
         )
@@ -61,42 +62,47 @@ def run(config: ReportConfig, context: Context) -> Result:
 
 
 def _experts(found: Input) -> Experts:
-    return Experts(_stage(found), _columns(found, "metrics.parquet", EXPERTS))
+    return Experts(as_stage(found), columns(found, "metrics.parquet", EXPERTS))
 
 
-def _pictures(made: DistilledSet) -> Pictures:
+def pictures(made: DistilledSet) -> Pictures:
+    """The set's images to look at."""
     return Pictures(made.pixels().numpy(), made.hard_labels.numpy(), made.classes)
 
 
 def _selected(found: Input) -> Selected:
-    return Selected(_stage(found), _pictures(DistilledSet.load(found.folder.child("set"))))
+    return Selected(as_stage(found), pictures(DistilledSet.load(found.folder.child("set"))))
 
 
 def _match(found: Input) -> Match:
     made = DistilledSet.load(found.folder.child("set"))
     return Match(
-        _stage(found),
-        _columns(found, "metrics.parquet", MATCH),
-        _columns(found, "accuracy.parquet", ACCURACY),
-        _pictures(made),
+        as_stage(found),
+        columns(found, "metrics.parquet", MATCH),
+        columns(found, "accuracy.parquet", ACCURACY),
+        pictures(made),
         _provenance(made.info),
     )
 
 
 def _evaluate(found: Input) -> Evaluate:
-    return Evaluate(_stage(found), _columns(found, "students.parquet", STUDENTS))
+    confusion = None
+    if found.folder.has("confusion.parquet"):
+        confusion = columns(found, "confusion.parquet", CONFUSION)
+    classes = KIND.read(found.folder.child("set"))["classes"] if confusion is not None else ()
+    return Evaluate(as_stage(found), columns(found, "students.parquet", STUDENTS), confusion, tuple(classes))
 
 
 def _tune(found: Input) -> Tune:
     searched = [f"{SETTING}{key}" for key in found.summary["space"]]
-    trials = _columns(found, "trials.parquet", (*TRIALS, *searched))
+    trials = columns(found, "trials.parquet", (*TRIALS, *searched))
     made = found.folder.child("set")
     return Tune(
-        _stage(found),
+        as_stage(found),
         {name: trials[name] for name in TRIALS},
-        _columns(found, "progress.parquet", TRIAL_PROGRESS),
+        columns(found, "progress.parquet", TRIAL_PROGRESS),
         {key: trials[f"{SETTING}{key}"] for key in found.summary["space"]},
-        _pictures(DistilledSet.load(made)) if made.has("set.json") else None,
+        pictures(DistilledSet.load(made)) if made.has("set.json") else None,
     )
 
 
@@ -106,24 +112,27 @@ READERS = {
     "evaluate": _evaluate,
     "rded": _selected,
     "coreset": _selected,
+    "imported": _selected,
     "tune": _tune,
 }
 """How each kind is read. Stages of other kinds appear with their folder and time only."""
 
 
-def _in_order(context: Context) -> list[Input]:
+def in_order(context: Context) -> list[Input]:
     """The inputs in the definition's order; those that it does not name come last."""
     names: Iterable[str] = context.definition.get("stages") or ()
     rank = {name: i for i, name in enumerate(names)}
     return sorted(context.inputs.values(), key=lambda i: (rank.get(i.stage, len(rank)), i.stage))
 
 
-def _stage(found: Input) -> Stage:
+def as_stage(found: Input) -> Stage:
+    """A finished stage as pages show it."""
     folder = str(found.folder).rstrip("/").rsplit("/", 1)[-1]
     return Stage(found.stage, found.kind, folder, found.config, found.summary)
 
 
-def _columns(found: Input, name: str, wanted: Iterable[str]) -> Columns:
+def columns(found: Input, name: str, wanted: Iterable[str]) -> Columns:
+    """The ``wanted`` columns of a stage's table. Raises :class:`ArtifactError` where they are not there."""
     where = found.folder.path(name)
     again = "delete the stage's folder and run again to make it anew"
     try:
@@ -155,6 +164,7 @@ def _provenance(info: Mapping[str, Any]) -> dict[str, Any]:
     return {**known, **(more if isinstance(more, Mapping) else {})}
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """What a page was made with."""
     packages = {name: metadata.version(name) for name in ("torch", "ray", "numpy")}
     return {"rayddl": rayddl.__version__, **packages, "python": platform.python_version()}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -14,14 +15,15 @@ from rayddl.nets.config import NetConfig
 from rayddl.stages import cluster
 from rayddl.stages.shared import SharedSource, on_device, splits, tensor
 from rayddl.storage import Folder
-from rayddl.training.frame import Frame
-from rayddl.training.hard import Protocol, train_student
-from rayddl.training.metrics import accuracy
+from rayddl.training.frame import BATCH, Frame
+from rayddl.training.hard import Protocol, train_student, train_together
+from rayddl.training.metrics import Score, scored
 from rayddl.training.observer import Observer
 from rayddl.training.soft import Answers, Lecture, Lectures, Manner, SoftProtocol, SoftTraining, labelled
 from rayddl.training.softlabels import Index, StoredLabels, pack
 from rayddl.training.steps import steps_for
-from rayddl.training.teacher import predictions, share_right
+from rayddl.training.teacher import outputs
+from rayddl.trajectories.expert import Images
 
 PARTIAL_SECONDS = 60.0
 """Seconds of a student's soft-label training that a lost worker may cost."""
@@ -40,6 +42,8 @@ class Lesson:
     protocol: Protocol | SoftProtocol
     stored: Folder | None = None
     """Where the soft labels of ``images`` are, if the observer is not to be asked."""
+    drawn: bool = False
+    """Whether each seed is taught other images."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,9 @@ class Student:
     seed: int
     file: str
     lr: float | None = None
-    """For soft labels, in place of the lesson's."""
+    """In place of the lesson's."""
+    trial: bool = False
+    """Judged on the part of the train split that is held out for finding rates, and not taught it."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,8 @@ class Class:
     """What is shown to students of soft labels."""
     observer: Any = None
     """The reference of their observer."""
+    trials_on: torch.Tensor | None = None
+    """Indices into the train split on which :attr:`Student.trial` students are judged."""
 
 
 def teach(shared: Class, lesson: Lesson, student: Student) -> dict[str, Any]:
@@ -79,45 +87,110 @@ def teach(shared: Class, lesson: Lesson, student: Student) -> dict[str, Any]:
         return result
     device = cluster.enter_worker(shared.threads, shared.precision)
     began = time.perf_counter()
-    seed = seeds.derive(shared.seed, "student", student.lesson, student.net.model_dump_json(), student.seed)
     taught = softly if isinstance(lesson.protocol, SoftProtocol) else _hard
-    images, right = taught(shared, lesson, student, seed, device)
+    images, score = taught(shared, lesson, student, _seed(shared, student), device)
+    lr = student.lr or lesson.protocol.lr
+    return _written(shared, student, images, score, lr, time.perf_counter() - began)
+
+
+def teach_together(shared: Class, group: Sequence[Student], *lessons: Lesson) -> list[dict[str, Any]]:
+    """Train the students of ``group`` side by side, each on its own of ``lessons``; writes their result files.
+
+    They have one network, hard labels and one rate. All are trained, also where a result is there already:
+    what a student becomes depends, in its last bits, on how many are trained with it.
+    """
+    device = cluster.enter_worker(shared.threads, shared.precision)
+    began, first = time.perf_counter(), lessons[0]
+    assert isinstance(first.protocol, Protocol)
+    source, net, classes = shared.source, group[0].net, len(shared.source.classes)
+    steps = steps_for(net, source.shape, classes, shared.precision, shared.compile)
+    protocol = replace(first.protocol, lr=group[0].lr or first.protocol.lr)
+    train, test = splits(source, shared.space, device)
+    own = [_taught(lesson, train, None) for lesson in lessons]
+    own_seeds = [_seed(shared, student) for student in group]
+    starts = [initial(net, source.shape, classes, seed=seeds.derive(seed, "start")) for seed in own_seeds]
+    trained = train_together(
+        steps, protocol, torch.stack(starts).to(device),
+        [each.x for each in own], [each.y for each in own], classes, own_seeds,
+    )  # fmt: skip
+    scores = [scored(steps, theta, test.x, test.y, classes) for theta in trained]
+    seconds = (time.perf_counter() - began) / len(group)
+    results = zip(group, own, scores, strict=True)
+    return [
+        _written(shared, student, len(each.x), score, protocol.lr, seconds)
+        for student, each, score in results
+    ]
+
+
+def _seed(shared: Class, student: Student) -> int:
+    kind = "trial" if student.trial else "student"
+    return seeds.derive(shared.seed, kind, student.lesson, student.net.model_dump_json(), student.seed)
+
+
+def _written(
+    shared: Class, student: Student, images: int, score: Score, lr: float, seconds: float
+) -> dict[str, Any]:
     result = {
         "data": student.lesson,
         "net": student.net.label,
         "seed": student.seed,
         "images": images,
-        "accuracy": right,
-        "seconds": time.perf_counter() - began,
+        "accuracy": score.accuracy,
+        "top5": score.top5,
+        "confused": asdict(score.confused()),
+        "lr": lr,
+        "seconds": seconds,
     }
-    shared.out.write_json(student.file, result)
+    if not shared.out.has(student.file):
+        shared.out.write_json(student.file, result)
     return result
+
+
+def _taught(lesson: Lesson, train: Images, without: torch.Tensor | None) -> Images:
+    """What ``lesson`` shows, in model space; of the whole train split all but the images ``without``."""
+    if lesson.picked is not None:
+        picked = lesson.picked.to(train.x.device)
+        return Images(train.x[picked], train.y[picked])
+    if lesson.images is not None and lesson.labels is not None:
+        return Images(lesson.images.to(train.x.device), lesson.labels.to(train.x.device))
+    if without is None:
+        return train
+    kept = torch.ones(len(train.y), dtype=torch.bool)
+    kept[without] = False
+    kept = kept.to(train.x.device)
+    return Images(train.x[kept], train.y[kept])
+
+
+def _trials_on(shared: Class, lesson: Lesson) -> torch.Tensor:
+    """Where a trial of ``lesson`` is judged: the part held out for that, less what the lesson shows of it."""
+    assert shared.trials_on is not None
+    if lesson.picked is None:
+        return shared.trials_on
+    return shared.trials_on[~torch.isin(shared.trials_on, lesson.picked)]
 
 
 def _hard(
     shared: Class, lesson: Lesson, student: Student, seed: int, device: torch.device
-) -> tuple[int, float]:
-    """The number of images, and the student's accuracy."""
+) -> tuple[int, Score]:
+    """The number of images, and how the student answers."""
     assert isinstance(lesson.protocol, Protocol)
     source, classes = shared.source, len(shared.source.classes)
     steps = steps_for(student.net, source.shape, classes, shared.precision, shared.compile)
     train, test = splits(source, shared.space, device)
-    if lesson.picked is not None:
-        picked = lesson.picked.to(device)
-        images, labels = train.x[picked], train.y[picked]
-    elif lesson.images is not None and lesson.labels is not None:
-        images, labels = lesson.images.to(device), lesson.labels.to(device)
-    else:
-        images, labels = train.x, train.y
+    taught = _taught(lesson, train, shared.trials_on if student.trial else None)
+    if student.trial:
+        places = _trials_on(shared, lesson).to(device)
+        test = Images(train.x[places], train.y[places])
+    protocol = replace(lesson.protocol, lr=student.lr or lesson.protocol.lr)
     start = initial(student.net, source.shape, classes, seed=seeds.derive(seed, "start")).to(device)
-    theta = train_student(steps, lesson.protocol, start, images, labels, classes, seed)
-    return len(images), accuracy(steps, theta, test.x, test.y)
+    theta = train_student(steps, protocol, start, taught.x, taught.y, classes, seed)
+    return len(taught.x), scored(steps, theta, test.x, test.y, classes)
 
 
 def softly(
     shared: Class, lesson: Lesson, student: Student, seed: int, device: torch.device
-) -> tuple[int, float]:
-    """The number of images, and the accuracy after the last epoch of soft labels.
+) -> tuple[int, Score]:
+    """The number of images, and how the student answers after the last epoch of soft labels.
 
     A long training leaves a partial file once a minute, and goes on from it.
     """
@@ -128,6 +201,14 @@ def softly(
     frame, manner = shared.frame, Manner(device, shared.compile)
     test, labels = (tensor(a) for a in ray.get(list(shared.source.refs[2:])))
     images = lesson.images if lesson.images is not None else tensor(ray.get(shared.source.refs[0]))
+    if student.trial:
+        train, train_labels = (tensor(a) for a in ray.get(list(shared.source.refs[:2])))
+        places = _trials_on(shared, lesson)
+        test, labels = train[places], train_labels[places]
+        if lesson.images is None and lesson.picked is None:
+            kept = torch.ones(len(train), dtype=torch.bool)
+            kept[places] = False
+            images = train[kept]
     images = frame.fitted(images if lesson.picked is None else images[lesson.picked])
     protocol = replace(lesson.protocol, lr=student.lr or lesson.protocol.lr)
     observer = None
@@ -160,9 +241,11 @@ def softly(
             saved = time.monotonic()
 
     trained = training.run(on_epoch)
-    right = share_right(predictions(trained, frame, test, device), labels)
+    score = Score(len(shared.source.classes))
+    for logits, right in zip(outputs(trained, frame, test, device), labels.split(BATCH), strict=True):
+        score.add(logits, right)
     shared.out.delete(partial)
-    return len(images), right
+    return len(images), score
 
 
 def lectures(

@@ -78,6 +78,19 @@ def draw(
     return Draws(picked, rows, columns, boxes, flipped, torch.cat(partners), torch.stack(cuts))
 
 
+def unmixed(
+    count: int, sides: tuple[int, int], *, batch: int, factor: int, generator: torch.Generator
+) -> Draws:
+    """An epoch of ``count`` images whose height and width are ``sides``, in random order and otherwise as they are."""
+    picked = torch.randperm(count, generator=generator)
+    strips = torch.arange(factor).expand(count, -1)
+    boxes = torch.tensor([0, 0, *sides]).expand(count, -1)
+    never, place = torch.zeros(count, dtype=torch.bool), torch.arange(count) % batch
+    return Draws(
+        picked, strips, strips, boxes, never, place, torch.zeros(-(-count // batch), 4, dtype=torch.int64)
+    )
+
+
 def shown(images: Tensor, draws: Draws, into: tuple[int, int]) -> Tensor:
     """Float ``images`` ``[B, C, H, W]`` as the batch ``draws`` says, ``[B, C, *into]``.
 

@@ -55,6 +55,8 @@ class SoftProtocol:
     """On weights of more than one dimension; biases and norms have none."""
     temperature: float = 20.0
     cutmix: bool = True
+    plain: bool = False
+    """Show whole images as they are, only their order drawn: no augmentation."""
 
     def lr_in(self, epoch: int) -> float:
         """The learning rate of ``epoch``, counted from 0."""
@@ -62,6 +64,9 @@ class SoftProtocol:
 
     def draw(self, epoch: int, count: int, sides: tuple[int, int], frame: Frame, seed: int) -> Draws:
         """The random choices of ``epoch`` for ``count`` images; ``seed`` is those of the labels or student."""
+        if self.plain:
+            own = generator(seed, "soft", epoch)
+            return mixes.unmixed(count, sides, batch=self.batch, factor=self.factor, generator=own)
         return mixes.draw(
             count, sides, frame.shape[1:],
             batch=self.batch, factor=self.factor, cutmix=self.cutmix,

@@ -62,7 +62,8 @@ class Index:
         return {
             "classes": list(self.classes),
             "frame": {"shape": list(frame.shape), "mean": list(frame.mean), "std": list(frame.std)},
-            "protocol": {f.name: getattr(protocol, f.name) for f in fields(protocol)},
+            # Labels are stored of augmented views: without augmentation there is nothing to store.
+            "protocol": {f.name: getattr(protocol, f.name) for f in fields(protocol) if f.name != "plain"},
             "images": self.images,
             "count": self.count,
             "epochs_a_part": self.epochs_a_part,

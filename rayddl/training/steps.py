@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad, grad_and_value, jvp
+from torch.func import grad, grad_and_value, jvp, vmap
 from torch.nn import functional as F
 
 from rayddl.nets.build import flat
@@ -41,6 +41,9 @@ class Steps:
     networks with batch norm."""
     tracked_eager: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
     """``tracked`` uncompiled."""
+    side_by_side: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    """``gradient`` for S students of their own data: ``(theta [S, P], x [S, B, C, H, W], y [S, B, K]) ->
+    (gradients [S, P], losses [S])``, uncompiled; for networks without batch norm."""
 
     def training(
         self, theta_P: Tensor, statistics_S: Tensor | None, x: Tensor, y: Tensor, *, usual: bool
@@ -103,6 +106,7 @@ def make_steps(net: FlatNet, *, compile_: bool = True) -> Steps:
         gradient,
         compiled(tracked, wanted=compile_),
         tracked,
+        vmap(gradient),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -171,20 +171,25 @@ class TeacherTraining:
 
 
 @torch.no_grad()
-def predictions(module: nn.Module, frame: Frame, images: Tensor, device: torch.device) -> Tensor:
-    """The likeliest output for each of uint8 ``images`` ``[N, C, H, W]``: int64 ``[N]`` on the CPU.
+def outputs(module: nn.Module, frame: Frame, images: Tensor, device: torch.device) -> Iterator[Tensor]:
+    """Logits ``[B, K]`` for uint8 ``images`` ``[N, C, H, W]``, batch by batch.
 
     The images are brought to the network's frame as the published code does with test images.
     ``module`` is left as it was, in training or not.
     """
     training = module.training
     module.eval()
-    found = []
-    for part in images.split(BATCH):
-        x = frame.normalised(frame.fitted(part).to(device, non_blocking=True))
-        found.append(module(x.contiguous(memory_format=torch.channels_last)).argmax(1).cpu())
-    module.train(training)
-    return torch.cat(found)
+    try:
+        for part in images.split(BATCH):
+            x = frame.normalised(frame.fitted(part).to(device, non_blocking=True))
+            yield module(x.contiguous(memory_format=torch.channels_last))
+    finally:
+        module.train(training)
+
+
+def predictions(module: nn.Module, frame: Frame, images: Tensor, device: torch.device) -> Tensor:
+    """The likeliest output for each of ``images``, shown as by :func:`outputs`: int64 ``[N]`` on the CPU."""
+    return torch.cat([logits.argmax(1).cpu() for logits in outputs(module, frame, images, device)])
 
 
 def share_right(predicted: Tensor, labels: Tensor) -> float:

@@ -22,7 +22,7 @@ class EvaluateConfig(NetStageConfig):
     """Students trained on the distilled set, beside random real images."""
 
     kind: Literal["evaluate"]
-    set: Annotated[str, Reads(("match", "rded", "coreset", "tune"))]
+    set: Annotated[str, Reads(("match", "rded", "coreset", "tune", "imported"))]
     protocol: Literal["hard", "soft"] | None = None
     """``hard``: MTT's, on the labels of the images. ``soft``: RDED's, on what ``observer`` says of them;
     the accuracy is that after the last epoch. Default: what the set was made for."""
@@ -41,6 +41,12 @@ class EvaluateConfig(NetStageConfig):
     lr: float | None = Field(default=None, gt=0)
     """Learning rate. Default for ``hard``: the set's own for the set, the same for random images; for
     ``soft`` what is published for the student, mostly 0.001."""
+    lr_grid: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, min_length=2)
+    """Rates to try, in place of ``lr``: for each net and each kind of data, one student for each rate is judged on
+    a part of the train split, which it is not taught, and the best rate is taken. The held-out images have no
+    say in it."""
+    grid_images: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the train split that rates of ``lr_grid`` are judged on."""
     batch: int | None = Field(default=None, ge=1)
     """Default: 256 for ``hard``; for ``soft`` 10, 50 or 100 from IPC 1, 10 or 50 on, twice that from 100
     classes on, at most the whole set."""
@@ -49,6 +55,11 @@ class EvaluateConfig(NetStageConfig):
     whole: bool = False
     """Also train on the whole train split."""
     whole_epochs: int = Field(default=50, ge=1)
+    ranking: bool = False
+    """Also train what DD-Ranking's scores are made of: the set and random images without augmentation, the
+    whole data, and for soft labels the set and the whole data by hard ones."""
+    together: bool | None = None
+    """Train the seeds of a network side by side on one device; default: where that is faster."""
 
     @model_validator(mode="before")
     @classmethod
@@ -65,6 +76,8 @@ class EvaluateConfig(NetStageConfig):
             raise ValueError("protocol: hard has no use for an observer; leave one of the two out")
         if self.protocol == "hard" and self.labels == "stored":
             raise ValueError("labels: stored belong to protocol: soft")
+        if self.lr is not None and self.lr_grid is not None:
+            raise ValueError("lr is one rate and lr_grid are rates to choose from; leave one of the two out")
         return self
 
     def check(self, reads: Mapping[str, StageConfig]) -> list[str]:

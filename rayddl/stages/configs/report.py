@@ -12,6 +12,7 @@ class ReportConfig(StageConfig):
 
     kind: Literal["report"]
     of: Annotated[
-        tuple[str, ...], Reads(("experts", "match", "teacher", "rded", "coreset", "tune", "evaluate"))
+        tuple[str, ...],
+        Reads(("experts", "match", "teacher", "rded", "coreset", "imported", "tune", "evaluate")),
     ] = ("*",)
     """The stages to show; ``"*"`` is every other stage."""

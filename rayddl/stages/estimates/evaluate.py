@@ -20,12 +20,13 @@ def estimate(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Estima
     of = stages.get(config.set)
     soft = config.protocol == "soft" or (config.protocol is None and of is not None and of.kind == "rded")
     nets = list(_nets(config, of, stages))
-    units = (1 + config.random + config.whole) * len(nets) * config.seeds
+    lessons = 1 + config.random + (config.whole or config.ranking) + config.ranking * (4 if soft else 2)
+    units = lessons * len(nets) * (config.seeds + len(config.lr_grid or ()))
     share = outlook.machine.share(config.resources, units)
     observer = read(stages, config.observer, TeacherConfig) if soft else None
     batch = config.batch or (SOFT_BATCH if soft else HARD_BATCH)
     ipc = getattr(of, "ipc", None)
-    if ipc is not None and not config.whole:
+    if ipc is not None and not (config.whole or config.ranking):
         batch = min(batch, ipc * outlook.glance.classes)
     shown = [*nets, observer.net] if observer else nets
     memory = training(shown, batch, share, outlook)

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from rayddl.nets.build import build, flat, initial
 from rayddl.nets.config import NetConfig
 from rayddl.seeds import derive, generator
-from rayddl.training.hard import Protocol, train_student
+from rayddl.training.hard import Protocol, train_student, train_together
 from rayddl.training.metrics import accuracy
 from rayddl.training.steps import make_steps, one_hot
 from rayddl.trajectories.expert import Images, Recipe, load_training, train_expert
@@ -60,6 +60,32 @@ def test_student_learns_soft_labels() -> None:
 
     hard = train_student(STEPS, protocol, start, x, y, CLASSES, seed=5)
     assert torch.equal(hard, train_student(STEPS, protocol, start, x, one_hot(y, CLASSES), CLASSES, seed=5))
+
+
+@pytest.mark.parametrize(
+    "net",
+    [NetConfig(depth=1, width=4), NetConfig(name="mlp", depth=2, width=8), NetConfig(name="lenet")],
+    ids=lambda n: n.name,
+)
+def test_students_side_by_side_are_the_ones_trained_alone(net: NetConfig) -> None:
+    """Each of three, on images of its own, with augmentation and an odd last batch, within rounding."""
+    shape = (1, 8, 8) if net.name != "lenet" else (1, 28, 28)
+    steps = make_steps(flat(net, shape, CLASSES), compile_=False)
+    draws = torch.Generator().manual_seed(0)
+    images = [torch.randn(7, *shape, generator=draws) for _ in range(3)]
+    labels = [torch.randint(CLASSES, (7,), generator=draws) for _ in range(3)]
+    starts = torch.stack([initial(net, shape, CLASSES, seed=s) for s in range(3)])
+    protocol = Protocol(epochs=5, lr=0.05, augment=("flip", "crop", "color"), batch=4)
+    seeds = [11, 12, 13]
+
+    found = train_together(steps, protocol, starts, images, labels, CLASSES, seeds)
+
+    alone = [
+        train_student(steps, protocol, start, x, y, CLASSES, seed)
+        for start, x, y, seed in zip(starts, images, labels, seeds, strict=True)
+    ]
+    torch.testing.assert_close(found, torch.stack(alone), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(found, starts)
 
 
 def test_accuracy_counts_hits_over_any_batches() -> None:

@@ -1,0 +1,373 @@
+"""A comparison: the sets that evaluate stages judged, on one page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from rayddl.report import numbers, pictures
+from rayddl.report.charts import Chart, Hint, Line, Mark, Spots, Whiskers
+from rayddl.report.confusion import Matrix, matrix, mistakes
+from rayddl.report.evaluate import PROTOCOL, Row, rows_of
+from rayddl.report.headline import Headline
+from rayddl.report.lineup import lineup
+from rayddl.report.run import Comparison, Judged, number
+from rayddl.report.sections import Fact, Link, Section, net_name, slug
+from rayddl.report.tables import Cell, Column, Table
+
+TINTS = 8
+"""Colours told apart; more methods begin again, with another dash."""
+SCORES = {
+    "of_whole": "Of whole data's",
+    "hlr": "Hard-label recovery",
+    "lrs": "Label-robust",
+    "ars": "Augmentation-robust",
+}
+"""Scores that have a column, where any set has them, and what it is called."""
+DODGE = 0.05
+"""How far neighbouring error bars stand apart, of the distance between two numbers of images."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One judged set as the page names it."""
+
+    judged: Judged
+    label: str
+    """Unique on the page: method and images per class, and where it comes from if that is not enough."""
+    method: str
+    tint: str
+    rows: tuple[Row, ...]
+    """Its students' figures by network: those taught by the set."""
+    random: tuple[Row, ...]
+    """Those taught by as many random images."""
+
+    @property
+    def ipc(self) -> int:
+        """Images per class."""
+        return int(self.judged.stage.summary.get("ipc") or 0)
+
+    @property
+    def images(self) -> int:
+        """Images in all."""
+        return self.rows[0].images if self.rows else 0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all stages that made it; NaN where nobody knows."""
+        spent = self.judged.stage.summary.get("spent") or {}
+        return sum(number(v) for v in spent.values()) if spent else math.nan
+
+    @property
+    def link(self) -> Link:
+        """To the definition that made it."""
+        return Link(self.judged.stage.name, f"{self.judged.key}-{slug('stage', self.judged.stage.name)}")
+
+    def of(self, net: str) -> Row | None:
+        """The figures of one network."""
+        return next((row for row in self.rows if row.net == net), None)
+
+
+def entries(comparison: Comparison) -> tuple[Entry, ...]:
+    """The judged sets in their order: by method as they come, then by images per class."""
+    methods = list(dict.fromkeys(_method(j) for j in comparison.judged))
+    plain = [f"{_method(j)}, IPC {int(j.stage.summary.get('ipc') or 0)}" for j in comparison.judged]
+    found = []
+    for judged, label in zip(comparison.judged, plain, strict=True):
+        told = rows_of(judged.stage)
+        found.append(
+            Entry(
+                judged,
+                label
+                if plain.count(label) == 1
+                else f"{label} ({_from(judged, comparison.judged, plain, label)})",
+                _method(judged),
+                f"m{methods.index(_method(judged)) % TINTS}",
+                tuple(row for row in told if row.data == "distilled"),
+                tuple(row for row in told if row.data == "random"),
+            )
+        )
+    return tuple(sorted(found, key=lambda e: (methods.index(e.method), e.ipc)))
+
+
+def _method(judged: Judged) -> str:
+    return str(judged.stage.summary.get("method") or judged.stage.summary.get("set") or judged.stage.name)
+
+
+def _from(judged: Judged, others: Sequence[Judged], labels: Sequence[str], label: str) -> str:
+    """What tells sets of the same method and size apart: their run, their stage, or both."""
+    alike = [other for other, own in zip(others, labels, strict=True) if own == label]
+    if len({other.run for other in alike}) == len(alike):
+        return judged.run
+    if len({other.stage.name for other in alike}) == len(alike):
+        return judged.stage.name
+    return f"{judged.run}, {judged.stage.name}"
+
+
+def nets_of(found: Sequence[Entry]) -> list[str]:
+    """Every network, in the order in which they come."""
+    return list(dict.fromkeys(row.net for entry in found for row in entry.rows))
+
+
+def headline(comparison: Comparison) -> Headline:
+    """The best set at the smallest size, and how many it stands among."""
+    found = entries(comparison)
+    best = max(
+        ((row.mean, entry, row) for entry in found for row in entry.rows if math.isfinite(row.mean)),
+        key=lambda each: each[0],
+        default=None,
+    )
+    methods = len({entry.method for entry in found})
+    if best is None:
+        return Headline(Markup("Nothing to compare yet."), (), None)
+    _, entry, row = best
+    lead = Markup("<strong>{}</strong> leads {}: {} teach {} <strong>{}</strong>.").format(
+        entry.method, numbers.counted(len(found), "set") + f" of {numbers.counted(methods, 'method')}",
+        numbers.counted(row.images, "image"), net_name(row.net), numbers.percent(row.mean),
+    )  # fmt: skip
+    facts = (
+        Fact(numbers.count(len(found)), "sets"),
+        Fact(numbers.count(len(nets_of(found))), "networks"),
+        Fact(numbers.count(sum(len(row.accuracies) for e in found for row in e.rows)), "students"),
+    )
+    return Headline(lead, facts, pictures.mosaic(entry.judged.pictures))
+
+
+def sections(comparison: Comparison, budget: int) -> Iterator[Section]:
+    """The page's sections in order."""
+    found = entries(comparison)
+    links = tuple(entry.link for entry in found)
+    yield Section(
+        key="accuracy", title="Accuracy", made_by=links,
+        lead="Students trained from scratch on each set, and tested on held-out images.",
+        charts=tuple(_by_ipc(found, net) for net in nets_of(found)),
+        tables=(_table(found),),
+    )  # fmt: skip
+    if any(math.isfinite(entry.seconds) for entry in found):
+        yield Section(
+            key="cost", title="Cost", made_by=links,
+            lead="What was spent on a set, experts and teachers included, against what it teaches.",
+            charts=tuple(_by_time(found, net) for net in nets_of(found)),
+        )  # fmt: skip
+    if len(nets_of(found)) > 1:
+        yield Section(
+            key="networks", title="Networks", made_by=links,
+            lead="Each set with every network: a set is worth what it teaches networks that did not make it.",
+            tables=(_heat(found),),
+        )  # fmt: skip
+    yield Section(
+        key="images", title="Images", made_by=links,
+        lead="The same classes in every set.",
+        lineup=lineup([(e.label, e.judged.pictures) for e in found], budget),
+    )  # fmt: skip
+    matrices = [(entry, made) for entry in found if (made := _matrix(entry)) is not None]
+    if matrices:
+        yield Section(
+            key="mistakes", title="Mistakes", made_by=links,
+            lead=f"What students of each set take for what: {net_name(nets_of(found)[0])}, all seeds together. Rows "
+            "are the true classes, columns the answers; a darker field is a larger share of its row.",
+            matrices=tuple(made for _, made in matrices),
+            tables=(_mistakes(matrices),),
+        )  # fmt: skip
+    yield _protocols(found)
+
+
+def _by_ipc(found: Sequence[Entry], net: str) -> Chart:
+    """Lines of one network: a method each, over the images per class."""
+    sizes = sorted({entry.ipc for entry in found})
+    methods = list(dict.fromkeys(entry.method for entry in found))
+    marks: list[Mark] = []
+    hints: dict[int, list[str]] = {}
+    for m, method in enumerate(methods):
+        own = [(e, row) for e in found if e.method == method and (row := e.of(net)) is not None]
+        if not own:
+            continue
+        aside = (m - (len(methods) - 1) / 2) * DODGE
+        xs = [sizes.index(e.ipc) + aside for e, _ in own]
+        tint, dash = own[0][0].tint, "" if m < TINTS else " dashed"
+        marks.append(Line(xs, [row.mean for _, row in own], f"mean{dash}", tint=tint))
+        low, high = ([row.mean + side * _spread(row) for _, row in own] for side in (-1, 1))
+        marks += [Whiskers(xs, low, high, tint), Spots(xs, [row.mean for _, row in own], tint)]
+        for e, row in own:
+            hints.setdefault(sizes.index(e.ipc), []).append(f"{e.label}: {row.text}")
+    return Chart(
+        key=slug("ipc", net),
+        title=f"{net_name(net)}: accuracy against images per class",
+        summary="; ".join(line for at in sorted(hints) for line in hints[at]),
+        x_label="images per class",
+        marks=tuple(marks),
+        note="Bars: ± one standard deviation over seeds.",
+        shares=True,
+        x_range=(-0.35, len(sizes) - 0.65),
+        x_names=tuple(str(size) for size in sizes),
+        hints=tuple(Hint(float(at), "\n".join(lines)) for at, lines in sorted(hints.items())),
+        legend=_legend(found),
+    )
+
+
+def _by_time(found: Sequence[Entry], net: str) -> Chart:
+    """One spot a set: seconds to make it, and what it teaches one network."""
+    own = [(e, row) for e in found if (row := e.of(net)) is not None and e.seconds > 0]
+    seconds = [e.seconds for e, _ in own]
+    marks = [Spots([e.seconds], [row.mean], e.tint, (f"IPC {e.ipc}",)) for e, row in own]
+    bars = [
+        Whiskers([e.seconds], [row.mean - _spread(row)], [row.mean + _spread(row)], e.tint) for e, row in own
+    ]
+    texts = [(e.seconds, f"{e.label}: {row.text} in {numbers.duration(e.seconds)}") for e, row in own]
+    return Chart(
+        key=slug("time", net),
+        title=f"{net_name(net)}: accuracy against seconds to make",
+        summary="; ".join(text for _, text in texts),
+        x_label="seconds (logarithmic)",
+        marks=(*bars, *marks),
+        note="Stages that several sets share count for each. Bars: ± one standard deviation over seeds.",
+        shares=True,
+        x_log=True,
+        x_range=(min(seconds) / 1.5, max(seconds) * 2.2) if seconds else (1.0, 10.0),
+        hints=tuple(Hint(x, text) for x, text in sorted(texts)),
+        legend=_legend(found),
+    )
+
+
+def _spread(row: Row) -> float:
+    return row.std if math.isfinite(row.std) and len(row.accuracies) > 1 else 0.0
+
+
+def _legend(found: Sequence[Entry]) -> tuple[tuple[str, str], ...]:
+    return tuple(dict.fromkeys((entry.tint, entry.method) for entry in found))
+
+
+def _table(found: Sequence[Entry]) -> Table:
+    """Every set and network in one line."""
+    known = [name for name in SCORES if any(name in _scores(e, row) for e in found for row in e.rows)]
+    top5 = any(math.isfinite(row.top5) for e in found for row in e.rows)
+    timed = any(math.isfinite(e.seconds) for e in found)
+    head = [Column("Set"), Column("IPC", True), Column("Images", True), Column("Size", True)]
+    head += [Column("Net"), Column("Accuracy", True), Column("Std (points)", True)]
+    head += [Column("Top-5", True)] * top5 + [Column("Over random (points)", True)]
+    head += [Column(SCORES[name], True) for name in known] + [Column("Time to make", True)] * timed
+    return Table(
+        "Every set with every network",
+        tuple(head),
+        tuple(_line(e, row, found, known, top5, timed) for e in found for row in e.rows),
+    )
+
+
+def _line(
+    entry: Entry, row: Row, found: Sequence[Entry], known: Sequence[str], top5: bool, timed: bool
+) -> tuple[Cell, ...]:
+    size = number(entry.judged.stage.summary.get("bytes"))
+    best = max((r.mean for e in found if e.ipc == entry.ipc and (r := e.of(row.net))), default=math.nan)
+    gain = _gain(entry, row, found)
+    cells = [
+        Cell(entry.label, link=f"#{entry.link.anchor}"),
+        Cell(numbers.count(entry.ipc), entry.ipc),
+        Cell(numbers.count(row.images), row.images),
+        Cell(numbers.size(size), size),
+        Cell(net_name(row.net)),
+        Cell(numbers.percent(row.mean), row.mean, strong=row.mean == best),
+        Cell(f"{row.std * 100:.1f}" if len(row.accuracies) > 1 else numbers.ABSENT, row.std),
+    ]
+    if top5:
+        cells.append(Cell(numbers.percent(row.top5), row.top5))
+    cells.append(Cell(numbers.points(gain), gain))
+    scores = _scores(entry, row)
+    cells += [_score(name, number((scores.get(name) or {}).get("mean"))) for name in known]
+    if timed:
+        cells.append(Cell(numbers.duration(entry.seconds), entry.seconds))
+    return tuple(cells)
+
+
+def _score(name: str, value: float) -> Cell:
+    if name == "hlr":
+        return Cell(numbers.points(value), value)
+    return Cell(numbers.percent(value), value)
+
+
+def _scores(entry: Entry, row: Row) -> Mapping[str, Any]:
+    scores = entry.judged.stage.summary.get("scores") or {}
+    found = scores.get(row.net) or {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def _gain(entry: Entry, row: Row, found: Sequence[Entry]) -> float:
+    """Over as many random images: its own, else those of a random set of the same size in the comparison."""
+    own = next((r for r in entry.random if r.net == row.net), None)
+    if own is not None:
+        return row.mean - own.mean
+    other = next((e for e in found if e.method == "random" and e.ipc == entry.ipc and e is not entry), None)
+    beside = other.of(row.net) if other else None
+    return row.mean - beside.mean if beside else math.nan
+
+
+def _heat(found: Sequence[Entry]) -> Table:
+    """Sets down, networks across, the accuracy as a colour and as a number."""
+    nets = nets_of(found)
+    means = [row.mean for e in found for row in e.rows if math.isfinite(row.mean)]
+    low, high = (min(means), max(means)) if means else (0.0, 1.0)
+
+    def cell(row: Row | None) -> Cell:
+        if row is None or not math.isfinite(row.mean):
+            return Cell(numbers.ABSENT)
+        return Cell(row.text, row.mean, heat=(row.mean - low) / (high - low) if high > low else 1.0)
+
+    return Table(
+        "Accuracy of every set with every network",
+        (Column("Set"), *(Column(net_name(net), True) for net in nets)),
+        tuple((Cell(e.label, link=f"#{e.link.anchor}"), *(cell(e.of(net)) for net in nets)) for e in found),
+    )
+
+
+def _matrix(entry: Entry) -> Matrix | None:
+    confusion = entry.judged.confusion
+    if confusion is None or not entry.rows:
+        return None
+    return matrix(confusion, entry.rows[0].net, entry.judged.pictures.classes, entry.label)
+
+
+def _mistakes(matrices: Iterable[tuple[Entry, Matrix]]) -> Table:
+    lines = []
+    for entry, made in matrices:
+        for true, answer, share in mistakes(made, 3):
+            lines.append((Cell(entry.label), Cell(true), Cell(answer), Cell(numbers.percent(share), share)))
+    head = (Column("Set"), Column("True class"), Column("Taken for"), Column("Share of the class", True))
+    return Table("The most frequent mistakes of each set", head, tuple(lines))
+
+
+def _protocols(found: Sequence[Entry]) -> Section:
+    """What all sets have in common in how they were judged, and what they have not."""
+    told = [entry.judged.stage.summary.get("protocol") or {} for entry in found]
+    keys = [key for key in (*PROTOCOL, "lr_grid", "seeds") if any(p.get(key) is not None for p in told)]
+    texts = {key: [_plain(p.get(key)) for p in told] for key in keys}
+    differ = [key for key in keys if len(set(texts[key])) > 1]
+    facts = tuple(Fact(texts[key][0], _named(key)) for key in keys if key not in differ)
+    others = [key for key in differ if key != "lr"]
+    if not others:
+        lead = "All sets were judged by one protocol"
+        lead += ", each at its own learning rate." if differ else "."
+    else:
+        lead = f"These sets were not all judged alike: {', '.join(_named(key) for key in others)} differ."
+    table = Table(
+        "What differs in how the sets were judged",
+        (Column("Set"), *(Column(_named(key)) for key in differ)),
+        tuple((Cell(e.label), *(Cell(texts[key][i]) for key in differ)) for i, e in enumerate(found)),
+    )
+    return Section("protocol", "Protocol", lead=lead, facts=facts, tables=(table,) if differ else ())
+
+
+def _named(key: str) -> str:
+    return PROTOCOL.get(key, {"lr_grid": "learning rates tried", "seeds": "students each"}.get(key, key))
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return numbers.ABSENT
+    if isinstance(value, float):
+        return numbers.figure(value)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(numbers.figure(v) if isinstance(v, float) else str(v) for v in value)
+    return str(value).replace("_", ", ")

@@ -1,0 +1,73 @@
+"""Confusion matrices as small pictures that suit a light page and a dark one."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from rayddl.report import numbers
+from rayddl.report.run import Columns
+
+SIDE = 240
+"""Fields a side at most; of more classes the largest of neighbouring fields are shown."""
+INK = (18, 87, 201)
+GAMMA = 0.6
+"""Small shares are what a matrix is looked at for: below 1, they are lifted."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix, ready for the page."""
+
+    label: str
+    src: str
+    alt: str
+    classes: tuple[str, ...]
+    shares: npt.NDArray[np.float64]
+    """[K, K]: of each true class, the share of each answer."""
+
+
+def matrix(confusion: Columns, net: str, classes: tuple[str, ...], label: str) -> Matrix | None:
+    """The answers of all students of ``net`` that the set taught; ``None`` where there are none."""
+    mine = (confusion["data"] == "distilled") & (confusion["net"] == net)
+    if not mine.any():
+        return None
+    counts = np.zeros((len(classes), len(classes)))
+    at = confusion["true"][mine].astype(int), confusion["predicted"][mine].astype(int)
+    np.add.at(counts, at, confusion["count"][mine])
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    made = Matrix(label, _picture(shares), "", classes, shares)
+    worst = mistakes(made, 1)
+    right = numbers.percent(float(np.diagonal(counts).sum() / max(counts.sum(), 1)))
+    told = f"; most often {worst[0][0]} is taken for {worst[0][1]}" if worst else ""
+    return Matrix(label, made.src, f"Confusion matrix of {label}: {right} right{told}", classes, shares)
+
+
+def mistakes(made: Matrix, most: int) -> list[tuple[str, str, float]]:
+    """The most frequent wrong answers: true class, answer, share of the true class."""
+    wrong = made.shares * (1 - np.eye(len(made.classes)))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    places = [divmod(int(i), len(made.classes)) for i in order]
+    return [(made.classes[a], made.classes[b], float(wrong[a, b])) for a, b in places if wrong[a, b] > 0]
+
+
+def _picture(shares: npt.NDArray[np.float64]) -> str:
+    side = len(shares)
+    step = -(-side // SIDE)
+    if step > 1:
+        fill = -side % step
+        padded = np.pad(shares, (0, fill))
+        blocks = padded.reshape(len(padded) // step, step, len(padded) // step, step)
+        shares = blocks.max((1, 3))
+    pixels = np.empty((*shares.shape, 4), np.uint8)
+    pixels[..., :3] = INK
+    # Transparent where nothing was answered, so that the page's own colour shows.
+    pixels[..., 3] = np.round(255 * np.clip(shares, 0, 1) ** GAMMA)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -1,0 +1,49 @@
+"""The images of several sets side by side, a row for each class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rayddl.report import numbers
+from rayddl.report.curves import evenly
+from rayddl.report.pictures import Shelf, strip
+from rayddl.report.run import Pictures
+
+CLASSES = 24
+"""Classes at most; of more, some spread evenly over all."""
+IMAGES = 4
+"""Images at most of one class in one set."""
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """A table of pictures: classes down, sets across."""
+
+    sets: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Shelf | None, ...]], ...]
+    width: int
+    """CSS pixels of one image."""
+    note: str = ""
+
+
+def lineup(sets: Sequence[tuple[str, Pictures]], budget: int) -> Lineup | None:
+    """The sets under their labels, in at most about ``budget`` bytes; ``None`` without any."""
+    if not sets:
+        return None
+    classes = sets[0][1].classes
+    shown = evenly(range(len(classes)), CLASSES)
+    each = budget // (len(sets) * max(1, len(shown)))
+    rows = tuple(
+        (classes[c], tuple(strip(made, c, IMAGES, each, f"{label}, {classes[c]}") for label, made in sets))
+        for c in shown
+    )
+    some = [f"{numbers.counted(len(shown), 'class')} of {len(classes)}"] if len(shown) < len(classes) else []
+    if any(len(made.labels) > IMAGES * len(classes) for _, made in sets):
+        some.append(f"the first {IMAGES} images of a class at most")
+    side = max(made.images.shape[2] for _, made in sets)
+    text = ", ".join(some)
+    return Lineup(
+        tuple(label for label, _ in sets), rows, 48 if side < 48 else min(side, 72),
+        f"{text[:1].upper()}{text[1:]}." if text else "",
+    )  # fmt: skip

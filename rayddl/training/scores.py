@@ -1,0 +1,75 @@
+"""What an accuracy is worth: beside random images, beside the whole data, and by DD-Ranking's scores.
+
+DD-Ranking (Li et al. 2025, arXiv 2505.13300) takes out of an accuracy what soft labels and augmentation
+alone would give. All accuracies here are shares of one.
+
+- *Hard-label recovery*, HLR: whole data less the set, both by hard labels. 0 is perfect; smaller is better.
+- *Improvement over random*, IOR: the set less as many random images, both by the set's own protocol.
+- *Label-robust score*: ``w IOR - (1 - w) HLR``, brought from [-1, 1] to [0, 1] by :func:`normalised`.
+- *Augmentation-robust score*: ``w`` times the improvement over random with augmentation plus ``1 - w``
+  times that without, brought to [0, 1] likewise.
+
+The soft-label recovery is HLR's counterpart: both sides learn the observer's labels. DD-Ranking's published
+scores do without it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+WEIGHT = 0.5
+"""DD-Ranking's weight of the first of a score's two parts."""
+
+Accuracies = Mapping[str, Sequence[float]]
+"""For each lesson the accuracy of every seed, in order."""
+
+
+def normalised(value: float) -> float:
+    """``(e^value - e^-1) / (e - e^-1)``: 0 at -1, 1 at 1."""
+    return (math.exp(value) - math.exp(-1)) / (math.e - math.exp(-1))
+
+
+def label_robust(improvement: float, recovery: float, weight: float = WEIGHT) -> float:
+    """The label-robust score of an improvement over random and a hard-label recovery, in 0..1."""
+    return normalised(weight * improvement - (1 - weight) * recovery)
+
+
+def augmentation_robust(augmented: float, bare: float, weight: float = WEIGHT) -> float:
+    """The augmentation-robust score of the improvements over random with and without augmentation, in 0..1."""
+    return normalised(weight * augmented + (1 - weight) * bare)
+
+
+def scores(found: Accuracies, *, soft: bool) -> dict[str, dict[str, float]]:
+    """Every score that the lessons in ``found`` allow, each with ``mean`` and ``std`` over seeds.
+
+    ``soft`` says whether the lessons named plainly were taught by soft labels; hard ones are then those
+    ending in ``-hard``. A seed's score is made of that seed's students.
+    """
+    hard = "-hard" if soft else ""
+    taken = {
+        "over_random": _less(found, "distilled", "random"),
+        "of_whole": _share(found),
+        "hlr": _less(found, f"whole{hard}", f"distilled{hard}"),
+        "slr": _less(found, "whole", "distilled") if soft else [],
+        "over_random_bare": _less(found, "distilled-bare", "random-bare"),
+    }
+    pairs = zip(taken["over_random"], taken["hlr"], strict=False)
+    taken["lrs"] = [label_robust(improvement, recovery) for improvement, recovery in pairs]
+    pairs = zip(taken["over_random"], taken["over_random_bare"], strict=False)
+    taken["ars"] = [augmentation_robust(augmented, bare) for augmented, bare in pairs]
+    return {
+        name: {"mean": statistics.fmean(values), "std": statistics.pstdev(values)}
+        for name, values in taken.items()
+        if values
+    }
+
+
+def _less(found: Accuracies, first: str, second: str) -> list[float]:
+    return [a - b for a, b in zip(found.get(first, ()), found.get(second, ()), strict=False)]
+
+
+def _share(found: Accuracies) -> list[float]:
+    pairs = zip(found.get("distilled", ()), found.get("whole", ()), strict=False)
+    return [mine / whole for mine, whole in pairs if whole > 0]
