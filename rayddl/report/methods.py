@@ -24,7 +24,8 @@ def section(matches: Sequence[Match]) -> Section | None:
         name = str(match.stage.summary.get("method", match.stage.name))
         size = "" if len(sizes) == 1 else f", {match.stage.summary.get('ipc')} per class"
         groups.setdefault(name + size, []).append(match)
-    if not 2 <= len(groups) <= len(TINTS):
+    methods = {match.stage.summary.get("method") for match in judged}
+    if len(methods) < 2 or len(groups) > len(TINTS):
         return None
     runs = "; ".join(f"{name}: {numbers.counted(len(found), 'run')}" for name, found in groups.items())
     return Section(
