@@ -26,6 +26,14 @@ Address: TypeAlias = Annotated[
         "--address", metavar="ADDRESS", help="Attach to this Ray cluster; 'auto' for the running one."
     ),
 ]
+Grows: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--grows",
+        metavar="GROUP",
+        help="Nodes that the cluster's autoscaler may bring, e.g. 4xCPU:8,GPU:1. Repeatable.",
+    ),
+]
 JobsAddress: TypeAlias = Annotated[
     str | None,
     typer.Option(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rayddl.cli.options import Address, File, Json, NumCpus, Out, Overrides, Quiet
+from rayddl.cli.options import Address, File, Grows, Json, NumCpus, Out, Overrides, Quiet
 from rayddl.cli.telling import telling
 
 
@@ -13,6 +13,7 @@ def run(
     out: Out = "runs",
     address: Address = None,
     num_cpus: NumCpus = None,
+    grows: Grows = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -30,6 +31,7 @@ def run(
     again += ["--out", out] if out != "runs" else []
     again += ["--address", address] if address else []
     again += ["--num-cpus", str(num_cpus)] if num_cpus else []
+    again += [word for text in grows or () for word in ("--grows", text)]
     again += ["--json"] * as_json + ["--quiet"] * quiet
     display = choose(as_json=as_json, quiet=quiet)
     with telling(display, again):
@@ -40,4 +42,5 @@ def run(
             progress=display,
             address=address,
             num_cpus=num_cpus,
+            grows=tuple(grows or ()),
         )

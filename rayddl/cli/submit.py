@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rayddl.cli.options import File, JobsAddress, Overrides
+from rayddl.cli.options import File, Grows, JobsAddress, Overrides
 from rayddl.cli.telling import INTERRUPTED, telling
 
 
@@ -21,6 +21,7 @@ def submit(
     *,
     overrides: Overrides = None,
     address: JobsAddress = None,
+    grows: Grows = None,
     beside: Annotated[
         list[str] | None,
         typer.Option("--with", metavar="PATH", help="A small file or folder to ship beside it. Repeatable."),
@@ -58,9 +59,10 @@ def submit(
         if manifest:
             typer.echo(manifest_of(loaded, out, Shape(image, gpus, cpus)), nl=False)
             return
+        options = [word for text in grows or () for word in ("--grows", text)] + ["--json"] * as_json
         parcel = shipping.pack(loaded, beside or ())
         jobs = client.Jobs(address)
-        job = jobs.submit(parcel, loaded.name, out, ["--json"] if as_json else [])
+        job = jobs.submit(parcel, loaded.name, out, options)
         typer.echo(views.submitted(job, out, address), err=True)
         if not wait:
             typer.echo(job)

@@ -14,6 +14,7 @@ import yaml
 from rayddl.errors import UserError
 from rayddl.jobs.shipping import DEFINITION, written
 from rayddl.pipeline.definition import Definition
+from rayddl.stages.capacity import Group
 
 FOLDER = "/etc/rayddl"
 """Where the definition lies in the pods."""
@@ -70,9 +71,14 @@ def _job(name: str, out: str, shape: Shape) -> dict[str, Any]:
     command = ["python", "-m", "rayddl", "run", f"{FOLDER}/{DEFINITION}", "--address", "auto", "--out", out]
     config = f"{name}-definition"
     groups = [
-        _workers("gpu", config, shape, shape.gpus, gpu=True),
-        _workers("cpu", config, shape, shape.cpus, gpu=False),
+        _workers(kind, config, shape, most, gpu=kind == "gpu")
+        for kind, most in (("gpu", shape.gpus), ("cpu", shape.cpus))
+        if most
     ]
+    # The run knows then what it may wait for, and how many units to have ready.
+    for group in groups:
+        each = {"CPU": float(shape.cpus_each)} | ({"GPU": 1.0} if group["groupName"] == "gpu" else {})
+        command += ["--grows", str(Group(group["maxReplicas"], each))]
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
@@ -92,7 +98,7 @@ def _job(name: str, out: str, shape: Shape) -> dict[str, Any]:
                     "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},  # noqa: S104
                     "template": _pod("ray-head", config, shape.image, cpus=2, memory=8 * _GIB, gpus=0),
                 },
-                "workerGroupSpecs": [group for group in groups if group["maxReplicas"]],
+                "workerGroupSpecs": groups,
             },
         },
     }

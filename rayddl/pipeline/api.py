@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from rayddl.pipeline import definition as definitions
@@ -52,15 +52,17 @@ def run(
     progress: bool | Display = True,
     address: str | None = None,
     num_cpus: int | None = None,
+    grows: Sequence[str] = (),
     kinds: Mapping[str, Kind] = KINDS,
 ) -> RunResult:
     """Run ``definition`` and return where everything lies; finished stages are not run again.
 
     ``overrides`` are as on the command line (``["experts.count=20"]``) or a mapping
     (``{"experts.count": 20}``). ``address`` attaches to a Ray cluster; otherwise local Ray is started when
-    a stage needs it and stopped at the end. Raises :class:`rayddl.errors.RayddlError`.
+    a stage needs it and stopped at the end. ``grows`` are groups of nodes that the cluster's autoscaler
+    may bring, each as ``4xCPU:8,GPU:1``. Raises :class:`rayddl.errors.RayddlError`.
     """
     planned = plan(definition, overrides=overrides, out=out, kinds=kinds)
     display = progress if not isinstance(progress, bool) else choose() if progress else Hidden()
-    with ray_session(display, address, num_cpus) as ray:
+    with ray_session(display, address, num_cpus, grows) as ray:
         return execute(planned, display, ray)

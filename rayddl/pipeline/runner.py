@@ -37,6 +37,7 @@ def execute(plan: Plan, display: Display | None = None, ray: RaySession | None =
     try:
         display.plan(plan)
         run.write_first()
+        run.require()
         for planned in plan.stages:
             run.stage(planned)
     finally:
@@ -71,6 +72,12 @@ class _Run:
                 f"--out {scrub(str(self.plan.out))!r} cannot be written: {scrub(str(error))}; "
                 "nothing was started; make it writable, or choose another with --out"
             ) from error
+
+    def require(self) -> None:
+        """Before anything runs, have the cluster hold what the stages that are left ask for."""
+        left = [p for p in self.plan.stages if p.artifact is None and p.stage.kind.needs_ray]
+        if left:
+            self.ray.require({planned.name: planned.stage.config.asks() for planned in left})
 
     def stage(self, planned: PlannedStage) -> None:
         """Run one stage, or take what is there."""

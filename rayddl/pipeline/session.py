@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, cast
 
 from rayddl.pipeline.progress import Display
+from rayddl.stages.config import Ask
 
 
 class Cluster(Protocol):
     """What :mod:`rayddl.stages.cluster` offers."""
 
-    def configure(self, *, address: str | None = None, num_cpus: int | None = None) -> None:
+    def configure(
+        self,
+        *,
+        address: str | None,
+        num_cpus: int | None,
+        grows: Sequence[str],
+        note: Callable[[str], None],
+    ) -> None:
         """Say what the next :meth:`start` attaches to or takes."""
+
+    def require(self, asks: Mapping[str, Sequence[Ask]]) -> None:
+        """Refuse, or wait for, what stages ask for and the cluster does not have."""
 
     def start(self) -> None:
         """Start or attach to Ray, unless that has been done."""
@@ -39,6 +50,8 @@ class RaySession:
     display: Display
     address: str | None = None
     num_cpus: int | None = None
+    grows: Sequence[str] = ()
+    """Groups of nodes that an autoscaler may bring."""
     load: LoadCluster = load_cluster
     _cluster: Cluster | None = field(default=None, init=False)
 
@@ -50,9 +63,16 @@ class RaySession:
             "starting Ray" if not self.address else f"attaching to Ray at {self.address}"
         ):
             self._cluster = self.load()
-            if self.address is not None or self.num_cpus is not None:
-                self._cluster.configure(address=self.address, num_cpus=self.num_cpus)
+            self._cluster.configure(
+                address=self.address, num_cpus=self.num_cpus, grows=self.grows, note=self.display.note
+            )
             self._cluster.start()
+
+    def require(self, asks: Mapping[str, Sequence[Ask]]) -> None:
+        """Start Ray, and refuse, or wait for, what ``asks`` names by stage and the cluster does not have."""
+        self.need()
+        if self._cluster is not None:
+            self._cluster.require(asks)
 
     def stop(self) -> None:
         """Stop Ray if it was started here."""
@@ -66,10 +86,11 @@ def ray_session(
     display: Display,
     address: str | None = None,
     num_cpus: int | None = None,
+    grows: Sequence[str] = (),
     load: LoadCluster = load_cluster,
 ) -> Iterator[RaySession]:
     """A :class:`RaySession` that is stopped however the block ends."""
-    session = RaySession(display, address, num_cpus, load)
+    session = RaySession(display, address, num_cpus, grows, load)
     try:
         yield session
     finally:

@@ -6,16 +6,16 @@ Ray is imported inside functions, after the environment that it reads at import 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rayddl.errors import StageError, UserError
-from rayddl.stages import host
-from rayddl.stages.config import Resources
+from rayddl.stages import capacity, host
+from rayddl.stages.config import Ask, Resources
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,10 @@ CONNECT_SECONDS = 10.0
 """How long a cluster that is asked for may take to answer."""
 STORE_SHARE = 0.3
 """Share of memory, and of shared memory at most nearly all, that the object store takes."""
+WAIT_SECONDS = 20 * 60.0
+"""How long a node that an autoscaler may bring is waited for."""
+TELL_SECONDS = 60.0
+POLL_SECONDS = 2.0
 RETRIES = 5
 """Times that a unit of work may lose its worker before the run stops."""
 
@@ -39,6 +43,8 @@ class _Wanted:
     address: str | None = None
     num_cpus: int | None = None
     num_gpus: int | None = None
+    groups: tuple[capacity.Group, ...] = ()
+    note: Callable[[str], None] = lambda text: None
     started: bool = False
     """Whether the Ray that runs is ours to stop."""
 
@@ -46,9 +52,21 @@ class _Wanted:
 _wanted = _Wanted()
 
 
-def configure(address: str | None = None, num_cpus: int | None = None, num_gpus: int | None = None) -> None:
-    """Say what :func:`start` is to start or attach to. ``address="auto"`` is the running cluster."""
+def configure(
+    address: str | None = None,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    grows: Sequence[str] = (),
+    note: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Say what :func:`start` is to start or attach to. ``address="auto"`` is the running cluster.
+
+    ``grows`` are groups of nodes that an autoscaler may bring, each as ``4xCPU:8,GPU:1``; ``note`` takes what
+    a person should know while nodes are waited for. Raises :class:`UserError` for a group that is none.
+    """
+    groups = tuple(capacity.parse(text) for text in grows)
     _wanted.address, _wanted.num_cpus, _wanted.num_gpus = address, num_cpus, num_gpus
+    _wanted.groups, _wanted.note = groups, note
 
 
 def start() -> None:
@@ -155,42 +173,110 @@ class Share:
         return max(1, int(self.num_cpus))
 
 
+def capacity_now() -> capacity.Capacity:
+    """The nodes of the cluster at hand, and those that its autoscaler may bring."""
+    import ray
+
+    nodes = tuple({k: float(v) for k, v in n["Resources"].items()} for n in ray.nodes() if n["Alive"])
+    return capacity.Capacity(nodes, _wanted.groups or (capacity.launched() if _wanted.address else ()))
+
+
+def require(asks: Mapping[str, Sequence[Ask]]) -> None:
+    """Have every stage's workers fit, before one of them starts; ``asks`` are the stages' by their names.
+
+    Waits, and says so, for nodes that an autoscaler may bring. Raises :class:`StageError` for what neither it
+    nor the cluster has.
+    """
+    have = capacity_now()
+    for stage, asked in asks.items():
+        for ask in asked:
+            needs = _least(ask.resources)
+            try:
+                _refuse_unfit(
+                    needs, have, "one worker" if ask.key == "resources" else f"one of its {ask.key}"
+                )
+                if ask.together > 1:
+                    _refuse_apart(ask.together, needs, have)
+            except StageError as error:
+                raise StageError(f"stage {stage!r}: {error}") from None
+    for asked in asks.values():
+        for ask in asked:
+            _wait_for(_least(ask.resources))
+
+
 def share(asked: Resources, *, cpus: float, gpus: float, units: int, together: bool = False) -> Share:
     """What each of ``units`` units of work gets of the cluster at hand.
 
     ``cpus`` and ``gpus`` are the stage's defaults; GPUs are asked for only where the cluster has any.
     Units that run ``together`` are actors which stay until all is done: their default share shrinks until
-    all of them fit. Raises :class:`StageError` at once where no node can ever hold one unit, or the
-    cluster not all that run together.
+    all of them fit. Waits, and says so, for a node that an autoscaler may bring. Raises :class:`StageError`
+    at once where no node can ever hold one unit, or the cluster not all that run together.
     """
-    import ray
-
-    have = ray.cluster_resources()
-    total_cpus, total_gpus = float(have.get("CPU", 0)), float(have.get("GPU", 0))
+    have = capacity_now()
     if together:
-        cpus, gpus = _part(total_cpus, units, cpus), _part(total_gpus, units, gpus)
-    num_cpus, num_gpus = _asked(asked, cpus, gpus, total_gpus)
-    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-    needs = {"CPU": num_cpus, "GPU": num_gpus, "memory": asked.memory or 0}
-    if not any(all(float(n.get(k, 0)) >= v for k, v in needs.items()) for n in nodes):
-        text = ", ".join(f"{v:g} {k}" for k, v in needs.items() if v)
-        best = "; ".join(
-            f"{float(n.get('CPU', 0)):g} CPU, {float(n.get('GPU', 0)):g} GPU, {float(n.get('memory', 0)):g} memory"
-            for n in nodes
-        )
+        cpus, gpus = have.part("CPU", units, cpus), have.part("GPU", units, gpus)
+    num_cpus, num_gpus = _asked(asked, cpus, gpus, have.total("GPU"))
+    needs = _needs(num_cpus, num_gpus, asked.memory)
+    _refuse_unfit(needs, have, "one worker")
+    _wait_for(needs)
+    if together:
+        _refuse_apart(units, needs, have)
+    at_once = max(1, min(units, have.fits(needs), asked.at_once or units))
+    return Share(num_cpus, num_gpus, asked.memory, at_once)
+
+
+def _least(asked: Resources) -> dict[str, float]:
+    """What a worker asks for, as far as the settings say it; every kind's takes a CPU else."""
+    return _needs(asked.num_cpus or 1.0, asked.num_gpus or 0.0, asked.memory)
+
+
+def _needs(num_cpus: float, num_gpus: float, memory: int | None) -> dict[str, float]:
+    return {"CPU": num_cpus, "GPU": num_gpus, "memory": memory or 0}
+
+
+def _refuse_unfit(needs: Mapping[str, float], have: capacity.Capacity, who: str) -> None:
+    if not have.may_hold(needs):
         raise StageError(
-            f"one worker asks for {text}, and no node has that (nodes: {best or 'none'}). "
+            f"{who} asks for {capacity.described(needs)}, and no node has that ({have}). "
             "Lower the stage's resources, or add a node that has them."
         )
-    fits = _fits(num_cpus, num_gpus, total_cpus, total_gpus, units)
-    if together and int(fits) < units:
+
+
+def _refuse_apart(units: int, needs: Mapping[str, float], have: capacity.Capacity) -> None:
+    fits = have.fits(needs)
+    if fits < units:
         raise StageError(
-            f"{units} workers run together at {num_cpus:g} CPU and {num_gpus:g} GPU each, and the cluster holds "
-            f"{int(fits)} of them ({total_cpus:g} CPU, {total_gpus:g} GPU). Lower the stage's workers or its "
-            "resources, or add nodes."
+            f"{units} workers run together at {needs['CPU']:g} CPU and {needs['GPU']:g} GPU each, and the cluster "
+            f"holds {fits} of them ({have.total('CPU'):g} CPU, {have.total('GPU'):g} GPU). Lower the stage's workers "
+            "or its resources, or add nodes."
         )
-    at_once = max(1, min(units, int(fits), asked.at_once or units))
-    return Share(num_cpus, num_gpus, asked.memory, at_once)
+
+
+def _wait_for(needs: Mapping[str, float]) -> None:
+    """Wait until a node is there that holds ``needs``; the autoscaler is told to bring one."""
+    if capacity_now().holds(needs):
+        return
+    from ray.autoscaler.sdk import request_resources
+
+    text = capacity.described(needs)
+    _wanted.note(f"waiting for a node with {text}: the autoscaler is asked for one")
+    request_resources(bundles=[{name: value for name, value in needs.items() if value}])
+    began = told = time.monotonic()
+    try:
+        while not capacity_now().holds(needs):
+            now = time.monotonic()
+            if now - began > WAIT_SECONDS:
+                raise StageError(
+                    f"no node with {text} came within {WAIT_SECONDS / 60:.0f} min ({capacity_now()}). `ray status` and "
+                    "`ray monitor cluster.yaml` say what keeps the autoscaler; what was done so far is kept."
+                )
+            if now - told > TELL_SECONDS:
+                told = now
+                _wanted.note(f"still waiting for a node with {text}, {(now - began) / 60:.0f} min")
+            time.sleep(POLL_SECONDS)
+    finally:
+        # A request stands until the next one, and would keep the node for ever.
+        request_resources(bundles=[])
 
 
 def expected(
@@ -210,11 +296,6 @@ def _asked(asked: Resources, cpus: float, gpus: float, total_gpus: float) -> tup
 def _fits(num_cpus: float, num_gpus: float, total_cpus: float, total_gpus: float, units: int) -> float:
     fits = total_cpus / num_cpus if num_cpus else units
     return min(fits, total_gpus / num_gpus) if num_gpus else fits
-
-
-def _part(total: float, units: int, most: float) -> float:
-    # Rounded down to what Ray counts in, so that the parts never exceed the whole.
-    return most if units * most <= total else math.floor(total / units * 1000) / 1000
 
 
 def task(function: Callable[..., Any], given: Share) -> Any:
@@ -254,11 +335,9 @@ def resources() -> dict[str, float]:
     return {name: float(value) for name, value in ray.cluster_resources().items()}
 
 
-def total_cpus() -> int:
-    """CPUs of the whole cluster."""
-    import ray
-
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+def node_cpus() -> int:
+    """CPUs of the largest node that there is or may come."""
+    return max(1, int(capacity_now().largest("CPU")))
 
 
 def enter_worker(threads: int, precision: str = "fp32") -> torch.device:

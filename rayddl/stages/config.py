@@ -52,6 +52,16 @@ class Resources(Config):
     """Units of work in flight; default: as many as the cluster's resources hold."""
 
 
+@dataclass(frozen=True)
+class Ask:
+    """What workers of a stage ask for, and how many of them only run together."""
+
+    key: str
+    """The setting that says so."""
+    resources: Resources
+    together: int = 1
+
+
 class StageConfig(Config):
     """The keys that every stage has."""
 
@@ -72,6 +82,10 @@ class StageConfig(Config):
         """The settings that count for the stages this one reads: its own, or those of what it runs."""
         del templates
         return (self,)
+
+    def asks(self) -> Sequence[Ask]:
+        """Everything that workers of this stage ask for by its settings."""
+        return (Ask("resources", self.resources),)
 
     @property
     def last_epoch(self) -> int | None:

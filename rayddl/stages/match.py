@@ -114,7 +114,7 @@ def _job(
     config: MatchConfig, context: Context, experts: Input, source: SharedSource
 ) -> tuple[matcher.Job, cluster.Share]:
     beside = 1 if config.evaluate_every else 0
-    cpus = max(1, cluster.total_cpus() - beside) if config.workers == 1 else 1
+    cpus = max(1, cluster.node_cpus() - beside) if config.workers == 1 else 1
     gpus = 1 if config.workers == 1 else 0.5
     share = cluster.share(config.resources, cpus=cpus, gpus=gpus, units=config.workers, together=True)
     net = NetConfig.model_validate(experts.summary["net"])

@@ -64,7 +64,7 @@ def run(config: TeacherConfig, context: Context) -> Result:
     source = _published(config, context.source)
     for line in source.bad[:3]:
         context.progress.note(f"skipped an unreadable image: {line}")
-    share = cluster.share(config.resources, cpus=_cpus(), gpus=1.0, units=1)
+    share = cluster.share(config.resources, cpus=cluster.node_cpus(), gpus=1.0, units=1)
     given = None if config.weights is None else ray.put(observer_of(config, source))
     compile_ = config.weights is None and compiled(config, source)
     job = Job(config, source, context.out, context.seed_of(), compile_, share.threads, given)
@@ -110,12 +110,6 @@ def compiled(config: TeacherConfig, source: SharedSource) -> bool:
         return config.compile
     steps = -(-source.counts[0] // config.batch) * config.epochs
     return worth_compiling(config.net, source.shape, len(source.classes), steps=steps, batch=config.batch)
-
-
-def _cpus() -> float:
-    import ray
-
-    return max(float(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
 
 
 def teach(job: Job, board: Any) -> None:

@@ -81,7 +81,7 @@ def evaluate_set(folder: Any, **options: Any) -> Result:
 
 calls: list[str] = []
 cluster = SimpleNamespace(
-    configure=lambda **options: calls.append(f"configure {options}"),
+    configure=lambda address, num_cpus, **_: calls.append(f"configure {address} {num_cpus}"),
     start=lambda: calls.append("start"),
     stop=lambda: sys.stderr.write(f"cluster: {' '.join(calls)}\n"),
 )

@@ -175,7 +175,7 @@ class TestEvaluate:
         assert ended.returncode == 0
         assert "nets=('convnet', 'mlp'), seeds=2, epochs=None, root=None" in ended.stdout
         assert ended.stdout.splitlines()[0] == "starting Ray"
-        assert ended.stderr == "cluster: configure {'address': None, 'num_cpus': 1} start\n"
+        assert ended.stderr == "cluster: configure None 1 start\n"
 
     def test_json(self, finished: Path) -> None:
         """--json gives events that end with the result."""

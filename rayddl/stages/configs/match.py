@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rayddl.stages.config import NetStageConfig, Reads, StageConfig
+from rayddl.stages.config import Ask, NetStageConfig, Reads, StageConfig
 from rayddl.stages.configs.experts import ExpertsConfig
 
 
@@ -88,6 +88,11 @@ class MatchConfig(NetStageConfig):
                 f"min_start_epoch ({self.min_start_epoch:g}) must lie below max_start_epoch ({self.max_start_epoch:g})"
             )
         return self
+
+    def asks(self) -> Sequence[Ask]:
+        """Workers run together; by default they share what there is, and always fit."""
+        given = self.resources.num_cpus or self.resources.num_gpus
+        return (Ask("resources", self.resources, self.workers if given else 1),)
 
     @property
     def last_epoch(self) -> int:

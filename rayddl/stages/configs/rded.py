@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rayddl.stages.config import Precision, Reads, Resources, StageConfig
+from rayddl.stages.config import Ask, Precision, Reads, Resources, StageConfig
 
 
 class RdedConfig(StageConfig):
@@ -37,6 +37,10 @@ class RdedConfig(StageConfig):
     decoders: Resources = Resources()
     """What a worker that decodes asks for, where the observer has a GPU. Without one, decoding and scoring
     share a worker, which asks for ``resources``."""
+
+    def asks(self) -> Sequence[Ask]:
+        """Scoring workers, and decoding ones."""
+        return (Ask("resources", self.resources), Ask("decoders", self.decoders))
 
     def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
         """More patches cannot be chosen than images are looked at."""

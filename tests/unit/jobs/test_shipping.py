@@ -195,7 +195,8 @@ def test_a_manifest_holds_the_run(here: Path) -> None:
     assert prints(definitions.load("d.yaml")) == prints(local)
     assert (job["apiVersion"], job["kind"], job["metadata"]["name"]) == ("ray.io/v1", "RayJob", "my-run-1")
     assert job["spec"]["entrypoint"] == (
-        "python -m rayddl run /etc/rayddl/definition.yaml --address auto --out s3://bucket/runs"
+        "python -m rayddl run /etc/rayddl/definition.yaml --address auto --out s3://bucket/runs "
+        "--grows 8xCPU:4,GPU:1 --grows 2xCPU:4"
     )
     cluster = job["spec"]["rayClusterSpec"]
     assert cluster["authOptions"] == {"mode": "token"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rayddl.errors import ArtifactError, DivergedError, StageError, UserError
 from rayddl.pipeline.progress import Hidden
 from rayddl.pipeline.runner import execute
 from rayddl.pipeline.session import RaySession, ray_session
+from rayddl.stages.config import Ask
 from rayddl.stages.context import Result
 
 
@@ -283,9 +285,18 @@ class FakeCluster:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.refuses = ""
 
-    def configure(self, *, address: str | None = None, num_cpus: int | None = None) -> None:
-        self.calls.append(f"configure {address} {num_cpus}")
+    def configure(
+        self, *, address: str | None, num_cpus: int | None, grows: Sequence[str], note: Callable[[str], None]
+    ) -> None:
+        del note
+        self.calls.append(f"configure {address} {num_cpus} {grows}")
+
+    def require(self, asks: Mapping[str, Sequence[Ask]]) -> None:
+        self.calls.append(f"require {' '.join(asks)}")
+        if self.refuses in asks:
+            raise StageError(f"stage {self.refuses!r}: too large")
 
     def start(self) -> None:
         self.calls.append("start")
@@ -310,11 +321,24 @@ class TestRay:
 
     def test_started_once(self, lab: Any, three: dict[str, Any]) -> None:
         """Ray is started when the first stage needs it, once, and stopped at the end."""
-        assert self.run(lab, three) == ["start", "stop"]
+        told = ["configure None None ()", "start", "require first second page", "stop"]
+        assert self.run(lab, three) == told
 
     def test_configured(self, lab: Any, three: dict[str, Any]) -> None:
         """An address and a number of CPUs are passed on before the start."""
-        assert self.run(lab, three, address="auto", num_cpus=3) == ["configure auto 3", "start", "stop"]
+        calls = self.run(lab, three, address="auto", num_cpus=3, grows=("2xCPU:4",))
+        assert calls[:2] == ["configure auto 3 ('2xCPU:4',)", "start"]
+
+    def test_what_does_not_fit_is_refused_before_anything_runs(self, lab: Any, three: dict[str, Any]) -> None:
+        """A cluster that cannot hold the last stage says so before the first one starts."""
+        cluster = FakeCluster()
+        cluster.refuses = "page"
+        plan = lab.plan(three)
+        for stage in plan.stages:
+            object.__setattr__(stage.stage.kind, "needs_ray", True)
+        with pytest.raises(StageError, match="stage 'page': too large"):
+            execute(plan, None, RaySession(Hidden(), load=lambda: cluster))
+        assert lab.calls == []
 
     def test_never_for_cached_stages(self, lab: Any, three: dict[str, Any]) -> None:
         """A run of finished stages does not even import the module that starts Ray."""
@@ -335,7 +359,7 @@ class TestRay:
         with pytest.raises(KeyboardInterrupt):
             interrupted()
 
-        assert cluster.calls == ["start", "stop"]
+        assert cluster.calls == ["configure None None ()", "start", "stop"]
 
 
 class TestPlaces:
