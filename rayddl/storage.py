@@ -32,8 +32,10 @@ class Folder:
         return filesystem, path
 
     def __getstate__(self) -> dict[str, Any]:
-        # An open filesystem holds connections and credentials: neither travels.
-        return {"uri": self.uri}
+        # An open filesystem holds connections and credentials: neither travels. The working directory does not
+        # either, so a relative path would be another place where it arrives.
+        place = self.local
+        return {"uri": self.uri if place is None or "://" in self.uri else str(place)}
 
     @property
     def local(self) -> Path | None:
@@ -46,11 +48,18 @@ class Folder:
 
     def child(self, name: str) -> Folder:
         """The folder ``name`` inside this one; ``name`` may hold ``/`` but must stay inside."""
-        return Folder(f"{self.uri.rstrip('/')}/{_inside(name)}")
+        return Folder(self.path(name))
 
     def path(self, name: str) -> str:
         """Where the file ``name`` lies, for a person to read."""
-        return f"{self.uri.rstrip('/')}/{_inside(name)}"
+        # What follows the question mark says how to reach the place, and stays behind it.
+        place, mark, options = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
+        return f"{place.rstrip('/')}/{_inside(name)}{mark}{options}"
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self._opened[1].rstrip("/").rpartition("/")[2]
 
     def names(self) -> list[str]:
         """The sorted names of the files directly in this folder, without unfinished ones."""
@@ -151,6 +160,13 @@ class Folder:
         """Write ``value`` as the JSON document ``name``; NaN is refused."""
         text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
         self.write(name, text.encode() + b"\n")
+
+
+def split(where: str) -> tuple[Folder, str]:
+    """The folder and the name of the file that a path or URI means."""
+    place, mark, options = where.partition("?") if "://" in where else (where, "", "")
+    parent, _, name = place.rstrip("/").rpartition("/")
+    return Folder((parent or ("/" if place.startswith("/") else ".")) + mark + options), name
 
 
 def _inside(name: str) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -27,8 +29,10 @@ def telling(display: Display | None = None, again: Sequence[str] = ()) -> Iterat
     """Turn errors inside the block into a message on standard error and an exit code.
 
     ``display`` may take the message over (as a JSON event). ``again`` is the command line that goes on
-    where this one was interrupted.
+    where this one was interrupted. A request to terminate (a job that is stopped, a machine that is taken back)
+    interrupts as Ctrl-C does.
     """
+    before = _interrupted_by_sigterm()
     try:
         yield
     except KeyboardInterrupt as error:
@@ -43,8 +47,17 @@ def telling(display: Display | None = None, again: Sequence[str] = ()) -> Iterat
     except OSError as error:
         _end(error, scrub(str(error)), 1, display)
     finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
         if display is not None:
             display.close()
+
+
+def _interrupted_by_sigterm() -> Any:
+    """Have SIGTERM raise what Ctrl-C raises; what stood there before, or ``None`` where that is not for us to say."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def emit_json(value: Any) -> None:

@@ -27,15 +27,18 @@ class JsonLines:
     def __init__(self, stream: TextIO, clock: Clock = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
+        self._run = ""
 
     def emit(self, event: str, **fields: Any) -> None:
         """Write one event."""
-        text = json.dumps(scrub({"event": event, **fields}), allow_nan=False)
+        run = {"run": self._run} if self._run else {}
+        text = json.dumps(scrub({"event": event, **run, **fields}), allow_nan=False)
         self._stream.write(text + "\n")
         self._stream.flush()
 
     def plan(self, plan: Plan) -> None:
-        """Show the plan."""
+        """Show the plan; from now on every event names the run."""
+        self._run = plan.definition.name
         self.emit("plan", **plan.to_json())
 
     def status(self, text: str) -> AbstractContextManager[None]:

@@ -183,6 +183,7 @@ class _Run:
 
     def _hear(self, planned: PlannedStage, progress: Mapping[str, Any]) -> None:
         self.record.hear(planned.name, progress)
+        self.ray.observe(self.plan.definition.name, planned.name, progress)
         with suppress(OSError):
             self.record.write()
 

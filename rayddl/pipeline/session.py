@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 from rayddl.pipeline.progress import Display
 from rayddl.stages.config import Ask
@@ -30,6 +30,9 @@ class Cluster(Protocol):
 
     def start(self) -> None:
         """Start or attach to Ray, unless that has been done."""
+
+    def observe(self, run: str, stage: str, progress: Mapping[str, Any]) -> None:
+        """Show how far a stage is."""
 
     def stop(self) -> None:
         """Give up what :meth:`start` took."""
@@ -73,6 +76,11 @@ class RaySession:
         self.need()
         if self._cluster is not None:
             self._cluster.require(asks)
+
+    def observe(self, run: str, stage: str, progress: Mapping[str, Any]) -> None:
+        """Have Ray's metrics show how far a stage is, if Ray runs."""
+        if self._cluster is not None:
+            self._cluster.observe(run, stage, progress)
 
     def stop(self) -> None:
         """Stop Ray if it was started here."""

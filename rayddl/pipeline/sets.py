@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import records
 from rayddl.pipeline.scrub import scrub
-from rayddl.storage import Folder
+from rayddl.storage import Folder, split
 
 if TYPE_CHECKING:
     from rayddl.data.distilled import DistilledSet
@@ -45,9 +45,8 @@ def find_set(where: str, out: str = "runs") -> Folder:
 
 def find_record(where: str, out: str) -> tuple[Folder, str] | None:
     """The folder and file of the run record that ``where`` means: its path, or the run's name."""
-    parent, _, file = where.rstrip("/").rpartition("/")
+    folder, file = split(where)
     if file.endswith(records.SUFFIX):
-        folder = Folder(parent or ("/" if where.startswith("/") else "."))
         return (folder, file) if folder.has(file) else None
     if "/" in where or os.sep in where or not where:
         return None

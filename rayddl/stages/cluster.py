@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rayddl.errors import StageError, UserError
-from rayddl.stages import capacity, host
+from rayddl.stages import capacity, host, metrics
 from rayddl.stages.config import Ask, Resources
 
 if TYPE_CHECKING:
@@ -202,6 +202,11 @@ def require(asks: Mapping[str, Sequence[Ask]]) -> None:
     for asked in asks.values():
         for ask in asked:
             _wait_for(_least(ask.resources))
+
+
+def observe(run: str, stage: str, progress: Mapping[str, Any]) -> None:
+    """Have Ray's metrics show how far a stage is."""
+    metrics.progress(run, stage, progress)
 
 
 def share(asked: Resources, *, cpus: float, gpus: float, units: int, together: bool = False) -> Share:

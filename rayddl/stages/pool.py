@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 from rayddl.errors import RayddlError, StageError
+from rayddl.stages import metrics
 
 POLL_SECONDS = 0.5
 
@@ -24,12 +25,14 @@ def as_they_finish(
     """
     import ray
 
-    waiting = iter(units)
+    waiting = deque(units)
     running: dict[Any, Any] = {}
     try:
         while True:
-            for unit in itertools.islice(waiting, at_once - len(running)):
+            while waiting and len(running) < at_once:
+                unit = waiting.popleft()
                 running[submit(unit)] = unit
+            metrics.depth(len(running), len(waiting))
             if not running:
                 return
             done, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)

@@ -127,8 +127,7 @@ def in_order(context: Context) -> list[Input]:
 
 def as_stage(found: Input) -> Stage:
     """A finished stage as pages show it."""
-    folder = str(found.folder).rstrip("/").rsplit("/", 1)[-1]
-    return Stage(found.stage, found.kind, folder, found.config, found.summary)
+    return Stage(found.stage, found.kind, found.folder.name, found.config, found.summary)
 
 
 def columns(found: Input, name: str, wanted: Iterable[str]) -> Columns:

@@ -20,7 +20,7 @@ from rayddl import tensorfiles
 from rayddl.errors import ArtifactError
 from rayddl.nets.build import TORCHVISION
 from rayddl.nets.config import NetConfig
-from rayddl.storage import Folder
+from rayddl.storage import split
 from rayddl.training.frame import Frame
 
 State = Mapping[str, Tensor]
@@ -119,9 +119,9 @@ def unwrapped(data: bytes, where: str) -> State:
 
 
 def _read(where: str, what: str) -> bytes:
-    parent, _, name = where.rpartition("/")
+    folder, name = split(where)
     try:
-        return Folder(parent or ("/" if where.startswith("/") else ".")).read(name)
+        return folder.read(name)
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{what} cannot be read: {where} ({error}).") from error
 

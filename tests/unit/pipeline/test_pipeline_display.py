@@ -230,6 +230,7 @@ class TestJson:
         assert len(first) == 30
         assert first[9] == {
             "event": "progress",
+            "run": "three",
             "stage": "first",
             "done": 10,
             "total": 30,

@@ -301,6 +301,9 @@ class FakeCluster:
     def start(self) -> None:
         self.calls.append("start")
 
+    def observe(self, run: str, stage: str, progress: Mapping[str, Any]) -> None:
+        self.calls.append(f"{run} {stage} {progress['done']}")
+
     def stop(self) -> None:
         self.calls.append("stop")
 
