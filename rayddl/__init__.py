@@ -19,15 +19,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rayddl.data.distilled import DistilledSet
     from rayddl.pipeline.api import plan, run
+    from rayddl.pipeline.comparing import compare
     from rayddl.pipeline.sets import load_set
 
 __version__ = "0.1.0"
 
-__all__ = ["DistilledSet", "__version__", "load_set", "plan", "run"]
+__all__ = ["DistilledSet", "__version__", "compare", "load_set", "plan", "run"]
 
 # Imported on first use: `import rayddl` loads neither torch nor Ray.
 _HOMES = {
     "DistilledSet": "rayddl.data.distilled",
+    "compare": "rayddl.pipeline.comparing",
     "load_set": "rayddl.pipeline.sets",
     "plan": "rayddl.pipeline.api",
     "run": "rayddl.pipeline.api",

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import rayddl
-from rayddl.cli import doctor, evaluate, export, logs, plan, run, runs, show, status, stop, submit
+from rayddl.cli import compare, doctor, evaluate, export, logs, plan, run, runs, show, status, stop, submit
 
 app = typer.Typer(
     help="Distil an image dataset into a few images per class, on a laptop or on a Ray cluster.",
@@ -24,6 +24,7 @@ app.command("plan")(plan.plan)
 app.command("show")(show.show)
 app.command("list")(runs.runs)
 app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)
 app.command("submit")(submit.submit)

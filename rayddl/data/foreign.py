@@ -29,9 +29,7 @@ from rayddl.storage import Folder
 
 Form = Literal["set", "pt", "imagefolder", "parquet"]
 SET_FILE = "set.json"
-LOOKED_FOR = (
-    "set.json (a rayddl set), images_best.pt and labels_best.pt, folders of images by class, or one .parquet file"
-)
+LOOKED_FOR = "set.json, images_best.pt and labels_best.pt, folders of images by class, or one .parquet file"
 
 
 @dataclass(frozen=True)

@@ -46,12 +46,11 @@ class Dots:
 
 @dataclass(frozen=True)
 class Spots:
-    """Single values in a colour of their own, each with a text beside it if there is one."""
+    """Single values in a colour of their own."""
 
     x: Floats
     y: Floats
     tint: str
-    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

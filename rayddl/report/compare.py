@@ -213,7 +213,12 @@ def _by_time(found: Sequence[Entry], net: str) -> Chart:
     """One spot a set: seconds to make it, and what it teaches one network."""
     own = [(e, row) for e in found if (row := e.of(net)) is not None and e.seconds > 0]
     seconds = [e.seconds for e, _ in own]
-    marks = [Spots([e.seconds], [row.mean], e.tint, (f"IPC {e.ipc}",)) for e, row in own]
+    lines = [
+        Line([e.seconds for e, _ in group], [row.mean for _, row in group], "raw", tint=group[0][0].tint)
+        for method in dict.fromkeys(e.method for e, _ in own)
+        if len(group := [each for each in own if each[0].method == method]) > 1
+    ]
+    spots = [Spots([e.seconds], [row.mean], e.tint) for e, row in own]
     bars = [
         Whiskers([e.seconds], [row.mean - _spread(row)], [row.mean + _spread(row)], e.tint) for e, row in own
     ]
@@ -223,11 +228,12 @@ def _by_time(found: Sequence[Entry], net: str) -> Chart:
         title=f"{net_name(net)}: accuracy against seconds to make",
         summary="; ".join(text for _, text in texts),
         x_label="seconds (logarithmic)",
-        marks=(*bars, *marks),
-        note="Stages that several sets share count for each. Bars: ± one standard deviation over seeds.",
+        marks=(*lines, *bars, *spots),
+        note="Lines lead from a method's smallest set to its largest. Stages that several sets share count for "
+        "each. Bars: ± one standard deviation over seeds.",
         shares=True,
         x_log=True,
-        x_range=(min(seconds) / 1.5, max(seconds) * 2.2) if seconds else (1.0, 10.0),
+        x_range=(min(seconds) / 1.5, max(seconds) * 1.5) if seconds else (1.0, 10.0),
         hints=tuple(Hint(x, text) for x, text in sorted(texts)),
         legend=_legend(found),
     )
@@ -332,10 +338,10 @@ def _matrix(entry: Entry) -> Matrix | None:
 def _mistakes(matrices: Iterable[tuple[Entry, Matrix]]) -> Table:
     lines = []
     for entry, made in matrices:
-        for true, answer, share in mistakes(made, 3):
+        for true, answer, share in mistakes(made, 1):
             lines.append((Cell(entry.label), Cell(true), Cell(answer), Cell(numbers.percent(share), share)))
     head = (Column("Set"), Column("True class"), Column("Taken for"), Column("Share of the class", True))
-    return Table("The most frequent mistakes of each set", head, tuple(lines))
+    return Table("The most frequent mistake of each set", head, tuple(lines))
 
 
 def _protocols(found: Sequence[Entry]) -> Section:

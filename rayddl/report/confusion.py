@@ -15,7 +15,8 @@ from rayddl.report.run import Columns
 
 SIDE = 240
 """Fields a side at most; of more classes the largest of neighbouring fields are shown."""
-INK = (18, 87, 201)
+INK = (64, 128, 235)
+"""A blue that is seen on white and on near black."""
 GAMMA = 0.6
 """Small shares are what a matrix is looked at for: below 1, they are lifted."""
 

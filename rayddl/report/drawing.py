@@ -26,7 +26,9 @@ from rayddl.report.markup import el, place
 from rayddl.report.scales import Scale
 
 WIDTH, HEIGHT = 520, 296
-LEFT, RIGHT, TOP, BOTTOM = 58, 446, 14, 246
+LEFT, TOP, BOTTOM = 58, 14, 246
+RIGHT, RIGHT_UNLABELLED = 446, 508
+"""Where plots end: with room for values beside their lines, and without."""
 STRIP = 36
 """Height of a histogram under the axis."""
 LABELLED, NAMED = 15, 31
@@ -37,6 +39,7 @@ LABELLED, NAMED = 15, 31
 class _Frame:
     x: Scale
     y: Scale
+    right: float
     label: Callable[[Floats], list[str]]
     value: Callable[[float], str] = field(default=numbers.figure)
 
@@ -71,23 +74,26 @@ def _frame(chart: Chart) -> _Frame:
     if chart.shares:
         low, high = max(0.0, low), min(1.0, high)
     x_low, x_high = chart.x_range or _extent(x for m in chart.marks if not isinstance(m, Rule) for x in m.x)
-    x = Scale(x_low, x_high if x_high > x_low else x_low + 1, LEFT, RIGHT, chart.x_log)
+    labelled = any(isinstance(mark, Line) and mark.label for mark in chart.marks)
+    right = RIGHT if labelled else RIGHT_UNLABELLED
+    x = Scale(x_low, x_high if x_high > x_low else x_low + 1, LEFT, right, chart.x_log)
     y = Scale(low, high, BOTTOM, TOP, log)
     if chart.shares:
         return _Frame(
             x,
             y,
+            right,
             lambda v: [f"{t}\u00a0%" for t in numbers.tick_labels([s * 100 for s in v])],
             numbers.percent,
         )
-    return _Frame(x, y, numbers.power_labels if log else numbers.tick_labels)
+    return _Frame(x, y, right, numbers.power_labels if log else numbers.tick_labels)
 
 
 def _grid(frame: _Frame) -> Iterable[Markup]:
     values = frame.y.ticks(4)
     for value, text in zip(values, frame.label(values), strict=True):
         at = frame.y(value)
-        yield el("path", d=f"M{LEFT} {place(at)}H{RIGHT}", class_="grid")
+        yield el("path", d=f"M{LEFT} {place(at)}H{place(frame.right)}", class_="grid")
         yield el("text", text, x=LEFT - 8, y=at, dy="0.35em", class_="end")
 
 
@@ -98,12 +104,12 @@ def _x_axis(chart: Chart, frame: _Frame) -> Iterable[Markup]:
     texts = numbers.power_labels(values) if chart.x_log else numbers.tick_labels(values)
     if chart.x_names:
         values, texts = [float(i) for i in range(len(chart.x_names))], list(chart.x_names)
-    yield el("path", d=f"M{LEFT} {BOTTOM}H{RIGHT}", class_="axis")
+    yield el("path", d=f"M{LEFT} {BOTTOM}H{place(frame.right)}", class_="axis")
     for value, text in zip(values, texts, strict=True):
         at = frame.x(value)
         yield el("path", d=f"M{place(at)} {below}v5", class_="axis")
         yield el("text", text, x=at, y=below + 8, dy="0.9em", class_="middle")
-    yield el("text", chart.x_label, x=RIGHT, y=below + 29, dy="0.9em", class_="end quiet")
+    yield el("text", chart.x_label, x=frame.right, y=below + 29, dy="0.9em", class_="end quiet")
 
 
 def _mark(mark: Line | Band | Dots | Spots | Whiskers, frame: _Frame) -> Markup:
@@ -128,12 +134,9 @@ def _tinted(classes: str, tint: str) -> str:
 
 
 def _spots(mark: Spots, frame: _Frame) -> Iterable[Markup]:
-    points = _points(mark.x, mark.y, frame)
-    for i, (x, y) in enumerate(points):
+    for x, y in _points(mark.x, mark.y, frame):
         if _real(x, y):
             yield el("circle", cx=x, cy=y, r=4)
-            if i < len(mark.texts):
-                yield el("text", mark.texts[i], x=x + 7, y=y, dy="0.35em")
 
 
 def _whiskers(mark: Whiskers, frame: _Frame) -> str:
@@ -153,11 +156,11 @@ def _rule(mark: Rule, frame: _Frame) -> Markup:
     above = at > TOP + 20
     return el(
         "g",
-        el("path", d=f"M{LEFT} {place(at)}H{RIGHT}", class_="rule"),
+        el("path", d=f"M{LEFT} {place(at)}H{place(frame.right)}", class_="rule"),
         el(
             "text",
             mark.text,
-            x=RIGHT,
+            x=frame.right,
             y=at - 6 if above else at + 6,
             dy=None if above else "0.8em",
             class_="end quiet",
@@ -189,14 +192,14 @@ def _strip(strip: Strip, frame: _Frame) -> Iterable[Markup]:
         a, b = frame.x(left), frame.x(right)
         tall = (STRIP - 8) * count / tallest
         yield el("rect", x=a + 1, y=base - tall, width=max(0.5, b - a - 2), height=tall, class_="strip")
-    yield el("path", d=f"M{LEFT} {base}H{RIGHT}", class_="axis")
+    yield el("path", d=f"M{LEFT} {base}H{place(frame.right)}", class_="axis")
 
 
 def _hints(hints: Sequence[Hint], frame: _Frame, bottom: float) -> Iterable[Markup]:
     xs = [frame.x(h.x) for h in hints]
     for i, (hint, x) in enumerate(zip(hints, xs, strict=True)):
         left = LEFT if i == 0 else (xs[i - 1] + x) / 2
-        right = RIGHT if i == len(xs) - 1 else (x + xs[i + 1]) / 2
+        right = frame.right if i == len(xs) - 1 else (x + xs[i + 1]) / 2
         yield el(
             "g",
             el("rect", x=left, y=TOP, width=max(1.0, right - left), height=bottom - TOP),

@@ -25,6 +25,9 @@ from rayddl.report.tables import Cell, Column, Table
 
 PICTURE_BYTES = 3_500_000
 """Bytes of pictures on a page, shared by its sets."""
+LARGE_BYTES, PER_IMAGE = 16_000_000, 1_600
+"""Where sets are large: at most so many for all, and for each image. A page of 16 MB opens in well under a second,
+since pictures are decoded as they come into sight."""
 
 
 def render(run: Run) -> str:
@@ -87,17 +90,26 @@ def _assembled(name: str, lead: Headline, shown: Sequence[Section], versions: Ma
     )
 
 
+def picture_bytes(many: int) -> int:
+    """Bytes for the pictures of a page with so many images."""
+    return max(PICTURE_BYTES, min(LARGE_BYTES, PER_IMAGE * many))
+
+
 def sections(run: Run) -> Iterable[Section | None]:
     """The page's sections in order; ``None`` where the run has nothing for one."""
+    shown = [*run.matches, *run.selections, *(t for t in run.tunes if t.pictures is not None)]
+    budget = picture_bytes(sum(len(made.pictures.labels) for made in shown if made.pictures)) // max(
+        1, len(shown)
+    )
     yield evaluate.comparison(run)
     yield methods.section(run.matches)
     for made in run.matches:
-        yield match.section(made, len(run.matches) == 1, PICTURE_BYTES // len(run.matches))
+        yield match.section(made, len(run.matches) == 1, budget)
     for picked in run.selections:
         alone = len(run.selections) == 1 and not run.matches
-        yield selected.section(picked, alone, PICTURE_BYTES // len(run.selections))
+        yield selected.section(picked, alone, budget)
     for searched in run.tunes:
-        yield tune.section(searched, len(run.tunes) == 1, PICTURE_BYTES // len(run.tunes))
+        yield tune.section(searched, len(run.tunes) == 1, budget)
     for trained in run.experts:
         yield experts.section(trained, len(run.experts) == 1)
     yield experts.storage(run.experts)

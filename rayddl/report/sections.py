@@ -13,7 +13,14 @@ from rayddl.report.parallel import Parallel
 from rayddl.report.pictures import Gallery
 from rayddl.report.tables import Table
 
-NETS = {"convnet": "ConvNet", "alexnet": "AlexNet", "vgg": "VGG", "resnet": "ResNet", "lenet": "LeNet"}
+NETS = {
+    "convnet": "ConvNet",
+    "alexnet": "AlexNet",
+    "vgg": "VGG",
+    "resnet": "ResNet",
+    "lenet": "LeNet",
+    "mlp": "MLP",
+}
 
 
 @dataclass(frozen=True)

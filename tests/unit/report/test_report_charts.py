@@ -11,7 +11,7 @@ import pytest
 
 from rayddl.report.bars import Bar, Bars, Group
 from rayddl.report.charts import Band, Chart, Dots, Hint, Line, Rule, Strip
-from rayddl.report.drawing import BOTTOM, LEFT, RIGHT, TOP, draw
+from rayddl.report.drawing import BOTTOM, LEFT, RIGHT_UNLABELLED, TOP, draw
 from rayddl.report.markup import el, place
 
 NAN = math.nan
@@ -37,7 +37,7 @@ def test_line_runs_from_corner_to_corner() -> None:
     tree = parsed(chart(Line([0, 1, 2], [1.0, 2.0, 3.0])))
 
     points = [tuple(map(float, p.split())) for p in re.split("[ML]", paths(tree, "mean")[0])[1:]]
-    assert (points[0][0], points[-1][0]) == (LEFT, RIGHT)
+    assert (points[0][0], points[-1][0]) == (LEFT, RIGHT_UNLABELLED)
     assert BOTTOM >= points[0][1] > points[1][1] > points[2][1] >= TOP
 
 
@@ -86,7 +86,7 @@ def test_hints_tile_the_chart_without_gap_or_overlap() -> None:
 
     spans = [(float(r.get("x", 0)), float(r.get("width", 0))) for g in tree.iter("g") for r in g.iter("rect")]
     assert spans[0][0] == LEFT
-    assert spans[-1][0] + spans[-1][1] == pytest.approx(RIGHT, abs=0.2)
+    assert spans[-1][0] + spans[-1][1] == pytest.approx(RIGHT_UNLABELLED, abs=0.2)
     for (x, width), (after, _) in pairwise(spans):
         assert x + width == pytest.approx(after, abs=0.2)
     assert [t.text for g in tree.iter("g") for t in g.iter("title")] == [

@@ -1,0 +1,71 @@
+"""``rayddl compare``"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rayddl.cli.options import Address, Json, NumCpus, Out, Quiet
+from rayddl.cli.telling import telling
+
+
+def compare(
+    where: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Runs, evaluate stages or sets; sets of other code too: .pt pairs, folders by class, Parquet.",
+        ),
+    ],
+    *,
+    net: Annotated[
+        list[str] | None, typer.Option("--net", metavar="NET", help="A network to train. Repeatable.")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", metavar="N", min=1, help="Students per net.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", metavar="N", min=1, help="Epochs of each.")
+    ] = None,
+    root: Annotated[
+        str | None, typer.Option("--root", metavar="PATH", help="Where the real images lie, if they moved.")
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Judge all anew by one protocol: the first one's.")
+    ] = False,
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="What to call the comparison.")
+    ] = "compare",
+    out: Out = "runs",
+    address: Address = None,
+    num_cpus: NumCpus = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare runs and sets: one table, one page.
+
+    What is judged already is shown as it is; the rest is judged first, by the first one's protocol.
+
+    \b
+    rayddl compare quickstart cifar10-mct-ipc1
+    rayddl compare quickstart ../other-code/logged_files/digits --again --seeds 3
+    """
+    from rayddl.pipeline.comparing import compare as compare_sets
+    from rayddl.pipeline.progress import choose
+
+    display = choose(as_json=as_json, quiet=quiet)
+    with telling(display):
+        compare_sets(
+            where,
+            out=out,
+            nets=tuple(net) if net else None,
+            seeds=seeds,
+            epochs=epochs,
+            root=root,
+            again=again,
+            name=name,
+            progress=display,
+            address=address,
+            num_cpus=num_cpus,
+        )

@@ -1,0 +1,206 @@
+"""Compares runs and sets, wherever they come from: what ``rayddl compare`` does.
+
+What is judged already is shown as it was judged. The rest is imported and judged by the protocol of the first
+one that is, all as an ordinary run: what was done once is found again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rayddl.errors import ArtifactError, UserError
+from rayddl.pipeline import artifacts, records
+from rayddl.pipeline.api import run
+from rayddl.pipeline.progress import Display
+from rayddl.pipeline.results import RunResult
+from rayddl.pipeline.scrub import scrub
+from rayddl.pipeline.sets import SET_FILE, find_record
+from rayddl.stages.kinds import KINDS
+from rayddl.storage import Folder
+
+NOT_TAKEN = {"kind", "set", "observer", "protocol", "lr", "resources", "labels"}
+"""Settings of an evaluate stage that are the set's own affair."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A set that was named: where it lies, and how it was judged."""
+
+    folder: Folder
+    """The evaluate stage's folder, or the set's own."""
+    manifest: Mapping[str, Any] | None = None
+    """The evaluate stage's; ``None`` for a set that nobody has judged."""
+    own: bool = True
+    """Whether rayddl made it."""
+
+    @property
+    def set(self) -> Folder:
+        """The set itself."""
+        return self.folder.child("set") if self.manifest is not None else self.folder
+
+
+def compare(
+    where: Sequence[str | os.PathLike[str]],
+    *,
+    out: str = "runs",
+    nets: tuple[str, ...] | None = None,
+    seeds: int | None = None,
+    epochs: int | None = None,
+    root: str | None = None,
+    again: bool = False,
+    name: str = "compare",
+    progress: bool | Display = True,
+    address: str | None = None,
+    num_cpus: int | None = None,
+) -> RunResult:
+    """One table and page over what ``where`` names: runs, evaluate stages, sets of rayddl and of other code.
+
+    With ``again`` all are judged anew by one protocol. ``nets``, ``seeds`` and ``epochs`` replace single
+    settings of it; ``root`` is where the real images lie, if they moved. Raises
+    :class:`rayddl.errors.RayddlError`.
+    """
+    found = [each for place in where for each in resolve(os.fspath(place), out)]
+    made = definition(found, name=name, nets=nets, seeds=seeds, epochs=epochs, root=root, again=again)
+    return run(made, out=out, progress=progress, address=address, num_cpus=num_cpus)
+
+
+def resolve(where: str, out: str) -> list[Found]:
+    """The sets that ``where`` means. Raises :class:`ArtifactError` where there is none."""
+    folder = Folder(where)
+    try:
+        if folder.has(artifacts.MANIFEST):
+            return [_stage(folder)]
+        if folder.has(SET_FILE) and not folder.has("images_best.pt"):
+            return [_inside_a_stage(where) or Found(folder)]
+        record = find_record(where, out)
+    except ValueError as error:
+        raise UserError(f"{scrub(where)!r} is no place that can be read: {scrub(str(error))}") from error
+    if record is not None:
+        return list(_of_run(*record))
+    if folder.exists():
+        from rayddl.data.foreign import form_of
+
+        form_of(folder)
+        return [Found(folder, own=False)]
+    raise ArtifactError(
+        f"nothing to compare at {scrub(where)!r}: there is no such folder, and no run of that name in "
+        f"{scrub(out)!r}; rayddl list shows what there is"
+    )
+
+
+def _stage(folder: Folder) -> Found:
+    artifact = artifacts.open_artifact(folder)
+    if artifact.kind == "evaluate":
+        return Found(folder, artifact.manifest)
+    if folder.has(f"set/{SET_FILE}"):
+        return Found(folder.child("set"))
+    raise ArtifactError(
+        f"{scrub(str(folder))} is a stage of kind {artifact.kind} and holds no set; name a run, an evaluate stage, "
+        "or a set"
+    )
+
+
+def _inside_a_stage(where: str) -> Found | None:
+    """The evaluate stage that left the set at ``where``, if it lies in one."""
+    above, _, last = where.rstrip("/").rpartition("/")
+    if last != "set" or not Folder(above or "/").has(artifacts.MANIFEST):
+        return None
+    found = _stage(Folder(above or "/"))
+    return found if found.manifest is not None else None
+
+
+def _of_run(runs: Folder, file: str) -> Iterator[Found]:
+    """The evaluate stages of a run; without one, its last set."""
+    record = records.read(runs, file)
+    folders = [runs.child(record["stages"][stage]["folder"]) for stage in record.get("order", [])]
+    done = [folder for folder in folders if folder.has(artifacts.MANIFEST)]
+    judged = [found for folder in done if (found := artifacts.open_artifact(folder)).kind == "evaluate"]
+    if judged:
+        yield from (Found(artifact.folder, artifact.manifest) for artifact in judged)
+        return
+    made = next((f for f in reversed(done) if f.has(f"set/{SET_FILE}")), None)
+    if made is None:
+        raise ArtifactError(f"the run {scrub(runs.path(file))} has made no set yet; run its definition again")
+    yield Found(made.child("set"))
+
+
+def definition(
+    found: Sequence[Found],
+    *,
+    name: str = "compare",
+    nets: tuple[str, ...] | None = None,
+    seeds: int | None = None,
+    epochs: int | None = None,
+    root: str | None = None,
+    again: bool = False,
+) -> dict[str, Any]:
+    """What is to be run for the comparison, as a definition's keys."""
+    source, seed = _source(found)
+    if root is not None:
+        source = {**source, "root": root}
+    asked = {"nets": list(nets) if nets else None, "seeds": seeds, "epochs": epochs}
+    waiting = [each for each in found if again or each.manifest is None]
+    protocol = _protocol(found) if waiting else {}
+    protocol |= {key: value for key, value in asked.items() if value is not None}
+    if asked != dict.fromkeys(asked) and not waiting:
+        raise UserError("everything is judged already: other nets, seeds or epochs need --again")
+    stages: dict[str, Any] = {}
+    for i, each in enumerate(waiting, 1):
+        stages[f"set-{i}"] = _imported(each)
+        stages[f"judge-{i}"] = {"kind": "evaluate", "set": f"set-{i}", "protocol": "hard", **protocol}
+    kept = [str(each.folder) for each in found if each not in waiting]
+    stages["compare"] = {"kind": "compare", "runs": kept} if kept else {"kind": "compare"}
+    return {"name": name, "seed": seed, "source": source, "stages": stages}
+
+
+def _imported(found: Found) -> dict[str, Any]:
+    stage: dict[str, Any] = {"kind": "imported", "path": str(found.set)}
+    if not found.own:
+        stage["method"] = str(found.folder).rstrip("/").rsplit("/", 1)[-1]
+    return stage
+
+
+def _source(found: Sequence[Found]) -> tuple[dict[str, Any], int]:
+    """The source and seed of the first set that says what it was made from."""
+    for each in found:
+        if each.manifest is not None:
+            source: dict[str, Any] = each.manifest["source"]["config"]
+            return _asked(source), int(each.manifest["seed"])
+        known = _info(each).get("source")
+        if known is not None:
+            return _asked(known), int(_info(each).get("seed", 0))
+    raise UserError(
+        "none of these sets says which images it was made from; name a run or a rayddl set beside them, or write a "
+        "definition with kind: imported"
+    )
+
+
+def _asked(source: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in source.items() if value is not None}
+
+
+def _protocol(found: Sequence[Found]) -> dict[str, Any]:
+    """The settings that the first judged set was judged by; none where nobody judged any."""
+    for each in found:
+        told = each.manifest["summary"].get("protocol") if each.manifest is not None else None
+        stored = told or _info(each).get("protocol") or {}
+        if "seeds" not in stored:
+            continue
+        if stored.get("name") == "soft":
+            raise UserError(
+                f"{scrub(str(each.folder))} was judged by soft labels, which need its teacher; to judge other sets in "
+                "the same way write a definition with kind: imported, a teacher, and kind: evaluate"
+            )
+        fields = KINDS["evaluate"].config.model_fields
+        return {k: v for k, v in stored.items() if k in fields and k not in NOT_TAKEN and v is not None}
+    return {}
+
+
+def _info(found: Found) -> Mapping[str, Any]:
+    if not found.set.has(SET_FILE):
+        return {}
+    info: Mapping[str, Any] = found.set.read_json(SET_FILE).get("info", {})
+    return info

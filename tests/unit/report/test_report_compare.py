@@ -1,0 +1,161 @@
+"""A comparison's page: labels, charts, tables, and what it says of how sets were judged."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayddl.report import compare, numbers
+from rayddl.report.charts import Line, Spots, Whiskers
+from rayddl.report.confusion import matrix, mistakes
+from rayddl.report.page import render_comparison
+from rayddl.report.run import Columns, Comparison, Judged
+
+LEVELS = {("random", 1): 0.5, ("random", 10): 0.8, ("MTT", 1): 0.7, ("MTT", 10): 0.9}
+NETS = {"convnet": 0.0, "mlp": -0.1}
+
+
+def confusion(classes: int, net: str, right: int = 90) -> Columns:
+    """Every class right ``right`` times of 100, and else taken for the next one."""
+    true = np.repeat(np.arange(classes), 2)
+    predicted = np.where(np.arange(2 * classes) % 2 == 0, true, (true + 1) % classes)
+    count = np.where(np.arange(2 * classes) % 2 == 0, right, 100 - right)
+    names = {"data": np.full(2 * classes, "distilled"), "net": np.full(2 * classes, net)}
+    return {**names, "true": true, "predicted": predicted, "count": count}
+
+
+def judged(make: Any, method: str, ipc: int, level: float, **changes: Any) -> Judged:
+    rows = [
+        make.row("distilled", net, 10 * ipc, [level + less - 0.01, level + less + 0.01])
+        for net, less in NETS.items()
+    ]
+    name = f"judge-{method.lower()}-{ipc}"
+    stage = make.evaluate(name, f"{method.lower()}-{ipc}", rows).stage
+    more = {
+        "method": method, "ipc": ipc, "bytes": 640 * ipc, "spent": {"distill": 10.0 * ipc, "experts": 5.0},
+        "protocol": {"name": "hard", "epochs": 300, "lr": 0.01 * ipc, "batch": 256},
+        "scores": {"convnet": {"lrs": {"mean": 0.3, "std": 0.01}}},
+    }  # fmt: skip
+    summary = {**stage.summary, **more, **changes}
+    made = make.match(ipc=ipc, classes=tuple("abcdefghij"), every=None).pictures
+    return Judged("run", "d0", replace(stage, summary=summary), made, confusion(10, "convnet"))
+
+
+@pytest.fixture
+def four(make: Any) -> Comparison:
+    """Two methods at two sizes."""
+    found = tuple(judged(make, method, ipc, level) for (method, ipc), level in LEVELS.items())
+    stages = {j.stage.name: {"kind": "evaluate", "set": "x"} for j in found}
+    return Comparison("both", found, {"d0": {"name": "run", "stages": stages}}, {"rayddl": "0"})
+
+
+def test_sets_are_named_by_method_and_size(four: Comparison, make: Any) -> None:
+    """Alike ones are told apart by their run or their stage."""
+    assert [e.label for e in compare.entries(four)] == [
+        "random, IPC 1", "random, IPC 10", "MTT, IPC 1", "MTT, IPC 10",
+    ]  # fmt: skip
+    twin = judged(make, "MTT", 1, 0.6)
+    told = compare.entries(replace(four, judged=(*four.judged, replace(twin, run="other"))))
+    assert [e.label for e in told if e.method == "MTT"] == [
+        "MTT, IPC 1 (run)", "MTT, IPC 1 (other)", "MTT, IPC 10",
+    ]  # fmt: skip
+    named = replace(twin, stage=replace(twin.stage, name="again"))
+    told = compare.entries(replace(four, judged=(*four.judged, named)))
+    assert [e.label for e in told][2:4] == ["MTT, IPC 1 (judge-mtt-1)", "MTT, IPC 1 (again)"]
+
+
+def test_a_chart_for_each_network_has_a_line_with_error_bars_for_each_method(four: Comparison) -> None:
+    """Means over sizes, ± one deviation, and each method in a colour of its own that the legend names."""
+    section = next(compare.sections(four, 100_000))
+    chart = section.charts[0]
+    lines = [mark for mark in chart.marks if isinstance(mark, Line)]
+    bars = [mark for mark in chart.marks if isinstance(mark, Whiskers)]
+
+    assert [list(line.y) for line in lines] == [pytest.approx([0.5, 0.8]), pytest.approx([0.7, 0.9])]
+    assert [list(bar.low) for bar in bars] == [pytest.approx([0.49, 0.79]), pytest.approx([0.69, 0.89])]
+    assert chart.legend == (("m0", "random"), ("m1", "MTT"))
+    assert chart.x_names == ("1", "10")
+    assert len(section.charts) == len(NETS)
+    assert f"MTT, IPC 10: {numbers.spread(0.9, 0.01)}" in chart.summary
+
+
+def test_cost_counts_every_stage_behind_a_set(four: Comparison) -> None:
+    """Seconds of the set and of what it hangs on, on the axis and in the table."""
+    cost = {s.key: s for s in compare.sections(four, 100_000)}["cost"]
+    spots = [mark for mark in cost.charts[0].marks if isinstance(mark, Spots)]
+
+    assert [list(spot.x) for spot in spots] == [[15.0], [105.0], [15.0], [105.0]]
+    assert all(e.seconds == 5.0 + 10.0 * e.ipc for e in compare.entries(four))
+
+
+def test_random_sets_stand_in_for_random_students(four: Comparison) -> None:
+    """The gain over random images is taken from the random set of the same size, and the best is marked."""
+    (table,) = next(compare.sections(four, 100_000)).tables
+    names = [column.name for column in table.columns]
+    gains = {
+        (r[0].text, r[names.index("Net")].text): r[names.index("Over random (points)")] for r in table.rows
+    }
+
+    assert gains["MTT, IPC 1", "ConvNet"].value == pytest.approx(0.2)
+    assert gains["random, IPC 1", "ConvNet"].text == numbers.ABSENT
+    best = [r[0].text for r in table.rows if r[names.index("Accuracy")].strong]
+    assert best == ["MTT, IPC 1", "MTT, IPC 1", "MTT, IPC 10", "MTT, IPC 10"]
+    assert "Label-robust" in names
+
+
+def test_the_heat_map_runs_from_the_least_to_the_greatest(four: Comparison) -> None:
+    """0 for the lowest accuracy, 1 for the highest; numbers stand in every field."""
+    (heat,) = {s.key: s for s in compare.sections(four, 100_000)}["networks"].tables
+    fields = [cell for row in heat.rows for cell in row[1:]]
+
+    assert min(cell.heat for cell in fields) == 0
+    assert max(cell.heat for cell in fields) == 1
+    assert all("±" in cell.text for cell in fields)
+
+
+def test_confusion_matrices_count_answers_of_one_network() -> None:
+    """Shares of each true class; the worst mistake is named in the text for who cannot see."""
+    table = confusion(3, "convnet", right=75)
+    made = matrix(table, "convnet", ("cat", "dog", "owl"), "MTT")
+
+    assert made is not None
+    assert made.shares.tolist() == [[0.75, 0.25, 0], [0, 0.75, 0.25], [0.25, 0, 0.75]]
+    assert mistakes(made, 2) == [("cat", "dog", 0.25), ("dog", "owl", 0.25)]
+    assert (
+        made.alt == f"Confusion matrix of MTT: {numbers.percent(0.75)} right; most often cat is taken for dog"
+    )
+    assert matrix(table, "mlp", ("cat", "dog", "owl"), "MTT") is None
+
+
+def test_sets_judged_unlike_each_other_are_said_to_be(four: Comparison, make: Any) -> None:
+    """One protocol but for the rate: said so. Other epochs: named, with a table of what each had."""
+    told = {s.key: s for s in compare.sections(four, 100_000)}["protocol"]
+    assert told.lead == "All sets were judged by one protocol, each at its own learning rate."
+
+    odd = judged(make, "RDED", 1, 0.4, protocol={"name": "soft", "epochs": 150, "batch": 256})
+    told = {s.key: s for s in compare.sections(replace(four, judged=(*four.judged, odd)), 1000)}["protocol"]
+    assert told.lead == "These sets were not all judged alike: protocol, epochs each differ."
+    assert [column.name for column in told.tables[0].columns] == [
+        "Set", "protocol", "epochs each", "learning rate",
+    ]  # fmt: skip
+
+
+def test_every_figure_of_the_page_leads_to_its_definition(four: Comparison) -> None:
+    """Every link inside the page has its target; every set's evaluate stage is among them."""
+    page = render_comparison(four)
+    anchors = set(re.findall(r'id="([^"]+)"', page))
+    links = set(re.findall(r'href="#([^"]+)"', page))
+
+    assert links <= anchors
+    assert {f"d0-stage-{j.stage.name}" for j in four.judged} <= links
+    assert "http://" not in page
+    assert "https://" not in page
+
+
+def test_nothing_to_compare_is_said() -> None:
+    """A page without sets still stands."""
+    assert compare.headline(Comparison("x", (), {}, {})).lead == "Nothing to compare yet."
