@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rayddl.errors import UserError
+from rayddl.pipeline import shown
 from rayddl.pipeline.artifacts import Artifact
 from rayddl.pipeline.plan import Plan
 from rayddl.pipeline.progress import Closing
@@ -59,6 +62,21 @@ class RunResult:
         """The page about the run, if a stage wrote one."""
         pages = [a.folder.path(REPORT) for a in self.artifacts.values() if REPORT in a.files]
         return pages[-1] if pages else None
+
+    def show(self) -> None:
+        """Open the page in a browser, in a notebook below the cell.
+
+        Raises :class:`UserError` where no stage wrote one, or where it does not lie on this machine.
+        """
+        page = self.report
+        if page is None:
+            raise UserError("the run has no page to show; add a stage of kind report, or of kind compare")
+        if not os.path.exists(page):
+            raise UserError(f"{scrub(page)} does not lie on this machine; copy it here and open it")
+        shown.page(page)
+
+    def _repr_html_(self) -> str:
+        return shown.html(self.plan.definition.name, self.tables, self.report)
 
     def closing(self) -> Closing:
         """The tables and places that are shown last."""

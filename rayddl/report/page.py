@@ -76,7 +76,8 @@ def _assembled(name: str, lead: Headline, shown: Sequence[Section], versions: Ma
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string(_file("page.html")).render(
+    # The template begins with its macros, which leave empty lines.
+    page = environment.from_string(_file("page.html")).render(
         name=name,
         headline=lead,
         sections=shown,
@@ -88,6 +89,7 @@ def _assembled(name: str, lead: Headline, shown: Sequence[Section], versions: Ma
         highlighted=highlighted,
         draw=draw,
     )
+    return page.lstrip()
 
 
 def picture_bytes(many: int) -> int:
@@ -97,10 +99,9 @@ def picture_bytes(many: int) -> int:
 
 def sections(run: Run) -> Iterable[Section | None]:
     """The page's sections in order; ``None`` where the run has nothing for one."""
-    shown = [*run.matches, *run.selections, *(t for t in run.tunes if t.pictures is not None)]
-    budget = picture_bytes(sum(len(made.pictures.labels) for made in shown if made.pictures)) // max(
-        1, len(shown)
-    )
+    held = [m.pictures for m in (*run.matches, *run.selections)]
+    held += [t.pictures for t in run.tunes if t.pictures is not None]
+    budget = picture_bytes(sum(len(each.labels) for each in held)) // max(1, len(held))
     yield evaluate.comparison(run)
     yield methods.section(run.matches)
     for made in run.matches:

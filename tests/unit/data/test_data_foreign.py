@@ -1,0 +1,187 @@
+"""Sets of others, brought to a source: every form comes back equal, and what does not fit is refused."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rayddl.data import space
+from rayddl.data.distilled import DistilledSet
+from rayddl.data.export import export_set
+from rayddl.data.foreign import Home, bring, form_of
+from rayddl.errors import ArtifactError
+from rayddl.storage import Folder
+
+CLASSES = ("a cat", "dog/wolf", "owl")
+
+
+@pytest.fixture
+def home() -> Home:
+    """A source of three classes of grey 6 x 6 images."""
+    images = torch.randint(256, (30, 1, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Home(CLASSES, (1, 6, 6), space.fit("normalise", images))
+
+
+@pytest.fixture
+def made(home: Home, tmp_path: Path) -> DistilledSet:
+    """Two images a class as rayddl keeps them, in ``tmp_path/set``."""
+    pixels = torch.randint(256, (6, 1, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    found = DistilledSet(pixels, labels, 0.02, CLASSES, home.space, {"method": "MTT"})
+    found.save(Folder(str(tmp_path / "set")))
+    return found
+
+
+@pytest.mark.parametrize("form", ["imagefolder", "parquet", "hf"])
+def test_pictures_come_back_pixel_for_pixel(
+    made: DistilledSet, home: Home, tmp_path: Path, form: str
+) -> None:
+    """An export as ImageFolder or Parquet, its class names matched whatever their folders are called."""
+    to = Folder(str(tmp_path / form))
+    export_set(Folder(str(tmp_path / "set")), form, to)
+    for name in ("set.json", "set.safetensors"):
+        to.delete(name)
+
+    kind = form_of(to)
+    found = bring(to, kind, home)
+    assert kind == ("imagefolder" if form == "imagefolder" else "parquet")
+    assert torch.equal(found.stored, made.stored)
+    assert torch.equal(found.labels, made.labels)
+    assert found.classes == CLASSES
+
+
+def test_soft_labels_of_a_table_come_back(home: Home, tmp_path: Path) -> None:
+    """The column of distributions is taken in place of the likeliest class."""
+    said = torch.tensor([[0.5, 0.25, 0.25], [0.0, 1.0, 0.0], [0.125, 0.125, 0.75]])
+    DistilledSet(torch.zeros(3, 1, 6, 6, dtype=torch.uint8), said, 0.1, CLASSES, home.space).save(
+        Folder(str(tmp_path / "set"))
+    )
+    to = Folder(str(tmp_path / "table"))
+    export_set(Folder(str(tmp_path / "set")), "parquet", to)
+
+    assert torch.equal(bring(to, form_of(to), home).labels, said)
+
+
+def pair(folder: Path, images: Tensor, labels: Tensor) -> Folder:
+    folder.mkdir()
+    torch.save(images, folder / "images_best.pt")
+    torch.save(labels, folder / "labels_best.pt")
+    return Folder(str(folder))
+
+
+def test_a_pair_of_other_code_is_in_the_sources_space(home: Home, tmp_path: Path) -> None:
+    """Images stay as they are, tensor for tensor; classes and the way back to pixels are the source's."""
+    images, labels = torch.randn(3, 1, 6, 6), torch.tensor([0, 1, 2])
+    folder = pair(tmp_path / "pair", images, labels)
+
+    found = bring(folder, form_of(folder), home)
+    assert torch.equal(found.images, images)
+    assert torch.equal(found.labels, labels)
+    assert (found.classes, found.space.fingerprint) == (CLASSES, home.space.fingerprint)
+    assert found.info == {"method": "imported"}
+
+
+def test_an_own_pair_and_an_own_set_keep_what_they_know(
+    made: DistilledSet, home: Home, tmp_path: Path
+) -> None:
+    """rayddl's exports come back whole: rate, classes, method."""
+    to = Folder(str(tmp_path / "pt"))
+    export_set(Folder(str(tmp_path / "set")), "pt", to)
+
+    for folder, form in ((to, "pt"), (Folder(str(tmp_path / "set")), "set")):
+        assert form_of(folder) == form
+        found = bring(folder, form_of(folder), home)
+        assert torch.equal(found.images, made.images)
+        assert (found.lr_student, found.info["method"]) == (0.02, "MTT")
+
+
+def test_numbers_stand_for_classes_in_their_order(home: Home, tmp_path: Path) -> None:
+    """Folders 0, 1, 2 of other code are the source's classes; RGB pictures of a grey source become grey."""
+    for label in range(3):
+        (tmp_path / str(label)).mkdir()
+        Image.fromarray(np.full((6, 6, 3), 10 * label, np.uint8)).save(tmp_path / str(label) / "x.png")
+
+    found = bring(Folder(str(tmp_path)), "imagefolder", home)
+    assert found.stored[:, 0, 0, 0].tolist() == [0, 10, 20]
+    assert found.labels.tolist() == [0, 1, 2]
+
+
+def test_pictures_of_another_size_are_scaled(home: Home, tmp_path: Path) -> None:
+    """A square source takes other sizes as sources themselves do."""
+    for name in ("a cat", "owl"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.full((12, 18), 7, np.uint8)).save(tmp_path / name / "x.png")
+
+    assert bring(Folder(str(tmp_path)), "imagefolder", home).stored.unique().tolist() == [7]
+
+
+def test_classes_that_the_source_lacks_are_named(home: Home, tmp_path: Path) -> None:
+    """The first unknown ones, and what the source has."""
+    (tmp_path / "yak").mkdir()
+    Image.fromarray(np.zeros((6, 6), np.uint8)).save(tmp_path / "yak" / "x.png")
+
+    with pytest.raises(ArtifactError) as caught:
+        bring(Folder(str(tmp_path)), "imagefolder", home)
+    assert str(caught.value) == (
+        f"{tmp_path} has classes that the source has not: yak. The source's are a cat, dog/wolf, owl. "
+        "Name the source that the set was made from."
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (
+            torch.zeros(1, 1, 5, 5),
+            torch.tensor([0]),
+            r"images in .* are \(1, 5, 5\).*, the source's \(1, 6, 6\)",
+        ),
+        (
+            torch.zeros(1, 1, 6, 6),
+            torch.tensor([3]),
+            r"go up to 3, and the source has 3 classes, numbered from 0",
+        ),
+        (torch.zeros(1, 1, 6, 6), torch.ones(1, 4), r"are of 4 classes, the source has 3\."),
+    ],
+    ids=["size", "label", "width"],
+)
+def test_a_pair_that_does_not_fit_is_refused(
+    home: Home, tmp_path: Path, images: Tensor, labels: Tensor, message: str
+) -> None:
+    """Both sides of what does not agree are named."""
+    with pytest.raises(ArtifactError, match=message):
+        bring(pair(tmp_path / "pair", images, labels), "pt", home)
+
+
+def test_what_cannot_be_read_is_named(home: Home, tmp_path: Path) -> None:
+    """An empty folder, a broken picture, a table without the columns."""
+    with pytest.raises(
+        ArtifactError, match=r"there is no set in .*: looked for set\.json, images_best\.pt and"
+    ):
+        form_of(Folder(str(tmp_path)))
+    (tmp_path / "owl").mkdir()
+    (tmp_path / "owl" / "x.png").write_bytes(b"no picture")
+    with pytest.raises(ArtifactError, match=r"owl/x\.png cannot be read: .*\. Mend it, or remove it\."):
+        bring(Folder(str(tmp_path)), "imagefolder", home)
+    write_table(tmp_path / "t" / "x.parquet")
+    with pytest.raises(
+        ArtifactError, match=r"x\.parquet cannot be read as a set: .*Expected the columns image and"
+    ):
+        bring(Folder(str(tmp_path / "t")), "parquet", home)
+
+
+def write_table(path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir()
+    sink: Any = io.BytesIO()
+    pq.write_table(pa.table({"other": [1]}), sink)
+    path.write_bytes(sink.getvalue())

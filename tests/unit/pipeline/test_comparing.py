@@ -1,0 +1,226 @@
+"""``rayddl compare``: what is named is found, what is judged is shown, what is not is judged first."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import rayddl
+from rayddl.cli.app import app
+from rayddl.data import space
+from rayddl.data.bundled import load as load_digits
+from rayddl.data.config import SourceConfig
+from rayddl.data.distilled import DistilledSet
+from rayddl.errors import ArtifactError, UserError
+from rayddl.pipeline import artifacts, comparing
+from rayddl.pipeline import definition as definitions
+from rayddl.pipeline.artifacts import ordered_json
+from rayddl.stages import imported, tables
+from rayddl.stages.configs.imported import ImportedConfig
+from rayddl.stages.context import Context
+from rayddl.storage import Folder
+
+SOURCE = {"name": "digits", "root": None, "space": "normalise"}
+PROTOCOL = {
+    "name": "hard", "nets": [{"name": "mlp", "depth": 2, "width": 8}], "lr": 0.3, "seeds": 2, "epochs": 7,
+    "batch": 64, "augment": "none", "precision": "fp32", "compile": False, "together": True, "seed": 99,
+}  # fmt: skip
+Judge = Callable[..., Folder]
+
+
+@pytest.fixture
+def digits() -> DistilledSet:
+    """One real digit of each class, as a set."""
+    train = load_digits(SourceConfig(name="digits"), "x").train
+    places = [int((train.labels == label).nonzero()[0, 0]) for label in range(10)]
+    fitted = space.fit("normalise", train.images)
+    info = {"method": "random", "source": SOURCE, "seed": 4, "definition": {"name": "one", "stages": {}}}
+    return DistilledSet(train.images[places], torch.arange(10), 0.01, train.classes, fitted, info)
+
+
+@pytest.fixture
+def judge(tmp_path: Path, digits: DistilledSet) -> Judge:
+    """Writes a finished evaluate stage by hand: the set, every table, and the manifest."""
+
+    def make(run: str, method: str = "random", level: float = 0.5, **protocol: Any) -> Folder:
+        folder = Folder(str(tmp_path / "runs" / f"{run}-0123456789ab"))
+        told = {**PROTOCOL, **protocol}
+        definition = {"name": run, "stages": {"evaluate": {"kind": "evaluate", "set": "x"}}}
+        info = {**digits.info, "method": method, "protocol": told, "definition": definition}
+        replace(digits, info=info).save(folder.child("set"))
+        row = {"data": "distilled", "net": "mlp-d2-w8", "images": 10, "mean": level, "std": 0.01}
+        rows = [{**row, "accuracies": [level - 0.01, level + 0.01]}]
+        columns = {"data": ["distilled"], "net": ["mlp-d2-w8"], "true": [1], "predicted": [2], "count": [3]}
+        types = {"data": "string", "net": "string", "true": "int64", "predicted": "int64", "count": "int64"}
+        tables.write(folder, "confusion.parquet", columns, types)
+        summary = {"rows": rows, "set": "x", "protocol": told, "method": method, "ipc": 1, "seconds": 2.0}
+        artifacts.seal(
+            folder,
+            {
+                "stage": "evaluate", "kind": "evaluate", "fingerprint": "0" * 64, "config": {}, "inputs": {},
+                "source": {"config": SOURCE, "fingerprint": "f"}, "seed": 4, "table": [],
+                "summary": {**summary, "spent": {"x": 3.5}, "bytes": 720},
+            },
+        )  # fmt: skip
+        return folder
+
+    return make
+
+
+def pair(folder: Path, digits: DistilledSet) -> Path:
+    """The set as other code leaves it."""
+    folder.mkdir()
+    torch.save(digits.images, folder / "images_best.pt")
+    torch.save(digits.labels, folder / "labels_best.pt")
+    return folder
+
+
+def test_every_way_of_naming_a_set_finds_it(judge: Judge, tmp_path: Path, digits: DistilledSet) -> None:
+    """An evaluate stage's folder, the set in it, a run's name, a set alone, and a pair of other code."""
+    stage, out = judge("one"), str(tmp_path / "runs")
+    record = {"format": 1, "name": "one", "order": ["evaluate"]}
+    stages = {"evaluate": {"kind": "evaluate", "folder": "one-0123456789ab", "state": "done"}}
+    Folder(out).write("one.run.json", ordered_json({**record, "stages": stages}))
+    digits.save(Folder(str(tmp_path / "alone")))
+    pair(tmp_path / "pair", digits)
+
+    for where in (str(stage), f"{stage}/set", "one", f"{out}/one.run.json"):
+        (found,) = comparing.resolve(where, out)
+        assert found.manifest is not None
+        assert str(found.folder) == str(stage)
+    (alone,) = comparing.resolve(str(tmp_path / "alone"), out)
+    (foreign,) = comparing.resolve(str(tmp_path / "pair"), out)
+    assert (alone.manifest, alone.own, foreign.own) == (None, True, False)
+
+
+def test_what_is_judged_is_only_shown(judge: Judge) -> None:
+    """One stage, which reads the folders; the source and seed are the first run's."""
+    found = [
+        comparing.Found(folder, artifacts.open_artifact(folder).manifest)
+        for folder in (judge("a"), judge("b"))
+    ]
+    made = comparing.definition(found)
+
+    assert made["stages"] == {"compare": {"kind": "compare", "runs": [str(f.folder) for f in found]}}
+    assert (made["source"], made["seed"]) == ({"name": "digits", "space": "normalise"}, 4)
+    definitions.load(made)
+
+
+def test_what_is_not_judged_is_judged_by_the_first_ones_protocol(
+    judge: Judge, tmp_path: Path, digits: DistilledSet
+) -> None:
+    """Its settings, but the rate, which is the set's own; what the user gives replaces them."""
+    (folder,) = comparing.resolve(str(judge("a")), "runs")
+    (foreign,) = comparing.resolve(str(pair(tmp_path / "mtt", digits)), "runs")
+    made = comparing.definition([folder, foreign], seeds=3)
+
+    assert made["stages"]["set-1"] == {"kind": "imported", "path": str(tmp_path / "mtt"), "method": "mtt"}
+    judged = made["stages"]["judge-1"]
+    assert {k: judged[k] for k in ("set", "protocol", "seeds", "epochs", "batch", "nets")} == {
+        "set": "set-1", "protocol": "hard", "seeds": 3, "epochs": 7, "batch": 64, "nets": PROTOCOL["nets"],
+    }  # fmt: skip
+    assert "lr" not in judged
+    assert made["stages"]["compare"]["runs"] == [str(folder.folder)]
+    definitions.load(made)
+
+
+def test_again_judges_all_alike(judge: Judge) -> None:
+    """The sets are taken from their evaluate stages and judged anew; nothing is shown as it was."""
+    found = [each for name in ("a", "b") for each in comparing.resolve(str(judge(name)), "runs")]
+    made = comparing.definition(found, again=True, epochs=3)
+
+    assert [made["stages"][f"set-{i}"]["path"] for i in (1, 2)] == [str(f.set) for f in found]
+    assert [made["stages"][f"judge-{i}"]["epochs"] for i in (1, 2)] == [3, 3]
+    assert made["stages"]["compare"] == {"kind": "compare"}
+    definitions.load(made)
+
+
+def test_what_cannot_be_compared_is_said(judge: Judge, tmp_path: Path, digits: DistilledSet) -> None:
+    """No such place, a set without a source, settings without a use, and soft labels without a teacher."""
+    with pytest.raises(
+        ArtifactError, match=r"nothing to compare at 'nowhere/x': there is no such folder, and no run"
+    ):
+        comparing.resolve("nowhere/x", "runs")
+    foreign = comparing.resolve(str(pair(tmp_path / "mtt", digits)), "runs")
+    with pytest.raises(UserError, match=r"none of these sets says which images it was made from; name a run"):
+        comparing.definition(foreign)
+    with pytest.raises(
+        UserError, match=r"everything is judged already: other nets, seeds or epochs need --again"
+    ):
+        comparing.definition(comparing.resolve(str(judge("a")), "runs"), epochs=3)
+    soft = comparing.resolve(str(judge("s", name="soft")), "runs")
+    with pytest.raises(
+        UserError, match=r"was judged by soft labels, which need its teacher; to judge other sets"
+    ):
+        comparing.definition([*soft, *foreign])
+    stage = Folder(str(tmp_path / "runs" / "teacher-0123456789ab"))
+    artifacts.seal(stage, {**artifacts.open_artifact(judge("a")).manifest, "kind": "teacher"})
+    with pytest.raises(
+        ArtifactError, match=r"is a stage of kind teacher and holds no set; name a run, an evaluate"
+    ):
+        comparing.resolve(str(stage), "runs")
+
+
+def test_the_command_writes_a_page_over_all(judge: Judge, tmp_path: Path) -> None:
+    """A table in the terminal, the page on disk with both sets, and nothing run twice."""
+    folders = [judge("one"), judge("two", "MTT", 0.75)]
+    words = ["compare", *map(str, folders), "--out", str(tmp_path / "out"), "--json"]
+    ended = CliRunner().invoke(app, words)
+
+    assert ended.exit_code == 0, ended.output
+    told = json.loads(ended.output.splitlines()[-1])
+    assert "MTT, IPC 1" in json.dumps(told)
+    (page,) = (tmp_path / "out").glob("compare-*/report.html")
+    text = page.read_text(encoding="utf-8")
+    assert {"random, IPC 1", "MTT, IPC 1"} <= set(re.findall(r"\w+, IPC 1", text))
+    assert "Definition of two" in text
+    assert text.count("Confusion matrix of") >= 2
+    rows = tables.read(Folder(str(page.parent)), "comparison.parquet")
+    assert (rows["set"], rows["seconds_to_make"]) == (["random, IPC 1", "MTT, IPC 1"], [3.5, 3.5])
+    again = CliRunner().invoke(app, words)
+    assert '"cached"' in again.output
+
+
+def test_python_compares_as_the_command_does(judge: Judge, tmp_path: Path) -> None:
+    """The result has the page, and shows it in a notebook."""
+    found = rayddl.compare([str(judge("one"))], out=str(tmp_path / "out"), progress=False)
+
+    assert found.report is not None
+    assert Path(found.report).read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert "<table" in found._repr_html_()
+
+
+def test_an_imported_set_is_one_of_the_source(tmp_path: Path, digits: DistilledSet) -> None:
+    """Classes, space and method are set down, with a hash that another set does not have."""
+    path = str(pair(tmp_path / "mtt", digits))
+
+    def run(**more: Any) -> Any:
+        config = ImportedConfig.model_validate({"kind": "imported", "path": path, "method": "MTT", **more})
+        context = Context("set", SourceConfig(name="digits"), 0, Folder(str(tmp_path / "out")), {}, {})
+        return imported.run(config, context).summary
+
+    found = run()
+    made = DistilledSet.load(Folder(str(tmp_path / "out")).child("set"))
+    assert torch.equal(made.images, digits.images)
+    assert (made.classes, made.info["method"], made.info["source"]["name"]) == (
+        digits.classes,
+        "MTT",
+        "digits",
+    )
+    assert run(sha256=found["sha256"])["ipc"] == 1
+    with pytest.raises(
+        ArtifactError, match=r"is not the one that is meant: its images and labels hash to [0-9a-f]+"
+    ):
+        run(sha256="0" * 64)
+    with pytest.raises(
+        ArtifactError, match=r"there is no folder .*nowhere: it should hold set\.json, images_best\.pt"
+    ):
+        run(path=str(tmp_path / "nowhere"))
