@@ -19,7 +19,22 @@ LICENCES: Mapping[str, tuple[str, str]] = {
     "imagenet": ("other", "Images of ImageNet: non-commercial research and education only."),
 }
 """What is known of the sources that rayddl knows by name: an identifier, and a sentence."""
-LESSONS = {"distilled": "this set", "random": "random real images", "whole": "all real images"}
+LESSONS = {
+    "distilled": "this set",
+    "random": "random real images",
+    "whole": "all real images",
+    "distilled-bare": "this set, not augmented",
+    "random-bare": "random real images, not augmented",
+    "distilled-hard": "this set, hard labels",
+    "whole-hard": "all real images, hard labels",
+}
+SCORES = {
+    "of_whole": "of the accuracy on all real images",
+    "hlr": "short of all real images by hard labels (HLR)",
+    "lrs": "label-robust score (LRS)",
+    "ars": "augmentation-robust score (ARS)",
+}
+"""Scores that the card tells, and in which words."""
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**12, "100K<n<1M"))
 DATA = "data/train-00000-of-00001.parquet"
 """Where the card says that the table lies."""
@@ -106,7 +121,29 @@ def _how_good(made: DistilledSet) -> str:
         "| trained on | images | network | accuracy % | seeds |\n| --- | ---: | --- | ---: | ---: |\n"
         + "\n".join(lines)
         + "\n"
+        + _worth(made.info.get("metrics", {}))
     )
+
+
+def _worth(metrics: Mapping[str, Any]) -> str:
+    """What the accuracies are worth, and what the set cost, where it is known."""
+    lines = [
+        f"- {net}: {100 * found[name]['mean']:.1f} ± {100 * found[name]['std']:.1f} % {words}"
+        for net, found in (metrics.get("scores") or {}).items()
+        for name, words in SCORES.items()
+        if name in found
+    ]
+    if lines:
+        lines.insert(
+            0,
+            "\nBeside all real images, and by DD-Ranking's scores (mean ± standard deviation over seeds):\n",
+        )
+    spent = sum((metrics.get("spent") or {}).values())
+    if metrics.get("bytes") is not None:
+        lines.append(f"\nImages and labels take {metrics['bytes']:,} bytes.")
+    if spent:
+        lines.append(f"Making them took {spent:,.0f} seconds, every stage behind them included.")
+    return "\n".join([*lines, ""]) if lines else ""
 
 
 def _use() -> str:

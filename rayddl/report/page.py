@@ -99,7 +99,7 @@ def picture_bytes(many: int) -> int:
 
 def sections(run: Run) -> Iterable[Section | None]:
     """The page's sections in order; ``None`` where the run has nothing for one."""
-    held = [m.pictures for m in (*run.matches, *run.selections)]
+    held = [m.pictures for m in run.matches] + [m.pictures for m in run.selections]
     held += [t.pictures for t in run.tunes if t.pictures is not None]
     budget = picture_bytes(sum(len(each.labels) for each in held)) // max(1, len(held))
     yield evaluate.comparison(run)

@@ -153,6 +153,18 @@ def test_the_card_says_what_how_whose_and_how_good() -> None:
     assert without_places({"method": "x"}) == {"method": "x"}
 
 
+def test_the_card_says_what_accuracies_are_worth_and_what_the_set_cost() -> None:
+    """DD-Ranking's scores, top by top, the bytes, and the seconds of all stages together."""
+    scores = {"convnet": {"hlr": {"mean": 0.35, "std": 0.01}, "lrs": {"mean": 0.31, "std": 0.002}}}
+    more = {"scores": scores, "bytes": 61_440, "spent": {"experts": 1000.0, "distill": 234.4}}
+    text = card(make(info={**INFO, "metrics": {"accuracy": ROWS, **more}}))
+
+    assert "- convnet: 35.0 ± 1.0 % short of all real images by hard labels (HLR)" in text
+    assert "- convnet: 31.0 ± 0.2 % label-robust score (LRS)" in text
+    assert "Images and labels take 61,440 bytes." in text
+    assert "took 1,234 seconds, every stage behind them included" in text
+
+
 def test_a_card_without_figures_says_so() -> None:
     """What is not known is said to be not known."""
     text = card(make(info={}))

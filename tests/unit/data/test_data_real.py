@@ -8,12 +8,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rayddl.data import sources
+from rayddl.data import picking, sources
 from rayddl.data.augment import apply, draw
 from rayddl.data.config import AUGMENTATIONS, SourceConfig
 from rayddl.data.decode import Encoded, decode
+from rayddl.data.distilled import DistilledSet
+from rayddl.data.export import export_set
+from rayddl.data.pairs import load_pair
 from rayddl.data.space import fit
 from rayddl.errors import SourceError
+from rayddl.storage import Folder
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +98,41 @@ def test_imagenet_photographs_decode_to_one_size(shared_data: Path) -> None:
     shapes = {getattr(d.pixels, "shape", d.pixels) for d in decode([items], 64)}
 
     assert shapes <= {(64, 64, 3), (64, 64)}
+
+
+def test_exports_of_cifar10_open_in_the_libraries_named(shared_data: Path, tmp_path: Path) -> None:
+    """Two photographs of each class: Hugging Face and torchvision show the set's pictures, and the pair of
+    torch files comes back tensor for tensor.
+    """
+    import datasets
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms.functional import pil_to_tensor
+
+    table = pq.read_table(shared_data / "cifar10-test.parquet")
+    (tmp_path / "source").mkdir()
+    for split, first in (("train", 0), ("test", 10)):
+        rows = table.take(list(range(first, len(table), 20)))
+        pq.write_table(rows, tmp_path / "source" / f"{split}.parquet")
+    train = sources.load(SourceConfig(name="parquet", root=str(tmp_path / "source"))).train
+    places = picking.per_class(train.labels, train.classes, 2, torch.Generator().manual_seed(0))
+    fitted = fit("normalise", train.images)
+    made = DistilledSet(
+        fitted.encode(train.images[places]), train.labels[places], 0.02, train.classes, fitted
+    )
+    made.save(Folder(str(tmp_path / "set")))
+    for form in ("hf", "imagefolder", "pt"):
+        export_set(Folder(str(tmp_path / "set")), form, Folder(str(tmp_path / form)))
+
+    hub = datasets.load_dataset(str(tmp_path / "hf"), cache_dir=str(tmp_path / "cache"))["train"]
+    assert hub.features["label"].names == list(made.classes)
+    assert torch.equal(torch.stack([pil_to_tensor(row["image"]) for row in hub]), made.pixels())
+    assert hub["label"][:] == made.labels.tolist()
+    folder = ImageFolder(str(tmp_path / "imagefolder"))
+    assert sorted(folder.classes) == sorted(made.classes)
+    order = sorted(range(20), key=lambda i: (made.classes[made.labels[i]], i))
+    shown = torch.stack([pil_to_tensor(picture) for picture, _ in folder])
+    assert torch.equal(shown, made.pixels()[order])
+    again = load_pair(Folder(str(tmp_path / "pt")))
+    assert torch.equal(again.images, made.images)
+    assert torch.equal(again.labels, made.labels)
+    assert (again.lr_student, again.space.fingerprint) == (0.02, fitted.fingerprint)
