@@ -155,7 +155,7 @@ def from_set(job: matcher.Job, config: MatchConfig, inputs: Mapping[str, Input])
                 f"the set of {config.start_set!r} cannot be started from: its {what} are {their}, and {our} are "
                 "wanted. Make it from the same source, with the same ipc."
             )
-    return replace(job, labels=made.hard_labels, picked=None, given=made.pixels())
+    return replace(job, labels=made.hard_labels, picked=None, given=made)
 
 
 def compiled(config: MatchConfig, net: NetConfig, source: SharedSource, images: int) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rayddl import seeds
 from rayddl.data.config import augmentation_names
+from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError, DivergedError
 from rayddl.matching.gradient import MetaGradient
 from rayddl.matching.loop import COLUMNS, Facts, Loop, Matcher
@@ -57,8 +58,8 @@ class Job:
     compile: bool
     threads: int
     checkpoint_seconds: float = CHECKPOINT_SECONDS
-    given: Tensor | None = None
-    """Images to start from, uint8 ``[N, C, H, W]``, in the order of ``labels``."""
+    given: DistilledSet | None = None
+    """A set to start from, its images in the order of ``labels``."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,11 @@ def starting_images(job: Job, device: torch.device) -> Tensor:
     if job.given is not None:
         import ray
 
-        encoded: Tensor = ray.get(job.space).encode(job.given)
-        return encoded.to(device)
+        space = ray.get(job.space)
+        # Pixels are rounded and clamped, and matched images reach far beyond black and white.
+        same = space.fingerprint == job.given.space.fingerprint
+        images: Tensor = job.given.images if same else space.encode(job.given.pixels())
+        return images.to(device)
     if job.picked is None:
         draws = seeds.generator(job.seed, "images")
         return torch.randn((len(job.labels), *job.source.shape), generator=draws).to(device)

@@ -154,12 +154,13 @@ class Stages:
         of: Made | Input,
         out: Path,
         progress: Progress | None = None,
-        start: Made | None = None,
+        start: Made | Input | None = None,
         **changes: Any,
     ) -> Made:
         read = {"experts": of if isinstance(of, Input) else of.as_input()}
         if start is not None:
-            read["start"], changes["start_set"] = start.as_input(), "start"
+            read["start"] = start if isinstance(start, Input) else start.as_input()
+            changes["start_set"] = "start"
         config = self.match_config(**changes)
         context = self._context("distill", out, read, progress)
         result = match.run(config, context)

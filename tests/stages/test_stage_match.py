@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from rayddl.data.space import Normalise
 from rayddl.errors import ArtifactError
+from rayddl.stages.context import Input
+from rayddl.storage import Folder
 
 pytestmark = pytest.mark.ray
 
@@ -200,12 +204,25 @@ def test_noise_and_learned_labels(stages, convex, tmp_path):
     assert len({label.numpy().tobytes() for label in made.labels}) == 20
 
 
-def test_a_run_may_start_from_another_stages_set(stages, convex, mct, tmp_path):
-    """The images are that set's as pixels, in the experts' space, with its labels."""
-    made = stages.match(convex, tmp_path, start=mct, **AS_IT_STARTED)
+def test_a_run_may_go_on_from_another_stages_set(stages, convex, mct, tmp_path):
+    """The images are that set's to the last bit, also where they are darker than black, with its labels."""
+    made = stages.match(convex, tmp_path, start=mct, **AS_IT_STARTED).distilled
     given = mct.distilled
-    assert torch.allclose(made.distilled.images, given.space.encode(given.pixels()), atol=1e-6)
-    assert torch.equal(made.distilled.labels, given.labels)
+    beyond = given.space.invert(given.images)
+    assert beyond.min() < -0.02 or beyond.max() > 1.02
+    assert torch.equal(made.images, given.images)
+    assert torch.equal(made.labels, given.labels)
+
+
+def test_a_set_of_another_pixel_space_is_started_from_as_pixels(stages, convex, mct, tmp_path):
+    """Its pixels, in the experts' space."""
+    given = mct.distilled
+    half = torch.full((1,), 0.5, dtype=torch.float64)
+    other = replace(given, stored=given.pixels(), space=Normalise(given.space.shape, half, half))
+    other.save(Folder(str(tmp_path / "other" / "set")))
+    start = Input("start", "rded", Folder(str(tmp_path / "other")), {}, {})
+    made = stages.match(convex, tmp_path, start=start, **AS_IT_STARTED).distilled
+    assert torch.allclose(made.images, given.space.encode(given.pixels()), atol=1e-6)
 
 
 def test_a_set_of_another_size_cannot_be_started_from(stages, convex, mct, tmp_path):

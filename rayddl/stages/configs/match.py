@@ -40,7 +40,8 @@ class MatchConfig(NetStageConfig):
     """Momentum of the images' and the learning rate's updates."""
     start_from: Literal["real", "noise"] = "real"
     start_set: Annotated[str | None, Reads(("match", "rded", "coreset"))] = None
-    """A set to start from instead, of ``ipc`` images per class: RDED's, for one."""
+    """A set to start from instead, of ``ipc`` images per class: RDED's, for one, or what another stage matched,
+    which goes on exactly where the pixel space is the same."""
     short_class: Literal["error", "cap", "repeat"] = "error"
     """What to do with a class of fewer than ``ipc`` real images: refuse it, make fewer images of it, or
     start from some of them more than once."""
