@@ -7,6 +7,7 @@
     │   ├── DefinitionError     a definition file: every problem found, each with its place
     │   ├── SourceError         a folder or file of images
     │   ├── NetError            a network that the images do not fit
+    │   ├── PathError           a name that leaves the folder it belongs to
     │   └── ArtifactError       a stage's folder or a distilled set that cannot be trusted
     └── StageError              a stage could not finish; what was done so far is kept
         └── DivergedError       a run whose numbers left the finite range; the last good state is kept
@@ -39,6 +40,10 @@ class SourceError(UserError):
 
 class NetError(UserError, ValueError):
     """A network that cannot be built for images of this shape, or with these settings."""
+
+
+class PathError(UserError, ValueError):
+    """A name in a definition, a manifest or an archive that leaves the folder it belongs to."""
 
 
 class ArtifactError(UserError):

@@ -17,6 +17,8 @@ from typing import Any
 
 from pyarrow import NativeFile, fs
 
+from rayddl.errors import PathError
+
 
 @dataclass(frozen=True)
 class Folder:
@@ -172,5 +174,7 @@ def split(where: str) -> tuple[Folder, str]:
 def _inside(name: str) -> str:
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts:
-        raise ValueError(f"{name!r} does not stay inside its folder")
+        raise PathError(
+            f"{name!r} does not stay inside its folder; expected a name below it, without a leading '/' and '..'"
+        )
     return name

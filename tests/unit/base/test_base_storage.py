@@ -6,7 +6,10 @@ import pickle
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from rayddl.cli.app import app
+from rayddl.errors import PathError
 from rayddl.storage import Folder, split
 
 OPTIONS = "?endpoint_override=http%3A%2F%2F127.0.0.1%3A9&region=eu-central-1"
@@ -61,5 +64,20 @@ def test_a_name_cannot_leave_its_folder(tmp_path: Path, name: str) -> None:
         folder.delete,
         lambda n: folder.write(n, b""),
     ):
-        with pytest.raises(ValueError, match="does not stay inside its folder"):
+        with pytest.raises(PathError, match="does not stay inside its folder"):
             act(name)
+
+
+def test_a_split_outside_the_source_is_refused(tmp_path: Path) -> None:
+    """A definition's split cannot name a folder beside the source's: exit 2, and the name is told."""
+    (tmp_path / "d.yaml").write_text(
+        "name: d\nsource: {name: imagefolder, root: here, train: ../there, size: 8}\nstages: {report: {kind: report}}"
+    )
+    (tmp_path / "here" / "val" / "a").mkdir(parents=True)
+    (tmp_path / "there" / "a").mkdir(parents=True)
+    root = f"source.root={tmp_path / 'here'}"
+    ended = CliRunner().invoke(app, ["plan", str(tmp_path / "d.yaml"), "--set", root])
+    assert ended.exit_code == 2
+    assert ended.stderr == (
+        "error: '../there' does not stay inside its folder; expected a name below it, without a leading '/' and '..'\n"
+    )
