@@ -7,7 +7,7 @@ laptop or on a Ray cluster. The house has three floors, and an import goes down,
 - ``stages/``: everything that talks to Ray, one module per stage kind.
 - ``data/ nets/ trajectories/ matching/ training/``: plain PyTorch, usable without Ray.
 
-Below them lie four modules without torch and without Ray: ``config``, ``errors``, ``seeds`` and
+Below them lie modules without torch and without Ray: ``config``, ``errors``, ``scrub``, ``seeds`` and
 ``storage``.
 """
 

@@ -18,6 +18,7 @@ from typing import Any
 from pyarrow import NativeFile, fs
 
 from rayddl.errors import PathError
+from rayddl.scrub import scrub
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,8 @@ class Folder:
         return json.loads(self.read(name))
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write ``value`` as the JSON document ``name``; NaN is refused."""
-        text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
+        """Write ``value`` as the JSON document ``name``; NaN is refused, and URIs lose their credentials."""
+        text = json.dumps(scrub(value), indent=1, sort_keys=True, allow_nan=False)
         self.write(name, text.encode() + b"\n")
 
 

@@ -41,8 +41,8 @@ def export(
     rayddl export quickstart --format hf --to shared
     """
     from rayddl.data.export import export_set
-    from rayddl.pipeline.scrub import scrub
     from rayddl.pipeline.sets import find_set
+    from rayddl.scrub import scrub
     from rayddl.storage import Folder
 
     with telling():

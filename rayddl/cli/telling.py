@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from rayddl.errors import RayddlError
-from rayddl.pipeline.scrub import scrub
+from rayddl.scrub import scrub
 
 if TYPE_CHECKING:
     from rayddl.pipeline.progress import Display

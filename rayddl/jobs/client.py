@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import tempfile
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,9 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """What Ray's own commands read an address from."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+AGENT_SECONDS = 60.0
+"""How long a head that has just been started may take until it takes jobs."""
+PAUSE_SECONDS = 1.0
 RECONNECTS = 5
 """Times that a log whose connection broke is taken up again."""
 
@@ -93,13 +97,28 @@ class Jobs:
         job = f"{name}-{uuid.uuid4().hex[:8]}"
         with tempfile.TemporaryDirectory() as folder, self._told():
             parcel.write(Path(folder))
-            self._client.submit_job(
+            self._submit(
                 entrypoint=command,
                 submission_id=job,
                 runtime_env={"working_dir": folder, "env_vars": {"PYTHONUNBUFFERED": "1"}},
                 metadata={"rayddl_run": name, "rayddl_out": out},
             )
         return job
+
+    def _submit(self, **job: Any) -> None:
+        deadline = time.monotonic() + AGENT_SECONDS
+        while not self._taken(job, last=time.monotonic() > deadline):
+            time.sleep(PAUSE_SECONDS)
+
+    def _taken(self, job: dict[str, Any], *, last: bool) -> bool:
+        try:
+            self._client.submit_job(**job)
+        except RuntimeError as error:
+            # The dashboard of a head that has just been started answers before it can take jobs.
+            if last or "No available agent" not in str(error):
+                raise
+            return False
+        return True
 
     def job(self, job: str) -> Job:
         """What the cluster says of a job. Raises :class:`UserError` with the known ones for an unknown id."""

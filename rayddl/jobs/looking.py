@@ -11,8 +11,8 @@ from rich.text import Text
 from rayddl.errors import UserError
 from rayddl.jobs import views
 from rayddl.jobs.client import Job, Jobs
-from rayddl.pipeline.scrub import scrub
 from rayddl.pipeline.status import RunStatus, run_status
+from rayddl.scrub import scrub
 
 
 @dataclass(frozen=True)

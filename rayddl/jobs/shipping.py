@@ -21,7 +21,7 @@ from rayddl.config import Config, places
 from rayddl.errors import UserError
 from rayddl.pipeline import pace
 from rayddl.pipeline.definition import Definition
-from rayddl.pipeline.scrub import scrub
+from rayddl.scrub import scrub
 
 DEFINITION = "definition.yaml"
 """The definition's name among what is shipped."""

@@ -13,8 +13,8 @@ from rayddl.errors import StageError
 from rayddl.jobs.client import Job
 from rayddl.pipeline import pace
 from rayddl.pipeline.listing import age
-from rayddl.pipeline.scrub import scrub
 from rayddl.pipeline.tables import rows_table
+from rayddl.scrub import scrub
 
 
 def command(verb: str, job: str, address: str | None) -> str:

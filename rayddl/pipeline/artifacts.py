@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 import rayddl
 from rayddl.errors import ArtifactError
-from rayddl.pipeline.scrub import scrub
+from rayddl.scrub import scrub
 from rayddl.stages.context import Input
 from rayddl.storage import Folder
 

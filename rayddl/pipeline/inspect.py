@@ -14,9 +14,9 @@ from rich.text import Text
 from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import artifacts, pace, records
 from rayddl.pipeline.artifacts import Artifact
-from rayddl.pipeline.scrub import scrub
 from rayddl.pipeline.sets import SET_FILE, find_record
 from rayddl.pipeline.tables import places_table, rows_table
+from rayddl.scrub import scrub
 from rayddl.storage import Folder
 
 

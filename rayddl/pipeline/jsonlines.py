@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from rayddl.pipeline.pace import Clock, Pace
 from rayddl.pipeline.plan import Plan
 from rayddl.pipeline.progress import Closing, Ending
-from rayddl.pipeline.scrub import scrub
+from rayddl.scrub import scrub
 from rayddl.stages.context import Progress
 
 _BETWEEN = 1.0

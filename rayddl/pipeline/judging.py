@@ -6,9 +6,9 @@ import importlib
 import time
 
 from rayddl.pipeline.progress import Closing, Display, Ending, Hidden
-from rayddl.pipeline.scrub import scrub
 from rayddl.pipeline.session import ray_session
 from rayddl.pipeline.sets import find_set
+from rayddl.scrub import scrub
 from rayddl.stages.context import Result
 
 _NAME = "evaluate"

@@ -14,8 +14,8 @@ from rich.text import Text
 from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import artifacts, pace, records
 from rayddl.pipeline.plan import SHOWN_DIGITS
-from rayddl.pipeline.scrub import scrub
 from rayddl.pipeline.tables import rows_table
+from rayddl.scrub import scrub
 from rayddl.storage import Folder
 
 _STAGE_FOLDER = re.compile(rf"(?P<stage>[a-z][a-z0-9_-]*)-[0-9a-f]{{{SHOWN_DIGITS}}}")

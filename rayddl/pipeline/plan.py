@@ -12,7 +12,7 @@ from rayddl.data.config import SourceConfig
 from rayddl.errors import UserError
 from rayddl.pipeline import artifacts, graph
 from rayddl.pipeline.definition import Definition, Stage
-from rayddl.pipeline.scrub import scrub
+from rayddl.scrub import scrub
 from rayddl.stages.config import without_resources
 from rayddl.storage import Folder
 

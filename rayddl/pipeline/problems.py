@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from rayddl.errors import DefinitionError
-from rayddl.pipeline.scrub import scrub
+from rayddl.scrub import scrub
 
 Key: TypeAlias = tuple[str | int, ...]
 """A place in a definition, e.g. ``("stages", "evaluate", "nets", 0, "depth")``."""

@@ -11,7 +11,7 @@ import rayddl
 from rayddl.errors import ArtifactError
 from rayddl.pipeline.artifacts import FORMAT, Artifact, ordered_json
 from rayddl.pipeline.plan import Plan
-from rayddl.pipeline.scrub import scrub
+from rayddl.scrub import scrub
 from rayddl.storage import Folder
 
 SUFFIX = ".run.json"

@@ -12,7 +12,7 @@ from rayddl.pipeline import shown
 from rayddl.pipeline.artifacts import Artifact
 from rayddl.pipeline.plan import Plan
 from rayddl.pipeline.progress import Closing
-from rayddl.pipeline.scrub import scrub
+from rayddl.scrub import scrub
 
 SET = "set/set.json"
 REPORT = "report.html"

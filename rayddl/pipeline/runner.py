@@ -18,8 +18,8 @@ from rayddl.pipeline.plan import Plan, PlannedStage
 from rayddl.pipeline.progress import Display, Ending, Hidden
 from rayddl.pipeline.records import Record
 from rayddl.pipeline.results import RunResult
-from rayddl.pipeline.scrub import scrub
 from rayddl.pipeline.session import RaySession
+from rayddl.scrub import scrub
 from rayddl.stages.context import Context, Result
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import records
-from rayddl.pipeline.scrub import scrub
+from rayddl.scrub import scrub
 from rayddl.storage import Folder, split
 
 if TYPE_CHECKING:

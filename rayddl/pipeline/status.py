@@ -13,9 +13,9 @@ from rich.text import Text
 from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import artifacts, pace, records
 from rayddl.pipeline.listing import age
-from rayddl.pipeline.scrub import scrub
 from rayddl.pipeline.sets import find_record
 from rayddl.pipeline.tables import rows_table
+from rayddl.scrub import scrub
 from rayddl.storage import Folder
 
 SILENT_SECONDS = 120.0

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rayddl.pipeline.plan import Plan
-from rayddl.pipeline.scrub import scrub
+from rayddl.scrub import scrub
 
 if TYPE_CHECKING:
     from rayddl.pipeline.estimating import Estimates

@@ -52,6 +52,13 @@ def test_a_relative_folder_is_the_same_place_where_it_arrives(
     assert pickle.loads(pickle.dumps(Folder(uri))).uri == uri
 
 
+def test_documents_hold_no_credentials(tmp_path: Path) -> None:
+    """Whatever a stage writes as JSON, keys in URIs stay out of it, however deep."""
+    folder = Folder(str(tmp_path))
+    folder.write_json("a.json", {"source": [{"root": "s3://KEYID:hush/hush@bucket/set?region=x"}], "n": 1.5})
+    assert folder.read_json("a.json") == {"source": [{"root": "s3://bucket/set"}], "n": 1.5}
+
+
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", "..", ""])
 def test_a_name_cannot_leave_its_folder(tmp_path: Path, name: str) -> None:
     """Whatever a manifest or an archive says, a file's name stays inside the folder."""

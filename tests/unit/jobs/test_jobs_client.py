@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from rayddl.cli.app import app
 from rayddl.errors import StageError, UserError
-from rayddl.jobs import views
+from rayddl.jobs import client, views
 from rayddl.jobs.client import Job, Jobs
+from rayddl.jobs.shipping import Parcel
 
 KNOWN = {
     "type": "SUBMISSION",
@@ -145,6 +146,25 @@ def test_what_answers_may_be_no_ray(server: Server) -> None:
     server.answers["/api/version"] = (404, "not here")
     with pytest.raises(UserError, match=r"does not do it: Version check returned 404"):
         Jobs(server.address)
+
+
+def test_a_head_that_is_not_ready_is_asked_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Just started, the dashboard answers before it takes jobs; any other failure is told at once."""
+    monkeypatch.setattr(client, "PAUSE_SECONDS", 0.0)
+    told = ["No available agent to submit job, please try again later."] * 3 + ["disk full"]
+    asked: list[str] = []
+
+    def submit_job(**job: Any) -> None:
+        asked.append(job["submission_id"])
+        raise RuntimeError(told.pop(0))
+
+    jobs = Jobs(server.address)
+    monkeypatch.setattr(jobs._client, "submit_job", submit_job)
+    with pytest.raises(UserError, match=r"does not do it: disk full$"):
+        jobs.submit(Parcel({}, "name: d"), "digits", "/mnt/runs")
+    assert len(asked) == 4
+    assert set(asked) == {asked[0]}
+    assert asked[0].startswith("digits-")
 
 
 def test_stop_says_whether_it_ran(server: Server) -> None:

@@ -1,0 +1,37 @@
+"""The command `rayddl`, which also writes down every unit of work that a worker begins: `python counted.py run …`.
+
+One line a unit, in the file that COUNTED names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from rayddl.cli import main
+from rayddl.stages import experts, rded_stream, students
+
+
+def counted(function: Callable[..., Any], name: Callable[..., str]) -> Callable[..., Any]:
+    """``function``, which says what it begins with."""
+    log = os.environ["COUNTED"]
+
+    def begun(*args: Any, **kwargs: Any) -> Any:
+        # A line at once: several processes append to the same file.
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(f"{name(*args, **kwargs)}\n")
+        return function(*args, **kwargs)
+
+    # The name that its process goes by; wrapped whole, it would be sent as the module's own.
+    begun.__name__ = begun.__qualname__ = function.__name__
+    return begun
+
+
+if __name__ == "__main__":
+    experts.train_one = counted(experts.train_one, lambda job, index, board: f"expert {index}")
+    students.teach = counted(students.teach, lambda shared, lesson, student: f"student {student.file}")
+    rded_stream.cut_and_judge = counted(
+        rded_stream.cut_and_judge, lambda block, sent: f"chunk {int(block['chunk'][0])}"
+    )
+    main()
