@@ -7,7 +7,7 @@ from typing import Any
 
 from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError
-from rayddl.report.compare import Entry, entries
+from rayddl.report.entries import Entry, entries
 from rayddl.report.numbers import duration
 from rayddl.report.page import render_comparison
 from rayddl.report.run import Columns, Comparison, Judged

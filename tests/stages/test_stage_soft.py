@@ -113,7 +113,7 @@ def test_soft_labels_teach_far_better_than_chance(live: Made) -> None:
         assert row["images"] == 10 * IPC
         assert row["mean"] > 0.4, row
         assert len(set(row["accuracies"])) == 2
-    assert live.out.names() == ["students.parquet"]
+    assert live.out.names() == ["confusion.parquet", "students.parquet"]
 
 
 def test_a_student_is_the_one_that_floor_one_trains(live: Made, taught: Input, chosen: Input) -> None:
@@ -239,9 +239,9 @@ def test_a_killed_student_goes_on_bit_for_bit(
         students.softly(shared, lesson, student, own, CPU)
     partial = "student-distilled-0-0.partial.safetensors"
     assert out.names() == [partial]
-    images, right = students.softly(shared, lesson, student, own, CPU)
+    images, score = students.softly(shared, lesson, student, own, CPU)
 
-    assert (images, right) == (10 * IPC, live.rows["distilled"]["accuracies"][0])
+    assert (images, score.accuracy) == (10 * IPC, live.rows["distilled"]["accuracies"][0])
     assert len(kept) == EPOCHS - 1
     assert out.names() == []
 
@@ -262,6 +262,21 @@ def test_hard_labels_of_the_same_set(chosen: Input, local_ray: None, tmp_path: P
     made = run(config, tmp_path, chosen)
     assert made.result.summary["protocol"]["name"] == "hard"
     assert made.rows["distilled"]["images"] == 10 * IPC
+
+
+def test_ranking_adds_hard_labels_and_plain_views(taught: Input, chosen: Input, tmp_path: Path) -> None:
+    """All that DD-Ranking's scores need of a set of soft labels, and the recovery by soft ones beside it."""
+    config = settings(ranking=True, epochs=2, whole_epochs=1, seeds=1, augment="none")
+    made = run(config, tmp_path, taught, chosen)
+
+    assert {name: row["images"] for name, row in made.rows.items()} == {
+        "distilled": 10 * IPC, "random": 10 * IPC, "whole": 1438, "distilled-bare": 10 * IPC,
+        "random-bare": 10 * IPC, "distilled-hard": 10 * IPC, "whole-hard": 1438,
+    }  # fmt: skip
+    (scores,) = made.result.summary["scores"].values()
+    assert set(scores) == {"over_random", "of_whole", "hlr", "slr", "over_random_bare", "lrs", "ars"}
+    recovery = made.rows["whole-hard"]["mean"] - made.rows["distilled-hard"]["mean"]
+    assert scores["hlr"]["mean"] == pytest.approx(recovery)
 
 
 def test_hard_labels_need_images_of_the_sources_size(chosen: Input, local_ray: None, tmp_path: Path) -> None:

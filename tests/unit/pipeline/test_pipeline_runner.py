@@ -400,3 +400,16 @@ class TestPlaces:
 
         assert list(result.closing().places) == ["set (second)", "set (beside)", "record"]
         assert result.report is None
+
+
+def test_a_stage_is_told_what_was_spent_on_what_it_reads(lab: Any, three: dict[str, Any]) -> None:
+    """Seconds of every stage behind an input, each once, also where it was there already."""
+    first = lab.run(three)
+    told = lab.contexts["page"].inputs["second"].spent
+    assert told == {name: first.artifacts[name].seconds for name in ("first", "second")}
+    assert set(lab.contexts["second"].inputs["first"].spent) == {"first"}
+
+    lab.run(
+        {**three, "stages": {**three["stages"], "more": {"kind": "use", "make": "first", "other": "second"}}}
+    )
+    assert set(lab.contexts["more"].inputs["second"].spent) == {"first", "second"}

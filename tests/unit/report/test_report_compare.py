@@ -12,6 +12,7 @@ import pytest
 from rayddl.report import compare, numbers
 from rayddl.report.charts import Line, Spots, Whiskers
 from rayddl.report.confusion import matrix, mistakes
+from rayddl.report.entries import entries
 from rayddl.report.page import render_comparison
 from rayddl.report.run import Columns, Comparison, Judged
 
@@ -55,16 +56,16 @@ def four(make: Any) -> Comparison:
 
 def test_sets_are_named_by_method_and_size(four: Comparison, make: Any) -> None:
     """Alike ones are told apart by their run or their stage."""
-    assert [e.label for e in compare.entries(four)] == [
+    assert [e.label for e in entries(four)] == [
         "random, IPC 1", "random, IPC 10", "MTT, IPC 1", "MTT, IPC 10",
     ]  # fmt: skip
     twin = judged(make, "MTT", 1, 0.6)
-    told = compare.entries(replace(four, judged=(*four.judged, replace(twin, run="other"))))
+    told = entries(replace(four, judged=(*four.judged, replace(twin, run="other"))))
     assert [e.label for e in told if e.method == "MTT"] == [
         "MTT, IPC 1 (run)", "MTT, IPC 1 (other)", "MTT, IPC 10",
     ]  # fmt: skip
     named = replace(twin, stage=replace(twin.stage, name="again"))
-    told = compare.entries(replace(four, judged=(*four.judged, named)))
+    told = entries(replace(four, judged=(*four.judged, named)))
     assert [e.label for e in told][2:4] == ["MTT, IPC 1 (judge-mtt-1)", "MTT, IPC 1 (again)"]
 
 
@@ -89,7 +90,7 @@ def test_cost_counts_every_stage_behind_a_set(four: Comparison) -> None:
     spots = [mark for mark in cost.charts[0].marks if isinstance(mark, Spots)]
 
     assert [list(spot.x) for spot in spots] == [[15.0], [105.0], [15.0], [105.0]]
-    assert all(e.seconds == 5.0 + 10.0 * e.ipc for e in compare.entries(four))
+    assert all(e.seconds == 5.0 + 10.0 * e.ipc for e in entries(four))
 
 
 def test_random_sets_stand_in_for_random_students(four: Comparison) -> None:

@@ -152,3 +152,16 @@ def test_an_epoch_shows_every_image_once_and_partners_stay_in_their_batch() -> N
     assert all(torch.equal(p.cuts[0], draws.cuts[k]) for k, p in enumerate(parts))
     assert torch.equal(draws.rows.sort(1).values, torch.tensor([[0, 1]]).expand(11, -1))
     assert 0 < int(draws.flipped.sum()) < 11
+
+
+@pytest.mark.parametrize(("count", "batch", "factor"), [(7, 3, 1), (8, 4, 2)])
+def test_unmixed_shows_every_image_once_as_it_is(count: int, batch: int, factor: int) -> None:
+    """Whole images in random order, on each of which the strips stay where they are."""
+    images, sides = pixels(count, 6, 8), (6, 8)
+    own = torch.Generator().manual_seed(3)
+    draws = mixes.unmixed(count, sides, batch=batch, factor=factor, generator=own)
+    seen = torch.cat([shown(images[part.picked], part, sides) for part in draws.batches(batch)])
+
+    torch.testing.assert_close(seen, images[draws.picked])
+    assert sorted(draws.picked.tolist()) == list(range(count))
+    assert draws.picked.tolist() != list(range(count))

@@ -1,0 +1,95 @@
+"""The sets of a comparison, as its page names them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rayddl.report.evaluate import Row, rows_of
+from rayddl.report.run import Comparison, Judged, number
+from rayddl.report.sections import Link, slug
+
+TINTS = 8
+"""Colours told apart; more methods begin again, with another dash."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One judged set as the page names it."""
+
+    judged: Judged
+    label: str
+    """Unique on the page: method and images per class, and where it comes from if that is not enough."""
+    method: str
+    tint: str
+    rows: tuple[Row, ...]
+    """Its students' figures by network: those taught by the set."""
+    random: tuple[Row, ...]
+    """Those taught by as many random images."""
+
+    @property
+    def ipc(self) -> int:
+        """Images per class."""
+        return int(self.judged.stage.summary.get("ipc") or 0)
+
+    @property
+    def images(self) -> int:
+        """Images in all."""
+        return self.rows[0].images if self.rows else 0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all stages that made it; NaN where nobody knows."""
+        spent = self.judged.stage.summary.get("spent") or {}
+        return sum(number(v) for v in spent.values()) if spent else math.nan
+
+    @property
+    def link(self) -> Link:
+        """To the definition that made it."""
+        return Link(self.judged.stage.name, f"{self.judged.key}-{slug('stage', self.judged.stage.name)}")
+
+    def of(self, net: str) -> Row | None:
+        """The figures of one network."""
+        return next((row for row in self.rows if row.net == net), None)
+
+
+def entries(comparison: Comparison) -> tuple[Entry, ...]:
+    """The judged sets in their order: by method as they come, then by images per class."""
+    methods = list(dict.fromkeys(_method(j) for j in comparison.judged))
+    plain = [f"{_method(j)}, IPC {int(j.stage.summary.get('ipc') or 0)}" for j in comparison.judged]
+    found = []
+    for judged, label in zip(comparison.judged, plain, strict=True):
+        told = rows_of(judged.stage)
+        found.append(
+            Entry(
+                judged,
+                label
+                if plain.count(label) == 1
+                else f"{label} ({_from(judged, comparison.judged, plain, label)})",
+                _method(judged),
+                f"m{methods.index(_method(judged)) % TINTS}",
+                tuple(row for row in told if row.data == "distilled"),
+                tuple(row for row in told if row.data == "random"),
+            )
+        )
+    return tuple(sorted(found, key=lambda e: (methods.index(e.method), e.ipc)))
+
+
+def _method(judged: Judged) -> str:
+    return str(judged.stage.summary.get("method") or judged.stage.summary.get("set") or judged.stage.name)
+
+
+def _from(judged: Judged, others: Sequence[Judged], labels: Sequence[str], label: str) -> str:
+    """What tells sets of the same method and size apart: their run, their stage, or both."""
+    alike = [other for other, own in zip(others, labels, strict=True) if own == label]
+    if len({other.run for other in alike}) == len(alike):
+        return judged.run
+    if len({other.stage.name for other in alike}) == len(alike):
+        return judged.stage.name
+    return f"{judged.run}, {judged.stage.name}"
+
+
+def nets_of(found: Sequence[Entry]) -> list[str]:
+    """Every network, in the order in which they come."""
+    return list(dict.fromkeys(row.net for entry in found for row in entry.rows))
