@@ -21,7 +21,7 @@ GAINS = ("convnet",)
 than before."""
 
 
-TOGETHER_FLOPS = 1e7
+TOGETHER_FLOPS = 1.5e7
 """Operations of a batch's forward pass up to which several students of a network train faster side by side on
 a CPU: below it a step is mostly dispatch, which they share; above it the grouped convolutions that vmap makes
 of theirs run slower than plain ones (``tests/bench/evaluate.py``)."""

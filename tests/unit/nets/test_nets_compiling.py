@@ -10,7 +10,7 @@ import torch
 
 from rayddl.nets import compiling
 from rayddl.nets.config import NetConfig
-from rayddl.nets.cost import forward_flops, worth_compiling
+from rayddl.nets.cost import TOGETHER_FLOPS, faster_together, forward_flops, worth_compiling
 
 
 def square(x: torch.Tensor) -> torch.Tensor:
@@ -83,3 +83,15 @@ def test_only_long_work_is_compiled() -> None:
 
     assert not worth_compiling(small, (1, 8, 8), 10, steps=100, batch=10)
     assert worth_compiling(NetConfig(), (3, 32, 32), 10, steps=50 * 5000, batch=10, passes=12)
+
+
+def test_students_are_trained_side_by_side_only_where_steps_are_short() -> None:
+    """Up to a number of operations a batch, uncompiled, and without batch norm; by the settings alone."""
+    small, batched = NetConfig(depth=2, width=32), NetConfig(depth=2, width=32, norm="batch")
+    most = int(TOGETHER_FLOPS // forward_flops(small, (1, 8, 8), 10))
+
+    assert faster_together(small, (1, 8, 8), 10, batch=most, compile_=False)
+    assert not faster_together(small, (1, 8, 8), 10, batch=most + 1, compile_=False)
+    assert not faster_together(small, (1, 8, 8), 10, batch=most, compile_=True)
+    assert not faster_together(batched, (1, 8, 8), 10, batch=1, compile_=False)
+    assert not faster_together(NetConfig(), (3, 32, 32), 10, batch=10, compile_=False)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import webbrowser
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -196,6 +199,35 @@ def test_python_compares_as_the_command_does(judge: Judge, tmp_path: Path) -> No
     assert found.report is not None
     assert Path(found.report).read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert "<table" in found._repr_html_()
+
+
+def test_a_result_shows_its_page(judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the browser, in a notebook below the cell; where there is no page, or it lies elsewhere, it is said."""
+    found = rayddl.compare([str(judge("one"))], out=str(tmp_path / "out"), progress=False)
+    seen: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", seen.append)
+    monkeypatch.delitem(sys.modules, "IPython", raising=False)
+    found.show()
+    assert seen == [Path(str(found.report)).absolute().as_uri()]
+
+    notebook, shell = ModuleType("IPython"), SimpleNamespace(kernel=object())
+    notebook.get_ipython = lambda: shell  # type: ignore[attr-defined]  # a stand-in
+    screen = ModuleType("IPython.display")
+    screen.HTML, screen.display = str, seen.append  # type: ignore[attr-defined]  # likewise
+    monkeypatch.setitem(sys.modules, "IPython", notebook)
+    monkeypatch.setitem(sys.modules, "IPython.display", screen)
+    found.show()
+    assert seen[1].startswith('<iframe srcdoc="&lt;!DOCTYPE html&gt;')
+
+    with pytest.raises(
+        UserError, match=r"the run has no page to show; add a stage of kind report, or of kind"
+    ):
+        replace(found, artifacts={}).show()
+    Path(str(found.report)).unlink()
+    with pytest.raises(
+        UserError, match=r"report\.html does not lie on this machine; copy it here and open it"
+    ):
+        found.show()
 
 
 def test_an_imported_set_is_one_of_the_source(tmp_path: Path, digits: DistilledSet) -> None:
