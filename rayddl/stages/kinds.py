@@ -84,6 +84,6 @@ KINDS: dict[str, Kind] = {
         Kind("imported", ImportedConfig, needs_ray=False),
         Kind("evaluate", EvaluateConfig, version=2),
         Kind("compare", CompareConfig, needs_ray=False),
-        Kind("report", ReportConfig, needs_ray=False),
+        Kind("report", ReportConfig, version=2, needs_ray=False),
     )
 }

@@ -260,13 +260,11 @@ def _refuse_other_shape(task: Task) -> None:
 
 
 def _hard_protocols(task: Task) -> tuple[Protocol, Protocol]:
-    """Hard labels for the set and for the whole data."""
-    config = task.config
+    """Hard labels for the set and for the whole data. Beside soft ones, rate and batch are those of hard labels."""
+    config, own = task.config, task.made.lr_student
     assert config.epochs is not None
-    augmented, lr, batch = augmentation_names(config.augment), config.lr or task.made.lr_student, config.batch
-    hard = Protocol(
-        config.epochs, lr if task.teaching is None else task.made.lr_student, augmented, batch or HARD_BATCH
-    )
+    lr, batch = (config.lr or own, config.batch) if task.teaching is None else (own, HARD_BATCH)
+    hard = Protocol(config.epochs, lr, augmentation_names(config.augment), batch or HARD_BATCH)
     return hard, replace(hard, epochs=config.whole_epochs, lr=WHOLE_LR)
 
 

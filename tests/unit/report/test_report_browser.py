@@ -216,12 +216,14 @@ def test_every_picture_says_what_it_shows(show: Callable[..., Any], quickstart: 
 
 def test_on_paper_nothing_is_folded_away_or_cut(show: Callable[..., Any], compared: str) -> None:
     """Print drops the list of sections, keeps light colours, and no table scrolls."""
-    page = show(compared, color_scheme="dark")
+    page = show(compared, {"width": 718, "height": 1000}, color_scheme="dark")  # A4 less its margins
     page.emulate_media(media="print")
 
     assert page.locator("nav").is_hidden()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.evaluate("getComputedStyle(document.querySelector('.scroll')).overflowX") == "visible"
+    right = "Math.max(...[...document.querySelectorAll('table, svg, img')].map(e => e.getBoundingClientRect().right))"
+    assert page.evaluate(right) <= 718.5
 
 
 def test_a_thousand_classes_open_with_few_pictures_decoded(show: Callable[..., Any], make: Any) -> None:
