@@ -16,8 +16,8 @@ from rayddl.pipeline import artifacts, records
 from rayddl.pipeline.api import run
 from rayddl.pipeline.progress import Display
 from rayddl.pipeline.results import RunResult
-from rayddl.pipeline.scrub import scrub
 from rayddl.pipeline.sets import SET_FILE, find_record
+from rayddl.scrub import scrub
 from rayddl.stages.kinds import KINDS
 from rayddl.storage import Folder
 
