@@ -52,6 +52,7 @@ def submit(
     from rayddl.jobs import client, shipping, views
     from rayddl.jobs.manifest import Shape, manifest_of
     from rayddl.pipeline import definition as definitions
+    from rayddl.stages.capacity import parse
 
     with telling():
         shipping.check_out(out)
@@ -59,7 +60,9 @@ def submit(
         if manifest:
             typer.echo(manifest_of(loaded, out, Shape(image, gpus, cpus)), nl=False)
             return
-        options = [word for text in grows or () for word in ("--grows", text)] + ["--json"] * as_json
+        options = [word for text in grows or () for word in ("--grows", str(parse(text)))] + [
+            "--json"
+        ] * as_json
         parcel = shipping.pack(loaded, beside or ())
         jobs = client.Jobs(address)
         job = jobs.submit(parcel, loaded.name, out, options)

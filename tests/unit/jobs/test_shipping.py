@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 import rayddl
+from rayddl.cli.app import app
 from rayddl.errors import UserError
 from rayddl.jobs import shipping
 from rayddl.jobs.manifest import Shape, manifest_of
@@ -222,6 +224,17 @@ def test_a_manifest_needs_an_image_and_a_name(here: Path) -> None:
         manifest_of(load(), "s3://bucket/runs", Shape(None))
     with pytest.raises(UserError, match="too long for Kubernetes: 40 characters at most"):
         manifest_of(load(name="x" * 41), "s3://bucket/runs", Shape("image"))
+
+
+def test_what_is_wrong_is_told_before_a_cluster_is_asked(here: Path) -> None:
+    """A definition with mistakes, a group of nodes that is none: exit 2 without anybody at the address."""
+    out = ["--out", "/mnt/runs", "--address", "http://127.0.0.1:1"]
+    grown = CliRunner().invoke(app, ["submit", "base.yaml", *out, "--grows", "many"])
+    wrong = CliRunner().invoke(app, ["submit", "base.yaml", *out, "--set", "experts.counts=3"])
+    assert (grown.exit_code, wrong.exit_code) == (2, 2)
+    assert grown.stderr.startswith("error: --grows 'many' is not a group of nodes; expected how many")
+    assert "counts" in wrong.stderr
+    assert "Ray" not in grown.stderr + wrong.stderr
 
 
 def test_a_dollar_that_is_left_is_refused(here: Path) -> None:

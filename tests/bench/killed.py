@@ -1,0 +1,76 @@
+"""Workers of a run killed with SIGKILL again and again at random moments: what is repeated, and what comes out.
+
+    uv run python -m tests.bench.killed [--kills 20] [--nodes 2] [--seed 1]
+
+The run is the tests' (`tests/cluster`): experts, matching, evaluation, an observer and RDED's stream, on one-CPU
+nodes of one machine. Every unit that a worker begins is written down; its result is compared with that of a run that
+nothing disturbed, bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.bench import machine
+from tests.cluster.conftest import DEFINITION, HERE, Killer, Nodes, Run
+
+
+def main() -> None:
+    """Print a row for each kind of work, and whether the results are the same."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1)
+    given = parser.parse_args()
+    folder = Path(tempfile.mkdtemp())
+    with (folder / "nodes.txt").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(HERE / "nodes.py")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+        )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdin is not None
+    nodes = Nodes(process, process.stdout.readline().strip())
+    # Enough units for every kill to hit one, each a second or so.
+    definition = (
+        DEFINITION.replace('{name: parquet, root: "ROOT"}', "{name: digits}")
+        .replace("count: 5", "count: 20")
+        .replace("seeds: 2", "seeds: 6")
+    )
+    try:
+        for _ in range(given.nodes - 1):
+            nodes.say("add")
+        calm, struck = (Run(folder / name, nodes.address, "", definition) for name in ("calm", "struck"))
+        seconds = {}
+        for run in (calm, struck):
+            began, started = time.monotonic(), run.start()
+            if run is struck:
+                death = Killer(run, started, given.seed)
+                death.cluster = process.pid
+                death.kill(given.kills)
+            run.finish(started)
+            seconds[run.folder.name] = time.monotonic() - began
+    finally:
+        process.stdin.close()
+        process.wait(60)
+    print(machine.figures())
+    rows = []
+    for kind in ("expert", "student", "chunk"):
+        begun = {name: count for name, count in struck.begun.items() if name.startswith(kind)}
+        again = sum(begun.values()) - len(begun)
+        rows.append({"work": kind, "units": str(len(begun)), "begun again": str(again)})
+    print(machine.table(rows))
+    told = {name: f"{value:.0f} s" for name, value in seconds.items()}
+    print(f"{death.killed} workers killed, {struck.repeated} units begun again; {told}")
+    print("same result, bit for bit" if struck.outcome() == calm.outcome() else "ANOTHER RESULT")
+
+
+if __name__ == "__main__":
+    main()
