@@ -32,7 +32,8 @@ stages:
      expert_epochs: 2, max_start_epoch: 4, lr_image: 50, lr_student: 0.03, augment: flip_scale,
      evaluate_every: 10, evaluate_epochs: 30, compile: false}
   evaluate:
-    {kind: evaluate, set: distill, seeds: 3, epochs: 150, augment: flip_scale, compile: false}
+    {kind: evaluate, set: distill, seeds: 3, epochs: 150, augment: flip_scale, compile: false,
+     together: false}
   report: {kind: report}
 """
 
