@@ -290,7 +290,7 @@ def _plain(value: Any) -> str:
     if value is None:
         return numbers.ABSENT
     if isinstance(value, float):
-        return numbers.figure(value)
+        return f"{value:g}"
     if isinstance(value, (list, tuple)):
-        return ", ".join(numbers.figure(v) if isinstance(v, float) else str(v) for v in value)
+        return ", ".join(_plain(v) for v in value)
     return str(value).replace("_", ", ")
