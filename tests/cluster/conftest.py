@@ -201,9 +201,10 @@ class Killer:
     def kill(self, times: int) -> None:
         """Kill so many workers, or as many as there are moments for before the run ends."""
         while self.killed < times and self.process.poll() is None:
-            # Work goes on between two kills: else a slow machine would only ever start workers.
-            goal = sum(self.run.begun.values()) + 1
-            self._wait(lambda goal=goal: sum(self.run.begun.values()) >= goal)
+            # A unit that was not begun before begins between two kills: they are spread over the run, and a slow
+            # machine does more than start workers.
+            goal = len(self.run.begun) + 1
+            self._wait(lambda goal=goal: len(self.run.begun) >= goal)
             time.sleep(self._draws.uniform(0.0, 0.5))
             worker = self._worker()
             if worker is not None:
