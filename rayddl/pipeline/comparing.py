@@ -62,7 +62,8 @@ def compare(
     settings of it; ``root`` is where the real images lie, if they moved. Raises
     :class:`rayddl.errors.RayddlError`.
     """
-    found = [each for place in where for each in resolve(os.fspath(place), out)]
+    named = [each for place in where for each in resolve(os.fspath(place), out)]
+    found = list({_place(each.folder): each for each in named}.values())
     made = definition(found, name=name, nets=nets, seeds=seeds, epochs=epochs, root=root, again=again)
     return run(made, out=out, progress=progress, address=address, num_cpus=num_cpus)
 
@@ -151,15 +152,20 @@ def definition(
     for i, each in enumerate(waiting, 1):
         stages[f"set-{i}"] = _imported(each)
         stages[f"judge-{i}"] = {"kind": "evaluate", "set": f"set-{i}", "protocol": "hard", **protocol}
-    kept = [str(each.folder) for each in found if each not in waiting]
+    kept = [_place(each.folder) for each in found if each not in waiting]
     stages["compare"] = {"kind": "compare", "runs": kept} if kept else {"kind": "compare"}
     return {"name": name, "seed": seed, "source": source, "stages": stages}
 
 
+def _place(folder: Folder) -> str:
+    """The folder's path or URI, the same from wherever it is looked at."""
+    return str(folder.local or folder)
+
+
 def _imported(found: Found) -> dict[str, Any]:
-    stage: dict[str, Any] = {"kind": "imported", "path": str(found.set)}
+    stage: dict[str, Any] = {"kind": "imported", "path": _place(found.set)}
     if not found.own:
-        stage["method"] = str(found.folder).rstrip("/").rsplit("/", 1)[-1]
+        stage["method"] = _place(found.folder).rstrip("/").rsplit("/", 1)[-1]
     return stage
 
 

@@ -175,7 +175,7 @@ def test_what_cannot_be_compared_is_said(judge: Judge, tmp_path: Path, digits: D
 def test_the_command_writes_a_page_over_all(judge: Judge, tmp_path: Path) -> None:
     """A table in the terminal, the page on disk with both sets, and nothing run twice."""
     folders = [judge("one"), judge("two", "MTT", 0.75)]
-    words = ["compare", *map(str, folders), "--out", str(tmp_path / "out"), "--json"]
+    words = ["compare", *map(str, folders), f"{folders[0]}/set", "--out", str(tmp_path / "out"), "--json"]
     ended = CliRunner().invoke(app, words)
 
     assert ended.exit_code == 0, ended.output
