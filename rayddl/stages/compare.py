@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError
-from rayddl.report.entries import Entry, entries
+from rayddl.report.entries import Entry, entries, nets_of
 from rayddl.report.numbers import duration
 from rayddl.report.page import render_comparison
 from rayddl.report.run import Columns, Comparison, Judged
@@ -44,9 +44,12 @@ def run(config: CompareConfig, context: Context) -> Result:
     page = render_comparison(comparison).encode()
     context.out.write(FILE, page)
     told = entries(comparison)
+    nets = nets_of(told)
     lines = list(_lines(told))
     tables.write(context.out, "comparison.parquet", {n: [line[n] for line in lines] for n in TYPES}, TYPES)
-    return Result({"file": FILE, "bytes": len(page), "rows": lines}, tuple(_shown(entry) for entry in told))
+    return Result(
+        {"file": FILE, "bytes": len(page), "rows": lines}, tuple(_shown(entry, nets) for entry in told)
+    )
 
 
 def outside(folder: Folder) -> tuple[Input, str, Mapping[str, Any]]:
@@ -99,6 +102,15 @@ def _known(value: float) -> float | None:
     return value if value == value else None  # noqa: PLR0124 - NaN is not itself
 
 
-def _shown(entry: Entry) -> dict[str, str]:
-    cells = {net_name(row.net): f"{100 * row.mean:.1f} ± {100 * row.std:.1f}" for row in entry.rows}
-    return {"set": entry.label, "images": f"{entry.images:,}", **cells, "time": duration(entry.seconds)}
+def _shown(entry: Entry, nets: Sequence[str]) -> dict[str, str]:
+    rows = {net: entry.of(net) for net in nets}
+    cells = {
+        net_name(net): f"{100 * row.mean:.1f} ± {100 * row.std:.1f}" if row else ""
+        for net, row in rows.items()
+    }
+    return {
+        "set": entry.label,
+        "images": f"{entry.images:,}",
+        **cells,
+        "time to make": duration(entry.seconds),
+    }

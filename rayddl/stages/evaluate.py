@@ -13,7 +13,7 @@ from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError
 from rayddl.stages import cluster, observers, tables
 from rayddl.stages.configs.evaluate import EvaluateConfig
-from rayddl.stages.context import Context, Progress, Result, Silent
+from rayddl.stages.context import Context, Input, Progress, Result, Silent
 from rayddl.stages.lessons import Task, judge, nets_of, settled
 from rayddl.stages.observers import Teaching
 from rayddl.stages.shared import SharedSource, publish, publish_held_out
@@ -51,7 +51,7 @@ def run(config: EvaluateConfig, context: Context) -> Result:
     rows = summarise(found)
     protocol = {**recipe(task), "seed": context.seed_of()}
     figures = {"accuracy": rows, "scores": scores_of(found, soft=teaching is not None)}
-    cost = {"bytes": _bytes(made), "spent": dict(context.inputs[config.set].spent)}
+    cost = {"bytes": _bytes(made), "spent": _spent(made, context.inputs[config.set])}
     judged = replace(made, info={**made.info, "metrics": {**figures, **cost}, "protocol": protocol})
     into = context.out.child("set")
     if teaching is not None:
@@ -75,6 +75,11 @@ def run(config: EvaluateConfig, context: Context) -> Result:
         "seconds": time.perf_counter() - began,
     }
     return Result(summary, tuple(_shown(config.set, row) for row in rows))
+
+
+def _spent(made: DistilledSet, read: Input) -> dict[str, float]:
+    """Seconds of the stages behind the set. To have imported one is not to have made it."""
+    return dict(made.info.get("metrics", {}).get("spent", {}) if read.kind == "imported" else read.spent)
 
 
 def _bytes(made: DistilledSet) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 from rayddl.data import picking, space
 from rayddl.data.distilled import DistilledSet
+from rayddl.stages import evaluate
 from rayddl.stages.configs.evaluate import EvaluateConfig
 from rayddl.stages.context import Input
 from rayddl.storage import Folder
@@ -82,6 +84,17 @@ def test_a_set_knows_its_cost(ranked: Any) -> None:
     assert (summary["ipc"], summary["classes"], summary["method"]) == (2, 10, "random")
     assert summary["bytes"] == 20 * 8 * 8 + 20 * 8
     assert summary["spent"] == {"distill": 7.5}
+
+
+def test_nobody_knows_what_was_spent_on_an_imported_set(picked: Input) -> None:
+    """The seconds of the import are not the set's; what the set itself says is taken."""
+    made = DistilledSet.load(picked.folder.child("set"))
+    imported = replace(picked, kind="imported")
+
+    assert evaluate._spent(made, picked) == {"distill": 7.5}
+    assert evaluate._spent(made, imported) == {}
+    told = replace(made, info={**made.info, "metrics": {"spent": {"experts": 3.0}}})
+    assert evaluate._spent(told, imported) == {"experts": 3.0}
 
 
 def test_side_by_side_makes_the_students_that_are_trained_alone(
