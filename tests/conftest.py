@@ -1,0 +1,7 @@
+"""What holds for all tests."""
+
+import os
+
+# Ray reads it at its first import, which test modules may do before rayddl does: left on, its hook starts
+# every worker through `uv run` where the tests were started so.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
