@@ -157,7 +157,8 @@ def _check_file(
     folder: Folder, name: str, entry: Mapping[str, Any], found: Mapping[str, int], verify: bool
 ) -> None:
     again = "delete the folder to make it again"
-    where = scrub(folder.path(name))
+    # A name that is listed may lead out of the folder; one that was found does not.
+    where = scrub(folder.path(name) if name in found else f"{folder}/{name}")
     if name not in found:
         raise ArtifactError(f"{where} is missing, the manifest lists it with {entry['bytes']} bytes; {again}")
     if found[name] != entry["bytes"]:

@@ -8,25 +8,25 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 
 def test_nodes_come_and_go_and_workers_are_killed(nodes, undisturbed, run_on, killer) -> None:
-    """Nodes are lost, and others come, in the middle of the experts and of RDED's stream, and between them workers
-    are killed with SIGKILL: the result is that of one node bit for bit.
+    """A worker is killed with SIGKILL while it trains an expert; nodes are lost, and others come, in the middle of the
+    experts and of RDED's stream: the result is that of one node bit for bit.
 
-    What is repeated is counted. A lost node and a killed worker cost the unit that was at work there, and a lost
+    What is repeated is counted. A killed worker and a lost node cost the unit that was at work there, and a lost
     node those blocks of the stream that lay only on it.
     """
     nodes.say("add")
     run = run_on()
     process = run.start()
-    # Two are at work, and two are done or nearly so.
+    death = killer(run, process, seed=1)
+    death.kill(1)
+    # The killed one has begun again by then, two are at work, and one is done or nearly so.
     run.until(lambda: run.units("expert") >= 3, process)
+    killed = run.repeated
     nodes.say("remove")
     nodes.say("add")
     run.until(lambda: run.units("student") >= 1, process)
-    before = run.repeated
-    death = killer(run, process, seed=1)
-    death.kill(1)
+    lost = run.repeated - killed
     run.until(lambda: run.units("chunk") >= 3, process)
-    killed = run.repeated - before
     nodes.say("remove")
     nodes.say("add")
     run.finish(process)
@@ -34,6 +34,6 @@ def test_nodes_come_and_go_and_workers_are_killed(nodes, undisturbed, run_on, ki
     assert run.outcome() == undisturbed.outcome()
     assert set(run.begun) == set(undisturbed.begun)
     assert undisturbed.repeated == 0
-    assert before <= 1
     assert death.killed == 1
     assert killed <= 1
+    assert lost <= 1

@@ -218,7 +218,7 @@ def test_a_set_of_another_pixel_space_is_started_from_as_pixels(stages, convex, 
     """Its pixels, in the experts' space."""
     given = mct.distilled
     half = torch.full((1,), 0.5, dtype=torch.float64)
-    other = replace(given, stored=given.pixels(), space=Normalise(given.space.shape, half, half))
+    other = replace(given, stored=given.pixels(), space=Normalise(given.space.shape, half, half.clone()))
     other.save(Folder(str(tmp_path / "other" / "set")))
     start = Input("start", "rded", Folder(str(tmp_path / "other")), {}, {})
     made = stages.match(convex, tmp_path, start=start, **AS_IT_STARTED).distilled

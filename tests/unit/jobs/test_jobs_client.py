@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,8 +50,9 @@ class Server:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     """A server on loopback that knows one job; nothing of this machine's Ray settings counts."""
+    monkeypatch.setenv("HOME", str(tmp_path))  # where a token may lie
     for name in (
         "RAY_ADDRESS",
         "RAY_API_SERVER_ADDRESS",

@@ -139,7 +139,8 @@ class TestErrors:
             (
                 "name: d\nsource: {name: digts}\nstages: {s: {kind: make}}\n",
                 "d.yaml:2: source.name: 'digts' is not known; did you mean 'digits'? "
-                "expected one of: digits, cifar10, cifar100, parquet, imagefolder, tinyimagenet, imagenet",
+                "expected one of: digits, cifar10, cifar100, parquet, webdataset, imagefolder, tinyimagenet, "
+                "imagenet",
             ),
             (
                 "name: d\nsource: {name: digits}\nstages: {}\n",
