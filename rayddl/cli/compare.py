@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rayddl.cli.options import Address, Json, NumCpus, Out, Quiet
+from rayddl.cli.options import Address, Epochs, Json, Nets, NumCpus, Out, Quiet, Root, Seeds
 from rayddl.cli.telling import telling
 
 
@@ -19,18 +19,10 @@ def compare(
         ),
     ],
     *,
-    net: Annotated[
-        list[str] | None, typer.Option("--net", metavar="NET", help="A network to train. Repeatable.")
-    ] = None,
-    seeds: Annotated[
-        int | None, typer.Option("--seeds", metavar="N", min=1, help="Students per net.")
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", metavar="N", min=1, help="Epochs of each.")
-    ] = None,
-    root: Annotated[
-        str | None, typer.Option("--root", metavar="PATH", help="Where the real images lie, if they moved.")
-    ] = None,
+    net: Nets = None,
+    seeds: Seeds = None,
+    epochs: Epochs = None,
+    root: Root = None,
     again: Annotated[
         bool, typer.Option("--again", help="Judge all anew by one protocol: the first one's.")
     ] = False,

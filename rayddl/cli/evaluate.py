@@ -6,25 +6,17 @@ from typing import Annotated
 
 import typer
 
-from rayddl.cli.options import Address, Json, NumCpus, Out, Quiet, Set
+from rayddl.cli.options import Address, Epochs, Json, Nets, NumCpus, Out, Quiet, Root, Seeds, Set
 from rayddl.cli.telling import telling
 
 
 def evaluate(
     where: Set,
     *,
-    net: Annotated[
-        list[str] | None, typer.Option("--net", metavar="NET", help="A network to train. Repeatable.")
-    ] = None,
-    seeds: Annotated[
-        int | None, typer.Option("--seeds", metavar="N", min=1, help="Students per net.")
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", metavar="N", min=1, help="Epochs of each.")
-    ] = None,
-    root: Annotated[
-        str | None, typer.Option("--root", metavar="PATH", help="Where the real images lie, if they moved.")
-    ] = None,
+    net: Nets = None,
+    seeds: Seeds = None,
+    epochs: Epochs = None,
+    root: Root = None,
     observer: Annotated[
         str | None,
         typer.Option("--observer", metavar="PATH", help="The teacher stage's folder, for soft labels."),

@@ -49,3 +49,12 @@ NumCpus: TypeAlias = Annotated[
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, nothing else.")]
 Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but the result.")]
+
+Nets = Annotated[
+    list[str] | None, typer.Option("--net", metavar="NET", help="A network to train. Repeatable.")
+]
+Seeds = Annotated[int | None, typer.Option("--seeds", metavar="N", min=1, help="Students per net.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", metavar="N", min=1, help="Epochs of each.")]
+Root = Annotated[
+    str | None, typer.Option("--root", metavar="PATH", help="Where the real images lie, if they moved.")
+]

@@ -22,8 +22,8 @@ def patiently(start: Callable[[], Any], times: int = 5) -> Any:
     """What ``start`` starts; Ray gives a node half a minute, which a busy machine may need more of."""
     try:
         return start()
-    except Exception:
-        if times == 1:
+    except Exception as error:  # Ray raises no narrower class for a node that comes up too late
+        if times == 1 or "timed out" not in str(error):
             raise
         return patiently(start, times - 1)
 
