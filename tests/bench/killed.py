@@ -11,14 +11,12 @@ both again.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 from tests.bench import machine
-from tests.cluster.conftest import DEFINITION, HERE, Killer, Nodes, Run
+from tests.cluster.conftest import DEFINITION, Killer, Nodes, Run
 
 
 def main() -> None:
@@ -31,21 +29,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
-    with (folder / "nodes.txt").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(HERE / "nodes.py")],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-        )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdin is not None
-    nodes = Nodes(process, process.stdout.readline().strip())
     # Enough units for every kill to hit one, each a second or so.
     definition = (
         DEFINITION.replace('{name: parquet, root: "ROOT"}', "{name: digits}")
         .replace("count: 5", "count: 14")
         .replace("seeds: 2", "seeds: 4")
     )
-    try:
+    with Nodes.up(folder / "nodes.txt") as nodes:
         for _ in range(given.nodes - 1):
             nodes.say("add")
         calm, struck = (Run(folder / name, nodes.address, "", definition) for name in ("calm", "struck"))
@@ -54,13 +44,10 @@ def main() -> None:
             began, started = time.monotonic(), run.start()
             if run is struck:
                 death = Killer(run, started, given.seed)
-                death.cluster = process.pid
+                death.cluster = nodes.process.pid
                 death.kill(given.kills)
             run.finish(started)
             seconds[run.folder.name] = time.monotonic() - began
-    finally:
-        process.stdin.close()
-        process.wait(60)
     print(machine.figures())
     rows = []
     for kind in ("expert", "student", "chunk"):

@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,20 +65,29 @@ class Nodes:
         self.process.stdin.flush()
         assert self.process.stdout.readline() == "ok\n"
 
+    @classmethod
+    @contextmanager
+    def up(cls, log: Path) -> Iterator[Nodes]:
+        """The cluster, with one node; what Ray prints goes to ``log``."""
+        with log.open("w") as printed:
+            process = subprocess.Popen(
+                [sys.executable, str(HERE / "nodes.py")],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=printed, text=True,
+            )  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdin is not None
+        try:
+            yield cls(process, process.stdout.readline().strip())
+        finally:
+            process.stdin.close()
+            process.wait(60)
+
 
 @pytest.fixture(scope="session")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    """The cluster, with one node; what Ray prints goes to a file."""
-    with (tmp_path_factory.mktemp("nodes") / "log.txt").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(HERE / "nodes.py")],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-        )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdin is not None
-    yield Nodes(process, process.stdout.readline().strip())
-    process.stdin.close()
-    process.wait(60)
+    """The cluster, with one node."""
+    with Nodes.up(tmp_path_factory.mktemp("nodes") / "log.txt") as cluster:
+        yield cluster
 
 
 @dataclass
