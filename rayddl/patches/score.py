@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rayddl.patches.window import windowed
+
 
 class Scorer:
     """Scores patches with a frozen observer, always in batches of one shape.
@@ -28,13 +30,15 @@ class Scorer:
         """``mean`` and ``std`` are ``[C]``, of pixels in 0..1. ``size`` is the side of the observer's input.
 
         ``pad``: zeros (after normalisation) around a patch up to ``size``, as published; otherwise the
-        patch is shown as it is.
+        patch is shown as it is. Networks that can be traced spare the zeros' arithmetic.
         """
         self._device = next(module.parameters()).device
-        self._module = module.eval().to(dtype).to(memory_format=torch.channels_last)
+        within = windowed(module, size, dtype) if pad else None
+        self._pad = pad and within is None
+        self._module = within or module.eval().to(dtype).to(memory_format=torch.channels_last)
         self._mean = mean.float().view(1, -1, 1, 1).to(self._device)
         self._std = std.float().view(1, -1, 1, 1).to(self._device)
-        self._size, self._pad, self._batch, self._dtype = size, pad, batch, dtype
+        self._size, self._batch, self._dtype = size, batch, dtype
 
     @torch.inference_mode()
     def __call__(self, patches: Tensor, labels: Tensor) -> Tensor:

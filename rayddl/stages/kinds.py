@@ -78,7 +78,7 @@ KINDS: dict[str, Kind] = {
         Kind("experts", ExpertsConfig),
         Kind("match", MatchConfig),
         Kind("teacher", TeacherConfig),
-        Kind("rded", RdedConfig),
+        Kind("rded", RdedConfig, version=2),
         Kind("coreset", CoresetConfig),
         Kind("tune", TuneConfig),
         Kind("imported", ImportedConfig, needs_ray=False),

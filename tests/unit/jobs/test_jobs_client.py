@@ -118,7 +118,9 @@ def test_nobody_at_the_address() -> None:
 def test_a_missing_token_is_told(server: Server) -> None:
     """A cluster that asks for a token, asked without one."""
     jobs, server.token = Jobs(server.address), "right"
-    jobs._client._headers.pop("authorization", None)  # Ray keeps, for the process, what a test before this one read
+    jobs._client._headers.pop(
+        "authorization", None
+    )  # Ray keeps, for the process, what a test before this one read
     with pytest.raises(UserError) as caught:
         jobs.all()
     assert str(caught.value) == (
