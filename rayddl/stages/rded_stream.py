@@ -20,8 +20,12 @@ from rayddl.stages.rded_work import Block, Job, Judge, cut_chunk
 
 SILENCE_SECONDS = 60.0
 """Time without a finished chunk after which the stream says what it waits for."""
-CHUNKS_A_BLOCK = 2
-"""What one task works on; small, so that a lost worker repeats little and the last ones end together."""
+CHUNKS_A_BLOCK = 8
+"""What one task works on at most. Between two tasks a worker stands still for a fifth of a second."""
+BLOCKS_A_WORKER = 8
+"""Tasks for each worker at least, where there are chunks enough: a lost one then repeats little, and the last
+ones end together.
+"""
 
 
 class JudgeActor:
@@ -81,9 +85,8 @@ def stream(
     context.print_on_execution_start = False
     # A reference, packed, so that every task does not carry the listing.
     sent = cluster.packed(ray.put(job))
-    tables = [
-        pa.table({"chunk": numbers[i : i + CHUNKS_A_BLOCK]}) for i in range(0, len(numbers), CHUNKS_A_BLOCK)
-    ]
+    size = chunks_a_block(len(numbers), (cutters or judges).at_once)
+    tables = [pa.table({"chunk": numbers[i : i + size]}) for i in range(0, len(numbers), size)]
     data: ray.data.Dataset = ray.data.from_arrow(tables)
     if cutters is None:
         data = _tasks(data, cut_and_judge, sent, judges)
@@ -102,6 +105,11 @@ def stream(
                 yield batch
         except ray.exceptions.RayError as error:
             pool.explain(error, "the stream of images")
+
+
+def chunks_a_block(chunks: int, workers: int) -> int:
+    """How many of ``chunks`` a task of ``workers`` at once works on."""
+    return min(CHUNKS_A_BLOCK, max(1, chunks // (workers * BLOCKS_A_WORKER)))
 
 
 def _tasks(data: Any, function: Callable[..., Any], sent: bytes, share: cluster.Share) -> Any:

@@ -4,8 +4,8 @@
 
 The run is the tests' (`tests/cluster`): experts, matching, evaluation, an observer and RDED's stream, on one-CPU
 nodes of one machine. Every unit that a worker begins is written down; its result is compared with that of a run that
-nothing disturbed, bit for bit. A worker of the stream is at a block of two chunks: killed at the second one, it does
-both again.
+nothing disturbed, bit for bit. A worker of the stream is at a block of up to eight chunks: killed within it, it does
+all of them again.
 """
 
 from __future__ import annotations

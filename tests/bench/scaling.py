@@ -1,6 +1,6 @@
 """How experts, scoring and evaluation grow with workers, and what the driver holds meanwhile.
 
-    uv run python -m tests.bench.scaling [--most 32] [--units 10] [--seconds 3] [--plot scaling.svg]
+    uv run python -m tests.bench.scaling [--most 32] [--units 8] [--seconds 5] [--plot scaling.svg]
 
 The work of a unit is replaced by a sleep, so that one machine can stand for many; everything else is the stages'
 own code on a real Ray: tasks, references, progress, files, the stream, the running choice of the best. Workers are
@@ -56,18 +56,19 @@ def experts(workers: int, units: int, seconds: float) -> Callable[[], None]:
 
 
 def scoring(workers: int, units: int, seconds: float) -> Callable[[], None]:
-    """RDED's stream, with decoding and scoring replaced; a unit is a block of two chunks."""
+    """RDED's stream, with decoding and scoring replaced; a unit is as many chunks as a task has at most."""
     from rayddl.stages import cluster, rded_stream
     from rayddl.stages.context import Silent
 
     def sleep(block: Any, sent: bytes) -> Any:
         del sent
-        time.sleep(seconds / rded_stream.CHUNKS_A_BLOCK)
+        time.sleep(seconds / each)
         return _scored(int(block["chunk"][0]))
 
     rded_stream.cut_and_judge = sleep
     share = cluster.Share(1, 0, None, workers)
-    numbers = np.arange(units * rded_stream.CHUNKS_A_BLOCK)
+    each = rded_stream.CHUNKS_A_BLOCK
+    numbers = np.arange(units * each)
 
     def run() -> None:
         for _ in rded_stream.stream(None, numbers, share, None, Silent()):  # type: ignore[arg-type]
@@ -207,8 +208,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--most", type=int, default=32, help="workers, doubled up to so many")
-    parser.add_argument("--units", type=int, default=10, help="units of each worker")
-    parser.add_argument("--seconds", type=float, default=3.0, help="sleep of a unit")
+    parser.add_argument("--units", type=int, default=8, help="units of each worker")
+    parser.add_argument("--seconds", type=float, default=5.0, help="sleep of a unit")
     parser.add_argument("--stage", choices=STAGES, action="append")
     parser.add_argument("--plot", metavar="FILE")
     parser.add_argument("--row", help=argparse.SUPPRESS)

@@ -218,12 +218,21 @@ def test_four_workers_give_the_same_set_as_one(run_rded: Runs, reference: Found)
     assert run_rded(resources={"num_cpus": 0.5}).bits == reference.bits
 
 
+def test_few_chunks_are_spread_and_many_are_bundled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every worker gets its share while there is little; a bundle has a limit."""
+    monkeypatch.setattr(rded_stream, "CHUNKS_A_BLOCK", 8)
+    monkeypatch.setattr(rded_stream, "BLOCKS_A_WORKER", 4)
+    found = [rded_stream.chunks_a_block(chunks, 2) for chunks in (0, 1, 15, 16, 40, 64, 5000)]
+    assert found == [1, 1, 1, 2, 5, 8, 8]
+
+
 def test_block_sizes_and_a_shuffled_listing_change_nothing(
     run_rded: Runs, reference: Found, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two workers, other portions, and files found in another order give the same bits."""
     monkeypatch.setattr(listing, "CHUNK", 7)
     monkeypatch.setattr(rded_stream, "CHUNKS_A_BLOCK", 3)
+    monkeypatch.setattr(rded_stream, "BLOCKS_A_WORKER", 1)
     found = Folder.files
 
     def shuffled(folder: Folder) -> dict[str, int]:
