@@ -15,7 +15,7 @@ from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError
 from rayddl.nets.config import NetConfig
 from rayddl.nets.cost import faster_together, worth_compiling
-from rayddl.stages import cluster, listings, pool, rates, students
+from rayddl.stages import cluster, listings, pool, rates, students, tally
 from rayddl.stages.configs.evaluate import HARD_BATCH, HARD_EPOCHS, SOFT_EPOCHS, EvaluateConfig
 from rayddl.stages.context import Progress
 from rayddl.stages.observers import Teaching
@@ -114,7 +114,8 @@ def judge(task: Task, out: Folder, progress: Progress) -> list[dict[str, Any]]:
     ]
     plan = [student for group in groups for student in group]
     missing = [group for group in groups if any(not out.has(student.file) for student in group)]
-    kept = ray.put(shared)
+    board = tally.open_tally()
+    kept = ray.put(replace(shared, board=board))
     sent = {
         (lesson.name, s): ray.put(per_seed(s)) if s == 0 or lesson.drawn else None
         for lesson, per_seed in lessons
@@ -128,15 +129,21 @@ def judge(task: Task, out: Folder, progress: Progress) -> list[dict[str, Any]]:
             return alone.remote(kept, taught[0], group[0])
         return together.remote(kept, group, *taught)
 
-    done = len(plan) - sum(len(group) for group in missing)
+    before = len(plan) - sum(len(group) for group in missing)
+    done, shown = before, ""
+
+    def show() -> None:
+        # Those that have finished count as a whole, whatever a lost tally has forgotten of them.
+        progress.update(max(done, before + tally.read(board)[0]), len(plan), shown)
+
     progress.update(done, len(plan))
-    for group, results in pool.as_they_finish(missing, submit, share.at_once):
+    for group, results in pool.as_they_finish(missing, submit, share.at_once, show):
         for student, result in zip(group, results if len(group) > 1 else [results], strict=True):
             done += 1
             shown = (
                 f"{student.lesson} {student.net.label} seed {student.seed}: {100 * result['accuracy']:.1f} %"
             )
-            progress.update(done, len(plan), shown)
+            show()
     return [out.read_json(student.file) for student in plan]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -27,6 +27,8 @@ from rayddl.trajectories.expert import Images
 
 PARTIAL_SECONDS = 60.0
 """Seconds of a student's soft-label training that a lost worker may cost."""
+REPORT_SECONDS = 2.0
+"""Seconds between two words of a training about how far it is."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class Class:
     """The reference of their observer."""
     trials_on: torch.Tensor | None = None
     """Indices into the train split on which :attr:`Student.trial` students are judged."""
+    board: Any = None
+    """The tally that trainings tell how far they are."""
 
 
 def teach(shared: Class, lesson: Lesson, student: Student) -> dict[str, Any]:
@@ -112,6 +116,7 @@ def teach_together(shared: Class, group: Sequence[Student], *lessons: Lesson) ->
     trained = train_together(
         steps, protocol, torch.stack(starts).to(device),
         [each.x for each in own], [each.y for each in own], classes, own_seeds,
+        reporter(shared, group, protocol.epochs),
     )  # fmt: skip
     scores = [scored(steps, theta, test.x, test.y, classes) for theta in trained]
     seconds = (time.perf_counter() - began) / len(group)
@@ -120,6 +125,20 @@ def teach_together(shared: Class, group: Sequence[Student], *lessons: Lesson) ->
         _written(shared, student, len(each.x), score, protocol.lr, seconds)
         for student, each, score in results
     ]
+
+
+def reporter(shared: Class, group: Sequence[Student], epochs: int) -> Callable[[int], None]:
+    """What is to be called with the epochs done: tells the tally now and then, and at the end."""
+    last = time.monotonic()
+
+    def tell(done: int) -> None:
+        nonlocal last
+        if shared.board is None or (done < epochs and time.monotonic() - last < REPORT_SECONDS):
+            return
+        last = time.monotonic()
+        shared.board.say.remote(group[0].file, len(group) * min(done / epochs, 1.0), "")
+
+    return tell
 
 
 def _seed(shared: Class, student: Student) -> int:
@@ -183,7 +202,8 @@ def _hard(
         test = Images(train.x[places], train.y[places])
     protocol = replace(lesson.protocol, lr=student.lr or lesson.protocol.lr)
     start = initial(student.net, source.shape, classes, seed=seeds.derive(seed, "start")).to(device)
-    theta = train_student(steps, protocol, start, taught.x, taught.y, classes, seed)
+    told = reporter(shared, [student], protocol.epochs)
+    theta = train_student(steps, protocol, start, taught.x, taught.y, classes, seed, told)
     return len(taught.x), scored(steps, theta, test.x, test.y, classes)
 
 
@@ -232,10 +252,11 @@ def softly(
     partial = student.file.removesuffix(".json") + ".partial.safetensors"
     if shared.out.has(partial):
         training.resume(shared.out.read(partial))
-    saved = time.monotonic()
+    saved, told = time.monotonic(), reporter(shared, [student], protocol.epochs)
 
     def on_epoch(now: SoftTraining) -> None:
         nonlocal saved
+        told(now.epoch)
         if time.monotonic() - saved > PARTIAL_SECONDS and now.epoch < protocol.epochs:
             shared.out.write(partial, now.dump())
             saved = time.monotonic()

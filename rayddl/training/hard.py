@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,12 +43,20 @@ class Protocol:
 
 
 def train_student(
-    steps: Steps, protocol: Protocol, theta_P: Tensor, images: Tensor, labels: Tensor, classes: int, seed: int
+    steps: Steps,
+    protocol: Protocol,
+    theta_P: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+    seed: int,
+    on_epoch: Callable[[int], None] = lambda _: None,
 ) -> Tensor:
     """The parameters ``[P]`` of a student trained on ``images`` ``[N, C, H, W]`` in model space.
 
     ``labels`` are int64 ``[N]`` or probabilities ``[N, K]``. As in the published code, one epoch more
-    than ``protocol.epochs`` is trained, and the cut starts with fresh momentum.
+    than ``protocol.epochs`` is trained, and the cut starts with fresh momentum. ``on_epoch`` is told the
+    epochs done.
 
     With batch norm, ``theta_P`` and what is returned differ: behind the parameters come the running
     statistics, ``[P + S]``, by which :func:`~rayddl.training.metrics.accuracy` tests the student.
@@ -67,6 +75,7 @@ def train_student(
             protocol.update(theta, gradient, velocity, lr)
         if protocol.cut_after(epoch):
             lr, velocity = lr * 0.1, torch.zeros_like(theta)
+        on_epoch(epoch + 1)
     return theta if statistics is None else torch.cat([theta, statistics])
 
 
@@ -78,6 +87,7 @@ def train_together(
     labels: Sequence[Tensor],
     classes: int,
     seeds: Sequence[int],
+    on_epoch: Callable[[int], None] = lambda _: None,
 ) -> Tensor:
     """The parameters ``[S, P]`` of S students of one network without batch norm, trained side by side.
 
@@ -100,4 +110,5 @@ def train_together(
             protocol.update(theta, gradient, velocity, lr)
         if protocol.cut_after(epoch):
             lr, velocity = lr * 0.1, torch.zeros_like(theta)
+        on_epoch(epoch + 1)
     return theta

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from pydantic import ValidationError
 
 from rayddl.data import picking, space
 from rayddl.data.distilled import DistilledSet
-from rayddl.stages import evaluate
+from rayddl.nets.config import NetConfig
+from rayddl.stages import evaluate, students
 from rayddl.stages.configs.evaluate import EvaluateConfig
 from rayddl.stages.context import Input
 from rayddl.storage import Folder
@@ -120,6 +122,42 @@ def test_a_group_that_lost_a_result_is_trained_again_to_the_same_bits(
     found = stages.evaluate(picked, tmp_path, random=False, **QUICK)
 
     assert found.summary["rows"][0]["accuracies"] == [ranked.summary["rows"][0]["accuracies"][0], 0.125]
+
+
+def test_a_long_training_is_seen_to_go_on(stages: Any, picked: Input, tmp_path: Path, told: Any) -> None:
+    """Progress counts parts of students, never goes back, and ends with all of them."""
+    progress = told()
+    slow = {"nets": [{"name": "convnet", "depth": 2, "width": 32}], "epochs": 1500}
+    stages.evaluate(picked, tmp_path, progress, random=False, seeds=2, together=False, **(QUICK | slow))
+    done = [update[0] for update in progress.updates]
+
+    assert any(0 < value % 1 < 1 for value in done)
+    assert done == sorted(done)
+    assert progress.updates[-1][:2] == (2, 2)
+
+
+class _Board:
+    """Stands for a tally's handle."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, float]] = []
+        self.say = SimpleNamespace(remote=lambda who, done, metric: self.said.append((who, done)))
+
+
+def test_a_training_tells_now_and_then_and_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A word every two seconds at most; a group counts as often as it has students."""
+    now, board = [0.0], _Board()
+    monkeypatch.setattr(students.time, "monotonic", lambda: now[0])
+    group = [students.Student("distilled", NetConfig(), seed, f"student-{seed}.json") for seed in range(3)]
+    tell = students.reporter(SimpleNamespace(board=board), group, 10)  # type: ignore[arg-type]
+    for epoch in range(1, 12):
+        now[0] += 0.6
+        tell(epoch)
+    students.reporter(SimpleNamespace(board=None), group, 10)(10)  # type: ignore[arg-type]
+
+    assert [(who, pytest.approx(done)) for who, done in board.said] == [
+        ("student-0.json", 1.2), ("student-0.json", 2.4), ("student-0.json", 3.0), ("student-0.json", 3.0)
+    ]  # fmt: skip
 
 
 def test_a_rate_is_found_on_a_part_of_the_train_split(stages: Any, picked: Input, tmp_path: Path) -> None:
