@@ -1,6 +1,6 @@
 """How experts, scoring and evaluation grow with workers, and what the driver holds meanwhile.
 
-    uv run python -m tests.bench.scaling [--most 32] [--units 8] [--seconds 5] [--plot scaling.svg]
+    uv run python -m tests.bench.scaling [--most 32] [--units 8] [--seconds 6] [--plot scaling.svg]
 
 The work of a unit is replaced by a sleep, so that one machine can stand for many; everything else is the stages'
 own code on a real Ray: tasks, references, progress, files, the stream, the running choice of the best. Workers are
@@ -209,7 +209,7 @@ def main() -> None:
     )
     parser.add_argument("--most", type=int, default=32, help="workers, doubled up to so many")
     parser.add_argument("--units", type=int, default=8, help="units of each worker")
-    parser.add_argument("--seconds", type=float, default=5.0, help="sleep of a unit")
+    parser.add_argument("--seconds", type=float, default=6.0, help="sleep of a unit")
     parser.add_argument("--stage", choices=STAGES, action="append")
     parser.add_argument("--plot", metavar="FILE")
     parser.add_argument("--row", help=argparse.SUPPRESS)
