@@ -26,7 +26,8 @@ class RdedConfig(StageConfig):
     """Images per class that are looked at."""
     scoring: Literal["published", "native"] = "published"
     """``published``: the patch amid zeros, at the observer's size. ``native``: the patch as it is, decoded
-    no larger than it needs; cheaper, for observers that take any size."""
+    no larger than it needs; cheaper, for observers that take any size. The two choose differently: of 40
+    patches a class of Tiny-ImageNet they had 19 % of the images in common, where chance gives 13 %."""
     precision: Precision = "bf16"
     """What the observer computes in."""
     batch: int | None = Field(default=None, ge=1)
