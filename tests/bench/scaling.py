@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ import numpy as np
 from tests.bench import machine
 
 STAGES = ("experts", "scoring", "evaluation")
+COLOURS = {"experts": "#1b6ca8", "scoring": "#b8442f", "evaluation": "#2f7d52"}
 CHUNK = 64
 """Images in one chunk of the listing."""
 EXPERTS, IMAGES, CLASSES = 10_000, 1_281_167, 1000
@@ -181,25 +183,56 @@ def _many_images(count: int) -> Iterator[tuple[int, int]]:
         yield chunk + 1, chunks
 
 
-def plotted(rows: list[dict[str, Any]], path: str) -> None:
-    """Units a second against workers, and what they would be without loss, as an SVG."""
-    lines, side = [], 360
-    most = max(row["workers"] for row in rows)
-    top = max(row["ideal"] for row in rows)
-    for stage, colour in zip((*STAGES, "ideal"), ("#1b6ca8", "#c0392b", "#2e8b57", "#999999"), strict=True):
-        own = [r for r in rows if r["stage"] == (STAGES[0] if stage == "ideal" else stage)]
-        points = " ".join(
-            f"{40 + side * r['workers'] / most:.1f},"
-            f"{20 + side * (1 - (r['ideal'] if stage == 'ideal' else r['rate']) / top):.1f}"
-            for r in own
-        )
-        lines.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{points}"/>')
-        at = 40 + 16 * len(lines)
-        lines.append(f'<text x="60" y="{at}" fill="{colour}" font-size="13">{stage}</text>')
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {side + 60} {side + 50}" font-family="sans-serif">'
-    told = f"workers (to {most}); up: units a second (to {top:.0f})"
-    axis = f'<text x="{side / 2}" y="{side + 42}" font-size="12">{told}</text>'
-    Path(path).write_text("\n".join([head, *lines, axis, "</svg>"]), encoding="utf-8")
+def law(rows: Sequence[Mapping[str, Any]]) -> float:
+    """The exponent b of units per second ~ workers^b, by least squares; 1 is growth without loss."""
+    workers, rates = (np.log([float(row[key]) for row in rows]) for key in ("workers", "rate"))
+    return float(np.polyfit(workers, rates, 1)[0])
+
+
+def plotted(rows: Sequence[Mapping[str, Any]], path: str) -> None:
+    """Units a second against workers, both by doubling, with the line that growth without loss would be, as an SVG."""
+    counts = sorted({row["workers"] for row in rows})
+    low, high = (edge(row[k] for row in rows for k in ("rate", "ideal")) for edge in (min, max))
+    width, height, left, top = 440, 330, 64, 24
+
+    def x(workers: float) -> float:
+        return left + width * math.log2(workers / counts[0]) / max(math.log2(counts[-1] / counts[0]), 1)
+
+    def y(rate: float) -> float:
+        return top + height * (1 - math.log2(rate / low) / math.log2(high / low))
+
+    def line(own: Sequence[Mapping[str, Any]], key: str, style: str) -> str:
+        points = " ".join(f"{x(row['workers']):.1f},{y(row[key]):.1f}" for row in own)
+        return f'<polyline fill="none" points="{points}" {style}/>'
+
+    def text(at_x: float, at_y: float, told: str, more: str = "") -> str:
+        return f'<text x="{at_x:.1f}" y="{at_y:.1f}" {more}>{told}</text>'
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 24} {top + height + 56}" '
+        'font-family="sans-serif" font-size="13" fill="#333333">',
+        '<rect width="100%" height="100%" fill="#ffffff"/>',
+        text(left, top - 8, "units of work a second"),
+        text(left + width / 2, top + height + 44, "workers", 'text-anchor="middle"'),
+    ]
+    parts += [text(x(count), top + height + 22, str(count), 'text-anchor="middle"') for count in counts]
+    for power in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1):
+        at = y(2.0**power)
+        parts.append(f'<path d="M{left} {at:.1f}h{width}" stroke="#dddddd"/>')
+        parts.append(text(left - 8, at + 4, f"{2.0**power:g}", 'text-anchor="end"'))
+    own = [row for row in rows if row["stage"] == rows[0]["stage"]]
+    parts.append(line(own, "ideal", 'stroke="#888888" stroke-dasharray="5 4"'))
+    parts.append(text(left + 12, top + 18, "dashed: without loss"))
+    for k, stage in enumerate(dict.fromkeys(row["stage"] for row in rows)):
+        own, colour = [row for row in rows if row["stage"] == stage], COLOURS[stage]
+        parts.append(line(own, "rate", f'stroke="{colour}" stroke-width="2"'))
+        parts += [
+            f'<circle cx="{x(row["workers"]):.1f}" cy="{y(row["rate"]):.1f}" r="3.5" fill="{colour}"/>'
+            for row in own
+        ]
+        told = f"{stage}: workers^{law(own):.3f}" if len(own) > 1 else stage
+        parts.append(text(left + 12, top + 38 + 20 * k, told, f'fill="{colour}" font-weight="bold"'))
+    Path(path).write_text("\n".join([*parts, "</svg>\n"]), encoding="utf-8")
 
 
 def main() -> None:
@@ -239,6 +272,10 @@ def main() -> None:
         for r in rows
     ]  # fmt: skip
     print(machine.table(shown))
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        own = [row for row in rows if row["stage"] == stage]
+        if len(own) > 1:
+            print(f"{stage}: units a second grow as workers^{law(own):.3f}")
     if given.plot:
         plotted(rows, given.plot)
     memory = []
