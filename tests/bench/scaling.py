@@ -125,24 +125,31 @@ def _scored(chunk: int) -> dict[str, Any]:
 
 def timed(stage: str, workers: int, units: int, seconds: float) -> dict[str, Any]:
     """Wall time of a stage on so many workers, which are there already."""
-    import ray
-
     from rayddl.stages import cluster
 
     cluster.configure(num_cpus=workers + (stage == "scoring"))
     cluster.start()
     try:
-        # As many processes as work at once, and one round of the stage, so that nothing is begun in the timed one.
-        awake = ray.remote(num_cpus=1)(lambda: time.sleep(1.0))
-        ray.get([awake.remote() for _ in range(2 * workers)])
         make = {"experts": experts, "scoring": scoring, "evaluation": evaluation}[stage]
-        make(workers, 2 * workers, 0.05)()
+        _awake(make(workers, 2 * workers, 1.0))
         run = make(workers, units * workers, seconds)
         began = time.perf_counter()
         run()
         return {"seconds": time.perf_counter() - began}
     finally:
         cluster.stop()
+
+
+def _awake(a_round: Callable[[], None]) -> None:
+    """Run short rounds until they get no faster: then every worker has started and imported what it needs."""
+    last = math.inf
+    for _ in range(10):
+        began = time.perf_counter()
+        a_round()
+        took = time.perf_counter() - began
+        if took > last - 0.5:
+            return
+        last = took
 
 
 def driver(what: str, count: int) -> dict[str, Any]:
