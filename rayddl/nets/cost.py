@@ -41,13 +41,22 @@ def worth_compiling(
 ) -> bool:
     """Whether ``steps`` steps take so long uncompiled that compiling first is quicker.
 
-    ``passes`` is a step's cost in forward passes: 3 for a gradient, 12 for a matched student step. A
-    rule on the settings alone, so that a resumed run decides as the interrupted one did.
+    A rule on the settings alone, so that a resumed run decides as the interrupted one did.
     """
     if config.name not in GAINS:
         return False
+    return eager_seconds(config, shape, classes, steps=steps, batch=batch, passes=passes) > COMPILE_SECONDS
+
+
+def eager_seconds(
+    config: NetConfig, shape: tuple[int, int, int], classes: int, *, steps: int, batch: int, passes: int = 3
+) -> float:
+    """About how long ``steps`` steps take on a plain CPU, uncompiled.
+
+    ``passes`` is a step's cost in forward passes: 3 for a gradient, 12 for a matched student step.
+    """
     flops = forward_flops(config, shape, classes) * passes * batch * steps
-    return flops / EAGER_FLOPS + steps * EAGER_OVERHEAD * passes / 3 > COMPILE_SECONDS
+    return flops / EAGER_FLOPS + steps * EAGER_OVERHEAD * passes / 3
 
 
 def faster_together(

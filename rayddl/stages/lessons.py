@@ -14,7 +14,7 @@ from rayddl.data.config import SourceConfig, augmentation_names
 from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError
 from rayddl.nets.config import NetConfig
-from rayddl.nets.cost import faster_together, worth_compiling
+from rayddl.nets.cost import eager_seconds, faster_together, worth_compiling
 from rayddl.stages import cluster, listings, pool, rates, students, tally
 from rayddl.stages.configs.evaluate import HARD_BATCH, HARD_EPOCHS, SOFT_EPOCHS, EvaluateConfig
 from rayddl.stages.context import Progress
@@ -30,6 +30,8 @@ WHOLE_LR = 0.01
 """The literature's rate for the ConvNet on all real images (hard labels)."""
 WHOLE_BATCH = 100
 """At least this many of all real images are learned together (soft labels)."""
+LONG_SECONDS = 10.0
+"""A student that takes longer tells how far it is; the worker that collects it has to be started first."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,30 @@ def settled(
     return whole if whole.together is not None else whole.model_copy(update={"together": True})
 
 
-def _worthwhile(task: Task) -> bool:
-    config, classes, count = task.config, len(task.source.classes), len(task.made)
+def _steps(task: Task) -> tuple[int, int]:
+    """Images in a batch of the set, and the steps that teach it to one student."""
+    config, count = task.config, len(task.made)
     assert config.batch is not None
     assert config.epochs is not None
     batch = min(config.batch, count)
-    steps = (config.epochs + 1) * -(-count // batch) * config.seeds
-    if config.whole:
+    return batch, (config.epochs + 1) * -(-count // batch)
+
+
+def _worthwhile(task: Task) -> bool:
+    classes, (batch, steps) = len(task.source.classes), _steps(task)
+    if task.config.whole:
         return True
-    return any(worth_compiling(net, task.shape, classes, steps=steps, batch=batch) for net in task.nets)
+    every = steps * task.config.seeds
+    return any(worth_compiling(net, task.shape, classes, steps=every, batch=batch) for net in task.nets)
+
+
+def _long(task: Task) -> bool:
+    """Whether one student takes so long that its progress is to be seen."""
+    classes, (batch, steps) = len(task.source.classes), _steps(task)
+    if task.config.whole:
+        return True
+    seconds = (eager_seconds(net, task.shape, classes, steps=steps, batch=batch) for net in task.nets)
+    return max(seconds) > LONG_SECONDS
 
 
 def judge(task: Task, out: Folder, progress: Progress) -> list[dict[str, Any]]:
@@ -114,7 +131,8 @@ def judge(task: Task, out: Folder, progress: Progress) -> list[dict[str, Any]]:
     ]
     plan = [student for group in groups for student in group]
     missing = [group for group in groups if any(not out.has(student.file) for student in group)]
-    board = tally.open_tally()
+    board = tally.open_tally() if _long(task) else None
+    told = tally.Glance(board) if board else None
     kept = ray.put(replace(shared, board=board))
     sent = {
         (lesson.name, s): ray.put(per_seed(s)) if s == 0 or lesson.drawn else None
@@ -134,7 +152,7 @@ def judge(task: Task, out: Folder, progress: Progress) -> list[dict[str, Any]]:
 
     def show() -> None:
         # Those that have finished count as a whole, whatever a lost tally has forgotten of them.
-        progress.update(max(done, before + tally.read(board)[0]), len(plan), shown)
+        progress.update(max(done, before + told.done() if told else 0), len(plan), shown)
 
     progress.update(done, len(plan))
     for group, results in pool.as_they_finish(missing, submit, share.at_once, show):

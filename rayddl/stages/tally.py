@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 
@@ -37,3 +38,24 @@ def read(handle: Any) -> tuple[float, str]:
     except ray.exceptions.RayError:
         return 0.0, ""
     return float(done), str(metric)
+
+
+class Glance:
+    """Units done by all, as far as a tally has told; never waits for it."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle, self._done = handle, 0.0
+        self._asked: Any = None
+
+    def done(self) -> float:
+        """What the tally answered last."""
+        import ray
+
+        if self._asked is None:
+            self._asked = self._handle.read.remote()
+        answered, _ = ray.wait([self._asked], timeout=0)
+        if answered:
+            with suppress(ray.exceptions.RayError):  # lost with its node, and on its way back
+                self._done = float(ray.get(self._asked)[0])
+            self._asked = None
+        return self._done

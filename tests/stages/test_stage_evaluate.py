@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from rayddl.data import picking, space
 from rayddl.data.distilled import DistilledSet
 from rayddl.nets.config import NetConfig
-from rayddl.stages import evaluate, students
+from rayddl.stages import evaluate, lessons, students
 from rayddl.stages.configs.evaluate import EvaluateConfig
 from rayddl.stages.context import Input
 from rayddl.storage import Folder
@@ -124,8 +124,11 @@ def test_a_group_that_lost_a_result_is_trained_again_to_the_same_bits(
     assert found.summary["rows"][0]["accuracies"] == [ranked.summary["rows"][0]["accuracies"][0], 0.125]
 
 
-def test_a_long_training_is_seen_to_go_on(stages: Any, picked: Input, tmp_path: Path, told: Any) -> None:
+def test_a_long_training_is_seen_to_go_on(
+    stages: Any, picked: Input, tmp_path: Path, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Progress counts parts of students, never goes back, and ends with all of them."""
+    monkeypatch.setattr(lessons, "LONG_SECONDS", 1.0)
     progress = told()
     slow = {"nets": [{"name": "convnet", "depth": 2, "width": 32}], "epochs": 1500}
     stages.evaluate(picked, tmp_path, progress, random=False, seeds=2, together=False, **(QUICK | slow))
