@@ -115,8 +115,7 @@ def _fold_batch_norms(graph: fx.GraphModule) -> None:
         conv = modules.get(str(before.target)) if before.op == "call_module" else None
         if not isinstance(conv, nn.Conv2d) or len(before.users) > 1 or _shared(graph, before):
             continue
-        parent, _, name = str(before.target).rpartition(".")
-        setattr(graph.get_submodule(parent), name, fuse_conv_bn_eval(conv, norm))
+        graph.add_submodule(str(before.target), fuse_conv_bn_eval(conv, norm))
         node.replace_all_uses_with(before)
         graph.graph.erase_node(node)
     graph.recompile()

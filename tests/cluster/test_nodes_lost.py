@@ -19,12 +19,14 @@ def test_nodes_come_and_go_and_workers_are_killed(nodes, undisturbed, run_on, ki
     process = run.start()
     death = killer(run, process, seed=1)
     death.kill(1)
-    # Two are at work by then, and one is done or nearly so; the killed one has begun again, or is about to.
-    run.until(lambda: run.units("expert") >= 3, process)
+    # Two are at work by then, and one is done or nearly so. Whether the killed one begins again before or after the
+    # third is a race, so it is waited for; killed before its unit was written down, it never counts.
+    run.until(lambda: run.units("expert") == 5 or (run.units("expert") >= 3 and run.repeated >= 1), process)
+    killed = run.repeated
     nodes.say("remove")
     nodes.say("add")
     run.until(lambda: run.units("student") >= 1, process)
-    repeated = run.repeated
+    lost = run.repeated - killed
     run.until(lambda: run.units("chunk") >= 3, process)
     nodes.say("remove")
     nodes.say("add")
@@ -34,4 +36,5 @@ def test_nodes_come_and_go_and_workers_are_killed(nodes, undisturbed, run_on, ki
     assert set(run.begun) == set(undisturbed.begun)
     assert undisturbed.repeated == 0
     assert death.killed == 1
-    assert repeated <= 2
+    assert killed <= 1
+    assert lost <= 1
