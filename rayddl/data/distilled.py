@@ -34,6 +34,8 @@ from rayddl.storage import Folder
 _TENSORS, _META = "set.safetensors", "set.json"
 KIND = sealed.Kind("rayddl distilled set", 1, _META, "distilled set", "a", "make the set again")
 _SPACE = "space."
+LR_STUDENT = 0.01
+"""The learning rate of hard-label students where none was learned: where the literature's matching starts."""
 
 
 @dataclass(frozen=True, eq=False)

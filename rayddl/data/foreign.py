@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rayddl.data import pairs, table_labels, trees, views
 from rayddl.data.decode import Encoded, decode
-from rayddl.data.distilled import DistilledSet
+from rayddl.data.distilled import LR_STUDENT, DistilledSet
 from rayddl.data.refusals import shown
 from rayddl.data.space import PixelSpace
 from rayddl.errors import ArtifactError, SourceError
@@ -67,9 +67,7 @@ def bring(folder: Folder, form: Form, home: Home) -> DistilledSet:
     images, labels, soft = _tree(folder, home) if form == "imagefolder" else _table(folder, home)
     order = labels.argsort(stable=True)
     kept = labels[order] if soft is None else soft[order]
-    return DistilledSet(
-        images[order], kept, pairs.LR_STUDENT, home.classes, home.space, {"method": "imported"}
-    )
+    return DistilledSet(images[order], kept, LR_STUDENT, home.classes, home.space, {"method": "imported"})
 
 
 def _pair(folder: Folder, home: Home) -> DistilledSet:

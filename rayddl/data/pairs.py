@@ -14,15 +14,13 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from rayddl import tensorfiles
-from rayddl.data.distilled import DistilledSet
+from rayddl.data.distilled import LR_STUDENT, DistilledSet
 from rayddl.data.space import Normalise, PixelSpace
 from rayddl.errors import ArtifactError
 from rayddl.storage import Folder
 
 IMAGES, LABELS, RATE = "images_best.pt", "labels_best.pt", "lr_best.pt"
 META, SPACE = "set.json", "space.safetensors"
-LR_STUDENT = 0.01
-"""The published codes' start; most of them store no rate."""
 SPREAD = 2.5
 """Standard deviations to either side that a picture shows of pixels whose scale is not known."""
 

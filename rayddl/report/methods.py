@@ -13,17 +13,23 @@ from rayddl.report.run import Match
 from rayddl.report.sections import Section
 
 TINTS = ("set", "loss", "experts", "whole", "random")
+Chain = Sequence[Match]
+"""One run: a match, or several of which each goes on from the one before."""
 
 
 def section(matches: Sequence[Match]) -> Section | None:
-    """The curves of every method; ``None`` where there is one method, or no short evaluations."""
-    groups: dict[str, list[Match]] = {}
+    """The curves of every method; ``None`` where there is one method, or no short evaluations.
+
+    A match that goes on from another one of the same method (``start_set``) makes one run with it.
+    """
+    groups: dict[str, list[Chain]] = {}
     judged = [m for m in matches if len(m.accuracy["accuracy"])]
     sizes = {m.stage.summary.get("ipc") for m in judged}
-    for match in judged:
-        name = str(match.stage.summary.get("method", match.stage.name))
-        size = "" if len(sizes) == 1 else f", {match.stage.summary.get('ipc')} per class"
-        groups.setdefault(name + size, []).append(match)
+    for chain in _chains(judged):
+        summary = chain[-1].stage.summary
+        name = str(summary.get("method", chain[-1].stage.name))
+        size = "" if len(sizes) == 1 else f", {summary.get('ipc')} per class"
+        groups.setdefault(name + size, []).append(chain)
     methods = {match.stage.summary.get("method") for match in judged}
     if len(methods) < 2 or len(groups) > len(TINTS):
         return None
@@ -37,11 +43,27 @@ def section(matches: Sequence[Match]) -> Section | None:
     )
 
 
-def _chart(groups: dict[str, list[Match]], *, timed: bool) -> Chart:
+def _chains(matches: Sequence[Match]) -> list[Chain]:
+    by_name = {match.stage.name: match for match in matches}
+
+    def before(match: Match) -> Match | None:
+        found = by_name.get(str(match.stage.config.get("start_set")))
+        alike = found is not None and found.stage.summary.get("method") == match.stage.summary.get("method")
+        return found if alike else None
+
+    def chain(match: Match) -> list[Match]:
+        earlier = before(match)
+        return [*(chain(earlier) if earlier else []), match]
+
+    gone_on = {earlier.stage.name for match in matches if (earlier := before(match))}
+    return [chain(match) for match in matches if match.stage.name not in gone_on]
+
+
+def _chart(groups: dict[str, list[Chain]], *, timed: bool) -> Chart:
     marks: list[Mark] = []
     ends = []
-    for tint, (name, matches) in zip(TINTS, groups.items(), strict=False):
-        runs = [_run(match, timed) for match in matches]
+    for tint, (name, chains) in zip(TINTS, groups.items(), strict=False):
+        runs = [_run(chain, timed) for chain in chains]
         # A run that stopped early has no say on what comes after.
         x = _mean([at for at, _ in runs])
         y = np.concatenate([values for _, values in runs])
@@ -67,11 +89,20 @@ def _chart(groups: dict[str, list[Match]], *, timed: bool) -> Chart:
     )
 
 
-def _run(match: Match, timed: bool) -> tuple[Floats, Floats]:
+def _run(chain: Chain, timed: bool) -> tuple[Floats, Floats]:
     """Where a run was judged, and its accuracy there."""
-    found = by_value(match.accuracy["iteration"], match.accuracy["accuracy"])
-    scale = float(np.nanmedian(match.metrics["seconds"])) if timed else 1.0
-    return found.x * scale, found.mean
+    x: list[Floats] = []
+    y: list[Floats] = []
+    done = 0.0
+    for match in chain:
+        found = by_value(match.accuracy["iteration"], match.accuracy["accuracy"])
+        scale = float(np.nanmedian(match.metrics["seconds"])) if timed else 1.0
+        # What it goes on from was judged already, at its end.
+        new = slice(1 if x and found.x[0] == 0 else 0, None)
+        x.append(done + found.x[new] * scale)
+        y.append(found.mean[new])
+        done += float(match.metrics["iteration"][-1]) * scale
+    return np.concatenate(x), np.concatenate(y)
 
 
 def _mean(series: Sequence[Floats]) -> Floats:

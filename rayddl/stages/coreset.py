@@ -15,7 +15,7 @@ from torch.nn.utils import vector_to_parameters
 from rayddl import seeds
 from rayddl.coreset.features import Features
 from rayddl.data import picking, sources
-from rayddl.data.distilled import DistilledSet
+from rayddl.data.distilled import LR_STUDENT, DistilledSet
 from rayddl.data.listing import Listing
 from rayddl.data.refusals import shown
 from rayddl.data.space import Normalise, PixelSpace
@@ -35,8 +35,6 @@ from rayddl.training.frame import Frame
 from rayddl.training.observer import Observer
 from rayddl.trajectories import files
 
-LR_STUDENT = 0.01
-"""The literature's rate for students of real images; none is learned here."""
 METHODS = {"random": "random", "herding": "herding", "kcenter": "k-center"}
 FEATURE_BYTES = 2**28
 """Features that one task holds, unless a single class has more."""

@@ -140,7 +140,7 @@ def _job(
 
 
 def from_set(job: matcher.Job, config: MatchConfig, inputs: Mapping[str, Input]) -> matcher.Job:
-    """The job with ``start_set``'s images to start from, if the definition names one.
+    """The job with ``start_set``'s images and learning rate to start from, if the definition names one.
 
     Raises :class:`ArtifactError` for a set of other classes, another shape or another number of images.
     """
@@ -155,7 +155,8 @@ def from_set(job: matcher.Job, config: MatchConfig, inputs: Mapping[str, Input])
                 f"the set of {config.start_set!r} cannot be started from: its {what} are {their}, and {our} are "
                 "wanted. Make it from the same source, with the same ipc."
             )
-    return replace(job, labels=made.hard_labels, picked=None, given=made)
+    config = config.model_copy(update={"lr_student": config.lr_student or made.lr_student})
+    return replace(job, config=config, labels=made.hard_labels, picked=None, given=made)
 
 
 def compiled(config: MatchConfig, net: NetConfig, source: SharedSource, images: int) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rayddl import seeds
 from rayddl.data.config import augmentation_names
-from rayddl.data.distilled import DistilledSet
+from rayddl.data.distilled import LR_STUDENT, DistilledSet
 from rayddl.errors import ArtifactError, DivergedError
 from rayddl.matching.gradient import MetaGradient
 from rayddl.matching.loop import COLUMNS, Facts, Loop, Matcher
@@ -89,7 +89,7 @@ def settings(config: MatchConfig) -> Settings:
         batch_syn=config.batch_syn,
         lr_image=config.lr_image,
         lr_lr=config.lr_lr,
-        lr_student=config.lr_student,
+        lr_student=config.lr_student or LR_STUDENT,
         momentum=config.momentum,
         image_optimizer=config.image_optimizer,
         image_decay=config.image_decay,
@@ -109,13 +109,17 @@ def settings(config: MatchConfig) -> Settings:
 def make_matcher(job: Job, device: torch.device) -> Matcher:
     """The fixed parts of the run, on ``device``. Raises ``ArtifactError`` for experts that do not fit."""
     classes = len(job.source.classes)
-    trajectories = [
-        files.open_trajectory(job.experts, files.file_name(i), job.config.trajectory)
-        for i in range(job.count)
-    ]
+    config = job.config
+    try:
+        trajectories = [
+            files.open_trajectory(job.experts, files.file_name(i), config.trajectory, config.waypoints)
+            for i in range(job.count)
+        ]
+    except ValueError as error:  # imported experts show their length only now
+        raise ArtifactError(f"the experts in {job.experts} cannot be convexified: {error}") from error
     _refuse_short(job, trajectories)
-    steps = steps_for(job.net, job.source.shape, classes, job.config.precision, job.compile)
-    return Matcher(steps, settings(job.config), trajectories, job.labels, classes, job.seed, device)
+    steps = steps_for(job.net, job.source.shape, classes, config.precision, job.compile)
+    return Matcher(steps, settings(config), trajectories, job.labels, classes, job.seed, device)
 
 
 def _refuse_short(job: Job, trajectories: Sequence[Trajectory]) -> None:

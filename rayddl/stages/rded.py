@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from rayddl import seeds
-from rayddl.data.distilled import DistilledSet
+from rayddl.data.distilled import LR_STUDENT, DistilledSet
 from rayddl.data.listing import Listing
 from rayddl.data.space import Normalise
 from rayddl.errors import ArtifactError
@@ -32,8 +32,6 @@ from rayddl.stages.rded_work import Block, Job
 from rayddl.storage import Folder
 from rayddl.training.observer import Observer
 
-LR_STUDENT = 0.01
-"""The literature's rate for hard-label students; RDED learns none."""
 TYPES = {
     "class": "string",
     "rank": "int64",

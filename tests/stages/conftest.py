@@ -179,7 +179,7 @@ class Stages:
         train, names = self.splits[0], self.source.train.classes
         picked = picking.per_class(train.y, names, config.ipc, generator(seed, "images"))
         opened = [
-            files.open_trajectory(of.out, files.file_name(i), config.trajectory)
+            files.open_trajectory(of.out, files.file_name(i), config.trajectory, config.waypoints)
             for i in range(of.summary["count"])
         ]
         settings, cpu = matcher.settings(config), torch.device("cpu")

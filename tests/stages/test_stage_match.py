@@ -214,6 +214,29 @@ def test_a_run_may_go_on_from_another_stages_set(stages, convex, mct, tmp_path):
     assert torch.equal(made.labels, given.labels)
 
 
+def test_waypoints_are_chosen_where_experts_are_kept_whole(stages, whole, mct_run, tmp_path):
+    """Several choices can be tried on the same experts: each is the loop on their snapshots convexified so."""
+    last = whole.summary["epochs"]
+    changed = {**mct_run.settings, "waypoints": [0, 2, last], "iterations": 6, "evaluate_every": None}
+    loop, made = stages.plain_loop(whole, **changed), stages.match(whole, tmp_path, **changed)
+    assert torch.equal(made.distilled.images, loop.state.images)
+    assert [row[1] for row in made.rows()] != [row[1] for row in mct_run.made.rows()[:6]]
+
+
+@pytest.mark.parametrize("asked", [None, 0.07])
+def test_the_student_goes_on_at_the_learned_rate_unless_told(stages, convex, mct, tmp_path, asked):
+    """``start_set`` brings its learning rate with it; one in the definition has precedence."""
+    made = stages.match(convex, tmp_path, start=mct, **{**AS_IT_STARTED, "lr_student": asked}).distilled
+    assert made.lr_student == pytest.approx(asked or mct.distilled.lr_student, rel=1e-12)
+    assert mct.distilled.lr_student != 0.05
+
+
+def test_the_literatures_rate_is_the_students_where_none_is_given(stages, convex, tmp_path):
+    """Without ``start_set``, and likewise from a set that learned none."""
+    made = stages.match(convex, tmp_path, **{**AS_IT_STARTED, "lr_student": None}).distilled
+    assert made.lr_student == pytest.approx(0.01, rel=1e-12)
+
+
 def test_a_set_of_another_pixel_space_is_started_from_as_pixels(stages, convex, mct, tmp_path):
     """Its pixels, in the experts' space."""
     given = mct.distilled

@@ -74,6 +74,15 @@ def test_experts_that_only_guess_are_refused(stages, tmp_path):
         stages.experts(tmp_path / "in", replay=str(tmp_path))
 
 
+def test_waypoints_beyond_imported_experts(stages, buffers, tmp_path):
+    """How long imported experts are shows when they are read: waypoints that end elsewhere are refused then."""
+    imported = stages.experts(tmp_path / "in", replay=str(buffers), epochs=5, keep="all")
+    with pytest.raises(
+        ArtifactError, match=r"cannot be convexified: waypoints \[0, 9\] must rise from 0 to 5"
+    ):
+        stages.match(imported, tmp_path / "out", waypoints=[0, 9])
+
+
 def test_windows_beyond_imported_experts(stages, buffers, tmp_path):
     """Windows that reach beyond the imported experts' end are refused with both numbers."""
     imported = stages.experts(tmp_path / "in", replay=str(buffers), epochs=3)

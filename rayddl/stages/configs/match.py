@@ -34,8 +34,8 @@ class MatchConfig(NetStageConfig):
     lr_image: float = Field(default=1000.0, gt=0)
     lr_lr: float = Field(default=1e-5, ge=0)
     """Rate at which the student's learning rate is learned; 0 keeps it."""
-    lr_student: float = Field(default=0.01, gt=0)
-    """The student's learning rate at the start."""
+    lr_student: float | None = Field(default=None, gt=0)
+    """The student's learning rate at the start; default: that of ``start_set``'s set, else 0.01."""
     momentum: float = Field(default=0.5, ge=0, lt=1)
     """Momentum of the images' and the learning rate's updates."""
     start_from: Literal["real", "noise"] = "real"
@@ -51,6 +51,9 @@ class MatchConfig(NetStageConfig):
     """``hard``: MTT and MCT. ``expert``: TESLA's soft labels. ``learned``: DATM's."""
     lr_label: float = Field(default=1.0, gt=0)
     """Rate of the label logits when ``labels: learned``."""
+    waypoints: tuple[int, ...] | None = None
+    """Epochs of the waypoints when ``trajectory: convex`` reads experts kept whole (``keep: all``), so that several
+    choices can be compared on the same experts; default: 0 and their last epoch."""
     continuous: bool = True
     """Real start epochs when ``trajectory: convex`` (MCT's continuous sampling); whole ones if false."""
     min_start_epoch: float = Field(default=0.0, ge=0)
@@ -84,6 +87,12 @@ class MatchConfig(NetStageConfig):
         whole = (self.expert_epochs, self.max_start_epoch, self.min_start_epoch)
         if self.trajectory == "snapshots" and any(v != int(v) for v in whole):
             raise ValueError("expert_epochs and start epochs must be whole for trajectory: snapshots")
+        points = self.waypoints
+        if points is not None:
+            if self.trajectory != "convex":
+                raise ValueError("waypoints belong to trajectory: convex")
+            if len(points) < 2 or points[0] != 0 or list(points) != sorted(set(points)):
+                raise ValueError("waypoints must be at least two rising epochs, the first of them 0")
         if self.min_start_epoch >= self.max_start_epoch:
             raise ValueError(
                 f"min_start_epoch ({self.min_start_epoch:g}) must lie below max_start_epoch ({self.max_start_epoch:g})"
@@ -122,5 +131,14 @@ class MatchConfig(NetStageConfig):
             problems.append(
                 f"trajectory: snapshots reads every epoch, but {self.experts!r} keeps only waypoints; "
                 f"set --set {self.experts}.keep=all, or trajectory: convex"
+            )
+        if self.waypoints is not None and experts.keep != "all":
+            problems.append(
+                f"the experts of {self.experts!r} keep waypoints of their own; set --set {self.experts}.keep=all to "
+                f"choose them in the match stage, or give them as {self.experts}.waypoints"
+            )
+        elif self.waypoints is not None and epochs is not None and self.waypoints[-1] != epochs:
+            problems.append(
+                f"waypoints must end at the experts' last epoch, {epochs}, and end at {self.waypoints[-1]}"
             )
         return problems

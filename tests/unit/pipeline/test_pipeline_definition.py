@@ -316,3 +316,32 @@ class TestGraph:
         assert stages["e"].config.model_dump()["epochs"] == 7
         with pytest.raises(DefinitionError, match=r"windows reach epoch 7 .* --set e\.epochs=7"):
             load(value, ["e.epochs=3"])
+
+    @pytest.mark.parametrize(
+        ("changes", "told"),
+        [
+            (["e.keep=convex"], r"keep waypoints of their own; set --set e\.keep=all .* e\.waypoints"),
+            (["m.waypoints=[0,6]"], r"must end at the experts' last epoch, 8, and end at 6"),
+            (["m.trajectory=snapshots"], r"waypoints belong to trajectory: convex"),
+            (["m.waypoints=[1,8]"], r"at least two rising epochs, the first of them 0"),
+            (["m.waypoints=[0,6,6,8]"], r"at least two rising epochs"),
+            (["m.waypoints=[0]"], r"at least two rising epochs"),
+        ],
+    )
+    def test_waypoints_of_a_match_stage(self, changes: list[str], told: str) -> None:
+        """They fit experts that are kept whole, from their first epoch to their last; else it is said why not."""
+        value: dict[str, Any] = {
+            "name": "d",
+            "source": {"name": "digits"},
+            "stages": {
+                "e": {"kind": "experts", "keep": "all", "epochs": 8},
+                "m": {
+                    "kind": "match", "experts": "e", "ipc": 1, "syn_steps": 2, "expert_epochs": 5,
+                    "max_start_epoch": 3, "waypoints": [0, 6, 8],
+                },
+            },
+        }  # fmt: skip
+
+        assert load(value).stages[1].config.model_dump()["waypoints"] == (0, 6, 8)
+        with pytest.raises(DefinitionError, match=told):
+            load(value, changes)

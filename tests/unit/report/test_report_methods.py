@@ -76,6 +76,32 @@ def test_a_run_that_stopped_early_counts_as_far_as_it_got(make: Any) -> None:
     assert lines["MCT"].y == pytest.approx([0.3, 0.6, 0.6])
 
 
+def test_a_match_that_goes_on_from_another_is_one_run_with_it(make: Any) -> None:
+    """Its iterations and seconds follow on, and the images that it started from are judged once."""
+    runs = _both(make)[:2]
+    fine = _by(make, "MCT", "mct-fine", [0.9, 0.7, 0.8], 5.0)
+    fine = replace(fine, stage=replace(fine.stage, config={**fine.stage.config, "start_set": "mct-1"}))
+    found = methods.section([*runs, fine])
+
+    assert found is not None
+    assert "MTT: 1\u00a0run; MCT: 1\u00a0run" in found.lead
+    iterations, seconds = ({m.name: m for m in c.marks if isinstance(m, Line)} for c in found.charts)
+    assert iterations["MCT"].x == [0, 10, 20, 40, 50]
+    assert iterations["MCT"].y == pytest.approx([0.2, 0.5, 0.6, 0.7, 0.8])
+    assert seconds["MCT"].x == pytest.approx([0, 30, 60, 90 + 50, 90 + 100])
+
+
+def test_a_match_that_starts_from_another_methods_set_is_a_run_of_its_own(make: Any) -> None:
+    """Nothing of the other method's work is counted as its own."""
+    runs = _both(make)[:2]
+    other = _by(make, "MTT", "mtt-9", [0.6, 0.7], 2.0)
+    other = replace(other, stage=replace(other.stage, config={**other.stage.config, "start_set": "mct-1"}))
+    found = methods.section([*runs, other])
+
+    assert found is not None
+    assert "MTT: 2\u00a0runs; MCT: 1\u00a0run" in found.lead
+
+
 def test_images_per_class_are_told_apart(make: Any) -> None:
     """One method at two sizes makes two lines beside another method's."""
     ten = _by(make, "MCT", "ten", [0.3, 0.4], 1.0)
