@@ -27,7 +27,15 @@ def compiled(function: F, *, wanted: bool = True) -> F:
     """
     if not wanted or os.environ.get("RAYDDL_COMPILE") == "0":
         return function
-    fast: Callable[..., Any] | None = torch.compile(function, dynamic=False, fullgraph=True)
+    # Brings torch's compiler with it, which not every process needs.
+    from rayddl.nets.pruning import NeededConvolutions
+
+    fast: Callable[..., Any] | None = torch.compile(
+        function,
+        dynamic=False,
+        fullgraph=True,
+        options={"post_grad_custom_pre_pass": NeededConvolutions()},
+    )
 
     def call(*args: Any) -> Any:
         nonlocal fast

@@ -1,0 +1,89 @@
+"""A compiler pass that leaves out convolutions whose result is not asked for, or is zero.
+
+A derivative of a derivative is full of them. One operator gives the derivative of a convolution by its images
+and by its weights together, and computes both where only one of them is read; and what does not depend on the
+parameters, as the images do not, still has a derivative of zeros, which is convolved like any other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch.fx import Graph, Node
+
+aten = torch.ops.aten
+CONVOLUTION, BACKWARD = aten.convolution.default, aten.convolution_backward.default
+KEEP_ZERO = {
+    aten.alias.default,
+    aten.clone.default,
+    aten.expand.default,
+    aten.neg.default,
+    aten.permute.default,
+    aten.reshape.default,
+    aten.view.default,
+    torch.ops.prims.convert_element_type.default,
+}
+"""Operators that make zeros of zeros."""
+
+
+class NeededConvolutions(CustomGraphPass):
+    """Removes from a graph of ``aten`` operators the convolutions that change nothing in what it returns."""
+
+    def __call__(self, graph: Graph) -> None:
+        """Change ``graph`` in place. Its results stay the same, but for the order in which sums are rounded."""
+        graph.eliminate_dead_code()  # what reads a result and is read by nobody
+        zeros: set[Node] = set()
+        for node in list(graph.nodes):
+            if _is_zero(node, zeros):
+                zeros.add(node)
+            elif node.target == CONVOLUTION and node.args[2] is None and zeros & set(node.args[:2]):
+                zeros.add(_zeroed(graph, node))
+            elif node.target == BACKWARD:
+                zeros |= _narrowed(graph, node, zeros)
+        graph.eliminate_dead_code()
+
+    def uuid(self) -> str:
+        """What a cache of compiled graphs tells versions of this pass apart by."""
+        return "rayddl.nets.pruning 1"
+
+
+def _is_zero(node: Node, zeros: set[Node]) -> bool:
+    if node.target == aten.full.default:
+        return bool(node.args[1] == 0)
+    return node.target in KEEP_ZERO and node.args[0] in zeros
+
+
+def _zeroed(graph: Graph, node: Node) -> Node:
+    """Zeros of the node's shape and type in its place."""
+    value = node.meta["val"]
+    with graph.inserting_before(node):
+        made = graph.call_function(
+            aten.full.default,
+            (list(value.shape), 0),
+            {"dtype": value.dtype, "layout": torch.strided, "device": value.device, "pin_memory": False},
+        )
+    made.meta = dict(node.meta)
+    node.replace_all_uses_with(made)
+    graph.erase_node(node)
+    return made
+
+
+def _narrowed(graph: Graph, node: Node, zeros: set[Node]) -> set[Node]:
+    """Let the node compute what is read of it and not zero; the zeros that are read instead."""
+    gradient, images, weight = node.args[:3]
+    by = (weight, images)  # the derivative by the images is linear in the weights, and the other way round
+    made = set()
+    for reader in list(node.users):
+        output = reader.args[1]
+        if isinstance(output, int) and output < len(by) and (gradient in zeros or by[output] in zeros):
+            made.add(_zeroed(graph, reader))
+    read = {reader.args[1] for reader in node.users}
+    asked: Any = node.args[-1]
+    mask = [wanted and k in read for k, wanted in enumerate(asked)]
+    node.args = (*node.args[:-1], mask)
+    node.meta["val"] = tuple(
+        value if wanted else None for value, wanted in zip(node.meta["val"], mask, strict=True)
+    )
+    return made
