@@ -110,13 +110,10 @@ def make_matcher(job: Job, device: torch.device) -> Matcher:
     """The fixed parts of the run, on ``device``. Raises ``ArtifactError`` for experts that do not fit."""
     classes = len(job.source.classes)
     config = job.config
-    try:
-        trajectories = [
-            files.open_trajectory(job.experts, files.file_name(i), config.trajectory, config.waypoints)
-            for i in range(job.count)
-        ]
-    except ValueError as error:  # imported experts show their length only now
-        raise ArtifactError(f"the experts in {job.experts} cannot be convexified: {error}") from error
+    trajectories = [
+        files.open_trajectory(job.experts, files.file_name(i), config.trajectory, config.waypoints)
+        for i in range(job.count)
+    ]
     _refuse_short(job, trajectories)
     steps = steps_for(job.net, job.source.shape, classes, config.precision, job.compile)
     return Matcher(steps, settings(config), trajectories, job.labels, classes, job.seed, device)

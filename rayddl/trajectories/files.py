@@ -129,7 +129,7 @@ def open_trajectory(folder: Folder, name: str, kind: str, epochs: Sequence[int] 
 
     ``kind`` is ``snapshots`` (rows are read as they are asked for) or ``convex``; an expert kept whole
     is convexified here, with waypoints at ``epochs``. Raises :class:`ArtifactError` for snapshots of
-    an expert that kept none.
+    an expert that kept none, and for ``epochs`` that do not go from its first to its last.
     """
     keep, header = read_header(folder, name)
     if kind == "snapshots":
@@ -143,5 +143,8 @@ def open_trajectory(folder: Folder, name: str, kind: str, epochs: Sequence[int] 
         return SnapshotTrajectory(load(folder.read(name))["snapshots"])
     tensors = load(folder.read(name))
     if keep == "all":
-        return convexify(tensors["snapshots"].float(), header.sizes, epochs)
+        try:
+            return convexify(tensors["snapshots"].float(), header.sizes, epochs)
+        except ValueError as error:
+            raise ArtifactError(f"{folder.path(name)} cannot be convexified: {error}") from error
     return ConvexTrajectory(tensors["waypoints"], header.epochs, tensors["lengths"], header.sizes)
