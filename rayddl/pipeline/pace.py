@@ -11,19 +11,23 @@ Clock = Callable[[], float]
 _SAMPLES = 60
 _BETWEEN_SAMPLES = 1.0
 _SHORTEST_SPAN = 0.2
+_FIRST_SHARE = 0.05
+"""Share of the whole that the first units must be for their speed to be told."""
 
 
 class Pace:
     """Done, total and rate of one stage.
 
     The rate is that of the last minute or so, and starts from the first figure heard: a resumed
-    stage begins with much done already, which says nothing about its speed.
+    stage begins with much done already, which says nothing about its speed. The first units' time holds
+    what is done once, such as compiling: it is told only where it means the whole, and forgotten after.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
         self._samples: deque[tuple[float, float]] = deque(maxlen=_SAMPLES)
         self.started = self._heard = clock()
+        self._risen = False
         self.done: float = 0
         self.total: float = 0
         self.rate: float | None = None
@@ -34,11 +38,16 @@ class Pace:
         now = self._clock()
         if done < self.done:
             self._samples.clear()
+            self._risen = False
         self.done, self.total, self._heard = done, total, now
         if self._samples:
             then, before = self._samples[0]
-            if done > before and now - then >= _SHORTEST_SPAN:
+            told = self._risen or before > 0 or done - before >= _FIRST_SHARE * total
+            if done > before and now - then >= _SHORTEST_SPAN and told:
                 self.rate = (done - before) / (now - then)
+            if done > before and not self._risen:
+                self._risen = True
+                self._samples.clear()
         if not self._samples or now - self._samples[-1][0] >= _BETWEEN_SAMPLES:
             self._samples.append((now, done))
 

@@ -119,4 +119,5 @@ def without_resources(config: StageConfig) -> dict[str, Any]:
     Defaults are left out, so that a new setting whose default changes nothing moves no folder. Whoever
     changes what a default means raises the kind's version.
     """
-    return config.model_dump(mode="json", exclude={"resources", "decoders"}, exclude_defaults=True)
+    apart = {"resources", "decoders", "experts_per_task"}
+    return config.model_dump(mode="json", exclude=apart, exclude_defaults=True)

@@ -25,6 +25,8 @@ TYPES = {
     "step_norm": "double",
     "seconds": "double",
 }
+PARTIAL = "partial-"
+"""How the names of unfinished experts' files begin."""
 COLUMNS = ("epoch", "train_loss", "test_accuracy", "step_norm", "seconds")
 
 
@@ -40,6 +42,11 @@ class Job:
     seed: int
     compile: bool
     threads: int
+
+
+def partial_name(index: int) -> str:
+    """The file of expert ``index`` while it is trained."""
+    return f"{PARTIAL}{index:04d}.safetensors"
 
 
 def contents(job: Job, steps: Steps, training: Training) -> bytes:

@@ -115,7 +115,7 @@ def make_matcher(job: Job, device: torch.device) -> Matcher:
         for i in range(job.count)
     ]
     _refuse_short(job, trajectories)
-    steps = steps_for(job.net, job.source.shape, classes, config.precision, job.compile)
+    steps = steps_for(job.net, job.source.shape, classes, config.precision, job.compile, config.cuda_graphs)
     return Matcher(steps, settings(config), trajectories, job.labels, classes, job.seed, device)
 
 

@@ -69,8 +69,8 @@ def loss(net: FlatNet, theta_P: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(net(theta_P, x), y)
 
 
-def make_steps(net: FlatNet, *, compile_: bool = True) -> Steps:
-    """The step functions of ``net``."""
+def make_steps(net: FlatNet, *, compile_: bool = True, graphs: bool = False) -> Steps:
+    """The step functions of ``net``; with ``graphs``, compiled ones are replayed as CUDA graphs on a GPU."""
 
     def objective(theta_P: Tensor, x: Tensor, y: Tensor) -> Tensor:
         return loss(net, theta_P, x, y)
@@ -100,11 +100,11 @@ def make_steps(net: FlatNet, *, compile_: bool = True) -> Steps:
 
     return Steps(
         net,
-        compiled(gradient, wanted=compile_),
-        compiled(tangent, wanted=compile_),
-        compiled(logits, wanted=compile_),
+        compiled(gradient, wanted=compile_, graphs=graphs),
+        compiled(tangent, wanted=compile_, graphs=graphs),
+        compiled(logits, wanted=compile_, graphs=graphs),
         gradient,
-        compiled(tracked, wanted=compile_),
+        compiled(tracked, wanted=compile_, graphs=graphs),
         tracked,
         vmap(gradient),
     )
@@ -112,10 +112,15 @@ def make_steps(net: FlatNet, *, compile_: bool = True) -> Steps:
 
 @lru_cache(maxsize=8)
 def steps_for(
-    config: NetConfig, shape: tuple[int, int, int], classes: int, precision: str, compile_: bool
+    config: NetConfig,
+    shape: tuple[int, int, int],
+    classes: int,
+    precision: str,
+    compile_: bool,
+    graphs: bool = False,
 ) -> Steps:
     """The step functions of a network by name; a process compiles each of them once."""
-    return make_steps(flat(config, shape, classes, precision=precision), compile_=compile_)
+    return make_steps(flat(config, shape, classes, precision=precision), compile_=compile_, graphs=graphs)
 
 
 def gradient_only(net: FlatNet, theta_P: Tensor, x: Tensor, y: Tensor) -> Tensor:

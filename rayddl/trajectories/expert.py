@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,6 +16,7 @@ from rayddl.data.space import PixelSpace
 from rayddl.seeds import generator
 from rayddl.training.metrics import accuracy
 from rayddl.training.steps import Steps, one_hot, sgd
+from rayddl.trajectories.together import Lanes
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,25 @@ def train_expert(
 
     ``seed`` is the expert's own. ``on_epoch`` sees the training after every epoch.
     """
+    going = training_steps(steps, recipe, start, train, test, classes, seed, on_epoch)
+    lanes: Lanes[Training] = Lanes([going], train.x.device)
+    ended: list[tuple[int, Training]] = []
+    while not ended:
+        ended = lanes.turn()
+    return ended[0][1]
+
+
+def training_steps(
+    steps: Steps,
+    recipe: Recipe,
+    start: Training | Tensor,
+    train: Images,
+    test: Images,
+    classes: int,
+    seed: int,
+    on_epoch: Callable[[Training], None] = lambda _: None,
+) -> Generator[None, None, Training]:
+    """:func:`train_expert`, pausing after every SGD step; it returns the training."""
     if isinstance(start, Tensor):
         statistics = steps.fresh_statistics(train.x.device)
         tested = _tested(start.to(train.x.device), statistics)
@@ -107,7 +127,7 @@ def train_expert(
     else:
         training = start
     while len(training.snapshots) <= recipe.epochs:
-        training = _one_epoch(steps, recipe, training, train, test, classes, seed)
+        training = yield from _one_epoch(steps, recipe, training, train, test, classes, seed)
         on_epoch(training)
     return training
 
@@ -122,7 +142,7 @@ class _Running:
 
 def _one_epoch(
     steps: Steps, recipe: Recipe, training: Training, train: Images, test: Images, classes: int, seed: int
-) -> Training:
+) -> Generator[None, None, Training]:
     began = time.perf_counter()
     epoch, device = len(training.snapshots), train.x.device
     before = training.snapshots[-1]
@@ -148,6 +168,7 @@ def _one_epoch(
             lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
         )  # fmt: skip
         run.loss += value * len(picked)
+        yield
     after = run.theta.cpu()
     record = Epoch(
         epoch,

@@ -4,7 +4,8 @@
 
 ConvNet-3 on CIFAR-10-sized images, batch 256, DSA on. Every row runs in processes of its own, rows
 alternate, and the figure is the median over rounds. The whole machine is given to every row: a row of
-one expert has all cores, a row of n experts has n processes that share them.
+one expert has all cores, a row of n experts has n processes that share them; where they go in turns, it is one
+process, in which each has a CUDA stream of its own on a GPU.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
 
     from rayddl.stages import host
 
-    torch.set_num_threads(max(1, host.cpus() // row["experts"]))
+    torch.set_num_threads(max(1, host.cpus() // row["processes"]))
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     x = torch.randn(IMAGES, 3, 32, 32, device=device)
@@ -39,7 +40,8 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
         train()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return {"rate": row["epochs"] * IMAGES / (time.perf_counter() - began), "bytes": machine.peak_bytes()}
+    images = row["epochs"] * row.get("turns", 1) * IMAGES
+    return {"rate": images / (time.perf_counter() - began), "bytes": machine.peak_bytes()}
 
 
 def _reference(row: dict[str, Any], x: Any, y: Any) -> Any:
@@ -67,16 +69,26 @@ def _ours(row: dict[str, Any], x: Any, y: Any) -> Any:
     from rayddl.nets.build import initial
     from rayddl.nets.config import NetConfig
     from rayddl.training.steps import steps_for
-    from rayddl.trajectories.expert import Images, Recipe, train_expert
+    from rayddl.trajectories.expert import Images, Recipe, training_steps
+    from rayddl.trajectories.together import Lanes
 
     config, shape = NetConfig(), (3, 32, 32)
-    steps = steps_for(config, shape, 10, row["precision"], True)
+    steps = steps_for(config, shape, 10, row["precision"], True, row.get("graphs", False))
     recipe = Recipe(1, 0.01, 0.0, 0.0, BATCH, AUGMENTATIONS)
     start, train, few = initial(config, shape, 10, seed=0), Images(x, y), Images(x[:BATCH], y[:BATCH])
-    return lambda: train_expert(steps, recipe, start, train, few, 10, 0)
+
+    def epoch() -> None:
+        going = [training_steps(steps, recipe, start, train, few, 10, i) for i in range(row.get("turns", 1))]
+        lanes = Lanes(going, x.device)
+        while lanes:
+            lanes.turn()
+
+    return epoch
 
 
 def main() -> None:
+    import torch
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -90,13 +102,18 @@ def main() -> None:
     print(machine.figures(), flush=True)
     rows: dict[str, tuple[dict[str, Any], bool]] = {}
     if given.reference:
-        base = {"reference": given.reference, "experts": 1, "epochs": 1}
+        base = {"reference": given.reference, "processes": 1, "epochs": 1}
         rows["original, as its users run it"] = (base, False)
         rows["original, with allocator settings"] = (base, True)
     for precision in ("fp32", "bf16"):
-        for experts in (1, 2):
-            row = {"precision": precision, "experts": experts, "epochs": 3}
-            rows[f"rayddl {precision}, {experts} at once"] = (row, True)
+        for processes in (1, 2):
+            row = {"precision": precision, "processes": processes, "epochs": 3}
+            rows[f"rayddl {precision}, {processes} at once"] = (row, True)
+        alone = {"precision": precision, "processes": 1, "epochs": 3}
+        for turns in (2, 4, 8) if torch.cuda.is_available() else (2,):
+            rows[f"rayddl {precision}, {turns} in turns"] = ({**alone, "turns": turns}, True)
+        if torch.cuda.is_available():
+            rows[f"rayddl {precision}, CUDA graphs"] = ({**alone, "graphs": True}, True)
     rates: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(given.rounds):
         for name, (row, allocator) in rows.items():
@@ -114,11 +131,11 @@ def main() -> None:
 
 
 def _rate(row: dict[str, Any], *, allocator: bool) -> float:
-    with ThreadPoolExecutor(row["experts"]) as side_by_side:
+    with ThreadPoolExecutor(row["processes"]) as side_by_side:
         found = list(
             side_by_side.map(
                 lambda _: machine.child("tests.bench.experts", row, allocator=allocator),
-                range(row["experts"]),
+                range(row["processes"]),
             )
         )
     return sum(f["rate"] for f in found if f)

@@ -29,11 +29,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
-    # Enough units for every kill to hit one, each a second or so.
+    # More units than kills: one that hits a worker between two units waits for the next.
     definition = (
         DEFINITION.replace('{name: parquet, root: "ROOT"}', "{name: digits}")
-        .replace("count: 5", "count: 14")
-        .replace("seeds: 2", "seeds: 4")
+        .replace("count: 5", f"count: {given.kills}")
+        .replace("seeds: 2", f"seeds: {max(2, given.kills // 3)}")
     )
     with Nodes.up(folder / "nodes.txt") as nodes:
         for _ in range(given.nodes - 1):
@@ -56,8 +56,11 @@ def main() -> None:
         rows.append({"work": kind, "units": str(len(begun)), "begun again": str(again)})
     print(machine.table(rows))
     told = {name: f"{value:.0f} s" for name, value in seconds.items()}
-    print(f"{death.killed} workers killed, {struck.repeated} units begun again; {told}")
-    print("same result, bit for bit" if struck.outcome() == calm.outcome() else "ANOTHER RESULT")
+    print(f"{death.killed} of {given.kills} workers killed, {struck.repeated} units begun again; {told}")
+    same = struck.outcome() == calm.outcome()
+    print("same result, bit for bit" if same else "ANOTHER RESULT")
+    if not same or death.killed < given.kills:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ OURS = {
     "exact fp32": {"mode": "exact", "precision": "fp32"},
     "exact bf16": {"mode": "exact", "precision": "bf16"},
 }
+ON_GPU = {"exact bf16, CUDA graphs": {"mode": "exact", "precision": "bf16", "graphs": True}}
 HELD = ((50_000, 3, 32, 32), (10, 51, 320_010))
 """Images, and parameters of experts' snapshots, that lie in the memory of the published code's process."""
 USERS, TUNED = "original, as its users run it", "original, with allocator settings"
@@ -93,20 +94,24 @@ def _ours(row: dict[str, Any], images: Any, labels: Any) -> Any:
         syn_steps=row["steps"], batch_syn=row["batch"], lr_image=100.0, lr_lr=1e-7, lr_student=0.01,
         momentum=0.5, augment=AUGMENTATIONS, rule=WindowRule(1, 1, continuous=False), gradient=row["mode"],
     )  # fmt: skip
-    steps = steps_for(config, shape, 10, row["precision"], row["mode"] != "unrolled")
+    steps = steps_for(
+        config, shape, 10, row["precision"], row["mode"] != "unrolled", row.get("graphs", False)
+    )
     matcher = Matcher(steps, settings, [SnapshotTrajectory(snapshots)], labels.cpu(), 10, 0, images.device)
     return Loop.begin(matcher, first_state(images, None, settings)).step
 
 
 def rows_of(case: str, reference: str | None) -> dict[str, tuple[dict[str, Any], bool]]:
     """The rows of a case: what to measure, and whether with allocator settings."""
+    import torch
+
     base = {**CASES[case], "warm": 1, "measured": 1}
     rows: dict[str, tuple[dict[str, Any], bool]] = {}
     if reference:
         held = {**base, "reference": reference, "holds": True}
         rows[USERS], rows[TUNED] = (held, False), (held, True)
         rows[ALONE] = ({**held, "holds": False, "once": True}, False)
-    for name, extra in OURS.items():
+    for name, extra in (OURS | ON_GPU if torch.cuda.is_available() else OURS).items():
         measured = 1 if name.startswith("unrolled") else 5
         rows[name] = ({**base, **extra, "measured": measured}, True)
     return rows

@@ -41,13 +41,14 @@ def experts(workers: int, units: int, seconds: float) -> Callable[[], None]:
     from rayddl.stages.context import Context
     from rayddl.storage import Folder
 
-    def sleep(job: Any, index: int, board: Any) -> None:
+    def sleep(job: Any, indices: Any, board: Any) -> None:
+        (index,) = indices
         for epoch in range(1, 5):
             time.sleep(seconds / 4)
             board.say.remote(f"expert {index}", epoch, "")
         job.out.write(f"expert-{index:04d}.safetensors", b"x" * 1000)
 
-    experts.train_one = sleep
+    experts.train_some = sleep
     out = Folder(tempfile.mkdtemp())
     config = ExpertsConfig(kind="experts", count=units, epochs=4)
     context = Context("experts", SourceConfig(name="digits"), 0, out, {}, {})

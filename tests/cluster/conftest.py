@@ -202,7 +202,7 @@ def undisturbed(nodes: Nodes, digits: Path, tmp_path_factory: pytest.TempPathFac
 class Killer:
     """Kills workers of a run with SIGKILL, one after another, at moments that a seed draws."""
 
-    TITLES = ("ray::train_one", "ray::teach", "ray::MatchWorker", "ray::MapBatches", "ray::cut_and_judge")
+    TITLES = ("ray::train_some", "ray::teach", "ray::MatchWorker", "ray::MapBatches", "ray::cut_and_judge")
 
     def __init__(self, run: Run, process: subprocess.Popen[bytes], seed: int) -> None:
         self.run, self.process, self.killed = run, process, 0

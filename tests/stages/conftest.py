@@ -299,7 +299,7 @@ def cut() -> type[Cut]:
 def killing() -> Callable[..., Any]:
     """Kills the first worker whose process has a title, with SIGKILL, as soon as a condition holds.
 
-    Used as ``with killing("ray::train_one", when) as killed``; ``killed`` holds the process id.
+    Used as ``with killing("ray::train_some", when) as killed``; ``killed`` holds the process id.
     """
 
     @contextmanager

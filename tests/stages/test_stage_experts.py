@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
+from pydantic import ValidationError
 from safetensors import safe_open
 from torch import Tensor
 
 from rayddl import seeds
 from rayddl.data.config import augmentation_names
 from rayddl.nets.build import initial
-from rayddl.stages import pool
+from rayddl.stages import cluster, experts, expertwork, pool
+from rayddl.stages.config import without_resources
+from rayddl.stages.expertfiles import Job
+from rayddl.stages.shared import fit_space, publish
+from rayddl.storage import Folder
 from rayddl.trajectories import files
 from rayddl.trajectories.convex import convexify
 from rayddl.trajectories.expert import Recipe, Training, train_expert
@@ -197,6 +204,91 @@ def test_an_expert_goes_on_from_a_partial_file(stages, whole, tmp_path):
     assert not [name for name in made.out.names() if name.startswith("partial")]
 
 
+@pytest.mark.parametrize("together", [2, 3])
+def test_experts_in_turns_come_out_the_same(stages, whole, tmp_path, together):
+    """However many experts a task trains in turns, each has its bits; a partial one among them goes on."""
+    (tmp_path / "partial-0001.safetensors").write_bytes(unfinished(stages, 1, 3).dump())
+    made = stages.experts(tmp_path, keep="all", experts_per_task=together)
+    assert all(same(made.expert(i), whole.expert(i)) for i in range(COUNT))
+    assert not [name for name in made.out.names() if name.startswith("partial")]
+
+
+def test_a_killed_worker_of_several_experts_costs_nothing_but_time(
+    stages, told, killing, monkeypatch, tmp_path
+):
+    """All experts of a killed task come out as they would have; those that were finished are left alone."""
+    monkeypatch.setattr(pool, "POLL_SECONDS", 0.05)
+    settings = {"keep": "all", "count": 3, "epochs": 30}
+    progress = told()
+    with killing("ray::train_some", progress.under_way) as killed:
+        struck = stages.experts(Path(tmp_path, "struck"), progress, experts_per_task=2, **settings)
+    spared = stages.experts(Path(tmp_path, "spared"), **settings)
+    assert len(killed) == 1
+    assert all(same(struck.expert(i), spared.expert(i)) for i in range(3))
+
+
+def test_throughput_is_measured_without_a_trace(stages, tmp_path):
+    """Measuring trains real steps of several experts, and leaves no file; without a GPU one expert is chosen."""
+    config, source = stages.experts_config(), publish(stages.source_config)
+    out = Folder(str(tmp_path))
+    job = Job(config, source, ray.put(fit_space(source, out)), out, stages.seed, compile=False, threads=1)
+    before = out.names()
+    trainer = expertwork.Trainer(job, torch.device("cpu"))
+    assert all(0 < trainer.rate(count) < float("inf") for count in (1, 3))
+    assert ray.get(ray.remote(expertwork.measured).remote(job, 4, 1.0)) == 1
+    assert out.names() == before
+
+
+def test_how_many_a_task_trains(stages, monkeypatch):
+    """As asked; else measured on a GPU, and never so many that a worker has nothing to do."""
+    asked: list[int] = []
+    monkeypatch.setattr(pool, "get", lambda ref, what: asked.append(ref) or ref)
+    monkeypatch.setattr(cluster, "task", lambda function, share: RemoteMost())
+    cpu, gpu = cluster.Share(1, 0, None, 2), cluster.Share(1, 0.25, None, 4)
+
+    def together(share: cluster.Share, missing: int, **settings: Any) -> int:
+        job = SimpleNamespace(config=stages.experts_config(**settings))
+        return experts._together(job, None, share, missing)
+
+    assert together(cpu, 100) == 1
+    assert together(cpu, 3, experts_per_task=8) == 3
+    assert together(gpu, 100, experts_per_task=8) == 8
+    assert together(gpu, 100, cuda_graphs=True, compile=True) == 1
+    assert together(gpu, 4) == 1
+    assert asked == []
+    assert together(gpu, 100) == 25
+    assert together(gpu, 5) == 2
+    assert asked == [25, 2]
+
+
+class RemoteMost:
+    """A task that finds as many as it may."""
+
+    def remote(self, job: Any, most: int, gpu: float) -> int:
+        assert gpu == 0.25
+        return most
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cuda_graphs": True, "experts_per_task": 2}, "set experts_per_task to 1"),
+        ({"cuda_graphs": True, "compile": False}, "leave compile out"),
+        ({"experts_per_task": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_settings_that_do_not_go_together(stages, settings, message):
+    """What cannot be done is refused when the definition is read."""
+    with pytest.raises(ValidationError, match=message):
+        stages.experts_config(**{"compile": True, **settings})
+
+
+def test_how_many_a_task_trains_is_no_part_of_the_result(stages):
+    """The number of experts in a task moves no folder."""
+    plain, turns = (stages.experts_config(experts_per_task=n) for n in (None, 3))
+    assert without_resources(plain) == without_resources(turns)
+
+
 def test_partial_files_of_finished_experts_go(stages, whole, tmp_path):
     """A worker killed after writing its expert leaves a partial file; the stage clears it away."""
     shutil.copytree(whole.out.local, tmp_path, dirs_exist_ok=True)
@@ -210,7 +302,7 @@ def test_a_killed_worker_costs_nothing_but_time(stages, told, killing, monkeypat
     monkeypatch.setattr(pool, "POLL_SECONDS", 0.05)
     settings = {"keep": "all", "count": 2, "epochs": 30}
     progress = told()
-    with killing("ray::train_one", progress.under_way) as killed:
+    with killing("ray::train_some", progress.under_way) as killed:
         struck = stages.experts(Path(tmp_path, "struck"), progress, **settings)
     spared = stages.experts(Path(tmp_path, "spared"), **settings)
     assert len(killed) == 1

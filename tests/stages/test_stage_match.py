@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from rayddl.data.space import Normalise
 from rayddl.errors import ArtifactError
+from rayddl.stages import matcher
 from rayddl.stages.context import Input
+from rayddl.stages.shared import publish
 from rayddl.storage import Folder
+from rayddl.trajectories import files
 
 pytestmark = pytest.mark.ray
 
@@ -235,6 +240,25 @@ def test_the_literatures_rate_is_the_students_where_none_is_given(stages, convex
     """Without ``start_set``, and likewise from a set that learned none."""
     made = stages.match(convex, tmp_path, **{**AS_IT_STARTED, "lr_student": None}).distilled
     assert made.lr_student == pytest.approx(0.01, rel=1e-12)
+
+
+def test_graphs_are_handed_to_the_steps(stages, convex, mct, monkeypatch, tmp_path):
+    """``cuda_graphs`` reaches the student's step functions, and is refused without compiling."""
+    asked: list[Any] = []
+    monkeypatch.setattr(matcher, "steps_for", lambda *given: asked.append(given) or stages.steps)
+    trajectories = [files.open_trajectory(convex.out, files.file_name(i), "convex") for i in range(3)]
+    monkeypatch.setattr(files, "open_trajectory", lambda *_: trajectories[0])
+    for graphs in (False, True):
+        config = stages.match_config(compile=None, cuda_graphs=graphs)
+        job = SimpleNamespace(
+            config=config, source=publish(stages.source_config), experts=convex.out, count=3, compile=True,
+            net=stages.experts_config().net, labels=torch.arange(10), seed=0,
+        )  # fmt: skip
+        matcher.make_matcher(job, torch.device("cpu"))
+
+    assert [given[4:] for given in asked] == [(True, False), (True, True)]
+    with pytest.raises(ValidationError, match="leave compile out or set it to true"):
+        stages.match_config(compile=False, cuda_graphs=True)
 
 
 def test_a_set_of_another_pixel_space_is_started_from_as_pixels(stages, convex, mct, tmp_path):

@@ -75,6 +75,8 @@ class MatchConfig(NetStageConfig):
     """Windows averaged in one update, each computed by a worker of its own."""
     retries: int = Field(default=3, ge=0)
     """Times a run going astray is taken back, with a tenth of the rates, before it counts as diverged."""
+    cuda_graphs: bool = False
+    """Replay the student's compiled steps as CUDA graphs on a GPU, which saves most of their launches' time."""
     evaluate_every: int | None = Field(default=None, ge=1)
     """Iterations between short evaluations beside the matching; default: none."""
     evaluate_epochs: int = Field(default=300, ge=1)
@@ -93,6 +95,8 @@ class MatchConfig(NetStageConfig):
                 raise ValueError("waypoints belong to trajectory: convex")
             if len(points) < 2 or points[0] != 0 or list(points) != sorted(set(points)):
                 raise ValueError("waypoints must be at least two rising epochs, the first of them 0")
+        if self.cuda_graphs and self.compile is False:
+            raise ValueError("cuda_graphs replay compiled steps; leave compile out or set it to true")
         if self.min_start_epoch >= self.max_start_epoch:
             raise ValueError(
                 f"min_start_epoch ({self.min_start_epoch:g}) must lie below max_start_epoch ({self.max_start_epoch:g})"

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from rayddl import locks
-from rayddl.stages import experts
+from rayddl.stages import experts, expertwork
 from rayddl.stages.config import without_resources
 from rayddl.stages.configs.experts import ExpertsConfig
 from rayddl.stages.context import Input
@@ -58,7 +58,7 @@ def _train(job: Job, folder: Folder) -> None:
             # Two that train the same expert write the same bytes: a lock saves work, nothing hangs on it.
             with suppress(locks.Busy), locks.exclusive(folder, f"expert-{index:04d}.lock"):
                 if not folder.has(files.file_name(index)):
-                    experts.train_one(job, index, QUIET)
+                    expertwork.train_some(job, (index,), QUIET)
                 missing.remove(index)
         if missing and len(missing) == before:
             time.sleep(POLL_SECONDS)

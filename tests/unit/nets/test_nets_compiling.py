@@ -49,6 +49,34 @@ def test_without_a_compiler_one_warning_and_the_same_result(monkeypatch: pytest.
     assert torch.equal(again, square(x))
 
 
+def test_results_of_graphs_outlive_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph writes all its calls' results to one place; what a caller got before stays as it was."""
+    asked: list[dict[str, object]] = []
+
+    def replaying(function: object, *, options: dict[str, object], **_: object) -> object:
+        asked.append(options)
+        place = torch.empty(4)
+        return lambda x: (place.copy_(x * x), {"sum": place[0]})
+
+    monkeypatch.setattr(torch, "compile", replaying)
+    replayed = compiling.compiled(square, graphs=True)
+    first, second = replayed(torch.full((4,), 2.0)), replayed(torch.full((4,), 3.0))
+
+    assert asked[0]["triton.cudagraphs"] is True
+    assert torch.equal(first[0], torch.full((4,), 4.0))
+    assert float(first[1]["sum"]) == 4.0
+    assert torch.equal(second[0], torch.full((4,), 9.0))
+
+
+def test_graphs_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default nothing is captured, whatever torch's own default is."""
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr(torch, "compile", lambda function, *, options, **_: asked.append(options) or function)
+    compiling.compiled(square)
+
+    assert asked[0]["triton.cudagraphs"] is False
+
+
 def test_errors_of_the_function_itself_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mistake inside the function is raised, not taken for a missing compiler."""
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)

@@ -114,6 +114,20 @@ class TestPace:
         assert meter.rate == pytest.approx(1)
         assert meter.left == pytest.approx(90)
 
+    def test_compiling(self) -> None:
+        """A first unit among many, which holds the compiling, says nothing; after it the true rate is told."""
+        clock = Clock()
+        meter = Pace(clock)
+        meter.update(0, 300)
+        clock.now += 40
+        meter.update(1, 300)
+        assert (meter.rate, meter.left) == (None, None)
+        clock.now += 2
+        meter.update(9, 300)
+
+        assert meter.rate == pytest.approx(4)
+        assert meter.left == pytest.approx(291 / 4)
+
     def test_recent(self) -> None:
         """The rate is that of the recent past."""
         clock = Clock()

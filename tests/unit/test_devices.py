@@ -1,0 +1,104 @@
+"""The same numbers on every device: on the CPU always, on a GPU where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from rayddl.data import augment
+from rayddl.data.config import AUGMENTATIONS
+from rayddl.matching.gradient import MODES, MetaGradient, StudentRun
+from rayddl.nets.build import flat, initial
+from rayddl.nets.config import NetConfig
+from rayddl.training.steps import make_steps
+from rayddl.trajectories.expert import Images, Recipe, Training, train_expert, training_steps
+from rayddl.trajectories.together import Lanes
+
+SHAPE, CLASSES, COUNT = (3, 16, 16), 4, 8
+NET = NetConfig(depth=2, width=8)
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+DEVICES = [torch.device("cpu"), pytest.param(torch.device("cuda", 0), marks=GPU)]
+
+
+@pytest.fixture(autouse=True)
+def exact_products() -> Generator[None]:
+    """Products of a GPU are full float32 ones for the time of a test."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def gradient_on(device: torch.device, mode: str, dtype: torch.dtype, *, graphs: bool | None) -> MetaGradient:
+    """The meta-gradient of one problem; ``graphs`` is ``None`` for uncompiled steps."""
+    draws = torch.Generator().manual_seed(0)
+    start = initial(NET, SHAPE, CLASSES, seed=1).to(dtype)
+    target = start + 0.05 * torch.randn(start.shape, generator=draws).to(dtype)
+    picks = [torch.randperm(COUNT, generator=draws)[:4] for _ in range(6)]
+    run = StudentRun(
+        torch.randn(COUNT, *SHAPE, generator=draws).to(device, dtype),
+        torch.randn(COUNT, CLASSES, generator=draws).softmax(1).to(device, dtype),
+        torch.tensor(0.3, dtype=dtype, device=device),
+        [p.to(device) for p in picks],
+        [augment.draw(AUGMENTATIONS, (4, *SHAPE), draws) for _ in picks],
+    )
+    steps = make_steps(flat(NET, SHAPE, CLASSES), compile_=graphs is not None, graphs=bool(graphs))
+    return MODES[mode](steps, run, start.to(device), target.to(device))
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+@pytest.mark.parametrize("mode", MODES)
+def test_meta_gradients_agree_in_float64(mode: str, device: torch.device) -> None:
+    """A device's meta-gradient is the CPU's to 9 digits."""
+    here = gradient_on(torch.device("cpu"), mode, torch.float64, graphs=None)
+    there = gradient_on(device, mode, torch.float64, graphs=None)
+
+    for part in ("loss", "images", "labels", "lr"):
+        torch.testing.assert_close(getattr(there, part).cpu(), getattr(here, part), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_graphs_change_nothing(device: torch.device) -> None:
+    """Steps replayed as CUDA graphs give what compiled steps give, and no result is written over."""
+    plain = gradient_on(device, "exact", torch.float32, graphs=False)
+    replayed = gradient_on(device, "exact", torch.float32, graphs=True)
+
+    for part in ("loss", "images", "labels", "lr"):
+        torch.testing.assert_close(getattr(replayed, part), getattr(plain, part), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_experts_in_turns_are_those_alone(device: torch.device) -> None:
+    """Experts trained in turns have the bits that each has by itself, and all their epochs are told."""
+    draws = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, *SHAPE, generator=draws), torch.randint(CLASSES, (40,), generator=draws)
+    train, test = Images(x.to(device), y.to(device)), Images(x[:10].to(device), y[:10].to(device))
+    steps = make_steps(flat(NET, SHAPE, CLASSES), compile_=False)
+    recipe = Recipe(3, 0.05, 0.9, 5e-4, 16, AUGMENTATIONS)
+    starts = [initial(NET, SHAPE, CLASSES, seed=i) for i in range(3)]
+    told: list[int] = []
+
+    def going(place: int) -> Generator[None, None, Training]:
+        longer = replace(recipe, epochs=3 + place)
+        return training_steps(
+            steps, longer, starts[place], train, test, CLASSES, place, lambda _: told.append(place)
+        )
+
+    lanes: Lanes[Training] = Lanes([going(place) for place in range(3)], device)
+    together: dict[int, Training] = {}
+    while lanes:
+        together |= dict(lanes.turn())
+    alone = [
+        train_expert(steps, replace(recipe, epochs=3 + i), starts[i], train, test, CLASSES, i)
+        for i in range(3)
+    ]
+
+    def bits(training: Training) -> Tensor:
+        return torch.stack(training.snapshots)
+
+    assert all(torch.equal(bits(together[i]), bits(alone[i])) for i in range(3))
+    assert [told.count(place) for place in range(3)] == [3, 4, 5]
