@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rayddl.data.space import PixelSpace
@@ -61,8 +62,8 @@ def import_experts(
 
 def compiled(config: ExpertsConfig, source: SharedSource) -> bool:
     """Whether the experts' steps are compiled: as asked, else where it pays."""
-    if config.compile is not None:
-        return config.compile
+    if config.compile is not None or config.cuda_graphs:
+        return config.compile is not False
     steps = -(-source.counts[0] // config.batch) * config.length * config.count
     return worth_compiling(config.net, source.shape, len(source.classes), steps=steps, batch=config.batch)
 
@@ -83,7 +84,9 @@ def _train_missing(job: Job, share: cluster.Share, missing: list[int], context: 
         done, metric = tally.read(board)
         context.progress.update(before + done, total, metric or waiting)
 
-    together = _together(job, shared, share, len(missing))
+    together = _together(
+        job, shared, share, len(missing), lambda text: context.progress.update(before, total, text)
+    )
     if together > 1:
         context.progress.note(f"each task trains {together} experts in turns")
     units = [tuple(missing[i : i + together]) for i in range(0, len(missing), together)]
@@ -92,7 +95,7 @@ def _train_missing(job: Job, share: cluster.Share, missing: list[int], context: 
         show()
 
 
-def _together(job: Job, shared: Any, share: cluster.Share, missing: int) -> int:
+def _together(job: Job, shared: Any, share: cluster.Share, missing: int, tell: Callable[[str], None]) -> int:
     """How many experts a task trains in turns: as asked, else what a GPU was seen to gain from."""
     config = job.config
     if config.experts_per_task is not None:
@@ -101,7 +104,7 @@ def _together(job: Job, shared: Any, share: cluster.Share, missing: int) -> int:
     most = -(-missing // share.at_once)
     if most == 1 or not share.num_gpus or config.cuda_graphs:
         return 1
-    found: int = pool.get(
-        cluster.task(measured, share).remote(shared, most, min(share.num_gpus, 1.0)), "measuring experts"
-    )
+    tell("measuring how many at once pay")
+    ref = cluster.task(measured, share).remote(shared, most, min(share.num_gpus, 1.0))
+    found: int = pool.get(ref, "measuring experts")
     return found

@@ -161,8 +161,8 @@ def from_set(job: matcher.Job, config: MatchConfig, inputs: Mapping[str, Input])
 
 def compiled(config: MatchConfig, net: NetConfig, source: SharedSource, images: int) -> bool:
     """Whether the student's steps on so many synthetic images are compiled: as asked, else where it pays."""
-    if config.compile is not None:
-        return config.compile
+    if config.compile is not None or config.cuda_graphs:
+        return config.compile is not False
     batch, steps = min(config.batch_syn or images, images), config.iterations * config.syn_steps
     return worth_compiling(net, source.shape, len(source.classes), steps=steps, batch=batch, passes=12)
 

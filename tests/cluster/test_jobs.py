@@ -11,11 +11,14 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from rayddl.stages.metrics import DESCRIPTIONS
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -66,6 +69,17 @@ class Head:
                 [*command, *more, "--node-ip-address=127.0.0.1", f"--temp-dir={self.folder}"],
                 env=self.environment, stdout=log, stderr=log,
             )  # fmt: skip
+
+    def metrics(self) -> set[str]:
+        """Names of the metrics that Ray exports of the run ``job``'s experts."""
+        url = f"http://127.0.0.1:{self.ports[2]}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            text = answer.read().decode()
+        return {
+            name
+            for name, tags in re.findall(r"^ray_(rayddl_\w+)\{([^}]*)\}", text, re.MULTILINE)
+            if {'run="job"', 'stage="experts"'} <= set(tags.split(","))
+        }
 
     def rayddl(self, *words: str) -> subprocess.CompletedProcess[str]:
         """A command against it."""
@@ -122,6 +136,7 @@ def test_a_job_outlives_who_submitted_it(head: Head) -> None:
     until(lambda: "experts: started" in read(), read)
     client.kill()
     (job,) = re.findall(r"job (job-\w{8}), results under", read())
+    until(lambda: head.metrics() == set(DESCRIPTIONS), lambda: str(head.metrics()))
     running = json.loads(head.rayddl("status", job, "--json").stdout)
     watched = head.rayddl("logs", job, "--follow")
     ended = json.loads(head.rayddl("status", job, "--json").stdout)

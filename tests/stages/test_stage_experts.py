@@ -19,7 +19,7 @@ from torch import Tensor
 from rayddl import seeds
 from rayddl.data.config import augmentation_names
 from rayddl.nets.build import initial
-from rayddl.stages import cluster, experts, expertwork, pool
+from rayddl.stages import cluster, experts, expertwork, match, pool
 from rayddl.stages.config import without_resources
 from rayddl.stages.expertfiles import Job
 from rayddl.stages.shared import fit_space, publish
@@ -242,23 +242,25 @@ def test_throughput_is_measured_without_a_trace(stages, tmp_path):
 def test_how_many_a_task_trains(stages, monkeypatch):
     """As asked; else measured on a GPU, and never so many that a worker has nothing to do."""
     asked: list[int] = []
+    told: list[str] = []
     monkeypatch.setattr(pool, "get", lambda ref, what: asked.append(ref) or ref)
     monkeypatch.setattr(cluster, "task", lambda function, share: RemoteMost())
     cpu, gpu = cluster.Share(1, 0, None, 2), cluster.Share(1, 0.25, None, 4)
 
     def together(share: cluster.Share, missing: int, **settings: Any) -> int:
         job = SimpleNamespace(config=stages.experts_config(**settings))
-        return experts._together(job, None, share, missing)
+        return experts._together(job, None, share, missing, told.append)
 
     assert together(cpu, 100) == 1
     assert together(cpu, 3, experts_per_task=8) == 3
     assert together(gpu, 100, experts_per_task=8) == 8
     assert together(gpu, 100, cuda_graphs=True, compile=True) == 1
     assert together(gpu, 4) == 1
-    assert asked == []
+    assert asked == told == []
     assert together(gpu, 100) == 25
     assert together(gpu, 5) == 2
     assert asked == [25, 2]
+    assert told == ["measuring how many at once pay"] * 2
 
 
 class RemoteMost:
@@ -281,6 +283,15 @@ def test_settings_that_do_not_go_together(stages, settings, message):
     """What cannot be done is refused when the definition is read."""
     with pytest.raises(ValidationError, match=message):
         stages.experts_config(**{"compile": True, **settings})
+
+
+def test_graphs_bring_compiling_with_them(stages):
+    """Work too short to pay for compiling is compiled where its steps are to be replayed."""
+    source = publish(stages.source_config)
+    short, graphs = (stages.experts_config(compile=None, cuda_graphs=g) for g in (False, True))
+    assert [experts.compiled(config, source) for config in (short, graphs)] == [False, True]
+    config = stages.match_config(compile=None, cuda_graphs=True)
+    assert match.compiled(config, short.net, source, 10)
 
 
 def test_how_many_a_task_trains_is_no_part_of_the_result(stages):

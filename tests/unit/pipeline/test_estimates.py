@@ -107,6 +107,17 @@ class TestKinds:
         assert expected(ExpertsConfig.model_validate(convex)).written == 10 * 4 * 320_010 * 2 + 48
         assert expected(EXPERTS).at_once == 4
 
+    def test_experts_in_turns_add_what_each_keeps(self) -> None:
+        """On a CPU an expert more is its snapshots, on a GPU a step's memory; fewer tasks run at once."""
+        four = EXPERTS.model_copy(update={"experts_per_task": 4})
+        gpu = outlook(gpus=(80 * GIB,))
+        alone, turns = (expected(config).memory or 0 for config in (EXPERTS, four))
+        on_gpu, in_turns = (expected(config, gpu).memory or 0 for config in (EXPERTS, four))
+
+        assert turns - alone == 3 * 5 * 320_010 * 4
+        assert in_turns - gpu.resident == 4 * (on_gpu - gpu.resident)
+        assert expected(four).at_once == 3
+
     def test_whitening_is_part_of_what_is_written(self) -> None:
         """ZCA keeps two triangles as large as the square of an image's numbers."""
         plain, whitened = expected(EXPERTS), expected(EXPERTS, outlook(space="zca"))
