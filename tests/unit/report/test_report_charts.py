@@ -69,6 +69,18 @@ def test_shares_are_percentages_that_stop_at_a_hundred() -> None:
     assert not any(t.startswith("1") and t.endswith("0 %") and t not in ("100 %", "100.0 %") for t in texts)
 
 
+def test_labels_lie_on_no_line() -> None:
+    """A short line's end is labelled to the right of the longest line, each at a height of its own."""
+    short = Line([0, 1], [0.2, 0.5], label=True, name="short")
+    tree = parsed(chart(short, Line([0, 1, 3], [0.2, 0.4, 0.5], label=True, name="long")))
+
+    labels = {t.text: t for t in tree.iter() if t.text in ("short", "long")}
+    dots = [float(c.get("cx", "")) for c in tree.iter() if "end-dot" in (c.get("class") or "")]
+    assert dots[0] < dots[1]
+    assert {float(t.get("x", "")) for t in labels.values()} == {dots[1] + 9}
+    assert labels["short"].get("y") != labels["long"].get("y")
+
+
 def test_drawing_says_what_it_shows() -> None:
     """Title and description are there and are named by the drawing's label."""
     tree = parsed(chart(Line([0, 1], [1.0, 2.0])))
