@@ -110,7 +110,6 @@ def make_steps(net: FlatNet, *, compile_: bool = True, graphs: bool = False) -> 
     )
 
 
-@lru_cache(maxsize=8)
 def steps_for(
     config: NetConfig,
     shape: tuple[int, int, int],
@@ -120,6 +119,14 @@ def steps_for(
     graphs: bool = False,
 ) -> Steps:
     """The step functions of a network by name; a process compiles each of them once."""
+    # A cache tells an argument left out from its default.
+    return _made(config, shape, classes, precision, compile_, graphs)
+
+
+@lru_cache(maxsize=8)
+def _made(
+    config: NetConfig, shape: tuple[int, int, int], classes: int, precision: str, compile_: bool, graphs: bool
+) -> Steps:
     return make_steps(flat(config, shape, classes, precision=precision), compile_=compile_, graphs=graphs)
 
 

@@ -14,7 +14,7 @@ from rayddl.data.config import AUGMENTATIONS
 from rayddl.matching.gradient import MODES, MetaGradient, StudentRun
 from rayddl.nets.build import flat, initial
 from rayddl.nets.config import NetConfig
-from rayddl.training.steps import make_steps
+from rayddl.training.steps import make_steps, steps_for
 from rayddl.trajectories.expert import Images, Recipe, Training, train_expert, training_steps
 from rayddl.trajectories.together import Lanes
 
@@ -59,6 +59,14 @@ def test_meta_gradients_agree_in_float64(mode: str, device: torch.device) -> Non
 
     for part in ("loss", "images", "labels", "lr"):
         torch.testing.assert_close(getattr(there, part).cpu(), getattr(here, part), rtol=1e-9, atol=1e-12)
+
+
+def test_a_process_makes_steps_once() -> None:
+    """Experts, which say whether they want graphs, and students, which do not, share what was compiled."""
+    shared = steps_for(NET, SHAPE, CLASSES, "fp32", False)
+
+    assert steps_for(NET, SHAPE, CLASSES, "fp32", False, False) is shared
+    assert steps_for(NET, SHAPE, CLASSES, "fp32", False, True) is not shared
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)
