@@ -52,7 +52,7 @@ def submit(
     from rayddl.jobs import client, shipping, views
     from rayddl.jobs.manifest import Shape, manifest_of
     from rayddl.pipeline import definition as definitions
-    from rayddl.stages.capacity import parse
+    from rayddl.stages.runtime.capacity import parse
 
     with telling():
         shipping.check_out(out)

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from rayddl.errors import UserError
 from rayddl.jobs.shipping import DEFINITION, Parcel
-from rayddl.stages import cluster
+from rayddl.stages.runtime import cluster
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 """Where Ray's dashboard listens unless it is told otherwise."""

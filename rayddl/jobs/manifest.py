@@ -14,7 +14,7 @@ import yaml
 from rayddl.errors import UserError
 from rayddl.jobs.shipping import DEFINITION, written
 from rayddl.pipeline.definition import Definition
-from rayddl.stages.capacity import Group
+from rayddl.stages.runtime.capacity import Group
 
 FOLDER = "/etc/rayddl"
 """Where the definition lies in the pods."""

@@ -13,7 +13,7 @@ from rayddl.stages.config import Ask
 
 
 class Cluster(Protocol):
-    """What :mod:`rayddl.stages.cluster` offers."""
+    """What :mod:`rayddl.stages.runtime.cluster` offers."""
 
     def configure(
         self,
@@ -43,7 +43,7 @@ LoadCluster: TypeAlias = Callable[[], Cluster]
 
 def load_cluster() -> Cluster:
     """The module that starts Ray; importing it imports Ray."""
-    return cast(Cluster, importlib.import_module("rayddl.stages.cluster"))
+    return cast(Cluster, importlib.import_module("rayddl.stages.runtime.cluster"))
 
 
 @dataclass

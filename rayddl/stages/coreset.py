@@ -23,13 +23,14 @@ from rayddl.errors import ArtifactError, SourceError
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
 from rayddl.patches.boxes import preselected
-from rayddl.stages import cluster, pool, tables
+from rayddl.stages import tables
 from rayddl.stages.config import DSA
 from rayddl.stages.configs.coreset import CoresetConfig
 from rayddl.stages.context import Context, Input, Result
 from rayddl.stages.coreset_work import Chosen, Job, choose, read_chosen
 from rayddl.stages.listings import of_shared
 from rayddl.stages.match import refuse_other_experts
+from rayddl.stages.runtime import cluster, pool
 from rayddl.stages.shared import fit_space, publish, read_space
 from rayddl.training.frame import Frame
 from rayddl.training.observer import Observer

@@ -19,8 +19,8 @@ from rayddl.data import picking
 from rayddl.data.cutting import opened
 from rayddl.data.decode import read_image
 from rayddl.data.listing import Blob, Listing
-from rayddl.stages import cluster
 from rayddl.stages.configs.coreset import CoresetConfig
+from rayddl.stages.runtime import cluster
 from rayddl.storage import Folder
 
 GREEDY = {"herding": herding, "kcenter": k_center}

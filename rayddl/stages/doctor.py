@@ -23,7 +23,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from rayddl.stages import host
+from rayddl.stages.runtime import machine
 from rayddl.storage import Folder
 
 State: TypeAlias = Literal["fine", "worse", "fails"]
@@ -90,12 +90,12 @@ def examine(out: str = "runs", probe: Probe | None = None) -> list[Finding]:
         *(_library(name) for name in _LIBRARIES),
         _fit(torch),
         _cpus(),
-        _memory(host.memory_bytes()),
-        _shared_memory(host.shm_bytes()),
+        _memory(machine.memory_bytes()),
+        _shared_memory(machine.shm_bytes()),
         *_gpus(torch, _driver_gpus()),
         _compiler(),
         _out(out),
-        _sockets(host.temporary_folder()),
+        _sockets(machine.temporary_folder()),
         *_ray_address(),
     ]
 
@@ -161,8 +161,8 @@ def _fit(torch: dict[str, Any]) -> Finding:
 
 
 def _cpus() -> Finding:
-    count, machine = host.cpus(), os.cpu_count() or 1
-    found = f"{count}" if count == machine else f"{count} of the machine's {machine} (affinity or cgroup)"
+    count, whole = machine.cpus(), os.cpu_count() or 1
+    found = f"{count}" if count == whole else f"{count} of the machine's {whole} (affinity or cgroup)"
     return Finding("CPUs", found)
 
 
@@ -289,9 +289,9 @@ def _writable(name: str, folder: Folder, found: str) -> Finding:
 
 
 def _sockets(temporary: str) -> Finding:
-    name, length = "temporary folder", host.socket_path_bytes(temporary)
-    found = f"{temporary} (sockets' paths {length} of {host.SOCKET_PATH_BYTES} bytes)"
-    if length <= host.SOCKET_PATH_BYTES:
+    name, length = "temporary folder", machine.socket_path_bytes(temporary)
+    found = f"{temporary} (sockets' paths {length} of {machine.SOCKET_PATH_BYTES} bytes)"
+    if length <= machine.SOCKET_PATH_BYTES:
         return Finding(name, found)
     return Finding(name, found, "fails", "too long for Ray's Unix sockets; export TMPDIR=/tmp")
 

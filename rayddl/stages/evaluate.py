@@ -11,11 +11,12 @@ from typing import Any
 from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError
-from rayddl.stages import cluster, observers, tables
+from rayddl.stages import observers, tables
 from rayddl.stages.configs.evaluate import EvaluateConfig
 from rayddl.stages.context import Context, Input, Progress, Result, Silent
 from rayddl.stages.lessons import Task, judge, nets_of, settled
 from rayddl.stages.observers import Teaching
+from rayddl.stages.runtime import cluster
 from rayddl.stages.shared import SharedSource, publish, publish_held_out
 from rayddl.storage import Folder
 from rayddl.training.scores import scores

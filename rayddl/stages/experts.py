@@ -8,11 +8,12 @@ from typing import Any
 
 from rayddl.data.space import PixelSpace
 from rayddl.nets.cost import worth_compiling
-from rayddl.stages import cluster, pool, replayed, tally
+from rayddl.stages import replayed
 from rayddl.stages.configs.experts import ExpertsConfig
 from rayddl.stages.context import Context, Result
 from rayddl.stages.expertfiles import PARTIAL, Job, summary
 from rayddl.stages.expertwork import measured, train_some
+from rayddl.stages.runtime import cluster, pool, tally
 from rayddl.stages.shared import SharedSource, fit_space, publish
 from rayddl.trajectories import files
 

@@ -13,8 +13,8 @@ import torch
 from rayddl import seeds
 from rayddl.data.config import augmentation_names
 from rayddl.nets.build import initial
-from rayddl.stages import cluster
 from rayddl.stages.expertfiles import Job, contents, partial_name
+from rayddl.stages.runtime import cluster
 from rayddl.stages.shared import splits
 from rayddl.training.steps import steps_for
 from rayddl.trajectories import files

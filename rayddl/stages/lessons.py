@@ -15,10 +15,11 @@ from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError
 from rayddl.nets.config import NetConfig
 from rayddl.nets.cost import eager_seconds, faster_together, worth_compiling
-from rayddl.stages import cluster, listings, pool, rates, students, tally
+from rayddl.stages import listings, rates, students
 from rayddl.stages.configs.evaluate import HARD_BATCH, HARD_EPOCHS, SOFT_EPOCHS, EvaluateConfig
 from rayddl.stages.context import Progress
 from rayddl.stages.observers import Teaching
+from rayddl.stages.runtime import cluster, pool, tally
 from rayddl.stages.shared import SharedSource, tensor
 from rayddl.storage import Folder
 from rayddl.training import softlabels

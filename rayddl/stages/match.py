@@ -17,9 +17,10 @@ from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError, DivergedError
 from rayddl.nets.config import NetConfig
 from rayddl.nets.cost import worth_compiling
-from rayddl.stages import cluster, matcher, pool, students, tables
+from rayddl.stages import matcher, students, tables
 from rayddl.stages.configs.match import MatchConfig
 from rayddl.stages.context import Context, Input, Result
+from rayddl.stages.runtime import cluster, pool
 from rayddl.stages.shared import SharedSource, publish, read_space, tensor
 from rayddl.training.hard import Protocol
 

@@ -23,8 +23,8 @@ from rayddl.matching.settings import Settings
 from rayddl.matching.state import State, first_state, load_state
 from rayddl.matching.windows import WindowRule
 from rayddl.nets.config import NetConfig
-from rayddl.stages import cluster
 from rayddl.stages.configs.match import MatchConfig
+from rayddl.stages.runtime import cluster
 from rayddl.stages.shared import SharedSource, splits
 from rayddl.storage import Folder
 from rayddl.training.steps import steps_for

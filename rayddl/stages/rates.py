@@ -10,9 +10,10 @@ import torch
 
 from rayddl import seeds
 from rayddl.nets.config import NetConfig
-from rayddl.stages import cluster, pool, students
+from rayddl.stages import students
 from rayddl.stages.configs.evaluate import EvaluateConfig
 from rayddl.stages.context import Progress
+from rayddl.stages.runtime import cluster, pool
 from rayddl.stages.shared import SharedSource
 
 Rates = Mapping[tuple[str, NetConfig], float]

@@ -21,7 +21,7 @@ from rayddl.data.space import Normalise
 from rayddl.errors import ArtifactError
 from rayddl.patches import boxes
 from rayddl.patches.select import Rows
-from rayddl.stages import cluster, rded_work, tables
+from rayddl.stages import rded_work, tables
 from rayddl.stages.configs.rded import RdedConfig
 from rayddl.stages.context import Context, Result
 from rayddl.stages.listings import listing_of
@@ -29,6 +29,7 @@ from rayddl.stages.rded_select import PROGRESS_FILE, Outcomes, refuse_short, sel
 from rayddl.stages.rded_stitch import layout, stitch_all, stitch_here
 from rayddl.stages.rded_stream import stream
 from rayddl.stages.rded_work import Block, Job
+from rayddl.stages.runtime import cluster
 from rayddl.storage import Folder
 from rayddl.training.observer import Observer
 

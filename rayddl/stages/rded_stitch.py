@@ -8,9 +8,9 @@ from torch import Tensor
 
 from rayddl.patches.select import Rows
 from rayddl.patches.stitch import places
-from rayddl.stages import cluster, pool
 from rayddl.stages.context import Progress
 from rayddl.stages.rded_work import Job, stitch_classes
+from rayddl.stages.runtime import cluster, pool
 
 CLASSES_A_TASK = 16
 

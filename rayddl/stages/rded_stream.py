@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rayddl.stages import cluster, pool
 from rayddl.stages.context import Progress
 from rayddl.stages.rded_work import Block, Job, Judge, cut_chunk
+from rayddl.stages.runtime import cluster, pool
 
 SILENCE_SECONDS = 60.0
 """Time without a finished chunk after which the stream says what it waits for."""

@@ -16,8 +16,8 @@ from rayddl.data.listing import Blob, Listing
 from rayddl.patches import boxes, stitch
 from rayddl.patches.score import Scorer
 from rayddl.patches.select import Rows, best_crop, best_of_class
-from rayddl.stages import cluster
 from rayddl.stages.configs.rded import RdedConfig
+from rayddl.stages.runtime import cluster
 from rayddl.training.observer import Observer
 
 Block = dict[str, NDArray[Any]]

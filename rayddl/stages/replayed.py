@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from rayddl.errors import ArtifactError
-from rayddl.stages import cluster, pool
 from rayddl.stages.context import Context
 from rayddl.stages.expertfiles import Job, contents
+from rayddl.stages.runtime import cluster, pool
 from rayddl.stages.shared import splits
 from rayddl.training.metrics import accuracy
 from rayddl.training.steps import steps_for

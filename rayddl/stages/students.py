@@ -12,7 +12,7 @@ import torch
 from rayddl import seeds
 from rayddl.nets.build import build, initial
 from rayddl.nets.config import NetConfig
-from rayddl.stages import cluster
+from rayddl.stages.runtime import cluster
 from rayddl.stages.shared import SharedSource, on_device, splits, tensor
 from rayddl.storage import Folder
 from rayddl.training.frame import BATCH, Frame

@@ -13,10 +13,11 @@ from rayddl.data.config import SourceConfig, augmentation_names
 from rayddl.errors import ArtifactError, StageError
 from rayddl.nets.build import build
 from rayddl.nets.cost import worth_compiling
-from rayddl.stages import cluster, pool, tables, tally
+from rayddl.stages import tables
 from rayddl.stages.configs.teacher import DEFAULT, TeacherConfig
 from rayddl.stages.context import Context, Result
 from rayddl.stages.readymade import observer_of
+from rayddl.stages.runtime import cluster, pool, tally
 from rayddl.stages.shared import SharedSource, on_device, publish, publish_held_out, tensor
 from rayddl.storage import Folder
 from rayddl.training.frame import Frame, moments

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rayddl.errors import DivergedError
-from rayddl.stages import cluster, pool
 from rayddl.stages.configs.space import Settings
 from rayddl.stages.configs.tune import TuneConfig
 from rayddl.stages.context import Context, Progress, Result, Silent
+from rayddl.stages.runtime import cluster, pool
 from rayddl.stages.shared import publish, publish_held_out, read_space
 from rayddl.stages.tuning import engine, outcome, plan
 from rayddl.stages.tuning.outcome import Winner

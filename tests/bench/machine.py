@@ -22,7 +22,7 @@ def figures() -> str:
     """The machine in a line."""
     import torch
 
-    from rayddl.stages import host
+    from rayddl.stages.runtime import machine
 
     model = platform.processor() or platform.machine()
     try:
@@ -31,8 +31,8 @@ def figures() -> str:
     except (OSError, StopIteration):
         pass
     parts = [
-        f"{host.cpus()} CPUs ({model})",
-        f"{host.memory_bytes() / 2**30:.0f} GiB",
+        f"{machine.cpus()} CPUs ({model})",
+        f"{machine.memory_bytes() / 2**30:.0f} GiB",
         f"torch {torch.__version__}",
         f"Python {platform.python_version()}",
     ]

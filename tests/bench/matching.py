@@ -43,9 +43,9 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
     """One row in this process: seconds of each measured iteration, and the peak memory."""
     import torch
 
-    from rayddl.stages import host
+    from rayddl.stages.runtime import machine
 
-    torch.set_num_threads(host.cpus())
+    torch.set_num_threads(machine.cpus())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     images = torch.randn(10 * row["ipc"], 3, 32, 32, device=device)
@@ -121,12 +121,12 @@ def fits(row: dict[str, Any]) -> bool:
     """Whether a graph-keeping row fits in three quarters of this machine's memory."""
     import torch
 
-    from rayddl.stages import host
+    from rayddl.stages.runtime import machine
 
     if torch.cuda.is_available():
         memory = float(torch.cuda.get_device_properties(0).total_memory)
     else:
-        memory = float(host.memory_bytes())
+        memory = float(machine.memory_bytes())
     keeps_graph = "reference" in row or row.get("mode") == "unrolled"
     return not keeps_graph or row["steps"] * row["batch"] * UNROLLED_BYTES_PER_IMAGE < 0.75 * memory
 

@@ -100,9 +100,9 @@ def _score(row: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from rayddl.patches.score import Scorer
-    from rayddl.stages import host
+    from rayddl.stages.runtime import machine
 
-    torch.set_num_threads(host.cpus())
+    torch.set_num_threads(machine.cpus())
     job = _job(row)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pad = row["scoring"] == "published"
@@ -125,7 +125,7 @@ def _whole(row: dict[str, Any]) -> dict[str, Any]:
     """The Ray Data stream over workers that have started, as the published loader's figure has no start in it
     either; ``overall`` counts Ray's and the workers' start.
     """
-    from rayddl.stages import cluster
+    from rayddl.stages.runtime import cluster
 
     began = time.perf_counter()
     cluster.start()
@@ -208,11 +208,11 @@ def _original(row: dict[str, Any]) -> dict[str, Any]:
     """The published functions: loader and crops alone, scoring alone, or one feeding the other."""
     import torch
 
-    from rayddl.stages import host
+    from rayddl.stages.runtime import machine
 
     code = _checkout(row["reference"])
     with tempfile.TemporaryDirectory() as folder:
-        loader = _published_loader(code, row, folder, host.cpus())
+        loader = _published_loader(code, row, folder, machine.cpus())
         net = _published_net().eval()
         if torch.cuda.is_available():
             net = net.cuda()

@@ -36,9 +36,10 @@ EXPERTS, IMAGES, CLASSES = 10_000, 1_281_167, 1000
 def experts(workers: int, units: int, seconds: float) -> Callable[[], None]:
     """The experts' stage, with training replaced."""
     from rayddl.data.config import SourceConfig
-    from rayddl.stages import cluster, experts
+    from rayddl.stages import experts
     from rayddl.stages.configs.experts import ExpertsConfig
     from rayddl.stages.context import Context
+    from rayddl.stages.runtime import cluster
     from rayddl.storage import Folder
 
     def sleep(job: Any, indices: Any, board: Any) -> None:
@@ -60,8 +61,9 @@ def experts(workers: int, units: int, seconds: float) -> Callable[[], None]:
 
 def scoring(workers: int, units: int, seconds: float) -> Callable[[], None]:
     """RDED's stream, with decoding and scoring replaced; a unit is as many chunks as a task has at most."""
-    from rayddl.stages import cluster, rded_stream
+    from rayddl.stages import rded_stream
     from rayddl.stages.context import Silent
+    from rayddl.stages.runtime import cluster
 
     def sleep(block: Any, sent: bytes) -> Any:
         del sent
@@ -126,7 +128,7 @@ def _scored(chunk: int) -> dict[str, Any]:
 
 def timed(stage: str, workers: int, units: int, seconds: float) -> dict[str, Any]:
     """Wall time of a stage on so many workers, which are there already."""
-    from rayddl.stages import cluster
+    from rayddl.stages.runtime import cluster
 
     cluster.configure(num_cpus=workers + (stage == "scoring"))
     cluster.start()
@@ -166,7 +168,7 @@ def _many_experts(count: int) -> Iterator[tuple[int, int]]:
     """``count`` tasks through the pool, on two workers."""
     import ray
 
-    from rayddl.stages import cluster, pool
+    from rayddl.stages.runtime import cluster, pool
 
     def nothing(job: Any, index: int) -> None:
         del job, index

@@ -76,9 +76,9 @@ def main() -> None:
     given = parser.parse_args()
     print(machine.figures(), flush=True)
     began = time.perf_counter()
-    from rayddl.stages import cluster
     from rayddl.stages.configs.space import Entry
     from rayddl.stages.context import Silent
+    from rayddl.stages.runtime import cluster
     from rayddl.stages.tuning import engine
     from rayddl.stages.tuning.plan import Search
     from rayddl.stages.tuning.trial import Work

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from rayddl.stages.metrics import DESCRIPTIONS
+from rayddl.stages.runtime.metrics import DESCRIPTIONS
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 

@@ -91,5 +91,5 @@ if __name__ == "__main__":
     KINDS["make"] = FakeKind("make", MakeConfig, needs_ray=False, work=make)
     KINDS["use"] = FakeKind("use", UseConfig, needs_ray=False, work=use)
     sys.modules["rayddl.stages.evaluate"] = SimpleNamespace(evaluate_set=evaluate_set)  # type: ignore[assignment]
-    sys.modules["rayddl.stages.cluster"] = cluster  # type: ignore[assignment]
+    sys.modules["rayddl.stages.runtime.cluster"] = cluster  # type: ignore[assignment]
     main()

@@ -26,11 +26,12 @@ from rayddl.data.distilled import DistilledSet
 from rayddl.matching.loop import Loop, Matcher
 from rayddl.matching.state import first_state
 from rayddl.seeds import derive, generator
-from rayddl.stages import cluster, evaluate, experts, match, matcher, tables
+from rayddl.stages import evaluate, experts, match, matcher, tables
 from rayddl.stages.configs.evaluate import EvaluateConfig
 from rayddl.stages.configs.experts import ExpertsConfig
 from rayddl.stages.configs.match import MatchConfig
 from rayddl.stages.context import Context, Input, Progress, Result, Silent
+from rayddl.stages.runtime import cluster
 from rayddl.storage import Folder
 from rayddl.training.steps import Steps, steps_for
 from rayddl.trajectories import files

@@ -19,9 +19,10 @@ from torch import Tensor
 from rayddl import seeds
 from rayddl.data.config import augmentation_names
 from rayddl.nets.build import initial
-from rayddl.stages import cluster, experts, expertwork, match, pool
+from rayddl.stages import experts, expertwork, match
 from rayddl.stages.config import without_resources
 from rayddl.stages.expertfiles import Job
+from rayddl.stages.runtime import cluster, pool
 from rayddl.stages.shared import fit_space, publish
 from rayddl.storage import Folder
 from rayddl.trajectories import files

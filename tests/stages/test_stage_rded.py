@@ -23,10 +23,11 @@ from rayddl.errors import ArtifactError, SourceError
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
 from rayddl.patches.boxes import crops, preselected
-from rayddl.stages import cluster, rded, rded_select, rded_stream, tables
+from rayddl.stages import rded, rded_select, rded_stream, tables
 from rayddl.stages.config import Resources
 from rayddl.stages.configs.rded import RdedConfig
 from rayddl.stages.context import Context, Input, Progress, Result, Silent
+from rayddl.stages.runtime import cluster
 from rayddl.storage import Folder
 from rayddl.training.observer import Observer
 

@@ -11,8 +11,8 @@ import pytest
 from ray import cloudpickle
 
 from rayddl.errors import DivergedError, StageError
-from rayddl.stages import cluster
 from rayddl.stages.configs.space import Entry
+from rayddl.stages.runtime import cluster
 from rayddl.stages.tuning import engine
 from rayddl.stages.tuning.plan import Search
 from rayddl.stages.tuning.records import Book, Row

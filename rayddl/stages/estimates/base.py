@@ -9,10 +9,10 @@ from typing import Any, TypeAlias, TypeVar
 from rayddl.data.config import SourceConfig
 from rayddl.data.glance import Glance, glance
 from rayddl.nets.config import NetConfig
-from rayddl.stages import cluster, host
 from rayddl.stages.config import Resources, StageConfig
 from rayddl.stages.configs.experts import ExpertsConfig
 from rayddl.stages.configs.match import MatchConfig
+from rayddl.stages.runtime import cluster, machine
 
 Stages: TypeAlias = Mapping[str, StageConfig]
 """The settings of all stages of a definition, by name."""
@@ -45,7 +45,7 @@ class Machine:
     @classmethod
     def here(cls) -> Machine:
         """The machine at hand, as it is now."""
-        return cls(host.cpus(), host.free_bytes(), host.gpu_bytes())
+        return cls(machine.cpus(), machine.free_bytes(), machine.gpu_bytes())
 
     def share(self, asked: Resources, units: int, *, cpus: float = 1, gpus: float = 0.25) -> cluster.Share:
         """What each of ``units`` units of work gets; ``cpus`` and ``gpus`` are the kind's defaults."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rayddl.data.config import augmentation_names
-from rayddl.stages import cluster
 from rayddl.stages.configs.match import MatchConfig
 from rayddl.stages.estimates import trial
 from rayddl.stages.estimates.base import (
@@ -21,6 +20,7 @@ from rayddl.stages.estimates.base import (
     shown,
     too_much,
 )
+from rayddl.stages.runtime import cluster
 
 COMPILED, EAGER = 6, 31
 """Numbers held in one exact step for every one that a forward pass keeps, by whether it is compiled."""

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rayddl.stages import cluster
+from rayddl.stages.runtime import cluster
 
 SECONDS = 900
 """How long a trial may take; compiling is most of it."""

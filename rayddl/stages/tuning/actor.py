@@ -15,7 +15,7 @@ os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
 
 from ray import tune
 
-from rayddl.stages import cluster
+from rayddl.stages.runtime import cluster
 from rayddl.stages.tuning.plan import Search
 from rayddl.stages.tuning.trial import Running, Work
 

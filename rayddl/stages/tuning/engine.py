@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rayddl.errors import StageError
-from rayddl.stages import cluster
 from rayddl.stages.context import Progress
+from rayddl.stages.runtime import cluster
 from rayddl.stages.tuning.records import WORK, Book, Row
 from rayddl.stages.tuning.trial import Running, Ticket, Work
 from rayddl.storage import Folder

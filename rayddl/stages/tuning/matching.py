@@ -18,13 +18,14 @@ from rayddl.matching.loop import Loop
 from rayddl.matching.state import State, load_state
 from rayddl.nets.config import NetConfig
 from rayddl.seeds import derive
-from rayddl.stages import cluster, match, matcher, students
+from rayddl.stages import match, matcher, students
 from rayddl.stages.config import StageConfig
 from rayddl.stages.configs.experts import ExpertsConfig
 from rayddl.stages.configs.match import MatchConfig
 from rayddl.stages.configs.space import Settings
 from rayddl.stages.configs.tune import TuneConfig, configured
 from rayddl.stages.context import Context, Input
+from rayddl.stages.runtime import cluster
 from rayddl.stages.shared import SharedSource, read_space
 from rayddl.stages.tuning.records import MADE
 from rayddl.stages.tuning.shelf import experts_for

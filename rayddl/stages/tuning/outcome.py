@@ -12,11 +12,12 @@ from typing import Any
 
 import yaml
 
-from rayddl.stages import cluster, tables
+from rayddl.stages import tables
 from rayddl.stages.config import Reads
 from rayddl.stages.configs.tune import REPORTED, TuneConfig, configured
 from rayddl.stages.context import Context
 from rayddl.stages.kinds import KINDS
+from rayddl.stages.runtime import cluster
 from rayddl.stages.tuning.importance import importance
 from rayddl.stages.tuning.plan import Search
 from rayddl.stages.tuning.records import Row

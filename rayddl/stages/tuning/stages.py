@@ -9,7 +9,7 @@ from typing import Any
 
 from rayddl.data.distilled import DistilledSet
 from rayddl.seeds import derive
-from rayddl.stages import cluster, lessons, observers, students
+from rayddl.stages import lessons, observers, students
 from rayddl.stages.config import StageConfig
 from rayddl.stages.configs.evaluate import EvaluateConfig
 from rayddl.stages.configs.rded import RdedConfig
@@ -17,6 +17,7 @@ from rayddl.stages.configs.space import Settings
 from rayddl.stages.configs.teacher import TeacherConfig
 from rayddl.stages.configs.tune import TuneConfig, configured
 from rayddl.stages.context import Context
+from rayddl.stages.runtime import cluster
 from rayddl.stages.shared import SharedSource
 from rayddl.stages.tuning.records import MADE
 from rayddl.stages.tuning.trial import HELD_OUT, Ticket

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayddl.errors import StageError, UserError
-from rayddl.stages import capacity, cluster
-from rayddl.stages.capacity import Capacity, Group
 from rayddl.stages.config import Ask, Resources
+from rayddl.stages.runtime import capacity, cluster
+from rayddl.stages.runtime.capacity import Capacity, Group
 
 SIZES = st.lists(st.integers(0, 64).map(float), min_size=1, max_size=6)
 GPUS = Group(4, {"CPU": 8.0, "GPU": 1.0})

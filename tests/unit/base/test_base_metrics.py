@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rayddl.stages import cluster, metrics
+from rayddl.stages.runtime import cluster, metrics
 
 
 def test_progress_and_queue_are_told_by_run_and_stage(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rayddl.stages import host
+from rayddl.stages.runtime import machine
 
 UNLIMITED_V1 = "9223372036854771712"
 
@@ -69,7 +69,7 @@ class TestCpus:
     )
     def test_limits(self, tmp_path: Path, files: dict[str, str], expected: int) -> None:
         """The smallest of affinity and every cgroup limit on the way up counts, in whole CPUs."""
-        assert host.cpus(system(tmp_path, files)) == expected
+        assert machine.cpus(system(tmp_path, files)) == expected
 
 
 class TestMemory:
@@ -93,38 +93,38 @@ class TestMemory:
     )
     def test_limits(self, tmp_path: Path, files: dict[str, str], expected: int) -> None:
         """The machine's memory, or the cgroup's limit if that is less."""
-        assert host.memory_bytes(system(tmp_path, files)) == expected
+        assert machine.memory_bytes(system(tmp_path, files)) == expected
 
 
 def test_this_machine() -> None:
     """On a real machine the figures make sense together."""
-    assert 1 <= host.cpus() <= (os.cpu_count() or 1)
-    assert host.memory_bytes() > 1 << 28
+    assert 1 <= machine.cpus() <= (os.cpu_count() or 1)
+    assert machine.memory_bytes() > 1 << 28
 
 
 def test_shared_memory(tmp_path: Path) -> None:
     """Where there is no shared memory there are no bytes of it."""
-    assert host.shm_bytes(str(tmp_path)) > 0
-    assert host.shm_bytes(str(tmp_path / "none")) == 0
+    assert machine.shm_bytes(str(tmp_path)) > 0
+    assert machine.shm_bytes(str(tmp_path / "none")) == 0
 
 
 def test_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray's sessions go where its environment variables say, and otherwise below /tmp."""
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.delenv("TMPDIR", raising=False)
-    assert host.temporary_folder() == "/tmp/ray"
+    assert machine.temporary_folder() == "/tmp/ray"
     monkeypatch.setenv("TMPDIR", "/scratch/job")
-    assert host.temporary_folder() == "/scratch/job/ray"
+    assert machine.temporary_folder() == "/scratch/job/ray"
     monkeypatch.setenv("RAY_TMPDIR", "/short")
-    assert host.temporary_folder() == "/short/ray"
+    assert machine.temporary_folder() == "/short/ray"
 
 
 def test_socket_path() -> None:
     """A socket's path grows with the folder byte by byte, also where a character has two."""
-    short = host.socket_path_bytes("/tmp/ray")
+    short = machine.socket_path_bytes("/tmp/ray")
 
-    assert short < host.SOCKET_PATH_BYTES
-    assert host.socket_path_bytes("/tmp/ray/é") == short + 3
+    assert short < machine.SOCKET_PATH_BYTES
+    assert machine.socket_path_bytes("/tmp/ray/é") == short + 3
 
 
 class TestFree:
@@ -132,7 +132,7 @@ class TestFree:
         """Without a limit it is what the machine could give."""
         root = system(tmp_path, {"proc/meminfo": "MemTotal: 1000 kB\nMemAvailable: 600 kB\n"})
 
-        assert host.free_bytes(root) == 600 * 1024
+        assert machine.free_bytes(root) == 600 * 1024
 
     def test_what_the_cgroup_has_left(self, tmp_path: Path) -> None:
         """A limit, less what is used, without what is only cached."""
@@ -146,7 +146,7 @@ class TestFree:
             },
         )
 
-        assert host.free_bytes(root) == 100_000
+        assert machine.free_bytes(root) == 100_000
 
     @pytest.mark.parametrize(
         ("visible", "expected"),
@@ -165,10 +165,10 @@ class TestFree:
         else:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
 
-        assert host.gpu_bytes() == tuple(mib * 2**20 for mib in expected)
+        assert machine.gpu_bytes() == tuple(mib * 2**20 for mib in expected)
 
     def test_no_gpu(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         """A machine without the driver has none."""
         monkeypatch.setenv("PATH", str(tmp_path))
 
-        assert host.gpu_bytes() == ()
+        assert machine.gpu_bytes() == ()

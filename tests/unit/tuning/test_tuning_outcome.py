@@ -10,9 +10,9 @@ import yaml
 from rayddl.data.config import SourceConfig
 from rayddl.pipeline import definition as definitions
 from rayddl.stages import tables
-from rayddl.stages.cluster import Share
 from rayddl.stages.configs.space import Entry
 from rayddl.stages.context import Context
+from rayddl.stages.runtime.cluster import Share
 from rayddl.stages.tuning import outcome, plan
 from rayddl.stages.tuning.outcome import Winner
 from rayddl.stages.tuning.records import Book, Report, Row

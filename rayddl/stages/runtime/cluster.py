@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rayddl.errors import StageError, UserError
-from rayddl.stages import capacity, host, metrics
 from rayddl.stages.config import Ask, Resources
+from rayddl.stages.runtime import capacity, machine, metrics
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +104,7 @@ def start() -> None:
         os.environ.setdefault(name, value)
     ray.init(
         address="local",
-        num_cpus=_wanted.num_cpus or host.cpus(),
+        num_cpus=_wanted.num_cpus or machine.cpus(),
         num_gpus=_wanted.num_gpus,
         object_store_memory=_store_bytes(),
         include_dashboard=False,
@@ -133,20 +133,20 @@ def knock(address: str) -> None:
 
 
 def _short_folder() -> str:
-    wanted = host.temporary_folder()
+    wanted = machine.temporary_folder()
     for folder in (wanted, "/tmp/ray"):  # noqa: S108  # Ray's own default
-        short = host.socket_path_bytes(folder) <= host.SOCKET_PATH_BYTES
+        short = machine.socket_path_bytes(folder) <= machine.SOCKET_PATH_BYTES
         if short and os.access(os.path.dirname(folder), os.W_OK):
             return folder
     raise UserError(
         f"Ray needs a temporary folder: the path of {wanted} is too long (its sockets below it may have "
-        f"{host.SOCKET_PATH_BYTES} bytes) or it cannot be written, and neither can /tmp. "
+        f"{machine.SOCKET_PATH_BYTES} bytes) or it cannot be written, and neither can /tmp. "
         "Set TMPDIR to a short path that can be written."
     )
 
 
 def _store_bytes() -> int:
-    memory, shared = host.memory_bytes(), host.shm_bytes()
+    memory, shared = machine.memory_bytes(), machine.shm_bytes()
     wanted = int(memory * STORE_SHARE)
     # Beyond /dev/shm Ray falls back to files in /tmp, or refuses to start.
     return max(min(wanted, int(shared * 0.9)), 80 * 2**20)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 from rayddl.errors import RayddlError, StageError
-from rayddl.stages import metrics
+from rayddl.stages.runtime import metrics
 
 POLL_SECONDS = 0.5
 
