@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from rayddl.errors import UserError
 from rayddl.jobs.shipping import DEFINITION, Parcel
-from rayddl.stages.runtime import cluster
+from rayddl.stages.runtime import attach
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 """Where Ray's dashboard listens unless it is told otherwise."""
@@ -188,7 +188,7 @@ class Jobs:
         if parts.scheme not in ("http", "https"):
             return
         try:
-            cluster.knock(f"{parts.hostname}:{parts.port or {'http': 80, 'https': 443}[parts.scheme]}")
+            attach.knock(f"{parts.hostname}:{parts.port or {'http': 80, 'https': 443}[parts.scheme]}")
         except (OSError, ValueError) as error:
             raise UserError(self._nobody(str(error))) from error
 

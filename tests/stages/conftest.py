@@ -31,7 +31,7 @@ from rayddl.stages.configs.evaluate import EvaluateConfig
 from rayddl.stages.configs.experts import ExpertsConfig
 from rayddl.stages.configs.match import MatchConfig
 from rayddl.stages.context import Context, Input, Progress, Result, Silent
-from rayddl.stages.runtime import cluster
+from rayddl.stages.runtime import cluster, local
 from rayddl.storage import Folder
 from rayddl.training.steps import Steps, steps_for
 from rayddl.trajectories import files
@@ -48,7 +48,7 @@ def local_ray() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster, "_store_bytes", lambda: STORE_BYTES)
+        patch.setattr(local, "store_bytes", lambda: STORE_BYTES)
         cluster.configure(num_cpus=2)
         cluster.start()
         yield

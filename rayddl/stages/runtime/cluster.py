@@ -5,25 +5,19 @@ Ray is imported inside functions, after the environment that it reads at import 
 
 from __future__ import annotations
 
-import logging
 import os
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rayddl.errors import StageError, UserError
+from rayddl.errors import StageError
 from rayddl.stages.config import Ask, Resources
-from rayddl.stages.runtime import capacity, machine, metrics
+from rayddl.stages.runtime import attach, capacity, local, metrics
 
 if TYPE_CHECKING:
     import torch
 
-CONNECT_SECONDS = 10.0
-"""How long a cluster that is asked for may take to answer."""
-STORE_SHARE = 0.3
-"""Share of memory, and of shared memory at most nearly all, that the object store takes."""
 WAIT_SECONDS = 20 * 60.0
 """How long a node that an autoscaler may bring is waited for."""
 TELL_SECONDS = 60.0
@@ -83,35 +77,10 @@ def start() -> None:
     if ray.is_initialized():
         return
     _wanted.started = True
-    if _wanted.address not in (None, "local"):
-        try:
-            knock(_wanted.address)
-            ray.init(
-                address=_wanted.address,
-                runtime_env={"env_vars": WORKER_ENV},
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"no Ray cluster answers at {_wanted.address!r} ({error}). Start one with `ray start --head`, "
-                "or leave --address out to run on this machine alone."
-            ) from error
-        return
-    folder = _short_folder()
-    # Workers of a local Ray inherit this process's environment.
-    for name, value in WORKER_ENV.items():
-        os.environ.setdefault(name, value)
-    ray.init(
-        address="local",
-        num_cpus=_wanted.num_cpus or machine.cpus(),
-        num_gpus=_wanted.num_gpus,
-        object_store_memory=_store_bytes(),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _temp_dir=folder,
-    )
+    if _wanted.address in (None, "local"):
+        local.start(WORKER_ENV, _wanted.num_cpus, _wanted.num_gpus)
+    else:
+        attach.start(str(_wanted.address), WORKER_ENV)
 
 
 def stop() -> None:
@@ -121,35 +90,6 @@ def stop() -> None:
     if _wanted.started:
         ray.shutdown()
     _wanted.started = False
-
-
-def knock(address: str) -> None:
-    """Raise ``OSError`` where no machine answers at ``HOST:PORT``; anything else, such as ``auto``, passes."""
-    # Left alone, Ray waits minutes for a machine that does not answer.
-    place, _, port = address.removeprefix("ray://").rpartition(":")
-    if place and port.isdigit():
-        with socket.create_connection((place.strip("[]"), int(port)), timeout=CONNECT_SECONDS):
-            pass
-
-
-def _short_folder() -> str:
-    wanted = machine.temporary_folder()
-    for folder in (wanted, "/tmp/ray"):  # noqa: S108  # Ray's own default
-        short = machine.socket_path_bytes(folder) <= machine.SOCKET_PATH_BYTES
-        if short and os.access(os.path.dirname(folder), os.W_OK):
-            return folder
-    raise UserError(
-        f"Ray needs a temporary folder: the path of {wanted} is too long (its sockets below it may have "
-        f"{machine.SOCKET_PATH_BYTES} bytes) or it cannot be written, and neither can /tmp. "
-        "Set TMPDIR to a short path that can be written."
-    )
-
-
-def _store_bytes() -> int:
-    memory, shared = machine.memory_bytes(), machine.shm_bytes()
-    wanted = int(memory * STORE_SHARE)
-    # Beyond /dev/shm Ray falls back to files in /tmp, or refuses to start.
-    return max(min(wanted, int(shared * 0.9)), 80 * 2**20)
 
 
 @dataclass(frozen=True)
