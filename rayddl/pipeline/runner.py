@@ -77,7 +77,7 @@ class _Run:
         """Before anything runs, have the cluster hold what the stages that are left ask for."""
         left = [p for p in self.plan.stages if p.artifact is None and p.stage.kind.needs_ray]
         if left:
-            self.ray.require({planned.name: planned.stage.config.asks() for planned in left})
+            self.ray.require({planned.name: planned.stage.config.asks for planned in left})
 
     def stage(self, planned: PlannedStage) -> None:
         """Run one stage, or take what is there."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, cast
 
 from rayddl.pipeline.progress import Display
-from rayddl.stages.config import Ask
 
 
 class Cluster(Protocol):
@@ -25,7 +24,7 @@ class Cluster(Protocol):
     ) -> None:
         """Say what the next :meth:`start` attaches to or takes."""
 
-    def require(self, asks: Mapping[str, Sequence[Ask]]) -> None:
+    def require(self, asks: Mapping[str, Any]) -> None:
         """Refuse, or wait for, what stages ask for and the cluster does not have."""
 
     def start(self) -> None:
@@ -71,7 +70,7 @@ class RaySession:
             )
             self._cluster.start()
 
-    def require(self, asks: Mapping[str, Sequence[Ask]]) -> None:
+    def require(self, asks: Mapping[str, Any]) -> None:
         """Start Ray, and refuse, or wait for, what ``asks`` names by stage and the cluster does not have."""
         self.need()
         if self._cluster is not None:

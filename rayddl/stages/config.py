@@ -11,10 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from rayddl.config import Config
 from rayddl.data.config import augmentation_names
+from rayddl.stages.runtime import sizes
+from rayddl.stages.runtime.capacity import Capacity
+from rayddl.stages.runtime.sizes import Ask, Resources
 
 DSA = "color_crop_cutout_flip_scale_rotate"
 
@@ -41,27 +44,6 @@ class Template:
     kinds: tuple[str, ...]
 
 
-class Resources(Config):
-    """What one worker of the stage asks Ray for. Never part of a fingerprint."""
-
-    num_cpus: float | None = Field(default=None, gt=0)
-    num_gpus: float | None = Field(default=None, ge=0)
-    memory: int | None = Field(default=None, gt=0)
-    """Bytes of heap."""
-    at_once: int | None = Field(default=None, ge=1)
-    """Units of work in flight; default: as many as the cluster's resources hold."""
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What workers of a stage ask for, and how many of them only run together."""
-
-    key: str
-    """The setting that says so."""
-    resources: Resources
-    together: int = 1
-
-
 class StageConfig(Config):
     """The keys that every stage has."""
 
@@ -83,9 +65,9 @@ class StageConfig(Config):
         del templates
         return (self,)
 
-    def asks(self) -> Sequence[Ask]:
-        """Everything that workers of this stage ask for by its settings."""
-        return (Ask("resources", self.resources),)
+    def asks(self, have: Capacity) -> Sequence[Ask]:
+        """Everything that has to fit on the cluster ``have`` for this stage to run."""
+        return (Ask("resources", sizes.spread(self.resources, have, units=1)),)
 
     @property
     def last_epoch(self) -> int | None:

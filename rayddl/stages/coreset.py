@@ -30,7 +30,8 @@ from rayddl.stages.context import Context, Input, Result
 from rayddl.stages.coreset_work import Chosen, Job, choose, read_chosen
 from rayddl.stages.listings import of_shared
 from rayddl.stages.match import refuse_other_experts
-from rayddl.stages.runtime import cluster, pool
+from rayddl.stages.runtime import cluster, workers
+from rayddl.stages.runtime.sizes import Ask, Share
 from rayddl.stages.shared import fit_space, publish, read_space
 from rayddl.training.frame import Frame
 from rayddl.training.observer import Observer
@@ -148,28 +149,30 @@ def _looked_at(config: CoresetConfig, context: Context, given: _Given) -> _Given
     return _Given(listing.take(picked), given.space, given.features, given.net)
 
 
-def _job(config: CoresetConfig, context: Context, given: _Given) -> tuple[Job, cluster.Share]:
+def _job(config: CoresetConfig, context: Context, given: _Given) -> tuple[Job, Share]:
     import ray
 
-    networked = given.features.module is not None and config.method != "random"
     units = len(given.listing.classes)
-    share = cluster.share(config.resources, cpus=1, gpus=0.5 if networked else 0, units=units)
+    share = cluster.sized(lambda have: Ask("resources", config.share(have, units)))
     features = ray.put(given.features)
     shape = given.space.shape
     return Job(config, given.listing, shape, features, context.out, context.seed_of(), share.threads), share
 
 
-def _choose(
-    job: Job, share: cluster.Share, groups: Sequence[list[int]], classes: int, context: Context
-) -> None:
+def _choose(job: Job, share: Share, groups: Sequence[list[int]], classes: int, context: Context) -> None:
     import ray
 
-    sent, task = ray.put(job), cluster.task(choose, share)
+    sent = ray.put(job)
     done = classes - sum(len(group) for group in groups)
     context.progress.update(done, classes, "classes")
-    for group, _ in pool.as_they_finish(groups, lambda g: task.remote(sent, g), share.at_once):
-        done += len(group)
-        context.progress.update(done, classes, "classes")
+    with workers.opened(share, "coreset", note=context.progress.note) as free:
+        for group, _ in free.each(groups, lambda group: (choose, sent, group), _named):
+            done += len(group)
+            context.progress.update(done, classes, "classes")
+
+
+def _named(labels: Sequence[int]) -> str:
+    return f"coreset of classes {labels[0]}–{labels[-1]}"
 
 
 def _groups(missing: Sequence[int], given: _Given, job: Job, at_once: int) -> list[list[int]]:

@@ -20,7 +20,7 @@ from rayddl.data.cutting import opened
 from rayddl.data.decode import read_image
 from rayddl.data.listing import Blob, Listing
 from rayddl.stages.configs.coreset import CoresetConfig
-from rayddl.stages.runtime import cluster
+from rayddl.stages.runtime import devices
 from rayddl.storage import Folder
 
 GREEDY = {"herding": herding, "kcenter": k_center}
@@ -62,7 +62,7 @@ def choose(job: Job, labels: list[int]) -> None:
     missing = [label for label in labels if not job.out.has(job.file(label))]
     if not missing:
         return
-    device = cluster.enter_worker(job.threads)
+    device = devices.enter(job.threads, unit=f"coreset of classes {labels[0]}–{labels[-1]}")
     if job.config.method == "random":
         for label in missing:
             _keep(job, label, _at_random(job, label))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 from rayddl.data.space import PixelSpace
@@ -12,8 +12,10 @@ from rayddl.stages import replayed
 from rayddl.stages.configs.experts import ExpertsConfig
 from rayddl.stages.context import Context, Result
 from rayddl.stages.expertfiles import PARTIAL, Job, summary
-from rayddl.stages.expertwork import measured, train_some
-from rayddl.stages.runtime import cluster, pool, tally
+from rayddl.stages.expertwork import measured, train_some, tried
+from rayddl.stages.runtime import cluster, tally, workers
+from rayddl.stages.runtime.sizes import Share
+from rayddl.stages.runtime.workers import Workers
 from rayddl.stages.shared import SharedSource, fit_space, publish
 from rayddl.trajectories import files
 
@@ -33,7 +35,7 @@ def run(config: ExpertsConfig, context: Context) -> Result:
             {**import_experts(config, context, source, fitted), "seconds": time.perf_counter() - began}
         )
     missing = [i for i in range(config.count) if not context.out.has(files.file_name(i))]
-    share = cluster.share(config.resources, cpus=1, gpus=0.25, units=max(len(missing), 1))
+    share = cluster.spread(config.resources, units=-(-len(missing) // (config.experts_per_task or 1)))
     job = Job(
         config,
         source,
@@ -69,13 +71,12 @@ def compiled(config: ExpertsConfig, source: SharedSource) -> bool:
     return worth_compiling(config.net, source.shape, len(source.classes), steps=steps, batch=config.batch)
 
 
-def _train_missing(job: Job, share: cluster.Share, missing: list[int], context: Context) -> None:
+def _train_missing(job: Job, share: Share, missing: list[int], context: Context) -> None:
     import ray
 
     config, epochs = job.config, job.config.length
     board = tally.open_tally()
     shared = ray.put(job)
-    task = cluster.task(train_some, share)
     total = config.count * epochs
     before = (config.count - len(missing)) * epochs
 
@@ -85,19 +86,23 @@ def _train_missing(job: Job, share: cluster.Share, missing: list[int], context: 
         done, metric = tally.read(board)
         context.progress.update(before + done, total, metric or waiting)
 
-    together = _together(
-        job, shared, share, len(missing), lambda text: context.progress.update(before, total, text)
-    )
-    if together > 1:
-        context.progress.note(f"each task trains {together} experts in turns")
-    units = [tuple(missing[i : i + together]) for i in range(0, len(missing), together)]
-    finished = pool.as_they_finish(units, lambda unit: task.remote(shared, unit, board), share.at_once, show)
-    for _ in finished:
-        show()
+    with workers.opened(share, "experts", need=(tried, shared), note=context.progress.note) as free:
+        context.progress.update(before, total, "starting the workers")
+        together = _together(job, shared, share, free, len(missing))
+        if together > 1:
+            context.progress.note(f"a worker trains {together} experts in turns")
+        units = [tuple(missing[i : i + together]) for i in range(0, len(missing), together)]
+        for _ in free.each(units, lambda unit: (train_some, shared, unit, board), _named, show):
+            show()
 
 
-def _together(job: Job, shared: Any, share: cluster.Share, missing: int, tell: Callable[[str], None]) -> int:
-    """How many experts a task trains in turns: as asked, else what a GPU was seen to gain from."""
+def _named(indices: Sequence[int]) -> str:
+    """``experts 12–15`` of the experts that a worker trains in turns."""
+    return f"expert {indices[0]}" if len(indices) == 1 else f"experts {indices[0]}–{indices[-1]}"
+
+
+def _together(job: Job, shared: Any, share: Share, free: Workers, missing: int) -> int:
+    """How many experts a worker trains in turns: as asked, else what a GPU was seen to gain from."""
     config = job.config
     if config.experts_per_task is not None:
         return min(config.experts_per_task, missing)
@@ -105,7 +110,4 @@ def _together(job: Job, shared: Any, share: cluster.Share, missing: int, tell: C
     most = -(-missing // share.at_once)
     if most == 1 or not share.num_gpus or config.cuda_graphs:
         return 1
-    tell("measuring how many at once pay")
-    ref = cluster.task(measured, share).remote(shared, most, min(share.num_gpus, 1.0))
-    found: int = pool.get(ref, "measuring experts")
-    return found
+    return int(free.one((measured, shared, most, min(share.num_gpus, 1.0)), "experts measured"))

@@ -14,7 +14,7 @@ from rayddl import seeds
 from rayddl.data.config import augmentation_names
 from rayddl.nets.build import initial
 from rayddl.stages.expertfiles import Job, contents, partial_name
-from rayddl.stages.runtime import cluster
+from rayddl.stages.runtime import devices
 from rayddl.stages.shared import splits
 from rayddl.training.steps import steps_for
 from rayddl.trajectories import files
@@ -31,7 +31,7 @@ MEMORY_SHARE = 0.8
 
 def train_some(job: Job, indices: Sequence[int], board: Any) -> None:
     """Train experts ``indices`` in turns and write their files; goes on from partial ones if there are any."""
-    device = cluster.enter_worker(job.threads, job.config.precision)
+    device = devices.enter(job.threads, job.config.precision, f"expert {indices[0]}")
     missing = [i for i in indices if not job.out.has(files.file_name(i))]
     if not missing:
         return
@@ -43,13 +43,19 @@ def train_some(job: Job, indices: Sequence[int], board: Any) -> None:
             job.out.delete(partial_name(missing[place]))
 
 
+def tried(job: Job) -> None:
+    """Train an expert for some steps that are not kept: what it takes of a GPU is measured around it."""
+    device = devices.enter(job.threads, job.config.precision, "experts tried")
+    Trainer(job, device).rate(1)
+
+
 def measured(job: Job, most: int, gpu: float) -> int:
     """How many experts, ``most`` at most, to train in turns on the share ``gpu`` of a worker's GPU.
 
     Taken from the memory of one and from the steps that 1, 2, 4, ... at once take in a second; 1 where the
     worker has no GPU.
     """
-    device = cluster.enter_worker(job.threads, job.config.precision)
+    device = devices.enter(job.threads, job.config.precision, "experts measured")
     if device.type != "cuda":
         return 1
     trainer = Trainer(job, device)

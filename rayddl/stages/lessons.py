@@ -14,12 +14,13 @@ from rayddl.data.config import SourceConfig, augmentation_names
 from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError
 from rayddl.nets.config import NetConfig
-from rayddl.nets.cost import eager_seconds, faster_together, worth_compiling
+from rayddl.nets.cost import eager_seconds, faster_together, forward_flops, worth_compiling
 from rayddl.stages import listings, rates, students
 from rayddl.stages.configs.evaluate import HARD_BATCH, HARD_EPOCHS, SOFT_EPOCHS, EvaluateConfig
 from rayddl.stages.context import Progress
 from rayddl.stages.observers import Teaching
-from rayddl.stages.runtime import cluster, pool, tally
+from rayddl.stages.runtime import cluster, tally, workers
+from rayddl.stages.runtime.workers import Work, Workers
 from rayddl.stages.shared import SharedSource, tensor
 from rayddl.storage import Folder
 from rayddl.training import softlabels
@@ -120,10 +121,22 @@ def judge(task: Task, out: Folder, progress: Progress) -> list[dict[str, Any]]:
 
     config, nets = task.config, task.nets
     lessons = lessons_of(task)
-    share = cluster.share(config.resources, cpus=1, gpus=0.25, units=len(lessons) * len(nets) * config.seeds)
+    share = cluster.spread(config.resources, units=len(lessons) * len(nets) * config.seeds)
     shared = _class(task, out, share.threads)
-    _store_labels(ray.put(shared), lessons[0][0], task, share, progress)
-    found = rates.found(config, nets, [lesson for lesson, _ in lessons], shared, share, progress)
+    trial = largest(task, [lesson for lesson, _ in lessons]) if share.per_slot > 1 else None
+    need = None if trial is None else (students.tried, ray.put(shared), *trial)
+    with workers.opened(share, "students", need=need, note=progress.note) as free:
+        return _judged(task, lessons, shared, free, out, progress)
+
+
+def _judged(
+    task: Task, lessons: Lessons, shared: students.Class, free: Workers, out: Folder, progress: Progress
+) -> list[dict[str, Any]]:
+    import ray
+
+    config, nets = task.config, task.nets
+    _store_labels(ray.put(shared), lessons[0][0], task, free, progress)
+    found = rates.found(config, nets, [lesson for lesson, _ in lessons], shared, free, progress)
     groups = [
         group
         for lesson, _ in lessons
@@ -140,13 +153,12 @@ def judge(task: Task, out: Folder, progress: Progress) -> list[dict[str, Any]]:
         for lesson, per_seed in lessons
         for s in range(config.seeds)
     }
-    alone, together = (cluster.task(work, share) for work in (students.teach, students.teach_together))
 
-    def submit(group: tuple[students.Student, ...]) -> Any:
+    def work(group: tuple[students.Student, ...]) -> Work:
         taught = [sent[s.lesson, s.seed] or sent[s.lesson, 0] for s in group]
         if len(group) == 1:
-            return alone.remote(kept, taught[0], group[0])
-        return together.remote(kept, group, *taught)
+            return (students.teach, kept, taught[0], group[0])
+        return (students.teach_together, kept, group, *taught)
 
     before = len(plan) - sum(len(group) for group in missing)
     done, shown = before, ""
@@ -156,7 +168,7 @@ def judge(task: Task, out: Folder, progress: Progress) -> list[dict[str, Any]]:
         progress.update(max(done, before + told.done() if told else 0), len(plan), shown)
 
     progress.update(done, len(plan))
-    for group, results in pool.as_they_finish(missing, submit, share.at_once, show):
+    for group, results in free.each(missing, work, students.named, show):
         for student, result in zip(group, results if len(group) > 1 else [results], strict=True):
             done += 1
             shown = (
@@ -208,6 +220,23 @@ def _class(task: Task, out: Folder, threads: int) -> students.Class:
         None if teaching is None else teaching.frame,
         None if observer is None else ray.put(observer),
     )
+
+
+def largest(task: Task, lessons: Sequence[students.Lesson]) -> tuple[students.Lesson, NetConfig] | None:
+    """A lesson of one batch, and the network that takes most: what a student needs of a GPU is tried with them.
+
+    ``None`` where labels are yet to be made.
+    """
+    shown = lessons[0]
+    if shown.images is None or shown.stored is not None:
+        return None
+    batch = max(getattr(lesson.protocol, "batch", 1) for lesson in lessons)
+    some = torch.arange(batch) % len(shown.images)
+    labels = None if shown.labels is None else shown.labels[some]
+    protocol = replace(shown.protocol, epochs=1, batch=batch)
+    lesson = replace(shown, name="tried", images=shown.images[some], labels=labels, protocol=protocol)
+    work = [forward_flops(net, task.shape, len(task.source.classes)) for net in task.nets]
+    return lesson, task.nets[work.index(max(work))]
 
 
 Lessons = list[tuple[students.Lesson, Callable[[int], students.Lesson]]]
@@ -312,7 +341,7 @@ def _protocols(task: Task) -> Sequence[Protocol | SoftProtocol]:
 
 
 def _store_labels(
-    shared: Any, lesson: students.Lesson, task: Task, share: cluster.Share, progress: Progress
+    shared: Any, lesson: students.Lesson, task: Task, free: Workers, progress: Progress
 ) -> None:
     """Make the soft labels that are to be stored and are not there yet; refuse those of other images."""
     import ray
@@ -325,12 +354,12 @@ def _store_labels(
         assert task.teaching is not None
         index = Index.of(images, task.source.classes, task.teaching.frame, protocol)
         missing = [part for part in index.parts() if not lesson.stored.has(part[0])]
-        work, sent = cluster.task(students.label, share), ray.put(lesson)
+        sent = ray.put(lesson)
 
-        def submit(part: Any) -> Any:
-            return work.remote(shared, sent, index, part)
+        def work(part: Any) -> Work:
+            return (students.label, shared, sent, index, part)
 
-        for done, _ in enumerate(pool.as_they_finish(missing, submit, share.at_once), 1):
+        for done, _ in enumerate(free.each(missing, work, lambda part: f"labels {part[0]}"), 1):
             progress.update(0, 1, f"soft labels: {done} of {len(missing)} files")
         softlabels.finish(lesson.stored, index)
     labels = StoredLabels(lesson.stored)

@@ -5,24 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from rayddl import seeds
 from rayddl.data import picking
-from rayddl.data.config import augmentation_names
 from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError, DivergedError
 from rayddl.nets.config import NetConfig
 from rayddl.nets.cost import worth_compiling
-from rayddl.stages import matcher, students, tables
+from rayddl.stages import matcher, short_evaluations, tables
 from rayddl.stages.configs.match import MatchConfig
 from rayddl.stages.context import Context, Input, Result
-from rayddl.stages.runtime import cluster, pool
+from rayddl.stages.runtime import cluster, groups, workers
+from rayddl.stages.runtime.groups import Group
+from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.shared import SharedSource, publish, read_space, tensor
-from rayddl.training.hard import Protocol
+from rayddl.stages.short_evaluations import ShortEvaluations
 
 SLICE_SECONDS = 1.0
 """How long the loop runs between two looks at it."""
@@ -52,15 +53,16 @@ def run(config: MatchConfig, context: Context) -> Result:
     job, share = _job(config, context, experts, source)
     if job.net.norm == "batch":
         context.progress.note(BATCH_NORM)
-    short = _ShortEvaluations(job, context)
     name = "last.safetensors"
-    with _at_work(job, share) as worker:
-        where = _distil(worker, job, context, short)
-        pool.get(worker.keep.remote(name, config.iterations), "keeping the set")
-        rows = pool.get(worker.rows.remote(config.iterations), "reading the metrics")
+    with groups.opened(share, "match", context.progress.note) as group:
+        short = ShortEvaluations(job, context, group)
+        with _at_work(job, group) as worker:
+            where = _distil(worker, job, context, short)
+            workers.get(worker.keep.remote(name, config.iterations), "keeping the set")
+            rows = workers.get(worker.rows.remote(config.iterations), "reading the metrics")
+        accuracies = short.finish()
     images, labels, lr = matcher.read_snapshot(context.out, name)
     tables.write(context.out, "metrics.parquet", _typed(rows), TYPES)
-    accuracies = short.finish()
     made = DistilledSet(
         images,
         labels,
@@ -70,8 +72,9 @@ def run(config: MatchConfig, context: Context) -> Result:
         info(config, context, job, where.iteration),
     )
     made.save(context.out.child("set"))
-    for leftover in (name, matcher.CHECKPOINT, *short.files):
-        context.out.delete(leftover)
+    for leftover in context.out.names():
+        if leftover in (name, matcher.CHECKPOINT) or leftover.startswith(short_evaluations.LEFT):
+            context.out.delete(leftover)
     seconds = time.perf_counter() - began
     return Result(_summary(config, source, rows, where, made, accuracies, seconds))
 
@@ -113,11 +116,8 @@ def _short(names: Any) -> str:
 
 def _job(
     config: MatchConfig, context: Context, experts: Input, source: SharedSource
-) -> tuple[matcher.Job, cluster.Share]:
-    beside = 1 if config.evaluate_every else 0
-    cpus = max(1, cluster.node_cpus() - beside) if config.workers == 1 else 1
-    gpus = 1 if config.workers == 1 else 0.5
-    share = cluster.share(config.resources, cpus=cpus, gpus=gpus, units=config.workers, together=True)
+) -> tuple[matcher.Job, Share]:
+    share = cluster.sized(lambda have: config.asks(have)[0])
     net = NetConfig.model_validate(experts.summary["net"])
     labels, picked = started(config, source, context.seed_of())
     import ray
@@ -169,42 +169,41 @@ def compiled(config: MatchConfig, net: NetConfig, source: SharedSource, images: 
 
 
 @contextmanager
-def _at_work(job: matcher.Job, share: cluster.Share) -> Iterator[Any]:
-    """The loop's actor, with its helpers.
-
-    They end with the block, whatever still knows of them: short evaluations may wait for their CPUs.
-    """
+def _at_work(job: matcher.Job, group: Group) -> Iterator[Any]:
+    """The loop's actor, with its helpers; they end with the block, whatever still knows of them."""
     import ray
 
-    options = {**share.options, "max_restarts": cluster.RETRIES, "max_task_retries": cluster.RETRIES}
-    sent = cluster.packed(job)
-    helpers: list[Any] = [
-        ray.remote(matcher.WindowWorker).options(**options).remote(sent)
-        for _ in range(job.config.workers - 1)
-    ]
-    worker: Any = ray.remote(matcher.MatchWorker).options(**options).remote(sent, helpers)
+    retries = {"max_restarts": workers.RETRIES, "max_task_retries": workers.RETRIES}
+
+    def actor(made: type, index: int, *more: Any) -> Any:
+        name = f"match window {index}" if index else "match"
+        sent = cluster.packed(replace(job, name=name))
+        return ray.remote(made).options(**group.options(index), **retries).remote(sent, *more)
+
+    helpers = [actor(matcher.WindowWorker, index) for index in range(1, job.config.workers)]
+    worker = actor(matcher.MatchWorker, 0, helpers)
     try:
         yield worker
     finally:
-        for actor in (worker, *helpers):
-            ray.kill(actor)
+        for one in (worker, *helpers):
+            ray.kill(one)
 
 
-def _distil(worker: Any, job: matcher.Job, context: Context, short: _ShortEvaluations) -> matcher.Where:
+def _distil(worker: Any, job: matcher.Job, context: Context, short: ShortEvaluations) -> matcher.Where:
     config, progress = job.config, context.progress
     progress.update(0, config.iterations, "compiling the student's steps" if job.compile else "starting")
-    where: matcher.Where = pool.get(worker.advance.remote(0, 0.0), "the matching loop")
+    where: matcher.Where = workers.get(worker.advance.remote(0, 0.0), "the matching loop")
     for stop in _stops(config):
         while where.iteration < stop:
             told = where.retries
-            where = pool.get(worker.advance.remote(stop, SLICE_SECONDS), "the matching loop")
+            where = workers.get(worker.advance.remote(stop, SLICE_SECONDS), "the matching loop")
             if where.retries > told:
                 progress.note(
                     f"iteration {where.iteration}: went astray and was taken back; rates are now "
                     f"{0.1**where.retries:g} of the definition's"
                 )
             if where.diverged is not None:
-                pool.get(worker.keep.remote("last-good.safetensors", None), "keeping the set")
+                workers.get(worker.keep.remote("last-good.safetensors", None), "keeping the set")
                 raise DivergedError(where.diverged)
             shown = f"loss {where.loss:.3f}  lr {where.lr:.4f}{short.latest()}"
             progress.update(where.iteration, config.iterations, shown)
@@ -216,68 +215,6 @@ def _stops(config: MatchConfig) -> Iterator[int]:
     if config.evaluate_every:
         yield from range(0, config.iterations, config.evaluate_every)
     yield config.iterations
-
-
-@dataclass
-class _ShortEvaluations:
-    """Students trained on the set as it stands at some iterations, beside the loop."""
-
-    job: matcher.Job
-    context: Context
-    running: dict[Any, tuple[int, int]] = field(default_factory=dict)
-    found: dict[tuple[int, int], float] = field(default_factory=dict)
-    files: list[str] = field(default_factory=list)
-
-    def begin(self, worker: Any, iteration: int) -> None:
-        """Start the students of ``iteration``: the loop stands there, or has left a snapshot of it."""
-        if not self.job.config.evaluate_every:
-            return
-        import ray
-
-        config, snapshot = self.job.config, f"snapshot-{iteration:06d}.safetensors"
-        if not self.context.out.has(snapshot):
-            pool.get(worker.keep.remote(snapshot, iteration), "keeping a snapshot")
-        images, labels, lr = matcher.read_snapshot(self.context.out, snapshot)
-        protocol = Protocol(config.evaluate_epochs, lr, augmentation_names(config.augment))
-        lesson = ray.put(students.Lesson(f"iteration {iteration}", images, labels, None, protocol))
-        job = self.job
-        shared = students.Class(
-            job.source, job.space, job.out, job.seed, config.precision, job.compile, threads=1
-        )
-        task = ray.remote(students.teach).options(num_cpus=1, max_retries=cluster.RETRIES)
-        self.files.append(snapshot)
-        for seed in range(config.evaluate_seeds):
-            file = f"student-{iteration:06d}-{seed}.json"
-            student = students.Student("short", job.net, seed, file)
-            self.running[task.remote(shared, lesson, student)] = (iteration, seed)
-            self.files.append(file)
-
-    def _collect(self, timeout: float | None) -> None:
-        import ray
-
-        if self.running:
-            done, _ = ray.wait(list(self.running), num_returns=len(self.running), timeout=timeout)
-            for ref in done:
-                self.found[self.running.pop(ref)] = pool.get(ref, "a short evaluation")["accuracy"]
-
-    def latest(self) -> str:
-        """The newest accuracy, for the progress line."""
-        self._collect(0)
-        if not self.found:
-            return ""
-        iteration = max(i for i, _ in self.found)
-        return (
-            f"  accuracy {100 * self.found[iteration, min(s for i, s in self.found if i == iteration)]:.1f} %"
-        )
-
-    def finish(self) -> list[tuple[int, int, float]]:
-        """Wait for the rest; the table of all, which is also written."""
-        self._collect(None)
-        rows = sorted((iteration, seed, value) for (iteration, seed), value in self.found.items())
-        columns = {name: [row[k] for row in rows] for k, name in enumerate(("iteration", "seed", "accuracy"))}
-        types = {"iteration": "int64", "seed": "int64", "accuracy": "double"}
-        tables.write(self.context.out, "accuracy.parquet", columns, types)
-        return rows
 
 
 def _typed(rows: Mapping[str, list[float]]) -> dict[str, list[Any]]:

@@ -24,7 +24,7 @@ from rayddl.matching.state import State, first_state, load_state
 from rayddl.matching.windows import WindowRule
 from rayddl.nets.config import NetConfig
 from rayddl.stages.configs.match import MatchConfig
-from rayddl.stages.runtime import cluster
+from rayddl.stages.runtime import cluster, devices
 from rayddl.stages.shared import SharedSource, splits
 from rayddl.storage import Folder
 from rayddl.training.steps import steps_for
@@ -60,6 +60,8 @@ class Job:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     given: DistilledSet | None = None
     """A set to start from, its images in the order of ``labels``."""
+    name: str = "match"
+    """What a dashboard calls the worker."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class WindowWorker:
 
     def __init__(self, packed: bytes) -> None:
         self._job: Job = cluster.unpacked(packed)
-        self._device = cluster.enter_worker(self._job.threads, self._job.config.precision)
+        self._device = devices.enter(self._job.threads, self._job.config.precision, self._job.name)
 
     @cached_property
     def _matcher(self) -> Matcher:
@@ -194,7 +196,7 @@ class MatchWorker:
     def __init__(self, packed: bytes, helpers: list[Any]) -> None:
         self._job: Job = cluster.unpacked(packed)
         self._helpers = helpers
-        self._device = cluster.enter_worker(self._job.threads, self._job.config.precision)
+        self._device = devices.enter(self._job.threads, self._job.config.precision, self._job.name)
         self._saved, self._saved_at = time.monotonic(), 0
         self._diverged: str | None = None
 

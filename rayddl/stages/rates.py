@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -13,7 +12,7 @@ from rayddl.nets.config import NetConfig
 from rayddl.stages import students
 from rayddl.stages.configs.evaluate import EvaluateConfig
 from rayddl.stages.context import Progress
-from rayddl.stages.runtime import cluster, pool
+from rayddl.stages.runtime.workers import Work, Workers
 from rayddl.stages.shared import SharedSource
 
 Rates = Mapping[tuple[str, NetConfig], float]
@@ -25,7 +24,7 @@ def found(
     nets: Sequence[NetConfig],
     lessons: Sequence[students.Lesson],
     shared: students.Class,
-    share: cluster.Share,
+    free: Workers,
     progress: Progress,
 ) -> Rates:
     """The rate of ``config.lr_grid`` whose student is best, for each lesson and network; empty without a grid.
@@ -47,13 +46,13 @@ def found(
         for i, lr in enumerate(grid)
     }
     sent = {lesson.name: ray.put(lesson) for lesson in lessons}
-    kept, work = ray.put(replace(shared, trials_on=places)), cluster.task(students.teach, share)
+    kept = ray.put(replace(shared, trials_on=places))
 
-    def submit(student: students.Student) -> Any:
-        return work.remote(kept, sent[student.lesson], student)
+    def work(student: students.Student) -> Work:
+        return (students.teach, kept, sent[student.lesson], student)
 
     missing = [student for student in trials.values() if not shared.out.has(student.file)]
-    for done, _ in enumerate(pool.as_they_finish(missing, submit, share.at_once), 1):
+    for done, _ in enumerate(free.each(missing, work, lambda student: students.named([student])), 1):
         progress.update(0, 1, f"learning rates: {done} of {len(missing)} students")
     right = {key: shared.out.read_json(student.file)["accuracy"] for key, student in trials.items()}
 

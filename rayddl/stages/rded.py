@@ -29,7 +29,7 @@ from rayddl.stages.rded_select import PROGRESS_FILE, Outcomes, refuse_short, sel
 from rayddl.stages.rded_stitch import layout, stitch_all, stitch_here
 from rayddl.stages.rded_stream import stream
 from rayddl.stages.rded_work import Block, Job
-from rayddl.stages.runtime import cluster
+from rayddl.stages.runtime import cluster, sizes
 from rayddl.storage import Folder
 from rayddl.training.observer import Observer
 
@@ -53,7 +53,9 @@ def run(config: RdedConfig, context: Context) -> Result:
 
 def select_inline(config: RdedConfig, context: Context) -> Result:
     """:func:`run` within this process, for callers that are Ray workers themselves."""
-    return _run(config, context, lambda job, numbers, _: rded_work.chunks_in_turn(job, numbers), stitch_here)
+    return _run(
+        config, context, lambda job, positions, _: rded_work.images_in_turn(job, positions), stitch_here
+    )
 
 
 def _run(config: RdedConfig, context: Context, outcomes: Outcomes, stitch: Callable[..., Any]) -> Result:
@@ -127,7 +129,6 @@ def prepared(config: RdedConfig, context: Context) -> tuple[Job, int]:
         seeds.derive(context.seed_of(), "crops"),
         ray.put(observer),
         threads=1,
-        bounds=chosen.bounds(),
     )
     return job, len(listing)
 
@@ -158,18 +159,14 @@ def _refuse_short_classes(config: RdedConfig, listing: Listing, context: Context
     refuse_short(config, listing.classes, counts, needed, "images")
 
 
-def _streamed(job: Job, numbers: NDArray[np.int64], context: Context) -> Iterator[Block]:
-    judges, cutters = shares(job.config, len(numbers))
-    return stream(job, numbers, judges, cutters, context.progress)
-
-
-def shares(config: RdedConfig, units: int) -> tuple[cluster.Share, cluster.Share | None]:
-    """What scoring workers and, where they have GPUs, decoding ones get of the cluster."""
-    judges = cluster.share(config.resources, cpus=1.0, gpus=1.0, units=max(1, units))
-    if not judges.num_gpus:
-        return judges, None
-    free = max(1, int(cluster.resources().get("CPU", 1) - judges.num_cpus * judges.at_once))
-    return judges, cluster.share(config.decoders, cpus=1.0, gpus=0.0, units=free)
+def _streamed(job: Job, positions: NDArray[np.int64], context: Context) -> Iterator[Block]:
+    have = cluster.capacity_now()
+    for ask in job.config.asks(have):
+        cluster.refuse_unfit(ask, have)
+    judges, cutters = sizes.streamed(job.config.resources, job.config.decoders, have)
+    for share in (judges, cutters or judges):
+        cluster.wait_for(share.needs, context.progress.note)
+    return stream(job, positions, judges, cutters, context.progress)
 
 
 def _write_winners(out: Folder, rows: Rows, listing: Listing) -> None:

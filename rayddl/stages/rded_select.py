@@ -1,4 +1,4 @@
-"""RDED's winners out of the stream of scored chunks, kept on disk while it runs."""
+"""RDED's winners out of the stream of scored images, kept on disk while it runs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load, save
@@ -25,7 +26,7 @@ SAVE_SECONDS = 20.0
 COLUMNS = ("image", "label", "score", "crop", "box")
 
 Outcomes: TypeAlias = Callable[[Job, NDArray[np.int64], Context], Iterator[Block]]
-"""Turns the numbers of chunks into their scored blocks, in any order."""
+"""Turns positions in the listing into scored blocks, in any order and any portions."""
 
 
 @dataclass
@@ -34,8 +35,25 @@ class _Seen:
 
     best: Best
     done: NDArray[np.bool_]
-    images: int
+    """By position in the listing: whether the image was scored, or cannot be read."""
     bad: list[str]
+
+    @property
+    def images(self) -> int:
+        """Images that are done."""
+        return int(self.done.sum())
+
+    def take(self, block: Block, names: pa.Array) -> None:
+        """Take in what came back of some images; of those that were taken in before, nothing."""
+        places = np.asarray(block["image"], np.int64)
+        first = np.zeros(len(places), bool)
+        first[np.unique(places, return_index=True)[1]] = True
+        fresh = first & ~self.done[places]
+        broken = block["bad"] != ""
+        for at in np.flatnonzero(fresh & broken):
+            self.bad.append(f"{names[int(places[at])].as_py()}: {block['bad'][at]}")
+        self.best.add(Rows(*(block[c][fresh & ~broken] for c in COLUMNS)))
+        self.done[places] = True
 
 
 def select(job: Job, context: Context, outcomes: Outcomes) -> tuple[Rows, list[str], float]:
@@ -45,14 +63,7 @@ def select(job: Job, context: Context, outcomes: Outcomes) -> tuple[Rows, list[s
     names = job.listing.names
     context.progress.update(seen.images, total, "starting the workers")
     for block in outcomes(job, np.flatnonzero(~seen.done), context):
-        broken = block["bad"] != ""
-        seen.bad += [
-            f"{names[int(i)].as_py()}: {why}"
-            for i, why in zip(block["image"][broken], block["bad"][broken], strict=True)
-        ]
-        seen.best.add(_rows(block, ~broken))
-        seen.done[block["chunk"]] = True
-        seen.images += int(block["seen"].sum())
+        seen.take(block, names)
         _refuse_too_many_bad(context, seen, total)
         rate = (seen.images - before) / (time.perf_counter() - began)
         context.progress.update(
@@ -62,10 +73,8 @@ def select(job: Job, context: Context, outcomes: Outcomes) -> tuple[Rows, list[s
             _save(seen, context.out)
             saved = time.monotonic()
     if not seen.done.all():
-        raise StageError(
-            f"the stream ended with {int((~seen.done).sum())} of {len(seen.done)} chunks missing. What was "
-            "done is kept; run the same command to go on."
-        )
+        _save(seen, context.out)
+        raise StageError(_missing(seen, names))
     rate = (seen.images - before) / max(time.perf_counter() - began, 1e-9)
     _save(seen, context.out)
     rows = seen.best.rows()
@@ -74,8 +83,15 @@ def select(job: Job, context: Context, outcomes: Outcomes) -> tuple[Rows, list[s
     return rows, sorted(seen.bad), rate
 
 
-def _rows(block: Block, kept: NDArray[np.bool_]) -> Rows:
-    return Rows(*(block[c][kept] for c in COLUMNS))
+def _missing(seen: _Seen, names: pa.Array) -> str:
+    """An internal error: a stream that ends leaves no image out."""
+    missing = np.flatnonzero(~seen.done)
+    named = ", ".join(repr(names[int(i)].as_py()) for i in missing[:5])
+    more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
+    return (
+        f"internal error: the stream ended without {len(missing):,} of {len(seen.done):,} images: {named}{more}. "
+        "What was done is kept, and the same command scores those that are missing; please report it."
+    )
 
 
 def _refuse_too_many_bad(context: Context, seen: _Seen, total: int) -> None:
@@ -97,7 +113,6 @@ def _save(seen: _Seen, out: Folder) -> None:
     bad = "\n".join(seen.bad).encode()
     tensors |= {
         "done": torch.from_numpy(seen.done),
-        "seen": torch.tensor(seen.images),
         "bad": torch.frombuffer(bytearray(bad), dtype=torch.uint8)
         if bad
         else torch.zeros(0, dtype=torch.uint8),
@@ -108,11 +123,11 @@ def _save(seen: _Seen, out: Folder) -> None:
 def _resumed(job: Job, out: Folder) -> _Seen:
     best = Best(job.per_class, len(job.listing.classes))
     kept = load(out.read(PROGRESS_FILE)) if out.has(PROGRESS_FILE) else {}
-    if "done" not in kept or len(kept["done"]) != job.chunks:  # of a version that cut the listing otherwise
-        return _Seen(best, np.zeros(job.chunks, bool), 0, [])
+    if "seen" in kept or "done" not in kept:  # of a version that counted chunks, not images
+        return _Seen(best, np.zeros(len(job.listing), bool), [])
     best.add(Rows(*(kept[n].numpy() for n in COLUMNS)))
     bad = bytes(kept["bad"].tolist()).decode()
-    return _Seen(best, kept["done"].numpy().copy(), int(kept["seen"]), bad.split("\n") if bad else [])
+    return _Seen(best, kept["done"].numpy().copy(), bad.split("\n") if bad else [])
 
 
 def refuse_short(

@@ -10,7 +10,7 @@ from rayddl.patches.select import Rows
 from rayddl.patches.stitch import places
 from rayddl.stages.context import Progress
 from rayddl.stages.rded_work import Job, stitch_classes
-from rayddl.stages.runtime import cluster, pool
+from rayddl.stages.runtime import cluster, workers
 
 CLASSES_A_TASK = 16
 
@@ -44,22 +44,22 @@ def stitch_all(job: Job, rows: Rows, picked: Layout, progress: Progress) -> tupl
     images = torch.empty((sum(counts), *job.shape), dtype=torch.uint8)
     starts = np.concatenate([[0], np.cumsum(counts)])
     sent = ray.put(job)
-    share = cluster.share(job.config.decoders, cpus=1.0, gpus=0.0, units=len(groups))
-    task = cluster.task(_stitch, share)
+    share = cluster.spread(job.config.decoders, units=len(groups), gpu=False, key="decoders")
 
-    def submit(group: list[int]) -> object:
+    def work(group: list[int]) -> workers.Work:
         first, last = picked[group[0]][0][0], np.searchsorted(rows.label, group[-1], side="right")
         first = int(np.searchsorted(rows.label, group[0], side="left"))
         mine = rows.take(np.arange(first, last))
         shifted = {c: [[row - first for row in image] for image in picked[c]] for c in group}
-        return task.remote(sent, mine, shifted)
+        return (_stitch, sent, mine, shifted)
 
     done = 0
-    for group, part in pool.as_they_finish(groups, submit, share.at_once):
-        at = int(starts[group[0]])
-        images[at : at + len(part)] = torch.from_numpy(np.array(part))
-        done += len(part)
-        progress.update(done, len(images), "stitching")
+    with workers.opened(share, "rded stitch", note=progress.note) as free:
+        for group, part in free.each(groups, work, lambda g: f"rded stitch classes {g[0]}–{g[-1]}"):
+            at = int(starts[group[0]])
+            images[at : at + len(part)] = torch.from_numpy(np.array(part))
+            done += len(part)
+            progress.update(done, len(images), "stitching")
     return images, torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
 
 

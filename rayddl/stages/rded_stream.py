@@ -1,4 +1,4 @@
-"""The listing through cutters and judges as a Ray Data job: chunk numbers in, a few scored rows out."""
+"""The listing through cutters and judges as a Ray Data job: a row is an image, on its way in and out."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from rayddl.data import listing
 from rayddl.stages.context import Progress
-from rayddl.stages.rded_work import Block, Job, Judge, cut_chunk
-from rayddl.stages.runtime import cluster, pool
+from rayddl.stages.rded_work import GPU_BATCH, Block, Job, Judge, cut_images
+from rayddl.stages.runtime import cluster, devices, failures
+from rayddl.stages.runtime.sizes import Share
 
 SILENCE_SECONDS = 60.0
-"""Time without a finished chunk after which the stream says what it waits for."""
+"""Time without a finished image after which the stream says what it waits for."""
 CHUNKS_A_BLOCK = 8
 """What one task works on at most. Between two tasks a worker stands still for a fifth of a second."""
 BLOCKS_A_WORKER = 8
@@ -28,7 +30,7 @@ ones end together.
 """
 
 
-class JudgeActor:
+class RdedJudge:
     """Scores what cutters cut: an actor, because a GPU task would start CUDA anew each time."""
 
     def __init__(self, sent: bytes) -> None:
@@ -38,15 +40,15 @@ class JudgeActor:
         return self._judge(block)
 
 
-def cut_here(block: Any, sent: bytes) -> Any:
-    """Cuts one chunk."""
-    return cut_chunk(_opened(sent)[0], int(block["chunk"][0]))
+def rded_cut(block: Block, sent: bytes) -> Block:
+    """The crops of some images."""
+    return cut_images(_opened(sent)[0], block["image"])
 
 
-def cut_and_judge(block: Any, sent: bytes) -> Any:
-    """Cuts and scores one chunk in one process, so that crops never leave it."""
+def rded_cut_and_judge(block: Block, sent: bytes) -> Block:
+    """Cuts and scores some images in one process, so that crops never leave it."""
     job, judge = _opened(sent)
-    return judge()(cut_chunk(job, int(block["chunk"][0])))
+    return judge()(cut_images(job, block["image"]))
 
 
 def _job(sent: bytes) -> Job:
@@ -60,24 +62,25 @@ def _job(sent: bytes) -> Job:
 def _opened(sent: bytes) -> tuple[Job, Callable[[], Judge]]:
     """The job and its judge, fetched and made once per process."""
     job = _job(sent)
-    cluster.enter_worker(job.threads)
+    devices.enter(job.threads, unit="rded cut")
     return job, cache(lambda: Judge(job))
 
 
 def stream(
     job: Job,
-    numbers: NDArray[np.int64],
-    judges: cluster.Share,
-    cutters: cluster.Share | None,
+    positions: NDArray[np.int64],
+    judges: Share,
+    cutters: Share | None,
     progress: Progress,
 ) -> Iterator[Block]:
-    """The outcome of chunks ``numbers``, in the order in which they finish.
+    """The outcome of the images at ``positions``, which rise, in the order in which they finish.
 
-    Without ``cutters`` every judge cuts for itself. Lost workers are replaced and their chunks done
-    again.
+    The stream's rows are images, so nothing depends on how Ray joins or splits blocks. Without ``cutters`` every judge
+    cuts for itself. Ray Data starts as many of both as the cluster has room for at any time; what a lost worker was at
+    is done again.
     """
     import ray
-    from ray.data import DataContext
+    from ray.data import ActorPoolStrategy, DataContext
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current()
@@ -85,17 +88,19 @@ def stream(
     context.print_on_execution_start = False
     # A reference, packed, so that every task does not carry the listing.
     sent = cluster.packed(ray.put(job))
-    size = chunks_a_block(len(numbers), (cutters or judges).at_once)
-    tables = [pa.table({"chunk": numbers[i : i + size]}) for i in range(0, len(numbers), size)]
+    size = images_a_block(len(positions), (cutters or judges).at_once)
+    tables = [pa.table({"image": positions[i : i + size]}) for i in range(0, len(positions), size)]
     data: ray.data.Dataset = ray.data.from_arrow(tables)
+    config = job.config
     if cutters is None:
-        data = _tasks(data, cut_and_judge, sent, judges)
+        data = _tasks(data, rded_cut_and_judge, sent, judges, config.resources.at_once)
     else:
-        data = _tasks(data, cut_here, sent, cutters).map_batches(
-            JudgeActor,
+        data = _tasks(data, rded_cut, sent, cutters, config.decoders.at_once).map_batches(
+            RdedJudge,
             fn_constructor_args=(sent,),
-            batch_size=None,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=judges.at_once),
+            # As many images as are scored in one go; Ray Data joins blocks to that.
+            batch_size=max(1, (config.batch or GPU_BATCH) // config.num_crops),
+            compute=ActorPoolStrategy(min_size=1, max_size=config.resources.at_once),
             **_asked(judges),
         )
     with _watchdog(progress, judges, cutters) as alive:
@@ -104,27 +109,28 @@ def stream(
                 alive()
                 yield batch
         except ray.exceptions.RayError as error:
-            pool.explain(error, "the stream of images")
+            failures.explain(error, "the stream of images")
 
 
-def chunks_a_block(chunks: int, workers: int) -> int:
-    """How many of ``chunks`` a task of ``workers`` at once works on."""
-    return min(CHUNKS_A_BLOCK, max(1, chunks // (workers * BLOCKS_A_WORKER)))
+def images_a_block(images: int, workers: int) -> int:
+    """How many of ``images`` a task of ``workers`` at once works on: some chunks."""
+    chunks = -(-images // listing.CHUNK)
+    return listing.CHUNK * min(CHUNKS_A_BLOCK, max(1, chunks // (workers * BLOCKS_A_WORKER)))
 
 
-def _tasks(data: Any, function: Callable[..., Any], sent: bytes, share: cluster.Share) -> Any:
-    """``function`` over every chunk of ``data``, as tasks that are done again when their worker is lost."""
+def _tasks(data: Any, function: Callable[..., Any], sent: bytes, share: Share, at_once: int | None) -> Any:
+    """``function`` over all images of ``data``, as tasks that are done again when their worker is lost."""
     return data.map_batches(
-        function, fn_kwargs={"sent": sent}, batch_size=1, concurrency=share.at_once, **_asked(share)
+        function, fn_kwargs={"sent": sent}, batch_size=listing.CHUNK, concurrency=at_once, **_asked(share)
     )
 
 
-def _asked(share: cluster.Share) -> dict[str, Any]:
+def _asked(share: Share) -> dict[str, Any]:
     return {name: value for name, value in share.options.items() if value}
 
 
 @contextmanager
-def _watchdog(progress: Progress, judges: cluster.Share, cutters: cluster.Share | None) -> Iterator[Any]:
+def _watchdog(progress: Progress, judges: Share, cutters: Share | None) -> Iterator[Any]:
     """Says once what the stream waits for when nothing has finished for a minute."""
     last, ended = time.monotonic(), threading.Event()
 
@@ -149,7 +155,7 @@ def _watchdog(progress: Progress, judges: cluster.Share, cutters: cluster.Share 
         thread.join()
 
 
-def _waiting_for(judges: cluster.Share, cutters: cluster.Share | None) -> str:
+def _waiting_for(judges: Share, cutters: Share | None) -> str:
     import ray
 
     free, have = ray.available_resources(), ray.cluster_resources()

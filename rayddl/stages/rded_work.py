@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rayddl.data import listing
 from rayddl.data.cutting import cut, opened
 from rayddl.data.listing import Blob, Listing
 from rayddl.patches import boxes, stitch
 from rayddl.patches.score import Scorer
-from rayddl.patches.select import Rows, best_crop, best_of_class
+from rayddl.patches.select import Rows, best_crop
 from rayddl.stages.configs.rded import RdedConfig
-from rayddl.stages.runtime import cluster
+from rayddl.stages.runtime import devices
 from rayddl.training.observer import Observer
 
 Block = dict[str, NDArray[Any]]
@@ -41,17 +42,6 @@ class Job:
     observer: Any
     """The reference of the :class:`Observer`."""
     threads: int
-    bounds: NDArray[np.int64]
-    """Where the listing's chunks begin, and its end: the units of work."""
-
-    @property
-    def chunks(self) -> int:
-        """Units of work."""
-        return len(self.bounds) - 1
-
-    def chunk(self, number: int) -> NDArray[np.int64]:
-        """The positions in one of them."""
-        return np.arange(self.bounds[number], self.bounds[number + 1])
 
     @property
     def patch(self) -> int:
@@ -64,12 +54,12 @@ class Job:
         return self.config.factor**2 * self.config.ipc
 
 
-def cut_chunk(job: Job, number: int) -> Block:
-    """The crops of the images in chunk ``number``, a row per image.
+def cut_images(job: Job, positions: NDArray[np.int64]) -> Block:
+    """The crops of the images at ``positions`` of the listing, which rise, a row per image.
 
     ``bad`` is why an image cannot be read, or empty; the other columns of such a row mean nothing.
     """
-    config, positions = job.config, job.chunk(number)
+    config = job.config
     count, channels, side = len(positions), job.shape[0], job.patch
     names = job.listing.names.take(positions).to_pylist()
     patches = np.zeros((count, config.num_crops, channels, side, side), np.uint8)
@@ -82,8 +72,7 @@ def cut_chunk(job: Job, number: int) -> Block:
         else:
             where[row], patches[row] = found
     return {
-        "chunk": np.full(count, number, np.int64),
-        "image": positions,
+        "image": np.asarray(positions, np.int64),
         "label": job.listing.labels[positions],
         "box": where,
         "patch": patches,
@@ -115,7 +104,7 @@ class Judge:
         import ray
 
         config = job.config
-        device = cluster.enter_worker(job.threads, config.precision)
+        device = devices.enter(job.threads, config.precision, "rded judge")
         seen: Observer = ray.get(job.observer)
         pad = config.scoring == "published"
         side = job.shape[1] if pad else job.patch
@@ -133,42 +122,22 @@ class Judge:
         )
 
     def __call__(self, block: Block) -> Block:
-        """The best crop of each image, and of those only what can still win in its class."""
+        """The best crop of each image, a row for every row of ``block``."""
         crops, readable = self._job.config.num_crops, np.flatnonzero(block["bad"] == "")
+        count, each = len(block["image"]), np.arange(len(readable))
         picked = torch.from_numpy(np.array(block["patch"][readable])).flatten(0, 1)
         labels = torch.from_numpy(block["label"][readable].astype(np.int64)).repeat_interleave(crops)
         scores = self._scorer(picked, labels).view(-1, crops).numpy()
         best = best_crop(scores)
-        each = np.arange(len(readable))
-        rows = best_of_class(
-            Rows(
-                block["image"][readable],
-                block["label"][readable],
-                scores[each, best],
-                best.astype(np.int32),
-                block["box"][readable][each, best],
-            ),
-            self._job.per_class,
-        )
-        broken = np.flatnonzero(block["bad"] != "")
-        return _told(block, rows, broken)
-
-
-def _told(block: Block, rows: Rows, broken: NDArray[np.int64]) -> Block:
-    """Winners and unreadable images as one block; its first row counts the images that were seen."""
-    count, lost = len(rows), len(broken)
-    seen = np.zeros(count + lost, np.int64)
-    seen[0] = len(block["image"])
-    return {
-        "chunk": np.full(count + lost, block["chunk"][0], np.int64),
-        "seen": seen,
-        "image": np.concatenate([rows.image, block["image"][broken]]),
-        "label": np.concatenate([rows.label, block["label"][broken]]),
-        "score": np.concatenate([rows.score, np.full(lost, np.nan, np.float32)]),
-        "crop": np.concatenate([rows.crop, np.full(lost, -1, np.int32)]),
-        "box": np.concatenate([rows.box, np.zeros((lost, 3), np.int32)]),
-        "bad": np.concatenate([np.full(count, "", dtype=object), block["bad"][broken]]),
-    }
+        found = {
+            "score": np.full(count, np.nan, np.float32),
+            "crop": np.full(count, -1, np.int32),
+            "box": np.zeros((count, 3), np.int32),
+        }
+        found["score"][readable] = scores[each, best]
+        found["crop"][readable] = best
+        found["box"][readable] = block["box"][readable][each, best]
+        return {"image": block["image"], "label": block["label"], **found, "bad": block["bad"]}
 
 
 def stitch_classes(job: Job, winners: Rows, per_class: dict[int, list[list[int]]]) -> NDArray[np.uint8]:
@@ -202,8 +171,8 @@ def _again(job: Job, winners: Rows, row: int, size: tuple[int, int]) -> Tensor:
     return cut(image, winners.box[row : row + 1], size, reduced=job.config.scoring == "native")[0]
 
 
-def chunks_in_turn(job: Job, numbers: NDArray[np.int64]) -> Iterator[Block]:
-    """The outcome of chunks ``numbers``, worked on here, one after the other."""
+def images_in_turn(job: Job, positions: NDArray[np.int64]) -> Iterator[Block]:
+    """The outcome of the images at ``positions``, worked on here, some after the others."""
     judge = Judge(job)
-    for number in numbers.tolist():
-        yield judge(cut_chunk(job, number))
+    for start in range(0, len(positions), listing.CHUNK):
+        yield judge(cut_images(job, positions[start : start + listing.CHUNK]))

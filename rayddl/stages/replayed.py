@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from rayddl.errors import ArtifactError
 from rayddl.stages.context import Context
 from rayddl.stages.expertfiles import Job, contents
-from rayddl.stages.runtime import cluster, pool
+from rayddl.stages.runtime import cluster, devices, workers
 from rayddl.stages.shared import splits
 from rayddl.training.metrics import accuracy
 from rayddl.training.steps import steps_for
@@ -28,8 +27,7 @@ def import_all(job: Job, context: Context, path: str) -> int:
     import ray
 
     found = replay.buffers(path)
-    share = cluster.share(job.config.resources, cpus=1, gpus=0.25, units=len(found))
-    task = cluster.task(import_file, share)
+    share = cluster.spread(job.config.resources, units=len(found))
     starts, total = [], 0
     for file in found:
         starts.append(total)
@@ -38,11 +36,13 @@ def import_all(job: Job, context: Context, path: str) -> int:
     shared = ray.put(job)
     units = [(str(file), start) for file, start in zip(found, starts, strict=True) if start < total]
 
-    def submit(unit: tuple[str, int]) -> Any:
-        return task.remote(shared, *unit, total)
+    def work(unit: tuple[str, int]) -> workers.Work:
+        return (import_file, shared, *unit, total)
 
-    for done, (_, worst) in enumerate(pool.as_they_finish(units, submit, share.at_once), start=1):
-        context.progress.update(done, len(units), f"weakest expert: test {100 * worst:.1f} %")
+    with workers.opened(share, "experts imported", note=context.progress.note) as free:
+        finished = free.each(units, work, lambda unit: f"experts of {Path(unit[0]).name}")
+        for done, (_, worst) in enumerate(finished, start=1):
+            context.progress.update(done, len(units), f"weakest expert: test {100 * worst:.1f} %")
     return total
 
 
@@ -52,7 +52,7 @@ def import_file(job: Job, file: str, start: int, total: int) -> float:
     Raises :class:`ArtifactError` where an expert does no better than guessing: it was trained in
     another pixel space, on other images, or with other class numbers.
     """
-    device = cluster.enter_worker(job.threads, job.config.precision)
+    device = devices.enter(job.threads, job.config.precision, f"experts of {Path(file).name}")
     source, config = job.source, job.config
     classes = len(source.classes)
     steps = steps_for(config.net, source.shape, classes, config.precision, False)

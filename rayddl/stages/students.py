@@ -12,7 +12,7 @@ import torch
 from rayddl import seeds
 from rayddl.nets.build import build, initial
 from rayddl.nets.config import NetConfig
-from rayddl.stages.runtime import cluster
+from rayddl.stages.runtime import devices
 from rayddl.stages.shared import SharedSource, on_device, splits, tensor
 from rayddl.storage import Folder
 from rayddl.training.frame import BATCH, Frame
@@ -89,12 +89,28 @@ def teach(shared: Class, lesson: Lesson, student: Student) -> dict[str, Any]:
     if shared.out.has(student.file):
         result: dict[str, Any] = shared.out.read_json(student.file)
         return result
-    device = cluster.enter_worker(shared.threads, shared.precision)
+    device = devices.enter(shared.threads, shared.precision, named([student]))
     began = time.perf_counter()
     taught = softly if isinstance(lesson.protocol, SoftProtocol) else _hard
     images, score = taught(shared, lesson, student, _seed(shared, student), device)
     lr = student.lr or lesson.protocol.lr
     return _written(shared, student, images, score, lr, time.perf_counter() - began)
+
+
+def named(group: Sequence[Student]) -> str:
+    """What a dashboard calls these students."""
+    first = group[0]
+    seeds_ = f"seed {first.seed}" if len(group) == 1 else f"seeds {first.seed}–{group[-1].seed}"
+    trial = f" at {first.lr:g}" if first.trial and first.lr is not None else ""
+    return f"student {first.lesson} {first.net.label} {seeds_}{trial}"
+
+
+def tried(shared: Class, lesson: Lesson, net: NetConfig) -> None:
+    """Train a student for an epoch of one batch that is not kept: what it takes of a GPU is measured around it."""
+    device = devices.enter(shared.threads, shared.precision, "student tried")
+    student = Student(lesson.name, net, 0, "student-tried.json", lesson.protocol.lr)
+    taught = softly if isinstance(lesson.protocol, SoftProtocol) else _hard
+    taught(shared, lesson, student, _seed(shared, student), device)
 
 
 def teach_together(shared: Class, group: Sequence[Student], *lessons: Lesson) -> list[dict[str, Any]]:
@@ -103,7 +119,7 @@ def teach_together(shared: Class, group: Sequence[Student], *lessons: Lesson) ->
     They have one network, hard labels and one rate. All are trained, also where a result is there already:
     what a student becomes depends, in its last bits, on how many are trained with it.
     """
-    device = cluster.enter_worker(shared.threads, shared.precision)
+    device = devices.enter(shared.threads, shared.precision, named(group))
     began, first = time.perf_counter(), lessons[0]
     assert isinstance(first.protocol, Protocol)
     source, net, classes = shared.source, group[0].net, len(shared.source.classes)
@@ -288,7 +304,7 @@ def label(shared: Class, lesson: Lesson, index: Index, part: tuple[str, range]) 
     name, epochs = part
     if lesson.stored.has(name):
         return
-    device = cluster.enter_worker(shared.threads, shared.precision)
+    device = devices.enter(shared.threads, shared.precision, f"labels {name}")
     seen: Observer = ray.get(shared.observer)
     answers = Answers(seen.on(device, shared.precision).module, Manner(device, shared.compile))
     images = on_device(lesson.images, device)

@@ -17,7 +17,7 @@ from rayddl.stages import tables
 from rayddl.stages.configs.teacher import DEFAULT, TeacherConfig
 from rayddl.stages.context import Context, Result
 from rayddl.stages.readymade import observer_of
-from rayddl.stages.runtime import cluster, pool, tally
+from rayddl.stages.runtime import cluster, devices, tally, workers
 from rayddl.stages.shared import SharedSource, on_device, publish, publish_held_out, tensor
 from rayddl.storage import Folder
 from rayddl.training.frame import Frame, moments
@@ -65,20 +65,20 @@ def run(config: TeacherConfig, context: Context) -> Result:
     source = _published(config, context.source)
     for line in source.bad[:3]:
         context.progress.note(f"skipped an unreadable image: {line}")
-    share = cluster.share(config.resources, cpus=cluster.node_cpus(), gpus=1.0, units=1)
+    share = cluster.sized(lambda have: config.asks(have)[0])
     given = None if config.weights is None else ray.put(observer_of(config, source))
     compile_ = config.weights is None and compiled(config, source)
     job = Job(config, source, context.out, context.seed_of(), compile_, share.threads, given)
     if not is_observer(job.folder):
         board, shared = tally.open_tally(), ray.put(job)
-        task = cluster.task(teach, share)
 
         def show() -> None:
             done, metric = tally.read(board)
             context.progress.update(done, config.epochs if given is None else 1, metric or "reading images")
 
-        for _ in pool.as_they_finish([0], lambda _: task.remote(shared, board), 1, show):
-            show()
+        with workers.opened(share, "teacher", note=context.progress.note) as free:
+            for _ in free.each([0], lambda _: (teach, shared, board), lambda _: "teacher", show):
+                show()
     return Result({**_summary(job), "seconds": time.perf_counter() - began})
 
 
@@ -115,7 +115,7 @@ def compiled(config: TeacherConfig, source: SharedSource) -> bool:
 
 def teach(job: Job, board: Any) -> None:
     """Make the observer, as a Ray task."""
-    device = cluster.enter_worker(job.threads, job.config.precision)
+    device = devices.enter(job.threads, job.config.precision, "teacher")
     make(job, device, lambda done, metric: board.say.remote("teacher", done, metric))
 
 

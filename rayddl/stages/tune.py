@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import Any
 
 from rayddl.errors import DivergedError
 from rayddl.stages.configs.space import Settings
 from rayddl.stages.configs.tune import TuneConfig
 from rayddl.stages.context import Context, Progress, Result, Silent
-from rayddl.stages.runtime import cluster, pool
+from rayddl.stages.runtime import cluster, workers
+from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.shared import publish, publish_held_out, read_space
 from rayddl.stages.tuning import engine, outcome, plan
 from rayddl.stages.tuning.outcome import Winner
@@ -24,7 +24,7 @@ def run(config: TuneConfig, context: Context) -> Result:
     began = time.perf_counter()
     cluster.start()
     search = plan.make(config, context.templates)
-    share = cluster.share(config.resources, cpus=1, gpus=0.25, units=search.samples)
+    share = cluster.spread(config.resources, units=search.samples, fill=True)
     work = Work(search, _trials(config, context), _absolute(context.out), share.threads)
     rows = engine.run(work, share, context.progress, tensorboard=config.tensorboard)
     best = outcome.best_of(search, rows.values())
@@ -77,7 +77,7 @@ class _Proof:
     """What is run after the search, so that its outcome can be believed."""
 
     work: Work
-    share: cluster.Share
+    share: Share
     progress: Progress
     students: int
 
@@ -107,9 +107,10 @@ class _Proof:
         return self._finish(own.number, own.settings, to_its_end=True)
 
     def _finish(self, number: int, settings: Settings, *, to_its_end: bool) -> Row:
-        task = cluster.task(engine.finish, self.share)
-        ref = task.remote(self._packed, number, settings, to_its_end=to_its_end)
-        row: Row = pool.get(ref, f"trial {number}")
+        with workers.opened(self.share, "trial", note=self.progress.note) as free:
+            row: Row = free.one(
+                (engine.finish, self._packed, number, settings, to_its_end), f"trial {number} to its end"
+            )
         if to_its_end and row.ended != "whole" and number != 0:
             raise DivergedError(f"the best settings, run by themselves, came to no end: {row.reason}")
         return row
@@ -118,14 +119,15 @@ class _Proof:
         """How good what a trial made is, with each of the seeds that the search never saw."""
         who = "best settings" if row.number else "template's own settings"
         done: dict[int, float] = {}
-        task = cluster.task(engine.held_out, replace(self.share, num_cpus=min(1.0, self.share.num_cpus)))
+        share = replace(self.share, num_cpus=min(1.0, self.share.num_cpus))
 
-        def submit(seed: int) -> Any:
-            return task.remote(self._packed, row.number, row.settings, seed)
+        def work(seed: int) -> workers.Work:
+            return (engine.held_out, self._packed, row.number, row.settings, seed)
 
-        for seed, value in pool.as_they_finish(range(self.students), submit, self.share.at_once):
-            done[seed] = value
-            self.progress.update(len(done), self.students, f"{who}, held-out seeds: {100 * value:.1f} %")
+        with workers.opened(share, "held-out student", note=self.progress.note) as free:
+            for seed, value in free.each(range(self.students), work, lambda s: f"held-out student {s}"):
+                done[seed] = value
+                self.progress.update(len(done), self.students, f"{who}, held-out seeds: {100 * value:.1f} %")
         return [done[seed] for seed in sorted(done)]
 
 

@@ -37,7 +37,7 @@ def main() -> None:
     )
     with Nodes.up(folder / "nodes.txt") as nodes:
         for _ in range(given.nodes - 1):
-            nodes.say("add")
+            nodes.say("add CPU:1")
         calm, struck = (Run(folder / name, nodes.address, "", definition) for name in ("calm", "struck"))
         seconds = {}
         for run in (calm, struck):

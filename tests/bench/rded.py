@@ -80,19 +80,22 @@ def _job(row: dict[str, Any]) -> Any:
     module = build(net, (3, SIZE, SIZE), CLASSES, seed=0).eval()
     seen = Observer(module, net, listing.classes, (3, SIZE, SIZE), MEAN, STD, None)
     reference = ray.put(seen) if ray.is_initialized() else seen
-    return Job(config, listing, (3, SIZE, SIZE), 0, reference, 1, listing.bounds())
+    return Job(config, listing, (3, SIZE, SIZE), 0, reference, 1)
 
 
 def _cut(row: dict[str, Any]) -> dict[str, Any]:
+    import numpy as np
     import torch
 
-    from rayddl.stages.rded_work import cut_chunk
+    from rayddl.data.listing import CHUNK
+    from rayddl.stages.rded_work import cut_images
 
     torch.set_num_threads(1)
     job = _job(row)
-    cut_chunk(job, 0)
+    parts = [np.arange(i, min(i + CHUNK, len(job.listing))) for i in range(0, len(job.listing), CHUNK)]
+    cut_images(job, parts[0])
     began = time.perf_counter()
-    done = sum(len(cut_chunk(job, number)["image"]) for number in range(job.chunks))
+    done = sum(len(cut_images(job, part)["image"]) for part in parts)
     return {"rate": done / (time.perf_counter() - began)}
 
 
@@ -147,13 +150,13 @@ def _stream(row: dict[str, Any]) -> tuple[float, int]:
 
     from rayddl.patches.select import Best, Rows
     from rayddl.stages.context import Silent
-    from rayddl.stages.rded import shares
     from rayddl.stages.rded_stream import stream
+    from rayddl.stages.runtime import cluster, sizes
 
     job = _job(row)
-    judges, cutters = shares(job.config, job.chunks)
+    judges, cutters = sizes.streamed(job.config.resources, job.config.decoders, cluster.capacity_now())
     best, began = Best(job.per_class, CLASSES), time.perf_counter()
-    for block in stream(job, np.arange(job.chunks), judges, cutters, Silent()):
+    for block in stream(job, np.arange(len(job.listing)), judges, cutters, Silent()):
         kept = block["bad"] == ""
         best.add(Rows(*(block[c][kept] for c in ("image", "label", "score", "crop", "box"))))
     return time.perf_counter() - began, len(best.rows())

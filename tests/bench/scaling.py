@@ -39,7 +39,7 @@ def experts(workers: int, units: int, seconds: float) -> Callable[[], None]:
     from rayddl.stages import experts
     from rayddl.stages.configs.experts import ExpertsConfig
     from rayddl.stages.context import Context
-    from rayddl.stages.runtime import cluster
+    from rayddl.stages.runtime.sizes import Share
     from rayddl.storage import Folder
 
     def sleep(job: Any, indices: Any, board: Any) -> None:
@@ -55,28 +55,30 @@ def experts(workers: int, units: int, seconds: float) -> Callable[[], None]:
     context = Context("experts", SourceConfig(name="digits"), 0, out, {}, {})
     # Without what real workers read: none of them has to import torch.
     job: Any = SimpleNamespace(config=config, compile=False, out=out)
-    share = cluster.Share(1, 0, None, workers)
+    share = Share(1, 0, None, workers)
     return lambda: experts._train_missing(job, share, list(range(units)), context)
 
 
 def scoring(workers: int, units: int, seconds: float) -> Callable[[], None]:
     """RDED's stream, with decoding and scoring replaced; a unit is as many chunks as a task has at most."""
     from rayddl.stages import rded_stream
+    from rayddl.stages.configs.rded import RdedConfig
     from rayddl.stages.context import Silent
-    from rayddl.stages.runtime import cluster
+    from rayddl.stages.runtime.sizes import Share
 
     def sleep(block: Any, sent: bytes) -> Any:
         del sent
         time.sleep(seconds / each)
-        return _scored(int(block["chunk"][0]))
+        return _scored(block["image"])
 
-    rded_stream.cut_and_judge = sleep
-    share = cluster.Share(1, 0, None, workers)
+    rded_stream.rded_cut_and_judge = sleep
+    share = Share(1, 0, None, workers)
     each = rded_stream.CHUNKS_A_BLOCK
-    numbers = np.arange(units * each)
+    positions = np.arange(units * each * CHUNK)
+    job: Any = SimpleNamespace(config=RdedConfig(kind="rded", teacher="teacher", ipc=1))
 
     def run() -> None:
-        for _ in rded_stream.stream(None, numbers, share, None, Silent()):  # type: ignore[arg-type]
+        for _ in rded_stream.stream(job, positions, share, None, Silent()):
             pass
 
     return run
@@ -115,14 +117,13 @@ def evaluation(workers: int, units: int, seconds: float) -> Callable[[], None]:
     return lambda: lessons.judge(task, Folder(tempfile.mkdtemp()), Silent()) and None
 
 
-def _scored(chunk: int) -> dict[str, Any]:
-    """What a worker hands back of a chunk: a row an image."""
-    image = np.arange(chunk * CHUNK, (chunk + 1) * CHUNK)
+def _scored(image: Any) -> dict[str, Any]:
+    """What a worker hands back of some images: a row each."""
+    count = len(image)
     return {
-        "chunk": np.full(CHUNK, chunk), "seen": np.eye(1, CHUNK, dtype=np.int64)[0] * CHUNK,
         "image": image, "label": (image * 7919 % CLASSES).astype(np.int64),
-        "score": np.sin(image).astype(np.float32), "crop": np.zeros(CHUNK, np.int64),
-        "box": np.zeros((CHUNK, 3), np.int32), "bad": np.full(CHUNK, ""),
+        "score": np.sin(image).astype(np.float32), "crop": np.zeros(count, np.int64),
+        "box": np.zeros((count, 3), np.int32), "bad": np.full(count, ""),
     }  # fmt: skip
 
 
@@ -168,16 +169,18 @@ def _many_experts(count: int) -> Iterator[tuple[int, int]]:
     """``count`` tasks through the pool, on two workers."""
     import ray
 
-    from rayddl.stages.runtime import cluster, pool
+    from rayddl.stages.runtime import cluster, workers
+    from rayddl.stages.runtime.sizes import Share
 
     def nothing(job: Any, index: int) -> None:
         del job, index
 
     cluster.configure(num_cpus=2)
     cluster.start()
-    task, job = cluster.task(nothing, cluster.Share(1, 0, None, 2)), ray.put(np.zeros(1_000_000))
-    for done, _ in enumerate(pool.as_they_finish(range(count), lambda i: task.remote(job, i), 2), start=1):
-        yield done, count
+    job = ray.put(np.zeros(1_000_000))
+    with workers.opened(Share(1, 0, None, 2), "nothing") as free:
+        for done, _ in enumerate(free.each(range(count), lambda i: (nothing, job, i), str), start=1):
+            yield done, count
     cluster.stop()
 
 
@@ -188,7 +191,7 @@ def _many_images(count: int) -> Iterator[tuple[int, int]]:
 
     best, chunks = Best(40, CLASSES), count // CHUNK
     for chunk in range(chunks):
-        block = _scored(chunk)
+        block = _scored(np.arange(chunk * CHUNK, (chunk + 1) * CHUNK))
         best.add(Rows(*(block[name] for name in COLUMNS)))
         yield chunk + 1, chunks
 

@@ -79,6 +79,7 @@ def main() -> None:
     from rayddl.stages.configs.space import Entry
     from rayddl.stages.context import Silent
     from rayddl.stages.runtime import cluster
+    from rayddl.stages.runtime.sizes import Share
     from rayddl.stages.tuning import engine
     from rayddl.stages.tuning.plan import Search
     from rayddl.stages.tuning.trial import Work
@@ -93,7 +94,7 @@ def main() -> None:
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         work = Work(search, Spins(given.seconds, given.reports), Folder(folder), 1)
-        rows = engine.run(work, cluster.Share(1, 0, None, given.cpus), Silent())
+        rows = engine.run(work, Share(1, 0, None, given.cpus), Silent())
     ended = time.perf_counter()
     cluster.stop()
     worked = sum(row.seconds for row in rows.values())

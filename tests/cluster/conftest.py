@@ -52,26 +52,26 @@ stages:
 
 @dataclass
 class Nodes:
-    """A cluster of one-CPU nodes under a head without CPUs."""
+    """A cluster of nodes under a head without CPUs."""
 
     process: subprocess.Popen[str]
     address: str
 
-    def say(self, word: str) -> None:
-        """``add`` or ``remove`` a node."""
+    def say(self, line: str) -> None:
+        """``add CPU:1``, ``remove`` the oldest node, or ``remove CPU:1`` the oldest of that kind."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(f"{word}\n")
+        self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
         assert self.process.stdout.readline() == "ok\n"
 
     @classmethod
     @contextmanager
-    def up(cls, log: Path) -> Iterator[Nodes]:
-        """The cluster, with one node; what Ray prints goes to ``log``."""
+    def up(cls, log: Path, *nodes: str, **environment: str) -> Iterator[Nodes]:
+        """The cluster, with ``nodes`` such as ``CPU:2,GPU:2``; what Ray prints goes to ``log``."""
         with log.open("w") as printed:
             process = subprocess.Popen(
-                [sys.executable, str(HERE / "nodes.py")],
+                [sys.executable, str(HERE / "nodes.py"), *nodes], env={**os.environ, **environment},
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=printed, text=True,
             )  # fmt: skip
         assert process.stdout is not None
@@ -86,7 +86,7 @@ class Nodes:
 @pytest.fixture(scope="session")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """The cluster, with one node."""
-    with Nodes.up(tmp_path_factory.mktemp("nodes") / "log.txt") as cluster:
+    with Nodes.up(tmp_path_factory.mktemp("nodes") / "log.txt", "CPU:1") as cluster:
         yield cluster
 
 
@@ -202,7 +202,7 @@ def undisturbed(nodes: Nodes, digits: Path, tmp_path_factory: pytest.TempPathFac
 class Killer:
     """Kills workers of a run with SIGKILL, one after another, at moments that a seed draws."""
 
-    TITLES = ("ray::train_some", "ray::teach", "ray::MatchWorker", "ray::MapBatches", "ray::cut_and_judge")
+    TITLES = ("ray::expert", "ray::student", "ray::MatchWorker", "ray::MapBatches")
 
     def __init__(self, run: Run, process: subprocess.Popen[bytes], seed: int) -> None:
         self.run, self.process, self.killed = run, process, 0

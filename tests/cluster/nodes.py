@@ -1,7 +1,10 @@
-"""Several Ray nodes on this machine, in a process of their own: `python nodes.py`.
+"""Several Ray nodes on this machine, in a process of their own: `python nodes.py NODE …`.
 
-Prints the address, then does what standard input says, a word a line, and answers `ok`: `add` and `remove` a node of
-one CPU (the oldest one goes, without a farewell). Ends with its input.
+A node is written as Ray's resources, `CPU:1` or `CPU:2,GPU:2`; the head has no CPUs. Its GPUs are logical: nothing is
+there, and whoever is given one computes on the CPU if the switch in `rayddl.stages.runtime.devices` is on.
+
+Prints the address, then does what standard input says, a line each, and answers `ok`: `add NODE`, and `remove` (the
+oldest one goes, without a farewell) or `remove NODE` (the oldest that was written so). Ends with its input.
 """
 
 from __future__ import annotations
@@ -9,7 +12,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -28,14 +30,17 @@ def patiently(start: Callable[[], Any], times: int = 5) -> Any:
         return patiently(start, times - 1)
 
 
-def node(cpus: int) -> dict[str, int]:
+def node(written: str) -> dict[str, int]:
     """What a node has; its agents' ports are given, or the raylet would wait for the agents to tell theirs."""
     with ExitStack() as held:
         free = [held.enter_context(socket.socket()) for _ in PORTS]
         for one in free:
             one.bind(("", 0))
         ports = {name: one.getsockname()[1] for name, one in zip(PORTS, free, strict=True)}
-    return {"num_cpus": cpus, "object_store_memory": STORE_BYTES, **ports}
+    names = {"CPU": "num_cpus", "GPU": "num_gpus"}
+    parts = dict(part.split(":") for part in written.split(","))
+    has = {names[name]: int(value) for name, value in parts.items()}
+    return {"num_gpus": 0, **has, "object_store_memory": STORE_BYTES, **ports}
 
 
 def main() -> None:
@@ -49,16 +54,24 @@ def main() -> None:
 
     # The head takes no work: what the driver has put into the object store outlives every other node.
     cluster = patiently(
-        lambda: Cluster(initialize_head=True, head_node_args={**node(0), "include_dashboard": False})
+        lambda: Cluster(initialize_head=True, head_node_args={**node("CPU:0"), "include_dashboard": False})
     )
-    nodes = deque([patiently(lambda: cluster.add_node(**node(1)))])
+    nodes: list[tuple[str, Any]] = []
+
+    def add(written: str) -> None:
+        nodes.append((written, patiently(lambda: cluster.add_node(**node(written)))))
+
+    def remove(written: str = "") -> None:
+        gone = next(entry for entry in nodes if not written or entry[0] == written)
+        nodes.remove(gone)
+        cluster.remove_node(gone[1], allow_graceful=False)
+
+    for written in sys.argv[1:]:
+        add(written)
     print(cluster.address, file=answer, flush=True)
     for line in sys.stdin:
-        word = line.strip()
-        if word == "add":
-            nodes.append(patiently(lambda: cluster.add_node(**node(1))))
-        elif word == "remove":
-            cluster.remove_node(nodes.popleft(), allow_graceful=False)
+        word, *rest = line.split()
+        {"add": add, "remove": remove}[word](*rest)
         print("ok", file=answer, flush=True)
     cluster.shutdown()
 

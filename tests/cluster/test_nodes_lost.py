@@ -14,7 +14,7 @@ def test_nodes_come_and_go_and_workers_are_killed(nodes, undisturbed, run_on, ki
     What is repeated is counted. A killed worker and a lost node each cost the one unit that was at work there, and a
     lost node those blocks of the stream that lay only on it.
     """
-    nodes.say("add")
+    nodes.say("add CPU:1")
     run = run_on()
     process = run.start()
     death = killer(run, process, seed=1)
@@ -24,12 +24,12 @@ def test_nodes_come_and_go_and_workers_are_killed(nodes, undisturbed, run_on, ki
     run.until(lambda: run.units("expert") == 5 or (run.units("expert") >= 3 and run.repeated >= 1), process)
     killed = run.repeated
     nodes.say("remove")
-    nodes.say("add")
+    nodes.say("add CPU:1")
     run.until(lambda: run.units("student") >= 1, process)
     lost = run.repeated - killed
     run.until(lambda: run.units("chunk") >= 3, process)
     nodes.say("remove")
-    nodes.say("add")
+    nodes.say("add CPU:1")
     run.finish(process)
 
     assert run.outcome() == undisturbed.outcome()

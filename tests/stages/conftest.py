@@ -26,7 +26,7 @@ from rayddl.data.distilled import DistilledSet
 from rayddl.matching.loop import Loop, Matcher
 from rayddl.matching.state import first_state
 from rayddl.seeds import derive, generator
-from rayddl.stages import evaluate, experts, match, matcher, tables
+from rayddl.stages import evaluate, experts, match, matcher, short_evaluations, tables
 from rayddl.stages.configs.evaluate import EvaluateConfig
 from rayddl.stages.configs.experts import ExpertsConfig
 from rayddl.stages.configs.match import MatchConfig
@@ -260,6 +260,7 @@ def mct_run(stages: Stages, convex: Made, tmp_path_factory: pytest.TempPathFacto
     progress = Told()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(match, "SLICE_SECONDS", 0.1)
+        patch.setattr(short_evaluations, "GRACE_SECONDS", 300.0)
         made = stages.match(convex, tmp_path_factory.mktemp("mct"), progress, **settings)
     return Run(made, progress, settings)
 
@@ -300,7 +301,7 @@ def cut() -> type[Cut]:
 def killing() -> Callable[..., Any]:
     """Kills the first worker whose process has a title, with SIGKILL, as soon as a condition holds.
 
-    Used as ``with killing("ray::train_some", when) as killed``; ``killed`` holds the process id.
+    Used as ``with killing("ray::expert", when) as killed``; ``killed`` holds the process id.
     """
 
     @contextmanager

@@ -22,7 +22,8 @@ from rayddl.nets.build import initial
 from rayddl.stages import experts, expertwork, match
 from rayddl.stages.config import without_resources
 from rayddl.stages.expertfiles import Job
-from rayddl.stages.runtime import cluster, pool
+from rayddl.stages.runtime import workers
+from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.shared import fit_space, publish
 from rayddl.storage import Folder
 from rayddl.trajectories import files
@@ -218,10 +219,10 @@ def test_a_killed_worker_of_several_experts_costs_nothing_but_time(
     stages, told, killing, monkeypatch, tmp_path
 ):
     """All experts of a killed task come out as they would have; those that were finished are left alone."""
-    monkeypatch.setattr(pool, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(workers, "POLL_SECONDS", 0.05)
     settings = {"keep": "all", "count": 3, "epochs": 30}
     progress = told()
-    with killing("ray::train_some", progress.under_way) as killed:
+    with killing("ray::expert", progress.under_way) as killed:
         struck = stages.experts(Path(tmp_path, "struck"), progress, experts_per_task=2, **settings)
     spared = stages.experts(Path(tmp_path, "spared"), **settings)
     assert len(killed) == 1
@@ -240,35 +241,36 @@ def test_throughput_is_measured_without_a_trace(stages, tmp_path):
     assert out.names() == before
 
 
-def test_how_many_a_task_trains(stages, monkeypatch):
+def test_how_many_a_worker_trains(stages):
     """As asked; else measured on a GPU, and never so many that a worker has nothing to do."""
-    asked: list[int] = []
-    told: list[str] = []
-    monkeypatch.setattr(pool, "get", lambda ref, what: asked.append(ref) or ref)
-    monkeypatch.setattr(cluster, "task", lambda function, share: RemoteMost())
-    cpu, gpu = cluster.Share(1, 0, None, 2), cluster.Share(1, 0.25, None, 4)
+    free = Measuring()
+    cpu, gpu = Share(1, 0, None, 2), Share(1, 0.25, None, 4, gpus=1)
 
-    def together(share: cluster.Share, missing: int, **settings: Any) -> int:
+    def together(share: Share, missing: int, **settings: Any) -> int:
         job = SimpleNamespace(config=stages.experts_config(**settings))
-        return experts._together(job, None, share, missing, told.append)
+        return experts._together(job, None, share, free, missing)
 
     assert together(cpu, 100) == 1
     assert together(cpu, 3, experts_per_task=8) == 3
     assert together(gpu, 100, experts_per_task=8) == 8
     assert together(gpu, 100, cuda_graphs=True, compile=True) == 1
     assert together(gpu, 4) == 1
-    assert asked == told == []
+    assert free.asked == []
     assert together(gpu, 100) == 25
     assert together(gpu, 5) == 2
-    assert asked == [25, 2]
-    assert told == ["measuring how many at once pay"] * 2
+    assert free.asked == [25, 2]
 
 
-class RemoteMost:
-    """A task that finds as many as it may."""
+class Measuring:
+    """Workers that find as many as they may."""
 
-    def remote(self, job: Any, most: int, gpu: float) -> int:
-        assert gpu == 0.25
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def one(self, work: tuple[Any, ...], name: str) -> int:
+        function, _, most, gpu = work
+        assert (function, gpu) == (experts.measured, 0.25)
+        self.asked.append(most)
         return most
 
 
@@ -311,10 +313,10 @@ def test_partial_files_of_finished_experts_go(stages, whole, tmp_path):
 
 def test_a_killed_worker_costs_nothing_but_time(stages, told, killing, monkeypatch, tmp_path):
     """An expert whose worker is killed in the middle is trained again by another, bit for bit the same."""
-    monkeypatch.setattr(pool, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(workers, "POLL_SECONDS", 0.05)
     settings = {"keep": "all", "count": 2, "epochs": 30}
     progress = told()
-    with killing("ray::train_some", progress.under_way) as killed:
+    with killing("ray::expert", progress.under_way) as killed:
         struck = stages.experts(Path(tmp_path, "struck"), progress, **settings)
     spared = stages.experts(Path(tmp_path, "spared"), **settings)
     assert len(killed) == 1
@@ -323,7 +325,7 @@ def test_a_killed_worker_costs_nothing_but_time(stages, told, killing, monkeypat
 
 def test_progress_counts_epochs_and_tells_the_newest_accuracy(stages, told, monkeypatch, tmp_path):
     """The live line counts epochs of all experts up to the whole, and shows an accuracy."""
-    monkeypatch.setattr(pool, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(workers, "POLL_SECONDS", 0.05)
     progress = told()
     stages.experts(tmp_path, progress, count=2, epochs=10)
     done = [d for d, _, _ in progress.updates]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from safetensors.torch import load
 from rayddl.data.config import SourceConfig
 from rayddl.errors import ArtifactError, DivergedError, SourceError, StageError
 from rayddl.matching.loop import ANCHOR
-from rayddl.stages import match, matcher
+from rayddl.stages import match, matcher, short_evaluations
+from rayddl.stages.runtime import cluster
 from rayddl.stages.shared import publish
 from rayddl.storage import Folder
 from rayddl.trajectories import files
@@ -31,6 +33,7 @@ def often(monkeypatch):
     """Checkpoints wherever the loop may make one, and many looks at it."""
     monkeypatch.setattr(matcher, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(match, "SLICE_SECONDS", 0.2)
+    monkeypatch.setattr(short_evaluations, "GRACE_SECONDS", 300.0)
 
 
 def has(folder: Path, name: str) -> bool:
@@ -101,8 +104,8 @@ def test_workers_that_never_fit_together_are_refused(stages, convex, tmp_path):
     with pytest.raises(StageError) as caught:
         stages.match(convex, tmp_path, **{**THREE, "resources": {"num_cpus": 1}})
     assert str(caught.value) == (
-        "3 workers run together at 1 CPU and 0 GPU each, and the cluster holds 2 of them (2 CPU, 0 GPU). "
-        "Lower the stage's workers or its resources, or add nodes."
+        "3 workers run together at 1 CPU and 0 GPU each. That takes 1 CPU in 3 places, and the cluster has 2 of them "
+        f"({cluster.capacity_now()}). Lower the stage's workers or its resources, or add nodes."
     )
 
 
@@ -111,6 +114,33 @@ def test_evaluations_wait_for_the_loop_where_it_has_all_cpus(stages, convex, tmp
     settings = {"evaluate_every": 2, "evaluate_epochs": 1, "resources": {"num_cpus": 2}}
     made = stages.match(convex, tmp_path, **settings)
     assert made.table("accuracy.parquet")["iteration"] == [0, 2, 4]
+
+
+def test_evaluations_that_take_too_long_are_left_out(stages, convex, told, tmp_path, monkeypatch):
+    """They come due faster than they are done: few wait, the loop waits for none, and at its end the last one counts.
+
+    Two students, one of the start and one of the end, take three seconds each; those between would take thirty more.
+    """
+    monkeypatch.setattr(short_evaluations, "BACKLOG", 2)
+    monkeypatch.setattr(short_evaluations, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(short_evaluations.students, "teach", slowly)
+    progress = told()
+    made = stages.match(convex, tmp_path, progress, iterations=24, evaluate_every=2)
+    found = made.table("accuracy.parquet")["iteration"]
+    assert found[-1] == 24
+    assert len(found) < 13
+    (note,) = [note for note in progress.notes if "left out" in note]
+    assert note == (
+        f"{13 - len(found)} short evaluations were left out: they take longer than the iterations between two of them. "
+        "Raise evaluate_every, or lower evaluate_epochs or evaluate_seeds."
+    )
+    assert made.out.names() == ["accuracy.parquet", "metrics.parquet"]
+
+
+def slowly(shared: Any, lesson: Any, student: Any) -> dict[str, Any]:
+    """A student that takes its time."""
+    time.sleep(3.0)
+    return {"accuracy": 0.5}
 
 
 def test_a_run_gone_astray_stops_with_the_facts_and_keeps_the_last_good_set(stages, convex, told, tmp_path):

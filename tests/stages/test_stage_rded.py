@@ -28,6 +28,7 @@ from rayddl.stages.config import Resources
 from rayddl.stages.configs.rded import RdedConfig
 from rayddl.stages.context import Context, Input, Progress, Result, Silent
 from rayddl.stages.runtime import cluster
+from rayddl.stages.runtime.sizes import Share
 from rayddl.storage import Folder
 from rayddl.training.observer import Observer
 
@@ -223,8 +224,9 @@ def test_few_chunks_are_spread_and_many_are_bundled(monkeypatch: pytest.MonkeyPa
     """Every worker gets its share while there is little; a bundle has a limit."""
     monkeypatch.setattr(rded_stream, "CHUNKS_A_BLOCK", 8)
     monkeypatch.setattr(rded_stream, "BLOCKS_A_WORKER", 4)
-    found = [rded_stream.chunks_a_block(chunks, 2) for chunks in (0, 1, 15, 16, 40, 64, 5000)]
-    assert found == [1, 1, 1, 2, 5, 8, 8]
+    monkeypatch.setattr(listing, "CHUNK", 10)
+    found = [rded_stream.images_a_block(images, 2) for images in (0, 1, 150, 160, 395, 640, 50_000)]
+    assert found == [10, 10, 10, 20, 50, 80, 80]
 
 
 def test_block_sizes_and_a_shuffled_listing_change_nothing(
@@ -256,7 +258,7 @@ def test_the_way_without_ray_data_gives_the_same_set(
     def refused(*_: Any, **__: Any) -> None:
         raise AssertionError("work was sent out by a worker")
 
-    for module, name in ((cluster, "task"), (rded_stream, "stream"), (rded, "stream"), (rded, "shares")):
+    for module, name in ((cluster, "spread"), (rded_stream, "stream"), (rded, "stream")):
         monkeypatch.setattr(module, name, refused)
     assert run_rded(how=rded.select_inline).bits == reference.bits
 
@@ -267,8 +269,8 @@ def test_cutters_apart_from_judges_give_the_same_rows(
     """Where the observer has a GPU, crops are cut in other processes: the outcome is the same."""
     context = _context(tree, teacher, tmp_path)
     job, _ = rded.prepared(_config(), context)
-    numbers = np.arange(job.chunks)
-    one = cluster.Share(0.5, 0.0, None, 1)
+    numbers = np.arange(len(job.listing))
+    one = Share(0.5, 0.0, None, 1)
     rows = {}
     for name, cutters in (("together", None), ("apart", one)):
         blocks = rded_stream.stream(job, numbers, one, cutters, Silent())
@@ -287,7 +289,7 @@ def test_a_worker_killed_in_mid_stream_costs_nothing(
     """The scoring process dies by SIGKILL; another takes over, and the bits are the same."""
     slow = {"num_crops": 64, "batch": 1, "mipc": PER_CLASS}
     progress = told()
-    with killing("ray::MapBatches(cut_and_judge)", progress.under_way) as killed:
+    with killing("ray::MapBatches(rded_cut_and_judge)", progress.under_way) as killed:
         found = run_rded(progress, resources={"at_once": 1}, **slow)
     assert killed
     assert found.bits == run_rded(how=rded.select_inline, **slow).bits

@@ -12,7 +12,7 @@ from ray import cloudpickle
 
 from rayddl.errors import DivergedError, StageError
 from rayddl.stages.configs.space import Entry
-from rayddl.stages.runtime import cluster
+from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.tuning import engine
 from rayddl.stages.tuning.plan import Search
 from rayddl.stages.tuning.records import Book, Row
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.ray
 # Workers cannot import a test's module: its classes travel with the trials.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-SHARE = cluster.Share(1, 0, None, 2)
+SHARE = Share(1, 0, None, 2)
 
 
 @dataclass
@@ -94,7 +94,7 @@ def test_a_search_started_again_runs_only_what_is_missing(stages, tmp_path, cut_
     work = searching(
         tmp_path, space=space, searcher="grid", samples=10, scheduler="asha", base={"x": 0.9}.get
     )
-    book, halves = Book(Folder(str(tmp_path))), cluster.Share(0.5, 0, None, 2)
+    book, halves = Book(Folder(str(tmp_path))), Share(0.5, 0, None, 2)
     progress = cut_when(lambda: len(book.ended()) >= 3)
     with pytest.raises(cut):
         engine.run(work, halves, progress)

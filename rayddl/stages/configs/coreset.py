@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from rayddl.stages.config import Reads, StageConfig
 from rayddl.stages.configs.experts import ExpertsConfig
+from rayddl.stages.runtime import sizes
+from rayddl.stages.runtime.capacity import Capacity
+from rayddl.stages.runtime.sizes import Ask, Share
 
 
 class CoresetConfig(StageConfig):
@@ -29,6 +32,15 @@ class CoresetConfig(StageConfig):
     short_class: Literal["error", "cap", "repeat"] = "error"
     """What to do with a class of fewer than ``ipc`` readable images: refuse it, take fewer of it, or take
     some of them more than once."""
+
+    def asks(self, have: Capacity) -> Sequence[Ask]:
+        """One worker."""
+        return (Ask("resources", self.share(have, 1)),)
+
+    def share(self, have: Capacity, units: int) -> Share:
+        """What each of ``units`` groups of classes gets: a GPU only where a network makes features of images."""
+        networked = self.features is not None and self.method != "random"
+        return sizes.spread(self.resources, have, units=units, gpu=networked)
 
     def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
         """Features need a network that trajectories hold all of."""

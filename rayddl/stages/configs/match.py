@@ -8,8 +8,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rayddl.stages.config import Ask, NetStageConfig, Reads, StageConfig
+from rayddl.stages.config import NetStageConfig, Reads, StageConfig
 from rayddl.stages.configs.experts import ExpertsConfig
+from rayddl.stages.runtime import sizes
+from rayddl.stages.runtime.capacity import Capacity
+from rayddl.stages.runtime.sizes import Ask, Share
 
 
 class MatchConfig(NetStageConfig):
@@ -103,10 +106,14 @@ class MatchConfig(NetStageConfig):
             )
         return self
 
-    def asks(self) -> Sequence[Ask]:
-        """Workers run together; by default they share what there is, and always fit."""
-        given = self.resources.num_cpus or self.resources.num_gpus
-        return (Ask("resources", self.resources, self.workers if given else 1),)
+    def asks(self, have: Capacity) -> Sequence[Ask]:
+        """Workers that only run together."""
+        return (Ask("resources", self.share(have), together=True),)
+
+    def share(self, have: Capacity) -> Share:
+        """What each worker gets of the cluster ``have``, with a part kept for short evaluations."""
+        beside = self.evaluate_every is not None
+        return sizes.together(self.resources, have, workers=self.workers, beside=beside)
 
     @property
     def last_epoch(self) -> int:

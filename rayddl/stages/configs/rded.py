@@ -7,7 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rayddl.stages.config import Ask, Precision, Reads, Resources, StageConfig
+from rayddl.stages.config import Precision, Reads, StageConfig
+from rayddl.stages.runtime import sizes
+from rayddl.stages.runtime.capacity import Capacity
+from rayddl.stages.runtime.sizes import Ask, Resources
 
 
 class RdedConfig(StageConfig):
@@ -39,9 +42,10 @@ class RdedConfig(StageConfig):
     """What a worker that decodes asks for, where the observer has a GPU. Without one, decoding and scoring
     share a worker, which asks for ``resources``."""
 
-    def asks(self) -> Sequence[Ask]:
+    def asks(self, have: Capacity) -> Sequence[Ask]:
         """Scoring workers, and decoding ones."""
-        return (Ask("resources", self.resources), Ask("decoders", self.decoders))
+        judges, cutters = sizes.streamed(self.resources, self.decoders, have)
+        return (Ask("resources", judges), *([Ask("decoders", cutters)] if cutters else []))
 
     def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
         """More patches cannot be chosen than images are looked at."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -9,6 +10,9 @@ from pydantic import Field, model_validator
 from rayddl.config import OnDisk
 from rayddl.nets.config import NetConfig
 from rayddl.stages.config import NetStageConfig
+from rayddl.stages.runtime import sizes
+from rayddl.stages.runtime.capacity import Capacity
+from rayddl.stages.runtime.sizes import Ask
 
 DEFAULT = "DEFAULT"
 AS_SOURCE = "source"
@@ -50,6 +54,10 @@ class TeacherConfig(NetStageConfig):
     """Held-out images that the accuracy is measured on: all of them, or so many drawn at random."""
     allow_weak: bool = False
     """Accept a teacher that all but guesses."""
+
+    def asks(self, have: Capacity) -> Sequence[Ask]:
+        """One worker, which takes what a node gives."""
+        return (Ask("resources", sizes.alone(self.resources, have)),)
 
     @model_validator(mode="after")
     def _fits_together(self) -> TeacherConfig:

@@ -9,10 +9,12 @@ from typing import Any, TypeAlias, TypeVar
 from rayddl.data.config import SourceConfig
 from rayddl.data.glance import Glance, glance
 from rayddl.nets.config import NetConfig
-from rayddl.stages.config import Resources, StageConfig
+from rayddl.stages.config import StageConfig
 from rayddl.stages.configs.experts import ExpertsConfig
 from rayddl.stages.configs.match import MatchConfig
-from rayddl.stages.runtime import cluster, machine
+from rayddl.stages.runtime import machine, sizes
+from rayddl.stages.runtime.capacity import Capacity
+from rayddl.stages.runtime.sizes import Resources, Share
 
 Stages: TypeAlias = Mapping[str, StageConfig]
 """The settings of all stages of a definition, by name."""
@@ -47,13 +49,16 @@ class Machine:
         """The machine at hand, as it is now."""
         return cls(machine.cpus(), machine.free_bytes(), machine.gpu_bytes())
 
-    def share(self, asked: Resources, units: int, *, cpus: float = 1, gpus: float = 0.25) -> cluster.Share:
-        """What each of ``units`` units of work gets; ``cpus`` and ``gpus`` are the kind's defaults."""
-        return cluster.expected(
-            asked, cpus=cpus, gpus=gpus, units=units, total_cpus=self.cpus, total_gpus=len(self.gpus)
-        )
+    @property
+    def have(self) -> Capacity:
+        """The machine as a cluster of one node."""
+        return Capacity(({"CPU": float(self.cpus), "GPU": float(len(self.gpus))},))
 
-    def room(self, share: cluster.Share) -> int:
+    def share(self, asked: Resources, units: int, *, gpu: bool = True) -> Share:
+        """What each of ``units`` independent units of work gets; ``gpu``: whether they have a use of one."""
+        return sizes.spread(asked, self.have, units=units, gpu=gpu)
+
+    def room(self, share: Share) -> int:
         """Bytes that one worker of ``share`` may take: of its GPU, else of memory. A definition for another
         machine may ask for GPUs where there are none.
         """
@@ -126,9 +131,7 @@ class Estimate:
         }
 
 
-def made(
-    work: str, share: cluster.Share, outlook: Outlook, memory: int | None, written: int | None
-) -> Estimate:
+def made(work: str, share: Share, outlook: Outlook, memory: int | None, written: int | None) -> Estimate:
     """An estimate, with a note where what runs at once needs more than there is."""
     device = "GPU" if share.num_gpus else "memory"
     room = outlook.machine.room(share)
@@ -172,7 +175,7 @@ def outline(net: NetConfig, glance: Glance) -> Outline | None:
     return Outline(parameters, activations + glance.numbers)
 
 
-def training(nets: Sequence[NetConfig], batch: int, share: cluster.Share, outlook: Outlook) -> int | None:
+def training(nets: Sequence[NetConfig], batch: int, share: Share, outlook: Outlook) -> int | None:
     """Peak bytes of a worker that trains any of ``nets`` on the source: both splits in model space, and a step
     or a look at held-out images. ``None`` where a network's size cannot be told.
     """

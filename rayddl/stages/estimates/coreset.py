@@ -16,7 +16,7 @@ WIDTH = 2048
 def estimate(config: CoresetConfig, stages: Stages, outlook: Outlook) -> Estimate:
     """A task per few classes, with their features; the images chosen, as bytes."""
     glance = outlook.glance
-    share = outlook.machine.share(config.resources, glance.classes, gpus=0)
+    share = outlook.machine.share(config.resources, glance.classes, gpu=False)
     per_class = -(-glance.train // glance.classes)
     looked_at = per_class if config.mipc is None else min(config.mipc, per_class)
     networked = isinstance(stages.get(config.features or ""), ExpertsConfig | TeacherConfig)

@@ -20,7 +20,7 @@ from rayddl.stages.estimates.base import (
     shown,
     too_much,
 )
-from rayddl.stages.runtime import cluster
+from rayddl.stages.runtime.sizes import Share
 
 COMPILED, EAGER = 6, 31
 """Numbers held in one exact step for every one that a forward pass keeps, by whether it is compiled."""
@@ -40,7 +40,7 @@ FEWEST = 32
 
 def estimate(config: MatchConfig, stages: Stages, outlook: Outlook) -> Estimate:
     """Parameter vectors for every student step, the set's copies, and one step's activations, by formula."""
-    size, share = outline(net_of(stages, config), outlook.glance), _share(config, outlook)
+    size, share = outline(net_of(stages, config), outlook.glance), config.share(outlook.machine.have)
     memory = None if size is None else _by_formula(config, size, share, outlook, _batch(config, outlook))
     return made(_work(config), share, outlook, memory, _written(config, outlook))
 
@@ -48,7 +48,11 @@ def estimate(config: MatchConfig, stages: Stages, outlook: Outlook) -> Estimate:
 def measure(config: MatchConfig, stages: Stages, outlook: Outlook) -> Estimate:
     """The same with the memory of one step measured at two batches, and the largest ``batch_syn`` that fits."""
     guess = estimate(config, stages, outlook)
-    share, images, batch = _share(config, outlook), _images(config, outlook), _batch(config, outlook)
+    share, images, batch = (
+        config.share(outlook.machine.have),
+        _images(config, outlook),
+        _batch(config, outlook),
+    )
     batches = _tried(config, stages, outlook, share)
     job = trial.Job(
         net=net_of(stages, config).model_dump(mode="json"),
@@ -121,7 +125,7 @@ def _through(batches: tuple[int, int], found: tuple[int, int]) -> tuple[float, f
     return found[1] - per_image * batches[1], per_image
 
 
-def _tried(config: MatchConfig, stages: Stages, outlook: Outlook, share: cluster.Share) -> tuple[int, int]:
+def _tried(config: MatchConfig, stages: Stages, outlook: Outlook, share: Share) -> tuple[int, int]:
     """The setting's batch and another one; smaller where half of the room would not hold it."""
     batch, size = _batch(config, outlook), outline(net_of(stages, config), outlook.glance)
     low, high = (batch, max(2 * batch, FEWEST)) if batch < FEWEST else (batch // 2, batch)
@@ -139,7 +143,7 @@ def _tried(config: MatchConfig, stages: Stages, outlook: Outlook, share: cluster
 def _by_formula(
     config: MatchConfig,
     size: Outline,
-    share: cluster.Share,
+    share: Share,
     outlook: Outlook,
     batch: int,
 ) -> int:
@@ -172,13 +176,6 @@ def _images(config: MatchConfig, outlook: Outlook) -> int:
 def _batch(config: MatchConfig, outlook: Outlook) -> int:
     images = _images(config, outlook)
     return min(config.batch_syn or images, images)
-
-
-def _share(config: MatchConfig, outlook: Outlook) -> cluster.Share:
-    beside = 1 if config.evaluate_every else 0
-    alone = config.workers == 1
-    cpus = max(1, outlook.machine.cpus - beside) if alone else 1
-    return outlook.machine.share(config.resources, config.workers, cpus=cpus, gpus=1 if alone else 0.5)
 
 
 def _work(config: MatchConfig) -> str:

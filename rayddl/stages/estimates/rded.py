@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rayddl.stages.configs.rded import RdedConfig
 from rayddl.stages.estimates.base import Estimate, Outlook, Stages, made
+from rayddl.stages.runtime import sizes
 
 
 def estimate(config: RdedConfig, stages: Stages, outlook: Outlook) -> Estimate:
@@ -11,6 +12,6 @@ def estimate(config: RdedConfig, stages: Stages, outlook: Outlook) -> Estimate:
     del stages
     glance = outlook.glance
     images = min(config.mipc * glance.classes, glance.train)
-    share = outlook.machine.share(config.resources, images, gpus=1)
+    share, _ = sizes.streamed(config.resources, config.decoders, outlook.machine.have)
     written = config.ipc * glance.classes * glance.numbers * 2 + outlook.space
     return made(f"{images:,} images × {config.num_crops} crops", share, outlook, None, written)

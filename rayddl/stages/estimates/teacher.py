@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from rayddl.stages.configs.teacher import TeacherConfig
 from rayddl.stages.estimates.base import FLOAT, Estimate, Outlook, Stages, made, outline, training
+from rayddl.stages.runtime import sizes
 
 
 def estimate(config: TeacherConfig, stages: Stages, outlook: Outlook) -> Estimate:
     """The whole data in model space and one training step in one worker; the network's parameters."""
     del stages
-    share = outlook.machine.share(config.resources, 1, cpus=outlook.machine.cpus, gpus=1)
+    share = sizes.alone(config.resources, outlook.machine.have)
     if config.weights is not None:
         return made("1 network, trained already", share, outlook, None, None)
     size = outline(config.net, outlook.glance)

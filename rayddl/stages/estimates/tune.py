@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rayddl.stages.configs.tune import REPORTED, SAMPLES, TuneConfig
 from rayddl.stages.estimates.base import Estimate, Outlook, Stages, made
+from rayddl.stages.runtime import sizes
 
 
 def estimate(config: TuneConfig, stages: Stages, outlook: Outlook) -> Estimate:
@@ -11,7 +12,7 @@ def estimate(config: TuneConfig, stages: Stages, outlook: Outlook) -> Estimate:
     from rayddl.stages.kinds import KINDS
 
     samples = config.samples or SAMPLES
-    share = outlook.machine.share(config.resources, samples)
+    share = sizes.spread(config.resources, outlook.machine.have, units=samples, fill=True)
     template = stages[config.of]
     length = REPORTED[template.kind].length
     if length is not None and config.max_iterations is not None:

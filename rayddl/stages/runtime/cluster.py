@@ -1,4 +1,4 @@
-"""Ray itself: starting it, what a worker may ask for, and what a worker sees.
+"""Ray itself: starting it, and holding what stages ask for against the cluster.
 
 Ray is imported inside functions, after the environment that it reads at import has been set.
 """
@@ -6,24 +6,22 @@ Ray is imported inside functions, after the environment that it reads at import 
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 from rayddl.errors import StageError
-from rayddl.stages.config import Ask, Resources
-from rayddl.stages.runtime import attach, capacity, local, metrics
-
-if TYPE_CHECKING:
-    import torch
+from rayddl.stages.runtime import attach, capacity, local, metrics, sizes
+from rayddl.stages.runtime.capacity import Capacity
+from rayddl.stages.runtime.sizes import Ask, Resources, Share
 
 WAIT_SECONDS = 20 * 60.0
 """How long a node that an autoscaler may bring is waited for."""
-TELL_SECONDS = 60.0
+QUIET_SECONDS, NOTE_SECONDS = 10.0, 60.0
+"""Before the first note on what is waited for, and between two of them."""
 POLL_SECONDS = 2.0
-RETRIES = 5
-"""Times that a unit of work may lose its worker before the run stops."""
 
 WORKER_ENV = {
     # glibc otherwise returns every large block to the kernel and asks for it again at the next step.
@@ -92,56 +90,62 @@ def stop() -> None:
     _wanted.started = False
 
 
-@dataclass(frozen=True)
-class Share:
-    """What one worker of a stage gets, and how many run at once."""
-
-    num_cpus: float
-    num_gpus: float
-    memory: int | None
-    at_once: int
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """For ``.options(...)`` of a task or actor."""
-        asked: dict[str, Any] = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
-        return asked if self.memory is None else {**asked, "memory": self.memory}
-
-    @property
-    def threads(self) -> int:
-        """Torch threads of the worker."""
-        return max(1, int(self.num_cpus))
-
-
-def capacity_now() -> capacity.Capacity:
+def capacity_now() -> Capacity:
     """The nodes of the cluster at hand, and those that its autoscaler may bring."""
     import ray
 
     nodes = tuple({k: float(v) for k, v in n["Resources"].items()} for n in ray.nodes() if n["Alive"])
-    return capacity.Capacity(nodes, _wanted.groups or (capacity.launched() if _wanted.address else ()))
+    return Capacity(nodes, _wanted.groups or (capacity.launched() if _wanted.address else ()))
 
 
-def require(asks: Mapping[str, Sequence[Ask]]) -> None:
-    """Have every stage's workers fit, before one of them starts; ``asks`` are the stages' by their names.
+Asks: TypeAlias = Callable[[Capacity], Sequence[Ask]]
+"""What a stage's workers ask of a cluster: :meth:`StageConfig.asks` of its settings."""
 
-    Waits, and says so, for nodes that an autoscaler may bring. Raises :class:`StageError` for what neither it
-    nor the cluster has.
+
+def require(asks: Mapping[str, Asks]) -> None:
+    """Raise :class:`StageError` for what a stage asks for and neither the cluster nor its autoscaler can ever give.
+
+    ``asks`` are the stages' by their names.
     """
     have = capacity_now()
     for stage, asked in asks.items():
-        for ask in asked:
-            needs = _least(ask.resources)
-            try:
-                _refuse_unfit(
-                    needs, have, "one worker" if ask.key == "resources" else f"one of its {ask.key}"
-                )
-                if ask.together > 1:
-                    _refuse_apart(ask.together, needs, have)
-            except StageError as error:
-                raise StageError(f"stage {stage!r}: {error}") from None
-    for asked in asks.values():
-        for ask in asked:
-            _wait_for(_least(ask.resources))
+        for ask in asked(have):
+            refuse_unfit(ask, have, f"stage {stage!r}: ")
+
+
+def sized(ask: Callable[[Capacity], Ask]) -> Share:
+    """What each worker gets of the cluster at hand. Raises :class:`StageError` where it can never be placed."""
+    have = capacity_now()
+    asked = ask(have)
+    refuse_unfit(asked, have)
+    return asked.share
+
+
+def spread(
+    asked: Resources, *, units: int, gpu: bool = True, fill: bool = False, key: str = "resources"
+) -> Share:
+    """:func:`sizes.spread` on the cluster at hand. ``key`` is the setting that holds ``asked``."""
+    return sized(lambda have: Ask(key, sizes.spread(asked, have, units=units, gpu=gpu, fill=fill)))
+
+
+def refuse_unfit(ask: Ask, have: Capacity, where: str = "") -> None:
+    """Raise :class:`StageError` where no node can ever hold a worker, or the cluster not all that run together.
+
+    ``where`` begins the message.
+    """
+    share, needs, count = ask.share, ask.share.needs, len(tuple(ask.placed))
+    who = "one worker" if ask.key == "resources" else f"one of its {ask.key}"
+    if not have.may_hold(needs):
+        raise StageError(
+            f"{where}{who} asks for {capacity.described(needs)}, and no node has that ({have}). "
+            "Lower the stage's resources, or add a node that has them."
+        )
+    if ask.together and have.fits(needs) < count:
+        raise StageError(
+            f"{where}{share.at_once} workers run together at {share.num_cpus:g} CPU and {share.num_gpus:g} GPU each. "
+            f"That takes {capacity.described(needs)} in {count} places, and the cluster has {have.fits(needs)} of them "
+            f"({have}). Lower the stage's workers or its resources, or add nodes."
+        )
 
 
 def observe(run: str, stage: str, progress: Mapping[str, Any]) -> None:
@@ -149,109 +153,72 @@ def observe(run: str, stage: str, progress: Mapping[str, Any]) -> None:
     metrics.progress(run, stage, progress)
 
 
-def share(asked: Resources, *, cpus: float, gpus: float, units: int, together: bool = False) -> Share:
-    """What each of ``units`` units of work gets of the cluster at hand.
+class Waiting:
+    """Says what work waits for, and ends the wait for a node that never comes."""
 
-    ``cpus`` and ``gpus`` are the stage's defaults; GPUs are asked for only where the cluster has any.
-    Units that run ``together`` are actors which stay until all is done: their default share shrinks until
-    all of them fit. Waits, and says so, for a node that an autoscaler may bring. Raises :class:`StageError`
-    at once where no node can ever hold one unit, or the cluster not all that run together.
-    """
-    have = capacity_now()
-    if together:
-        cpus, gpus = have.part("CPU", units, cpus), have.part("GPU", units, gpus)
-    num_cpus, num_gpus = _asked(asked, cpus, gpus, have.total("GPU"))
-    needs = _needs(num_cpus, num_gpus, asked.memory)
-    _refuse_unfit(needs, have, "one worker")
-    _wait_for(needs)
-    if together:
-        _refuse_apart(units, needs, have)
-    at_once = max(1, min(units, have.fits(needs), asked.at_once or units))
-    return Share(num_cpus, num_gpus, asked.memory, at_once)
+    def __init__(self, needs: Mapping[str, float], note: Callable[[str], None] | None = None) -> None:
+        self._needs, self._note = needs, note or _wanted.note
+        self.over()
 
+    def over(self) -> None:
+        """Nothing is waited for any more; :meth:`look` begins anew."""
+        self._began = time.monotonic()
+        self._next = self._began + QUIET_SECONDS
 
-def _least(asked: Resources) -> dict[str, float]:
-    """What a worker asks for, as far as the settings say it; every kind's takes a CPU else."""
-    return _needs(asked.num_cpus or 1.0, asked.num_gpus or 0.0, asked.memory)
+    def look(self) -> None:
+        """To be called while work waits: notes now and then what for.
 
-
-def _needs(num_cpus: float, num_gpus: float, memory: int | None) -> dict[str, float]:
-    return {"CPU": num_cpus, "GPU": num_gpus, "memory": memory or 0}
-
-
-def _refuse_unfit(needs: Mapping[str, float], have: capacity.Capacity, who: str) -> None:
-    if not have.may_hold(needs):
-        raise StageError(
-            f"{who} asks for {capacity.described(needs)}, and no node has that ({have}). "
-            "Lower the stage's resources, or add a node that has them."
-        )
+        Raises :class:`StageError` where no node that is there could hold it and none has come for a long time. What
+        other runs hold is waited for without end.
+        """
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + NOTE_SECONDS
+        text, have, minutes = capacity.described(self._needs), capacity_now(), (now - self._began) / 60
+        if have.holds(self._needs):
+            self._note(f"waiting for {text}, {minutes:.0f} min: other work holds it ({_free(self._needs)})")
+            return
+        if now - self._began > WAIT_SECONDS:
+            raise StageError(
+                f"no node with {text} came within {WAIT_SECONDS / 60:.0f} min ({have}). `ray status` and "
+                "`ray monitor cluster.yaml` say what keeps the autoscaler; what was done so far is kept."
+            )
+        self._note(f"waiting for a node with {text}, {minutes:.0f} min: the autoscaler is asked for one")
 
 
-def _refuse_apart(units: int, needs: Mapping[str, float], have: capacity.Capacity) -> None:
-    fits = have.fits(needs)
-    if fits < units:
-        raise StageError(
-            f"{units} workers run together at {needs['CPU']:g} CPU and {needs['GPU']:g} GPU each, and the cluster "
-            f"holds {fits} of them ({have.total('CPU'):g} CPU, {have.total('GPU'):g} GPU). Lower the stage's workers "
-            "or its resources, or add nodes."
-        )
-
-
-def _wait_for(needs: Mapping[str, float]) -> None:
-    """Wait until a node is there that holds ``needs``; the autoscaler is told to bring one."""
+def wait_for(needs: Mapping[str, float], note: Callable[[str], None] | None = None) -> None:
+    """Wait until a node is there that can hold ``needs``, busy or not; autoscalers see that one is wanted."""
     if capacity_now().holds(needs):
         return
-    from ray.autoscaler.sdk import request_resources
+    from ray.util.placement_group import remove_placement_group
 
-    text = capacity.described(needs)
-    _wanted.note(f"waiting for a node with {text}: the autoscaler is asked for one")
-    request_resources(bundles=[{name: value for name, value in needs.items() if value}])
-    began = told = time.monotonic()
+    waiting = Waiting(needs, note)
+    # A group that is pending is this run's own demand: it adds to that of others, and ends with it.
+    wanted = held([needs], "node")
     try:
         while not capacity_now().holds(needs):
-            now = time.monotonic()
-            if now - began > WAIT_SECONDS:
-                raise StageError(
-                    f"no node with {text} came within {WAIT_SECONDS / 60:.0f} min ({capacity_now()}). `ray status` and "
-                    "`ray monitor cluster.yaml` say what keeps the autoscaler; what was done so far is kept."
-                )
-            if now - told > TELL_SECONDS:
-                told = now
-                _wanted.note(f"still waiting for a node with {text}, {(now - began) / 60:.0f} min")
+            waiting.look()
             time.sleep(POLL_SECONDS)
     finally:
-        # A request stands until the next one, and would keep the node for ever.
-        request_resources(bundles=[])
+        remove_placement_group(wanted)
 
 
-def expected(
-    asked: Resources, *, cpus: float, gpus: float, units: int, total_cpus: int, total_gpus: int
-) -> Share:
-    """What :func:`share` will give on a machine of so many CPUs and GPUs; starts nothing."""
-    num_cpus, num_gpus = _asked(asked, cpus, gpus, total_gpus)
-    fits = _fits(num_cpus, num_gpus, total_cpus, total_gpus, units)
-    return Share(num_cpus, num_gpus, asked.memory, max(1, min(units, int(fits), asked.at_once or units)))
-
-
-def _asked(asked: Resources, cpus: float, gpus: float, total_gpus: float) -> tuple[float, float]:
-    num_gpus = asked.num_gpus if asked.num_gpus is not None else (gpus if total_gpus else 0.0)
-    return (asked.num_cpus if asked.num_cpus is not None else cpus), num_gpus
-
-
-def _fits(num_cpus: float, num_gpus: float, total_cpus: float, total_gpus: float, units: int) -> float:
-    fits = total_cpus / num_cpus if num_cpus else units
-    return min(fits, total_gpus / num_gpus) if num_gpus else fits
-
-
-def task(function: Callable[..., Any], given: Share) -> Any:
-    """``function`` as a Ray task with that share of the cluster, retried when its worker is lost.
-
-    Its process is used again for the next unit, on a GPU too: starting CUDA and compiling cost more
-    than many units do.
+def held(bundles: Sequence[Mapping[str, float]], what: str) -> Any:
+    """A placement group of ``bundles``: all of them, each on one node, or none. Pending ones are seen by autoscalers,
+    and stand in Ray's lists under ``what`` they are for.
     """
+    from ray.util.placement_group import placement_group
+
+    # Names are unique in a cluster.
+    return placement_group([dict(bundle) for bundle in bundles], name=f"rayddl {what} {secrets.token_hex(4)}")
+
+
+def _free(needs: Mapping[str, float]) -> str:
     import ray
 
-    return ray.remote(max_calls=0, max_retries=RETRIES)(function).options(**given.options)
+    free, have = ray.available_resources(), ray.cluster_resources()
+    return ", ".join(f"{free.get(n, 0):g} of {have.get(n, 0):g} {n} free" for n in needs if n != "memory")
 
 
 def packed(job: Any) -> bytes:
@@ -271,30 +238,3 @@ def unpacked(data: bytes) -> Any:
     from ray import cloudpickle
 
     return cloudpickle.loads(data)
-
-
-def resources() -> dict[str, float]:
-    """What the whole cluster has, by Ray's names."""
-    import ray
-
-    return {name: float(value) for name, value in ray.cluster_resources().items()}
-
-
-def node_cpus() -> int:
-    """CPUs of the largest node that there is or may come."""
-    return max(1, int(capacity_now().largest("CPU")))
-
-
-def enter_worker(threads: int, precision: str = "fp32") -> torch.device:
-    """Set up this worker process, and the device that Ray assigned to it."""
-    import ray
-    import torch
-
-    torch.set_num_threads(threads)
-    gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
-    if not gpus:
-        return torch.device("cpu")
-    tf32 = precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.backends.cudnn.allow_tf32 = tf32
-    return torch.device("cuda", 0)

@@ -8,7 +8,8 @@ from typing import Any
 
 from rayddl.errors import StageError
 from rayddl.stages.context import Progress
-from rayddl.stages.runtime import cluster
+from rayddl.stages.runtime import cluster, workers
+from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.tuning.records import WORK, Book, Row
 from rayddl.stages.tuning.trial import Running, Ticket, Work
 from rayddl.storage import Folder
@@ -27,9 +28,7 @@ ENVIRONMENT = {
 }
 
 
-def run(
-    work: Work, share: cluster.Share, progress: Progress, *, tensorboard: bool = False
-) -> Mapping[int, Row]:
+def run(work: Work, share: Share, progress: Progress, *, tensorboard: bool = False) -> Mapping[int, Row]:
     """Run the trials that have not ended; the rows of all, by number.
 
     Raises :class:`StageError` where not one of them came to a figure.
@@ -52,7 +51,7 @@ def run(
     return rows
 
 
-def _fit(work: Work, share: cluster.Share, progress: Progress, searcher: Any, *, tensorboard: bool) -> None:
+def _fit(work: Work, share: Share, progress: Progress, searcher: Any, *, tensorboard: bool) -> None:
     from ray import tune
 
     from rayddl.stages.tuning.actor import worker_of
@@ -84,7 +83,7 @@ def _fit(work: Work, share: cluster.Share, progress: Progress, searcher: Any, *,
             storage_path=_absolute(work.out.child(TUNES_OWN)),
             verbose=0,
             stop=budget,
-            failure_config=tune.FailureConfig(max_failures=cluster.RETRIES),
+            failure_config=tune.FailureConfig(max_failures=workers.RETRIES),
             callbacks=[watch, *([boards] if boards else [])],
         ),
     )
@@ -101,7 +100,7 @@ def _absolute(folder: Folder) -> str:
     return str(folder.local) if folder.local is not None else str(folder)
 
 
-def finish(packed: bytes, number: int, settings: Mapping[str, Any], *, to_its_end: bool) -> Row:
+def finish(packed: bytes, number: int, settings: Mapping[str, Any], to_its_end: bool) -> Row:
     """In a worker: have a trial leave what it made, after running it to its end if asked to."""
     work: Work = cluster.unpacked(packed)
     running = Running(work, number, dict(settings))

@@ -25,7 +25,7 @@ from rayddl.stages.configs.match import MatchConfig
 from rayddl.stages.configs.space import Settings
 from rayddl.stages.configs.tune import TuneConfig, configured
 from rayddl.stages.context import Context, Input
-from rayddl.stages.runtime import cluster
+from rayddl.stages.runtime import cluster, devices
 from rayddl.stages.shared import SharedSource, read_space
 from rayddl.stages.tuning.records import MADE
 from rayddl.stages.tuning.shelf import experts_for
@@ -97,6 +97,7 @@ class MatchTrials:
             picked,
             match.compiled(config, net, self.source, len(labels)),
             ticket.threads,
+            name=f"trial {ticket.number}",
         )
         return match.from_set(job, config, self.context.inputs)
 
@@ -106,7 +107,7 @@ class MatchTrials:
             return self.context.inputs[stage]
         assert isinstance(config, ExpertsConfig)
         seed = derive(self.context.seed, stage)
-        cluster.enter_worker(ticket.threads, config.precision)
+        devices.enter(ticket.threads, config.precision, f"trial {ticket.number}")
         return experts_for(stage, config, self.source, seed, self.out.child(SHELF), ticket.threads)
 
     def _space(self, experts: Input) -> Any:

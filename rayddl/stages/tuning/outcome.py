@@ -17,7 +17,7 @@ from rayddl.stages.config import Reads
 from rayddl.stages.configs.tune import REPORTED, TuneConfig, configured
 from rayddl.stages.context import Context
 from rayddl.stages.kinds import KINDS
-from rayddl.stages.runtime import cluster
+from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.tuning.importance import importance
 from rayddl.stages.tuning.plan import Search
 from rayddl.stages.tuning.records import Row
@@ -121,7 +121,7 @@ def write_best(
     config: TuneConfig,
     context: Context,
     search: Search,
-    share: cluster.Share,
+    share: Share,
     winner: Winner,
     pinned: Mapping[str, Any],
 ) -> None:

@@ -17,7 +17,7 @@ from rayddl.stages.configs.space import Settings
 from rayddl.stages.configs.teacher import TeacherConfig
 from rayddl.stages.configs.tune import TuneConfig, configured
 from rayddl.stages.context import Context
-from rayddl.stages.runtime import cluster
+from rayddl.stages.runtime import devices
 from rayddl.stages.shared import SharedSource
 from rayddl.stages.tuning.records import MADE
 from rayddl.stages.tuning.trial import HELD_OUT, Ticket
@@ -60,7 +60,7 @@ class StageTrials:
         """Run the stage into ``made`` in the trial's folder; how good what it made is, 0..1."""
         context = replace(self.context, out=ticket.folder.child(MADE))
         config = self.template(ticket)
-        cluster.enter_worker(ticket.threads, getattr(config, "precision", "fp32"))
+        devices.enter(ticket.threads, getattr(config, "precision", "fp32"), f"trial {ticket.number}")
         if isinstance(config, TeacherConfig):
             return self._teacher(ticket, context)
         assert isinstance(config, RdedConfig)
@@ -76,7 +76,7 @@ class StageTrials:
 
         config = self.template(ticket)
         assert isinstance(config, TeacherConfig)
-        device = cluster.enter_worker(ticket.threads, config.precision)
+        device = devices.enter(ticket.threads, config.precision, f"trial {ticket.number}")
         return float(run_inline(config, context, self.source, device).summary["accuracy"])
 
     def _student(self, ticket: Ticket, lesson: str, seed: int, folder: Folder) -> float:

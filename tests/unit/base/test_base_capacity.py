@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rayddl.errors import StageError, UserError
-from rayddl.stages.config import Ask, Resources
-from rayddl.stages.runtime import capacity, cluster
+from rayddl.stages.runtime import capacity, cluster, sizes
 from rayddl.stages.runtime.capacity import Capacity, Group
+from rayddl.stages.runtime.sizes import Ask, Resources
 
 SIZES = st.lists(st.integers(0, 64).map(float), min_size=1, max_size=6)
 GPUS = Group(4, {"CPU": 8.0, "GPU": 1.0})
@@ -23,21 +25,30 @@ def of(*cpus: float, groups: tuple[Group, ...] = ()) -> Capacity:
 
 @pytest.fixture
 def have(monkeypatch: pytest.MonkeyPatch):
-    """Lets a test say what the cluster has, now and at each later look."""
+    """Lets a test say what the cluster has, now and at each later look; what is held is written down."""
 
-    def say(*looks: Capacity) -> list[str]:
-        left, asked = list(looks), []
+    def say(*looks: Capacity) -> list[Any]:
+        left, held = list(looks), []
         monkeypatch.setattr(cluster, "capacity_now", lambda: left.pop(0) if len(left) > 1 else left[0])
-
-        def request(bundles: list) -> None:
-            asked.append(bundles)
-
-        monkeypatch.setattr("ray.autoscaler.sdk.request_resources", request)
+        monkeypatch.setattr(cluster, "held", lambda bundles, what: held.append(list(bundles)) or what)
+        groups = importlib.import_module("ray.util.placement_group")
+        monkeypatch.setattr(groups, "remove_placement_group", held.append)
         monkeypatch.setattr(cluster, "POLL_SECONDS", 0.0)
-        return asked
+        monkeypatch.setattr(cluster, "QUIET_SECONDS", 0.0)
+        return held
 
     yield say
     cluster.configure()
+
+
+def asking(key: str = "resources", together: int = 1, **resources: Any) -> Any:
+    """What a stage of these resources asks for."""
+
+    def asks(have: Capacity) -> list[Ask]:
+        share = sizes.together(Resources(**resources), have, workers=together)
+        return [Ask(key, share, together=together > 1)]
+
+    return asks
 
 
 @given(SIZES, st.integers(1, 9), st.sampled_from([0.5, 1.0, 4.0, 100.0]))
@@ -100,41 +111,58 @@ def test_the_launchers_head_knows_what_may_come(tmp_path: Path) -> None:
 
 def test_a_worker_that_fits_nowhere_is_refused_by_its_stage(have) -> None:
     """The message says what was asked, what there is and what to change; nothing is waited for."""
-    asked = have(of(4, 2))
+    held = have(of(4, 2))
     with pytest.raises(StageError) as caught:
-        cluster.require(
-            {"a": [Ask("resources", Resources())], "b": [Ask("resources", Resources(num_cpus=8))]}
-        )
+        cluster.require({"a": asking(), "b": asking(num_cpus=8)})
     assert str(caught.value) == (
         "stage 'b': one worker asks for 8 CPU, and no node has that (nodes: 4 CPU, 0 GPU, 0 memory; 2 CPU, 0 GPU, "
         "0 memory). Lower the stage's resources, or add a node that has them."
     )
     with pytest.raises(StageError, match="stage 'c': one of its decoders asks for 1 CPU, 1e\\+12 memory"):
-        cluster.require({"c": [Ask("decoders", Resources(memory=10**12))]})
-    with pytest.raises(
-        StageError, match="stage 'd': 4 workers run together at 2 CPU and 0 GPU each, and the cluster"
-    ):
-        cluster.require({"d": [Ask("resources", Resources(num_cpus=2), together=4)]})
-    assert asked == []
+        cluster.require({"c": asking("decoders", num_cpus=1, memory=10**12)})
+    with pytest.raises(StageError) as caught:
+        cluster.require({"d": asking(together=4, num_cpus=2)})
+    assert str(caught.value) == (
+        "stage 'd': 4 workers run together at 2 CPU and 0 GPU each. That takes 2 CPU in 4 places, and the cluster has "
+        "3 of them (nodes: 4 CPU, 0 GPU, 0 memory; 2 CPU, 0 GPU, 0 memory). Lower the stage's workers or its "
+        "resources, or add nodes."
+    )
+    assert held == []
 
 
-def test_a_node_that_may_come_is_waited_for_and_told(have) -> None:
-    """The autoscaler is asked for it, the person is told, and the request is taken back when it is there."""
+def test_a_node_that_may_come_is_waited_for(have) -> None:
+    """Autoscalers see a group of the run's own, the person reads why, and the group ends when the node is there."""
     notes: list[str] = []
-    cluster.configure(note=notes.append)
     empty = of(0, groups=(GPUS,))
-    asked = have(*[empty] * 4, Capacity(({"CPU": 8.0, "GPU": 1.0},), (GPUS,)))
-    cluster.require({"a": [Ask("resources", Resources(num_gpus=1))]})
-    assert asked == [[{"CPU": 1.0, "GPU": 1}], []]
-    assert notes == ["waiting for a node with 1 CPU, 1 GPU: the autoscaler is asked for one"]
+    held = have(*[empty] * 4, Capacity(({"CPU": 8.0, "GPU": 1.0},), (GPUS,)))
+    cluster.wait_for({"CPU": 1.0, "GPU": 1.0}, notes.append)
+    assert held == [[{"CPU": 1.0, "GPU": 1.0}], "node"]
+    assert notes == ["waiting for a node with 1 CPU, 1 GPU, 0 min: the autoscaler is asked for one"]
+
+
+def test_a_node_that_is_there_is_not_waited_for(have) -> None:
+    """However busy it is: what work on it waits for is said by whoever has the work."""
+    held = have(of(4))
+    cluster.wait_for({"CPU": 4.0})
+    assert held == []
 
 
 def test_waiting_has_an_end(have, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that never comes ends the run, with what keeps the autoscaler to be looked up."""
     monkeypatch.setattr(cluster, "WAIT_SECONDS", -1.0)
-    asked = have(of(0, groups=(GPUS,)))
+    held = have(of(0, groups=(GPUS,)))
     with pytest.raises(
         StageError, match=r"no node with 1 CPU, 1 GPU came within .*; to come at most: 4xCPU:8,GPU:1"
     ):
-        cluster.require({"a": [Ask("resources", Resources(num_gpus=1))]})
-    assert asked[-1] == []
+        cluster.wait_for({"CPU": 1.0, "GPU": 1.0})
+    assert held[-1] == "node"
+
+
+def test_what_others_hold_is_waited_for_without_end(have, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs on one cluster: the second says what it waits for, and goes on waiting."""
+    monkeypatch.setattr(cluster, "WAIT_SECONDS", -1.0)
+    monkeypatch.setattr(cluster, "_free", lambda needs: "0 of 4 CPU free")
+    have(of(4))
+    notes: list[str] = []
+    cluster.Waiting({"CPU": 2.0}, notes.append).look()
+    assert notes == ["waiting for 2 CPU, 0 min: other work holds it (0 of 4 CPU free)"]

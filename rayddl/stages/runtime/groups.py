@@ -1,0 +1,60 @@
+"""Actors that need each other: all of them have their places, or none of them has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rayddl.stages.runtime import cluster
+from rayddl.stages.runtime.sizes import BESIDE, Ask, Share
+
+POLL_SECONDS = 1.0
+
+
+class Group:
+    """Places for ``share.at_once`` workers, held together: two runs never hold half of a cluster each and wait."""
+
+    def __init__(self, share: Share, what: str) -> None:
+        self.share = share
+        self._held = cluster.held(tuple(Ask("resources", share, together=True).placed), what)
+
+    def wait(self, note: Callable[[str], None]) -> None:
+        """Wait until the places are there; ``note`` takes what they wait for. Raises :class:`StageError`."""
+        waiting = cluster.Waiting(self.share.needs, note)
+        while not self._held.wait(POLL_SECONDS):
+            waiting.look()
+
+    def options(self, index: int) -> dict[str, Any]:
+        """For ``.options(...)`` of worker ``index``; on GPUs workers are dealt out in turns."""
+        bundle = index % self.share.gpus if self.share.gpus else index
+        return {**self.share.options, "scheduling_strategy": self._strategy(bundle)}
+
+    def beside(self) -> dict[str, Any] | None:
+        """For ``.options(...)`` of an actor on the share of the first GPU that is kept; ``None`` without GPUs."""
+        if not self.share.gpus:
+            return None
+        kept = self.share.beside
+        return {"num_cpus": kept, "num_gpus": BESIDE, "scheduling_strategy": self._strategy(0)}
+
+    def close(self) -> None:
+        """Give the places back; actors in them end."""
+        from ray.util.placement_group import remove_placement_group
+
+        remove_placement_group(self._held)
+
+    def _strategy(self, bundle: int) -> Any:
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        return PlacementGroupSchedulingStrategy(self._held, placement_group_bundle_index=bundle)
+
+
+@contextmanager
+def opened(share: Share, what: str, note: Callable[[str], None]) -> Iterator[Group]:
+    """The places of a :class:`Group`, once all of them are there, for the block."""
+    group = Group(share, what)
+    try:
+        group.wait(note)
+        yield group
+    finally:
+        group.close()
