@@ -35,7 +35,7 @@ def main() -> None:
         .replace("count: 5", f"count: {given.kills}")
         .replace("seeds: 2", f"seeds: {max(2, given.kills // 3)}")
     )
-    with Nodes.up(folder / "nodes.txt") as nodes:
+    with Nodes.up(folder / "nodes.txt", "CPU:1") as nodes:
         for _ in range(given.nodes - 1):
             nodes.say("add CPU:1")
         calm, struck = (Run(folder / name, nodes.address, "", definition) for name in ("calm", "struck"))

@@ -11,10 +11,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -84,6 +85,12 @@ class Nodes:
 
 
 @pytest.fixture(scope="session")
+def bench() -> SimpleNamespace:
+    """What brings up nodes, and what runs a definition on them."""
+    return SimpleNamespace(Nodes=Nodes, Run=Run)
+
+
+@pytest.fixture(scope="session")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """The cluster, with one node."""
     with Nodes.up(tmp_path_factory.mktemp("nodes") / "log.txt", "CPU:1") as cluster:
@@ -96,9 +103,11 @@ class Run:
 
     folder: Path
     address: str
+    """Empty: a local Ray."""
     source: str
     """The folder or URI of the images."""
     definition: str = DEFINITION
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -106,11 +115,12 @@ class Run:
 
     def start(self, *options: str) -> subprocess.Popen[bytes]:
         """Start the command."""
-        command = [sys.executable, str(HERE / "counted.py"), "run", "nodes.yaml", "--address", self.address]
+        command = [sys.executable, str(HERE / "counted.py"), "run", "nodes.yaml"]
+        command += ["--address", self.address] if self.address else ["--num-cpus", "2"]
         with (self.folder / "log.txt").open("a") as log:
             return subprocess.Popen(
                 [*command, *options], cwd=self.folder, stdout=log, stderr=log,
-                env={**os.environ, "COUNTED": str(self.folder / "begun.txt")},
+                env={**os.environ, "COUNTED": str(self.folder / "begun.txt"), **self.environment},
             )  # fmt: skip
 
     def finish(self, process: subprocess.Popen[bytes]) -> None:

@@ -1,6 +1,6 @@
 """The command `rayddl`, which also writes down every unit of work that a worker begins: `python counted.py run …`.
 
-One line a unit, in the file that COUNTED names.
+One line a unit, in the file that COUNTED names. CHUNK, where it is set, is how many images are read together.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rayddl.cli import main
+from rayddl.data import listing
 from rayddl.stages import experts, rded_stream, students
 
 
@@ -29,9 +30,11 @@ def counted(function: Callable[..., Any], name: Callable[..., str]) -> Callable[
 
 
 if __name__ == "__main__":
+    listing.CHUNK = int(os.environ.get("CHUNK", listing.CHUNK))
     experts.train_some = counted(experts.train_some, lambda job, indices, board: f"expert {indices[0]}")
     students.teach = counted(students.teach, lambda shared, lesson, student: f"student {student.file}")
     rded_stream.rded_cut_and_judge = counted(
         rded_stream.rded_cut_and_judge, lambda block, sent: f"chunk {int(block['image'][0])}"
     )
+    rded_stream.rded_cut = counted(rded_stream.rded_cut, lambda block, sent: f"cut {int(block['image'][0])}")
     main()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from rayddl.errors import StageError
-from rayddl.stages.runtime import attach, capacity, local, metrics, sizes
+from rayddl.stages.runtime import attach, capacity, devices, local, metrics, sizes
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask, Resources, Share
 
@@ -78,7 +78,7 @@ def start() -> None:
     if _wanted.address in (None, "local"):
         local.start(WORKER_ENV, _wanted.num_cpus, _wanted.num_gpus)
     else:
-        attach.start(str(_wanted.address), WORKER_ENV)
+        attach.start(str(_wanted.address), {**WORKER_ENV, **devices.switches()})
 
 
 def stop() -> None:
@@ -102,12 +102,12 @@ Asks: TypeAlias = Callable[[Capacity], Sequence[Ask]]
 """What a stage's workers ask of a cluster: :meth:`StageConfig.asks` of its settings."""
 
 
-def require(asks: Mapping[str, Asks]) -> None:
+def require(asks: Mapping[str, Asks], have: Capacity | None = None) -> None:
     """Raise :class:`StageError` for what a stage asks for and neither the cluster nor its autoscaler can ever give.
 
-    ``asks`` are the stages' by their names.
+    ``asks`` are the stages' by their names; ``have`` is the cluster at hand unless it is given.
     """
-    have = capacity_now()
+    have = have or capacity_now()
     for stage, asked in asks.items():
         for ask in asked(have):
             refuse_unfit(ask, have, f"stage {stage!r}: ")

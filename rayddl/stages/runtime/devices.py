@@ -2,7 +2,8 @@
 
 ``RAYDDL_LOGICAL_GPUS=FILE`` is the switch of the tests: nodes that were started with ``num_gpus`` on machines without
 any have *logical* GPUs. A worker with one then computes on the CPU, and appends a JSON line with node, GPU, process and
-unit of work to FILE. ``RAYDDL_LOGICAL_GPU_BYTES`` is what each of them is taken to hold.
+unit of work to FILE. ``RAYDDL_LOGICAL_GPU_BYTES`` is what each of them is taken to hold. Both are set where the run is
+started, and travel to its workers.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ if TYPE_CHECKING:
 
 LOGICAL = "RAYDDL_LOGICAL_GPUS"
 LOGICAL_BYTES = "RAYDDL_LOGICAL_GPU_BYTES"
-SWITCHES = (LOGICAL, LOGICAL_BYTES)
 CONTEXT_BYTES = 512 * 2**20
 """Of a GPU, what a process takes beside torch's own memory: CUDA's context and its libraries."""
 MEMORY_SHARE = 0.9
 """Share of a GPU's free memory that further workers may fill."""
+
+
+def switches() -> dict[str, str]:
+    """The switch of the tests as it stands here, for workers on other nodes."""
+    return {name: os.environ[name] for name in (LOGICAL, LOGICAL_BYTES) if name in os.environ}
 
 
 def assigned() -> tuple[str, ...]:

@@ -147,13 +147,13 @@ def together(asked: Resources, have: Capacity, *, workers: int, beside: bool = F
     count = int(sum(node["GPU"] // each for node in _holding(have, each))) or 1
     most = workers if asked.num_gpus is None else int(1 / per_gpu + 1e-6) if per_gpu < 1 else 1
     sharing = min(-(-workers // count), most)
-    slots = -(-workers // sharing)
+    slots = max(min(workers, count), -(-workers // sharing))
     room = _cpus_beside(have, each, slots)
     kept = min(1.0, _rounded(room / 2)) if beside else 0.0
     num_cpus = asked.num_cpus or _whole(_rounded((room - kept) / sharing))
     free = 1 - BESIDE if beside and per_gpu <= 1 and asked.num_gpus is None else 1.0
     num_gpus = _rounded(free / sharing) if asked.num_gpus is None else per_gpu
-    return Share(num_cpus, num_gpus, asked.memory, workers, gpus=min(slots, workers), beside=kept)
+    return Share(num_cpus, num_gpus, asked.memory, workers, gpus=slots, beside=kept)
 
 
 def streamed(asked: Resources, decoders: Resources, have: Capacity) -> tuple[Share, Share | None]:

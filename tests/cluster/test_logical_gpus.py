@@ -1,0 +1,258 @@
+"""Runs on nodes with logical GPUs: every stage kind, where its workers are, and what it costs to lose some."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+
+NET = "{name: convnet, depth: 1, width: 8}"
+EVERY_KIND = f"""
+name: kinds
+source: {{name: digits}}
+stages:
+  experts: {{kind: experts, net: {NET}, count: 5, epochs: 4, batch: 256, augment: flip_color, compile: false}}
+  distill: &distill
+    {{kind: match, experts: experts, ipc: 1, iterations: 12, syn_steps: 4, expert_epochs: 1, max_start_epoch: 3,
+     lr_image: 20, lr_student: 0.05, augment: flip_color, compile: false, evaluate_every: 6, evaluate_epochs: 5,
+     resources: {{num_cpus: 0.5}}}}
+  four: {{<<: *distill, workers: 4, iterations: 4, evaluate_every: null, resources: {{}}}}
+  teacher:
+    {{kind: teacher, net: {{name: convnet, depth: 1, width: 8, norm: batch}}, epochs: 1, augment: crop,
+     allow_weak: true, compile: false, resources: {{num_cpus: 0.5}}}}
+  picked: {{kind: rded, teacher: teacher, ipc: 1, factor: 1, mipc: 60, num_crops: 5, precision: fp32}}
+  herded: {{kind: coreset, method: herding, ipc: 1, features: teacher}}
+  hard: {{kind: evaluate, set: distill, seeds: 5, epochs: 5, compile: false, together: false, random: false}}
+  soft: {{kind: evaluate, set: picked, observer: teacher, seeds: 2, epochs: 1, random: false, compile: false}}
+  searched: &search
+    {{kind: tune, of: distill, samples: 2, space: {{lr_image: {{choice: [10, 30]}}}}, searcher: random, held_out: 1,
+     max_iterations: 2, report_every: 2}}
+  found: {{<<: *search, of: picked, space: {{num_crops: {{choice: [2, 3]}}}}, max_iterations: null,
+     report_every: null, students: {{epochs: 1}}}}
+  report: {{kind: report}}
+"""
+SETS = ("distill", "four", "picked", "herded", "searched", "found")
+
+
+@pytest.fixture(scope="module")
+def gpus(bench: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A node of a CPU, and two of two CPUs and two logical GPUs each."""
+    log = tmp_path_factory.mktemp("gpus") / "log.txt"
+    with bench.Nodes.up(log, "CPU:1", "CPU:2,GPU:2", "CPU:2,GPU:2") as cluster:
+        yield cluster
+
+
+def placed(folder: Path) -> list[dict[str, Any]]:
+    """What was recorded of each unit: node, GPU, process, unit."""
+    return [json.loads(line) for line in (folder / "placed.jsonl").read_text().splitlines()]
+
+
+def switched(folder: Path, **more: str) -> dict[str, str]:
+    """The environment in which logical GPUs stand for real ones."""
+    return {"RAYDDL_LOGICAL_GPUS": str(folder / "placed.jsonl"), **more}
+
+
+@pytest.fixture(scope="module")
+def everything(bench: Any, gpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Every stage kind, on logical GPUs."""
+    folder = tmp_path_factory.mktemp("kinds")
+    run = bench.Run(folder, gpus.address, "", EVERY_KIND, switched(folder))
+    run.finish(run.start())
+    return run
+
+
+def test_every_kind_has_the_bits_of_a_cpu(bench: Any, everything: Any, tmp_path: Path) -> None:
+    """Experts, sets, winners and figures are those of a local Ray without GPUs."""
+    plain = bench.Run(tmp_path / "plain", "", "", EVERY_KIND)
+    plain.finish(plain.start())
+    for stage in SETS:
+        name = "set/set.safetensors"
+        assert everything.file(stage, name).read_bytes() == plain.file(stage, name).read_bytes(), stage
+    for stage in ("hard", "soft"):
+        tables = [pq.read_table(run.file(stage, "students.parquet")) for run in (everything, plain)]
+        assert tables[0].select(["data", "seed", "accuracy"]) == tables[1].select(
+            ["data", "seed", "accuracy"]
+        )
+    for path in sorted(everything.folder.glob("runs/experts-*/expert-*.safetensors")):
+        here, there = (load_file(p) for p in (path, plain.file("experts", path.name)))
+        assert all(here[k].equal(there[k]) for k in here if k != "history")
+    assert pq.read_table(everything.file("picked", "winners.parquet")) == pq.read_table(
+        plain.file("picked", "winners.parquet")
+    )
+
+
+def test_a_process_has_one_gpu_for_good(everything: Any) -> None:
+    """Whatever units a process does, it does them on the GPU that it was given first."""
+    where = defaultdict(set)
+    for row in placed(everything.folder):
+        where[row["process"]].add((row["node"], row["gpu"]))
+    assert all(len(found) == 1 for found in where.values())
+
+
+def test_every_kind_is_on_gpus(everything: Any) -> None:
+    """Each kind's units are recorded on logical GPUs, and those of many workers on different ones."""
+    units = defaultdict(set)
+    for row in placed(everything.folder):
+        units[row["unit"].rstrip("0123456789–")].add((row["node"], row["gpu"]))
+    assert len(units["match window "] | units["match"]) == 4
+    for kind in ("expert ", "teacher", "rded judge", "coreset of classes ", "trial ", "match"):
+        assert units[kind], kind
+    assert len(units["expert "]) == 4
+    assert any(kind.startswith("student distilled") for kind in units)
+
+
+def test_short_evaluations_share_the_gpu_of_the_matching(everything: Any) -> None:
+    """They run on its GPU in a process of their own, not on CPUs that wait for an end."""
+    rows = placed(everything.folder)
+    first = next(k for k, row in enumerate(rows) if row["unit"] == "match")
+    loop = rows[first]
+    short = [r for r in rows[first:] if r["unit"].startswith("student short") and "trial" not in r["unit"]]
+    assert short
+    beside = [r for r in short if r["process"] != loop["process"]][:3]
+    assert {(r["node"], r["gpu"]) for r in beside} == {(loop["node"], loop["gpu"])}
+
+
+def test_a_gpu_that_torch_cannot_see_is_an_error(bench: Any, gpus: Any, tmp_path: Path) -> None:
+    """Without the switch nothing is computed on the CPU in a GPU's place."""
+    definition = EVERY_KIND.split("  distill:", maxsplit=1)[0]
+    run = bench.Run(tmp_path / "run", gpus.address, "", definition)
+    assert run.start().wait(200) == 1
+    assert "stage 'experts': Ray assigned GPU " in run.log
+    assert "and torch sees no GPU there" in run.log
+    assert "Traceback" not in run.log
+
+
+def test_two_meta_batches_at_once_both_finish(bench: Any, gpus: Any, tmp_path: Path) -> None:
+    """Two runs want all GPUs of the cluster, four workers each: neither holds half of them and waits."""
+    definition = EVERY_KIND.split("  teacher:", maxsplit=1)[0]
+    runs = []
+    for seed in (1, 2):
+        folder = tmp_path / str(seed)
+        more = f"seed: {seed}\n{definition}".replace("iterations: 4", "iterations: 30")
+        runs.append(bench.Run(folder, gpus.address, "", more, switched(folder)))
+    processes = [run.start() for run in runs]
+    for run, process in zip(runs, processes, strict=True):
+        run.finish(process)
+        rows = [r for r in placed(run.folder) if r["unit"].startswith("match window")]
+        assert len({(r["node"], r["gpu"]) for r in rows}) == 3
+
+
+SMALL = """
+name: small
+source: {name: digits}
+stages:
+  teacher:
+    {kind: teacher, net: {name: convnet, depth: 1, width: 8, norm: batch}, epochs: 1, augment: crop,
+     allow_weak: true, compile: false}
+  picked: {kind: rded, teacher: teacher, ipc: 1, factor: 1, mipc: 60, num_crops: 5, precision: fp32}
+  soft: {kind: evaluate, set: picked, observer: teacher, seeds: 2, epochs: 1, random: false, compile: false}
+"""
+
+
+def test_a_node_of_one_cpu_and_one_gpu_is_enough(bench: Any, tmp_path: Path) -> None:
+    """Cutters and judges share its CPU: neither takes it whole and waits for the other."""
+    with bench.Nodes.up(tmp_path / "log.txt", "CPU:1,GPU:1") as one:
+        run = bench.Run(tmp_path / "run", one.address, "", SMALL, switched(tmp_path))
+        run.finish(run.start())
+    assert {row["unit"] for row in placed(tmp_path)} >= {"teacher", "rded judge"}
+
+
+IMAGES, TOGETHER = 40_000, 8
+STREAM = """
+name: stream
+source: {name: parquet, root: "ROOT"}
+stages:
+  teacher:
+    {kind: teacher, net: {name: convnet, depth: 1, width: 8, norm: batch}, epochs: 1, augment: crop,
+     allow_weak: true, compile: false, batch: 500, resources: {num_cpus: 1}}
+  picked: {kind: rded, teacher: teacher, ipc: 3, factor: 1, mipc: 4000, num_crops: 2, precision: fp32}
+"""
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny images of ten classes as Parquet, in row groups of a thousand."""
+    folder = tmp_path_factory.mktemp("many")
+    draws = np.random.default_rng(0)
+    for split, count in (("train", IMAGES), ("test", 200)):
+        labels = np.arange(count) % 10
+        pixels = draws.integers(0, 256, (count, 8, 8), dtype=np.uint8) // 4 + 16 * labels[:, None, None]
+        images = []
+        for picture in pixels.astype(np.uint8):
+            sink = io.BytesIO()
+            Image.fromarray(picture).save(sink, "PNG", compress_level=0)
+            images.append(sink.getvalue())
+        table = pa.table({"image": images, "label": [f"c{label}" for label in labels]})
+        pq.write_table(table, folder / f"{split}-00000.parquet", row_group_size=1000)
+    return folder
+
+
+def test_five_thousand_chunks_and_three_losses(bench: Any, gpus: Any, many: Path, tmp_path: Path) -> None:
+    """Cutters and judges apart on three nodes; a judge, a cutter and a node are killed: the winners of one process."""
+    folder = tmp_path / "run"
+    chunks = {"CHUNK": str(TOGETHER)}
+    run = bench.Run(folder, gpus.address, str(many), STREAM, switched(folder, **chunks))
+    process = run.start()
+    for goal, title in ((IMAGES // 40, "RdedJudge"), (IMAGES // 20, "rded_cut")):
+        run.until(lambda goal=goal: run.units("cut") * TOGETHER >= goal, process)
+        assert kill(gpus, title), title
+    run.until(lambda: run.units("cut") * TOGETHER >= IMAGES // 10, process)
+    gpus.say("remove CPU:2,GPU:2")
+    run.finish(process)
+    gpus.say("add CPU:2,GPU:2")
+    assert run.units("cut") == IMAGES // TOGETHER
+    plain = bench.Run(tmp_path / "plain", "", str(many), STREAM)
+    plain.finish(plain.start())
+    name = "winners.parquet"
+    assert pq.read_table(run.file("picked", name)) == pq.read_table(plain.file("picked", name))
+
+
+def kill(nodes: Any, title: str) -> bool:
+    """Kill a worker of the cluster that does what ``title`` says, as soon as there is one."""
+    importlib.import_module("ray")  # brings psutil along
+    psutil = importlib.import_module("psutil")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for process in psutil.Process(nodes.process.pid).children(recursive=True):
+            try:
+                words = " ".join(process.cmdline())
+            except psutil.Error:
+                continue
+            if words.startswith("ray::") and title in words:
+                os.kill(process.pid, signal.SIGKILL)
+                return True
+        time.sleep(0.02)
+    return False
+
+
+def test_what_a_stage_holds_is_free_after_it(gpus: Any, everything: Any) -> None:
+    """A run that has ended leaves no group, and no process of its own on a GPU."""
+    script = (
+        "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)\n"
+        "from ray.util.placement_group import placement_group_table\n"
+        "print([g['state'] for g in placement_group_table().values() if g['state'] != 'REMOVED'],"
+        " ray.available_resources().get('GPU'))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script, gpus.address], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert found.stdout.strip() == "[] 4.0"
+    del everything
