@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ from rayddl.errors import UserError
 
 LAUNCHED = "~/ray_bootstrap_config.yaml"
 """Where Ray's launcher leaves, on a cluster's head, what the autoscaler may bring."""
+HEAD = "node:__internal_head__"
+"""The resource that Ray gives to the head alone."""
 _GROUP = re.compile(r"(?P<count>\d+)\s*x\s*(?P<each>\w+:\d+(?:\.\d+)?(?:,\w+:\d+(?:\.\d+)?)*)")
 
 
@@ -26,7 +30,8 @@ class Group:
     resources: Mapping[str, float]
 
     def __str__(self) -> str:
-        return f"{self.most}x{','.join(f'{name}:{value:g}' for name, value in self.resources.items())}"
+        # Memory in bytes has to be written out in full: `:g` rounds it, and writes an exponent.
+        return f"{self.most}x{','.join(f'{name}:{value:.15g}' for name, value in self.resources.items())}"
 
 
 @dataclass(frozen=True)
@@ -38,31 +43,41 @@ class Capacity:
 
     @property
     def most(self) -> tuple[Mapping[str, float], ...]:
-        """The nodes there can be at most."""
-        coming = tuple(group.resources for group in self.groups for _ in range(group.most))
-        # Nodes of a group that are there already are not counted twice; others, such as a head with CPUs, are few.
-        return coming if len(coming) >= len(self.nodes) else self.nodes
+        """The nodes there can be at most: those present, and those of the groups that are still to come.
+
+        A present node of a group's CPUs and GPUs counts as one of that group's; the head never does.
+        """
+        # Groups alike, such as spot machines and their full-price substitute, cannot be told apart by their nodes.
+        present = Counter(_shape(node) for node in self.nodes if HEAD not in node)
+        coming = []
+        for group in self.groups:
+            shape = _shape(group.resources)
+            here = min(group.most, present[shape])
+            present[shape] -= here
+            coming += [group.resources] * (group.most - here)
+        return (*self.nodes, *coming)
 
     def total(self, name: str) -> float:
         """All there can be of one resource."""
-        here = sum(float(node.get(name, 0)) for node in self.nodes)
-        return max(here, sum(float(node.get(name, 0)) for node in self.most))
+        return sum(float(node.get(name, 0)) for node in self.most)
 
     def largest(self, name: str) -> float:
         """The most that one node has, or may have, of a resource."""
-        return max((float(node.get(name, 0)) for node in (*self.nodes, *self.most)), default=0.0)
+        return max((float(node.get(name, 0)) for node in self.most), default=0.0)
 
     def holds(self, needs: Mapping[str, float]) -> bool:
-        """Whether a node that is there can ever hold that much at once."""
+        """True if a node that is present has ``needs`` in all."""
         return any(_times(node, needs) >= 1 for node in self.nodes)
 
     def may_hold(self, needs: Mapping[str, float]) -> bool:
-        """Whether a node that is there, or may come, can."""
-        return self.holds(needs) or any(_times(node, needs) >= 1 for node in self.most)
+        """True if a node that is present or may come has ``needs`` in all."""
+        return any(_times(node, needs) >= 1 for node in self.most)
 
     def fits(self, needs: Mapping[str, float]) -> int:
-        """How many times that much fits, each time on one node."""
-        return max(sum(_times(node, needs) for node in nodes) for nodes in (self.nodes, self.most))
+        """How many times ``needs`` fits, each time on one node; ``sys.maxsize`` if it asks for nothing and
+        there is a node.
+        """
+        return min(sum(_times(node, needs) for node in self.most), sys.maxsize)
 
     def part(self, name: str, units: int, most: float) -> float:
         """The largest share of a resource, ``most`` at most, of which ``units`` fit, each on one node; 0 where
@@ -70,7 +85,7 @@ class Capacity:
         """
         if units * most <= self.total(name) and self.fits({name: most}) >= units:
             return most
-        values = {float(node.get(name, 0)) for node in (*self.nodes, *self.most)}
+        values = {float(node.get(name, 0)) for node in self.most}
         # A node is best used by a whole number of shares. Rounded down to what Ray counts in, so that the
         # shares never exceed the node.
         shares = {math.floor(value / k * 1000) / 1000 for value in values for k in range(1, units + 1)}
@@ -102,8 +117,9 @@ def launched(path: str = LAUNCHED) -> tuple[Group, ...]:
         types = told["available_node_types"]
         return tuple(
             Group(int(kind.get("max_workers", 0)), {k: float(v) for k, v in kind["resources"].items()})
-            for name, kind in types.items()
-            if name != told.get("head_node_type") and kind.get("max_workers", 0)
+            for kind in types.values()
+            # The head's own type has none unless the file says so; Ray does not count the head itself.
+            if kind.get("max_workers", 0)
         )
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError):
         return ()
@@ -116,7 +132,12 @@ def described(needs: Mapping[str, float]) -> str:
 
 def _times(node: Mapping[str, float], needs: Mapping[str, float]) -> int:
     times = [math.floor(float(node.get(name, 0)) / value + 1e-9) for name, value in needs.items() if value]
-    return min(times, default=1)
+    return min(times, default=sys.maxsize)
+
+
+def _shape(node: Mapping[str, float]) -> tuple[float, float]:
+    """What a node is recognised by: Ray adds its address, memory and the GPU's type to what the group says."""
+    return float(node.get("CPU", 0)), float(node.get("GPU", 0))
 
 
 def _told(node: Mapping[str, float]) -> str:

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rayddl.errors import StageError, UserError
 from rayddl.stages.config import Ask, Resources
 from rayddl.stages.runtime import capacity, cluster
-from rayddl.stages.runtime.capacity import Capacity, Group
+from rayddl.stages.runtime.capacity import HEAD, Capacity, Group
 
 SIZES = st.lists(st.integers(0, 64).map(float), min_size=1, max_size=6)
 GPUS = Group(4, {"CPU": 8.0, "GPU": 1.0})
+
+# Few sizes, so that present nodes are often alike one another, the head and the groups' nodes.
+NODES = st.sampled_from([{"CPU": 2.0}, {"CPU": 8.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 64.0, "GPU": 8.0}])
+CAPACITIES = st.builds(
+    lambda head, nodes, groups: Capacity(tuple([{**n, HEAD: 1.0} for n in head] + nodes), tuple(groups)),
+    st.lists(NODES, max_size=1),
+    st.lists(NODES, max_size=6),
+    st.lists(st.builds(Group, st.integers(0, 4), NODES), max_size=3),
+)
+
+
+def size(node: Mapping[str, float]) -> tuple[float, float]:
+    return node.get("CPU", 0.0), node.get("GPU", 0.0)
 
 
 def of(*cpus: float, groups: tuple[Group, ...] = ()) -> Capacity:
@@ -77,6 +94,79 @@ def test_nodes_to_come_count() -> None:
     assert str(have) == "nodes: 0 CPU, 0 GPU, 0 memory; to come at most: 4xCPU:8,GPU:1, 2xCPU:16"
 
 
+@given(CAPACITIES)
+def test_what_there_can_be_is_what_there_is_and_the_rest_of_the_groups(have: Capacity) -> None:
+    """Of each size of node there can be at most the present ones, or the groups' and the head."""
+    present = Counter(size(node) for node in have.nodes if HEAD not in node)
+    grown = Counter({size(group.resources): 0 for group in have.groups})
+    for group in have.groups:
+        grown[size(group.resources)] += group.most
+    expected = present | grown
+    expected += Counter(size(node) for node in have.nodes if HEAD in node)
+    assert Counter(map(size, have.most)) == expected
+    for name in ("CPU", "GPU"):
+        assert have.total(name) == sum(node.get(name, 0) for node in have.most)
+        assert have.largest(name) == max((node.get(name, 0) for node in have.most), default=0)
+
+
+@given(CAPACITIES, st.data())
+def test_a_node_that_comes_changes_nothing_of_what_there_can_be(have: Capacity, data: st.DataObject) -> None:
+    """Shares and how many run at once stay equal while an autoscaler brings the groups' nodes one by one."""
+    left = list(have.most[len(have.nodes) :])
+    later = have
+    while left:
+        came = left.pop(data.draw(st.integers(0, len(left) - 1)))
+        # Ray adds these to what the group says.
+        node = {**came, "memory": 3e10, "node:10.0.0.7": 1.0, "accelerator_type:L4": 1.0}
+        later = Capacity((*later.nodes, node), have.groups)
+        assert Counter(map(size, later.most)) == Counter(map(size, have.most))
+        assert later.fits({"CPU": 2}) == have.fits({"CPU": 2})
+        assert later.part("CPU", 3, 4.0) == have.part("CPU", 3, 4.0)
+    assert len(later.nodes) == len(have.most)
+
+
+def test_large_nodes_to_come_count_on_a_cluster_of_more_small_ones() -> None:
+    """Two nodes of 64 CPUs may come to five of 2 CPUs: all seven count, and none of the five is a group's."""
+    have = of(2, 2, 2, 2, 2, groups=(Group(2, {"CPU": 64.0}),))
+    assert len(have.most) == 7
+    assert (have.total("CPU"), have.largest("CPU")) == (138, 64)
+    assert have.fits({"CPU": 32}) == 4
+    assert have.part("CPU", 2, 64.0) == 64.0
+
+
+def test_more_nodes_present_than_their_group_allows() -> None:
+    """Five nodes of a group of four at most: none is still to come, and none of the five is left out."""
+    have = Capacity(tuple({"CPU": 8.0, "GPU": 1.0} for _ in range(5)), (GPUS, Group(2, {"CPU": 16.0})))
+    assert have.most[:5] == have.nodes
+    assert (have.total("GPU"), have.total("CPU")) == (5, 72)
+
+
+def test_a_head_with_cpus_is_none_of_the_workers() -> None:
+    """A head of the workers' own size adds to the workers that may come; so does one of another size."""
+    alike = {"CPU": 8.0, "GPU": 1.0, HEAD: 1.0}
+    assert Capacity((alike,), (GPUS,)).total("GPU") == 5
+    assert of(4, groups=(GPUS,)).total("CPU") == 36
+
+
+def test_what_asks_for_nothing_fits_on_any_node() -> None:
+    """No number of workers without needs is too many, unless there is no node."""
+    assert of(0).fits({}) == of(0, 2).fits({"CPU": 0.0}) == sys.maxsize
+    assert of(1).holds({})
+    assert of(groups=(GPUS,)).may_hold({})
+    assert not of(groups=(GPUS,)).holds({})
+    assert of().fits({}) == 0
+
+
+@given(
+    st.integers(0, 9),
+    st.dictionaries(st.sampled_from(["CPU", "GPU", "memory"]), st.integers(0, 2**45).map(float), min_size=1),
+)
+def test_groups_are_written_in_full(most: int, resources: dict[str, float]) -> None:
+    """Memory is in bytes, which have to come back as they were."""
+    group = Group(most, resources)
+    assert capacity.parse(str(group)) == group
+
+
 def test_groups_are_read_back_as_written() -> None:
     """What a group is written as means that group; anything else is refused with an example."""
     assert capacity.parse(str(GPUS)) == GPUS
@@ -96,6 +186,14 @@ def test_the_launchers_head_knows_what_may_come(tmp_path: Path) -> None:
     assert Group(8, {"CPU": 8.0, "GPU": 1.0}) in found
     assert all(group.resources != {"CPU": 0.0} for group in found)
     assert capacity.launched(str(tmp_path / "none.yaml")) == ()
+
+
+def test_workers_of_the_heads_own_type_count(tmp_path: Path) -> None:
+    """A head's type with a maximum of its own brings workers too; the head itself is not among them."""
+    file = tmp_path / "ray_bootstrap_config.yaml"
+    types = {"node": {"max_workers": 3, "resources": {"CPU": 8}}}
+    file.write_text(yaml.safe_dump({"head_node_type": "node", "available_node_types": types}))
+    assert capacity.launched(str(file)) == (Group(3, {"CPU": 8.0}),)
 
 
 def test_a_worker_that_fits_nowhere_is_refused_by_its_stage(have) -> None:
