@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -35,8 +36,38 @@ def submit(
         str | None,
         typer.Option("--image", metavar="IMAGE", help="With --manifest: an image with rayddl in it."),
     ] = None,
-    gpus: Annotated[int, typer.Option("--gpus", min=0, help="With --manifest: most GPU workers.")] = 1,
-    cpus: Annotated[int, typer.Option("--cpus", min=0, help="With --manifest: most CPU workers.")] = 2,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=0, help="With --manifest: most GPU workers; 1 if not given.")
+    ] = None,
+    cpus: Annotated[
+        int | None, typer.Option("--cpus", min=0, help="With --manifest: most CPU workers; 2 if not given.")
+    ] = None,
+    worker_cpus: Annotated[
+        int | None,
+        typer.Option("--worker-cpus", min=1, help="With --manifest: CPUs of each worker; 4 if not given."),
+    ] = None,
+    worker_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--worker-memory",
+            metavar="SIZE",
+            help="With --manifest: memory of each worker; 16Gi if not given.",
+        ),
+    ] = None,
+    head_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--head-memory", metavar="SIZE", help="With --manifest: memory of the head; 8Gi if not given."
+        ),
+    ] = None,
+    tolerations: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--toleration",
+            metavar="KEY[=VALUE]:EFFECT",
+            help="With --manifest: a taint that GPU workers tolerate, besides nvidia.com/gpu. Repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Run a definition on a cluster, as a job.
 
@@ -49,17 +80,32 @@ def submit(
     rayddl submit cifar10-mct-ipc1 --address http://127.0.0.1:8265 --out s3://bucket/runs
     rayddl submit quickstart --out s3://bucket/runs --manifest --image registry/rayddl:1 | kubectl apply -f -
     """
-    from rayddl.jobs import client, shipping, views
-    from rayddl.jobs.manifest import Shape, manifest_of
+    from rayddl.jobs import client, shape, shipping, views
+    from rayddl.jobs.manifest import manifest_of
     from rayddl.pipeline import definition as definitions
     from rayddl.stages.runtime.capacity import parse
 
     with telling():
         shipping.check_out(out)
-        loaded = definitions.load(file, tuple(overrides or ()))
+        of_manifest = {
+            "--image": image,
+            "--gpus": gpus,
+            "--cpus": cpus,
+            "--worker-cpus": worker_cpus,
+            "--worker-memory": worker_memory,
+            "--head-memory": head_memory,
+            "--toleration": tolerations,
+        }
         if manifest:
-            typer.echo(manifest_of(loaded, out, Shape(image, gpus, cpus)), nl=False)
+            _refuse_given(
+                {"--with": beside, "--address": address, "--grows": grows, "--json": as_json or None},
+                "has no effect with --manifest, which prints a job for kubectl; leave one of the two out",
+            )
+            wanted = shape.read(of_manifest)
+            typer.echo(manifest_of(definitions.load(file, tuple(overrides or ())), out, wanted), nl=False)
             return
+        _refuse_given(of_manifest, "describes a cluster for kubectl; add --manifest, or leave it out")
+        loaded = definitions.load(file, tuple(overrides or ()))
         options = [word for text in grows or () for word in ("--grows", str(parse(text)))] + [
             "--json"
         ] * as_json
@@ -79,3 +125,11 @@ def submit(
             )
             raise typer.Exit(INTERRUPTED) from None
         views.refuse_failed(ended)
+
+
+def _refuse_given(options: Mapping[str, Any], why: str) -> None:
+    from rayddl.errors import UserError
+
+    for option, value in options.items():
+        if value is not None and value != []:
+            raise UserError(f"{option} {why}")

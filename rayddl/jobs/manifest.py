@@ -5,35 +5,24 @@ from __future__ import annotations
 import platform
 import re
 import shlex
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 import yaml
 
 from rayddl.errors import UserError
+from rayddl.jobs.shape import GPU_NODES, Shape, Toleration, written_memory
 from rayddl.jobs.shipping import DEFINITION, written
 from rayddl.pipeline.definition import Definition
 from rayddl.stages.runtime.capacity import Group
 
 FOLDER = "/etc/rayddl"
 """Where the definition lies in the pods."""
-_GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the cluster is made of."""
-
-    image: str | None
-    """Holds rayddl with its environment, and ``python`` on the path."""
-    gpus: int = 1
-    """Most workers with one GPU each; they come as they are asked for."""
-    cpus: int = 2
-    """Most workers without."""
-    cpus_each: int = 4
-    memory_each: int = 16 * _GIB
-    """Bytes of each worker."""
+SPILL = "/var/ray-spill"
+"""Where the object store of a pod spills: a folder on its node's disk that goes with the pod."""
+STORE_PART = 0.3
+"""The object store's part of a pod's memory, which is Ray's own default; it lies in memory-backed /dev/shm."""
 
 
 def manifest_of(definition: Definition, out: str, shape: Shape) -> str:
@@ -43,8 +32,8 @@ def manifest_of(definition: Definition, out: str, shape: Shape) -> str:
     """
     if shape.image is None:
         raise UserError(
-            f"--manifest needs --image: one with rayddl in it, made from {base_image()} (the README's section on "
-            "KubeRay has its two lines)"
+            f"--manifest needs --image: one with rayddl in it, made from {base_image()} (docs/cluster.md, "
+            "'On Kubernetes', has its two lines)"
         )
     name = re.sub(r"[._]+", "-", definition.name).strip("-")
     # KubeRay appends to the name, and services' names have 63 characters.
@@ -78,6 +67,7 @@ def _job(name: str, out: str, shape: Shape) -> dict[str, Any]:
     # The run knows then what it may wait for, and how many units to have ready.
     for group in groups:
         each = {"CPU": float(shape.cpus_each)} | ({"GPU": 1.0} if group["groupName"] == "gpu" else {})
+        each["memory"] = float(_heap(shape.memory_each))
         command += ["--grows", str(Group(group["maxReplicas"], each))]
     return {
         "apiVersion": "ray.io/v1",
@@ -94,9 +84,13 @@ def _job(name: str, out: str, shape: Shape) -> dict[str, Any]:
                 "enableInTreeAutoscaling": True,
                 "authOptions": {"mode": "token"},
                 "headGroupSpec": {
-                    # The head keeps the books and the driver; its CPUs are not for the stages' work.
-                    "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},  # noqa: S104
-                    "template": _pod("ray-head", config, shape.image, cpus=2, memory=8 * _GIB, gpus=0),
+                    # The head runs Ray's services and the driver; its CPUs are not for the stages' work.
+                    "rayStartParams": {
+                        "num-cpus": "0",
+                        "dashboard-host": "0.0.0.0",  # noqa: S104
+                        **_memory_params(shape.head_memory),
+                    },
+                    "template": _pod("ray-head", config, shape.image, cpus=2, memory=shape.head_memory),
                 },
                 "workerGroupSpecs": groups,
             },
@@ -110,31 +104,65 @@ def _workers(name: str, config: str, shape: Shape, most: int, *, gpu: bool) -> d
         "replicas": 0,
         "minReplicas": 0,
         "maxReplicas": most,
-        "rayStartParams": {},
+        "rayStartParams": _memory_params(shape.memory_each),
         "template": _pod(
-            "ray-worker", config, shape.image, cpus=shape.cpus_each, memory=shape.memory_each, gpus=int(gpu)
+            "ray-worker",
+            config,
+            shape.image,
+            cpus=shape.cpus_each,
+            memory=shape.memory_each,
+            gpus=int(gpu),
+            tolerations=(GPU_NODES, *shape.tolerations) if gpu else (),
         ),
     }
 
 
+def _memory_params(memory: int) -> dict[str, str]:
+    """How Ray divides a pod's memory. KubeRay would promise all of it to tasks, and the object store besides."""
+    return {
+        "memory": str(_heap(memory)),
+        "object-store-memory": str(memory - _heap(memory)),
+        "object-spilling-directory": SPILL,
+    }
+
+
+def _heap(memory: int) -> int:
+    return memory - int(memory * STORE_PART)
+
+
 def _pod(
-    container: str, config: str, image: str | None, *, cpus: int, memory: int, gpus: int
+    container: str,
+    config: str,
+    image: str | None,
+    *,
+    cpus: int,
+    memory: int,
+    gpus: int = 0,
+    tolerations: Sequence[Toleration] = (),
 ) -> dict[str, Any]:
-    asked: dict[str, Any] = {"cpu": cpus, "memory": f"{memory // _GIB}Gi"}
+    asked: dict[str, Any] = {"cpu": cpus, "memory": written_memory(memory)}
     if gpus:
         asked["nvidia.com/gpu"] = gpus
+    tolerated = {"tolerations": [dict(taint.spec()) for taint in tolerations]} if tolerations else {}
     return {
         "spec": {
+            **tolerated,
             "containers": [
                 {
                     "name": container,
                     "image": image,
                     # Equal requests and limits: Ray counts what it is promised, and a pod above that is killed.
                     "resources": {"requests": dict(asked), "limits": dict(asked)},
-                    "volumeMounts": [{"name": "definition", "mountPath": FOLDER, "readOnly": True}],
+                    "volumeMounts": [
+                        {"name": "definition", "mountPath": FOLDER, "readOnly": True},
+                        {"name": "spill", "mountPath": SPILL},
+                    ],
                 }
             ],
-            "volumes": [{"name": "definition", "configMap": {"name": config}}],
+            "volumes": [
+                {"name": "definition", "configMap": {"name": config}},
+                {"name": "spill", "emptyDir": {}},
+            ],
         }
     }
 

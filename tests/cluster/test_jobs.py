@@ -1,4 +1,4 @@
-"""`rayddl submit` against a head that was started as the README says, with a token."""
+"""`rayddl submit` against a head that was started as docs/cluster.md says, with a token."""
 
 from __future__ import annotations
 

@@ -1,8 +1,11 @@
-"""``cluster.yaml`` is what Ray's launcher takes, what the README says, and no more open than it must be."""
+"""``cluster.yaml`` is what Ray's launcher takes, what docs/cluster.md says, and no more open than it must be."""
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -97,10 +100,68 @@ def test_gpu_workers_fall_back_on_machines_at_full_price(cluster: dict[str, Any]
     assert "GPU" not in types["cpu"]["resources"]
 
 
-def test_the_readme_types_what_the_file_says() -> None:
-    """The commands in the file's head are the README's, in the same order."""
-    section = README.split("### On AWS, from nothing", 1)[1]
+def test_the_documentation_types_what_the_file_says() -> None:
+    """The commands in the file's head are those of docs/cluster.md, in the same order."""
+    section = DOCS.split("### Up, and down again", 1)[1]
     typed = re.search(r"```bash\n(.*?)```", section, re.DOTALL)
     said = re.findall(r"^#   (uv .*)$", TEXT, re.MULTILINE)
     assert typed is not None
     assert said == typed[1].splitlines()
+
+
+def test_the_documentation_lists_the_files_machines(cluster: dict[str, Any]) -> None:
+    """The table of machines has each type with its CPUs, GPUs and disk."""
+    for name, kind in cluster["available_node_types"].items():
+        machine = kind["node_config"]["InstanceType"]
+        row = next(line for line in DOCS.splitlines() if line.startswith("|") and machine in line)
+        *_, spills, resources = (cell.strip() for cell in row.strip("|").split("|"))
+        (root,) = (disk["Ebs"]["VolumeSize"] for disk in kind["node_config"]["BlockDeviceMappings"])
+        assert f"{root} GB root disk" in spills or "NVMe" in spills
+        said = {"head": "none"}.get(name, str(kind["resources"]["CPU"]))
+        assert resources.startswith(said)
+        assert (", 1 (" in resources) == ("GPU" in kind["resources"])
+
+
+def started(cluster: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The options of the `ray start` of ``head`` or ``worker``, as the installed Ray reads them."""
+    import click
+    from ray.scripts.scripts import start
+
+    (line,) = (line for line in cluster[f"{kind}_start_ray_commands"] if "ray start" in line)
+    words = shlex.split(line.partition("ray start ")[2])
+    context = click.Context(start)
+    start.parse_args(context, words)
+    return context.params
+
+
+def test_objects_spill_to_a_folder_that_setup_makes(cluster: dict[str, Any], tmp_path: Path) -> None:
+    """Head and workers spill to the folder that the setup commands make for Ray's user."""
+    (folder,) = {started(cluster, kind)["object_spilling_directory"] for kind in ("head", "worker")}
+    for kind in ("head", "worker"):
+        (line,) = (line for line in cluster[f"{kind}_setup_commands"] if folder in line)
+        # In a place of our own, and with a sudo that only runs what it is given.
+        (tmp_path / "sudo").write_text('#!/bin/sh\nexec "$@"\n')
+        (tmp_path / "sudo").chmod(0o755)
+        target = tmp_path / kind / "deep" / "spill"
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        subprocess.run(["/bin/bash", "-euc", line.replace(folder, str(target))], env=environment, check=True)
+        assert target.is_dir()
+        assert os.access(target, os.W_OK)
+        assert target.stat().st_uid == os.getuid()
+
+
+def test_the_head_keeps_memory_for_drivers(cluster: dict[str, Any]) -> None:
+    """The head's object store is bounded, and the workers' is left to Ray, which takes 30 %."""
+    assert started(cluster, "head")["object_store_memory"] == 8 * 2**30
+    assert started(cluster, "worker")["object_store_memory"] is None
+
+
+def test_machines_are_ended_not_stopped(cluster: dict[str, Any]) -> None:
+    """Nothing that is taken down keeps a disk."""
+    assert cluster["provider"]["cache_stopped_nodes"] is False
+
+
+def test_all_groups_can_be_full_together(cluster: dict[str, Any]) -> None:
+    """The file's own limit does not keep away nodes that a run counts on by their groups."""
+    types = cluster["available_node_types"].values()
+    assert cluster["max_workers"] >= sum(kind["max_workers"] for kind in types)

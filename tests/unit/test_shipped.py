@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
-from rayddl.cli.app import app
 from rayddl.pipeline import definition, graph
 from rayddl.pipeline import plan as plans
 from rayddl.stages.configs.experts import ExpertsConfig
@@ -213,24 +211,3 @@ def test_readmes_training_example_trains(tmp_path: Path) -> None:
     net: torch.nn.Module = names["net"]  # type: ignore[assignment]  # the block makes it
     answers = net(fitted.encode(source.test.images)).argmax(1)
     assert (answers == source.test.labels).float().mean() > 0.6
-
-
-def test_readmes_verbs_exist() -> None:
-    """Every `rayddl VERB` of the README is a command."""
-    verbs = set(re.findall(r"rayddl (run|plan|show|list|evaluate|compare|export|doctor|[a-z]+) ", README)) - {
-        "import"
-    }
-    shown = CliRunner().invoke(app, ["--help"]).output
-
-    mentioned = {verb for verb in verbs if re.search(rf"uv run rayddl {verb}\b", README)}
-    assert {"run", "list", "show", "evaluate", "compare", "export"} <= mentioned
-    assert all(re.search(rf"\b{verb}\b", shown) for verb in mentioned)
-
-
-def test_readmes_files_exist() -> None:
-    """Every file that the README links to or names in code font is there."""
-    linked = re.findall(r"\]\(((?!https?:)[^)#]+)\)", README)
-    named = re.findall(r"`((?:rayddl|pipelines|tests)/[\w/.]+\.\w+)`", README)
-
-    assert linked
-    assert [p for p in linked + named if not (ROOT / p).exists()] == []

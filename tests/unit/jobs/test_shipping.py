@@ -15,7 +15,6 @@ import rayddl
 from rayddl.cli.app import app
 from rayddl.errors import UserError
 from rayddl.jobs import shipping
-from rayddl.jobs.manifest import Shape, manifest_of
 from rayddl.pipeline import definition as definitions
 from rayddl.pipeline import plan as plans
 
@@ -185,45 +184,6 @@ def test_what_cannot_be_shipped_is_named(here: Path, given: str) -> None:
     told = {"nowhere": "there is no such file", "definition.yaml": "would take the place of"}
     with pytest.raises(UserError, match=told[given]):
         shipping.pack(load(), [given])
-
-
-def test_a_manifest_holds_the_run(here: Path) -> None:
-    """The RayJob runs the definition that its ConfigMap holds, on workers with and without GPUs, with a token."""
-    local = load(name="my.run_1")
-    config, job = yaml.safe_load_all(
-        manifest_of(local, "s3://bucket/runs", Shape("registry/rayddl:1", gpus=8))
-    )
-    (here / "d.yaml").write_text(config["data"]["definition.yaml"])
-    assert prints(definitions.load("d.yaml")) == prints(local)
-    assert (job["apiVersion"], job["kind"], job["metadata"]["name"]) == ("ray.io/v1", "RayJob", "my-run-1")
-    assert job["spec"]["entrypoint"] == (
-        "python -m rayddl run /etc/rayddl/definition.yaml --address auto --out s3://bucket/runs "
-        "--grows 8xCPU:4,GPU:1 --grows 2xCPU:4"
-    )
-    cluster = job["spec"]["rayClusterSpec"]
-    assert cluster["authOptions"] == {"mode": "token"}
-    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
-    assert (groups["gpu"]["maxReplicas"], groups["cpu"]["maxReplicas"]) == (8, 2)
-    pods = [cluster["headGroupSpec"]["template"], *(group["template"] for group in groups.values())]
-    for pod in pods:
-        (container,), (volume,) = pod["spec"]["containers"], pod["spec"]["volumes"]
-        assert container["image"] == "registry/rayddl:1"
-        assert container["volumeMounts"][0]["mountPath"] == "/etc/rayddl"
-        assert volume["configMap"]["name"] == config["metadata"]["name"]
-        assert container["resources"]["requests"] == container["resources"]["limits"]
-    gpus = ["nvidia.com/gpu" in pod["spec"]["containers"][0]["resources"]["limits"] for pod in pods]
-    assert gpus == [False, True, False]
-
-
-def test_a_manifest_needs_an_image_and_a_name(here: Path) -> None:
-    """Without an image the message names the one to start from; Kubernetes' limit on names is told."""
-    with pytest.raises(
-        UserError, match=r"--manifest needs --image: one with rayddl in it, made from rayproject/ray:"
-    ):
-        manifest_of(load(), "s3://bucket/runs", Shape(None))
-    with pytest.raises(UserError, match="too long for Kubernetes: 40 characters at most"):
-        manifest_of(load(name="x" * 41), "s3://bucket/runs", Shape("image"))
 
 
 def test_what_is_wrong_is_told_before_a_cluster_is_asked(here: Path) -> None:

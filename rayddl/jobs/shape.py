@@ -1,0 +1,138 @@
+"""What a Kubernetes cluster for one run is made of, and the forms in which its options are written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rayddl.errors import UserError
+
+LEAST_MEMORY = 2 * 2**30
+"""Bytes below which Ray's own processes and one that imports torch do not fit."""
+
+_FIELDS = {
+    "--image": "image",
+    "--gpus": "gpus",
+    "--cpus": "cpus",
+    "--worker-cpus": "cpus_each",
+    "--worker-memory": "memory_each",
+    "--head-memory": "head_memory",
+    "--toleration": "tolerations",
+}
+_UNITS = {"": 1, "M": 10**6, "Mi": 2**20, "G": 10**9, "Gi": 2**30, "T": 10**12, "Ti": 2**40}
+_QUANTITY = re.compile(r"(\d{1,15})(M|Mi|G|Gi|T|Ti|)", re.ASCII)
+_LABEL = r"[A-Za-z0-9](?:[-\w.]{0,61}[A-Za-z0-9])?"
+_DOMAIN = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
+_TAINT = re.compile(
+    rf"(?P<key>(?:{_DOMAIN}(?:\.{_DOMAIN})*/)?{_LABEL})(?P<equals>=(?P<value>(?:{_LABEL})?))?"
+    r":(?P<effect>NoSchedule|PreferNoSchedule|NoExecute)",
+    re.ASCII,
+)
+_IMAGE = re.compile(r"[a-zA-Z0-9][\w.:/@-]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Toleration:
+    """A taint of nodes on which pods may run all the same."""
+
+    key: str
+    effect: str
+    value: str | None = None
+    """None stands for any value."""
+
+    def spec(self) -> Mapping[str, str]:
+        """The entry of a pod's ``tolerations``."""
+        if self.value is None:
+            return {"key": self.key, "operator": "Exists", "effect": self.effect}
+        return {"key": self.key, "operator": "Equal", "value": self.value, "effect": self.effect}
+
+
+GPU_NODES = Toleration("nvidia.com/gpu", "NoSchedule")
+"""The taint that pools of GPU nodes usually have."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the cluster is made of. Raises :class:`UserError` for values that no cluster can have."""
+
+    image: str | None
+    """Holds rayddl with its environment, and ``python`` on the path."""
+    gpus: int = 1
+    """Most workers with one GPU each; they come as they are asked for."""
+    cpus: int = 2
+    """Most workers without."""
+    cpus_each: int = 4
+    """CPUs of each worker."""
+    memory_each: int = 16 * 2**30
+    """Bytes of each worker."""
+    head_memory: int = 8 * 2**30
+    """Bytes of the head, for Ray's services, the run's driver and what it shares with the workers."""
+    tolerations: tuple[Toleration, ...] = ()
+    """Of GPU workers, besides :data:`GPU_NODES`."""
+
+    def __post_init__(self) -> None:
+        if self.image is not None and not _IMAGE.fullmatch(self.image):
+            raise UserError(
+                f"--image {self.image!r} is not the name of an image; expected one such as registry/rayddl:1"
+            )
+        for option, value in (("--gpus", self.gpus), ("--cpus", self.cpus)):
+            if value < 0:
+                raise UserError(f"{option} {value}: the number of workers cannot be negative")
+        if not self.gpus + self.cpus:
+            raise UserError(
+                "--gpus 0 and --cpus 0 leave no worker, and the head takes no work; allow at least one"
+            )
+        if self.cpus_each < 1:
+            raise UserError(f"--worker-cpus {self.cpus_each}: a worker needs at least 1 CPU")
+        for option, amount in (("--worker-memory", self.memory_each), ("--head-memory", self.head_memory)):
+            if amount < LEAST_MEMORY:
+                raise UserError(
+                    f"{option} {written_memory(amount)} is too little: Ray and torch alone need "
+                    f"{written_memory(LEAST_MEMORY)}; give at least that"
+                )
+
+
+def read(options: Mapping[str, Any]) -> Shape:
+    """The shape that the command line's options ask for; None stands for an option that was not given.
+
+    Raises :class:`UserError` for a value of another form, or that no cluster can have.
+    """
+    given = {_FIELDS[option]: value for option, value in options.items() if value is not None}
+    for option in ("--worker-memory", "--head-memory"):
+        field = _FIELDS[option]
+        if field in given:
+            given[field] = parse_memory(option, given[field])
+    given["tolerations"] = tuple(parse_toleration(text) for text in given.get("tolerations", ()))
+    return Shape(**{"image": None, **given})
+
+
+def parse_memory(option: str, text: str) -> int:
+    """The bytes that ``8Gi`` means. Raises :class:`UserError`, naming ``option``, for any other form."""
+    found = _QUANTITY.fullmatch(text.strip())
+    if found is None:
+        raise UserError(
+            f"{option} {text!r} is not an amount of memory; expected a whole number with Mi, Gi, Ti, M, G or T, "
+            "as in 8Gi"
+        )
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def written_memory(amount: int) -> str:
+    """``amount`` bytes as Kubernetes reads them, in the largest unit that keeps them exact."""
+    for unit in ("Gi", "Mi"):
+        if amount and amount % _UNITS[unit] == 0:
+            return f"{amount // _UNITS[unit]}{unit}"
+    return str(amount)
+
+
+def parse_toleration(text: str) -> Toleration:
+    """The taint that ``KEY=VALUE:EFFECT`` or ``KEY:EFFECT`` means. Raises :class:`UserError` for any other form."""
+    found = _TAINT.fullmatch(text.strip())
+    if found is None:
+        raise UserError(
+            f"--toleration {text!r} is not a taint; expected KEY[=VALUE]:EFFECT, with NoSchedule, PreferNoSchedule or "
+            "NoExecute as its effect, as in pool=gpu:NoSchedule"
+        )
+    return Toleration(found["key"], found["effect"], found["value"] if found["equals"] else None)

@@ -1,0 +1,94 @@
+"""README and docs/ name files, headings, commands and options that exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from itertools import pairwise
+from pathlib import Path
+
+import click
+import pytest
+import typer.main
+
+from rayddl.cli.app import app
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def anchors(page: Path) -> set[str]:
+    """The fragments by which a page's headings are linked to, as GitHub makes them."""
+    prose = re.sub(r"^```.*?^```", "", text_of(page), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words after `rayddl` of every command that the page types, in a block or in code font."""
+    text = text_of(page)
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    typed = [line for block in blocks for line in block.splitlines()]
+    typed += re.findall(r"`(uv run rayddl [^`]+)`", text)
+    found = []
+    for line in typed:
+        words = shlex.split(line, comments=True) if " rayddl " in line else []
+        for place, (before, word) in enumerate(pairwise(words), start=1):
+            if word == "rayddl" and before in ("run", "-m"):
+                rest = words[place + 1 :]
+                found.append(rest[: rest.index("|")] if "|" in rest else rest)
+    return found
+
+
+def test_there_are_pages_with_commands() -> None:
+    """The tests below look at something."""
+    verbs = {words[0] for page in PAGES for words in commands(page)}
+    assert {"run", "list", "show", "evaluate", "compare", "export", "submit", "status"} <= verbs
+    assert len(PAGES) > 1
+
+
+@pages
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every relative link is a file, and its fragment a heading of that page."""
+    for target, _, fragment in re.findall(r"\]\(((?!https?:)[^)#]*)(#([^)]+))?\)", text_of(page)):
+        file = (page.parent / target) if target else page
+        assert file.exists(), target
+        if fragment:
+            assert fragment in anchors(file), f"{target}#{fragment}"
+
+
+@pages
+def test_named_files_exist(page: Path) -> None:
+    """Every path in code font is in the repository."""
+    named = re.findall(r"`((?:rayddl|pipelines|tests|docs)/[\w/.-]*)`", text_of(page))
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+@pages
+def test_commands_exist(page: Path) -> None:
+    """Every `rayddl` command has its verb, and the verb its options."""
+    root = typer.main.get_command(app)
+    for verb, *words in commands(page):
+        command = root.get_command(click.Context(root), verb)  # type: ignore[attr-defined]  # a group
+        assert command is not None, verb
+        options = {
+            name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)
+        }
+        given = {word.partition("=")[0] for word in words if word.startswith("-")}
+        assert given <= options, (verb, given - options)
+
+
+def test_every_option_of_the_manifest_is_in_the_table() -> None:
+    """docs/cluster.md explains each option that `submit --manifest` takes alone."""
+    root = typer.main.get_command(app)
+    submit = root.get_command(click.Context(root), "submit")  # type: ignore[attr-defined]  # a group
+    options = {
+        p.opts[0] for p in submit.params if (getattr(p, "help", "") or "").startswith("With --manifest")
+    }
+    rows = [line for line in text_of(ROOT / "docs" / "cluster.md").splitlines() if line.startswith("| `--")]
+    assert options == {word for row in rows for word in re.findall(r"`(--[\w-]+)", row.split("|")[1])}
