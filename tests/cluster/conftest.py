@@ -123,9 +123,13 @@ class Run:
                 env={**os.environ, "COUNTED": str(self.folder / "begun.txt"), **self.environment},
             )  # fmt: skip
 
-    def finish(self, process: subprocess.Popen[bytes]) -> None:
+    def finish(self, process: subprocess.Popen[bytes], patience: float = PATIENCE) -> None:
         """Wait for its end, which must be a good one."""
-        code = process.wait(PATIENCE)
+        try:
+            code = process.wait(patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise AssertionError(self.log[-3000:]) from None
         assert code == 0, self.log[-3000:]
 
     def until(self, condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:

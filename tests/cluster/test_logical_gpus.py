@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
 NET = "{name: convnet, depth: 1, width: 8}"
 EVERY_KIND = f"""
@@ -75,7 +75,7 @@ def everything(bench: Any, gpus: Any, tmp_path_factory: pytest.TempPathFactory) 
     """Every stage kind, on logical GPUs."""
     folder = tmp_path_factory.mktemp("kinds")
     run = bench.Run(folder, gpus.address, "", EVERY_KIND, switched(folder))
-    run.finish(run.start())
+    run.finish(run.start(), 800)
     return run
 
 
@@ -150,7 +150,7 @@ def test_two_meta_batches_at_once_both_finish(bench: Any, gpus: Any, tmp_path: P
         runs.append(bench.Run(folder, gpus.address, "", more, switched(folder)))
     processes = [run.start() for run in runs]
     for run, process in zip(runs, processes, strict=True):
-        run.finish(process)
+        run.finish(process, 600)
         rows = [r for r in placed(run.folder) if r["unit"].startswith("match window")]
         assert len({(r["node"], r["gpu"]) for r in rows}) == 3
 
@@ -216,7 +216,7 @@ def test_five_thousand_chunks_and_three_losses(bench: Any, gpus: Any, many: Path
         assert kill(gpus, title), title
     run.until(lambda: run.units("cut") * TOGETHER >= IMAGES // 10, process)
     gpus.say("remove CPU:2,GPU:2")
-    run.finish(process)
+    run.finish(process, 600)
     gpus.say("add CPU:2,GPU:2")
     assert run.units("cut") == IMAGES // TOGETHER
     plain = bench.Run(tmp_path / "plain", "", str(many), STREAM)
