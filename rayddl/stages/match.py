@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from rayddl import seeds
+from rayddl import interrupts, seeds
 from rayddl.data import picking
 from rayddl.data.config import augmentation_names
 from rayddl.data.distilled import DistilledSet
@@ -26,6 +26,8 @@ from rayddl.training.hard import Protocol
 
 SLICE_SECONDS = 1.0
 """How long the loop runs between two looks at it."""
+PAUSE_SECONDS = 5.0
+"""How long an interrupted loop may take to finish its iteration and checkpoint."""
 TYPES = {
     "iteration": "int64",
     "loss": "double",
@@ -185,6 +187,10 @@ def _at_work(job: matcher.Job, share: cluster.Share) -> Iterator[Any]:
     worker: Any = ray.remote(matcher.MatchWorker).options(**options).remote(sent, helpers)
     try:
         yield worker
+    except KeyboardInterrupt:
+        with interrupts.held(), suppress(Exception):
+            ray.wait([worker.pause.remote()], timeout=PAUSE_SECONDS)
+        raise
     finally:
         for actor in (worker, *helpers):
             ray.kill(actor)
