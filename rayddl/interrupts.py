@@ -218,11 +218,19 @@ def afterwards(call: Call) -> None:
 
 
 def finish(seconds: float) -> None:
-    """Do what was left for the end of an interrupted command; the process ends hard after ``seconds``."""
+    """Do what was left for the end of an interrupted command; the process ends hard after ``seconds``.
+
+    Nothing is printed any more: libraries that are stopped in the middle of something complain.
+    """
     state = _installed
     if state is None or state.ends is None:
         return
     state.ends = min(state.ends, time.monotonic() + seconds)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    for descriptor in (1, 2):
+        _to_nowhere(descriptor)
     while state.afterwards:
         with suppress(Exception):
             state.afterwards.pop()()
@@ -252,6 +260,9 @@ def _watch(state: _Interrupts, wakeup: socket.socket) -> None:
         ready, _, _ = select.select([wakeup], [], [], _LOOK_SECONDS if state.ends is not None else None)
         if ready and set(wakeup.recv(64)) & set(SIGNALS):
             state.note()
+            if hasattr(signal, "alarm"):
+                # Ray's crash handler, which has SIGTERM while Ray starts, has the process aborted 3 seconds later.
+                signal.alarm(0)
         if state.ends is not None and time.monotonic() > state.ends:
             state.notice()
             leave()
@@ -276,9 +287,13 @@ def _leave_terminal() -> None:
     """Where the terminal is gone, send what is still printed nowhere: it would raise at every line."""
     for descriptor in (1, 2):
         if _terminal_error(descriptor) == errno.EIO:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, descriptor)
-            os.close(nowhere)
+            _to_nowhere(descriptor)
+
+
+def _to_nowhere(descriptor: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def _terminal_error(descriptor: int) -> int:

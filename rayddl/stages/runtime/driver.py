@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,6 +17,7 @@ from rayddl import interrupts
 
 MARK = "RAYDDL_RAY"
 """The variable by which the processes of one local Ray are known, in their environment alone."""
+KEEP_SECONDS = 0.005
 GRACE_SECONDS = 1.0
 """How long processes of a Ray that has been stopped may take to end."""
 
@@ -33,11 +36,40 @@ def signals_kept() -> Iterator[None]:
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     from ray._private import utils
 
-    with replaced(utils, "set_sigterm_handler", lambda handler: None), interrupts.held():
+    with interrupts.held(), replaced(utils, "set_sigterm_handler", lambda handler: None), _sigterm_kept():
         try:
             yield
         finally:
             interrupts.reinstall()
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Put SIGTERM's handler back within milliseconds where Ray's C++ replaces it by its crash handler.
+
+    That one logs from inside the signal, may deadlock there, and then aborts the process. Between the moment
+    when it is installed and the end of ``ray.init`` lie seconds on a busy machine.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    libc, ours, now = ctypes.CDLL(None), ctypes.create_string_buffer(256), ctypes.create_string_buffer(256)
+    libc.sigaction(signal.SIGTERM, None, ours)
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(KEEP_SECONDS):
+            libc.sigaction(signal.SIGTERM, None, now)
+            if now.raw != ours.raw:
+                libc.sigaction(signal.SIGTERM, ours, None)
+
+    thread = threading.Thread(target=watch, name="sigterm", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager

@@ -28,6 +28,8 @@ START_SECONDS = 120.0
 """How long each part of Ray may take to come up on a busy machine; Ray itself gives 30."""
 ATTEMPTS = 2
 LOOPBACK = "127.0.0.1"
+LOCAL_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Ray's switch for machines that are no part of a cluster: 127.0.0.1 is not replaced by the outward address."""
 AGENT_PORTS = (
     "metrics_agent_port",
     "metrics_export_port",
@@ -62,14 +64,17 @@ def start(env: dict[str, str], num_cpus: int | None = None, num_gpus: int | None
     descriptor, log = tempfile.mkstemp(prefix="rayddl-ray-", suffix=".log", dir=os.path.dirname(folder))
     os.close(descriptor)
     # Workers of a local Ray inherit this process's environment.
-    unset = {name: value for name, value in env.items() if name not in os.environ}
+    unset = {name: value for name, value in {**env, **LOCAL_ONLY}.items() if name not in os.environ}
     mark = secrets.token_hex(8)
     killed_at_last = interrupts.add_last(lambda: driver.end_marked(mark, 0.0))
     _running = _Local(mark, log, [driver.set_variables(unset), _asks_for_token(), killed_at_last])
     try:
         _start_patiently(_running, folder, num_cpus or machine.cpus(), num_gpus)
-    except BaseException:
-        stop(keep_log=True)
+    except BaseException as error:
+        if interrupts.caught():
+            interrupts.afterwards(stop)
+        else:
+            stop(keep_log=isinstance(error, StageError))
         raise
 
 
@@ -166,8 +171,8 @@ def _started_with(mark: str) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(driver.variables(patient))
         stack.enter_context(driver.children_spared())
-        # Ray takes the outward address in place of 127.0.0.1, and then listens on every interface, unless
-        # clusters are off: its own switch for laptops, read at import (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0).
+        # What LOCAL_ONLY says, which Ray has read already if it was imported before: with an outward address its
+        # processes would listen on every interface.
         stack.enter_context(driver.replaced(ray_constants, "ENABLE_RAY_CLUSTER", False))
         stack.enter_context(driver.replaced(services, "start_raylet", _with_ports(services.start_raylet)))
         # The 30 seconds that a node may take to register stand in the middle of a function.
