@@ -6,14 +6,22 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from rayddl import interrupts
+
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """The console script ``rayddl``. Exits with 0, 1, 2 (wrong input) or 130 (Ctrl-C)."""
+    """The console script ``rayddl``. Exits with 0, 1, 2 (wrong input) or 130 (Ctrl-C, SIGTERM, SIGHUP)."""
+    interrupts.install()
     from rayddl.cli.app import app
 
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character gets "?", not a traceback.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    app(args=list(arguments) if arguments is not None else None, prog_name="rayddl")
+    try:
+        app(args=list(arguments) if arguments is not None else None, prog_name="rayddl")
+    finally:
+        if interrupts.caught():
+            interrupts.leave()
+        interrupts.ignore()
     sys.exit(0)

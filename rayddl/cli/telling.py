@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
+from rayddl import interrupts
 from rayddl.errors import RayddlError
 from rayddl.scrub import scrub
 
 if TYPE_CHECKING:
     from rayddl.pipeline.progress import Display
 
-INTERRUPTED = 130
+INTERRUPTED = interrupts.EXIT_CODE
+FINISH_SECONDS = 20.0
+"""How long Ray may take to stop after an interrupt, before its processes are killed."""
 _USER_PART = re.compile(r"://[^/@\s]*:[^@\s]*@")
 
 
@@ -28,36 +29,37 @@ _USER_PART = re.compile(r"://[^/@\s]*:[^@\s]*@")
 def telling(display: Display | None = None, again: Sequence[str] = ()) -> Iterator[None]:
     """Turn errors inside the block into a message on standard error and an exit code.
 
-    ``display`` may take the message over (as a JSON event). ``again`` is the command line that goes on
-    where this one was interrupted. A request to terminate (a job that is stopped, a machine that is taken back)
-    interrupts as Ctrl-C does.
+    ``display`` may take the message over (as a JSON event). ``again`` is the command line that resumes an
+    interrupted one. Ctrl-C, SIGTERM (a job that is stopped, a machine that is taken away) and SIGHUP (a terminal
+    that is closed) all interrupt; Ray is stopped after the message.
     """
-    before = _interrupted_by_sigterm()
+    hint = f"; resume with:\n  {_command(again)}" if again else ""
+    message = f"interrupted; what was done so far is kept{hint}"
     try:
-        yield
+        with interrupts.at_last(lambda: _say(message, INTERRUPTED)), interrupts.raised():
+            yield
     except KeyboardInterrupt as error:
-        hint = f"; go on with:\n  {_command(again)}" if again else ""
-        _end(error, f"interrupted; what was done so far is kept{hint}", INTERRUPTED, display)
+        interrupts.react()
+        # Standard output and error may have gone with the terminal.
+        with suppress(OSError, ValueError):
+            if display is not None:
+                display.close()
+        with suppress(OSError, ValueError):
+            _show(error, message, INTERRUPTED, display)
+        interrupts.finish(FINISH_SECONDS)
+        raise typer.Exit(INTERRUPTED) from None
     except RayddlError as error:
         _end(error, scrub(str(error)), error.exit_code, display)
     except BrokenPipeError:
-        # Whoever read our output has gone: nothing is left to say, and nobody to say it to.
+        # The reader of the output is gone: nobody is left to read a message.
         sys.stderr.close()
         raise typer.Exit(1) from None
     except OSError as error:
         _end(error, scrub(str(error)), 1, display)
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
         if display is not None:
-            display.close()
-
-
-def _interrupted_by_sigterm() -> Any:
-    """Have SIGTERM raise what Ctrl-C raises; what stood there before, or ``None`` where that is not for us to say."""
-    if threading.current_thread() is not threading.main_thread():
-        return None
-    return signal.signal(signal.SIGTERM, signal.default_int_handler)
+            with suppress(OSError):
+                display.close()
 
 
 def emit_json(value: Any) -> None:
@@ -92,12 +94,20 @@ def waiting(text: str) -> Iterator[None]:
         yield
 
 
-def _end(error: BaseException, message: str, code: int, display: Display | None) -> None:
-    if display is None or not display.error(error, message, code):
-        label = "stopped" if code == INTERRUPTED else "error"
-        typer.secho(f"{label}: ", fg="yellow" if code == INTERRUPTED else "red", nl=False, err=True)
-        typer.echo(message, err=True)
+def _end(error: BaseException, message: str, code: int, display: Display | None) -> NoReturn:
+    _show(error, message, code, display)
     raise typer.Exit(code) from None
+
+
+def _show(error: BaseException, message: str, code: int, display: Display | None) -> None:
+    if display is None or not display.error(error, message, code):
+        _say(message, code)
+
+
+def _say(message: str, code: int) -> None:
+    label = "stopped" if code == INTERRUPTED else "error"
+    typer.secho(f"{label}: ", fg="yellow" if code == INTERRUPTED else "red", nl=False, err=True)
+    typer.echo(message, err=True)
 
 
 def _command(words: Sequence[str]) -> str:

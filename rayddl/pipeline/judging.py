@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import time
+from contextlib import nullcontext, suppress
 
+from rayddl import interrupts
 from rayddl.pipeline.progress import Closing, Display, Ending, Hidden
 from rayddl.pipeline.session import ray_session
 from rayddl.pipeline.sets import find_set
@@ -51,10 +53,13 @@ def judge_set(
             )
             ending = "done"
         except KeyboardInterrupt:
+            interrupts.react()
             ending = "interrupted"
             raise
         finally:
-            display.end(_NAME, ending, time.monotonic() - began, {})
+            # With the terminal gone, what is raised stays what ended the command.
+            with suppress(OSError) if ending == "interrupted" else nullcontext():
+                display.end(_NAME, ending, time.monotonic() - began, {})
     places = {"set": scrub(str(folder))}
     display.result(Closing({_NAME: result.table}, places, {"summary": dict(result.summary)}))
     return result

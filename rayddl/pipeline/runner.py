@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
+from rayddl import interrupts
 from rayddl.errors import RayddlError, StageError, UserError
 from rayddl.pipeline import artifacts, lock
 from rayddl.pipeline.artifacts import Artifact
@@ -35,13 +36,20 @@ def execute(plan: Plan, display: Display | None = None, ray: RaySession | None =
     display = display or Hidden()
     run = _Run(plan, display, ray or RaySession(display), Record(plan))
     try:
-        display.plan(plan)
-        run.write_first()
-        run.require()
-        for planned in plan.stages:
-            run.stage(planned)
+        with interrupts.noticed(run.interrupted):
+            display.plan(plan)
+            run.write_first()
+            run.require()
+            for planned in plan.stages:
+                run.stage(planned)
+    except KeyboardInterrupt:
+        interrupts.react()
+        run.interrupted()
+        raise
     finally:
-        display.close()
+        # The terminal may be gone, which must not hide how the run ended.
+        with suppress(OSError):
+            display.close()
     record = plan.out.path(run.record.file)
     result = RunResult(plan, dict(run.finished), dict(run.endings), record)
     display.result(result.closing())
@@ -58,12 +66,16 @@ class _Run:
     record: Record
     finished: dict[str, Artifact] = field(default_factory=dict)
     endings: dict[str, Literal["done", "cached"]] = field(default_factory=dict)
+    recorded: bool = False
+    """Whether the record has been written: without it, nothing was started."""
     clock: Callable[[], float] = time.monotonic
 
     def write_first(self) -> None:
         """Write the record before anything runs: that also tells whether ``--out`` can be written."""
         try:
-            self.record.write()
+            with interrupts.held():
+                self.record.write()
+                self.recorded = True
         except (OSError, ValueError) as error:
             if all(planned.artifact for planned in self.plan.stages):
                 self.display.note(f"the run's record could not be written: {scrub(str(error))}")
@@ -100,6 +112,12 @@ class _Run:
         self._note(planned, "done", artifact)
         self._end(planned, "done", artifact.seconds, artifact)
 
+    def interrupted(self) -> None:
+        """Have the record say that the run was interrupted, at the stage that was or would have been next."""
+        left = [planned for planned in self.plan.stages if planned.name not in self.finished]
+        if left and self.recorded:
+            self._note(left[0], "interrupted")
+
     def _run(self, planned: PlannedStage, began: float) -> Artifact:
         if planned.stage.kind.needs_ray:
             self.ray.need()
@@ -117,7 +135,8 @@ class _Run:
             },
         )
         result = planned.stage.kind.run(planned.stage.config, context)
-        return artifacts.seal(planned.folder, self._manifest(planned, result, self.clock() - began))
+        with interrupts.held():
+            return artifacts.seal(planned.folder, self._manifest(planned, result, self.clock() - began))
 
     def _spent(self, name: str) -> dict[str, float]:
         """Seconds of the finished stage ``name`` and of all that it hangs on."""
@@ -161,8 +180,10 @@ class _Run:
     def _failed(self, planned: PlannedStage, error: BaseException, seconds: float) -> NoReturn:
         """Say and set down how the stage ended, and raise what the caller is to see."""
         if not isinstance(error, Exception):
+            interrupts.react()
             self._note(planned, "interrupted")
-            self._end(planned, "interrupted", seconds, None)
+            with suppress(OSError, ValueError):
+                self._end(planned, "interrupted", seconds, None)
             raise error
         told = explained(planned, error)
         self._note(planned, "failed", error=str(told))
@@ -176,15 +197,15 @@ class _Run:
         artifact: Artifact | None = None,
         error: str = "",
     ) -> None:
-        self.record.note(planned.name, outcome, artifact, error)
         # The stages' own manifests are what counts: a record that lags behind hurts nobody.
-        with suppress(OSError):
+        with interrupts.held(), suppress(OSError):
+            self.record.note(planned.name, outcome, artifact, error)
             self.record.write()
 
     def _hear(self, planned: PlannedStage, progress: Mapping[str, Any]) -> None:
-        self.record.hear(planned.name, progress)
         self.ray.observe(self.plan.definition.name, planned.name, progress)
-        with suppress(OSError):
+        with interrupts.held(), suppress(OSError):
+            self.record.hear(planned.name, progress)
             self.record.write()
 
     def _end(self, planned: PlannedStage, ending: Ending, seconds: float, artifact: Artifact | None) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, cast
 
+from rayddl import interrupts
 from rayddl.pipeline.progress import Display
 
 
@@ -84,7 +85,8 @@ class RaySession:
     def stop(self) -> None:
         """Stop Ray if it was started here."""
         if self._cluster is not None:
-            self._cluster.stop()
+            with interrupts.held():
+                self._cluster.stop()
         self._cluster = None
 
 
@@ -96,9 +98,16 @@ def ray_session(
     grows: Sequence[str] = (),
     load: LoadCluster = load_cluster,
 ) -> Iterator[RaySession]:
-    """A :class:`RaySession` that is stopped however the block ends."""
+    """A :class:`RaySession` that is stopped however the block ends.
+
+    An interrupted command says what it has to say first: stopping Ray takes seconds, and whoever
+    interrupted it may not leave it more.
+    """
     session = RaySession(display, address, num_cpus, grows, load)
     try:
         yield session
     finally:
-        session.stop()
+        if interrupts.caught():
+            interrupts.afterwards(session.stop)
+        else:
+            session.stop()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from rayddl import seeds
+from rayddl import interrupts, seeds
 from rayddl.data import picking
 from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError, DivergedError
@@ -27,6 +27,8 @@ from rayddl.stages.short_evaluations import ShortEvaluations
 
 SLICE_SECONDS = 1.0
 """How long the loop runs between two looks at it."""
+PAUSE_SECONDS = 5.0
+"""How long an interrupted loop may take to finish its iteration and checkpoint."""
 TYPES = {
     "iteration": "int64",
     "loss": "double",
@@ -184,6 +186,10 @@ def _at_work(job: matcher.Job, group: Group) -> Iterator[Any]:
     worker = actor(matcher.MatchWorker, 0, helpers)
     try:
         yield worker
+    except KeyboardInterrupt:
+        with interrupts.held(), suppress(Exception):
+            ray.wait([worker.pause.remote()], timeout=PAUSE_SECONDS)
+        raise
     finally:
         for one in (worker, *helpers):
             ray.kill(one)

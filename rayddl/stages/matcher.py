@@ -219,6 +219,8 @@ class MatchWorker:
         state, more = load_state(self._job.out.read(CHECKPOINT), self._device)
         loop = Loop.begin(self._matcher, state, float(more["start_rms"]))
         loop.rows = [tuple(row) for row in more["rows"].tolist()]
+        if "anchor" in more:
+            loop.anchor, _ = load_state(more["anchor"].numpy().tobytes(), self._device)
         return loop
 
     def _spread(self, state: State, iteration: int) -> list[tuple[MetaGradient, Facts]]:
@@ -262,6 +264,20 @@ class MatchWorker:
         rms = torch.tensor(self._loop.start_rms, dtype=torch.float64)
         self._job.out.write(CHECKPOINT, anchor.dump(rows=rows, start_rms=rms))
         self._saved, self._saved_at = time.monotonic(), anchor.iteration
+
+    def pause(self) -> int:
+        """Checkpoint the run where it stands, between two anchors; the iteration, where the next attempt starts.
+
+        With the state goes its anchor, so that a resumed run that diverges is restored to the same state as one
+        that was never paused.
+        """
+        loop = self._loop
+        rows = torch.tensor(loop.rows, dtype=torch.float64)
+        rms = torch.tensor(loop.start_rms, dtype=torch.float64)
+        anchor = torch.frombuffer(bytearray(loop.anchor.dump()), dtype=torch.uint8)
+        self._job.out.write(CHECKPOINT, loop.state.dump(rows=rows, start_rms=rms, anchor=anchor))
+        self._saved, self._saved_at = time.monotonic(), loop.state.iteration
+        return loop.state.iteration
 
     def _reach(self, iteration: int) -> None:
         # A worker started anew stands at its checkpoint, behind where the driver saw it last.

@@ -178,20 +178,50 @@ def test_crash(rayddl: Rayddl, tmp_path: Path) -> None:
     assert "RuntimeError: the stage broke" in (tmp_path / "runs" / folder / "error.txt").read_text()
 
 
-def test_ctrl_c(rayddl: Rayddl, tmp_path: Path) -> None:
-    """Ctrl-C ends with exit code 130 and the command line that goes on; that one does."""
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted(rayddl: Rayddl, tmp_path: Path, how: signal.Signals) -> None:
+    """Each signal ends with exit code 130, a record that says so, and the command line that resumes the run."""
     process = start(tmp_path, "run", "demo", "--set", "first.ends=waiting", "--out", "my runs")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     stdout, stderr = process.communicate()
 
     assert process.returncode == 130
     assert re.search(r"\nfirst: interrupted after .*, 1/3, half-way\n$", stdout)
     assert stderr == (
-        "stopped: interrupted; what was done so far is kept; go on with:\n"
+        "stopped: interrupted; what was done so far is kept; resume with:\n"
         "  rayddl run demo --set first.ends=waiting --out 'my runs'\n"
     )
+    assert states(tmp_path / "my runs") == {"first": "interrupted", "second": "waiting"}
     again = rayddl("run", "demo", "--set", "first.ends=waiting", "--out", "my runs", "--json")
     assert json.loads(again.stdout.splitlines()[-1])["stages"]["first"]["summary"]["went_on"]
+
+
+def states(out: Path) -> dict[str, str]:
+    """The stages' states in the run's record."""
+    record = json.loads((out / "demo.run.json").read_text())
+    return {name: entry["state"] for name, entry in record["stages"].items()}
+
+
+def test_terminal_closed(rayddl: Rayddl, tmp_path: Path) -> None:
+    """When the terminal goes away the record is written and the exit code is 130, though nothing can be printed."""
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, str(FAKE), "run", "demo", "--set", "first.ends=waiting"],
+        cwd=tmp_path,
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        start_new_session=True,
+    )
+    os.close(follower)
+    shown = b""
+    while b"now" not in shown:
+        shown += os.read(leader, 4096)
+    os.close(leader)
+    process.send_signal(signal.SIGHUP)  # the pty is not its controlling terminal: the kernel does not send it
+
+    assert process.wait(60) == 130
+    assert states(tmp_path / "runs") == {"first": "interrupted", "second": "waiting"}
 
 
 def test_kill_9(rayddl: Rayddl, tmp_path: Path) -> None:

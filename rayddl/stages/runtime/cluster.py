@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from rayddl.errors import StageError
-from rayddl.stages.runtime import attach, capacity, devices, local, metrics, sizes
+from rayddl.stages.runtime import attach, capacity, devices, driver, local, metrics, sizes
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask, Resources, Share
 
@@ -65,7 +65,7 @@ def start() -> None:
     """Start Ray on this machine, or attach to the cluster asked for. Does nothing when it runs.
 
     Raises :class:`UserError` where the temporary folder's path is too long for Ray's sockets or the
-    cluster cannot be reached.
+    cluster cannot be reached, and :class:`StageError` where a local Ray does not come up.
     """
     # Ray reads this at import; left on, its hook rebuilds the environment in every worker.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -75,10 +75,11 @@ def start() -> None:
     if ray.is_initialized():
         return
     _wanted.started = True
-    if _wanted.address in (None, "local"):
-        local.start(WORKER_ENV, _wanted.num_cpus, _wanted.num_gpus)
-    else:
-        attach.start(str(_wanted.address), {**WORKER_ENV, **devices.switches()})
+    with driver.signals_kept():
+        if _wanted.address in (None, "local"):
+            local.start(WORKER_ENV, _wanted.num_cpus, _wanted.num_gpus)
+        else:
+            attach.start(str(_wanted.address), {**WORKER_ENV, **devices.switches()})
 
 
 def stop() -> None:
@@ -86,6 +87,7 @@ def stop() -> None:
     import ray
 
     if _wanted.started:
+        local.stop()
         ray.shutdown()
     _wanted.started = False
 

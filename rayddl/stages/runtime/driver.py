@@ -1,0 +1,183 @@
+"""What Ray may do to the process that starts it: signals, environment, output, and the processes it leaves."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from rayddl import interrupts
+
+MARK = "RAYDDL_RAY"
+"""The variable by which the processes of one local Ray are known, in their environment alone."""
+KEEP_SECONDS = 0.005
+GRACE_SECONDS = 1.0
+"""How long processes of a Ray that has been stopped may take to end."""
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """Keep the command line's signal handlers while Ray starts, and put them back afterwards.
+
+    Ray has SIGTERM raise ``SystemExit``, then hands it to its crash handler. In a Python program, whose
+    handlers are not ours, it may.
+    """
+    if not interrupts.installed():
+        yield
+        return
+    # Tune would take Ctrl-C for itself.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    from ray._private import utils
+
+    with interrupts.held(), replaced(utils, "set_sigterm_handler", lambda handler: None), _sigterm_kept():
+        try:
+            yield
+        finally:
+            interrupts.reinstall()
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Put SIGTERM's handler back within milliseconds where Ray's C++ replaces it by its crash handler.
+
+    That one logs from inside the signal, may deadlock there, and then aborts the process. Between the moment
+    when it is installed and the end of ``ray.init`` lie seconds on a busy machine.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    libc, ours, now = ctypes.CDLL(None), ctypes.create_string_buffer(256), ctypes.create_string_buffer(256)
+    libc.sigaction(signal.SIGTERM, None, ours)
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(KEEP_SECONDS):
+            libc.sigaction(signal.SIGTERM, None, now)
+            if now.raw != ours.raw:
+                libc.sigaction(signal.SIGTERM, ours, None)
+
+    thread = threading.Thread(target=watch, name="sigterm", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
+def children_spared() -> Iterator[None]:
+    """Processes started in the block do not hear SIGHUP: a terminal that is closed sends it to them as well.
+
+    They would be gone before what they hold is written. Ray does the same for SIGINT.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # The mask is inherited; here the signal waits, or another thread takes it in.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    """``module.name`` is ``value`` in the block. Does nothing where a version of Ray has no such name."""
+    if not hasattr(module, name):
+        yield
+        return
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+@contextmanager
+def variables(wanted: Mapping[str, str]) -> Iterator[None]:
+    """The environment has ``wanted`` in the block, and afterwards what it had before."""
+    give_back = set_variables(wanted)
+    try:
+        yield
+    finally:
+        give_back()
+
+
+def set_variables(wanted: Mapping[str, str]) -> Callable[[], None]:
+    """Set environment variables; what is returned undoes it."""
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+
+    def give_back() -> None:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+    return give_back
+
+
+@contextmanager
+def stderr_into(path: str) -> Iterator[None]:
+    """Standard error of this process, its C++ libraries and the processes it starts goes to the end of ``path``."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.dup2(log, 2)
+    os.close(log)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            sys.stderr.flush()
+        os.dup2(terminal, 2)
+        os.close(terminal)
+
+
+def processes() -> Any:
+    """The module psutil, which comes with Ray."""
+    importlib.import_module("ray")
+    return importlib.import_module("psutil")
+
+
+def marked(mark: str) -> list[Any]:
+    """The processes, as psutil's, whose environment has :data:`MARK` set to ``mark``."""
+    psutil = processes()
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and process.environ().get(MARK) == mark:
+                found.append(process)
+    return found
+
+
+def end_marked(mark: str, grace: float = GRACE_SECONDS) -> None:
+    """Kill the processes of :func:`marked` that are still there after ``grace`` seconds."""
+    psutil = processes()
+    deadline = time.monotonic() + grace
+    _, left = psutil.wait_procs(marked(mark), timeout=grace)
+    while left:
+        # The raylet last: a driver that is still attached does not outlive it.
+        for process in sorted(left, key=_is_raylet):
+            with suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(left, timeout=GRACE_SECONDS)
+        # One that was being started while we looked.
+        left = marked(mark) if time.monotonic() < deadline + 5 * GRACE_SECONDS else []
+
+
+def _is_raylet(process: Any) -> bool:
+    with suppress(processes().Error):
+        return bool(process.name() == "raylet")
+    return False

@@ -1,0 +1,280 @@
+"""The local Ray: where it listens, whom it lets in, and what becomes of a start that fails."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import ipaddress
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayddl.errors import StageError
+from rayddl.stages.runtime import driver, local
+
+pytestmark = pytest.mark.ray
+
+PATIENCE = 240.0
+ATTACH = """
+import logging, sys, ray
+try:
+    ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.ERROR)
+    print("attached", int(ray.cluster_resources()["CPU"]))
+except Exception as error:
+    print("refused", type(error).__name__)
+"""
+TWICE = """
+import json, os
+from rayddl.stages.runtime import cluster, driver, local
+local.store_bytes = lambda: 100 * 2**20
+cluster.configure(num_cpus=1)
+seen = []
+for _ in range(2):
+    before = dict(os.environ)
+    cluster.start()
+    import ray
+    mark = local._running.mark
+    seen.append({
+        "token": os.environ["RAY_AUTH_TOKEN"],
+        "mode": os.environ["RAY_AUTH_MODE"],
+        "work": ray.get(ray.remote(lambda: os.environ["MALLOC_TRIM_THRESHOLD_"]).remote()),
+        "log": os.path.exists(local._running.log),
+        "folder": oct(os.stat(ray._private.worker._global_node.get_session_dir_path()).st_mode)[-3:],
+    })
+    cluster.stop()
+    seen[-1]["left"] = [process.name() for process in driver.marked(mark)]
+    seen[-1]["changed"] = sorted(
+        name for name in {*before, *os.environ}
+        if before.get(name) != os.environ.get(name)
+        and name.startswith(("RAY_AUTH", "RAY_ENABLE_W", "RAYDDL", "MALLOC", "SPT"))
+    )
+print(json.dumps(seen))
+"""
+TOKENS = """
+import os
+from rayddl.stages.runtime import local
+names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+undo = local._asks_for_token()
+print([os.environ.get(name, "-") for name in names])
+undo()
+print([os.environ.get(name, "-") for name in names])
+"""
+
+
+def run(code: str, *words: str, **variables: str) -> subprocess.Popen[str]:
+    """A Python program without this process's token, with ``variables``."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    kept |= local.LOCAL_ONLY
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        env={**kept, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def last_line(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=PATIENCE)
+
+    assert out.strip(), err[-2000:]
+    return out.strip().splitlines()[-1]
+
+
+def worker() -> int:
+    return os.getpid()
+
+
+@pytest.fixture
+def processes(local_ray: None) -> list[Any]:
+    """The driver and all processes of the local Ray, with a worker at work."""
+    ray, psutil = importlib.import_module("ray"), importlib.import_module("psutil")
+    ray.get(ray.remote(worker).remote())
+    me = psutil.Process()
+    return [me, *me.children(recursive=True)]
+
+
+def test_every_socket_is_on_loopback(processes: list[Any]) -> None:
+    """Nothing of the local Ray, this process included, listens where another machine could reach it."""
+    listening = {
+        f"{process.name()} {connection.laddr.ip}"
+        for process in processes
+        for connection in process.net_connections(kind="inet")
+        if connection.status == "LISTEN"
+    }
+    addresses = [ipaddress.ip_address(each.rpartition(" ")[2]) for each in listening]
+
+    assert len(listening) >= 5  # this process, the GCS, the raylet, both agents and a worker
+    assert [each for each, at in zip(listening, addresses, strict=True) if not loopback(at)] == []
+
+
+def loopback(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def test_every_process_can_be_found_again(processes: list[Any]) -> None:
+    """Each process of the local Ray carries its mark, also those that rename themselves; nobody else does."""
+    assert local._running is not None
+    marked = {process.pid for process in driver.marked(local._running.mark)}
+
+    assert {p.pid for p in processes[1:]} <= marked
+    assert any(p.name().startswith("ray::DashboardAg") for p in processes)
+    assert driver.marked("another") == []
+
+
+def test_its_token_is_asked_for(local_ray: None) -> None:
+    """A process with the token attaches; one with another token, or none, does not."""
+    ray = importlib.import_module("ray")
+    address = ray.get_runtime_context().gcs_address
+    soon = {"RAY_py_gcs_connect_timeout_s": "2", "RAY_gcs_rpc_server_reconnect_timeout_s": "2"}
+    mine = run(ATTACH, address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=os.environ["RAY_AUTH_TOKEN"], **soon)
+    other = run(ATTACH, address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64, **soon)
+    none = run(ATTACH, address, RAY_AUTH_MODE="disabled", **soon)
+
+    assert [last_line(each) for each in (mine, other, none)] == [
+        "attached 2",
+        "refused ConnectionError",
+        "refused ConnectionError",
+    ]
+
+
+def test_two_after_each_other_in_one_process() -> None:
+    """Each has a token of its own; after each the environment is as it was, and no process is left."""
+    first, second = json.loads(last_line(run(TWICE)))
+
+    assert first["token"] != second["token"]
+    assert len(first["token"]) >= 32
+    for each in (first, second):
+        each.pop("token")
+        assert each == {
+            "mode": "token",
+            "work": "100000000000",
+            "log": True,
+            "folder": "700",
+            "left": [],
+            "changed": [],
+        }
+
+
+@pytest.mark.parametrize(
+    ("given", "during"),
+    [
+        ({}, ["token", "new", "-"]),
+        ({"RAY_AUTH_MODE": "token"}, ["token", "new", "-"]),
+        ({"RAY_AUTH_TOKEN": "mine"}, ["token", "mine", "-"]),
+        ({"RAY_AUTH_TOKEN_PATH": "/there"}, ["token", "-", "/there"]),
+        ({"RAY_AUTH_MODE": "disabled"}, ["disabled", "-", "-"]),
+    ],
+)
+def test_the_users_token_stays(given: dict[str, str], during: list[str]) -> None:
+    """A token that the user has set is the one asked for, and one who turned it off has none; undone afterwards."""
+    process = run(TOKENS, **given)
+    out, err = process.communicate(timeout=PATIENCE)
+
+    assert out, err
+    found, after = (ast.literal_eval(line) for line in out.splitlines())
+    assert [*found[:1], "new" if len(found[1]) == 64 else found[1], *found[2:]] == during
+    assert after == [
+        given.get(name, "-") for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    ]
+
+
+class Starting:
+    """In place of Ray's start and end: fails so many times, and remembers what was done."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures, self.done = failures, []
+
+    def start(self, folder: str, num_cpus: int, num_gpus: int | None) -> None:
+        """Print as Ray does, and fail as Ray does."""
+        self.done.append("start")
+        os.write(2, b"[2026-01-01 00:00:00 C 1 1] (raylet) node_manager.cc:3576: Check failed\n")
+        if self.done.count("start") <= self.failures:
+            raise Exception("The current node timed out during startup. This could happen because")  # noqa: TRY002
+
+    def clear(self, mark: str) -> None:
+        """Remember it."""
+        self.done.append("clear")
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[int], Starting]:
+    """Makes :func:`local.start` fail a number of times; no Ray is touched."""
+
+    def make(failures: int) -> Starting:
+        fake = Starting(failures)
+        monkeypatch.setattr(local, "_running", None)
+        monkeypatch.setattr(local, "_init", fake.start)
+        monkeypatch.setattr(local, "_clear", fake.clear)
+        monkeypatch.setattr(local, "_asks_for_token", lambda: lambda: None)
+        monkeypatch.setattr(local, "_forget_token", lambda: None)
+        monkeypatch.setattr(local, "_short_folder", lambda: str(tmp_path / "ray"))
+        return fake
+
+    return make
+
+
+def test_a_start_that_fails_is_tried_again(
+    failing: Callable[[int], Starting], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The second attempt, after everything of the first is gone, is all that a user notices."""
+    fake = failing(1)
+    local.start({}, num_cpus=1)
+    during = [path.read_text() for path in tmp_path.glob("rayddl-ray-*.log")]
+    local.stop()
+
+    assert fake.done == ["start", "clear", "start", "clear"]
+    assert capfd.readouterr() == ("", "")
+    assert "Check failed" in during[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_failed_starts_are_refused_in_a_sentence(
+    failing: Callable[[int], Starting], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The refusal says what happened and what to do; what Ray printed is in the file that it names."""
+    fake = failing(2)
+    environment = dict(os.environ)
+    with pytest.raises(StageError) as caught:
+        local.start({"RAYDDL_TEST": "1"}, num_cpus=1)
+    (log,) = tmp_path.glob("rayddl-ray-*.log")
+
+    assert str(caught.value) == (
+        "Ray did not start on this machine, 2 times (The current node timed out during startup. This could happen "
+        f"because). The usual causes are a machine under heavy load and a temporary folder ({tmp_path}/ray) that is "
+        "full or slow: run the same command again when the machine is less busy, or set RAY_TMPDIR to another short "
+        f"path. What Ray printed is in {log}."
+    )
+    assert fake.done == ["start", "clear", "start", "clear", "clear"]
+    assert log.read_text().count("Check failed") == 2
+    assert log.read_text().count("Traceback") == 2
+    assert capfd.readouterr() == ("", "")
+    assert dict(os.environ) == environment
+
+
+@pytest.mark.parametrize(("alive", "asked"), [(True, 4), (False, 1)])
+def test_a_slow_node_is_waited_for(monkeypatch: pytest.MonkeyPatch, alive: bool, asked: int) -> None:
+    """While the raylet lives Ray's question whether the node is there is repeated; once it is gone, not."""
+    answers = iter([RuntimeError("not yet")] * 3 + [{"node": 1}])
+    count = []
+
+    def ask(address: str) -> dict[str, int]:
+        count.append(address)
+        answer = next(answers)
+        if isinstance(answer, RuntimeError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(local, "_raylet_runs", lambda: alive)
+    if alive:
+        assert local._patient(ask)("here") == {"node": 1}
+    else:
+        with pytest.raises(RuntimeError, match="not yet"):
+            local._patient(ask)("here")
+    assert count == ["here"] * asked
