@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rayddl.stages.context import Progress
 from rayddl.stages.rded_work import Block, Job, Judge, cut_chunk
-from rayddl.stages.runtime import cluster, pool
+from rayddl.stages.runtime import cluster, failures
 
 SILENCE_SECONDS = 60.0
 """Time without a finished chunk after which the stream says what it waits for."""
@@ -96,6 +96,9 @@ def stream(
             fn_constructor_args=(sent,),
             batch_size=None,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=judges.at_once),
+            # Without limits, Ray Data would restart an actor that never fits into memory for ever.
+            max_restarts=cluster.RETRIES,
+            max_task_retries=cluster.RETRIES,
             **_asked(judges),
         )
     with _watchdog(progress, judges, cutters) as alive:
@@ -104,7 +107,7 @@ def stream(
                 alive()
                 yield batch
         except ray.exceptions.RayError as error:
-            pool.explain(error, "the stream of images")
+            failures.explain(error, "the stream of images")
 
 
 def chunks_a_block(chunks: int, workers: int) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayddl.errors import StageError
 from rayddl.stages.config import Ask, Resources
-from rayddl.stages.runtime import attach, capacity, local, metrics
+from rayddl.stages.runtime import attach, capacity, failures, local, metrics
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +72,8 @@ def start() -> None:
     # Ray reads this at import; left on, its hook rebuilds the environment in every worker.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # This process, which owns the tasks, reads it, whatever the cluster was started with.
+    os.environ.setdefault("RAY_task_oom_retries", str(failures.OOM_RETRIES))
     import ray
 
     if ray.is_initialized():
