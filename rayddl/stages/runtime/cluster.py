@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayddl.errors import StageError
 from rayddl.stages.config import Ask, Resources
-from rayddl.stages.runtime import attach, capacity, failures, local, metrics
+from rayddl.stages.runtime import attach, capacity, failures, local, metrics, nodes
 
 if TYPE_CHECKING:
     import torch
@@ -144,6 +144,14 @@ def require(asks: Mapping[str, Sequence[Ask]]) -> None:
     for asked in asks.values():
         for ask in asked:
             _wait_for(_least(ask.resources))
+
+
+def reach(places: Mapping[str, str]) -> None:
+    """Have every node see what workers read and write; ``places`` are folders by the options that name them.
+
+    Cheap where no node has come since the last call. Raises :class:`UserError` for a node that does not see one.
+    """
+    nodes.refuse_unseen(places, _wanted.note)
 
 
 def observe(run: str, stage: str, progress: Mapping[str, Any]) -> None:
