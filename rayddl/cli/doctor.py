@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import typer
 
-from rayddl.cli.options import Json, Out
+from rayddl.cli.options import Address, Json, Out
 from rayddl.cli.telling import emit_json, print_table, telling, waiting
 
 
-def doctor(out: Out = "runs", as_json: Json = False) -> None:
-    """Say what would go wrong on this machine.
+def doctor(out: Out = "runs", address: Address = None, as_json: Json = False) -> None:
+    """Say what would go wrong on this machine, and with --address on every node of a cluster.
 
     Looks at versions, CPUs, memory, GPUs, the compiler and folders, and says what to do. Exits with 1
     if something will fail.
+
+    \b
+    rayddl doctor
+    rayddl doctor --address auto --out s3://bucket/runs
     """
+    from rayddl.stages import doctor_nodes
     from rayddl.stages.doctor import examine, table
 
     with telling():
         with waiting("looking at this machine; importing torch takes a while"):
             findings = examine(out)
+        if address:
+            with waiting(f"looking at every node of the cluster at {address}"):
+                findings += doctor_nodes.examine(address, out)
         if as_json:
             emit_json([finding.to_json() for finding in findings])
         else:

@@ -58,6 +58,11 @@ def load(config: SourceConfig) -> Source:
         return _FAMILIES[config.name].load(config, fingerprint(config))
 
 
+def in_place(config: SourceConfig) -> bool:
+    """True if images can be read one by one where they lie: :func:`listing` lists them."""
+    return isinstance(_FAMILIES[config.name], _Listed)
+
+
 def listing(config: SourceConfig, split: Literal["train", "test"] = "train") -> Listing | None:
     """A split's images where they lie, none of them read; ``None`` for families that are small and always
     decoded whole.

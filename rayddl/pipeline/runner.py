@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
 from rayddl import interrupts
+from rayddl.data import sources
 from rayddl.errors import RayddlError, StageError, UserError
 from rayddl.pipeline import artifacts, lock
 from rayddl.pipeline.artifacts import Artifact
@@ -89,7 +90,15 @@ class _Run:
         """Before anything runs, have the cluster hold what the stages that are left ask for."""
         left = [p for p in self.plan.stages if p.artifact is None and p.stage.kind.needs_ray]
         if left:
+            self.ray.reach(self._places())
             self.ray.require({planned.name: planned.stage.config.asks for planned in left})
+
+    def _places(self) -> dict[str, str]:
+        """What workers read and write, by the options that name it."""
+        source = self.plan.definition.source
+        left = [p for p in self.plan.stages if p.artifact is None and p.name not in self.finished]
+        read = any(p.stage.kind.reads_source for p in left) and sources.in_place(source)
+        return {"--out": str(self.plan.out)} | ({"source.root": str(source.root)} if read else {})
 
     def stage(self, planned: PlannedStage) -> None:
         """Run one stage, or take what is there."""
@@ -120,7 +129,7 @@ class _Run:
 
     def _run(self, planned: PlannedStage, began: float) -> Artifact:
         if planned.stage.kind.needs_ray:
-            self.ray.need()
+            self.ray.reach(self._places())
         progress = Heartbeat(self.display.begin(planned.name), lambda told: self._hear(planned, told))
         context = Context(
             stage=planned.name,

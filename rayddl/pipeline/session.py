@@ -28,6 +28,9 @@ class Cluster(Protocol):
     def require(self, asks: Mapping[str, Any]) -> None:
         """Refuse, or wait for, what stages ask for and the cluster does not have."""
 
+    def reach(self, places: Mapping[str, str]) -> None:
+        """Refuse a node that does not see one of these folders."""
+
     def start(self) -> None:
         """Start or attach to Ray, unless that has been done."""
 
@@ -76,6 +79,14 @@ class RaySession:
         self.need()
         if self._cluster is not None:
             self._cluster.require(asks)
+
+    def reach(self, places: Mapping[str, str]) -> None:
+        """Refuse a node that does not see one of ``places``, folders by the options that name them. To be called
+        again when a stage begins: nodes may have come, and asking costs nothing where none has.
+        """
+        self.need()
+        if self._cluster is not None and self.address:
+            self._cluster.reach(places)
 
     def observe(self, run: str, stage: str, progress: Mapping[str, Any]) -> None:
         """Have Ray's metrics show how far a stage is, if Ray runs."""

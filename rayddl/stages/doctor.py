@@ -30,6 +30,8 @@ State: TypeAlias = Literal["fine", "worse", "fails"]
 """``worse``: works, but slower or with less. ``fails``: something will not work."""
 
 _GIB = 1 << 30
+SMALL_SHM = _GIB // 4
+"""Bytes of shared memory below which Ray's object store falls back to files."""
 _PYTHONS = ((3, 10), (3, 13))
 _LIBRARIES = ("torch", "torchvision", "ray", "pyarrow")
 _TORCH_PROBE = """
@@ -84,7 +86,7 @@ Probe: TypeAlias = Callable[[], dict[str, Any]]
 
 def examine(out: str = "runs", probe: Probe | None = None) -> list[Finding]:
     """Everything looked at, in the order a run needs it. ``probe`` tries torch and torchvision."""
-    torch = (probe or _try_torch)()
+    torch = (probe or try_torch)()
     return [
         _python(),
         *(_library(name) for name in _LIBRARIES),
@@ -92,7 +94,7 @@ def examine(out: str = "runs", probe: Probe | None = None) -> list[Finding]:
         _cpus(),
         _memory(machine.memory_bytes()),
         _shared_memory(machine.shm_bytes()),
-        *_gpus(torch, _driver_gpus()),
+        *_gpus(torch, driver_gpus()),
         _compiler(),
         _out(out),
         _sockets(machine.temporary_folder()),
@@ -129,7 +131,8 @@ def _library(name: str) -> Finding:
         return Finding(name, "not installed", "fails", "nothing can run without it: uv sync")
 
 
-def _try_torch() -> dict[str, Any]:
+def try_torch() -> dict[str, Any]:
+    """What torch and torchvision say of themselves in a process of their own, or why they cannot."""
     try:
         ended = subprocess.run(
             [sys.executable, "-c", _TORCH_PROBE], capture_output=True, text=True, timeout=180, check=False
@@ -179,13 +182,14 @@ def _memory(available: int) -> Finding:
 
 def _shared_memory(free: int) -> Finding:
     found = f"{free / _GIB:.2f} GiB free in /dev/shm"
-    if free < _GIB // 4:
+    if free < SMALL_SHM:
         advice = "Ray keeps shared images there and falls back to slower files: docker run --shm-size=2g"
         return Finding("shared memory", found, "worse", advice)
     return Finding("shared memory", found)
 
 
-def _driver_gpus() -> list[str]:
+def driver_gpus() -> list[str]:
+    """Names of the GPUs that NVIDIA's driver lists."""
     try:
         asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         ended = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=False)

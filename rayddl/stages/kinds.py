@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,8 @@ class Kind:
     config: type[StageConfig]
     version: int = 1
     needs_ray: bool = True
+    reads_source: bool = field(default=False, kw_only=True)
+    """Its workers read the source's files where they lie."""
 
     @property
     def run(self) -> Callable[[StageConfig, Context], Result]:
@@ -78,7 +80,7 @@ KINDS: dict[str, Kind] = {
         Kind("experts", ExpertsConfig),
         Kind("match", MatchConfig),
         Kind("teacher", TeacherConfig),
-        Kind("rded", RdedConfig, version=2),
+        Kind("rded", RdedConfig, version=2, reads_source=True),
         Kind("coreset", CoresetConfig),
         Kind("tune", TuneConfig),
         Kind("imported", ImportedConfig, needs_ray=False),

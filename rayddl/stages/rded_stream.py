@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rayddl.data import listing
 from rayddl.stages.context import Progress
 from rayddl.stages.rded_work import GPU_BATCH, Block, Job, Judge, cut_images
-from rayddl.stages.runtime import cluster, devices, failures
+from rayddl.stages.runtime import cluster, devices, failures, workers
 from rayddl.stages.runtime.sizes import Share
 
 SILENCE_SECONDS = 60.0
@@ -101,6 +101,9 @@ def stream(
             # As many images as are scored in one go; Ray Data joins blocks to that.
             batch_size=max(1, (config.batch or GPU_BATCH) // config.num_crops),
             compute=ActorPoolStrategy(min_size=1, max_size=config.resources.at_once),
+            # Without limits, Ray Data would restart an actor that never fits into memory for ever.
+            max_restarts=workers.RETRIES,
+            max_task_retries=workers.RETRIES,
             **_asked(judges),
         )
     with _watchdog(progress, judges, cutters) as alive:

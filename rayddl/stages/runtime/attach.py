@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import re
 import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
+import rayddl
 from rayddl.errors import UserError
 
 CONNECT_SECONDS = 10.0
 """How long a cluster that is asked for may take to answer."""
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Where Ray's job server leaves, for the driver that it starts, what the job was submitted with."""
+_LEFT_OUT = ("__pycache__", "*.pyc")
+_HOW_TO_ASK = (
+    "export RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token (the head's file of that name) or in "
+    "RAY_AUTH_HOW_TO_ASK"
+)
 
 
-def start(address: str, env: dict[str, str]) -> None:
-    """Attach this process to the cluster at ``address``; its workers have the variables ``env``.
+def start(address: str, env: Mapping[str, str]) -> None:
+    """Attach this process to the cluster at ``address``; its workers have the variables ``env``, and this
+    process's copy of the package.
 
-    Raises :class:`UserError` where none answers.
+    Raises :class:`UserError` where no cluster answers, or one that this process does not fit.
     """
     import ray
 
@@ -22,15 +37,32 @@ def start(address: str, env: dict[str, str]) -> None:
         knock(address)
         ray.init(
             address=address,
-            runtime_env={"env_vars": env},
+            runtime_env=environment(env, clean=address.startswith("ray://")),
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"no Ray cluster answers at {address!r} ({error}). Start one with `ray start --head`, "
-            "or leave --address out to run on this machine alone."
-        ) from error
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise UserError(_refusal(address, error)) from error
+
+
+def environment(env: Mapping[str, str], *, clean: bool = False) -> dict[str, Any]:
+    """The runtime environment of workers on a cluster: the variables ``env``, and the package as it is imported
+    here, so that nodes need its dependencies alone.
+
+    A driver that runs inside a submitted job adds no second package to what the job has brought, and none of the
+    variables that the job sets: Ray refuses both. ``clean`` workers import nothing from the driver's folders.
+    """
+    job = _job()
+    given = job.get("env_vars") or {}
+    # Workers with num_gpus=0 then see the node's GPUs in every version of Ray; devices come from what it assigns.
+    wanted = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", **env}
+    made: dict[str, Any] = {"env_vars": {name: v for name, v in wanted.items() if name not in given}}
+    if job.get("working_dir") or job.get("py_modules"):
+        return made
+    made |= {"py_modules": [str(Path(rayddl.__file__).parent)], "excludes": list(_LEFT_OUT)}
+    if not clean:
+        made["worker_process_setup_hook"] = _shipped_first()
+    return made
 
 
 def knock(address: str) -> None:
@@ -40,3 +72,54 @@ def knock(address: str) -> None:
     if place and port.isdigit():
         with socket.create_connection((place.strip("[]"), int(port)), timeout=CONNECT_SECONDS):
             pass
+
+
+def _job() -> dict[str, Any]:
+    """What the job that this process runs in was submitted with; empty outside one."""
+    try:
+        found = json.loads(os.environ.get(JOB, "{}")).get("runtime_env")
+    except (ValueError, AttributeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _shipped_first() -> Callable[[], None]:
+    """What a worker runs first. With its first task Ray puts the driver's folder before what is shipped, and on
+    another machine an older checkout may lie in the same place; a package that is imported already stays.
+    """
+
+    # A function inside a function is sent whole, where any other is sent as the place to import it from.
+    def shipped_first() -> None:
+        import importlib
+        import os
+        import sys
+        from contextlib import suppress
+
+        paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        sys.path[:0] = [path for path in paths if f"{os.sep}py_modules_files{os.sep}" in path]
+        with suppress(Exception):  # the task that needs it says what is wrong
+            importlib.import_module("rayddl")
+
+    return shipped_first
+
+
+def _refusal(address: str, error: BaseException) -> str:
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    texts = [f"{type(cause).__name__}: {' '.join(str(cause).split())}" for cause in causes]
+    mismatch = next((text for text in texts if "ersion mismatch" in text), None)
+    if mismatch is not None:
+        return (
+            f"the Ray cluster at {address!r} runs other versions than this environment ({mismatch[:600]}). Run the "
+            "command in the environment that the cluster was started from, or install the cluster's versions here."
+        )
+    if any(re.search("AuthenticationError|InvalidAuthToken|authentication token", text) for text in texts):
+        return (
+            f"the Ray cluster at {address!r} asks for a token, and none was sent or another cluster's: "
+            f"{_HOW_TO_ASK}."
+        )
+    return (
+        f"no Ray cluster answers at {address!r} ({error}). Start one with `ray start --head`, "
+        "or leave --address out to run on this machine alone."
+    )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from rayddl.errors import StageError
-from rayddl.stages.runtime import attach, capacity, devices, driver, local, metrics, sizes
+from rayddl.stages.runtime import attach, capacity, devices, driver, failures, local, metrics, nodes, sizes
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask, Resources, Share
 
@@ -70,6 +70,8 @@ def start() -> None:
     # Ray reads this at import; left on, its hook rebuilds the environment in every worker.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # This process, which owns the tasks, reads it, whatever the cluster was started with.
+    os.environ.setdefault("RAY_task_oom_retries", str(failures.OOM_RETRIES))
     import ray
 
     if ray.is_initialized():
@@ -148,6 +150,14 @@ def refuse_unfit(ask: Ask, have: Capacity, where: str = "") -> None:
             f"That takes {capacity.described(needs)} in {count} places, and the cluster has {have.fits(needs)} of them "
             f"({have}). Lower the stage's workers or its resources, or add nodes."
         )
+
+
+def reach(places: Mapping[str, str]) -> None:
+    """Have every node see what workers read and write; ``places`` are folders by the options that name them.
+
+    Cheap where no node has come since the last call. Raises :class:`UserError` for a node that does not see one.
+    """
+    nodes.refuse_unseen(places, _wanted.note)
 
 
 def observe(run: str, stage: str, progress: Mapping[str, Any]) -> None:

@@ -20,8 +20,6 @@ from rayddl.stages.runtime.sizes import Share
 POLL_SECONDS = 0.5
 RETRIES = 5
 """Times that a unit of work may lose its worker before the run stops."""
-MEMORY_RETRIES = 2
-"""Times that it may run out of memory: it would again."""
 SETTLE_SECONDS = 20.0
 """How long a stage works with a process on each GPU before a second one is started: units that are done sooner do not
 pay for it, and GPUs that others hold, or that are yet to come, may be there by then.
@@ -103,7 +101,7 @@ class Workers:
                         full, lost = failures.out_of_memory(error), failures.lost(error)
                         self._places.end(ref, lost=full or lost)
                         losses[name(unit), full] += 1
-                        most = MEMORY_RETRIES if full else RETRIES
+                        most = failures.OOM_RETRIES if full else RETRIES
                         if not (full or lost) or losses[name(unit), full] > most:
                             failures.explain(error, name(unit))
                         waiting.appendleft(unit)

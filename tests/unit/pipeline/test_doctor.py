@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from rayddl.pipeline.tables import as_text
-from rayddl.stages import doctor
+from rayddl.stages import doctor, doctor_nodes
 from rayddl.stages.doctor import Finding
+from rayddl.stages.runtime.nodes import Answer, Node
 
 FINE = {"torch": "2.15.0", "torchvision": "0.29", "built_for": "13.2", "gpus": [], "nms": True}
 
@@ -58,7 +59,7 @@ class TestTorch:
         dead = subprocess.CompletedProcess([], -11, stdout="", stderr="warning\nSegmentation fault\n")
         monkeypatch.setattr(subprocess, "run", lambda *args, **options: dead)
 
-        assert doctor._try_torch() == {"torch_error": "the process ended with -11: Segmentation fault"}
+        assert doctor.try_torch() == {"torch_error": "the process ended with -11: Segmentation fault"}
 
 
 class TestGpus:
@@ -181,3 +182,84 @@ def test_table() -> None:
         "                    allow more",
         "fine    CPUs        2",
     ]
+
+
+HERE = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.15.0", "torchvision": "0.29", "rayddl": "0.1.0"}
+NODE = Node(
+    "1", "10.0.0.7", "worker", {"CPU": 4.0, "GPU": 1.0, "memory": 8 * 2.0**30, "object_store_memory": 2.0**30}
+)
+
+
+class TestNode:
+    def row(self, node: Node = NODE, probe: Any = None, **told: Any) -> Finding:
+        """The row of a node that answers as given, else what is fine."""
+        gpus = [["H200", 141 << 30]]
+        fine = {
+            **HERE,
+            "cpus": 4,
+            "memory": 8 << 30,
+            "shm": 1 << 30,
+            "authentication": "token",
+            "driver_gpus": [],
+            "probe": {**FINE, "gpus": gpus, **(probe or {})},
+        }
+        return doctor_nodes.row(node, Answer({**fine, **told}), HERE)
+
+    def test_fine(self) -> None:
+        """A node like this machine says what it offers and no more."""
+        found = self.row()
+
+        assert (found.name, found.state, found.advice) == ("node 10.0.0.7 (worker)", "fine", "")
+        assert found.found == "4 CPU, 1 GPU, 8.0 GiB, object store 1.0 GiB, 1.0 GiB free in /dev/shm"
+
+    def test_too_few_gpus(self) -> None:
+        """GPUs that torch does not see fail; with a driver that lists them torch's build is the reason."""
+        found = self.row(probe={"gpus": [], "built_for": None}, driver_gpus=["H200"])
+
+        assert found.state == "fails"
+        assert "Ray was told 1 GPUs, torch sees 0" in found.advice
+        assert "the driver lists 1, torch is built for CPUs only" in found.advice
+
+    def test_unused_gpus(self) -> None:
+        """GPUs that Ray was not told of are not used."""
+        found = self.row(probe={"gpus": [["H200", 1], ["H200", 1]]})
+
+        assert found.state == "worse"
+        assert "--num-gpus=2" in found.advice
+
+    def test_versions(self) -> None:
+        """Only versions that differ from here are shown; a node needs no rayddl of its own."""
+        found = self.row(torch="2.14.0", rayddl=None)
+
+        assert found.found.endswith("; torch 2.14.0 (here 2.15.0)")
+        assert found.state == "worse"
+
+    def test_misfit(self) -> None:
+        """A torch and a torchvision that do not fit fail there as they do here."""
+        found = self.row(probe={"nms": None, "torchvision_error": "RuntimeError: no nms"})
+
+        assert found.state == "fails"
+        assert "RuntimeError: no nms" in found.advice
+
+    def test_too_many_cpus(self) -> None:
+        """CPUs that a container does not grant are pointed out, and a small /dev/shm beside them."""
+        found = self.row(cpus=2, shm=64 << 20)
+
+        assert found.state == "worse"
+        assert "--num-cpus=2" in found.advice
+        assert "--shm-size" in found.advice
+
+    def test_no_answer(self) -> None:
+        """A node on which nothing runs is a row with the reason."""
+        found = doctor_nodes.row(NODE, Answer(error="ModuleNotFoundError: No module named 'yaml'"), HERE)
+
+        assert found.state == "fails"
+        assert "a task cannot run there: ModuleNotFoundError: No module named 'yaml'" in found.advice
+
+    def test_no_token(self) -> None:
+        """A cluster that asks for no token is open to everybody who reaches it."""
+        answers = {NODE: Answer({"authentication": ""})}
+        (found,) = doctor_nodes._authentication(answers)
+
+        assert found.state == "worse"
+        assert "RAY_AUTH_MODE=token" in found.advice

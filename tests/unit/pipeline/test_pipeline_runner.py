@@ -301,6 +301,9 @@ class FakeCluster:
     def start(self) -> None:
         self.calls.append("start")
 
+    def reach(self, places: Mapping[str, str]) -> None:
+        self.calls.append(f"reach {' '.join(places)}")
+
     def observe(self, run: str, stage: str, progress: Mapping[str, Any]) -> None:
         self.calls.append(f"{run} {stage} {progress['done']}")
 
@@ -331,6 +334,27 @@ class TestRay:
         """An address and a number of CPUs are passed on before the start."""
         calls = self.run(lab, three, address="auto", num_cpus=3, grows=("2xCPU:4",))
         assert calls[:2] == ["configure auto 3 ('2xCPU:4',)", "start"]
+
+    def test_nodes_see_the_folders(self, lab: Any, three: dict[str, Any]) -> None:
+        """On a cluster every node has to see --out before anything runs, and whenever a stage begins: nodes may
+        have come.
+        """
+        calls = self.run(lab, three, address="auto")
+        assert calls[2:] == ["reach --out", "require first second page", *["reach --out"] * 3, "stop"]
+
+    def test_nodes_see_the_source(self, lab: Any, three: dict[str, Any], tmp_path: Path) -> None:
+        """Files that workers read themselves have to be seen by every node, until the last stage that reads them."""
+        plan = lab.plan(three)
+        source = plan.definition.source.model_copy(update={"name": "imagefolder", "root": str(tmp_path)})
+        object.__setattr__(plan.definition, "source", source)
+        for stage in plan.stages:
+            object.__setattr__(stage.stage.kind, "needs_ray", True)
+            object.__setattr__(stage.stage.kind, "reads_source", stage.name == "second")
+        cluster = FakeCluster()
+        execute(plan, None, RaySession(Hidden(), address="auto", load=lambda: cluster))
+
+        reached = [call for call in cluster.calls if call.startswith("reach")]
+        assert reached == ["reach --out source.root"] * 3 + ["reach --out"]
 
     def test_what_does_not_fit_is_refused_before_anything_runs(self, lab: Any, three: dict[str, Any]) -> None:
         """A cluster that cannot hold the last stage says so before the first one starts."""

@@ -1,0 +1,213 @@
+"""Looks at a Ray cluster before a run does: every node's versions, GPUs, memory and view of ``--out``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from rayddl.errors import UserError
+from rayddl.stages.doctor import SMALL_SHM, Finding, State, driver_gpus, try_torch
+from rayddl.stages.runtime import machine, nodes
+from rayddl.stages.runtime.nodes import Answer, Node
+
+SECONDS = 240.0
+"""How long all nodes together may take: importing torch from a cold disk takes a minute."""
+LIBRARIES = ("ray", "torch", "torchvision", "rayddl")
+_GIB = 1 << 30
+
+
+def examine(address: str, out: str, seconds: float = SECONDS) -> list[Finding]:
+    """Everything looked at on the cluster at ``address``: the cluster, then a row for each node that is alive.
+
+    Attaches this process to the cluster as a run does, and leaves it. Never waits much longer than ``seconds``.
+    """
+    from rayddl.stages.runtime import cluster
+
+    name = f"cluster {address}"
+    try:
+        cluster.configure(address=address)
+        cluster.start()
+    except UserError as error:
+        return [Finding(name, "cannot be used", "fails", str(error))]
+    try:
+        there = nodes.alive()
+        answers = nodes.ask(_looker(), there, seconds=seconds)
+        return [_summary(name, there), *_authentication(answers), *_rows(out, there, answers)]
+    finally:
+        cluster.stop()
+
+
+def look_around() -> dict[str, Any]:
+    """What this machine is, as JSON values: runs on a node."""
+    return {
+        **versions(),
+        "cpus": machine.cpus(),
+        "memory": machine.memory_bytes(),
+        "shm": machine.shm_bytes(),
+        "authentication": os.environ.get("RAY_AUTH_MODE", ""),
+        "driver_gpus": driver_gpus(),
+        "probe": try_torch(),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Python's version and those of installed libraries; ``None`` for what is not installed."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def row(node: Node, answer: Answer, here: Mapping[str, str | None]) -> Finding:
+    """What a node is, and what would go wrong on it; ``here`` are the versions on this machine."""
+    name, found = f"{'head' if nodes.HEAD in node.resources else 'node'} {node}", _offers(node)
+    if answer.error:
+        return Finding(
+            name,
+            found,
+            "fails",
+            f"a task cannot run there: {answer.error}. Give the node the Python and the packages of the others "
+            "(its log: /tmp/ray/session_latest/logs), or take it out of the cluster",
+        )
+    told: Mapping[str, Any] = answer.value
+    apart = [
+        f"{lib} {told[lib] or 'not installed'} (here {here[lib] or 'not installed'})"
+        for lib in ("python", *LIBRARIES)
+        if told[lib] != here[lib] and (lib != "rayddl" or told[lib] is not None)
+    ]
+    found = f"{found}, {told['shm'] / _GIB:.1f} GiB free in /dev/shm"
+    found += f"; {', '.join(apart)}" if apart else ""
+    wrong = [*_wrong(node, told, here)]
+    states = [state for state, _ in wrong]
+    worst: State = "fails" if "fails" in states else "worse" if wrong else "fine"
+    return Finding(name, found, worst, "; ".join(text for _, text in wrong))
+
+
+def _wrong(
+    node: Node, told: Mapping[str, Any], here: Mapping[str, str | None]
+) -> Iterator[tuple[State, str]]:
+    """What would go wrong on a node."""
+    probe = told["probe"]
+    if "torch_error" in probe:
+        yield "fails", f"torch cannot be imported: {probe['torch_error']}"
+    elif not probe.get("nms"):
+        yield (
+            "fails",
+            f"torch {probe['torch']} and torchvision do not fit each other: "
+            f"{probe.get('torchvision_error', 'its operators give wrong results')}",
+        )
+    else:
+        yield from _gpus(node, probe, told["driver_gpus"])
+        if told["torch"] != here["torch"]:
+            yield (
+                "worse",
+                "another torch may give other last bits: results then depend on which node a unit ran on",
+            )
+    given = node.resources.get("CPU", 0.0)
+    if given > told["cpus"]:
+        yield (
+            "worse",
+            f"Ray was told {given:g} CPUs, the node has {told['cpus']}: workers slow each other down; start it "
+            f"with --num-cpus={told['cpus']}",
+        )
+    if told["shm"] < SMALL_SHM:
+        yield (
+            "worse",
+            "Ray keeps shared images in /dev/shm and falls back to slower files: docker run --shm-size=2g",
+        )
+
+
+def _gpus(node: Node, probe: Mapping[str, Any], driver: list[str]) -> Iterator[tuple[State, str]]:
+    given, seen = node.resources.get("GPU", 0.0), len(probe.get("gpus", []))
+    if given > seen:
+        built = (
+            f"; the driver lists {len(driver)}, torch is built for {probe.get('built_for') or 'CPUs only'}"
+        )
+        yield (
+            "fails",
+            f"Ray was told {given:g} GPUs, torch sees {seen}: a worker that is given a missing one fails. Start the "
+            f"node with --num-gpus={seen}, or install a torch that sees its GPUs{built if driver else ''}",
+        )
+    elif given < seen:
+        yield (
+            "worse",
+            f"Ray was told {given:g} GPUs, torch sees {seen}: the rest is not used; start the node with "
+            f"--num-gpus={seen}",
+        )
+
+
+def _offers(node: Node) -> str:
+    has = node.resources
+    return (
+        f"{has.get('CPU', 0):g} CPU, {has.get('GPU', 0):g} GPU, {has.get('memory', 0) / _GIB:.1f} GiB, object store "
+        f"{has.get('object_store_memory', 0) / _GIB:.1f} GiB"
+    )
+
+
+def _summary(name: str, there: tuple[Node, ...]) -> Finding:
+    total = {k: sum(node.resources.get(k, 0) for node in there) for k in ("CPU", "GPU")}
+    found = f"{len(there)} nodes with {total['CPU']:g} CPU, {total['GPU']:g} GPU"
+    if not total["CPU"]:
+        return Finding(
+            name, found, "fails", "no node has a CPU: `ray start --address=… --num-cpus=N` adds one"
+        )
+    return Finding(name, found)
+
+
+def _authentication(answers: Mapping[Node, Answer]) -> Iterator[Finding]:
+    asked = [answer.value["authentication"] == "token" for answer in answers.values() if not answer.error]
+    if not asked:
+        return
+    if all(asked):
+        yield Finding("authentication", "the cluster asks for a token")
+        return
+    yield Finding(
+        "authentication",
+        "none",
+        "worse",
+        "who reaches the cluster's ports can run code there: export RAY_AUTH_MODE=token and "
+        "`ray get-auth-token --generate` before `ray start`, with the same token on every node",
+    )
+
+
+def _rows(out: str, there: tuple[Node, ...], answers: Mapping[Node, Answer]) -> Iterator[Finding]:
+    here = versions()
+    for node in there:
+        yield row(node, answers[node], here)
+    answering = [node for node in there if node.works and not answers[node].error]
+    try:
+        path = nodes.local_folder(out)
+        if path is None or len(answering) < 2:
+            return
+        seen = nodes.look({nodes.OUT: path}, answering)
+    except (OSError, ValueError):
+        # The finding about --out on this machine says so.
+        return
+    name = f"--out {path} on every node"
+    wrong = [
+        f"{node} {answer.error or answer.value[nodes.OUT]}"
+        for node, answer in seen.items()
+        if answer.error or nodes.OUT in answer.value
+    ]
+    if wrong:
+        yield Finding(
+            name, f"not on {len(wrong)} of {len(seen)}", "fails", nodes.unseen(nodes.OUT, path, wrong)
+        )
+    else:
+        yield Finding(name, f"seen by all {len(seen)} that take work")
+
+
+def _looker() -> Callable[[], dict[str, Any]]:
+    def look() -> dict[str, Any]:
+        from rayddl.stages.doctor_nodes import look_around
+
+        return look_around()
+
+    return look

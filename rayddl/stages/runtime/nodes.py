@@ -1,0 +1,249 @@
+"""The nodes of the cluster at hand: which there are, what each answers, and whether each sees a folder."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rayddl.errors import UserError
+from rayddl.storage import Folder
+
+ANSWER_SECONDS = 60.0
+"""How long nodes may take for an answer: a worker has to start, and what the run ships has to arrive."""
+POLL_SECONDS = 1.0
+LOOK_SECONDS = 10.0
+"""How long a node looks for a file that was just written: network file systems show it late."""
+HEAD = "node:__internal_head__"
+"""The resource by which Ray marks the head."""
+GONE = "it left the cluster"
+OUT = "--out"
+"""The place that workers write to."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that is alive."""
+
+    id: str
+    address: str
+    host: str
+    resources: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def works(self) -> bool:
+        """True if units of work may run there: every one takes a part of a CPU or GPU."""
+        return self.resources.get("CPU", 0) > 0 or self.resources.get("GPU", 0) > 0
+
+    def __str__(self) -> str:
+        return f"{self.address} ({self.host})" if self.host else self.address
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a node answers, or why it does not."""
+
+    value: Any = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder that all nodes must see, and the file by which it is recognised."""
+
+    option: str
+    path: str
+    mark: str
+    written: bool = False
+    """Workers write into it."""
+
+
+_reached: set[tuple[str, str, str]] = set()
+"""Nodes by id, with the option and the path that each of them sees. Nodes have ids of their own everywhere."""
+
+
+def alive() -> tuple[Node, ...]:
+    """The nodes that are there now, the head first."""
+    import ray
+
+    found = [
+        Node(
+            str(told["NodeID"]),
+            str(told.get("NodeManagerAddress", "")),
+            str(told.get("NodeManagerHostname", "")),
+            {name: float(value) for name, value in told.get("Resources", {}).items()},
+        )
+        for told in ray.nodes()
+        if told["Alive"]
+    ]
+    return tuple(sorted(found, key=lambda node: (HEAD not in node.resources, node.address, node.id)))
+
+
+def ask(
+    function: Callable[..., Any], asked: Iterable[Node], *args: Any, seconds: float = ANSWER_SECONDS
+) -> dict[Node, Answer]:
+    """What ``function(*args)`` returns on each node, all asked at once; it takes no CPU there.
+
+    Never waits longer than ``seconds``; a node that fails or does not answer has its reason as its answer. Send a
+    function that was made inside another one: it is sent whole, and runs where rayddl cannot be imported.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    remote = ray.remote(num_cpus=0, max_retries=0)(function)
+    refs = {
+        remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
+            *args
+        ): node
+        for node in asked
+    }
+    answers: dict[Node, Answer] = {}
+    began = time.monotonic()
+    while waiting := [ref for ref, node in refs.items() if node not in answers]:
+        done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)
+        answers |= {refs[ref]: _answer(ref) for ref in done}
+        there = {node.id for node in alive()}
+        late = time.monotonic() - began > seconds
+        for ref in waiting:
+            if late or refs[ref].id not in there:
+                answers[refs[ref]] = Answer(error=f"no answer within {seconds:.0f} s" if late else GONE)
+                with suppress(ray.exceptions.RayError):
+                    ray.cancel(ref, force=True)
+    return answers
+
+
+def refuse_unseen(places: Mapping[str, str], note: Callable[[str], None]) -> None:
+    """Have every node that works see the local folders among ``places``, by the options that name them.
+
+    Nodes are asked once for each place; with none to ask it costs one look at the list of nodes. A node that does
+    not answer is a ``note``, and is asked again at the next call. Raises :class:`UserError` for nodes that do not
+    see a folder.
+    """
+    local = {option: path for option, uri in places.items() if (path := local_folder(uri)) is not None}
+    fresh = [
+        node
+        for node in _others()
+        if any((node.id, option, path) not in _reached for option, path in local.items())
+    ]
+    if not local or not fresh:
+        return
+    answers = look(local, fresh)
+    left = {node.id for node in alive()}
+    blind: dict[str, list[str]] = {}
+    for node, answer in answers.items():
+        if answer.error:
+            if node.id in left:
+                note(f"node {node} does not say whether it sees {', '.join(local)}: {answer.error}")
+            continue
+        for option, path in local.items():
+            if option in answer.value:
+                blind.setdefault(option, []).append(f"{node} {answer.value[option]}")
+            else:
+                _reached.add((node.id, option, path))
+    for option, reasons in blind.items():
+        raise UserError(unseen(option, local[option], reasons))
+
+
+def look(
+    places: Mapping[str, str], asked: Sequence[Node], seconds: float = ANSWER_SECONDS
+) -> dict[Node, Answer]:
+    """What is wrong on each node with the local folders ``places``, by option; empty where all is well."""
+    with _marked(places) as marked:
+        sent = [(place.option, place.path, place.mark, place.written) for place in marked]
+        return ask(_looker(), asked, sent, LOOK_SECONDS, seconds=seconds)
+
+
+def unseen(option: str, path: str, reasons: Sequence[str]) -> str:
+    """The message for nodes that do not see a folder; each reason begins with its node."""
+    told = "; ".join(f"node {reason}" for reason in reasons[:3])
+    more = f"; and {len(reasons) - 3} more nodes" if len(reasons) > 3 else ""
+    use = "write their results there" if option == OUT else "read it there"
+    return (
+        f"{option} {path!r} is a folder that not every node of the cluster can use, and workers {use}: {told}{more}. "
+        "Give a URI such as s3://bucket/runs, or a folder that every node mounts at the same path."
+    )
+
+
+def local_folder(uri: str) -> str | None:
+    """The full path of a local folder; ``None`` for a place that every machine reaches by its URI."""
+    place = Folder(uri).local
+    return None if place is None else str(place)
+
+
+def _others() -> list[Node]:
+    """The nodes that work; none where the driver's own is the only one."""
+    import ray
+    from ray.util import client
+
+    there = [node for node in alive() if node.works]
+    # A client of ray:// runs on no node.
+    own = "" if client.ray.is_connected() else ray.get_runtime_context().get_node_id()
+    return [] if all(node.id == own for node in there) else there
+
+
+@contextmanager
+def _marked(places: Mapping[str, str]) -> Iterator[list[Place]]:
+    """The places with a file in each to recognise it by: a new one where workers write, else one that is there."""
+    marked: list[Place] = []
+    made: list[Path] = []
+    name = f".rayddl-seen-{uuid.uuid4().hex}"
+    try:
+        for option, path in places.items():
+            if option == OUT:
+                # A folder that only this question needed is not left behind.
+                made += [folder for folder in (Path(path), *Path(path).parents) if not folder.exists()]
+                Folder(path).write(name, b"")
+                marked.append(Place(option, path, os.path.join(path, name), written=True))
+            else:
+                marked.append(Place(option, path, _first_inside(path)))
+        yield marked
+    finally:
+        with suppress(OSError):
+            for place in marked:
+                if place.written:
+                    Folder(place.path).delete(name)
+            for folder in made:
+                folder.rmdir()
+
+
+def _first_inside(path: str) -> str:
+    # The mount point of a folder that is not mounted is there too, and empty.
+    try:
+        return os.path.join(path, min(os.listdir(path)))
+    except (OSError, ValueError):
+        return path
+
+
+def _looker() -> Callable[..., Any]:
+    def look(places: list[tuple[str, str, str, bool]], seconds: float) -> dict[str, str]:
+        import os
+        import time
+
+        wrong = {}
+        deadline = time.monotonic() + seconds
+        for option, path, mark, written in places:
+            while not os.path.exists(mark) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            if not os.path.exists(mark):
+                there = "has another folder at that path" if os.path.isdir(path) else "has no such folder"
+                wrong[option] = there
+            elif written and not os.access(path, os.W_OK):
+                wrong[option] = "sees it and may not write into it"
+        return wrong
+
+    return look
+
+
+def _answer(ref: Any) -> Answer:
+    import ray
+
+    try:
+        return Answer(ray.get(ref))
+    except Exception as error:  # whatever keeps a node from answering is its answer
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return Answer(error=(lines[-1] if lines else type(error).__name__)[:300])

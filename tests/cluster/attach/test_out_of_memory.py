@@ -1,0 +1,55 @@
+"""Workers that Ray's memory monitor kills are tried a bounded number of times, and the figures reach the user."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayddl.stages.runtime import failures, machine
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+NEEDED_GIB = 10
+"""What has to be free: 2 GiB are taken, more if the monitor is late, and other tests run beside this one."""
+
+
+def eaten(max_retries: int, **variables: str) -> dict[str, Any]:
+    """How a task ended that takes more memory than it may."""
+    free = machine.free_bytes() / 2**30
+    if free < NEEDED_GIB:
+        pytest.skip(
+            f"{free:.0f} GiB of memory are free, and {NEEDED_GIB} are needed to run out of some of it"
+        )
+    here = Path(__file__)
+    ended = subprocess.run(
+        [sys.executable, str(here.with_name("eats.py")), str(max_retries)],
+        env={**os.environ, "PYTHONPATH": str(here.parents[3]), **variables},
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    told: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return told
+
+
+def test_a_task_that_ray_tries_again() -> None:
+    """A task that never fits ends by itself, after the tries that rayddl allows: Ray's default has no limit. The
+    message has what the worker needs, what its node has, and what to change.
+    """
+    told = eaten(max_retries=3)
+
+    assert told["ended"], told
+    # One that is killed before it begins, because others take memory meanwhile, was tried as well.
+    assert told["begun"] <= failures.OOM_RETRIES + 1
+    assert (told["out_of_memory"], told["lost"]) == (True, False)
+    needs, has = re.search(
+        r"needs more than ([\d.]+) GiB, and node \S+ has ([\d.]+) GiB", told["message"]
+    ).groups()
+    assert 0 <= float(has) <= float(needs) + 0.11
+    assert "resources.at_once" in told["message"]
+    assert "a node with more memory" in told["message"]
