@@ -39,12 +39,12 @@ stages:
     {{kind: teacher, net: {{name: convnet, depth: 1, width: 8, norm: batch}}, epochs: 1, augment: crop,
      allow_weak: true, compile: false, resources: {{num_cpus: 0.5}}}}
   picked: {{kind: rded, teacher: teacher, ipc: 1, factor: 1, mipc: 60, num_crops: 5, precision: fp32}}
-  herded: {{kind: coreset, method: herding, ipc: 1, features: teacher}}
+  herded: {{kind: coreset, method: herding, ipc: 1, features: teacher, resources: {{at_once: 1}}}}
   hard: {{kind: evaluate, set: distill, seeds: 5, epochs: 5, compile: false, together: false, random: false}}
-  soft: {{kind: evaluate, set: picked, observer: teacher, seeds: 2, epochs: 1, random: false, compile: false}}
+  soft: {{kind: evaluate, set: picked, observer: teacher, seeds: 1, epochs: 1, random: false, compile: false}}
   searched: &search
     {{kind: tune, of: distill, samples: 2, space: {{lr_image: {{choice: [10, 30]}}}}, searcher: random, held_out: 1,
-     max_iterations: 2, report_every: 2}}
+     max_iterations: 2, report_every: 2, resources: {{at_once: 1}}}}
   found: {{<<: *search, of: picked, space: {{num_crops: {{choice: [2, 3]}}}}, max_iterations: null,
      report_every: null, students: {{epochs: 1}}}}
   report: {{kind: report}}
