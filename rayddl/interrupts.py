@@ -1,10 +1,10 @@
 """SIGINT, SIGTERM and SIGHUP of the command line: one ``KeyboardInterrupt``, raised where it does no harm.
 
 A signal may arrive inside an import, a destructor or Ray's start, where an exception is swallowed or
-leaves a library half initialised. So the handler notes the first signal and raises only where that is
-safe; a watching thread has it raised again if it got lost, and ends the process if the clean-up hangs.
-Later signals are ignored. Nothing happens before :func:`install`, which the command line alone calls:
-in Python programs Ctrl-C stays what it is.
+leaves a library half initialised, or a library's own handler aborts the process. So the handler notes
+the first signal and raises only where that is safe; a watching thread has it raised again if it got
+lost, and ends the process if the clean-up hangs. Later signals are ignored. Nothing happens before
+:func:`install`, which the command line alone calls: in Python programs Ctrl-C stays what it is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
@@ -31,6 +31,7 @@ LOST_SECONDS = 5.0
 LAST_SECONDS = 45.0
 """The process ends hard this long after the first signal, whatever it is waiting for."""
 _LOOK_SECONDS = 0.2
+_IDLE_SECONDS = 1.0
 _IMPORTING = "<frozen importlib"
 
 SIGNALS: tuple[signal.Signals, ...] = tuple(
@@ -92,13 +93,17 @@ _installed: _Interrupts | None = None
 
 
 def install() -> None:
-    """Take over the three signals until the process ends. Does nothing outside the main thread."""
+    """Take over the three signals until the process ends. Does nothing outside the main thread.
+
+    They wait until :func:`raised` opens the first block, in the threads that imports start before that too.
+    """
     global _installed  # noqa: PLW0603  # a process has one set of signal handlers
     if _installed is not None or not _main_thread():
         return
     _installed = _Interrupts(_fragile(sys._getframe()))
     reinstall()
     _silence(_installed)
+    _mask(signal.SIG_BLOCK)
     reads, writes = socket.socketpair()
     writes.setblocking(False)
     # Written by the C handler at once: the watcher hears a signal that the main thread cannot act on yet.
@@ -135,6 +140,7 @@ def raised() -> Iterator[None]:
         return
     state.open = True
     try:
+        _mask(signal.SIG_UNBLOCK)
         state.act()
         yield
     finally:
@@ -163,9 +169,25 @@ def check() -> None:
         return
     held_before, state.held = state.held, 0
     try:
+        # One that waits arrives here.
+        masked_before = _mask(signal.SIG_UNBLOCK)
+        _mask(signal.SIG_SETMASK, masked_before)
         state.act()
     finally:
         state.held = held_before
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Signals wait in the block, and never reach the threads and processes that are started in it."""
+    if _installed is None:
+        yield
+        return
+    before = _mask(signal.SIG_BLOCK)
+    try:
+        yield
+    finally:
+        _mask(signal.SIG_SETMASK, before)
 
 
 def react() -> None:
@@ -255,14 +277,19 @@ def ignore() -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
+def _mask(how: int, which: Iterable[int] = SIGNALS) -> set[int]:
+    """Change what the calling thread hears; what it did not hear before. Systems without masks have none."""
+    return signal.pthread_sigmask(how, which) if hasattr(signal, "pthread_sigmask") else set()
+
+
 def _watch(state: _Interrupts, wakeup: socket.socket) -> None:
     while True:
-        ready, _, _ = select.select([wakeup], [], [], _LOOK_SECONDS if state.ends is not None else None)
+        wait = _LOOK_SECONDS if state.ends is not None else _IDLE_SECONDS
+        ready, _, _ = select.select([wakeup], [], [], wait)
         if ready and set(wakeup.recv(64)) & set(SIGNALS):
             state.note()
-            if hasattr(signal, "alarm"):
-                # Ray's crash handler, which has SIGTERM while Ray starts, has the process aborted 3 seconds later.
-                signal.alarm(0)
+        if hasattr(signal, "sigpending") and signal.sigpending() & set(SIGNALS):
+            state.note()
         if state.ends is not None and time.monotonic() > state.ends:
             state.notice()
             leave()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -65,9 +65,11 @@ class RaySession:
         """Start Ray if that has not been done."""
         if self._cluster is not None:
             return
-        with self.display.status(
-            "starting Ray" if not self.address else f"attaching to Ray at {self.address}"
-        ):
+        text = "starting Ray" if not self.address else f"attaching to Ray at {self.address}"
+        with ExitStack() as stack:
+            # A thread that draws must not take a signal that the start keeps waiting.
+            with interrupts.unheard():
+                stack.enter_context(self.display.status(text))
             self._cluster = self.load()
             self._cluster.configure(
                 address=self.address, num_cpus=self.num_cpus, grows=self.grows, note=self.display.note

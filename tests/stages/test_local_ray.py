@@ -273,8 +273,8 @@ def test_a_slow_node_is_waited_for(monkeypatch: pytest.MonkeyPatch, alive: bool,
 
     monkeypatch.setattr(local, "_raylet_runs", lambda: alive)
     if alive:
-        assert local._patient(ask)("here") == {"node": 1}
+        assert local._patient(ask, ())("here") == {"node": 1}
     else:
         with pytest.raises(RuntimeError, match="not yet"):
-            local._patient(ask)("here")
+            local._patient(ask, ())("here")
     assert count == ["here"] * asked

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,7 +15,6 @@ from rayddl import interrupts
 
 MARK = "RAYDDL_RAY"
 """The variable by which the processes of one local Ray are known, in their environment alone."""
-KEEP_SECONDS = 0.005
 GRACE_SECONDS = 1.0
 """How long processes of a Ray that has been stopped may take to end."""
 
@@ -36,7 +33,13 @@ def signals_kept() -> Iterator[None]:
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     from ray._private import utils
 
-    with interrupts.held(), replaced(utils, "set_sigterm_handler", lambda handler: None), _sigterm_kept():
+    # The crash handler logs from inside the signal, may deadlock there, and has the process aborted: until it is
+    # replaced again the signals wait, and so they do in the threads that Ray's C++ makes meanwhile.
+    with (
+        interrupts.held(),
+        interrupts.unheard(),
+        replaced(utils, "set_sigterm_handler", lambda handler: None),
+    ):
         try:
             yield
         finally:
@@ -44,49 +47,30 @@ def signals_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _sigterm_kept() -> Iterator[None]:
-    """Put SIGTERM's handler back within milliseconds where Ray's C++ replaces it by its crash handler.
-
-    That one logs from inside the signal, may deadlock there, and then aborts the process. Between the moment
-    when it is installed and the end of ``ray.init`` lie seconds on a busy machine.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    libc, ours, now = ctypes.CDLL(None), ctypes.create_string_buffer(256), ctypes.create_string_buffer(256)
-    libc.sigaction(signal.SIGTERM, None, ours)
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(KEEP_SECONDS):
-            libc.sigaction(signal.SIGTERM, None, now)
-            if now.raw != ours.raw:
-                libc.sigaction(signal.SIGTERM, ours, None)
-
-    thread = threading.Thread(target=watch, name="sigterm", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-@contextmanager
 def children_spared() -> Iterator[None]:
-    """Processes started in the block do not hear SIGHUP: a terminal that is closed sends it to them as well.
+    """Processes that Ray starts in the block do not hear SIGHUP: a terminal that is closed sends it to all.
 
-    They would be gone before what they hold is written. Ray does the same for SIGINT.
+    They would be gone before what they hold is written. Ray does the same for SIGINT. SIGTERM they do hear,
+    though this thread may have it wait: Ray ends them by it.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    # The mask is inherited; here the signal waits, or another thread takes it in.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    try:
+    from ray._private import services
+
+    start = services.start_ray_process
+
+    def spared(*args: Any, **more: Any) -> Any:
+        # A mask is inherited.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        try:
+            return start(*args, **more)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    with replaced(services, "start_ray_process", spared):
         yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -174,14 +174,18 @@ def _started_with(mark: str) -> Iterator[None]:
         # What LOCAL_ONLY says, which Ray has read already if it was imported before: with an outward address its
         # processes would listen on every interface.
         stack.enter_context(driver.replaced(ray_constants, "ENABLE_RAY_CLUSTER", False))
-        stack.enter_context(driver.replaced(services, "start_raylet", _with_ports(services.start_raylet)))
+        ports = _free_ports(AGENT_PORTS)
+        given = driver.replaced(services, "start_raylet", _with_ports(services.start_raylet, ports))
+        stack.enter_context(given)
         # The 30 seconds that a node may take to register stand in the middle of a function.
-        stack.enter_context(driver.replaced(services, "get_node", _patient(services.get_node)))
+        stack.enter_context(
+            driver.replaced(services, "get_node", _patient(services.get_node, ports.values()))
+        )
         yield
 
 
-def _with_ports(start_raylet: Callable[..., Any]) -> Callable[..., Any]:
-    """``start_raylet`` with free ports for Ray's agents.
+def _with_ports(start_raylet: Callable[..., Any], ports: Mapping[str, int]) -> Callable[..., Any]:
+    """``start_raylet`` with ``ports`` for Ray's agents.
 
     For a port that it does not know the raylet waits until the agent has written it to a file: 15 seconds,
     fixed, then it aborts. On a busy machine the agents take longer than that to import what they need, and
@@ -191,13 +195,11 @@ def _with_ports(start_raylet: Callable[..., Any]) -> Callable[..., Any]:
 
     def start(*args: Any, **more: Any) -> Any:
         given = parameters.bind(*args, **more)
-        ports = _free_ports([name for name in AGENT_PORTS if name in parameters.parameters])
-        given.arguments.update(ports)
+        given.arguments.update({name: port for name, port in ports.items() if name in parameters.parameters})
         with suppress(AttributeError, KeyError):
             raylet: Any = importlib.import_module("ray._raylet")
-            place = (given.arguments["session_dir"], given.arguments["node_id"])
             for name, port in ports.items():
-                raylet.persist_port(*place, name, port)
+                raylet.persist_port(given.arguments["session_dir"], given.arguments["node_id"], name, port)
         return start_raylet(*given.args, **given.kwargs)
 
     return start
@@ -212,22 +214,34 @@ def _free_ports(names: Sequence[str]) -> dict[str, int]:
         return {name: int(each.getsockname()[1]) for name, each in zip(names, sockets, strict=True)}
 
 
-def _patient(ask: Callable[..., Any]) -> Callable[..., Any]:
-    """``ask``, repeated until the node is there, the raylet is gone, or the time is up."""
+def _patient(ask: Callable[..., Any], ports: Iterable[int]) -> Callable[..., Any]:
+    """``ask`` for the node, repeated until it and the agents are there, the raylet is gone, or the time is up.
+
+    The agents are waited for here because Ray does it next where nothing can interrupt it.
+    """
 
     def get_node(*args: Any, **more: Any) -> Any:
         deadline = time.monotonic() + START_SECONDS
         while True:
-            # The one long wait of Ray's start. Nothing is half made here that a stop would not end.
+            # Nothing is half made here that a stop would not end.
             interrupts.check()
+            late = time.monotonic() > deadline or not _raylet_runs()
             try:
-                return ask(*args, **more)
+                node = ask(*args, **more)
             except RuntimeError:
-                if time.monotonic() > deadline or not _raylet_runs():
+                if late:
                     raise
+            else:
+                if late or all(_listens(port) for port in ports):
+                    return node
             time.sleep(0.1)
 
     return get_node
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as knocking:
+        return knocking.connect_ex((LOOPBACK, port)) == 0
 
 
 def _raylet_runs() -> bool:
