@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import time
+import uuid
 
 from rayddl.pipeline.progress import Closing, Display, Ending, Hidden
 from rayddl.pipeline.session import ray_session
 from rayddl.pipeline.sets import find_set
 from rayddl.scrub import scrub
 from rayddl.stages.context import Result
+from rayddl.storage import Folder
 
 _NAME = "evaluate"
 
@@ -36,9 +38,12 @@ def judge_set(
     began = time.monotonic()
     ending: Ending = "failed"
     with ray_session(display, address, num_cpus) as ray:
-        ray.need()
+        ray.reach({"--out": out})
         stage = importlib.import_module("rayddl.stages.evaluate")
         progress = display.begin(_NAME)
+        # A temporary folder of this machine is none of the cluster's other nodes.
+        scratch = f".{_NAME}-{uuid.uuid4().hex[:8]}"
+        shared = {"scratch": Folder(out).child(scratch)} if address else {}
         try:
             result: Result = stage.evaluate_set(
                 folder,
@@ -48,12 +53,15 @@ def judge_set(
                 root=root,
                 observer=observer,
                 progress=progress,
+                **shared,
             )
             ending = "done"
         except KeyboardInterrupt:
             ending = "interrupted"
             raise
         finally:
+            if shared:
+                Folder(out).clear(scratch)
             display.end(_NAME, ending, time.monotonic() - began, {})
     places = {"set": scrub(str(folder))}
     display.result(Closing({_NAME: result.table}, places, {"summary": dict(result.summary)}))
