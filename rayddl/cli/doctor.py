@@ -9,10 +9,10 @@ from rayddl.cli.telling import emit_json, print_table, telling, waiting
 
 
 def doctor(out: Out = "runs", address: Address = None, as_json: Json = False) -> None:
-    """Say what would go wrong on this machine, and with --address on every node of a cluster.
+    """Say what would go wrong on this machine.
 
-    Looks at versions, CPUs, memory, GPUs, the compiler and folders, and says what to do. Exits with 1
-    if something will fail.
+    Looks at versions, CPUs, memory, GPUs, the compiler and folders, and says what to do; with --address, on
+    every node of that cluster too. Exits with 1 if something will fail.
 
     \b
     rayddl doctor

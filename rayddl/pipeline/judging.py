@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
+import uuid
 from contextlib import nullcontext, suppress
 
 from rayddl import interrupts
@@ -12,6 +13,7 @@ from rayddl.pipeline.session import ray_session
 from rayddl.pipeline.sets import find_set
 from rayddl.scrub import scrub
 from rayddl.stages.context import Result
+from rayddl.storage import Folder
 
 _NAME = "evaluate"
 
@@ -38,9 +40,12 @@ def judge_set(
     began = time.monotonic()
     ending: Ending = "failed"
     with ray_session(display, address, num_cpus) as ray:
-        ray.need()
+        ray.reach({"--out": out})
         stage = importlib.import_module("rayddl.stages.evaluate")
         progress = display.begin(_NAME)
+        # A temporary folder of this machine is none of the cluster's other nodes.
+        scratch = f".{_NAME}-{uuid.uuid4().hex[:8]}"
+        shared = {"scratch": Folder(out).child(scratch)} if address else {}
         try:
             result: Result = stage.evaluate_set(
                 folder,
@@ -50,6 +55,7 @@ def judge_set(
                 root=root,
                 observer=observer,
                 progress=progress,
+                **shared,
             )
             ending = "done"
         except KeyboardInterrupt:
@@ -60,6 +66,8 @@ def judge_set(
             # With the terminal gone, what is raised stays what ended the command.
             with suppress(OSError) if ending == "interrupted" else nullcontext():
                 display.end(_NAME, ending, time.monotonic() - began, {})
+            if shared:
+                Folder(out).clear(scratch)
     places = {"set": scrub(str(folder))}
     display.result(Closing({_NAME: result.table}, places, {"summary": dict(result.summary)}))
     return result

@@ -117,11 +117,13 @@ def evaluate_set(
     root: str | None = None,
     observer: str | None = None,
     progress: Progress | None = None,
+    scratch: Folder | None = None,
 ) -> Result:
     """Judge a distilled set by the protocol stored with it; arguments override single settings.
 
     ``root`` is where the source's files lie now, if they have moved; ``observer`` is the folder of the
-    teacher whose soft labels are to be learned, in place of the set's own. Raises
+    teacher whose soft labels are to be learned, in place of the set's own. ``scratch`` is an empty folder that
+    every worker sees; default: a temporary one of this machine. Raises
     :class:`ArtifactError` for a set that says nothing about its source, and for one made for soft labels
     whose observer cannot be found.
     """
@@ -146,8 +148,8 @@ def evaluate_set(
     described = SourceConfig.model_validate(made.info["source"])
     described = described if root is None else described.model_copy(update={"root": root})
     task = _task(config, made, described, teaching, int(stored.get("seed", 0)))
-    with tempfile.TemporaryDirectory() as scratch:
-        found = judge(task, Folder(scratch), progress or Silent())
+    with tempfile.TemporaryDirectory() as own:
+        found = judge(task, scratch or Folder(own), progress or Silent())
     rows = summarise(found)
     summary = {
         "rows": rows,

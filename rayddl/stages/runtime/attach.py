@@ -21,7 +21,7 @@ JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _LEFT_OUT = ("__pycache__", "*.pyc")
 _HOW_TO_ASK = (
     "export RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token (the head's file of that name) or in "
-    "RAY_AUTH_HOW_TO_ASK"
+    "RAY_AUTH_TOKEN"
 )
 
 

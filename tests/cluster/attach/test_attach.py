@@ -18,6 +18,12 @@ stages:
     {kind: experts, net: {name: convnet, depth: 1, width: 8}, count: 2, epochs: 1, batch: 64, lr: 0.05,
      augment: flip_color, compile: false}
 """
+CORESET = """
+name: small
+source: {name: digits}
+stages:
+  picked: {kind: coreset, method: random, ipc: 1}
+"""
 
 
 @pytest.fixture
@@ -69,3 +75,23 @@ def test_a_local_out_that_a_node_does_not_see(make_cluster, unshared, definition
     assert alive.returncode == 0, alive.stderr
     record = json.loads((hidden / "runs" / "small.run.json").read_text())
     assert record["stages"]["experts"]["state"] == "done"
+
+
+def test_evaluate_where_workers_share_out_alone(make_cluster, unshared, definition) -> None:
+    """`rayddl evaluate` leaves what workers write where they all see it, not in this machine's temporary folder."""
+    cluster = make_cluster()
+    hidden = cluster.folder / "here"
+    hidden.mkdir()
+    cluster.node(hidden=hidden)
+    (definition / "small.yaml").write_text(CORESET)
+    made = cluster.rayddl("run", "small.yaml", "--out", str(definition / "runs"), cwd=definition)
+    assert made.returncode == 0, made.stderr
+    (found,) = definition.glob("runs/picked-*/set")
+    judged = cluster.rayddl(
+        "evaluate", str(found), "--net", "convnet", "--seeds", "1", "--epochs", "1",
+        "--out", str(definition / "runs"), cwd=definition, TMPDIR=str(hidden),
+    )  # fmt: skip
+
+    assert judged.returncode == 0, judged.stderr
+    assert "convnet" in judged.stdout
+    assert list(definition.glob("runs/.*")) == []
