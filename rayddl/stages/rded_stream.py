@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
@@ -101,10 +103,8 @@ def stream(
             # As many images as are scored in one go; Ray Data joins blocks to that.
             batch_size=max(1, (config.batch or GPU_BATCH) // config.num_crops),
             compute=ActorPoolStrategy(min_size=1, max_size=config.resources.at_once),
-            # Without limits, Ray Data would restart an actor that never fits into memory for ever.
-            max_restarts=workers.RETRIES,
-            max_task_retries=workers.RETRIES,
             **_asked(judges),
+            **_bounded(),
         )
     with _watchdog(progress, judges, cutters) as alive:
         try:
@@ -113,6 +113,20 @@ def stream(
                 yield batch
         except ray.exceptions.RayError as error:
             failures.explain(error, "the stream of images")
+
+
+def _bounded() -> dict[str, int]:
+    """Limits for a judge that is lost again and again, such as one that never fits into memory: Ray Data restarts it
+    without end. Empty for a Ray Data that takes none.
+    """
+    from ray.data import Dataset
+
+    takes = inspect.signature(Dataset.map_batches).parameters.values()
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in takes):
+        return {}
+    # Ray says that it will give these limits another form.
+    warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+    return {"max_restarts": workers.RETRIES, "max_task_retries": workers.RETRIES}
 
 
 def images_a_block(images: int, workers: int) -> int:

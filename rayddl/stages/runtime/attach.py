@@ -31,6 +31,8 @@ def start(address: str, env: Mapping[str, str]) -> None:
 
     Raises :class:`UserError` where no cluster answers, or one that this process does not fit.
     """
+    # This process's C++ part writes to the terminal otherwise; what matters reaches the user as an error.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     try:

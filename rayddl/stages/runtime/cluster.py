@@ -77,6 +77,7 @@ def start() -> None:
     if ray.is_initialized():
         return
     _wanted.started = True
+    driver.quiet()
     with driver.signals_kept():
         if _wanted.address in (None, "local"):
             local.start(WORKER_ENV, _wanted.num_cpus, _wanted.num_gpus)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -44,6 +45,22 @@ def signals_kept() -> Iterator[None]:
             yield
         finally:
             interrupts.reinstall()
+
+
+def quiet() -> None:
+    """Keep Ray's own lines about lost workers and nodes out of the terminal: they go to the log ``rayddl.ray``.
+
+    What they mean to the user is said by the stage that lost something. The nodes' own logs have them as well.
+    """
+    worker: Any = importlib.import_module("ray._private.worker")
+    log = logging.getLogger("rayddl.ray")
+
+    def logged(data: Mapping[str, Any], *_: Any, **__: Any) -> None:
+        for line in data.get("lines", ()):
+            log.debug("%s", line)
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = logged
 
 
 @contextmanager
