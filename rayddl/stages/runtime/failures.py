@@ -116,7 +116,7 @@ def _too_large(what: str, text: str) -> str:
         why = f"its node ran out of memory ({lines[0][:300] if lines else 'no figures'})"
     else:
         why = (
-            f"it needs more than {found.held:.1f} GiB, and node {found.node} has {found.left:.1f} GiB for it: of "
+            f"it needs more than {_gib(found.held)} GiB, and node {found.node} has {_gib(found.left)} GiB for it: of "
             f"{found.whole:.1f} GiB at most {found.most:.1f} may be used, and other processes hold {found.others:.1f}"
         )
     return (
@@ -124,6 +124,10 @@ def _too_large(what: str, text: str) -> str:
         "resources.memory (bytes of one worker) so that fewer of them share a node, or add a node with more memory. "
         f"{_KEPT}"
     )
+
+
+def _gib(value: float) -> str:
+    return f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
 def _inner(error: BaseException) -> BaseException:
