@@ -13,6 +13,7 @@ from typing import Any
 
 import rayddl
 from rayddl.errors import UserError
+from rayddl.stages.runtime import driver
 
 CONNECT_SECONDS = 10.0
 """How long a cluster that is asked for may take to answer."""
@@ -37,12 +38,14 @@ def start(address: str, env: Mapping[str, str]) -> None:
 
     try:
         knock(address)
-        ray.init(
-            address=address,
-            runtime_env=environment(env, clean=address.startswith("ray://")),
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        # Set to be quiet, the C++ part says so in a line of its own.
+        with driver.stderr_into(os.devnull):
+            ray.init(
+                address=address,
+                runtime_env=environment(env, clean=address.startswith("ray://")),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise UserError(_refusal(address, error)) from error
 
