@@ -7,10 +7,10 @@ import time
 from contextlib import nullcontext, suppress
 
 from rayddl import interrupts
-from rayddl.pipeline.progress import Closing, Display, Ending, Hidden
+from rayddl.credentials import scrub
+from rayddl.pipeline.display.base import Closing, Display, Ending, Hidden
 from rayddl.pipeline.session import ray_session
 from rayddl.pipeline.sets import find_set
-from rayddl.scrub import scrub
 from rayddl.stages.context import Result
 
 _NAME = "evaluate"
@@ -39,7 +39,7 @@ def judge_set(
     ending: Ending = "failed"
     with ray_session(display, address, num_cpus) as ray:
         ray.need()
-        stage = importlib.import_module("rayddl.stages.evaluate")
+        stage = importlib.import_module("rayddl.stages.evaluate.stage")
         progress = display.begin(_NAME)
         try:
             result: Result = stage.evaluate_set(

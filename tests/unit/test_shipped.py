@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rayddl.pipeline import definition, graph
 from rayddl.pipeline import plan as plans
-from rayddl.stages.configs.experts import ExpertsConfig
-from rayddl.stages.configs.match import MatchConfig
+from rayddl.pipeline.definition import graph
+from rayddl.pipeline.definition import load as definition
+from rayddl.stages.experts.settings import ExpertsConfig
+from rayddl.stages.match.settings import MatchConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINES = sorted((ROOT / "pipelines").glob("*.yaml"))
@@ -192,9 +193,11 @@ def test_readmes_training_example_trains(tmp_path: Path) -> None:
     """Two real digits of each class, trained on as the README says, teach far more than guessing."""
     import torch
 
-    from rayddl.data import picking, sources, space
     from rayddl.data.config import SourceConfig
     from rayddl.data.distilled import DistilledSet
+    from rayddl.data.pixels import space
+    from rayddl.data.sources import picking
+    from rayddl.data.sources import registry as sources
     from rayddl.pipeline.sets import load_set
     from rayddl.storage import Folder
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10
 
-from rayddl.data import sources
 from rayddl.data.config import SourceConfig
+from rayddl.data.sources import registry as sources
 from rayddl.errors import SourceError
 
 DIGITS = SourceConfig(name="digits")

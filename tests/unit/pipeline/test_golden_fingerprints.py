@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rayddl.pipeline import definition
 from rayddl.pipeline import plan as plans
+from rayddl.pipeline.definition import load as definition
 
 ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = json.loads((ROOT / "tests/golden/fingerprints.json").read_text(encoding="utf-8"))
