@@ -17,8 +17,8 @@ from typing import Any
 
 from pyarrow import NativeFile, fs
 
+from rayddl.credentials import scrub
 from rayddl.errors import PathError
-from rayddl.scrub import scrub
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from rayddl.cli.errors import telling
 from rayddl.cli.options import Address, Epochs, Json, Nets, NumCpus, Out, Quiet, Root, Seeds
-from rayddl.cli.telling import telling
 
 
 def compare(
@@ -44,7 +44,7 @@ def compare(
     rayddl compare quickstart ../other-code/logged_files/digits --again --seeds 3
     """
     from rayddl.pipeline.comparing import compare as compare_sets
-    from rayddl.pipeline.progress import choose
+    from rayddl.pipeline.display.base import choose
 
     display = choose(as_json=as_json, quiet=quiet)
     with telling(display):

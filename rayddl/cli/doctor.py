@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from rayddl.cli.errors import emit_json, print_table, telling, waiting
 from rayddl.cli.options import Address, Json, Out
-from rayddl.cli.telling import emit_json, print_table, telling, waiting
 
 
 def doctor(out: Out = "runs", address: Address = None, as_json: Json = False) -> None:
@@ -19,7 +19,7 @@ def doctor(out: Out = "runs", address: Address = None, as_json: Json = False) ->
     rayddl doctor --address auto --out s3://bucket/runs
     """
     from rayddl.stages import doctor_nodes
-    from rayddl.stages.doctor import examine, table
+    from rayddl.stages.runtime.doctor import examine, table
 
     with telling():
         with waiting("looking at this machine; importing torch takes a while"):

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from rayddl.cli.errors import telling
 from rayddl.cli.options import Address, Epochs, Json, Nets, NumCpus, Out, Quiet, Root, Seeds, Set
-from rayddl.cli.telling import telling
 
 
 def evaluate(
@@ -35,8 +35,8 @@ def evaluate(
     rayddl evaluate runs/evaluate-0123456789ab/set
     rayddl evaluate quickstart --seeds 10
     """
+    from rayddl.pipeline.display.base import choose
     from rayddl.pipeline.judging import judge_set
-    from rayddl.pipeline.progress import choose
 
     display = choose(as_json=as_json, quiet=quiet)
     with telling(display):

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from rayddl.cli.errors import telling
 from rayddl.cli.options import Out, Set
-from rayddl.cli.telling import telling
 
 
 class Format(str, Enum):
@@ -40,9 +40,9 @@ def export(
     rayddl export quickstart --format pt --to exported
     rayddl export quickstart --format hf --to shared
     """
-    from rayddl.data.export import export_set
+    from rayddl.credentials import scrub
+    from rayddl.data.formats.export import export_set
     from rayddl.pipeline.sets import find_set
-    from rayddl.scrub import scrub
     from rayddl.storage import Folder
 
     with telling():

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from rayddl.cli.errors import INTERRUPTED, telling
 from rayddl.cli.options import JobId, JobsAddress
-from rayddl.cli.telling import INTERRUPTED, telling
 
 
 def logs(

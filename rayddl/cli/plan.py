@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from rayddl.cli.errors import emit_json, print_table, telling, waiting
 from rayddl.cli.options import File, Json, Out, Overrides
-from rayddl.cli.telling import emit_json, print_table, telling, waiting
 
 Measure = Annotated[
     bool,

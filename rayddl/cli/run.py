@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from rayddl.cli.errors import telling
 from rayddl.cli.options import Address, File, Grows, Json, NumCpus, Out, Overrides, Quiet
-from rayddl.cli.telling import telling
 
 
 def run(
@@ -24,7 +24,7 @@ def run(
     rayddl run pipelines/cifar10-mct-ipc1.yaml --set source.root=data --set experts.count=20
     """
     from rayddl.pipeline.api import run as run_definition
-    from rayddl.pipeline.progress import choose
+    from rayddl.pipeline.display.base import choose
 
     again = ["rayddl", "run", file]
     again += [word for text in overrides or () for word in ("--set", text)]

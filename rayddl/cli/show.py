@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from rayddl.cli.errors import emit_json, print_table, telling
 from rayddl.cli.options import Json, Out
-from rayddl.cli.telling import emit_json, print_table, telling
 
 
 def show(
@@ -24,7 +24,7 @@ def show(
     rayddl show quickstart
     rayddl show runs/experts-0123456789ab --verify
     """
-    from rayddl.pipeline.inspect import inspect
+    from rayddl.pipeline.browse.show import inspect
 
     with telling():
         found = inspect(path, out, verify=verify)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from rayddl.cli.errors import emit_json, print_table, telling
 from rayddl.cli.options import JobsAddress, Json, Out
-from rayddl.cli.telling import emit_json, print_table, telling
 
 
 def status(
@@ -27,7 +27,7 @@ def status(
     rayddl status quickstart --out s3://bucket/runs
     rayddl status quickstart-1a2b3c4d --address http://127.0.0.1:8265
     """
-    from rayddl.jobs import looking
+    from rayddl.jobs import status as looking
 
     with telling():
         found = looking.look(what, out, address)

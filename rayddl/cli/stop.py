@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from rayddl.cli.errors import telling
 from rayddl.cli.options import JobId, JobsAddress
-from rayddl.cli.telling import telling
 
 
 def stop(job: JobId, address: JobsAddress = None) -> None:

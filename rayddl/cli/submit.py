@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from rayddl.cli.errors import INTERRUPTED, telling
 from rayddl.cli.options import File, Grows, JobsAddress, Overrides
-from rayddl.cli.telling import INTERRUPTED, telling
 
 
 def submit(
@@ -82,7 +82,7 @@ def submit(
     """
     from rayddl.jobs import client, shape, shipping, views
     from rayddl.jobs.manifest import manifest_of
-    from rayddl.pipeline import definition as definitions
+    from rayddl.pipeline.definition import load as definitions
     from rayddl.stages.runtime.capacity import parse
 
     with telling():

@@ -27,7 +27,7 @@ from torch.utils.data import TensorDataset
 
 from rayddl import sealed
 from rayddl.data import views
-from rayddl.data.space import PixelSpace
+from rayddl.data.pixels.space import PixelSpace
 from rayddl.errors import ArtifactError
 from rayddl.storage import Folder
 

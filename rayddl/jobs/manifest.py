@@ -14,7 +14,7 @@ import yaml
 from rayddl.errors import UserError
 from rayddl.jobs.shape import GPU_NODES, Shape, Toleration, written_memory
 from rayddl.jobs.shipping import DEFINITION, written
-from rayddl.pipeline.definition import Definition
+from rayddl.pipeline.definition.load import Definition
 from rayddl.stages.runtime.capacity import Group
 
 FOLDER = "/etc/rayddl"

@@ -18,10 +18,10 @@ import yaml
 
 import rayddl
 from rayddl.config import Config, places
+from rayddl.credentials import scrub
 from rayddl.errors import UserError
-from rayddl.pipeline import pace
-from rayddl.pipeline.definition import Definition
-from rayddl.scrub import scrub
+from rayddl.pipeline.definition.load import Definition
+from rayddl.pipeline.display import pace
 
 DEFINITION = "definition.yaml"
 """The definition's name among what is shipped."""

@@ -9,12 +9,12 @@ from datetime import datetime, timezone
 from rich.console import RenderableType
 from rich.text import Text
 
+from rayddl.credentials import scrub
 from rayddl.errors import StageError
 from rayddl.jobs.client import Job
-from rayddl.pipeline import pace
-from rayddl.pipeline.listing import age
-from rayddl.pipeline.tables import rows_table
-from rayddl.scrub import scrub
+from rayddl.pipeline.browse.listing import age
+from rayddl.pipeline.display import pace
+from rayddl.pipeline.display.tables import rows_table
 
 
 def command(verb: str, job: str, address: str | None) -> str:

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from rayddl.nets import tv
+from rayddl.nets import torchvision as tv
 from rayddl.nets.alexnet import AlexNet
-from rayddl.nets.classic import LeNet, Mlp
 from rayddl.nets.config import NetConfig
 from rayddl.nets.convnet import ConvNet
 from rayddl.nets.flat import FlatNet
 from rayddl.nets.layers import Conv
+from rayddl.nets.lenet_mlp import LeNet, Mlp
 from rayddl.nets.resnet import ResNet18
 from rayddl.nets.vgg import Vgg11
 

@@ -6,13 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from rayddl.pipeline import definition as definitions
 from rayddl.pipeline import estimating
 from rayddl.pipeline import plan as plans
+from rayddl.pipeline.definition import load as definitions
+from rayddl.pipeline.definition.overrides import Overrides
+from rayddl.pipeline.display.base import Display, Hidden, choose
 from rayddl.pipeline.estimating import Estimates
-from rayddl.pipeline.overrides import Overrides
 from rayddl.pipeline.plan import Plan
-from rayddl.pipeline.progress import Display, Hidden, choose
 from rayddl.pipeline.results import RunResult
 from rayddl.pipeline.runner import execute
 from rayddl.pipeline.session import ray_session

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import rayddl
+from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError
-from rayddl.scrub import scrub
 from rayddl.stages.context import Input
 from rayddl.storage import Folder
 

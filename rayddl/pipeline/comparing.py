@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import artifacts, records
 from rayddl.pipeline.api import run
-from rayddl.pipeline.progress import Display
+from rayddl.pipeline.display.base import Display
 from rayddl.pipeline.results import RunResult
 from rayddl.pipeline.sets import SET_FILE, find_record
-from rayddl.scrub import scrub
 from rayddl.stages.kinds import KINDS
 from rayddl.storage import Folder
 
@@ -82,7 +82,7 @@ def resolve(where: str, out: str) -> list[Found]:
     if record is not None:
         return list(_of_run(*record))
     if folder.exists():
-        from rayddl.data.foreign import form_of
+        from rayddl.data.formats.importing import form_of
 
         form_of(folder)
         return [Found(folder, own=False)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rayddl.pipeline.plan import Plan
 
 if TYPE_CHECKING:
-    from rayddl.stages.estimates.base import Estimate, Machine
+    from rayddl.stages.estimates import Estimate, Machine
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Estimates:
         return {**told, "machine": self.machine.to_json()}
 
     def __rich__(self) -> Any:
-        from rayddl.pipeline.tables import estimates_table
+        from rayddl.pipeline.display.tables import estimates_table
 
         return estimates_table(self)
 

@@ -8,10 +8,10 @@ import uuid
 from contextlib import nullcontext, suppress
 
 from rayddl import interrupts
-from rayddl.pipeline.progress import Closing, Display, Ending, Hidden
+from rayddl.credentials import scrub
+from rayddl.pipeline.display.base import Closing, Display, Ending, Hidden
 from rayddl.pipeline.session import ray_session
 from rayddl.pipeline.sets import find_set
-from rayddl.scrub import scrub
 from rayddl.stages.context import Result
 from rayddl.storage import Folder
 
@@ -41,7 +41,7 @@ def judge_set(
     ending: Ending = "failed"
     with ray_session(display, address, num_cpus) as ray:
         ray.reach({"--out": out})
-        stage = importlib.import_module("rayddl.stages.evaluate")
+        stage = importlib.import_module("rayddl.stages.evaluate.stage")
         progress = display.begin(_NAME)
         # A temporary folder of this machine is none of the cluster's other nodes.
         scratch = f".{_NAME}-{uuid.uuid4().hex[:8]}"

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from rayddl.credentials import scrub
 from rayddl.data.config import SourceConfig
 from rayddl.errors import UserError
-from rayddl.pipeline import artifacts, graph
-from rayddl.pipeline.definition import Definition, Stage
-from rayddl.scrub import scrub
-from rayddl.stages.config import without_resources
+from rayddl.pipeline import artifacts
+from rayddl.pipeline.definition import graph
+from rayddl.pipeline.definition.load import Definition, Stage
+from rayddl.stages.settings import without_resources
 from rayddl.storage import Folder
 
 SHOWN_DIGITS = 12
@@ -76,12 +77,12 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        from rayddl.pipeline.tables import as_text, plan_table
+        from rayddl.pipeline.display.tables import as_text, plan_table
 
         return as_text(plan_table(self))
 
     def __rich__(self) -> Any:
-        from rayddl.pipeline.tables import plan_table
+        from rayddl.pipeline.display.tables import plan_table
 
         return plan_table(self)
 
@@ -95,7 +96,7 @@ def make(definition: Definition, out: str, source_fingerprint: SourceFingerprint
     are not there, and :class:`ArtifactError` for a stage's folder that cannot be trusted.
     """
     if source_fingerprint is None:
-        from rayddl.data.sources import fingerprint
+        from rayddl.data.sources.registry import fingerprint
 
         source_fingerprint = fingerprint
     folder = Folder(out)

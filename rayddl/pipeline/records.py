@@ -8,10 +8,10 @@ from datetime import datetime, timezone
 from typing import Any, Literal, TypeAlias
 
 import rayddl
+from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError
 from rayddl.pipeline.artifacts import FORMAT, Artifact, ordered_json
 from rayddl.pipeline.plan import Plan
-from rayddl.scrub import scrub
 from rayddl.storage import Folder
 
 SUFFIX = ".run.json"

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rayddl.credentials import scrub
 from rayddl.errors import UserError
-from rayddl.pipeline import shown
+from rayddl.pipeline import notebook as shown
 from rayddl.pipeline.artifacts import Artifact
+from rayddl.pipeline.display.base import Closing
 from rayddl.pipeline.plan import Plan
-from rayddl.pipeline.progress import Closing
-from rayddl.scrub import scrub
 
 SET = "set/set.json"
 REPORT = "report.html"

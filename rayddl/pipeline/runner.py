@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
 from rayddl import interrupts
-from rayddl.data import sources
+from rayddl.credentials import scrub
+from rayddl.data.sources import registry as sources
 from rayddl.errors import RayddlError, StageError, UserError
 from rayddl.pipeline import artifacts, lock
 from rayddl.pipeline.artifacts import Artifact
-from rayddl.pipeline.heartbeat import Heartbeat
+from rayddl.pipeline.display.base import Display, Ending, Hidden
+from rayddl.pipeline.display.heartbeat import Heartbeat
 from rayddl.pipeline.plan import Plan, PlannedStage
-from rayddl.pipeline.progress import Display, Ending, Hidden
 from rayddl.pipeline.records import Record
 from rayddl.pipeline.results import RunResult
 from rayddl.pipeline.session import RaySession
-from rayddl.scrub import scrub
 from rayddl.stages.context import Context, Result
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}

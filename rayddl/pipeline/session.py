@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, cast
 
 from rayddl import interrupts
-from rayddl.pipeline.progress import Display
+from rayddl.pipeline.display.base import Display
 
 
 class Cluster(Protocol):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import records
-from rayddl.scrub import scrub
 from rayddl.storage import Folder, split
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def load_set(where: str | os.PathLike[str], out: str = "runs") -> DistilledSet:
     Paths and URIs alike. Raises :class:`ArtifactError` when there is none.
     """
     from rayddl.data.distilled import DistilledSet
-    from rayddl.data.pairs import is_pair, load_pair
+    from rayddl.data.formats.pt import is_pair, load_pair
 
     folder = Folder(os.fspath(where))
     if is_pair(folder):

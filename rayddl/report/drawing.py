@@ -9,19 +9,7 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from rayddl.report import numbers, scales
-from rayddl.report.charts import (
-    Band,
-    Chart,
-    Dots,
-    Floats,
-    Hint,
-    Line,
-    Rule,
-    Spots,
-    Strip,
-    Whiskers,
-    values,
-)
+from rayddl.report.charts import Band, Chart, Dots, Floats, Hint, Line, Rule, Spots, Strip, Whiskers, values
 from rayddl.report.markup import el, place
 from rayddl.report.scales import Scale
 

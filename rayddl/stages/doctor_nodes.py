@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rayddl.errors import UserError
-from rayddl.stages.doctor import SMALL_SHM, Finding, State, driver_gpus, try_torch
 from rayddl.stages.runtime import machine, nodes
+from rayddl.stages.runtime.doctor import SMALL_SHM, Finding, State, driver_gpus, try_torch
 from rayddl.stages.runtime.nodes import Answer, Node
 
 SECONDS = 240.0

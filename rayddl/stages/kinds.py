@@ -12,21 +12,21 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from rayddl.data.config import SourceConfig
-from rayddl.stages.config import StageConfig
-from rayddl.stages.configs.compare import CompareConfig
-from rayddl.stages.configs.coreset import CoresetConfig
-from rayddl.stages.configs.evaluate import EvaluateConfig
-from rayddl.stages.configs.experts import ExpertsConfig
-from rayddl.stages.configs.imported import ImportedConfig
-from rayddl.stages.configs.match import MatchConfig
-from rayddl.stages.configs.rded import RdedConfig
-from rayddl.stages.configs.report import ReportConfig
-from rayddl.stages.configs.teacher import TeacherConfig
-from rayddl.stages.configs.tune import TuneConfig
+from rayddl.stages.compare.settings import CompareConfig
 from rayddl.stages.context import Context, Result
+from rayddl.stages.coreset.settings import CoresetConfig
+from rayddl.stages.evaluate.settings import EvaluateConfig
+from rayddl.stages.experts.settings import ExpertsConfig
+from rayddl.stages.imported.settings import ImportedConfig
+from rayddl.stages.match.settings import MatchConfig
+from rayddl.stages.rded.settings import RdedConfig
+from rayddl.stages.report.settings import ReportConfig
+from rayddl.stages.settings import StageConfig
+from rayddl.stages.teacher.settings import TeacherConfig
+from rayddl.stages.tune.settings import TuneConfig
 
 if TYPE_CHECKING:
-    from rayddl.stages.estimates.base import Estimate
+    from rayddl.stages.estimates import Estimate
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Kind:
     @property
     def run(self) -> Callable[[StageConfig, Context], Result]:
         """The function that does the work; imports its module on first use."""
-        module = importlib.import_module(f"rayddl.stages.{self.name}")
+        module = importlib.import_module(f"rayddl.stages.{self.name}.stage")
         run: Callable[[StageConfig, Context], Result] = module.run
         return run
 
@@ -59,7 +59,7 @@ class Kind:
 
         With ``measure``, kinds that can do so try a step in another process, which takes a while.
         """
-        name = f"rayddl.stages.estimates.{self.name}"
+        name = f"rayddl.stages.{self.name}.estimate"
         if find_spec(name) is None:
             return None
         module = importlib.import_module(name)
@@ -70,7 +70,7 @@ class Kind:
 
 def outlook(source: SourceConfig) -> Any:
     """What estimates are made from beside settings: the size of the source, and this machine."""
-    base = importlib.import_module("rayddl.stages.estimates.base")
+    base = importlib.import_module("rayddl.stages.estimates")
     return base.outlook(source)
 
 

@@ -31,11 +31,11 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
     """Seconds for all seeds, each way and round, and the largest difference that it made."""
     import torch
 
+    from rayddl.methods.training.hard import Protocol, train_student, train_together
+    from rayddl.methods.training.steps import make_steps
     from rayddl.nets.build import flat, initial
     from rayddl.nets.config import NetConfig
     from rayddl.nets.cost import faster_together
-    from rayddl.training.hard import Protocol, train_student, train_together
-    from rayddl.training.steps import make_steps
 
     torch.set_num_threads(1)
     net, shape, count = NetConfig.model_validate(row["net"]), tuple(row["shape"]), row["images"]

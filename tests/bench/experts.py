@@ -66,11 +66,11 @@ def _reference(row: dict[str, Any], x: Any, y: Any) -> Any:
 
 def _ours(row: dict[str, Any], x: Any, y: Any) -> Any:
     from rayddl.data.config import AUGMENTATIONS
+    from rayddl.methods.training.steps import steps_for
+    from rayddl.methods.trajectories.expert import Images, Recipe, training_steps
+    from rayddl.methods.trajectories.interleave import Lanes
     from rayddl.nets.build import initial
     from rayddl.nets.config import NetConfig
-    from rayddl.training.steps import steps_for
-    from rayddl.trajectories.expert import Images, Recipe, training_steps
-    from rayddl.trajectories.together import Lanes
 
     config, shape = NetConfig(), (3, 32, 32)
     steps = steps_for(config, shape, 10, row["precision"], True, row.get("graphs", False))

@@ -78,14 +78,14 @@ def _ours(row: dict[str, Any], images: Any, labels: Any) -> Any:
     import torch
 
     from rayddl.data.config import AUGMENTATIONS
-    from rayddl.matching.loop import Loop, Matcher
-    from rayddl.matching.settings import Settings
-    from rayddl.matching.state import first_state
-    from rayddl.matching.windows import WindowRule
+    from rayddl.methods.matching.loop import Loop, Matcher
+    from rayddl.methods.matching.settings import Settings
+    from rayddl.methods.matching.state import first_state
+    from rayddl.methods.matching.windows import WindowRule
+    from rayddl.methods.training.steps import steps_for
+    from rayddl.methods.trajectories.convex import SnapshotTrajectory
     from rayddl.nets.build import initial
     from rayddl.nets.config import NetConfig
-    from rayddl.training.steps import steps_for
-    from rayddl.trajectories.convex import SnapshotTrajectory
 
     config, shape = NetConfig(), (3, 32, 32)
     start = initial(config, shape, 10, seed=0)

@@ -45,13 +45,13 @@ def _job(row: dict[str, Any]) -> Any:
     import pyarrow.parquet as pq
     import ray
 
-    from rayddl.data.listing import ParquetStore, sorted_listing
+    from rayddl.data.sources.listing import ParquetStore, sorted_listing
+    from rayddl.methods.training.observer import Observer
     from rayddl.nets.build import build
     from rayddl.nets.config import NetConfig
-    from rayddl.stages.configs.rded import RdedConfig
-    from rayddl.stages.rded_work import Job
+    from rayddl.stages.rded.settings import RdedConfig
+    from rayddl.stages.rded.worker import Job
     from rayddl.storage import Folder
-    from rayddl.training.observer import Observer
 
     path = Path(row["data"]).resolve()
     groups = pq.ParquetFile(path).metadata
@@ -87,8 +87,8 @@ def _cut(row: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from rayddl.data.listing import CHUNK
-    from rayddl.stages.rded_work import cut_images
+    from rayddl.data.sources.listing import CHUNK
+    from rayddl.stages.rded.worker import cut_images
 
     torch.set_num_threads(1)
     job = _job(row)
@@ -102,7 +102,7 @@ def _cut(row: dict[str, Any]) -> dict[str, Any]:
 def _score(row: dict[str, Any]) -> dict[str, Any]:
     import torch
 
-    from rayddl.patches.score import Scorer
+    from rayddl.methods.patches.score import Scorer
     from rayddl.stages.runtime import machine
 
     torch.set_num_threads(machine.cpus())
@@ -148,9 +148,9 @@ def _stream(row: dict[str, Any]) -> tuple[float, int]:
     """Seconds for the whole stream with its start, and winners found."""
     import numpy as np
 
-    from rayddl.patches.select import Best, Rows
+    from rayddl.methods.patches.select import Best, Rows
     from rayddl.stages.context import Silent
-    from rayddl.stages.rded_stream import stream
+    from rayddl.stages.rded.stream import stream
     from rayddl.stages.runtime import cluster, sizes
 
     job = _job(row)
@@ -191,8 +191,8 @@ def _listing(row: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
     import pyarrow as pa
 
-    from rayddl.data.listing import FileStore, sorted_listing
-    from rayddl.patches.boxes import preselected
+    from rayddl.data.sources.listing import FileStore, sorted_listing
+    from rayddl.methods.patches.boxes import preselected
     from rayddl.storage import Folder
 
     began = time.perf_counter()

@@ -36,9 +36,9 @@ EXPERTS, IMAGES, CLASSES = 10_000, 1_281_167, 1000
 def experts(workers: int, units: int, seconds: float) -> Callable[[], None]:
     """The experts' stage, with training replaced."""
     from rayddl.data.config import SourceConfig
-    from rayddl.stages import experts
-    from rayddl.stages.configs.experts import ExpertsConfig
     from rayddl.stages.context import Context
+    from rayddl.stages.experts import stage as experts
+    from rayddl.stages.experts.settings import ExpertsConfig
     from rayddl.stages.runtime.sizes import Share
     from rayddl.storage import Folder
 
@@ -61,9 +61,9 @@ def experts(workers: int, units: int, seconds: float) -> Callable[[], None]:
 
 def scoring(workers: int, units: int, seconds: float) -> Callable[[], None]:
     """RDED's stream, with decoding and scoring replaced; a unit is as many chunks as a task has at most."""
-    from rayddl.stages import rded_stream
-    from rayddl.stages.configs.rded import RdedConfig
     from rayddl.stages.context import Silent
+    from rayddl.stages.rded import stream as rded_stream
+    from rayddl.stages.rded.settings import RdedConfig
     from rayddl.stages.runtime.sizes import Share
 
     def sleep(block: Any, sent: bytes) -> Any:
@@ -90,10 +90,12 @@ def evaluation(workers: int, units: int, seconds: float) -> Callable[[], None]:
 
     from rayddl.data.config import SourceConfig
     from rayddl.data.distilled import DistilledSet
-    from rayddl.data.space import fit
-    from rayddl.stages import lessons, shared, students
-    from rayddl.stages.configs.evaluate import EvaluateConfig
+    from rayddl.data.pixels.space import fit
     from rayddl.stages.context import Silent
+    from rayddl.stages.evaluate import protocol as lessons
+    from rayddl.stages.evaluate import worker as students
+    from rayddl.stages.evaluate.settings import EvaluateConfig
+    from rayddl.stages.runtime import sources as shared
     from rayddl.storage import Folder
 
     def sleep(of: Any, lesson: Any, student: Any) -> dict[str, Any]:
@@ -186,8 +188,8 @@ def _many_experts(count: int) -> Iterator[tuple[int, int]]:
 
 def _many_images(count: int) -> Iterator[tuple[int, int]]:
     """The scored rows of ``count`` images through the running choice of each class's best."""
-    from rayddl.patches.select import Best, Rows
-    from rayddl.stages.rded_select import COLUMNS
+    from rayddl.methods.patches.select import Best, Rows
+    from rayddl.stages.rded.selection import COLUMNS
 
     best, chunks = Best(40, CLASSES), count // CHUNK
     for chunk in range(chunks):

@@ -76,13 +76,13 @@ def main() -> None:
     given = parser.parse_args()
     print(machine.figures(), flush=True)
     began = time.perf_counter()
-    from rayddl.stages.configs.space import Entry
     from rayddl.stages.context import Silent
     from rayddl.stages.runtime import cluster
     from rayddl.stages.runtime.sizes import Share
-    from rayddl.stages.tuning import engine
-    from rayddl.stages.tuning.plan import Search
-    from rayddl.stages.tuning.trial import Work
+    from rayddl.stages.tune import engine
+    from rayddl.stages.tune.plan import Search
+    from rayddl.stages.tune.space import Entry
+    from rayddl.stages.tune.trial import Work
     from rayddl.storage import Folder
 
     cluster.configure(num_cpus=given.cpus)

@@ -24,9 +24,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rayddl.data import sources
 from rayddl.data.config import SourceConfig
 from rayddl.data.dataset import ImageDataset
+from rayddl.data.sources import registry as sources
 
 HERE = Path(__file__).parent
 PATIENCE = 280.0

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from rayddl.cli import main
-from rayddl.data import listing
-from rayddl.stages import experts, rded_stream, students
+from rayddl.data.sources import listing
+from rayddl.stages.evaluate import worker as students
+from rayddl.stages.experts import stage as experts
+from rayddl.stages.rded import stream as rded_stream
 
 
 def counted(function: Callable[..., Any], name: Callable[..., str]) -> Callable[..., Any]:

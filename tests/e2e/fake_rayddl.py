@@ -14,9 +14,9 @@ from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 from rayddl.cli import main
-from rayddl.stages.config import Reads, StageConfig
 from rayddl.stages.context import Context, Result
 from rayddl.stages.kinds import KINDS, Kind
+from rayddl.stages.settings import Reads, StageConfig
 
 
 class MakeConfig(StageConfig):
@@ -90,6 +90,6 @@ if __name__ == "__main__":
     KINDS.clear()
     KINDS["make"] = FakeKind("make", MakeConfig, needs_ray=False, work=make)
     KINDS["use"] = FakeKind("use", UseConfig, needs_ray=False, work=use)
-    sys.modules["rayddl.stages.evaluate"] = SimpleNamespace(evaluate_set=evaluate_set)  # type: ignore[assignment]
+    sys.modules["rayddl.stages.evaluate.stage"] = SimpleNamespace(evaluate_set=evaluate_set)  # type: ignore[assignment]
     sys.modules["rayddl.stages.runtime.cluster"] = cluster  # type: ignore[assignment]
     main()

@@ -19,23 +19,30 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from rayddl.data import picking, sources, space
 from rayddl.data.config import SourceConfig
 from rayddl.data.dataset import Source
 from rayddl.data.distilled import DistilledSet
-from rayddl.matching.loop import Loop, Matcher
-from rayddl.matching.state import first_state
+from rayddl.data.pixels import space
+from rayddl.data.sources import picking
+from rayddl.data.sources import registry as sources
+from rayddl.methods.matching.loop import Loop, Matcher
+from rayddl.methods.matching.state import first_state
+from rayddl.methods.training.steps import Steps, steps_for
+from rayddl.methods.trajectories import files
+from rayddl.methods.trajectories.expert import Images, encoded
 from rayddl.seeds import derive, generator
-from rayddl.stages import evaluate, experts, match, matcher, short_evaluations, tables
-from rayddl.stages.configs.evaluate import EvaluateConfig
-from rayddl.stages.configs.experts import ExpertsConfig
-from rayddl.stages.configs.match import MatchConfig
+from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Input, Progress, Result, Silent
+from rayddl.stages.evaluate import stage as evaluate
+from rayddl.stages.evaluate.settings import EvaluateConfig
+from rayddl.stages.experts import stage as experts
+from rayddl.stages.experts.settings import ExpertsConfig
+from rayddl.stages.match import short_evaluations
+from rayddl.stages.match import stage as match
+from rayddl.stages.match import worker as matcher
+from rayddl.stages.match.settings import MatchConfig
 from rayddl.stages.runtime import cluster, local
 from rayddl.storage import Folder
-from rayddl.training.steps import Steps, steps_for
-from rayddl.trajectories import files
-from rayddl.trajectories.expert import Images, encoded
 
 NET = {"name": "convnet", "depth": 1, "width": 8}
 SEED = 5

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rayddl.stages.configs.experts import ExpertsConfig
-from rayddl.stages.match import BATCH_NORM
+from rayddl.stages.experts.settings import ExpertsConfig
+from rayddl.stages.match.stage import BATCH_NORM
 
 pytestmark = pytest.mark.ray
 

@@ -11,19 +11,20 @@ import torch
 from PIL import Image
 from torch.nn.utils import vector_to_parameters
 
-from rayddl.coreset.features import before_last
-from rayddl.coreset.select import herding, k_center
-from rayddl.data import sources
 from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
+from rayddl.data.sources import registry as sources
 from rayddl.errors import SourceError
+from rayddl.methods.selection.features import before_last
+from rayddl.methods.selection.select import herding, k_center
+from rayddl.methods.training.observer import Observer, frozen
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
-from rayddl.stages import coreset, tables
-from rayddl.stages.configs.coreset import CoresetConfig
-from rayddl.stages.configs.experts import ExpertsConfig
+from rayddl.stages import parquet as tables
 from rayddl.stages.context import Input
-from rayddl.training.observer import Observer, frozen
+from rayddl.stages.coreset import stage as coreset
+from rayddl.stages.coreset.settings import CoresetConfig
+from rayddl.stages.experts.settings import ExpertsConfig
 
 pytestmark = pytest.mark.ray
 

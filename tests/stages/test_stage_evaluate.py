@@ -12,14 +12,17 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from rayddl.data import picking, space
 from rayddl.data.distilled import DistilledSet
+from rayddl.data.pixels import space
+from rayddl.data.sources import picking
+from rayddl.methods.training.metrics import Confused
 from rayddl.nets.config import NetConfig
-from rayddl.stages import evaluate, lessons, students
-from rayddl.stages.configs.evaluate import EvaluateConfig
 from rayddl.stages.context import Input
+from rayddl.stages.evaluate import protocol as lessons
+from rayddl.stages.evaluate import stage as evaluate
+from rayddl.stages.evaluate import worker as students
+from rayddl.stages.evaluate.settings import EvaluateConfig
 from rayddl.storage import Folder
-from rayddl.training.metrics import Confused
 
 pytestmark = pytest.mark.ray
 

@@ -18,17 +18,19 @@ from torch import Tensor
 
 from rayddl import seeds
 from rayddl.data.config import augmentation_names
+from rayddl.methods.trajectories import files
+from rayddl.methods.trajectories.convex import convexify
+from rayddl.methods.trajectories.expert import Recipe, Training, train_expert
 from rayddl.nets.build import initial
-from rayddl.stages import experts, expertwork, match
-from rayddl.stages.config import without_resources
-from rayddl.stages.expertfiles import Job
+from rayddl.stages.experts import stage as experts
+from rayddl.stages.experts import worker as expertwork
+from rayddl.stages.experts.artifact import Job
+from rayddl.stages.match import stage as match
 from rayddl.stages.runtime import workers
 from rayddl.stages.runtime.sizes import Share
-from rayddl.stages.shared import fit_space, publish
+from rayddl.stages.runtime.sources import fit_space, publish
+from rayddl.stages.settings import without_resources
 from rayddl.storage import Folder
-from rayddl.trajectories import files
-from rayddl.trajectories.convex import convexify
-from rayddl.trajectories.expert import Recipe, Training, train_expert
 
 pytestmark = pytest.mark.ray
 

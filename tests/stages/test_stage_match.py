@@ -12,13 +12,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from rayddl.data.space import Normalise
+from rayddl.data.pixels.space import Normalise
 from rayddl.errors import ArtifactError
-from rayddl.stages import matcher
+from rayddl.methods.trajectories import files
 from rayddl.stages.context import Input
-from rayddl.stages.shared import publish
+from rayddl.stages.match import worker as matcher
+from rayddl.stages.runtime.sources import publish
 from rayddl.storage import Folder
-from rayddl.trajectories import files
 
 pytestmark = pytest.mark.ray
 

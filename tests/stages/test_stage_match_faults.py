@@ -15,12 +15,14 @@ from safetensors.torch import load
 
 from rayddl.data.config import SourceConfig
 from rayddl.errors import ArtifactError, DivergedError, SourceError, StageError
-from rayddl.matching.loop import ANCHOR
-from rayddl.stages import match, matcher, short_evaluations
+from rayddl.methods.matching.loop import ANCHOR
+from rayddl.methods.trajectories import files
+from rayddl.stages.match import short_evaluations
+from rayddl.stages.match import stage as match
+from rayddl.stages.match import worker as matcher
 from rayddl.stages.runtime import cluster
-from rayddl.stages.shared import publish
+from rayddl.stages.runtime.sources import publish
 from rayddl.storage import Folder
-from rayddl.trajectories import files
 
 pytestmark = pytest.mark.ray
 

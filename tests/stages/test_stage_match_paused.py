@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from rayddl.matching.loop import ANCHOR
-from rayddl.stages import match, matcher
+from rayddl.methods.matching.loop import ANCHOR
+from rayddl.stages.match import stage as match
+from rayddl.stages.match import worker as matcher
 from rayddl.stages.runtime import cluster
 from rayddl.storage import Folder
 

@@ -16,21 +16,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rayddl import seeds
-from rayddl.data import listing, sources
 from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
+from rayddl.data.sources import listing
+from rayddl.data.sources import registry as sources
 from rayddl.errors import ArtifactError, SourceError
+from rayddl.methods.patches.boxes import crops, preselected
+from rayddl.methods.training.observer import Observer
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
-from rayddl.patches.boxes import crops, preselected
-from rayddl.stages import rded, rded_select, rded_stream, tables
-from rayddl.stages.config import Resources
-from rayddl.stages.configs.rded import RdedConfig
+from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Input, Progress, Result, Silent
+from rayddl.stages.rded import selection as rded_select
+from rayddl.stages.rded import stage as rded
+from rayddl.stages.rded import stream as rded_stream
+from rayddl.stages.rded.settings import RdedConfig
 from rayddl.stages.runtime import cluster
 from rayddl.stages.runtime.sizes import Share
+from rayddl.stages.settings import Resources
 from rayddl.storage import Folder
-from rayddl.training.observer import Observer
 
 CLASSES = ("bear", "cat", "dog")
 PER_CLASS = 30
@@ -416,7 +420,7 @@ def test_the_listing_of_a_source_is_of_its_train_split(tree: Path) -> None:
 
 def test_resources_are_no_part_of_the_result() -> None:
     """Workers may be changed without making the set anew."""
-    from rayddl.stages.config import without_resources
+    from rayddl.stages.settings import without_resources
 
     changed = _config(decoders=Resources(num_cpus=3), resources=Resources(at_once=7))
     assert without_resources(changed) == without_resources(_config())

@@ -15,23 +15,29 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from rayddl.data import picking, sources, space
 from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
+from rayddl.data.pixels import space
+from rayddl.data.sources import picking
+from rayddl.data.sources import registry as sources
 from rayddl.errors import ArtifactError
+from rayddl.methods.training.input_spec import Frame
+from rayddl.methods.training.observer import Observer
+from rayddl.methods.training.soft import Lecture, Manner, SoftProtocol, SoftTraining
+from rayddl.methods.training.teacher import predictions, share_right
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
 from rayddl.seeds import derive
-from rayddl.stages import evaluate, listings, observers, students, teacher
-from rayddl.stages.configs.evaluate import EvaluateConfig
-from rayddl.stages.configs.teacher import TeacherConfig
 from rayddl.stages.context import Context, Input, Result, Silent
-from rayddl.stages.shared import publish
+from rayddl.stages.evaluate import soft_labels
+from rayddl.stages.evaluate import stage as evaluate
+from rayddl.stages.evaluate import worker as students
+from rayddl.stages.evaluate.settings import EvaluateConfig
+from rayddl.stages.runtime import listings
+from rayddl.stages.runtime.sources import publish
+from rayddl.stages.teacher import stage as teacher
+from rayddl.stages.teacher.settings import TeacherConfig
 from rayddl.storage import Folder
-from rayddl.training.frame import Frame
-from rayddl.training.observer import Observer
-from rayddl.training.soft import Lecture, Manner, SoftProtocol, SoftTraining
-from rayddl.training.teacher import predictions, share_right
 
 pytestmark = pytest.mark.ray
 
@@ -162,7 +168,7 @@ def test_a_large_observer_stays_where_it_is(
     live: Made, taught: Input, chosen: Input, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Above the limit its path is kept; where it has gone, the message says how to name it."""
-    monkeypatch.setattr(observers, "CARRIED_BYTES", 10)
+    monkeypatch.setattr(soft_labels, "CARRIED_BYTES", 10)
     made = run(settings(random=False, epochs=1, seeds=1, lr=None), tmp_path, taught, chosen)
     assert made.result.summary["protocol"]["lr"] == 1e-3  # the published one
     folder = made.out.child("set")

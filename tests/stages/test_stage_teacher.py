@@ -14,13 +14,14 @@ from torch import Tensor
 
 from rayddl.data.config import SourceConfig
 from rayddl.errors import ArtifactError, StageError
-from rayddl.stages import tables, teacher
-from rayddl.stages.configs.teacher import TeacherConfig
+from rayddl.methods.training.observer import Observer
+from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Result, Silent
-from rayddl.stages.readymade import _known
-from rayddl.stages.shared import publish
+from rayddl.stages.runtime.sources import publish
+from rayddl.stages.teacher import stage as teacher
+from rayddl.stages.teacher.pretrained import _known
+from rayddl.stages.teacher.settings import TeacherConfig
 from rayddl.storage import Folder
-from rayddl.training.observer import Observer
 
 pytestmark = pytest.mark.ray
 

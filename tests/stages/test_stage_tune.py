@@ -18,17 +18,18 @@ from rayddl import seeds
 from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
 from rayddl.errors import StageError
+from rayddl.methods.training.observer import Observer
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
 from rayddl.pipeline import plan as plans
-from rayddl.pipeline.definition import load
-from rayddl.stages import tables, tune
-from rayddl.stages.configs.rded import RdedConfig
-from rayddl.stages.configs.teacher import TeacherConfig
-from rayddl.stages.configs.tune import TuneConfig
+from rayddl.pipeline.definition.load import load
+from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Input
+from rayddl.stages.rded.settings import RdedConfig
+from rayddl.stages.teacher.settings import TeacherConfig
+from rayddl.stages.tune import stage as tune
+from rayddl.stages.tune.settings import TuneConfig
 from rayddl.storage import Folder
-from rayddl.training.observer import Observer
 
 pytestmark = pytest.mark.ray
 
@@ -151,7 +152,7 @@ def test_a_matching_trial_goes_on_exactly(stages, convex, searched, tmp_path):
 
     @ray.remote(num_cpus=1)
     def halves(whole: bool) -> bytes:
-        from rayddl.stages.tuning.trial import Ticket
+        from rayddl.stages.tune.trial import Ticket
 
         def ticket(name: str, settings: Any) -> Any:
             return Ticket(0, settings, Folder(f"{tmp_path}/{name}{whole}"), 1)
@@ -286,7 +287,7 @@ def _judged(
 
     @ray.remote(num_cpus=1)
     def work(name: str) -> tuple[float, float]:
-        from rayddl.stages.tuning.trial import Ticket
+        from rayddl.stages.tune.trial import Ticket
 
         ticket = Ticket(0, settings, Folder(f"{out}/{name}"), 1)
         trial = trials(ticket)

@@ -11,12 +11,12 @@ import pytest
 from ray import cloudpickle
 
 from rayddl.errors import DivergedError, StageError
-from rayddl.stages.configs.space import Entry
 from rayddl.stages.runtime.sizes import Share
-from rayddl.stages.tuning import engine
-from rayddl.stages.tuning.plan import Search
-from rayddl.stages.tuning.records import Book, Row
-from rayddl.stages.tuning.trial import Work
+from rayddl.stages.tune import engine
+from rayddl.stages.tune.plan import Search
+from rayddl.stages.tune.space import Entry
+from rayddl.stages.tune.store import Book, Row
+from rayddl.stages.tune.trial import Work
 from rayddl.storage import Folder
 
 pytestmark = pytest.mark.ray

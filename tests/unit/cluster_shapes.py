@@ -14,7 +14,7 @@ import yaml
 
 from rayddl.jobs.manifest import manifest_of
 from rayddl.jobs.shape import Shape
-from rayddl.pipeline import definition
+from rayddl.pipeline.definition import load as definition
 from rayddl.stages.runtime import capacity
 from rayddl.stages.runtime.capacity import HEAD, Capacity, Group
 

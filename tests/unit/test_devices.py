@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayddl.data import augment
 from rayddl.data.config import AUGMENTATIONS
-from rayddl.matching.gradient import MODES, MetaGradient, StudentRun
+from rayddl.data.pixels import augment
+from rayddl.methods.matching.gradient import MODES, MetaGradient, StudentRun
+from rayddl.methods.training.steps import make_steps, steps_for
+from rayddl.methods.trajectories.expert import Images, Recipe, Training, train_expert, training_steps
+from rayddl.methods.trajectories.interleave import Lanes
 from rayddl.nets.build import flat, initial
 from rayddl.nets.config import NetConfig
-from rayddl.training.steps import make_steps, steps_for
-from rayddl.trajectories.expert import Images, Recipe, Training, train_expert, training_steps
-from rayddl.trajectories.together import Lanes
 
 SHAPE, CLASSES, COUNT = (3, 16, 16), 4, 8
 NET = NetConfig(depth=2, width=8)

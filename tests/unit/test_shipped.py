@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rayddl.pipeline import definition, graph
 from rayddl.pipeline import plan as plans
-from rayddl.stages.configs.experts import ExpertsConfig
-from rayddl.stages.configs.match import MatchConfig
+from rayddl.pipeline.definition import graph
+from rayddl.pipeline.definition import load as definition
+from rayddl.stages.experts.settings import ExpertsConfig
+from rayddl.stages.match.settings import MatchConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINES = sorted((ROOT / "pipelines").glob("*.yaml"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda p: p.stem)
@@ -179,7 +181,7 @@ def test_readmes_definition_is_valid() -> None:
 
 def test_readmes_protocol_is_valid() -> None:
     """The evaluate stages that hold one protocol fixed differ in their set alone, and load."""
-    (block,) = [b for b in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "judge-mtt" in b]
+    (block,) = [b for b in re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL) if "judge-mtt" in b]
     stages = yaml.safe_load(block)["stages"]
     sets = {name: {"kind": "coreset", "method": "random", "ipc": 1} for name in ("mtt", "rded")}
     loaded = definition.load({"name": "x", "source": {"name": "digits"}, "stages": {**sets, **stages}})
@@ -192,9 +194,11 @@ def test_readmes_training_example_trains(tmp_path: Path) -> None:
     """Two real digits of each class, trained on as the README says, teach far more than guessing."""
     import torch
 
-    from rayddl.data import picking, sources, space
     from rayddl.data.config import SourceConfig
     from rayddl.data.distilled import DistilledSet
+    from rayddl.data.pixels import space
+    from rayddl.data.sources import picking
+    from rayddl.data.sources import registry as sources
     from rayddl.pipeline.sets import load_set
     from rayddl.storage import Folder
 
@@ -204,7 +208,7 @@ def test_readmes_training_example_trains(tmp_path: Path) -> None:
     DistilledSet(train.images[places], train.labels[places], 0.01, train.classes, fitted).save(
         Folder(str(tmp_path))
     )
-    (block,) = [b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "DataLoader" in b]
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL) if "DataLoader" in b]
     names = {"made": load_set(str(tmp_path))}
     exec(block, names)
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rayddl import interrupts
+from rayddl.credentials import scrub
 from rayddl.errors import StageError, UserError
-from rayddl.scrub import scrub
 from rayddl.stages.runtime import driver, machine
 
 STORE_SHARE = 0.3

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayddl.scrub import scrub
+from rayddl.credentials import scrub
 
 
 @pytest.mark.parametrize(

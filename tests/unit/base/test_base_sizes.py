@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.cluster_shapes import kuberay_shapes, launcher_shapes, small
 
-from rayddl.pipeline import definition
+from rayddl.pipeline.definition import load as definition
 from rayddl.stages.runtime import cluster, sizes
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask, Resources, Share
+from tests.unit.cluster_shapes import kuberay_shapes, launcher_shapes, small
 
 ROOT = Path(__file__).resolve().parents[3]
 PIPELINES = sorted((ROOT / "pipelines").glob("*.yaml"))

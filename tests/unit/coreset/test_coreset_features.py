@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayddl.coreset.features import Features, before_last
-from rayddl.data import space
+from rayddl.data.pixels import space
+from rayddl.methods.selection.features import Features, before_last
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rayddl.coreset.select import herding, k_center
+from rayddl.methods.selection.select import herding, k_center
 
 WHOLE = st.lists(
     st.lists(st.integers(-3, 3), min_size=2, max_size=2), min_size=1, max_size=9

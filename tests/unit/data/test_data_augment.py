@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from rayddl.data.augment import Draw, apply, draw
 from rayddl.data.config import AUGMENTATIONS
+from rayddl.data.pixels.augment import Draw, apply, draw
 
 # torch's forward mode loads decompositions that its own jit.script warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is:FutureWarning")
@@ -343,7 +343,7 @@ def test_a_draw_for_another_number_of_images_is_refused() -> None:
 def test_a_draw_is_the_same_in_another_process() -> None:
     """Nothing but the seed decides: a fresh interpreter draws the same numbers."""
     code = (
-        "import torch; from rayddl.data.augment import draw;"
+        "import torch; from rayddl.data.pixels.augment import draw;"
         "d = draw(('color', 'scale'), (3, 3, 8, 8), torch.Generator().manual_seed(4));"
         "print(d.name, [p.tolist() for p in d.params])"
     )

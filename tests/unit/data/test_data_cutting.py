@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from rayddl.data.cutting import cut, opened, reduction
+from rayddl.data.pixels.cutting import cut, opened, reduction
 
 
 def _picture(height: int, width: int, wave: float = 20.0) -> Image.Image:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rayddl.data.decode import Decoded, Encoded, decode, fit_all, read_image
+from rayddl.data.pixels.decode import Decoded, Encoded, decode, fit_all, read_image
 
 Encode = Callable[..., bytes]
 

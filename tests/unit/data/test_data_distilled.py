@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from rayddl.data.distilled import DistilledSet
-from rayddl.data.space import fit
+from rayddl.data.pixels.space import fit
 from rayddl.errors import ArtifactError
 from rayddl.storage import Folder
 

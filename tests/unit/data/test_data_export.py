@@ -17,11 +17,11 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 
 import rayddl
-from rayddl.data import export as exports
-from rayddl.data.card import card, without_places
 from rayddl.data.distilled import DistilledSet
-from rayddl.data.export import export_set
-from rayddl.data.space import fit
+from rayddl.data.formats import export as exports
+from rayddl.data.formats.card import card, without_places
+from rayddl.data.formats.export import export_set
+from rayddl.data.pixels.space import fit
 from rayddl.errors import ArtifactError
 from rayddl.storage import Folder
 

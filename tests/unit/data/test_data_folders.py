@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rayddl.data import sources
 from rayddl.data.config import SourceConfig
-from rayddl.data.decode import read_image
+from rayddl.data.pixels.decode import read_image
+from rayddl.data.sources import registry as sources
 from rayddl.errors import SourceError
 from rayddl.storage import Folder
 

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rayddl.data import space
 from rayddl.data.distilled import DistilledSet
-from rayddl.data.export import export_set
-from rayddl.data.foreign import Home, bring, form_of
+from rayddl.data.formats.export import export_set
+from rayddl.data.formats.importing import Home, bring, form_of
+from rayddl.data.pixels import space
 from rayddl.errors import ArtifactError
 from rayddl.storage import Folder
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from rayddl.data import sources
 from rayddl.data.config import SourceConfig
-from rayddl.data.glance import Glance, glance
+from rayddl.data.sources import registry as sources
+from rayddl.data.sources.summary import Glance, glance
 
 Encode = Callable[..., bytes]
 
@@ -79,7 +79,7 @@ def test_a_broken_image_is_passed_over(tmp_path: Path, encode: Encode) -> None:
 def test_no_torch_is_imported() -> None:
     """A glance is part of a plan, which is shown at once."""
     code = (
-        "import sys\nfrom rayddl.data.glance import glance\nfrom rayddl.data.config import SourceConfig\n"
+        "import sys\nfrom rayddl.data.sources.summary import glance\nfrom rayddl.data.config import SourceConfig\n"
         "glance(SourceConfig(name='digits'))\nprint('torch' in sys.modules)"
     )
 

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from rayddl.data import sources
 from rayddl.data.config import SourceConfig
-from rayddl.data.wnids import SUBSETS
+from rayddl.data.sources import registry as sources
+from rayddl.data.sources.wnids import SUBSETS
 from rayddl.errors import SourceError
 
 Encode = Callable[..., bytes]

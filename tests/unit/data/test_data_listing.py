@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from rayddl.data import sources
 from rayddl.data.config import SourceConfig
-from rayddl.data.listing import CHUNK, FileStore, Listing, ParquetStore, sorted_listing
+from rayddl.data.sources import registry as sources
+from rayddl.data.sources.listing import CHUNK, FileStore, Listing, ParquetStore, sorted_listing
 from rayddl.errors import SourceError
-from rayddl.patches.boxes import preselected
+from rayddl.methods.patches.boxes import preselected
 from rayddl.storage import Folder
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rayddl.data import sources
 from rayddl.data.config import SourceConfig
-from rayddl.data.decode import read_image
+from rayddl.data.pixels.decode import read_image
+from rayddl.data.sources import registry as sources
 from rayddl.errors import SourceError
 
 Encode = Callable[..., bytes]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from rayddl.data import sources
 from rayddl.data.config import SourceConfig
+from rayddl.data.sources import registry as sources
 from rayddl.errors import SourceError
 
 Encode = Callable[..., bytes]

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayddl.data.picking import per_class
+from rayddl.data.sources.picking import per_class
 from rayddl.errors import SourceError
 from rayddl.seeds import generator
 

@@ -8,14 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rayddl.data import picking, sources
-from rayddl.data.augment import apply, draw
 from rayddl.data.config import AUGMENTATIONS, SourceConfig
-from rayddl.data.decode import Encoded, decode
 from rayddl.data.distilled import DistilledSet
-from rayddl.data.export import export_set
-from rayddl.data.pairs import load_pair
-from rayddl.data.space import fit
+from rayddl.data.formats.export import export_set
+from rayddl.data.formats.pt import load_pair
+from rayddl.data.pixels.augment import apply, draw
+from rayddl.data.pixels.decode import Encoded, decode
+from rayddl.data.pixels.space import fit
+from rayddl.data.sources import picking
+from rayddl.data.sources import registry as sources
 from rayddl.errors import SourceError
 from rayddl.storage import Folder
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from rayddl.data import export, sources
 from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
-from rayddl.data.glance import glance
-from rayddl.data.space import Normalise
+from rayddl.data.formats import export
+from rayddl.data.pixels.space import Normalise
+from rayddl.data.sources import registry as sources
+from rayddl.data.sources.summary import glance
 from rayddl.errors import SourceError
 from rayddl.storage import Folder
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10
 
-from rayddl.data import sources
 from rayddl.data.config import SourceConfig
+from rayddl.data.sources import registry as sources
 from rayddl.errors import SourceError
 
 DIGITS = SourceConfig(name="digits")
@@ -75,7 +75,7 @@ def test_a_fingerprint_imports_no_torch(name: str, tmp_path: Path) -> None:
     """Planning stays instant: neither torch nor PIL's decoders are loaded for it."""
     code = (
         "import sys\n"
-        "from rayddl.data import sources\n"
+        "from rayddl.data.sources import registry as sources\n"
         "from rayddl.data.config import SourceConfig\n"
         "from rayddl.errors import SourceError\n"
         f"config = SourceConfig(name={name!r}, root={str(tmp_path)!r})\n"

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayddl.data.space import ZCA_EPS, Normalise, PixelSpace, Zca, fit
+from rayddl.data.pixels.space import ZCA_EPS, Normalise, PixelSpace, Zca, fit
 from rayddl.errors import ArtifactError, SourceError
 
 KINDS = ["normalise", "zca"]

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from rayddl.data import sources
 from rayddl.data.config import SourceConfig
+from rayddl.data.sources import registry as sources
 from rayddl.errors import SourceError
 
 Encode = Callable[..., bytes]

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from rayddl.data import sources
 from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
-from rayddl.data.space import fit
+from rayddl.data.pixels.space import fit
+from rayddl.data.sources import registry as sources
 from rayddl.data.views import class_folders, grid
 from rayddl.storage import Folder
 

@@ -17,8 +17,8 @@ from rayddl.errors import UserError
 from rayddl.jobs import shape
 from rayddl.jobs.manifest import manifest_of
 from rayddl.jobs.shape import Shape, Toleration
-from rayddl.pipeline import definition as definitions
 from rayddl.pipeline import plan as plans
+from rayddl.pipeline.definition import load as definitions
 
 GIB = 2**30
 BASE = """

@@ -15,8 +15,8 @@ import rayddl
 from rayddl.cli.app import app
 from rayddl.errors import UserError
 from rayddl.jobs import shipping
-from rayddl.pipeline import definition as definitions
 from rayddl.pipeline import plan as plans
+from rayddl.pipeline.definition import load as definitions
 
 BASE = """
 name: base

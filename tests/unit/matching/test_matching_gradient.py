@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayddl.data import augment
 from rayddl.data.config import AUGMENTATIONS
-from rayddl.matching.gradient import (
+from rayddl.data.pixels import augment
+from rayddl.methods.matching.gradient import (
     MODES,
     MetaGradient,
     StudentRun,
@@ -19,9 +19,9 @@ from rayddl.matching.gradient import (
     truncated,
     unrolled,
 )
+from rayddl.methods.training.steps import Steps, make_steps
 from rayddl.nets.build import flat, initial
 from rayddl.nets.config import NetConfig
-from rayddl.training.steps import Steps, make_steps
 
 SHAPE, CLASSES, COUNT = (3, 8, 8), 4, 7
 PARTS = ("loss", "images", "labels", "lr")

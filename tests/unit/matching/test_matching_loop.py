@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from rayddl.errors import DivergedError, StageError
-from rayddl.matching.gradient import MetaGradient
-from rayddl.matching.loop import ANCHOR, Loop, Matcher
-from rayddl.matching.settings import Settings
-from rayddl.matching.state import State, average, first_state, load_state, symptom, update
-from rayddl.matching.windows import WindowRule
+from rayddl.methods.matching.gradient import MetaGradient
+from rayddl.methods.matching.loop import ANCHOR, Loop, Matcher
+from rayddl.methods.matching.settings import Settings
+from rayddl.methods.matching.state import State, average, first_state, load_state, symptom, update
+from rayddl.methods.matching.windows import WindowRule
+from rayddl.methods.training.steps import make_steps
+from rayddl.methods.trajectories.convex import SnapshotTrajectory, convexify
 from rayddl.nets.build import flat, initial
 from rayddl.nets.config import NetConfig
-from rayddl.training.steps import make_steps
-from rayddl.trajectories.convex import SnapshotTrajectory, convexify
 
 SHAPE, CLASSES = (1, 8, 8), 3
 CONFIG = NetConfig(depth=1, width=4)

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayddl.matching.windows import WindowRule, cut, expert_at
+from rayddl.methods.matching.windows import WindowRule, cut, expert_at
+from rayddl.methods.trajectories.convex import SnapshotTrajectory, convexify
 from rayddl.seeds import generator
-from rayddl.trajectories.convex import SnapshotTrajectory, convexify
 
 SNAPSHOTS = torch.randn(9, 6, generator=torch.Generator().manual_seed(0)).cumsum(0)
 

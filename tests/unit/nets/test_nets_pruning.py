@@ -12,10 +12,10 @@ from torch._inductor.decomposition import select_decomp_table
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from rayddl.methods.training.steps import make_steps
 from rayddl.nets.build import flat, initial
 from rayddl.nets.config import NetConfig
 from rayddl.nets.pruning import BACKWARD, CONVOLUTION, NeededConvolutions
-from rayddl.training.steps import make_steps
 
 aten = torch.ops.aten
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rayddl.errors import NetError
-from rayddl.nets import tv
+from rayddl.nets import torchvision
 from rayddl.nets.build import TORCHVISION, build, flat, initial
 from rayddl.nets.config import NetConfig, NetName
 
@@ -26,7 +26,7 @@ def images(count: int = 4) -> torch.Tensor:
 def test_every_network_is_built_for_its_classes(name: str) -> None:
     """Each takes colour images and gives as many logits as there are classes."""
     with torch.device("meta"):
-        net = tv.make(name, (3, 64, 64), 7).eval()
+        net = torchvision.make(name, (3, 64, 64), 7).eval()
         assert net(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
 
 
@@ -46,7 +46,7 @@ def test_every_network_is_built_for_its_classes(name: str) -> None:
 def test_impossible_images_are_refused(name: str, shape: tuple[int, int, int], told: str) -> None:
     """What a network cannot take is said before it is built, with what to do about it."""
     with pytest.raises(NetError, match=told):
-        tv.make(name, shape, 7)
+        torchvision.make(name, shape, 7)
 
 
 def test_flat_networks_draw_nothing() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayddl.patches.boxes import SCALE, crops, preselected, ranks
+from rayddl.methods.patches.boxes import SCALE, crops, preselected, ranks
 
 
 @given(st.integers(0, 2**40), st.text(max_size=20), st.integers(1, 300), st.integers(1, 300))

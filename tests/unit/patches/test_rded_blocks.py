@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayddl.data.config import SourceConfig
-from rayddl.data.listing import Listing
+from rayddl.data.sources.listing import Listing
 from rayddl.errors import StageError
-from rayddl.patches.select import Best, Rows, best_of_class
-from rayddl.stages import rded_select
+from rayddl.methods.patches.select import Best, Rows, best_of_class
 from rayddl.stages.context import Context
-from rayddl.stages.rded_select import COLUMNS
+from rayddl.stages.rded import selection as rded_select
+from rayddl.stages.rded.selection import COLUMNS
 from rayddl.storage import Folder
 
 CLASSES, MOST = 3, 4

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from rayddl.patches.score import Scorer, padded
-from rayddl.patches.stitch import places, stitched, tiles
+from rayddl.methods.patches.score import Scorer, padded
+from rayddl.methods.patches.stitch import places, stitched, tiles
 
 
 def _net(side: int) -> nn.Module:

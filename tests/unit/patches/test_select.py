@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayddl.patches.select import Best, Rows, best_crop, best_of_class
+from rayddl.methods.patches.select import Best, Rows, best_crop, best_of_class
 
 # Few distinct scores, so that ties are common.
 SCORES = st.sampled_from([-3.0, -2.5, -1.0, -0.25, 0.0, math.nan])

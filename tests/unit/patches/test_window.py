@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
 
-from rayddl.patches import window
-from rayddl.patches.score import Scorer, padded
-from rayddl.patches.window import Windowed, windowed
+from rayddl.methods.patches import sparse_padding
+from rayddl.methods.patches.score import Scorer, padded
+from rayddl.methods.patches.sparse_padding import Windowed, windowed
 
 
 def _alive(net: nn.Module) -> nn.Module:
@@ -121,7 +121,7 @@ def test_the_zeros_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
         sides.append(x.shape[2])
         return F.conv2d(x, module.weight, module.bias, module.stride, 0, module.dilation, module.groups)
 
-    monkeypatch.setattr(window, "_convolved", counted)
+    monkeypatch.setattr(sparse_padding, "_convolved", counted)
     net = _alive(models.resnet18(weights=None))
     Windowed(net, 224, torch.float64)(_patches(112))
     # 59 outputs at stride 2 see 59*2-1+6 pixels; 31 pooled ones and 2 more rows a layer; then at stride 2.
@@ -132,7 +132,7 @@ def test_the_zeros_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("layer", [nn.Conv2d(1, 1, 3, 2, 1), nn.Conv2d(1, 1, 4, 3, 0), nn.MaxPool2d(3, 2, 1)])
 def test_a_windows_outputs_are_those_that_change(layer: nn.Module) -> None:
     """Brute force: every output that a pixel of the window reaches, and none besides."""
-    reach = window._reach(layer)
+    reach = sparse_padding._reach(layer)
     assert reach is not None
     for low in range(4, 12):
         images = torch.zeros(1, 1, 20, 20, requires_grad=True)

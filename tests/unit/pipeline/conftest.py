@@ -11,16 +11,16 @@ import pytest
 from pydantic import Field
 
 from rayddl.config import Config
-from rayddl.pipeline import definition as definitions
 from rayddl.pipeline import plan as plans
+from rayddl.pipeline.definition import load as definitions
+from rayddl.pipeline.display.base import Display
 from rayddl.pipeline.plan import Plan
-from rayddl.pipeline.progress import Display
 from rayddl.pipeline.results import RunResult
 from rayddl.pipeline.runner import execute
 from rayddl.pipeline.session import RaySession
-from rayddl.stages.config import Reads, StageConfig
 from rayddl.stages.context import Context, Result
 from rayddl.stages.kinds import Kind
+from rayddl.stages.settings import Reads, StageConfig
 
 
 class ShapeConfig(Config):

@@ -18,17 +18,18 @@ from typer.testing import CliRunner
 
 import rayddl
 from rayddl.cli.app import app
-from rayddl.data import space
-from rayddl.data.bundled import load as load_digits
 from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
+from rayddl.data.pixels import space
+from rayddl.data.sources.bundled import load as load_digits
 from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import artifacts, comparing
-from rayddl.pipeline import definition as definitions
 from rayddl.pipeline.artifacts import ordered_json
-from rayddl.stages import imported, tables
-from rayddl.stages.configs.imported import ImportedConfig
+from rayddl.pipeline.definition import load as definitions
+from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context
+from rayddl.stages.imported import stage as imported
+from rayddl.stages.imported.settings import ImportedConfig
 from rayddl.storage import Folder
 
 SOURCE = {"name": "digits", "root": None, "space": "normalise"}

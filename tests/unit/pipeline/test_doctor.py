@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from rayddl.pipeline.tables import as_text
-from rayddl.stages import doctor, doctor_nodes
-from rayddl.stages.doctor import Finding
+from rayddl.pipeline.display.tables import as_text
+from rayddl.stages import doctor_nodes
+from rayddl.stages.runtime import doctor
+from rayddl.stages.runtime.doctor import Finding
 from rayddl.stages.runtime.nodes import Answer, Node
 
 FINE = {"torch": "2.15.0", "torchvision": "0.29", "built_for": "13.2", "gpus": [], "nms": True}

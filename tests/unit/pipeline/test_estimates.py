@@ -12,17 +12,20 @@ from typing import Any
 import pytest
 
 from rayddl.data.config import SourceConfig
-from rayddl.data.glance import Glance
+from rayddl.data.sources.summary import Glance
 from rayddl.nets.config import NetConfig
-from rayddl.pipeline import definition, estimating
+from rayddl.pipeline import estimating
 from rayddl.pipeline import plan as plans
-from rayddl.pipeline.tables import as_text
-from rayddl.stages.config import Resources, StageConfig
-from rayddl.stages.configs.experts import ExpertsConfig
-from rayddl.stages.configs.match import MatchConfig
-from rayddl.stages.estimates import base, match, trial
-from rayddl.stages.estimates.base import Machine, Outlook
+from rayddl.pipeline.definition import load as definition
+from rayddl.pipeline.display.tables import as_text
+from rayddl.stages import estimates
+from rayddl.stages.estimates import Machine, Outlook
+from rayddl.stages.experts.settings import ExpertsConfig
 from rayddl.stages.kinds import KINDS
+from rayddl.stages.match import estimate as match
+from rayddl.stages.match import measure as trial
+from rayddl.stages.match.settings import MatchConfig
+from rayddl.stages.settings import Resources, StageConfig
 
 GIB = 2**30
 CIFAR = Glance((3, 32, 32), 10, 50_000, 10_000)
@@ -51,7 +54,7 @@ def matching(**settings: Any) -> MatchConfig:
     )
 
 
-def expected(config: StageConfig, view: Outlook | None = None, **others: StageConfig) -> base.Estimate:
+def expected(config: StageConfig, view: Outlook | None = None, **others: StageConfig) -> estimates.Estimate:
     """The estimate of a stage among others."""
     stages = {"experts": EXPERTS, **others, "this": config}
     found = KINDS[config.kind].estimate(config, stages, view or outlook())
@@ -71,16 +74,16 @@ class TestOutline:
         from rayddl.nets.build import initial
 
         config = NetConfig.model_validate(net)
-        found = base.outline(config, Glance(shape, 7, 1, 1))
+        found = estimates.outline(config, Glance(shape, 7, 1, 1))
 
         assert found is not None
         assert found.parameters == len(initial(config, shape, 7, seed=0))
 
     def test_the_published_network(self) -> None:
         """ConvNet-3 on CIFAR-10 has 320,010 parameters, as its expert buffers show."""
-        found = base.outline(NetConfig(), CIFAR)
+        found = estimates.outline(NetConfig(), CIFAR)
 
-        assert found == base.Outline(320_010, 128 * (1024 + 256 + 64) + 3072)
+        assert found == estimates.Outline(320_010, 128 * (1024 + 256 + 64) + 3072)
 
     def test_other_networks_are_not_guessed(self) -> None:
         """What would have to be built is unknown, and told as such."""
@@ -128,7 +131,7 @@ class TestKinds:
     def test_matching_grows_with_batch_and_steps(self) -> None:
         """A step's memory is its batch's; each student step adds one parameter vector."""
         memory = [expected(matching(**s)).memory for s in ({}, {"batch_syn": 50}, {"syn_steps": 40})]
-        size = base.outline(NetConfig(), CIFAR)
+        size = estimates.outline(NetConfig(), CIFAR)
 
         assert size is not None
         assert memory[0] is not None
@@ -149,7 +152,7 @@ class TestKinds:
 
         assert found.memory is not None
         assert found.notes == (
-            f"4 workers of {base.shown(found.memory)} run at once, and each has 512 MiB of memory; "
+            f"4 workers of {estimates.shown(found.memory)} run at once, and each has 512 MiB of memory; "
             "set resources.at_once",
         )
 
@@ -171,7 +174,7 @@ class TestKinds:
 
     def test_students_are_counted(self) -> None:
         """Lessons times nets times seeds, by the protocol of the set."""
-        from rayddl.stages.configs.evaluate import EvaluateConfig
+        from rayddl.stages.evaluate.settings import EvaluateConfig
 
         config = EvaluateConfig.model_validate(
             {"kind": "evaluate", "set": "distill", "seeds": 3, "whole": True}
@@ -181,7 +184,7 @@ class TestKinds:
 
     def test_a_search_takes_what_its_template_takes(self) -> None:
         """As many trials at once as fit, each with the template's memory."""
-        from rayddl.stages.configs.tune import TuneConfig
+        from rayddl.stages.tune.settings import TuneConfig
 
         config = TuneConfig.model_validate(
             {"kind": "tune", "of": "distill", "samples": 6, "space": {"lr_image": {"uniform": [1, 10]}}}
@@ -195,7 +198,7 @@ class TestKinds:
 
     def test_crops_are_counted(self) -> None:
         """RDED looks at so many images of each class, or at all of them where they are fewer."""
-        from rayddl.stages.configs.rded import RdedConfig
+        from rayddl.stages.rded.settings import RdedConfig
 
         config = RdedConfig.model_validate({"kind": "rded", "teacher": "t", "ipc": 10, "num_crops": 5})
 
@@ -204,7 +207,7 @@ class TestKinds:
 
     def test_a_teacher_is_one_network(self) -> None:
         """It is trained, or is there already, and then nothing is told of its size."""
-        from rayddl.stages.configs.teacher import TeacherConfig
+        from rayddl.stages.teacher.settings import TeacherConfig
 
         trained = TeacherConfig.model_validate({"kind": "teacher"})
         ready = TeacherConfig.model_validate({"kind": "teacher", "weights": "x.pt", "classes": "source"})
@@ -246,7 +249,7 @@ class TestMeasuring:
 
         return install
 
-    def measured(self, config: MatchConfig, view: Outlook | None = None) -> base.Estimate:
+    def measured(self, config: MatchConfig, view: Outlook | None = None) -> estimates.Estimate:
         """The estimate of a matching stage with its step measured."""
         found = KINDS["match"].estimate(config, {"experts": EXPERTS}, view or outlook(), measure=True)
         assert found is not None

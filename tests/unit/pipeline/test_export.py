@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rayddl.data.export import export_set
+from rayddl.data.formats.export import export_set
 from rayddl.errors import ArtifactError, UserError
 from rayddl.storage import Folder
 
@@ -16,8 +16,8 @@ from rayddl.storage import Folder
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Folder]:
     """A small distilled set, and the folder it is saved in."""
     torch = pytest.importorskip("torch")
-    from rayddl.data import space
     from rayddl.data.distilled import DistilledSet
+    from rayddl.data.pixels import space
 
     numbers = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (20, 3, 8, 8), generator=numbers, dtype=torch.uint8)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rayddl.errors import DefinitionError
-from rayddl.pipeline.definition import load
+from rayddl.pipeline.definition.load import load
 
 HEAD = "name: d\nsource: {name: digits}\nstages:\n"
 

@@ -11,12 +11,12 @@ import pytest
 from rich.console import Console
 
 from rayddl.errors import StageError
-from rayddl.pipeline import pace
-from rayddl.pipeline.jsonlines import JsonLines
-from rayddl.pipeline.pace import Pace
-from rayddl.pipeline.plain import Plain
-from rayddl.pipeline.progress import Closing
-from rayddl.pipeline.terminal import Terminal
+from rayddl.pipeline.display import pace
+from rayddl.pipeline.display.base import Closing
+from rayddl.pipeline.display.jsonl import JsonLines
+from rayddl.pipeline.display.live import Terminal
+from rayddl.pipeline.display.pace import Pace
+from rayddl.pipeline.display.plain import Plain
 from rayddl.stages.context import Result
 
 

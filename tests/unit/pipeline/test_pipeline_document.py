@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayddl.pipeline.document import Document, parse
-from rayddl.pipeline.problems import Problems
+from rayddl.pipeline.definition.document import Document, parse
+from rayddl.pipeline.definition.problems import Problems
 
 
 def read(text: str) -> tuple[Document, list[str]]:

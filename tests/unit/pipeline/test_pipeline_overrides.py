@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rayddl.errors import DefinitionError
-from rayddl.pipeline.definition import load
+from rayddl.pipeline.definition.load import load
 
 
 def value_at(definition: Any, *key: Any) -> Any:

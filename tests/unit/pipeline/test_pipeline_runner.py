@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from rayddl.errors import ArtifactError, DivergedError, StageError, UserError
-from rayddl.pipeline.progress import Hidden
+from rayddl.pipeline.display.base import Hidden
 from rayddl.pipeline.runner import execute
 from rayddl.pipeline.session import RaySession, ray_session
-from rayddl.stages.config import Ask
 from rayddl.stages.context import Result
+from rayddl.stages.settings import Ask
 
 
 def raising(error: BaseException) -> Any:

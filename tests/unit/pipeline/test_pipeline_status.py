@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from rayddl.cli.app import app
 from rayddl.errors import ArtifactError, StageError
-from rayddl.pipeline import heartbeat
-from rayddl.pipeline.heartbeat import Heartbeat
-from rayddl.pipeline.status import RunStatus, run_status
+from rayddl.pipeline.browse.status import RunStatus, run_status
+from rayddl.pipeline.display import heartbeat
+from rayddl.pipeline.display.heartbeat import Heartbeat
 from rayddl.stages.context import Context, Result, Silent
 
 

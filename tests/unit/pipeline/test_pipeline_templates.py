@@ -8,7 +8,7 @@ import pytest
 
 from rayddl.errors import DefinitionError
 from rayddl.pipeline import plan as plans
-from rayddl.pipeline.definition import Definition, load
+from rayddl.pipeline.definition.load import Definition, load
 from rayddl.stages.kinds import KINDS
 
 SPACE = "{lr_image: {loguniform: [1, 100]}}"

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from rayddl.stages.config import without_resources
-from rayddl.stages.configs.evaluate import EvaluateConfig
-from rayddl.stages.configs.rded import RdedConfig
-from rayddl.stages.configs.teacher import TeacherConfig
+from rayddl.stages.evaluate.settings import EvaluateConfig
+from rayddl.stages.rded.settings import RdedConfig
+from rayddl.stages.settings import without_resources
+from rayddl.stages.teacher.settings import TeacherConfig
 
 
 def evaluate(**settings: Any) -> EvaluateConfig:

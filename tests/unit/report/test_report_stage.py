@@ -10,12 +10,12 @@ import torch
 
 from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
-from rayddl.data.space import fit
+from rayddl.data.pixels.space import fit
 from rayddl.errors import ArtifactError
-from rayddl.stages import tables
-from rayddl.stages.configs.report import ReportConfig
+from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Input
-from rayddl.stages.report import run
+from rayddl.stages.report.settings import ReportConfig
+from rayddl.stages.report.stage import run
 from rayddl.storage import Folder
 
 INTEGERS = {"expert", "epoch", "iteration", "seed"}

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rayddl.methods.training.hard import Protocol, train_student
+from rayddl.methods.training.metrics import accuracy
+from rayddl.methods.training.steps import make_steps
+from rayddl.methods.trajectories.expert import Images, Recipe, load_training, train_expert
 from rayddl.nets.build import build, flat, initial
 from rayddl.nets.config import NetConfig
 from rayddl.seeds import generator
-from rayddl.training.hard import Protocol, train_student
-from rayddl.training.metrics import accuracy
-from rayddl.training.steps import make_steps
-from rayddl.trajectories.expert import Images, Recipe, load_training, train_expert
 
 CONFIG, SHAPE, CLASSES = NetConfig(depth=2, width=4, norm="batch"), (1, 8, 8), 3
 STEPS = make_steps(flat(CONFIG, SHAPE, CLASSES), compile_=False)

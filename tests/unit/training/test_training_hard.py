@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from rayddl.methods.training.hard import Protocol, train_student, train_together
+from rayddl.methods.training.metrics import accuracy
+from rayddl.methods.training.steps import make_steps, one_hot
+from rayddl.methods.trajectories.expert import Images, Recipe, load_training, train_expert
 from rayddl.nets.build import build, flat, initial
 from rayddl.nets.config import NetConfig
 from rayddl.seeds import derive, generator
-from rayddl.training.hard import Protocol, train_student, train_together
-from rayddl.training.metrics import accuracy
-from rayddl.training.steps import make_steps, one_hot
-from rayddl.trajectories.expert import Images, Recipe, load_training, train_expert
 
 CONFIG, SHAPE, CLASSES = NetConfig(depth=1, width=4), (1, 8, 8), 3
 STEPS = make_steps(flat(CONFIG, SHAPE, CLASSES), compile_=False)

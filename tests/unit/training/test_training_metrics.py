@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, recall_score, top_k_accuracy_score
 
+from rayddl.methods.training import scores
+from rayddl.methods.training.metrics import Score, accuracy, scored
+from rayddl.methods.training.steps import make_steps
 from rayddl.nets.build import flat, initial
 from rayddl.nets.config import NetConfig
-from rayddl.training import scores
-from rayddl.training.metrics import Score, accuracy, scored
-from rayddl.training.steps import make_steps
 
 
 def test_a_score_equals_the_one_counted_by_hand() -> None:

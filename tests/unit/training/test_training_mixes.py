@@ -13,8 +13,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.functional import hflip, resized_crop
 
-from rayddl.training import mixes
-from rayddl.training.mixes import Draws, draw, shown
+from rayddl.methods.training import mixes
+from rayddl.methods.training.mixes import Draws, draw, shown
 
 
 def pixels(count: int, height: int, width: int, channels: int = 3, seed: int = 0) -> Tensor:

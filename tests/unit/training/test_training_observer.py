@@ -12,11 +12,11 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
 from rayddl.errors import ArtifactError
+from rayddl.methods.training.input_spec import Frame, moments
+from rayddl.methods.training.observer import Observer, frozen, is_observer, size_of
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
 from rayddl.storage import Folder
-from rayddl.training.frame import Frame, moments
-from rayddl.training.observer import Observer, frozen, is_observer, size_of
 
 NET, SHAPE, CLASSES = NetConfig(depth=1, width=4, norm="batch"), (3, 8, 8), ("cat", "dog", "owl", "yak")
 

@@ -15,9 +15,9 @@ from torch import nn
 from torchvision import models
 
 from rayddl.errors import ArtifactError
+from rayddl.methods.training import pretrained as ready
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
-from rayddl.training import ready
 
 NET, SHAPE = NetConfig(depth=1, width=4, norm="batch"), (1, 8, 8)
 SMALL = NetConfig.model_validate("tv_mobilenet_v2")

@@ -11,14 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from rayddl.errors import ArtifactError
-from rayddl.nets.build import build
-from rayddl.nets.config import NetConfig
-from rayddl.storage import Folder
-from rayddl.training import softlabels
-from rayddl.training.frame import Frame
-from rayddl.training.mixes import shown
-from rayddl.training.observer import frozen
-from rayddl.training.soft import (
+from rayddl.methods.training import softlabels
+from rayddl.methods.training.input_spec import Frame
+from rayddl.methods.training.mixes import shown
+from rayddl.methods.training.observer import frozen
+from rayddl.methods.training.soft import (
     Answers,
     Lecture,
     Lectures,
@@ -32,7 +29,10 @@ from rayddl.training.soft import (
     published_lr,
     softened,
 )
-from rayddl.training.softlabels import Index, StoredLabels
+from rayddl.methods.training.softlabels import Index, StoredLabels
+from rayddl.nets.build import build
+from rayddl.nets.config import NetConfig
+from rayddl.storage import Folder
 
 NET, SHAPE, CLASSES = NetConfig(depth=1, width=4, norm="batch"), (1, 8, 8), ("a", "b", "c")
 FRAME = Frame(SHAPE, (0.3,), (0.4,))

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rayddl.data import augment
+from rayddl.data.pixels import augment
+from rayddl.methods.training.input_spec import Frame
+from rayddl.methods.training.soft import Manner
+from rayddl.methods.training.teacher import Recipe, TeacherTraining, Verdict, predictions, share_right
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
 from rayddl.seeds import generator
-from rayddl.training.frame import Frame
-from rayddl.training.soft import Manner
-from rayddl.training.teacher import Recipe, TeacherTraining, Verdict, predictions, share_right
 
 NET, SHAPE, CLASSES = NetConfig(depth=1, width=4, norm="batch"), (1, 8, 8), 3
 FRAME = Frame(SHAPE, (0.3,), (0.4,))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rayddl.trajectories.convex import ConvexTrajectory, SnapshotTrajectory, convexify, progress
+from rayddl.methods.trajectories.convex import ConvexTrajectory, SnapshotTrajectory, convexify, progress
 
 SIZES = (3, 1, 4)
 EPOCHS = 9

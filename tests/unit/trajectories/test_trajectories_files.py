@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save
 
 from rayddl.errors import ArtifactError
+from rayddl.methods.trajectories import files
+from rayddl.methods.trajectories.convex import ConvexTrajectory, SnapshotTrajectory, convexify
 from rayddl.storage import Folder
-from rayddl.trajectories import files
-from rayddl.trajectories.convex import ConvexTrajectory, SnapshotTrajectory, convexify
 
 SIZES = (4, 2)
 HEADER = files.Header(SIZES, (0, 3), {"classes": ["a", "b"]})

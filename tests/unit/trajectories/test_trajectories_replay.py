@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from rayddl.errors import ArtifactError
-from rayddl.trajectories import replay
-from rayddl.trajectories.convex import convexify
+from rayddl.methods.trajectories import buffers as replay
+from rayddl.methods.trajectories.convex import convexify
 
 SHAPES = [torch.Size((2, 3)), torch.Size((2,))]
 

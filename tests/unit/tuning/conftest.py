@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from rayddl.errors import DivergedError
-from rayddl.stages.configs.space import Entry
-from rayddl.stages.tuning.plan import Search
-from rayddl.stages.tuning.trial import Ticket, Work
+from rayddl.stages.tune.plan import Search
+from rayddl.stages.tune.space import Entry
+from rayddl.stages.tune.trial import Ticket, Work
 from rayddl.storage import Folder
 
 STOPS = (2, 4, 6, 8, 10, 12, 14, 16, 18)

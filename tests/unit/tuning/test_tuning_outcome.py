@@ -8,15 +8,15 @@ import pytest
 import yaml
 
 from rayddl.data.config import SourceConfig
-from rayddl.pipeline import definition as definitions
-from rayddl.stages import tables
-from rayddl.stages.configs.space import Entry
+from rayddl.pipeline.definition import load as definitions
+from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context
 from rayddl.stages.runtime.cluster import Share
-from rayddl.stages.tuning import outcome, plan
-from rayddl.stages.tuning.outcome import Winner
-from rayddl.stages.tuning.records import Book, Report, Row
-from rayddl.stages.tuning.watch import Budget, Watch
+from rayddl.stages.tune import outcome, plan
+from rayddl.stages.tune.callbacks import Budget, Watch
+from rayddl.stages.tune.outcome import Winner
+from rayddl.stages.tune.space import Entry
+from rayddl.stages.tune.store import Book, Report, Row
 from rayddl.storage import Folder
 
 DEFINITION = """

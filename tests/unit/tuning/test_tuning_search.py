@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from rayddl.stages.configs.space import Entry
-from rayddl.stages.tuning import importance, suggest
-from rayddl.stages.tuning.actor import NUMBER, result_of
-from rayddl.stages.tuning.outcome import best_of
-from rayddl.stages.tuning.plan import Search
-from rayddl.stages.tuning.records import Book, Row
-from rayddl.stages.tuning.schedulers import explored, rounded, scheduler_of
-from rayddl.stages.tuning.searcher import Numbered
-from rayddl.stages.tuning.trial import Running, Work
+from rayddl.stages.tune import importance, suggest
+from rayddl.stages.tune.actor import NUMBER, result_of
+from rayddl.stages.tune.outcome import best_of
+from rayddl.stages.tune.plan import Search
+from rayddl.stages.tune.schedulers import explored, rounded, scheduler_of
+from rayddl.stages.tune.searcher import Numbered
+from rayddl.stages.tune.space import Entry
+from rayddl.stages.tune.store import Book, Row
+from rayddl.stages.tune.trial import Running, Work
 from rayddl.storage import Folder
 
 NEAR = 0.8

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rayddl.stages.configs.space import LAST, Entry, assemble, corners, draw, every, in_order
+from rayddl.stages.tune.space import LAST, Entry, assemble, corners, draw, every, in_order
 
 ENTRIES = [
     Entry(uniform=(-2.5, 7.25)),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rayddl.stages.tuning.records import Book
-from rayddl.stages.tuning.trial import Running
+from rayddl.stages.tune.store import Book
+from rayddl.stages.tune.trial import Running
 
 SOUND = {"lr": 0.01, "mix": 0.5, "steps": 3}
 

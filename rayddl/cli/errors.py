@@ -1,0 +1,114 @@
+"""How a verb ends when something is wrong: a message, an exit code, and no traceback."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+from rayddl import interrupts
+from rayddl.credentials import scrub
+from rayddl.errors import RayddlError
+
+if TYPE_CHECKING:
+    from rayddl.pipeline.display.base import Display
+
+INTERRUPTED = interrupts.EXIT_CODE
+FINISH_SECONDS = 20.0
+"""How long Ray may take to stop after an interrupt, before its processes are killed."""
+_USER_PART = re.compile(r"://[^/@\s]*:[^@\s]*@")
+
+
+@contextmanager
+def telling(display: Display | None = None, again: Sequence[str] = ()) -> Iterator[None]:
+    """Turn errors inside the block into a message on standard error and an exit code.
+
+    ``display`` may take the message over (as a JSON event). ``again`` is the command line that resumes an
+    interrupted one. Ctrl-C, SIGTERM (a job that is stopped, a machine that is taken away) and SIGHUP (a terminal
+    that is closed) all interrupt; Ray is stopped after the message.
+    """
+    hint = f"; resume with:\n  {_command(again)}" if again else ""
+    message = f"interrupted; what was done so far is kept{hint}"
+    try:
+        with interrupts.at_last(lambda: _say(message, INTERRUPTED)), interrupts.raised():
+            yield
+    except KeyboardInterrupt as error:
+        interrupts.react()
+        # Standard output and error may have gone with the terminal.
+        with suppress(OSError, ValueError):
+            if display is not None:
+                display.close()
+        with suppress(OSError, ValueError):
+            _show(error, message, INTERRUPTED, display)
+        interrupts.finish(FINISH_SECONDS)
+        raise typer.Exit(INTERRUPTED) from None
+    except RayddlError as error:
+        _end(error, scrub(str(error)), error.exit_code, display)
+    except BrokenPipeError:
+        # The reader of the output is gone: nobody is left to read a message.
+        sys.stderr.close()
+        raise typer.Exit(1) from None
+    except OSError as error:
+        _end(error, scrub(str(error)), 1, display)
+    finally:
+        if display is not None:
+            with suppress(OSError):
+                display.close()
+
+
+def emit_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    typer.echo(json.dumps(value, indent=1, default=str))
+
+
+def print_table(*parts: Any) -> None:
+    """Rich renderables on standard output: in colour on a terminal, in full width in a pipe."""
+    from rich.console import Console
+
+    from rayddl.pipeline.display.tables import as_text
+
+    console = Console(highlight=False)
+    for part in parts:
+        if console.is_terminal:
+            console.print(part)
+        else:
+            typer.echo(as_text(part))
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """``text`` stands on the terminal, if standard error is one, while the block runs."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield
+        return
+    with console.status(text):
+        yield
+
+
+def _end(error: BaseException, message: str, code: int, display: Display | None) -> NoReturn:
+    _show(error, message, code, display)
+    raise typer.Exit(code) from None
+
+
+def _show(error: BaseException, message: str, code: int, display: Display | None) -> None:
+    if display is None or not display.error(error, message, code):
+        _say(message, code)
+
+
+def _say(message: str, code: int) -> None:
+    label = "stopped" if code == INTERRUPTED else "error"
+    typer.secho(f"{label}: ", fg="yellow" if code == INTERRUPTED else "red", nl=False, err=True)
+    typer.echo(message, err=True)
+
+
+def _command(words: Sequence[str]) -> str:
+    return shlex.join(_USER_PART.sub("://***@", word) for word in words)

@@ -1,1 +1,0 @@
-"""Real images that stand for their class: the selections that distilled sets are judged against."""

@@ -1,0 +1,129 @@
+"""Writes a distilled set in the forms that other programs read."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from typing import Any, Literal, TypeAlias
+
+from rayddl.errors import ArtifactError, UserError
+from rayddl.storage import Folder
+
+Format: TypeAlias = Literal["imagefolder", "parquet", "webdataset", "pt", "hf"]
+FORMATS: tuple[Format, ...] = ("imagefolder", "parquet", "webdataset", "pt", "hf")
+SHARD_BYTES = 100 * 2**20
+"""Bytes of pictures after which a tar file is full."""
+_TABLE, _PICTURES = "images.parquet", "images"
+
+
+def export_set(folder: Folder, form: str, to: Folder) -> list[str]:
+    """Write the set in ``folder`` into ``to``; returns the paths of the files written.
+
+    - ``imagefolder``: PNG files, ``<class>/<number>.png``, rounded to bytes.
+    - ``parquet``: ``images.parquet`` with the columns ``image`` and ``label``, likewise.
+    - ``webdataset``: tar files with ``<number>.png`` and ``<number>.cls`` for each image, and
+      ``<number>.soft_label.json`` for soft labels, and ``classes.txt`` with a name per line.
+    - ``pt``: ``images_best.pt`` (float32 [N, C, H, W] in model space) and ``labels_best.pt``, plain
+      tensors in the layout that MTT's code saves and reads, exact; with ``set.json`` and
+      ``space.safetensors``, the learning rate and the pixel space that training on them needs.
+    - ``hf``: a folder for ``datasets.load_dataset``: the table, a card (``README.md``), and the exact
+      tensors for ``rayddl.load_set``.
+
+    Never writes over a file: raises :class:`UserError` when ``to`` has one of the names already, and
+    :class:`ArtifactError` when the set is incomplete.
+    """
+    if form not in FORMATS:
+        raise UserError(f"unknown format {form!r}; known: {', '.join(FORMATS)}")
+    forms = {"imagefolder": _pictures, "parquet": _table, "webdataset": _shards, "pt": _tensors, "hf": _hub}
+    files = dict(forms[form](folder))
+    there = sorted(name for name in files if to.has(name))
+    if there:
+        raise UserError(
+            f"{to.path(there[0])} exists already, and an export never writes over a file; "
+            "choose another folder with --to, or remove it"
+        )
+    for name, data in files.items():
+        to.write(name, data)
+    return [to.path(name) for name in files]
+
+
+def _pictures(folder: Folder) -> Iterator[tuple[str, bytes]]:
+    inside = folder.child(_PICTURES)
+    names = list(inside.files())
+    if not names:
+        raise ArtifactError(f"the set in {folder} has no images/; copy the whole set, or make it again")
+    for name in names:
+        yield name, inside.read(name)
+
+
+def _table(folder: Folder) -> Iterator[tuple[str, bytes]]:
+    if not folder.has(_TABLE):
+        raise ArtifactError(f"the set in {folder} has no {_TABLE}; copy the whole set, or make it again")
+    yield _TABLE, folder.read(_TABLE)
+
+
+def _shards(folder: Folder) -> Iterator[tuple[str, bytes]]:
+    import pyarrow.parquet as pq
+
+    (_, data), *_ = _table(folder)
+    table = pq.read_table(io.BytesIO(data))
+    classes = table.schema.metadata[b"classes"].decode()
+    shard, held, number = io.BytesIO(), 0, 0
+    tar = tarfile.open(fileobj=shard, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed when full
+    for index, row in enumerate(table.to_pylist()):
+        if held >= SHARD_BYTES:
+            tar.close()
+            yield _shard_name(number), shard.getvalue()
+            shard, held, number = io.BytesIO(), 0, number + 1
+            tar = tarfile.open(fileobj=shard, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        held += len(row["image"]["bytes"])
+        for name, content in _members(row):
+            # Neither time nor owner: the same set gives the same bytes.
+            head = tarfile.TarInfo(f"{index:09d}.{name}")
+            head.size = len(content)
+            tar.addfile(head, io.BytesIO(content))
+    tar.close()
+    yield _shard_name(number), shard.getvalue()
+    yield "classes.txt", classes.encode() + b"\n"
+
+
+def _members(row: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+    yield "png", row["image"]["bytes"]
+    yield "cls", str(row["label"]).encode()
+    if "soft_label" in row:
+        yield "soft_label.json", json.dumps(row["soft_label"]).encode()
+
+
+def _shard_name(number: int) -> str:
+    return f"train-{number:06d}.tar"
+
+
+def _tensors(folder: Folder) -> Iterator[tuple[str, bytes]]:
+    import torch
+    from safetensors.torch import save
+
+    from rayddl.data.distilled import DistilledSet
+    from rayddl.data.formats.pt import IMAGES, LABELS, META, SPACE
+
+    loaded = DistilledSet.load(folder)
+    for name, tensor in ((IMAGES, loaded.images), (LABELS, loaded.labels)):
+        stream = io.BytesIO()
+        torch.save(tensor.detach().cpu().contiguous().clone(), stream)
+        yield name, stream.getvalue()
+    yield META, folder.read(META)
+    yield SPACE, save({name: tensor.contiguous() for name, tensor in loaded.space.tensors().items()})
+
+
+def _hub(folder: Folder) -> Iterator[tuple[str, bytes]]:
+    from rayddl.data.distilled import DistilledSet
+    from rayddl.data.formats.card import DATA, card, without_places
+
+    (_, table), *_ = _table(folder)
+    yield "README.md", card(DistilledSet.load(folder)).encode()
+    yield DATA, table
+    meta = folder.read_json("set.json")
+    meta["info"] = without_places(meta["info"])
+    yield "set.json", json.dumps(meta, indent=1, sort_keys=True).encode() + b"\n"
+    yield "set.safetensors", folder.read("set.safetensors")

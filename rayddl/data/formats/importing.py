@@ -1,0 +1,184 @@
+"""Sets that others made, brought to a source: its classes, its pixel space, its sizes.
+
+Four forms are known: a rayddl set; ``images_best.pt`` with ``labels_best.pt``, as the published codes save
+them; images in folders by class; and one Parquet table of the columns ``image`` and ``label``. Classes are
+matched by name wherever the form has names; numbers stand for the source's classes in their order.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from rayddl.data import views
+from rayddl.data.distilled import LR_STUDENT, DistilledSet
+from rayddl.data.formats import pt as pairs
+from rayddl.data.pixels.decode import Encoded, decode
+from rayddl.data.pixels.space import PixelSpace
+from rayddl.data.sources import parquet_labels, trees
+from rayddl.data.sources.refusals import shown
+from rayddl.errors import ArtifactError, SourceError
+from rayddl.storage import Folder
+
+Form = Literal["set", "pt", "imagefolder", "parquet"]
+SET_FILE = "set.json"
+LOOKED_FOR = "set.json, images_best.pt and labels_best.pt, folders of images by class, or one .parquet file"
+
+
+@dataclass(frozen=True)
+class Home:
+    """What a set is brought to."""
+
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    """(C, H, W)."""
+    space: PixelSpace
+
+
+def form_of(folder: Folder) -> Form:
+    """The form of the set in ``folder``. Raises :class:`ArtifactError` where there is none."""
+    if pairs.is_pair(folder):
+        return "pt"
+    if folder.has(SET_FILE):
+        return "set"
+    if _table_in(folder) is not None:
+        return "parquet"
+    if any("/" in name for name, _ in trees.list_images(folder)):
+        return "imagefolder"
+    raise ArtifactError(f"there is no set in {folder}: looked for {LOOKED_FOR}.")
+
+
+def bring(folder: Folder, form: Form, home: Home) -> DistilledSet:
+    """The set in ``folder`` as one of the source ``home``.
+
+    Raises :class:`ArtifactError` where classes or sizes are not the source's, or files cannot be read.
+    """
+    if form == "set":
+        return DistilledSet.load(folder)
+    if form == "pt":
+        return _pair(folder, home)
+    images, labels, soft = _tree(folder, home) if form == "imagefolder" else _table(folder, home)
+    order = labels.argsort(stable=True)
+    kept = labels[order] if soft is None else soft[order]
+    return DistilledSet(images[order], kept, LR_STUDENT, home.classes, home.space, {"method": "imported"})
+
+
+def _pair(folder: Folder, home: Home) -> DistilledSet:
+    made = pairs.load_pair(folder)
+    if "guessed" not in made.info:
+        return made
+    if made.space.shape != home.shape:
+        raise ArtifactError(
+            f"the images in {folder} are {made.space.shape} (channels, height, width), the source's {home.shape}. "
+            "Name the source that they were made from."
+        )
+    labels = made.labels
+    if labels.ndim == 2 and labels.shape[1] != len(home.classes):
+        raise ArtifactError(
+            f"the labels in {folder} are of {labels.shape[1]} classes, the source has {len(home.classes)}."
+        )
+    if labels.ndim == 1 and int(labels.max()) >= len(home.classes):
+        raise ArtifactError(
+            f"the labels in {folder} go up to {int(labels.max())}, and the source has {len(home.classes)} classes, "
+            "numbered from 0."
+        )
+    # As the published codes store them: encoded as the real images were when the set was made.
+    return replace(made, classes=home.classes, space=home.space, info={"method": "imported"})
+
+
+def _tree(folder: Folder, home: Home) -> tuple[Tensor, Tensor, None]:
+    files = [name for name, _ in trees.list_images(folder) if "/" in name]
+    names = [name.split("/")[0] for name in files]
+    places = _places(sorted(set(names)), home, str(folder))
+    encoded = [
+        Encoded(folder.path(file), places[name], partial(folder.read, file))
+        for file, name in zip(files, names, strict=True)
+    ]
+    images, labels = _decoded(encoded, home)
+    return images, labels, None
+
+
+def _table(folder: Folder, home: Home) -> tuple[Tensor, Tensor, Tensor | None]:
+    name = _table_in(folder)
+    assert name is not None
+    where = folder.path(name)
+    try:
+        table = pq.read_table(io.BytesIO(folder.read(name)))
+        column = parquet_labels.read(table["label"], table.schema.metadata or {}, where, "label")
+        cells = table["image"].to_pylist()
+    except (KeyError, pa.ArrowException, SourceError) as error:
+        raise ArtifactError(
+            f"{where} cannot be read as a set: {error}. Expected the columns image and label."
+        ) from error
+    places = _places(column.vocabulary, home, where)
+    blobs = [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
+    encoded = [
+        Encoded(f"{where} row {row}", places[column.vocabulary[code]], partial(bytes, blob))
+        for row, (blob, code) in enumerate(zip(blobs, column.codes.tolist(), strict=True))
+    ]
+    images, labels = _decoded(encoded, home)
+    if "soft_label" not in table.column_names:
+        return images, labels, None
+    said = torch.tensor(table["soft_label"].to_pylist(), dtype=torch.float32)
+    soft = torch.zeros(len(said), len(home.classes))
+    soft[:, [places[own] for own in column.vocabulary]] = said
+    return images, labels, soft
+
+
+def _table_in(folder: Folder) -> str | None:
+    """The one Parquet file in ``folder``, or in its folder ``data``."""
+    found = [name for name in folder.names() if name.endswith(".parquet")]
+    if not found and "data" in folder.folders():
+        found = [f"data/{name}" for name in folder.child("data").names() if name.endswith(".parquet")]
+    return found[0] if len(found) == 1 else None
+
+
+def _places(names: Sequence[str], home: Home, where: str) -> dict[str, int]:
+    """Where each class name stands among the source's, by the name, by its folder's name, or by its number."""
+    known = {name: i for i, name in reversed(list(enumerate(home.classes)))}
+    known = {folder: i for i, folder in enumerate(views.class_folders(home.classes))} | known
+    if all(name.isdecimal() and int(name) < len(home.classes) for name in names) and not set(names) <= set(
+        known
+    ):
+        known = {name: int(name) for name in names}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ArtifactError(
+            f"{where} has classes that the source has not: {shown(unknown)}. The source's are {shown(home.classes)}. "
+            "Name the source that the set was made from."
+        )
+    return {name: known[name] for name in names}
+
+
+def _decoded(encoded: Sequence[Encoded], home: Home) -> tuple[Tensor, Tensor]:
+    """uint8 images of the source's shape, and their labels."""
+    channels, height, width = home.shape
+    size = height if height == width else None
+    stacked, labels = [], []
+    for image in decode([encoded], size):
+        if isinstance(image.pixels, str):
+            raise ArtifactError(f"{image.name} cannot be read: {image.pixels}. Mend it, or remove it.")
+        pixels = image.pixels if image.pixels.ndim == 3 else image.pixels[..., None]
+        if pixels.shape[2] != channels:
+            pixels = (
+                pixels.repeat(3, 2)
+                if channels == 3
+                else pixels.mean(2, keepdims=True).round().astype(np.uint8)
+            )
+        if pixels.shape[:2] != (height, width):
+            raise ArtifactError(
+                f"{image.name} has {pixels.shape[0]} x {pixels.shape[1]} pixels, the source's images "
+                f"{height} x {width}."
+            )
+        stacked.append(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
+        labels.append(image.label)
+    return torch.stack(stacked), torch.tensor(labels)

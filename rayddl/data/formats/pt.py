@@ -1,0 +1,100 @@
+"""Sets as two torch files, ``images_best.pt`` and ``labels_best.pt``: the layout of the published codes.
+
+rayddl's own exports have ``set.json`` and ``space.safetensors`` beside them, and come back whole. What other
+code wrote says nothing of its classes and its pixel space.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
+from torch import Tensor
+
+from rayddl import tensorfiles
+from rayddl.data.distilled import LR_STUDENT, DistilledSet
+from rayddl.data.pixels.space import Normalise, PixelSpace
+from rayddl.errors import ArtifactError
+from rayddl.storage import Folder
+
+IMAGES, LABELS, RATE = "images_best.pt", "labels_best.pt", "lr_best.pt"
+META, SPACE = "set.json", "space.safetensors"
+SPREAD = 2.5
+"""Standard deviations to either side that a picture shows of pixels whose scale is not known."""
+
+
+def is_pair(folder: Folder) -> bool:
+    """Whether ``folder`` holds a set as two torch files."""
+    return folder.has(IMAGES) and folder.has(LABELS)
+
+
+def load_pair(folder: Folder) -> DistilledSet:
+    """The set in ``folder``, tensor for tensor; no code of the files is run.
+
+    Without rayddl's files beside them, classes are called by their numbers, and the pixel space is a guess
+    that pictures can be made with: such a set names no source, and cannot be judged without one. Raises
+    :class:`ArtifactError` for files that hold no images and labels.
+    """
+    images, labels = _tensor(folder, IMAGES), _tensor(folder, LABELS)
+    if images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
+        raise ArtifactError(
+            f"{folder.path(IMAGES)} holds {images.dtype} {tuple(images.shape)}, expected float images [N, C, H, W]"
+        )
+    labels = labels.float() if labels.is_floating_point() else labels.to(torch.int64)
+    if len(labels) != len(images) or labels.ndim != (2 if labels.is_floating_point() else 1):
+        raise ArtifactError(
+            f"{folder.path(LABELS)} holds {labels.dtype} {tuple(labels.shape)}, expected int64 [{len(images)}] or "
+            f"float [{len(images)}, K] as there are {len(images)} images"
+        )
+    images = images.float()
+    return _own(folder, images, labels) if folder.has(META) else _foreign(folder, images, labels)
+
+
+def _own(folder: Folder, images: Tensor, labels: Tensor) -> DistilledSet:
+    try:
+        meta = folder.read_json(META)
+        space = PixelSpace.from_parts(meta["space"], safetensors.load(folder.read(SPACE)))
+        rate, classes, info = float(meta["lr_student"]), tuple(meta["classes"]), meta["info"]
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise ArtifactError(
+            f"{folder.path(META)} or {SPACE} beside it is missing or no part of an export: {error}. Copy all files "
+            f"of the export, or remove {META} to read the tensors alone."
+        ) from error
+    return DistilledSet(images, labels, rate, classes, space, info)
+
+
+def _foreign(folder: Folder, images: Tensor, labels: Tensor) -> DistilledSet:
+    soft = labels.ndim == 2
+    count = labels.shape[1] if soft else int(labels.max()) + 1
+    rate = float(_tensor(folder, RATE)) if folder.has(RATE) else LR_STUDENT
+    info: dict[str, Any] = {"method": "imported", "guessed": ["classes", "space"]}
+    names = tuple(str(number) for number in range(count))
+    return DistilledSet(images, labels, rate, names, _guessed(images), info)
+
+
+def _guessed(images: Tensor) -> PixelSpace:
+    """The scaling by which most pixels lie between black and white."""
+    pixels = images.double().transpose(0, 1).flatten(1)
+    mean, half = pixels.mean(1), SPREAD * pixels.std(1, correction=0).clamp(min=1e-6)
+    channels, height, width = (int(n) for n in images.shape[1:])
+    # (x - (mean - half)) / (2 half), written as x * std + mean of a space.
+    std = 0.5 / half
+    return Normalise((channels, height, width), 0.5 - mean * std, std)
+
+
+def _tensor(folder: Folder, name: str) -> Tensor:
+    with folder.open(name) as stream:
+        try:
+            found = tensorfiles.load(stream)
+        except tensorfiles.NotTensors as error:
+            raise ArtifactError(
+                f"{folder.path(name)} is no file of plain tensors: {error}. Files that need code to be read are not "
+                "opened."
+            ) from error
+    if not isinstance(found, Tensor):
+        raise ArtifactError(
+            f"{folder.path(name)} holds {type(found).__name__}, expected one tensor; save it alone."
+        )
+    return found.detach()

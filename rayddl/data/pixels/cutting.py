@@ -1,0 +1,104 @@
+"""Crops of images, uint8 throughout: decode no more than the crop needs, cut, then bring to size."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from rayddl.data.pixels.decode import pil_warnings, plain, read_image, upright
+
+Boxes = NDArray[np.int32]
+"""``[K, 3]``: top, left, side in pixels of the whole image."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An image whose header was read: its size, and a way to its pixels."""
+
+    height: int
+    width: int
+    pixels: Callable[[int], tuple[Tensor, int]]
+    """``pixels(reduce)`` decodes at 1/``reduce`` of the size if the format can; the second value is what
+    it was reduced by."""
+
+
+def opened(blob: bytes | NDArray[np.uint8], channels: int) -> Opened:
+    """An image as encoded bytes, or already as pixels uint8 ``[C, H, W]``, to be seen in ``channels`` (1 or 3).
+
+    Raises what PIL raises for bytes that are no image or too many pixels to be an honest one, and
+    ``ValueError`` for modes without bytes.
+    """
+    if isinstance(blob, np.ndarray):
+        whole = _channels(torch.from_numpy(np.array(blob)), channels)
+        return Opened(int(whole.shape[1]), int(whole.shape[2]), lambda _: (whole, 1))
+    if not blob:
+        raise ValueError("no bytes")
+    with pil_warnings(), Image.open(io.BytesIO(blob)) as head:
+        if head.format == "JPEG" and upright(head):
+            width, height = head.size
+            return Opened(height, width, lambda reduce: _jpeg(blob, channels, reduce))
+    with pil_warnings():
+        whole = _from_pil(read_image(blob), channels)
+    return Opened(int(whole.shape[1]), int(whole.shape[2]), lambda _: (whole, 1))
+
+
+def _jpeg(data: bytes, channels: int, reduce: int) -> tuple[Tensor, int]:
+    with pil_warnings(), Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+        if reduce > 1:
+            image.draft(None, (-(-width // reduce), -(-height // reduce)))
+        return _from_pil(np.asarray(plain(image)), channels), round(width / image.size[0])
+
+
+def _from_pil(pixels: NDArray[np.uint8], channels: int) -> Tensor:
+    grey = pixels.ndim == 2
+    writable = torch.from_numpy(np.array(pixels[:, :, None] if grey else pixels))
+    return _channels(writable.permute(2, 0, 1), channels)
+
+
+def _channels(image: Tensor, channels: int) -> Tensor:
+    if image.shape[0] == channels:
+        return image
+    if channels == 3:
+        return image.expand(3, -1, -1)
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)  # ITU-R 601, as PIL's mode L
+    return (image.float() * weights).sum(0, keepdim=True).round().to(torch.uint8)
+
+
+def reduction(boxes: Boxes, size: int) -> int:
+    """The largest of 1, 2, 4, 8 by which the image may be shrunk with every crop still at least ``size`` wide."""
+    narrowest = int(boxes[:, 2].min())
+    return next((r for r in (8, 4, 2) if narrowest >= size * r), 1)
+
+
+def cut(image: Opened, boxes: Boxes, size: tuple[int, int] | int, *, reduced: bool) -> Tensor:
+    """The crops at ``boxes``, each brought to ``size`` (bilinear, antialiased): uint8 ``[K, C, h, w]``.
+
+    ``reduced`` lets a JPEG be decoded smaller where no crop would have to be enlarged for it; the pixels
+    then differ slightly from those of the whole image.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    factor = reduction(boxes, max(height, width)) if reduced else 1
+    pixels, factor = image.pixels(factor)
+    return torch.cat([_resized(_box(pixels, box, factor), height, width) for box in boxes])
+
+
+def _box(pixels: Tensor, box: NDArray[np.int32], factor: int) -> Tensor:
+    top, left, side = (int(v) for v in box)
+    if factor > 1:
+        top, left, side = round(top / factor), round(left / factor), max(1, round(side / factor))
+    return pixels[None, :, top : top + side, left : left + side]
+
+
+def _resized(crop: Tensor, height: int, width: int) -> Tensor:
+    if crop.shape[2:] == (height, width):
+        return crop
+    return F.interpolate(crop, size=(height, width), mode="bilinear", antialias=True)

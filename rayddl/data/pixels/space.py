@@ -1,0 +1,262 @@
+"""Pixel spaces: what a network sees instead of bytes, and the way back.
+
+``normalise`` is the usual mean and deviation per channel. ``zca`` is the whitening that the
+trajectory-matching papers use for CIFAR: with covariance U diag(s) Uᵀ of the pixels in [0, 1], an
+image becomes U diag((s + eps)^-½) Uᵀ (x - mean), eps = 0.1.
+
+Both are fitted from exact integer sums of the stored bytes, so neither the number of threads nor
+the machine changes the statistics.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from rayddl.data.pixels.whitening import SHIFT, covariance, from_triangle, moments, slices, spectral, triangle
+from rayddl.errors import ArtifactError, SourceError
+
+ZCA_EPS = 0.1
+ZCA_LARGEST = 3 * 64 * 64
+"""Numbers per image up to which whitening is fitted: the matrices hold their square."""
+STD_FLOOR = 1e-3
+"""Least deviation that is divided by (a quarter of one grey level): a constant channel becomes 0."""
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class PixelSpace(ABC):
+    """An invertible map from uint8 images [N, C, H, W] to what networks are trained on."""
+
+    kind: ClassVar[str]
+    shape: Shape
+    """(C, H, W) of the images it was fitted on."""
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 [N, C, H, W] to float32 [N, C, H, W] in this space, on the same device."""
+
+    @abstractmethod
+    def invert(self, x: Tensor) -> Tensor:
+        """Float [N, C, H, W] in this space to float32 pixels, black 0 and white 1, not clamped."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """The numbers that :meth:`from_parts` needs beside :meth:`to_json`."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hex; equal for spaces fitted on equal images, on whatever machine."""
+
+    def decode(self, x: Tensor) -> Tensor:
+        """:meth:`invert`, clamped to [0, 1]."""
+        return self.invert(x).clamp_(0.0, 1.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """The space without its tensors, as JSON values."""
+        return {"kind": self.kind, "shape": list(self.shape), "fingerprint": self.fingerprint}
+
+    @classmethod
+    def from_parts(cls, parts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PixelSpace:
+        """The space that :meth:`to_json` and :meth:`tensors` were taken from, bit for bit.
+
+        Raises :class:`ArtifactError` when the kind is unknown or a number is missing or misshapen.
+        """
+        kinds: dict[str, type[Normalise | Zca]] = {"normalise": Normalise, "zca": Zca}
+        kind = parts.get("kind")
+        if kind not in kinds:
+            raise ArtifactError(f"unknown pixel space {kind!r}; known: {', '.join(kinds)}")
+        try:
+            space: PixelSpace = kinds[kind]._restore(parts, tensors)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"the pixel space {kind!r} is incomplete: {error}") from error
+        if space.fingerprint != parts.get("fingerprint"):
+            raise ArtifactError(
+                f"the numbers of the pixel space {kind!r} were altered: they give the fingerprint "
+                f"{space.fingerprint}, stored is {parts.get('fingerprint')}"
+            )
+        return space
+
+    def _refuse_other_shape(self, images: Tensor) -> None:
+        if tuple(images.shape[1:]) != self.shape:
+            raise ValueError(
+                f"this pixel space was fitted on images of shape {self.shape}, got {tuple(images.shape[1:])}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Normalise(PixelSpace):
+    """Mean 0 and deviation 1 in each channel of the train split."""
+
+    kind: ClassVar[str] = "normalise"
+    mean: Tensor
+    """float64 [C], of pixels in [0, 1]."""
+    std: Tensor
+    """float64 [C], at least ``STD_FLOOR``."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 to (pixel - mean) / std, channel by channel."""
+        self._refuse_other_shape(images)
+        mean, std = (t.float().view(-1, 1, 1).to(images.device) for t in (self.mean, self.std))
+        return images.float().div_(255).sub_(mean).div_(std)
+
+    def invert(self, x: Tensor) -> Tensor:
+        """Times std, plus mean."""
+        self._refuse_other_shape(x)
+        mean, std = (t.float().view(-1, 1, 1).to(x.device) for t in (self.mean, self.std))
+        return x.float() * std + mean
+
+    def tensors(self) -> dict[str, Tensor]:
+        """``mean`` and ``std``."""
+        return {"mean": self.mean, "std": self.std}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of shape, mean and std."""
+        return _digest(self.kind, self.shape, self.mean.tolist(), self.std.tolist())
+
+    @classmethod
+    def _restore(cls, parts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Normalise:
+        shape = _shape(parts)
+        mean, std = (_numbers(tensors, name, shape[0]) for name in ("mean", "std"))
+        return cls(shape=shape, mean=mean, std=std)
+
+
+@dataclass(frozen=True, eq=False)
+class Zca(PixelSpace):
+    """Pixels made uncorrelated over the train split, while staying closest to the picture."""
+
+    kind: ClassVar[str] = "zca"
+    mean: Tensor
+    """float32 [D], D = C·H·W, of pixels in [0, 1]."""
+    whiten: Tensor
+    """float32 [D, D], symmetric: U diag((s + eps)^-½) Uᵀ."""
+    unwhiten: Tensor
+    """float32 [D, D], symmetric: U diag((s + eps)^½) Uᵀ."""
+    statistics: str
+    """Hash of the exact integer sums. The matrices' last bits depend on the machine's eigensolver,
+    so it is this, not they, that says whether two spaces are the same."""
+    eps: float = ZCA_EPS
+
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 to whitened float32, some thousand images at a time."""
+        self._refuse_other_shape(images)
+        mean, whiten = self.mean.to(images.device), self.whiten.to(images.device)
+        flat = images.flatten(1)
+        result = torch.empty(flat.shape, dtype=torch.float32, device=images.device)
+        for part in slices(len(flat), 4096):
+            torch.mm(flat[part].float().div_(255).sub_(mean), whiten, out=result[part])
+        return result.view(images.shape)
+
+    def invert(self, x: Tensor) -> Tensor:
+        """Unwhitened, plus the mean."""
+        self._refuse_other_shape(x)
+        mean, unwhiten = self.mean.to(x.device), self.unwhiten.to(x.device)
+        flat = x.detach().float().flatten(1)
+        result = torch.empty(flat.shape, dtype=torch.float32, device=x.device)
+        for part in slices(len(flat), 4096):
+            torch.addmm(mean, flat[part], unwhiten, out=result[part])
+        return result.view(x.shape)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """``mean``, and the upper triangles ``whiten`` and ``unwhiten``, row by row."""
+        # Symmetric matrices travel as triangles: half the bytes of every distilled set.
+        pairs = {"whiten": self.whiten, "unwhiten": self.unwhiten}
+        return {"mean": self.mean, **{name: triangle(matrix) for name, matrix in pairs.items()}}
+
+    def to_json(self) -> dict[str, Any]:
+        """Also ``eps``, and ``statistics`` in place of what the matrices would hash to."""
+        return {**super().to_json(), "eps": self.eps, "statistics": self.statistics}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of shape, eps and the exact statistics."""
+        return _digest(self.kind, self.shape, self.eps, self.statistics)
+
+    @classmethod
+    def _restore(cls, parts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Zca:
+        shape = _shape(parts)
+        size = shape[0] * shape[1] * shape[2]
+        return cls(
+            shape=shape,
+            mean=_numbers(tensors, "mean", size),
+            whiten=from_triangle(_numbers(tensors, "whiten", size * (size + 1) // 2), size),
+            unwhiten=from_triangle(_numbers(tensors, "unwhiten", size * (size + 1) // 2), size),
+            statistics=str(parts["statistics"]),
+            eps=float(parts["eps"]),
+        )
+
+
+def fit(kind: str, images: Tensor) -> PixelSpace:
+    """The pixel space ``kind`` (``normalise`` or ``zca``) of the uint8 train images [N, C, H, W].
+
+    Raises :class:`SourceError` when images are too large or too few to whiten.
+    """
+    if kind == "normalise":
+        return _fit_normalise(images)
+    if kind == "zca":
+        return _fit_zca(images)
+    raise ValueError(f"unknown pixel space {kind!r}; known: normalise, zca")
+
+
+def _fit_normalise(images: Tensor) -> Normalise:
+    channels, height, width = (int(n) for n in images.shape[1:])
+    count = len(images) * height * width
+    sums = torch.zeros(channels, dtype=torch.int64)
+    squares = torch.zeros(channels, dtype=torch.int64)
+    for part in slices(len(images), 4096):
+        values = images[part].cpu().to(torch.int64)
+        sums += values.sum((0, 2, 3))
+        squares += values.square().sum((0, 2, 3))
+    mean = sums.double() / count
+    variance = squares.double() / count - mean.square()
+    std = variance.clamp(min=0).sqrt() / 255
+    return Normalise(shape=(channels, height, width), mean=mean / 255, std=std.clamp(min=STD_FLOOR))
+
+
+def _fit_zca(images: Tensor) -> Zca:
+    channels, height, width = (int(n) for n in images.shape[1:])
+    size = channels * height * width
+    if size > ZCA_LARGEST:
+        raise SourceError(
+            f"space: zca needs a {size:,} x {size:,} matrix for images of {channels} x {height} x {width} "
+            f"pixels; it is offered up to 64 x 64 RGB ({ZCA_LARGEST:,} numbers per image). "
+            "Set source.space=normalise, or a smaller source.size."
+        )
+    if len(images) < 2:
+        raise SourceError(f"space: zca needs at least 2 training images, found {len(images)}")
+    count, sums, products = moments(images)
+    values, vectors = torch.linalg.eigh(covariance(count, sums, products))
+    spread = values.clamp(min=0) + ZCA_EPS
+    return Zca(
+        shape=(channels, height, width),
+        mean=((sums / count + SHIFT) / 255).float(),
+        whiten=spectral(vectors, spread.rsqrt()),
+        unwhiten=spectral(vectors, spread.sqrt()),
+        statistics=hashlib.sha256(sums.numpy().tobytes() + products.numpy().tobytes()).hexdigest(),
+    )
+
+
+def _numbers(tensors: Mapping[str, Tensor], name: str, count: int) -> Tensor:
+    if tuple(tensors[name].shape) != (count,):
+        raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, expected ({count},)")
+    return tensors[name]
+
+
+def _shape(parts: Mapping[str, Any]) -> Shape:
+    channels, height, width = parts["shape"]
+    return int(channels), int(height), int(width)
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,0 +1,121 @@
+"""ImageNet-1K as it is unpacked: ``train/<wnid>/*.JPEG``, ``val/<wnid>/*.JPEG``; whole, or a subset.
+
+Classes are the WordNet ids in sorted order. A subset is picked by name from whatever folders are there,
+so the whole ImageNet and a download of the ten classes alone (Imagenette, Imagewoof) give the same source.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from rayddl.data.config import SourceConfig
+from rayddl.data.sources import folders, trees
+from rayddl.data.sources.refusals import open_root, place, shown
+from rayddl.data.sources.trees import ImageFile, Split, Survey
+from rayddl.data.sources.wnids import SUBSETS
+from rayddl.errors import SourceError
+from rayddl.storage import Folder
+
+if TYPE_CHECKING:
+    from rayddl.data.dataset import Source
+    from rayddl.data.sources.listing import Listing
+
+_WNID = re.compile(r"n\d{8}")
+
+
+def identity(config: SourceConfig) -> dict[str, Any]:
+    """Names and sizes of the files of the classes asked for; raises what :func:`survey` does."""
+    return folders.named(survey(config))
+
+
+def load(config: SourceConfig, fingerprint: str) -> Source:
+    """Decode both splits; JPEGs larger than needed are decoded at a reduced scale."""
+    return trees.load(config, fingerprint, survey(config))
+
+
+def listing(config: SourceConfig, split: str) -> Listing:
+    """A split for a stream; raises what :func:`survey` does."""
+    return trees.listing(survey(config), split)
+
+
+def survey(config: SourceConfig) -> Survey:
+    """List the classes asked for in both splits, and no other folder.
+
+    Raises :class:`SourceError` for a missing split, for class folders that are missing (one error names
+    those of both splits) or empty, and for a held-out class that the train split does not know.
+    """
+    root = open_root(config, "train/<wnid>/<image>")
+    parts = {"train": _split(root, config.train or "train", config)}
+    parts["test"] = _split(root, config.test or "val", config)
+    wanted = {split: _wanted(folder, config) for split, folder in parts.items()}
+    if config.subset is not None:
+        _refuse_missing(config, root, parts)
+    splits = {split: _files(parts[split], wanted[split], config) for split in parts}
+    return folders.judged(config, root, splits)
+
+
+def _split(root: Folder, name: str, config: SourceConfig) -> Folder:
+    folder = root.child(name)
+    if not folder.exists():
+        raise SourceError(
+            f"source imagenet in {place(root)}: there is no folder {name}. It holds: "
+            f"{shown(root.folders(), 10) or 'no folder'}. Expected:\n{_tree(config)}"
+        )
+    return folder
+
+
+def _wanted(folder: Folder, config: SourceConfig) -> tuple[str, ...]:
+    there = tuple(name for name in folder.folders() if _WNID.fullmatch(name))
+    if there or config.subset is not None:
+        return there if config.subset is None else SUBSETS[config.subset]
+    loose = any(trees.is_image(name) for name in folder.names())
+    found = "images that lie in no class folder" if loose else shown(folder.folders()) or "no folder"
+    raise SourceError(
+        f"source imagenet: {place(folder)} has no class folder named by a WordNet id such as n01440764. It "
+        f"holds: {found}. Expected:\n{_tree(config)}\n"
+        "Folders of other names are read with source.name=imagefolder."
+    )
+
+
+def _refuse_missing(config: SourceConfig, root: Folder, parts: dict[str, Folder]) -> None:
+    assert config.subset is not None
+    wanted = SUBSETS[config.subset]
+    lacking = []
+    for folder in parts.values():
+        there = set(folder.folders())
+        missing = [wnid for wnid in wanted if wnid not in there]
+        if missing:
+            lacking.append(f"  {place(folder)} lacks {len(missing)}: {shown(missing, 10)}")
+    if lacking:
+        raise SourceError(
+            f"source imagenet in {place(root)}: the subset {config.subset!r} is made of {len(wanted)} class folders, "
+            "and not all are there:\n" + "\n".join(lacking) + f"\nExpected:\n{_tree(config)}\n"
+            "Add them, or set source.subset to one that is there; without it every class folder is taken."
+        )
+
+
+def _files(folder: Folder, wanted: tuple[str, ...], config: SourceConfig) -> Split:
+    if config.subset is None:
+        # One listing of everything is far quicker than a thousand.
+        known = set(wanted)
+        inside = [(name, size) for name, size in trees.list_images(folder) if name.split("/")[0] in known]
+        files = tuple(ImageFile(name, name.split("/")[0], size) for name, size in inside if "/" in name)
+    else:
+        files = tuple(
+            ImageFile(f"{wnid}/{name}", wnid, size)
+            for wnid in wanted
+            for name, size in trees.list_images(folder.child(wnid))
+        )
+    trees.refuse_no_images(config.name, place(folder), files, "<wnid>/<image>", _tree(config))
+    folders.refuse_empty(config, folder, sorted(set(wanted) - {file.class_ for file in files}))
+    return Split(folder, files)
+
+
+def _tree(config: SourceConfig) -> str:
+    return (
+        f"  {config.root}/\n"
+        f"    {config.train or 'train'}/\n      n01440764/  n01440764_18.JPEG ...\n      ...\n"
+        f"    {config.test or 'val'}/\n      n01440764/  ILSVRC2012_val_00000293.JPEG ...\n      ...\n"
+        "Set source.root, source.train or source.test."
+    )

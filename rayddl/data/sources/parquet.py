@@ -1,0 +1,247 @@
+"""Images in Parquet files: an image column of bytes and a label column, the Hugging Face layout too.
+
+The image column holds encoded bytes, or ``struct<bytes, path>`` where a null ``bytes`` means the file
+``path`` inside the root. Labels are whole numbers or text. Class names come from the schema metadata
+``classes`` (one a line, in label order), else from Hugging Face's ``ClassLabel`` metadata, else they
+are the distinct labels in sorted order. Files are matched by class name, never by position.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayddl.data.config import SourceConfig
+from rayddl.data.sources import parquet_labels
+from rayddl.data.sources.contents import Contents
+from rayddl.data.sources.parquet_labels import Labels
+from rayddl.data.sources.refusals import open_root, refuse_absent_classes, refuse_one_class, shown
+from rayddl.data.sources.split_files import find
+from rayddl.errors import SourceError
+from rayddl.storage import Folder
+
+if TYPE_CHECKING:
+    from rayddl.data.dataset import Source
+    from rayddl.data.pixels.decode import Encoded
+    from rayddl.data.sources.listing import Listing
+
+_ROWS_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One file: what tells it from another one, and its labels."""
+
+    name: str
+    bytes: int
+    footer: str
+    labels: parquet_labels.Column
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """Everything about the files but the pixels."""
+
+    folder: Folder
+    classes: tuple[str, ...]
+    splits: dict[str, tuple[tuple[_Table, Labels], ...]]
+    """``train`` and ``test``: each file with its labels as indices into ``classes``."""
+
+
+def identity(config: SourceConfig) -> dict[str, Any]:
+    """Names, sizes, footers, labels and class names; raises what :func:`_survey` does."""
+    survey = _survey(config)
+    return {
+        "columns": [config.image_column, config.label_column],
+        "classes": survey.classes,
+        "splits": {
+            split: [
+                [table.name, table.bytes, table.footer, hashlib.sha256(labels.tobytes()).hexdigest()]
+                for table, labels in tables
+            ]
+            for split, tables in survey.splits.items()
+        },
+    }
+
+
+def load(config: SourceConfig, fingerprint: str) -> Source:
+    """Decode both splits, a few hundred rows at a time."""
+    from rayddl.data.sources.splits import build
+
+    survey = _survey(config)
+    splits = {split: _rows(survey, split, config.image_column) for split in survey.splits}
+    return build(config, fingerprint, survey.classes, splits["train"], splits["test"])
+
+
+def listing(config: SourceConfig, split: str) -> Listing:
+    """A split for a stream: footers and labels are read, no image. Raises what :func:`load` does of columns
+    and classes.
+    """
+    from rayddl.data.sources.listing import ParquetStore, sorted_listing
+
+    survey = _survey(config)
+    tables = survey.splits[split]
+    files = tuple(table.name for table, _ in tables)
+    lengths = [len(labels) for _, labels in tables]
+    at = np.concatenate([np.arange(length, dtype=np.int64) for length in lengths])
+    file = np.repeat(np.arange(len(files), dtype=np.int32), lengths)
+    names = [
+        f"{name}#{row:09d}" for name, length in zip(files, lengths, strict=True) for row in range(length)
+    ]
+    store = ParquetStore(
+        survey.folder, files, config.image_column, tuple(_groups(survey.folder, f) for f in files)
+    )
+    labels = np.concatenate([labels for _, labels in tables]).astype(np.int32)
+    return sorted_listing(names, labels, survey.classes, store, file=file, at=at)
+
+
+def contents(config: SourceConfig, first: int) -> Contents:
+    """Counts of both splits and the first few images; footers and labels are read, no other image."""
+    survey = _survey(config)
+    train, test = (sum(len(labels) for _, labels in survey.splits[s]) for s in ("train", "test"))
+    with survey.folder.open(survey.splits["train"][0][0].name) as stream:
+        batch = next(pq.ParquetFile(stream).iter_batches(first, columns=[config.image_column]))
+    images = []
+    for read in _readers(survey.folder, batch.column(0)):
+        with suppress(OSError, ValueError):
+            images.append(read())
+    return Contents(len(survey.classes), train, test, tuple(images))
+
+
+def _groups(folder: Folder, name: str) -> tuple[int, ...]:
+    with folder.open(name) as stream:
+        metadata = pq.ParquetFile(stream).metadata
+    rows = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
+    return tuple(np.concatenate([[0], np.cumsum(rows)]).astype(int).tolist())
+
+
+def _survey(config: SourceConfig) -> _Survey:
+    """Find the files and read footers and labels.
+
+    Raises :class:`SourceError` for missing files or columns, columns of a wrong type, no rows, labels
+    without a class name, fewer than two classes, and classes that never occur in the train split.
+    """
+    folder = open_root(config, "Parquet files")
+    found = find(config, folder, ".parquet")
+    tables = {split: [_table(config, folder, name) for name in names] for split, names in found.items()}
+    classes = parquet_labels.classes([table.labels for table in tables["train"]])
+    where = f"source parquet in {config.root}"
+    repeated = sorted({name for name in classes if classes.count(name) > 1})
+    if repeated:
+        raise SourceError(f"{where}: class names must differ, found more than once: {shown(repeated)}.")
+    refuse_one_class(
+        classes, where, f"the labels in column {config.label_column!r} of {shown(found['train'])}"
+    )
+    survey = _Survey(folder, classes, {split: _in(folder, classes, ts) for split, ts in tables.items()})
+    for split, members in survey.splits.items():
+        if not sum(len(labels) for _, labels in members):
+            raise SourceError(f"{where}: the {split} split has no rows ({shown(found[split])}).")
+    present = np.unique(np.concatenate([labels for _, labels in survey.splits["train"]]))
+    refuse_absent_classes(present.tolist(), classes, config)
+    return survey
+
+
+def _in(
+    folder: Folder, classes: tuple[str, ...], tables: Sequence[_Table]
+) -> tuple[tuple[_Table, Labels], ...]:
+    return tuple((t, parquet_labels.by_name(t.labels, classes, folder.path(t.name))) for t in tables)
+
+
+def _table(config: SourceConfig, folder: Folder, name: str) -> _Table:
+    where = folder.path(name)
+    with folder.open(name) as stream:
+        try:
+            size, footer = _footer(stream)
+            file = pq.ParquetFile(stream)
+            _refuse_wrong_columns(config, where, file.schema_arrow)
+            column = file.read(columns=[config.label_column]).column(config.label_column)
+        except (pa.ArrowException, OSError) as error:
+            raise SourceError(f"{where} cannot be read as Parquet: {error}") from error
+    metadata = file.schema_arrow.metadata or {}
+    return _Table(name, size, footer, parquet_labels.read(column, metadata, where, config.label_column))
+
+
+def _footer(stream: pa.NativeFile) -> tuple[int, str]:
+    """The file's size, and a hash of the footer, which holds the schema and each column's extent."""
+    size = int(stream.size())
+    stream.seek(max(0, size - 8))
+    length = int.from_bytes(stream.read(4), "little")
+    stream.seek(max(0, size - 8 - length))
+    return size, hashlib.sha256(stream.read(length + 8)).hexdigest()
+
+
+def _refuse_wrong_columns(config: SourceConfig, where: str, schema: pa.Schema) -> None:
+    columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    wanted: tuple[tuple[str, str, Callable[[pa.DataType], bool], str], ...] = (
+        ("image_column", config.image_column, _holds_images, "binary or struct<bytes, path>"),
+        ("label_column", config.label_column, _holds_labels, "whole numbers or text"),
+    )
+    for key, name, fits, expected in wanted:
+        if name not in schema.names:
+            raise SourceError(f"{where} has no column {name!r}; it has: {columns}. Set source.{key}.")
+        if not fits(schema.field(name).type):
+            raise SourceError(
+                f"{where}: column {name!r} must hold {expected}, it is {schema.field(name).type}. The "
+                f"columns are: {columns}. Set source.{key}."
+            )
+
+
+def _holds_images(type_: pa.DataType) -> bool:
+    if pa.types.is_struct(type_):
+        index = type_.get_field_index("bytes")
+        return bool(index >= 0 and _holds_images(type_.field(index).type))
+    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_))
+
+
+def _holds_labels(type_: pa.DataType) -> bool:
+    if pa.types.is_dictionary(type_):
+        return _holds_labels(type_.value_type)
+    return bool(pa.types.is_integer(type_) or pa.types.is_string(type_) or pa.types.is_large_string(type_))
+
+
+def _rows(survey: _Survey, split: str, column: str) -> Iterator[list[Encoded]]:
+    from rayddl.data.pixels.decode import Encoded
+
+    for table, labels in survey.splits[split]:
+        with survey.folder.open(table.name) as stream:
+            start = 0
+            for batch in _batches(stream, column, survey.folder.path(table.name)):
+                readers = _readers(survey.folder, batch.column(0))
+                yield [
+                    Encoded(f"{table.name} row {row}", int(labels[row]), read)
+                    for row, read in enumerate(readers, start)
+                ]
+                start += len(readers)
+
+
+def _batches(stream: pa.NativeFile, column: str, where: str) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from pq.ParquetFile(stream).iter_batches(_ROWS_AT_ONCE, columns=[column])
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{where} is damaged in column {column!r}: {error}. Copy it again.") from error
+
+
+def _readers(folder: Folder, column: pa.Array) -> list[Callable[[], bytes]]:
+    if not pa.types.is_struct(column.type):
+        return [partial(_given, data) for data in column.to_pylist()]
+    has_path = column.type.get_field_index("path") >= 0
+    blobs = column.field("bytes").to_pylist()
+    paths = column.field("path").to_pylist() if has_path else [None] * len(blobs)
+    return [
+        partial(folder.read, path) if data is None and path else partial(_given, data)
+        for data, path in zip(blobs, paths, strict=True)
+    ]
+
+
+def _given(data: bytes | None) -> bytes:
+    if data is None:
+        raise ValueError("no bytes")
+    return data

@@ -1,0 +1,106 @@
+"""Labels of Parquet files: from numbers or text to indices into class names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from rayddl.data.sources.refusals import shown
+from rayddl.errors import SourceError
+
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Column:
+    """The labels of one file, as indices into the file's own vocabulary."""
+
+    codes: Labels
+    vocabulary: tuple[str, ...]
+    named: bool
+    """Whether the file itself says what its classes are called, and in which order."""
+
+
+def read(column: pa.ChunkedArray, metadata: dict[bytes, bytes], where: str, key: str) -> Column:
+    """The label column ``key`` of the file ``where``, with the class names in its ``metadata``.
+
+    Raises :class:`SourceError` for labels that are empty or have no name.
+    """
+    if column.null_count:
+        raise SourceError(
+            f"{where}: column {key!r} has {column.null_count:,} empty labels of {len(column):,}."
+        )
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    names = _names_in(metadata, key)
+    distinct = sorted(pc.unique(column).to_pylist())
+    if names is None or not pa.types.is_integer(column.type):
+        codes = _numpy(pc.index_in(column, pa.array(distinct, column.type)))
+        return _ordered(codes, tuple(str(label) for label in distinct), names)
+    if distinct and not (distinct[0] >= 0 and distinct[-1] < len(names)):
+        raise SourceError(
+            f"{where}: labels in column {key!r} run from {distinct[0]} to {distinct[-1]}, but there are "
+            f"{len(names)} class names, so 0 to {len(names) - 1} are expected."
+        )
+    return Column(_numpy(column), names, named=True)
+
+
+def _ordered(codes: Labels, vocabulary: tuple[str, ...], names: tuple[str, ...] | None) -> Column:
+    """Text labels in the order of the file's class names, if these cover them."""
+    if names is None or not set(vocabulary) <= set(names):
+        return Column(codes, vocabulary, named=False)
+    positions = np.array([names.index(name) for name in vocabulary], dtype=np.int64)
+    return Column(positions[codes], names, named=True)
+
+
+def _names_in(metadata: dict[bytes, bytes], key: str) -> tuple[str, ...] | None:
+    if b"classes" in metadata:
+        return tuple(line.strip() for line in metadata[b"classes"].decode().splitlines() if line.strip())
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return tuple(str(name) for name in features[key]["names"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _numpy(column: pa.ChunkedArray) -> Labels:
+    return np.asarray(column.to_numpy()).astype(np.int64)
+
+
+def classes(train: Sequence[Column]) -> tuple[str, ...]:
+    """The first file's own class names, else every label that occurs in the train split, sorted."""
+    for column in train:
+        if column.named:
+            return column.vocabulary
+    found = {name for column in train for name in column.vocabulary}
+    # Numbers that became text sort as numbers.
+    return tuple(sorted(found, key=lambda name: (0, int(name), "") if _whole(name) else (1, 0, name)))
+
+
+def _whole(name: str) -> bool:
+    return name.removeprefix("-").isdecimal()
+
+
+def by_name(column: Column, names: tuple[str, ...], where: str) -> Labels:
+    """The labels as indices into the source's class ``names``; ``where`` names the file.
+
+    Raises :class:`SourceError` when a label is none of them.
+    """
+    if column.vocabulary == names:
+        return column.codes
+    index = {name: position for position, name in enumerate(names)}
+    used = [column.vocabulary[code] for code in np.unique(column.codes)]
+    unknown = [name for name in used if name not in index]
+    if unknown:
+        raise SourceError(
+            f"{where} has labels that are no class of the train split: {shown(unknown)}. The classes are: "
+            f"{shown(names, 10)}."
+        )
+    positions = np.array([index.get(name, -1) for name in column.vocabulary], dtype=np.int64)
+    return positions[column.codes]

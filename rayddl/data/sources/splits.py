@@ -1,0 +1,144 @@
+"""From encoded images of two splits to a :class:`~rayddl.data.dataset.Source`.
+
+What every family of files has in common: counting unreadable images, agreeing on one size and on
+grey or RGB, and seeing that each class has something to learn from.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+
+from rayddl.data.config import SourceConfig
+from rayddl.data.dataset import ImageDataset, Source
+from rayddl.data.pixels.decode import Decoded, Encoded, Pixels, decode
+from rayddl.data.sources.listing import Blob, Listing
+from rayddl.data.sources.refusals import SHOWN, refuse_absent_classes
+from rayddl.errors import SourceError
+
+
+@dataclass
+class _Split:
+    names: list[str] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    pixels: list[Pixels] = field(default_factory=list)
+    bad: dict[str, str] = field(default_factory=dict)
+    """Why each unreadable image is, by name."""
+
+
+def build(
+    config: SourceConfig,
+    fingerprint: str,
+    classes: tuple[str, ...],
+    train: Iterable[Sequence[Encoded]],
+    test: Iterable[Sequence[Encoded]],
+) -> Source:
+    """Decode both splits, batch by batch, and put each into one tensor.
+
+    The source is grey (C = 1) when every image of both splits is grey, else RGB. Raises
+    :class:`SourceError` when more than ``max_bad_fraction`` of the images cannot be read, when sizes
+    differ and no ``size`` is set, or when a class has no readable training image.
+    """
+    splits = [_read(decode(batches, config.size)) for batches in (train, test)]
+    _refuse_too_many_bad(config, splits)
+    _refuse_mixed_sizes(config, splits)
+    refuse_absent_classes(splits[0].labels, classes, config)
+    grey = all(pixels.ndim == 2 for split in splits for pixels in split.pixels)
+    datasets = [_stacked(split, classes, grey) for split in splits]
+    bad = tuple(_reasons(splits))
+    return Source(train=datasets[0], test=datasets[1], fingerprint=fingerprint, bad=bad)
+
+
+def decoded(config: SourceConfig, listed: Listing) -> tuple[ImageDataset, dict[str, str]]:
+    """The images of a listing, in its order, and of those that cannot be read the reason, by name.
+
+    They are grey when every one of them is. Raises :class:`SourceError` as :func:`build` does of unreadable
+    images and of sizes.
+    """
+    split = _read(decode(batches(listed), config.size))
+    _refuse_too_many_bad(config, [split])
+    _refuse_mixed_sizes(config, [split])
+    grey = all(pixels.ndim == 2 for pixels in split.pixels)
+    return _stacked(split, listed.classes, grey), split.bad
+
+
+def batches(listed: Listing) -> Iterator[list[Encoded]]:
+    """The images of a listing to be decoded, portions that lie together after one another."""
+    for start, end in itertools.pairwise(listed.bounds().tolist()):
+        part = listed.take(np.arange(start, end))
+        names = part.names.to_pylist()
+        blobs = part.store.read(part)
+        yield [
+            Encoded(name, int(label), partial(_given, blob))
+            for name, label, blob in zip(names, part.labels, blobs, strict=True)
+        ]
+
+
+def _given(blob: Blob) -> bytes:
+    if isinstance(blob, Exception):
+        raise blob
+    assert isinstance(blob, bytes)
+    return blob
+
+
+def _read(images: Iterable[Decoded]) -> _Split:
+    split = _Split()
+    for name, label, pixels in images:
+        if isinstance(pixels, str):
+            split.bad[name] = pixels
+        else:
+            split.names.append(name)
+            split.labels.append(label)
+            split.pixels.append(pixels)
+    return split
+
+
+def _reasons(splits: Sequence[_Split]) -> list[str]:
+    return [f"{name}: {why}" for split in splits for name, why in split.bad.items()]
+
+
+def _refuse_too_many_bad(config: SourceConfig, splits: Sequence[_Split]) -> None:
+    bad = _reasons(splits)
+    total = len(bad) + sum(len(split.pixels) for split in splits)
+    if bad and len(bad) > config.max_bad_fraction * total:
+        raise SourceError(
+            f"source {config.name} in {config.root}: {len(bad):,} of {total:,} images cannot be read "
+            f"({len(bad) / total:.1%}; source.max_bad_fraction allows {config.max_bad_fraction:.1%}):\n"
+            + "\n".join(f"  {reason}" for reason in bad[:SHOWN])
+            + (f"\n  and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else "")
+            + "\nRepair or remove them, or raise source.max_bad_fraction."
+        )
+
+
+def _refuse_mixed_sizes(config: SourceConfig, splits: Sequence[_Split]) -> None:
+    found: Counter[tuple[int, ...]] = Counter()
+    example: dict[tuple[int, ...], str] = {}
+    for split in splits:
+        for name, pixels in zip(split.names, split.pixels, strict=True):
+            found[pixels.shape[:2]] += 1
+            example.setdefault(pixels.shape[:2], name)
+    if len(found) < 2:
+        return
+    sizes = [f"{w} x {h} ({count:,}, e.g. {example[h, w]})" for (h, w), count in found.most_common(SHOWN)]
+    more = f" and {len(found) - SHOWN:,} other sizes" if len(found) > SHOWN else ""
+    raise SourceError(
+        f"source {config.name} in {config.root}: images must be of one size, found (width x height) "
+        f"{', '.join(sizes)}{more}. Set source.size to the side in pixels that all are brought to."
+    )
+
+
+def _stacked(split: _Split, classes: tuple[str, ...], grey: bool) -> ImageDataset:
+    """One tensor; the arrays are let go one by one, so that no more than one copy is held."""
+    count, (height, width) = len(split.pixels), split.pixels[0].shape[:2]
+    images = np.empty((count, 1 if grey else 3, height, width), dtype=np.uint8)
+    for index in range(count - 1, -1, -1):
+        pixels = split.pixels.pop()
+        images[index] = pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    labels = torch.tensor(split.labels, dtype=torch.int64)
+    return ImageDataset(torch.from_numpy(images), labels, classes)

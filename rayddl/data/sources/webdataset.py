@@ -1,0 +1,234 @@
+"""Images in tar shards, the WebDataset layout: the members of a sample share their name up to the first dot.
+
+An image member has an image's ending; the label is the member ``cls`` (a whole number or text), or the
+``label`` of a member ``json``. Numbers are named by ``classes.txt`` beside the shards (a name a line, in
+label order), else by themselves. Shards are not compressed, so that an image is read by its place alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from rayddl.data.config import SourceConfig
+from rayddl.data.sources import parquet_labels
+from rayddl.data.sources.contents import Contents
+from rayddl.data.sources.parquet_labels import Labels
+from rayddl.data.sources.refusals import open_root, place, refuse_absent_classes, refuse_one_class, shown
+from rayddl.data.sources.split_files import find
+from rayddl.data.sources.trees import EXTENSIONS
+from rayddl.errors import SourceError
+from rayddl.storage import Folder
+
+if TYPE_CHECKING:
+    from rayddl.data.dataset import Source
+    from rayddl.data.sources.listing import Listing
+
+NAMES = "classes.txt"
+_LABELS = ("cls", "json")
+_LONGEST_LABEL = 2**20
+"""Bytes of a member that is read for a label."""
+_EXPECTED = f"samples of an image ({', '.join(EXTENSIONS[:3])} …) and its label (.cls, or .json with a label)"
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One tar file: its samples in their order, none of their images read."""
+
+    name: str
+    keys: tuple[str, ...]
+    at: NDArray[np.int64]
+    """Where each image's bytes begin."""
+    size: NDArray[np.int64]
+    labels: tuple[str, ...]
+    """As written."""
+
+    @property
+    def digest(self) -> str:
+        """Names the shard's contents."""
+        content = json.dumps([self.keys, self.size.tolist(), self.labels])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """Everything about the shards but the pixels."""
+
+    folder: Folder
+    classes: tuple[str, ...]
+    splits: dict[str, tuple[tuple[_Shard, Labels], ...]]
+    """``train`` and ``test``: each shard with its labels as indices into ``classes``."""
+
+
+def identity(config: SourceConfig) -> dict[str, Any]:
+    """Names of shards and samples, sizes of images, and labels; raises what :func:`listing` does."""
+    survey = _survey(config)
+    return {
+        "classes": survey.classes,
+        "splits": {s: [[t.name, t.digest] for t, _ in parts] for s, parts in survey.splits.items()},
+    }
+
+
+def load(config: SourceConfig, fingerprint: str) -> Source:
+    """Decode both splits, a few images at a time."""
+    from rayddl.data.sources.splits import batches, build
+
+    survey = _survey(config)
+    train, test = (batches(_listing(survey, split)) for split in ("train", "test"))
+    return build(config, fingerprint, survey.classes, train, test)
+
+
+def listing(config: SourceConfig, split: str) -> Listing:
+    """A split for a stream: members' headers and labels are read, no image.
+
+    Raises :class:`SourceError` for missing or damaged shards, samples without a label or with several
+    images, labels without a class name, and fewer than two classes.
+    """
+    return _listing(_survey(config), split)
+
+
+def contents(config: SourceConfig, first: int) -> Contents:
+    """Counts of both splits and the first few images; headers and labels are read, no other image."""
+    survey = _survey(config)
+    train, test = (sum(len(shard.keys) for shard, _ in survey.splits[s]) for s in ("train", "test"))
+    listed = _listing(survey, "train").take(np.arange(min(first, train)))
+    images = [blob for blob in listed.store.read(listed) if isinstance(blob, bytes)]
+    return Contents(len(survey.classes), train, test, tuple(images))
+
+
+def _listing(survey: _Survey, split: str) -> Listing:
+    from rayddl.data.sources.listing import TarStore, sorted_listing
+
+    parts = survey.splits[split]
+    return sorted_listing(
+        [f"{shard.name}#{key}" for shard, _ in parts for key in shard.keys],
+        np.concatenate([labels for _, labels in parts]).astype(np.int32),
+        survey.classes,
+        TarStore(survey.folder, tuple(shard.name for shard, _ in parts)),
+        file=np.repeat(np.arange(len(parts), dtype=np.int32), [len(shard.keys) for shard, _ in parts]),
+        at=np.concatenate([shard.at for shard, _ in parts]),
+        size=np.concatenate([shard.size for shard, _ in parts]),
+    )
+
+
+def _survey(config: SourceConfig) -> _Survey:
+    folder = open_root(config, "tar shards")
+    found = find(config, folder, ".tar")
+    named = {b"classes": folder.read(NAMES)} if folder.has(NAMES) else {}
+    shards = {
+        split: [_scanned(folder, name, folder.size(name), folder.modified(name)) for name in names]
+        for split, names in found.items()
+    }
+    columns = {
+        split: [_column(shard, named, folder.path(shard.name)) for shard in parts]
+        for split, parts in shards.items()
+    }
+    classes = parquet_labels.classes(columns["train"])
+    where = f"source webdataset in {place(folder)}"
+    refuse_one_class(classes, where, f"the labels in {shown(found['train'])}")
+    splits = {
+        split: tuple(
+            (shard, parquet_labels.by_name(column, classes, folder.path(shard.name)))
+            for shard, column in zip(parts, columns[split], strict=True)
+        )
+        for split, parts in shards.items()
+    }
+    for split, members in splits.items():
+        if not sum(len(labels) for _, labels in members):
+            raise SourceError(f"{where}: the {split} split has no images ({shown(found[split])}).")
+    present = np.unique(np.concatenate([labels for _, labels in splits["train"]]))
+    refuse_absent_classes(present.tolist(), classes, config)
+    return _Survey(folder, classes, splits)
+
+
+def _column(shard: _Shard, named: dict[bytes, bytes], where: str) -> parquet_labels.Column:
+    try:
+        values: list[Any] = [int(label) for label in shard.labels]
+        kind = pa.int64()
+    except ValueError:
+        values, kind = list(shard.labels), pa.string()
+    return parquet_labels.read(pa.chunked_array([pa.array(values, kind)]), named, where, "cls")
+
+
+@lru_cache(maxsize=4096)
+def _scanned(folder: Folder, name: str, bytes_: int, modified: datetime | None) -> _Shard:
+    """The shard ``name``; ``bytes_`` and ``modified`` tell a file that was replaced from the one read before."""
+    del modified
+    where, samples = folder.path(name), _Samples()
+    with folder.open(name) as stream:
+        try:
+            with tarfile.open(fileobj=stream, mode="r:") as tar:
+                for member in tar:
+                    if member.isfile():
+                        samples.add(tar, member, where)
+                # A tar file ends with blocks of zeros; without them nothing tells a part from the whole.
+                if bytes_ < tar.offset + tarfile.BLOCKSIZE:
+                    raise tarfile.ReadError("it breaks off")
+        except tarfile.TarError as error:
+            raise SourceError(
+                f"{where} cannot be read as a plain tar file: {error} (after {len(samples.images):,} images). "
+                "Compressed shards are to be unpacked; a damaged one is to be copied again."
+            ) from error
+    return samples.shard(name, where)
+
+
+class _Samples:
+    """The samples of a shard, put together from its members."""
+
+    def __init__(self) -> None:
+        self.images: dict[str, tuple[int, int]] = {}
+        self.labels: dict[str, str] = {}
+
+    def add(self, tar: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> None:
+        path = PurePosixPath(member.name)
+        key, _, kind = path.name.partition(".")
+        if not key or any(part.startswith("._") for part in path.parts):
+            return
+        key, kind = str(path.with_name(key)), kind.lower()
+        if f".{kind}".endswith(EXTENSIONS):
+            if key in self.images:
+                raise SourceError(
+                    f"{where}: the sample {key} has two images, the second is {member.name}. Expected one: "
+                    "give every image a name of its own up to the first dot."
+                )
+            self.images[key] = (member.offset_data, member.size)
+        elif kind in _LABELS and (kind == "cls" or key not in self.labels):
+            label = _label(tar, member, kind)
+            if label is not None:
+                self.labels[key] = label
+
+    def shard(self, name: str, where: str) -> _Shard:
+        unlabelled = [key for key in self.images if key not in self.labels]
+        if unlabelled:
+            raise SourceError(
+                f"{where}: {len(unlabelled):,} of {len(self.images):,} images have no label: {shown(unlabelled)}. "
+                f"Expected {_EXPECTED}."
+            )
+        places = np.array(list(self.images.values()), dtype=np.int64).reshape(-1, 2)
+        labels = tuple(self.labels[key] for key in self.images)
+        return _Shard(name, tuple(self.images), places[:, 0], places[:, 1], labels)
+
+
+def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, kind: str) -> str | None:
+    opened = tar.extractfile(member) if member.size <= _LONGEST_LABEL else None
+    if opened is None:
+        return None
+    text = opened.read().decode("utf-8", errors="replace")
+    if kind == "cls":
+        return text.strip() or None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    label = found.get("label") if isinstance(found, dict) else None
+    return str(label) if isinstance(label, (int, str)) and not isinstance(label, bool) else None

@@ -1,1 +1,0 @@
-"""Matching training trajectories: windows, the meta-gradient, the outer loop (MTT, MCT)."""

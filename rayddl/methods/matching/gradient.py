@@ -1,0 +1,125 @@
+"""The meta-gradient: how the end of an N-step student run depends on images, labels and step size.
+
+The student takes N steps ``theta_{k+1} = theta_k - alpha * grad_theta loss(theta_k; A_k(x_k), y_k)``
+from the window's start. The loss is the squared distance of its end from the target, over that of the
+start (MTT, equation 3). Three ways to differentiate it, behind one signature:
+
+- :func:`exact`: reverse accumulation by hand. One step's memory whatever N is, and every derivative
+  is a forward program, which compilers take.
+- :func:`truncated`: TESLA's constant-memory variant (Cui et al. 2023), which MCT's code uses too:
+  what an early step does to the gradients of later steps is left out.
+- :func:`unrolled`: autograd through all N steps, as MTT publishes it; memory grows with N. The
+  reference that the others are tested against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rayddl.data.pixels import augment
+from rayddl.methods.training.steps import Steps, gradient_only
+
+
+@dataclass(frozen=True)
+class StudentRun:
+    """What an N-step student sees: the set, and for each step which images and which augmentation."""
+
+    images: Tensor
+    """The synthetic images ``[N, C, H, W]`` in model space."""
+    labels: Tensor
+    """Class probabilities ``[N, K]``."""
+    lr: Tensor
+    """The student's learning rate alpha, a scalar."""
+    picks: Sequence[Tensor]
+    """Per step, the indices of the images used, ``[B]``."""
+    draws: Sequence[augment.Draw | None]
+    """Per step, the augmentation drawn."""
+
+
+@dataclass(frozen=True)
+class MetaGradient:
+    """The matching loss and its derivatives."""
+
+    loss: Tensor
+    images: Tensor
+    """``[N, C, H, W]``."""
+    labels: Tensor
+    """With respect to the class probabilities, ``[N, K]``."""
+    lr: Tensor
+    """A scalar."""
+
+
+Mode = Callable[[Steps, StudentRun, Tensor, Tensor], MetaGradient]
+
+
+def matching_loss(end_P: Tensor, start_P: Tensor, target_P: Tensor) -> Tensor:
+    """Squared distance to the target over the expert's own squared distance (MTT, equation 3)."""
+    return (end_P - target_P).square().sum() / (start_P - target_P).square().sum()
+
+
+def exact(steps: Steps, run: StudentRun, start_P: Tensor, target_P: Tensor) -> MetaGradient:
+    """The full derivative in the memory of one step and N + 1 parameter vectors.
+
+    With lambda_N = dL/dtheta_N, step k adds ``-alpha * d(g_k . lambda)/dx`` to the images,
+    ``-lambda . g_k`` to the step size, and hands ``lambda - alpha * H_k lambda`` on. All three are
+    one Jacobian-vector product of the gradient function along lambda, by symmetry.
+    """
+    return _reverse(steps, run, start_P, target_P, through_theta=True)
+
+
+def truncated(steps: Steps, run: StudentRun, start_P: Tensor, target_P: Tensor) -> MetaGradient:
+    """The derivative with theta_k held fixed inside every gradient: lambda is dL/dtheta_N throughout.
+
+    TESLA, section 3.2. Costs as much as :func:`exact` per step and is biased; kept to reproduce TESLA
+    and the published MCT code.
+    """
+    return _reverse(steps, run, start_P, target_P, through_theta=False)
+
+
+def _reverse(
+    steps: Steps, run: StudentRun, start_P: Tensor, target_P: Tensor, *, through_theta: bool
+) -> MetaGradient:
+    theta, path = start_P, []
+    for picked, drawn in zip(run.picks, run.draws, strict=True):
+        path.append(theta)
+        gradient, _ = steps.gradient(theta, augment.apply(run.images[picked], drawn), run.labels[picked])
+        theta = theta - run.lr * gradient
+    end_P = theta
+    scale = (start_P - target_P).square().sum()
+    lam = 2 * (end_P - target_P) / scale
+    images, labels, lr = torch.zeros_like(run.images), torch.zeros_like(run.labels), torch.zeros_like(run.lr)
+    for k in range(len(run.picks) - 1, -1, -1):
+        picked = run.picks[k]
+        leaf = run.images[picked].detach().requires_grad_()
+        with torch.enable_grad():
+            x = augment.apply(leaf, run.draws[k])
+        gv, Hv, mixed_x, mixed_y = steps.tangent(path.pop(), x.detach(), run.labels[picked], lam)
+        lr -= gv
+        pulled = torch.autograd.grad(x, leaf, mixed_x)[0] if x is not leaf else mixed_x
+        # An image may be drawn twice in one step where the batch is larger than the set.
+        images.index_add_(0, picked, pulled * -run.lr)
+        labels.index_add_(0, picked, mixed_y * -run.lr)
+        if through_theta:
+            lam = lam - run.lr * Hv
+    return MetaGradient(matching_loss(end_P, start_P, target_P), images, labels, lr)
+
+
+def unrolled(steps: Steps, run: StudentRun, start_P: Tensor, target_P: Tensor) -> MetaGradient:
+    """The full derivative by autograd through the whole unroll, as in the published MTT code."""
+    leaves = [t.detach().requires_grad_() for t in (run.images, run.labels, run.lr)]
+    images, labels, lr = leaves
+    with torch.enable_grad():
+        theta = start_P
+        for picked, drawn in zip(run.picks, run.draws, strict=True):
+            x = augment.apply(images[picked], drawn)
+            theta = theta - lr * gradient_only(steps.net, theta, x, labels[picked])
+        value = matching_loss(theta, start_P, target_P)
+        got = torch.autograd.grad(value, leaves)
+    return MetaGradient(value.detach(), *got)
+
+
+MODES: dict[str, Mode] = {"exact": exact, "truncated": truncated, "unrolled": unrolled}

@@ -1,0 +1,168 @@
+"""The outer loop: draw a window, run the student, update the synthetic set.
+
+Every random choice of iteration i comes from generators named after i, so a run can be stopped
+anywhere and gives the same result when it goes on, and a window can be computed by any worker.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rayddl.data.pixels import augment
+from rayddl.errors import DivergedError, StageError
+from rayddl.methods.matching.gradient import MODES, MetaGradient, StudentRun
+from rayddl.methods.matching.settings import Settings
+from rayddl.methods.matching.state import State, average, symptom, update
+from rayddl.methods.matching.windows import Window, cut, expert_at
+from rayddl.methods.training.steps import Steps, one_hot
+from rayddl.methods.trajectories.convex import Trajectory
+from rayddl.seeds import generator
+
+ANCHOR = 25
+"""Iterations between the states that a run can be taken back to."""
+REDRAWS = 20
+"""Windows tried in one iteration before the experts count as standing still."""
+COLUMNS = ("iteration", "loss", "lr_student", "start", "expert", "seconds")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is recorded of one window."""
+
+    expert: int
+    start: float
+    skipped: int
+
+
+@dataclass(frozen=True)
+class Matcher:
+    """Everything that stays fixed over a run."""
+
+    steps: Steps
+    settings: Settings
+    trajectories: Sequence[Trajectory]
+    labels: Tensor
+    """Int64 class labels ``[N]``."""
+    classes: int
+    seed: int
+    device: torch.device
+
+    def window(self, iteration: int, worker: int = 0) -> tuple[Window, Facts]:
+        """The window of ``iteration`` for one worker. Raises :class:`StageError` when nothing moves."""
+        slot = iteration * self.settings.workers + worker
+        for attempt in range(REDRAWS):
+            expert = expert_at(slot + attempt, len(self.trajectories), self.seed)
+            draws = generator(self.seed, "window", slot, attempt)
+            found = cut(self.trajectories[expert], expert, self.settings.rule, iteration, draws)
+            if not found.still:
+                return found, Facts(expert, found.epoch, attempt)
+        raise StageError(
+            f"no expert moves over {self.settings.rule.expert_epochs:g} epochs from epochs up to "
+            f"{self.settings.rule.upper(iteration):g}: {REDRAWS} windows were tried in iteration {iteration + 1}. "
+            "Check the experts' curves, raise expert_epochs, or lower max_start_epoch."
+        )
+
+    def gradient(self, state: State, iteration: int, worker: int = 0) -> tuple[MetaGradient, Facts]:
+        """The meta-gradient of one window of ``iteration``."""
+        window, facts = self.window(iteration, worker)
+        draws = generator(self.seed, "student", iteration * self.settings.workers + worker)
+        start, target = window.start_P.to(self.device), window.target_P.to(self.device)
+        if self.settings.start_noise:
+            noise = torch.randn(start.shape, generator=draws).to(self.device)
+            start = start + self.settings.start_noise * start.abs() * noise
+        labels = self.probabilities(state, target)
+        picks = self._picks(len(state.images), draws)
+        shape = (len(picks[0]), *state.images.shape[1:])
+        run = StudentRun(
+            state.images,
+            labels,
+            state.lr.to(self.device, torch.float32),
+            picks,
+            [augment.draw(self.settings.augment, shape, draws) for _ in picks],
+        )
+        return MODES[self.settings.gradient](self.steps, run, start, target), facts
+
+    def probabilities(self, state: State, target_P: Tensor | None = None) -> Tensor:
+        """The labels ``[N, K]`` that a student is taught."""
+        if state.logits is not None:
+            return state.logits.softmax(1)
+        if self.settings.labels == "expert" and target_P is not None:
+            with torch.no_grad():
+                return self.steps.net(target_P, state.images).softmax(1)
+        return one_hot(self.labels.to(self.device), self.classes)
+
+    def _picks(self, count: int, draws: torch.Generator) -> list[Tensor]:
+        # Passes over the set in random order, each step a full batch: what a pass has over is dropped,
+        # so that every step has one shape.
+        batch = min(self.settings.batch_syn or count, count)
+        picks: list[Tensor] = []
+        while len(picks) < self.settings.syn_steps:
+            order = torch.randperm(count, generator=draws)
+            picks += [order[i : i + batch].to(self.device) for i in range(0, count - batch + 1, batch)]
+        return picks[: self.settings.syn_steps]
+
+
+Gradients = Callable[[State, int], list[tuple[MetaGradient, Facts]]]
+"""Computes the meta-gradients of all windows of an iteration."""
+
+
+@dataclass
+class Loop:
+    """A run in progress. ``rows`` has a row of :data:`COLUMNS` per iteration done."""
+
+    matcher: Matcher
+    state: State
+    anchor: State
+    rows: list[tuple[float, ...]]
+    start_rms: float
+    gradients: Gradients | None = None
+    """Where windows are computed elsewhere; default: one after the other, here."""
+
+    @classmethod
+    def begin(cls, matcher: Matcher, state: State, start_rms: float | None = None) -> Loop:
+        """A loop at ``state``; ``start_rms`` is that of the starting images (default: of these)."""
+        rms = float(state.images.square().mean().sqrt()) if start_rms is None else start_rms
+        return cls(matcher, state, state, [], rms)
+
+    def step(self) -> None:
+        """One iteration. Raises :class:`DivergedError` when the run cannot be kept in range."""
+        began, iteration = time.perf_counter(), self.state.iteration
+        got = (self.gradients or self._here)(self.state, iteration)
+        mean = average([gradient for gradient, _ in got])
+        facts = got[0][1]
+        loss = float(mean.loss)
+        after = update(self.state, mean, self.matcher.settings)
+        after = replace(after, skipped=after.skipped + sum(f.skipped for _, f in got))
+        wrong = symptom(after, loss, self.matcher.settings, self.start_rms)
+        if wrong is not None:
+            self._take_back(wrong, facts, iteration)
+            return
+        seconds = time.perf_counter() - began
+        self.rows.append((iteration + 1, loss, float(after.lr), facts.start, facts.expert, seconds))
+        self.state = after
+        if after.iteration % ANCHOR == 0:
+            self.anchor = after
+
+    def _here(self, state: State, iteration: int) -> list[tuple[MetaGradient, Facts]]:
+        return [self.matcher.gradient(state, iteration, w) for w in range(self.matcher.settings.workers)]
+
+    def _take_back(self, wrong: str, facts: Facts, iteration: int) -> None:
+        settings = self.matcher.settings
+        tries = self.state.retries + 1
+        if tries > settings.retries:
+            raise DivergedError(
+                f"diverged at iteration {iteration + 1}: {wrong} (expert {facts.expert}, start epoch "
+                f"{facts.start:.2f}, lr_image {settings.lr_image * self.state.scale:.3g}, student learning rate "
+                f"{float(self.state.lr):.3g}). It was taken back {settings.retries} times with a tenth of the "
+                f"rates each time. The last good set, of iteration {self.anchor.iteration}, is kept. "
+                f"Try a smaller lr_image (it was {settings.lr_image:g}) or lr_lr (it was {settings.lr_lr:g})."
+            )
+        self.anchor = self.state = replace(
+            self.anchor, retries=tries, scale=self.state.scale * 0.1, moments={}
+        )
+        del self.rows[self.anchor.iteration :]

@@ -1,0 +1,69 @@
+"""The realism score of a patch (RDED, equation 5): how surely the observer sees the patch's own class in it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rayddl.methods.patches.sparse_padding import windowed
+
+
+class Scorer:
+    """Scores patches with a frozen observer, always in batches of one shape.
+
+    A convolution's last bits may change with the batch's shape; with one shape a patch has one score,
+    whatever it is scored together with.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        mean: Tensor,
+        std: Tensor,
+        *,
+        size: int,
+        pad: bool,
+        batch: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """``mean`` and ``std`` are ``[C]``, of pixels in 0..1. ``size`` is the side of the observer's input.
+
+        ``pad``: zeros (after normalisation) around a patch up to ``size``, as published; otherwise the
+        patch is shown as it is. Networks that can be traced spare the zeros' arithmetic.
+        """
+        self._device = next(module.parameters()).device
+        within = windowed(module, size, dtype) if pad else None
+        self._pad = pad and within is None
+        self._module = within or module.eval().to(dtype).to(memory_format=torch.channels_last)
+        self._mean = mean.float().view(1, -1, 1, 1).to(self._device)
+        self._std = std.float().view(1, -1, 1, 1).to(self._device)
+        self._size, self._batch, self._dtype = size, batch, dtype
+
+    @torch.inference_mode()
+    def __call__(self, patches: Tensor, labels: Tensor) -> Tensor:
+        """Scores float32 ``[N]`` on the CPU of patches uint8 ``[N, C, s, s]`` for int64 ``[N]``, at most 0."""
+        count = len(patches)
+        missing = -count % self._batch
+        if missing:
+            patches = torch.cat([patches, patches.new_zeros((missing, *patches.shape[1:]))])
+            labels = torch.cat([labels, labels.new_zeros(missing)])
+        scores = [
+            self._score(x, y)
+            for x, y in zip(patches.split(self._batch), labels.split(self._batch), strict=True)
+        ]
+        return torch.cat(scores)[:count].cpu()
+
+    def _score(self, patches: Tensor, labels: Tensor) -> Tensor:
+        x = patches.to(self._device, non_blocking=True).float().div_(255).sub_(self._mean).div_(self._std)
+        if self._pad:
+            x = padded(x, self._size)
+        x = x.to(dtype=self._dtype, memory_format=torch.channels_last)
+        logits = self._module(x).float()
+        return -F.cross_entropy(logits, labels.to(self._device), reduction="none")
+
+
+def padded(x: Tensor, size: int) -> Tensor:
+    """``x`` ``[N, C, s, s]`` in the middle of zeros ``[N, C, size, size]``; an odd row goes below, right."""
+    top, left = (size - x.shape[2]) // 2, (size - x.shape[3]) // 2
+    return F.pad(x, (left, size - x.shape[3] - left, top, size - x.shape[2] - top))

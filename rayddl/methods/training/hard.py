@@ -1,0 +1,114 @@
+"""The hard-label protocol (MTT, section 4.1): a fresh network trained on the distilled images alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from rayddl.data.pixels import augment
+from rayddl.methods.training.steps import Steps, one_hot, sgd
+from rayddl.seeds import generator
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a student is trained: SGD, the rate cut to a tenth halfway, augmentation at every step."""
+
+    epochs: int
+    lr: float
+    augment: tuple[str, ...]
+    batch: int = 256
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+
+    def order(self, count: int, draws: Generator) -> tuple[Tensor, ...]:
+        """An epoch of ``count`` images: the places of each batch."""
+        places: tuple[Tensor, ...] = torch.randperm(count, generator=draws).split(self.batch)
+        return places
+
+    def augmented(self, x: Tensor, draws: Generator) -> Tensor:
+        """A batch ``[B, C, H, W]`` as one of the augmentations shows it."""
+        return augment.apply(x, augment.draw(self.augment, tuple(x.shape), draws))
+
+    def update(self, theta: Tensor, gradient: Tensor, velocity: Tensor, lr: float) -> None:
+        """One step of SGD, in place."""
+        sgd(theta, gradient, velocity, lr=lr, momentum=self.momentum, weight_decay=self.weight_decay)
+
+    def cut_after(self, epoch: int) -> bool:
+        """Whether the rate falls to a tenth behind ``epoch``, counted from 0."""
+        return epoch == self.epochs // 2 + 1
+
+
+def train_student(
+    steps: Steps,
+    protocol: Protocol,
+    theta_P: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+    seed: int,
+    on_epoch: Callable[[int], None] = lambda _: None,
+) -> Tensor:
+    """The parameters ``[P]`` of a student trained on ``images`` ``[N, C, H, W]`` in model space.
+
+    ``labels`` are int64 ``[N]`` or probabilities ``[N, K]``. As in the published code, one epoch more
+    than ``protocol.epochs`` is trained, and the cut starts with fresh momentum. ``on_epoch`` is told the
+    epochs done.
+
+    With batch norm, ``theta_P`` and what is returned differ: behind the parameters come the running
+    statistics, ``[P + S]``, by which :func:`~rayddl.methods.training.metrics.accuracy` tests the student.
+    """
+    theta = theta_P.to(images.device, copy=True)
+    targets = one_hot(labels, classes)
+    draws = generator(seed, "student")
+    lr, velocity = protocol.lr, torch.zeros_like(theta)
+    statistics = steps.fresh_statistics(images.device)
+    for epoch in range(protocol.epochs + 1):
+        for places in protocol.order(len(images), draws):
+            picked = places.to(images.device)
+            x = protocol.augmented(images[picked], draws)
+            usual = len(picked) == min(protocol.batch, len(images))
+            gradient, _, statistics = steps.training(theta, statistics, x, targets[picked], usual=usual)
+            protocol.update(theta, gradient, velocity, lr)
+        if protocol.cut_after(epoch):
+            lr, velocity = lr * 0.1, torch.zeros_like(theta)
+        on_epoch(epoch + 1)
+    return theta if statistics is None else torch.cat([theta, statistics])
+
+
+def train_together(
+    steps: Steps,
+    protocol: Protocol,
+    theta_SP: Tensor,
+    images: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    classes: int,
+    seeds: Sequence[int],
+    on_epoch: Callable[[int], None] = lambda _: None,
+) -> Tensor:
+    """The parameters ``[S, P]`` of S students of one network without batch norm, trained side by side.
+
+    Student s is the one that :func:`train_student` makes of ``theta_SP[s]``, ``images[s]``, ``labels[s]`` and
+    ``seeds[s]``, within floating-point rounding: every gradient is computed for all S in one go
+    (``torch.vmap``), everything else is each student's own. All have equally many images.
+    """
+    theta = theta_SP.to(images[0].device, copy=True)
+    targets = [one_hot(each, classes) for each in labels]
+    draws = [generator(seed, "student") for seed in seeds]
+    lr, velocity = protocol.lr, torch.zeros_like(theta)
+    for epoch in range(protocol.epochs + 1):
+        orders = [protocol.order(len(images[0]), own) for own in draws]
+        for places in zip(*orders, strict=True):
+            picked = [each.to(theta.device) for each in places]
+            shown = zip(images, picked, draws, strict=True)
+            x = torch.stack([protocol.augmented(own[at], chance) for own, at, chance in shown])
+            y = torch.stack([own[at] for own, at in zip(targets, picked, strict=True)])
+            gradient, _ = steps.side_by_side(theta, x, y)
+            protocol.update(theta, gradient, velocity, lr)
+        if protocol.cut_after(epoch):
+            lr, velocity = lr * 0.1, torch.zeros_like(theta)
+        on_epoch(epoch + 1)
+    return theta

@@ -1,0 +1,80 @@
+"""What a network is shown: its input's shape, and how pixels are scaled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rayddl.errors import ArtifactError
+
+Shape = tuple[int, int, int]
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The input of a network that sees pixels less ``mean``, over ``std``."""
+
+    shape: Shape
+    """(C, H, W)."""
+    mean: tuple[float, ...]
+    """Per channel, of pixels in 0..1."""
+    std: tuple[float, ...]
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """float32 of ``images`` ``[B, C, H, W]``, uint8 or float in 0..1, as the network wants them."""
+        mean, std = (
+            torch.tensor(v, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
+            for v in (self.mean, self.std)
+        )
+        return in_unit(images).sub(mean).div_(std)
+
+    def fitted(self, images: Tensor) -> Tensor:
+        """uint8 ``images`` ``[N, C, H, W]`` as uint8 of this shape; those that have it are left alone.
+
+        As the published code shows test images: the shorter side brought to 8/7 of the input's, the middle
+        cut out; a grey image's channel is repeated. Raises :class:`ArtifactError` for colour images where
+        the network sees grey ones.
+        """
+        channels, height, width = self.shape
+        if tuple(images.shape[1:]) == self.shape:
+            return images
+        if images.shape[1] not in (1, channels):
+            raise ArtifactError(
+                f"the observer sees images of {channels} channel, and these have {images.shape[1]}. Take an "
+                "observer that was trained on images like these."
+            )
+        if tuple(images.shape[2:]) != (height, width):
+            images = torch.cat([_cut(part, height, width) for part in images.split(BATCH)])
+        return images.expand(-1, channels, -1, -1)
+
+
+def in_unit(images: Tensor) -> Tensor:
+    """float32 in 0..1 of uint8 images; float images are taken to be so already."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+
+
+def _cut(images: Tensor, height: int, width: int) -> Tensor:
+    wanted = min(height, width) // 7 * 8 or min(height, width)
+    # A frame that is no square needs its longer side covered, too.
+    scale = max(wanted / min(images.shape[2:]), height / images.shape[2], width / images.shape[3])
+    sides = [max(round(images.shape[2] * scale), height), max(round(images.shape[3] * scale), width)]
+    large = F.interpolate(images.float(), sides, mode="bilinear", antialias=True, align_corners=False)
+    top, left = round((sides[0] - height) / 2), round((sides[1] - width) / 2)
+    return large[:, :, top : top + height, left : left + width].round().clamp(0, 255).to(torch.uint8)
+
+
+def moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation per channel of uint8 ``images`` ``[N, C, H, W]``, of pixels in 0..1."""
+    from rayddl.data.pixels import space
+
+    fitted = space.fit("normalise", images).tensors()
+    return _floats(fitted["mean"].tolist()), _floats(fitted["std"].tolist())
+
+
+def _floats(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(float(v) for v in values)

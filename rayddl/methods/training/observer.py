@@ -1,0 +1,191 @@
+"""The observer of RDED: a trained network that scores patches and labels images.
+
+On disk it is a folder: ``observer.safetensors``, the network's state dict, and ``observer.json``, written
+last, with the network's settings, the outputs' class names in order, the input's shape and scaling, the
+accuracy measured, and the hash of the tensors.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from pydantic import ValidationError
+from safetensors import torch as safetensors
+from torch import Tensor, nn
+
+from rayddl import sealed
+from rayddl.errors import ArtifactError
+from rayddl.methods.training.input_spec import Frame, Shape
+from rayddl.nets.build import build
+from rayddl.nets.config import NetConfig
+from rayddl.storage import Folder
+
+_TENSORS, _META = "observer.safetensors", "observer.json"
+KIND = sealed.Kind("rayddl observer", 1, _META, "observer", "an", "run the teacher stage again")
+_SHOWN = 5
+
+
+class Chosen(nn.Module):
+    """A network of which some outputs are looked at, in an order of their own."""
+
+    def __init__(self, net: nn.Module, outputs: Sequence[int], total: int) -> None:
+        super().__init__()
+        self.net, self.total = net, total
+        self.outputs: Tensor
+        self.register_buffer("outputs", torch.tensor(list(outputs), dtype=torch.int64), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.net(images)
+        return logits[:, self.outputs]
+
+
+@dataclass(frozen=True, eq=False)
+class Observer:
+    """A trained network that scores and labels, with the names of what it tells apart."""
+
+    module: nn.Module
+    """In eval mode, float32, without gradients. Normalised images ``[B, C, H, W]`` to logits ``[B, K]``."""
+    net: NetConfig
+    classes: tuple[str, ...]
+    """What each output stands for."""
+    shape: Shape
+    """(C, H, W) of its input."""
+    mean: tuple[float, ...]
+    """Per channel, of pixels in 0..1."""
+    std: tuple[float, ...]
+    accuracy: float | None = None
+    """Top-1 on the held-out split, 0..1; ``None`` where it was not measured on these classes."""
+
+    @property
+    def frame(self) -> Frame:
+        """What it is shown."""
+        return Frame(self.shape, self.mean, self.std)
+
+    def on(self, device: torch.device, precision: str = "fp32") -> Observer:
+        """A copy on ``device``, channels last, whose convolutions are computed in ``precision``."""
+        base, kept, total = _parts(self.module, len(self.classes))
+        module = _built(self.net, self.shape, base.state_dict(), kept, total, precision)
+        return replace(self, module=frozen(module.to(device).to(memory_format=torch.channels_last)))
+
+    def pruned(self, classes: Sequence[str]) -> Observer:
+        """The observer with one output for each of ``classes``, in that order, matched by name.
+
+        Raises :class:`ArtifactError` naming the classes that it does not know, or knows twice.
+        """
+        if tuple(classes) == self.classes:
+            return self
+        _refuse_unmatched(self.classes, classes)
+        wanted = [self.classes.index(name) for name in classes]
+        base, kept, total = _parts(self.module, len(self.classes))
+        module = Chosen(base, [kept[i] for i in wanted], total)
+        same = len(classes) == len(self.classes)
+        return replace(
+            self,
+            module=frozen(module.to(next(base.parameters()).device)),
+            classes=tuple(classes),
+            accuracy=self.accuracy if same else None,
+        )
+
+    def save(self, folder: Folder) -> None:
+        """Write the observer into ``folder``; other files there are left alone."""
+        base, kept, total = _parts(self.module, len(self.classes))
+        state = {k: v.detach().cpu().contiguous().clone() for k, v in base.state_dict().items()}
+        data = safetensors.save(state)
+        folder.delete(_META)
+        folder.write(_TENSORS, data)
+        meta = {
+            **KIND.head(),
+            "net": self.net.model_dump(mode="json"),
+            "classes": list(self.classes),
+            "outputs": {"total": total, "kept": list(kept)},
+            "shape": list(self.shape),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "accuracy": self.accuracy,
+            "files": {_TENSORS: sealed.entry(data)},
+        }
+        folder.write_json(_META, meta)
+
+    @classmethod
+    def load(cls, folder: Folder) -> Observer:
+        """The observer in ``folder``, bit for bit as it was saved.
+
+        Raises :class:`ArtifactError` when it is incomplete, altered, or of a newer format.
+        """
+        meta = KIND.read(folder)
+        tensors = KIND.file(folder, meta, _TENSORS)
+        try:
+            net = NetConfig.model_validate(meta["net"])
+            shape = (int(meta["shape"][0]), int(meta["shape"][1]), int(meta["shape"][2]))
+            total, kept = int(meta["outputs"]["total"]), [int(i) for i in meta["outputs"]["kept"]]
+            return cls(
+                module=frozen(_built(net, shape, tensors, kept, total)),
+                net=net,
+                classes=tuple(meta["classes"]),
+                shape=shape,
+                mean=tuple(meta["mean"]),
+                std=tuple(meta["std"]),
+                accuracy=meta["accuracy"],
+            )
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, ValidationError) as error:
+            raise ArtifactError(
+                f"the observer in {folder} is incomplete or inconsistent: {error}. Run its teacher stage again."
+            ) from error
+
+
+def _built(
+    net: NetConfig,
+    shape: Shape,
+    state: Mapping[str, Tensor],
+    kept: list[int],
+    total: int,
+    precision: str = "fp32",
+) -> nn.Module:
+    module = build(net, shape, total, seed=0, precision=precision)
+    module.load_state_dict(state)
+    return module if kept == list(range(total)) else Chosen(module, kept, total)
+
+
+def size_of(folder: Folder) -> int:
+    """Bytes of the observer in ``folder``."""
+    return sum(folder.size(name) for name in (_TENSORS, _META))
+
+
+def is_observer(folder: Folder) -> bool:
+    """Whether ``folder`` holds a whole observer."""
+    return folder.has(_META)
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """``module`` in eval mode and without gradients."""
+    return module.requires_grad_(False).eval()
+
+
+def _parts(module: nn.Module, classes: int) -> tuple[nn.Module, list[int], int]:
+    """The network itself, the outputs kept of it, and how many it has."""
+    if isinstance(module, Chosen):
+        return module.net, [int(i) for i in module.outputs.tolist()], module.total
+    return module, list(range(classes)), classes
+
+
+def _refuse_unmatched(known: Sequence[str], wanted: Sequence[str]) -> None:
+    missing = [name for name in wanted if name not in known]
+    if missing:
+        names = ", ".join(repr(name) for name in missing[:_SHOWN])
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        near = difflib.get_close_matches(missing[0], known, n=1, cutoff=0.6) or list(known[:3])
+        raise ArtifactError(
+            f"the observer has no output for {len(missing)} of {len(wanted)} classes: {names}{more}. It knows "
+            f"{len(known)} classes, such as {', '.join(repr(n) for n in near)}. Classes are matched by name: "
+            "take a teacher of this source, or say with the teacher's classes: what its outputs stand for."
+        )
+    twice = [name for name, count in Counter(known).items() if count > 1 and name in wanted]
+    if twice:
+        raise ArtifactError(
+            f"the observer has two outputs named {twice[0]!r}, so its classes cannot be told by name. Give the "
+            "teacher classes: a file with a name of its own for every output."
+        )

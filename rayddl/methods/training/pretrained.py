@@ -1,0 +1,194 @@
+"""Teachers that are trained already: torchvision's weights, or a file of parameters."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
+from torch import Tensor, nn
+
+from rayddl import tensorfiles
+from rayddl.errors import ArtifactError
+from rayddl.methods.training.input_spec import Frame
+from rayddl.nets.build import TORCHVISION
+from rayddl.nets.config import NetConfig
+from rayddl.storage import split
+
+State = Mapping[str, Tensor]
+WRAPPERS = ("model", "state_dict")
+"""Keys under which published files keep the state dict."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """Parameters, and what torchvision says about them."""
+
+    state: State
+    classes: tuple[str, ...]
+    frame: Frame
+
+
+def torchvision_weights(net: NetConfig, *, download: bool) -> Ready:
+    """Torchvision's best weights of its network ``net``.
+
+    Taken from torch hub's cache, or downloaded into it where ``download`` allows. Raises
+    :class:`ArtifactError` where they are not there, or there is no such network.
+    """
+    from torchvision import models
+
+    if not net.name.startswith(TORCHVISION):
+        raise ArtifactError(
+            f"weights: DEFAULT are torchvision's, and {net.name} is no network of torchvision. Use one of those, "
+            f"e.g. net: tv_resnet18, or leave weights out to train {net.name} here."
+        )
+    weights: Any = models.get_model_weights(net.name.removeprefix(TORCHVISION)).DEFAULT
+    file = os.path.basename(urlparse(weights.url).path)
+    folder = os.path.join(torch.hub.get_dir(), "checkpoints")
+    path = os.path.join(folder, file)
+    if download:
+        state: State = weights.get_state_dict(progress=False, check_hash=True)
+    elif os.path.exists(path):
+        with open(path, "rb") as opened:
+            state = _checked(opened.read(), path)
+    else:
+        raise ArtifactError(
+            f"the weights of {net.name} are not in torch hub's cache: looked for {path}. Set download: true, or "
+            f"put the file from {weights.url} there."
+        )
+    shown = weights.transforms()
+    side = shown.crop_size[0]
+    frame = Frame((3, side, side), tuple(shown.mean), tuple(shown.std))
+    return Ready(state, tuple(weights.meta["categories"]), frame)
+
+
+def _checked(data: bytes, path: str) -> State:
+    # Torch hub's files carry the beginning of their own hash in their name.
+    wanted = os.path.splitext(os.path.basename(path))[0].rpartition("-")[2]
+    found = hashlib.sha256(data).hexdigest()
+    if not found.startswith(wanted):
+        raise ArtifactError(
+            f"{path} was altered: its SHA-256 is {found[: len(wanted)]}…, its name says {wanted}. Delete it, "
+            "and set download: true to fetch it again."
+        )
+    return unwrapped(data, path)
+
+
+def read_state(where: str) -> State:
+    """The state dict in the file ``where``, a path or URI: ``.safetensors``, or what torch saves.
+
+    Nothing in the file is executed. Raises :class:`ArtifactError`.
+    """
+    data = _read(where, "the file of the teacher's weights")
+    if where.endswith(".safetensors"):
+        try:
+            return dict(safetensors.load(data))
+        except SafetensorError as error:
+            raise ArtifactError(f"{where} is no whole safetensors file: {error}.") from error
+    return unwrapped(data, where)
+
+
+def unwrapped(data: bytes, where: str) -> State:
+    """The state dict in bytes that torch saved, out of the wrappers that published files have."""
+    try:
+        found = tensorfiles.load(io.BytesIO(data))
+    except tensorfiles.NotTensors as error:
+        raise ArtifactError(
+            f"{where} cannot be read as a file of weights: {error} Only tensors are accepted: save the "
+            "network's state_dict()."
+        ) from error
+    for key in WRAPPERS:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not found:
+        raise ArtifactError(f"{where} holds a {type(found).__name__}, expected a state dict of tensors.")
+    state = {str(k).removeprefix("module."): v for k, v in found.items() if isinstance(v, Tensor)}
+    if not state:
+        raise ArtifactError(
+            f"{where} holds no tensors, expected a state dict; it has {', '.join(map(str, found))}."
+        )
+    return state
+
+
+def _read(where: str, what: str) -> bytes:
+    folder, name = split(where)
+    try:
+        return folder.read(name)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{what} cannot be read: {where} ({error}).") from error
+
+
+def fill(module: nn.Module, state: State, net: NetConfig, where: str) -> None:
+    """Put ``state`` into ``module``, by name, or by order where all shapes agree in turn.
+
+    The small networks keep the published code's order of parameters under names of their own; the
+    accuracy check tells if an order only seemed to fit. A safetensors file keeps no order. Raises
+    :class:`ArtifactError`.
+    """
+    own = module.state_dict()
+    if own.keys() != state.keys():
+        fits = [t.shape for t in own.values()] == [t.shape for t in state.values()]
+        if not fits or where.endswith(".safetensors"):
+            raise ArtifactError(f"the weights in {where} are not those of {net.label}: {_misfit(own, state)}")
+        state = dict(zip(own, state.values(), strict=True))
+    wrong = next((name for name, t in own.items() if t.shape != state[name].shape), None)
+    if wrong is not None:
+        raise ArtifactError(
+            f"the weights in {where} are not those of {net.label}: {wrong} is {list(state[wrong].shape)}, expected "
+            f"{list(own[wrong].shape)}. Compare net, the images' size and the number of classes with the weights'."
+        )
+    module.load_state_dict(dict(state))
+
+
+def _misfit(own: State, state: State) -> str:
+    lacking = [name for name in own if name not in state]
+    more = [name for name in state if name not in own]
+    return (
+        f"{len(lacking)} of {len(own)} tensors are missing (first {lacking[0] if lacking else 'none'!r}), {len(more)} "
+        f"are unknown (first {more[0] if more else 'none'!r}). Set net to the network that they were trained as."
+    )
+
+
+def outputs_of(own: State, state: State) -> int:
+    """How many outputs the weights ``state`` are of, where ``own`` are those of the network as built.
+
+    In each the last bias is the classifier's; a file that keeps no order is asked for it by name.
+    """
+    last = [name for name, t in own.items() if t.ndim > 0 and name.endswith(("weight", "bias"))][-1]
+    return int((state[last] if last in state else list(state.values())[-1]).shape[0])
+
+
+def read_names(where: str) -> tuple[tuple[str, ...], ...]:
+    """What each output stands for, from a file: for each, one name or several of which any may match.
+
+    A text file has a line per output, several names with tabs between; JSON is a list of names or of
+    lists of names, or an object from output number to either. Raises :class:`ArtifactError`.
+    """
+    text = _read(where, "the file of the teacher's classes").decode("utf-8", errors="replace")
+    if not where.endswith(".json"):
+        lines = [line.strip() for line in text.splitlines()]
+        return tuple(tuple(p.strip() for p in line.split("\t")) for line in lines if line)
+    try:
+        found = json.loads(text)
+        if isinstance(found, dict):
+            found = [found[str(i)] for i in range(len(found))]
+        return tuple((n,) if isinstance(n, str) else tuple(map(str, n)) for n in found)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{where} does not name outputs: {error!r}. Expected a list of names, or an object with the keys "
+            '"0", "1", …'
+        ) from error
+
+
+def named(outputs: Sequence[Sequence[str]], wanted: Sequence[str]) -> tuple[str, ...]:
+    """One name for each output: the one among ``wanted``, or its first."""
+    known = set(wanted)
+    return tuple(next((name for name in names if name in known), names[0]) for names in outputs)

@@ -1,0 +1,263 @@
+"""The soft-label protocol (RDED, section 3.3, with the numbers of its published code).
+
+A fresh network learns what an observer says of images that are shuffled, cropped, flipped and mixed
+anew at every step (:mod:`rayddl.methods.training.mixes`): Kullback-Leibler divergence between the two softmax
+outputs at temperature 20, averaged over the batch and without the factor T²; AdamW; the learning rate
+follows the first half of a cosine. The labels of the images play no part.
+
+The accuracy to report is the one after the last epoch. The published code reports the best of several
+late epochs on the test images themselves; that choice is not offered. Batch norm's running statistics
+are updated once a step: the published code also runs the student on each batch once more to print its
+training accuracy, which moves them twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rayddl.methods.training import checkpoint, mixes
+from rayddl.methods.training.input_spec import Frame, in_unit
+from rayddl.methods.training.mixes import Draws
+from rayddl.nets.build import TORCHVISION
+from rayddl.nets.compiling import compiled
+from rayddl.seeds import derive, generator
+
+EPOCHS = 300
+LR = 1e-3
+LR_OF = {
+    "vgg11": 5e-4,
+    "efficientnet_b0": 2e-3,
+    "mobilenet_v2": 2.5e-3,
+    "alexnet": 1e-4,
+    "vit_b_16": 1e-4,
+    "swin_v2_t": 1e-4,
+}
+"""Learning rates published for single students; :data:`LR` for the others."""
+
+
+@dataclass(frozen=True)
+class SoftProtocol:
+    """How a student is trained on soft labels."""
+
+    batch: int
+    factor: int = 1
+    """Patches per side of an image; 1 for real ones."""
+    epochs: int = EPOCHS
+    lr: float = LR
+    weight_decay: float = 0.01
+    """On weights of more than one dimension; biases and norms have none."""
+    temperature: float = 20.0
+    cutmix: bool = True
+    plain: bool = False
+    """Show whole images as they are, only their order drawn: no augmentation."""
+
+    def lr_in(self, epoch: int) -> float:
+        """The learning rate of ``epoch``, counted from 0."""
+        return self.lr * 0.5 * (1 + math.cos(math.pi * epoch / (2 * self.epochs)))
+
+    def draw(self, epoch: int, count: int, sides: tuple[int, int], frame: Frame, seed: int) -> Draws:
+        """The random choices of ``epoch`` for ``count`` images; ``seed`` is those of the labels or student."""
+        if self.plain:
+            own = generator(seed, "soft", epoch)
+            return mixes.unmixed(count, sides, batch=self.batch, factor=self.factor, generator=own)
+        return mixes.draw(
+            count, sides, frame.shape[1:],
+            batch=self.batch, factor=self.factor, cutmix=self.cutmix,
+            generator=generator(seed, "soft", epoch),
+        )  # fmt: skip
+
+
+def published_lr(net: str) -> float:
+    """The published learning rate of the student named ``net``."""
+    return LR_OF.get(net.removeprefix(TORCHVISION), LR)
+
+
+def published_batch(ipc: int, classes: int, count: int) -> int:
+    """The published batch for ``ipc`` images a class: 10, 50, 100 from IPC 1, 10, 50 on.
+
+    Twice that from 100 classes on, but 100 for the 200 of Tiny ImageNet; never more than the ``count``
+    images of the set.
+    """
+    batch = 100 if ipc >= 50 else 50 if ipc >= 10 else 10
+    if classes == 200:
+        batch = 100
+    elif classes >= 100:
+        batch *= 2
+    return max(1, min(batch, count))
+
+
+@dataclass(frozen=True, eq=False)
+class Lecture:
+    """An epoch: what is shown, and what the observer says of it where that is known already."""
+
+    draws: Draws
+    logits: Tensor | None = None
+    """``[N, K]`` in the order shown."""
+
+
+Lectures = Callable[[int], Lecture]
+"""The lecture of an epoch, counted from 0. It must be the same whenever it is asked for."""
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How networks are computed: on what, and compiled or not. Their precision is built into them."""
+
+    device: torch.device
+    compile: bool = False
+
+
+class Answers:
+    """What an observer says of normalised images: float32 logits ``[B, K]``."""
+
+    def __init__(self, module: nn.Module, manner: Manner) -> None:
+        """``module`` is on the device already, in eval mode."""
+
+        def answer(x: Tensor) -> Tensor:
+            with torch.no_grad():
+                logits: Tensor = module(x)
+            return logits.float()
+
+        self._plain = answer
+        self._fast = compiled(answer, wanted=manner.compile)
+
+    def __call__(self, x: Tensor, whole: bool) -> Tensor:
+        """``whole``: a batch of the usual size, for which compiling pays."""
+        return (self._fast if whole else self._plain)(x)
+
+
+def inputs(images: Tensor, draws: Draws, frame: Frame, device: torch.device) -> Tensor:
+    """A batch as the networks see it: float32 ``[B, *frame.shape]`` on ``device``, channels last.
+
+    ``images`` are all images of the set, uint8 or float in 0..1, wherever they lie.
+    """
+    batch = images[draws.picked.to(images.device)].to(device, non_blocking=True)
+    seen = mixes.shown(in_unit(batch), draws.to(device), frame.shape[1:])
+    return frame.normalised(seen).contiguous(memory_format=torch.channels_last)
+
+
+def labelled(
+    answers: Answers, images: Tensor, draws: Draws, protocol: SoftProtocol, frame: Frame, device: torch.device
+) -> Tensor:
+    """What the observer says of a whole epoch, batch by batch as in training: float16 ``[N, K]``, CPU."""
+    whole = min(protocol.batch, len(draws.picked))
+    parts = [
+        answers(inputs(images, part, frame, device), len(part.picked) == whole).half().cpu()
+        for part in draws.batches(protocol.batch)
+    ]
+    return torch.cat(parts)
+
+
+class SoftTraining:
+    """A student under training by the soft-label protocol."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        protocol: SoftProtocol,
+        frame: Frame,
+        images: Tensor,
+        lectures: Lectures,
+        observer: nn.Module | None,
+        manner: Manner,
+        seed: int,
+    ) -> None:
+        """``images`` ``[N, C, H, W]`` are uint8 or float in 0..1. ``observer``, normalised images to logits,
+        may be missing where every lecture has its logits. ``seed`` is the student's own.
+        """
+        self.student: nn.Module = student.to(manner.device).to(memory_format=torch.channels_last)
+        self.epoch = 0
+        """Epochs done."""
+        self.losses: list[float] = []
+        """The mean loss of each."""
+        self._protocol, self._frame, self._images = protocol, frame, images
+        self._lectures, self._manner, self._seed = lectures, manner, seed
+        self._answers = None if observer is None else Answers(observer, manner)
+        self._optimiser = adamw(self.student, protocol)
+
+        def loss(x: Tensor, targets: Tensor) -> Tensor:
+            return divergence(self.student(x).float(), targets, protocol.temperature)
+
+        self._plain = loss
+        self._fast = compiled(loss, wanted=manner.compile)
+
+    def dump(self) -> bytes:
+        """The training as bytes, for :meth:`resume`."""
+        numbers = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
+        return checkpoint.dump(self.student, self._optimiser, numbers)
+
+    def resume(self, data: bytes) -> None:
+        """Go on from what :meth:`dump` gave."""
+        self.losses = checkpoint.restore(data, self.student, self._optimiser)["losses"].tolist()
+        self.epoch = len(self.losses)
+
+    def run(self, on_epoch: Callable[[SoftTraining], None] = lambda _: None) -> nn.Module:
+        """Train to the protocol's last epoch; the student, in eval mode. ``on_epoch`` is called after each."""
+        with checkpoint.own_noise(self._manner.device):
+            while self.epoch < self._protocol.epochs:
+                self.losses.append(self._one_epoch())
+                self.epoch += 1
+                on_epoch(self)
+        self.student.eval()
+        return self.student
+
+    def _one_epoch(self) -> float:
+        torch.manual_seed(derive(self._seed, "noise", self.epoch))
+        self.student.train()
+        for group in self._optimiser.param_groups:
+            group["lr"] = self._protocol.lr_in(self.epoch)
+        lecture, device = self._lectures(self.epoch), self._manner.device
+        total, done, count = torch.zeros((), device=device), 0, len(lecture.draws.picked)
+        for part in lecture.draws.batches(self._protocol.batch):
+            size = len(part.picked)
+            whole = size == min(self._protocol.batch, count)
+            if size == 1 and not whole:
+                break  # batch norm has no variance of a single image that is left over
+            x = inputs(self._images, part, self._frame, device)
+            said = self._said(lecture, done, x, whole)
+            loss = (self._fast if whole else self._plain)(x, softened(said, self._protocol.temperature))
+            self._optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            self._optimiser.step()
+            total += loss.detach() * size
+            done += size
+        return float(total) / count
+
+    def _said(self, lecture: Lecture, done: int, x: Tensor, whole: bool) -> Tensor:
+        if lecture.logits is not None:
+            return lecture.logits[done : done + len(x)].to(x.device).float()
+        assert self._answers is not None  # an observer was given, or every lecture has its logits
+        return self._answers(x, whole)
+
+
+def softened(logits: Tensor, temperature: float) -> Tensor:
+    """Probabilities ``[B, K]`` at ``temperature``."""
+    return F.softmax(logits / temperature, dim=1)
+
+
+def divergence(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """KL(targets || softmax(logits / temperature)), averaged over the batch."""
+    return F.kl_div(F.log_softmax(logits / temperature, dim=1), targets, reduction="batchmean")
+
+
+def adamw(module: nn.Module, protocol: SoftProtocol) -> torch.optim.AdamW:
+    """The optimiser: decay on parameters that are named weights and have more than one dimension."""
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(True)
+        (decayed if "weight" in name and parameter.ndim > 1 else plain).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=protocol.lr,
+        betas=(0.9, 0.999),
+        weight_decay=protocol.weight_decay,
+    )

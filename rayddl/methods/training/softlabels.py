@@ -1,0 +1,169 @@
+"""Soft labels on disk: what an observer said of every image at every step, so that none is needed again.
+
+A folder of ``labels-<number>.safetensors``, each some epochs, and ``labels.json``, written last. An epoch
+holds the random choices of :mod:`rayddl.methods.training.mixes` and the observer's logits in float16. For E
+epochs of N images, K classes and a grid of ``factor`` that is about E x N x (2 K + 2 factor + 17) bytes:
+1.2 MB for 300 epochs of 100 images and 10 classes, 6 GB for 10,000 images and 1,000 classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from safetensors import torch as safetensors
+from torch import Tensor
+
+from rayddl import sealed
+from rayddl.errors import ArtifactError
+from rayddl.methods.training.input_spec import Frame
+from rayddl.methods.training.mixes import Draws
+from rayddl.methods.training.soft import Lecture, SoftProtocol
+from rayddl.storage import Folder
+
+_META = "labels.json"
+KIND = sealed.Kind("rayddl soft labels", 1, _META, "soft labels", "", "evaluate the set again")
+PART_BYTES = 32 * 2**20
+"""About as much as one file holds."""
+_SMALL = {"rows": torch.uint8, "columns": torch.uint8, "boxes": torch.int16, "cuts": torch.int16}
+
+
+@dataclass(frozen=True)
+class Index:
+    """What ``labels.json`` says."""
+
+    classes: tuple[str, ...]
+    frame: Frame
+    protocol: SoftProtocol
+    images: str
+    """Names the images that were labelled: :func:`name_of`."""
+    count: int
+    epochs_a_part: int
+
+    @classmethod
+    def of(cls, images: Tensor, classes: tuple[str, ...], frame: Frame, protocol: SoftProtocol) -> Index:
+        """For uint8 ``images`` ``[N, C, H, W]``."""
+        bytes_ = len(images) * (2 * len(classes) + 2 * protocol.factor + 17)
+        return cls(classes, frame, protocol, name_of(images), len(images), max(1, PART_BYTES // bytes_))
+
+    def parts(self) -> Iterator[tuple[str, range]]:
+        """Each file's name and its epochs."""
+        for start in range(0, self.protocol.epochs, self.epochs_a_part):
+            epochs = range(start, min(start + self.epochs_a_part, self.protocol.epochs))
+            yield f"labels-{start // self.epochs_a_part:04d}.safetensors", epochs
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        frame, protocol = self.frame, self.protocol
+        return {
+            "classes": list(self.classes),
+            "frame": {"shape": list(frame.shape), "mean": list(frame.mean), "std": list(frame.std)},
+            # Labels are stored of augmented views: without augmentation there is nothing to store.
+            "protocol": {f.name: getattr(protocol, f.name) for f in fields(protocol) if f.name != "plain"},
+            "images": self.images,
+            "count": self.count,
+            "epochs_a_part": self.epochs_a_part,
+        }
+
+    @classmethod
+    def from_json(cls, meta: Mapping[str, Any]) -> Index:
+        """What :meth:`to_json` gave."""
+        frame, shape = meta["frame"], meta["frame"]["shape"]
+        return cls(
+            tuple(meta["classes"]),
+            Frame((shape[0], shape[1], shape[2]), tuple(frame["mean"]), tuple(frame["std"])),
+            SoftProtocol(**meta["protocol"]),
+            meta["images"],
+            meta["count"],
+            meta["epochs_a_part"],
+        )
+
+
+def name_of(images: Tensor) -> str:
+    """Hex that names uint8 images by their pixels."""
+    shape = json.dumps(list(images.shape)).encode()
+    return hashlib.sha256(shape + images.contiguous().cpu().numpy().tobytes()).hexdigest()
+
+
+def pack(lectures: list[Lecture]) -> bytes:
+    """The bytes of a file of lectures, each with its logits."""
+    names = [f.name for f in fields(Draws)]
+    tensors = {n: torch.stack([getattr(lecture.draws, n) for lecture in lectures]) for n in names}
+    tensors["picked"], tensors["partners"] = tensors["picked"].int(), tensors["partners"].int()
+    tensors |= {name: tensors[name].to(dtype) for name, dtype in _SMALL.items()}
+    logits = [lecture.logits for lecture in lectures if lecture.logits is not None]
+    return safetensors.save({**tensors, "logits": torch.stack(logits).half()})
+
+
+def unpack(tensors: dict[str, Tensor]) -> list[Lecture]:
+    """What :func:`pack` was given, of the tensors in its bytes."""
+    logits = tensors.pop("logits")
+    whole = {name: t if t.dtype == torch.bool else t.long() for name, t in tensors.items()}
+    return [
+        Lecture(Draws(**{name: t[e] for name, t in whole.items()}), logits[e]) for e in range(len(logits))
+    ]
+
+
+def finish(folder: Folder, index: Index) -> None:
+    """Write ``labels.json`` once every part is there."""
+    files = {name: sealed.entry(folder.read(name)) for name, _ in index.parts()}
+    folder.write_json(_META, {**KIND.head(), **index.to_json(), "files": files})
+
+
+def has_labels(folder: Folder) -> bool:
+    """Whether ``folder`` holds whole soft labels."""
+    return folder.has(_META)
+
+
+class StoredLabels:
+    """The soft labels in a folder, read one file at a time. Call it with an epoch for its lecture."""
+
+    def __init__(self, folder: Folder) -> None:
+        """Raises :class:`ArtifactError` when they are incomplete or of a newer format."""
+        self._folder = folder
+        self._meta = meta = KIND.read(folder)
+        try:
+            self.index = Index.from_json(meta)
+        except (KeyError, IndexError, TypeError) as error:
+            raise ArtifactError(
+                f"the soft labels in {folder} are incomplete: {error}. Evaluate the set again."
+            ) from error
+        self._open: tuple[str, range, list[Lecture]] = ("", range(0), [])
+
+    def refuse_other_images(self, images: Tensor) -> None:
+        """Raise :class:`ArtifactError` unless these uint8 images are the ones that were labelled."""
+        if name_of(images) != self.index.images:
+            raise ArtifactError(
+                f"the soft labels in {self._folder} were made for other images than the set's. Evaluate the "
+                "set again to label it anew."
+            )
+
+    def refuse_fewer(self, epochs: int, classes: tuple[str, ...]) -> None:
+        """Raise :class:`ArtifactError` unless they are of these classes and of so many epochs."""
+        if self.index.classes != classes:
+            raise ArtifactError(
+                f"the soft labels in {self._folder} are of other classes than the source's, or in another order. "
+                "Evaluate on the source that the set was made from."
+            )
+        if self.index.protocol.epochs < epochs:
+            raise ArtifactError(
+                f"the soft labels in {self._folder} are of {self.index.protocol.epochs} epochs, and {epochs} are "
+                "asked for. Lower epochs, or give the observer that labels more."
+            )
+
+    def __call__(self, epoch: int) -> Lecture:
+        """The lecture of ``epoch``. Raises :class:`ArtifactError` for an altered or missing file."""
+        if epoch not in self._open[1]:
+            self._open = self._read(epoch)
+        _, epochs, lectures = self._open
+        return lectures[epoch - epochs.start]
+
+    def _read(self, epoch: int) -> tuple[str, range, list[Lecture]]:
+        for name, epochs in self.index.parts():
+            if epoch in epochs:
+                return name, epochs, unpack(KIND.file(self._folder, self._meta, name))
+        raise IndexError(f"epoch {epoch} of {self.index.protocol.epochs}")

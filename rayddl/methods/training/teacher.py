@@ -1,0 +1,232 @@
+"""Training the observer on the real images: SGD with momentum, a warmed-up cosine, random flips and shifts."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rayddl.data.pixels import augment
+from rayddl.methods.training import checkpoint
+from rayddl.methods.training.input_spec import BATCH, Frame
+from rayddl.methods.training.soft import Manner
+from rayddl.nets.compiling import compiled
+from rayddl.seeds import derive, generator
+
+COLUMNS = ("epoch", "train_loss", "test_accuracy", "lr", "seconds")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a teacher is trained."""
+
+    epochs: int
+    lr: float
+    """At its highest."""
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch: int = 128
+    warmup: float = 5.0
+    """Epochs in which the learning rate rises from nothing; a fifth of all where that is less."""
+    label_smoothing: float = 0.0
+    augment: tuple[str, ...] = ("crop", "flip")
+    """All of them, one after the other, on every batch."""
+
+    def lr_at(self, step: int, steps_an_epoch: int) -> float:
+        """The learning rate of ``step``, counted from 0: up in a straight line, then down a cosine to 0."""
+        whole = self.epochs * steps_an_epoch
+        rising = min(self.warmup, self.epochs / 5) * steps_an_epoch
+        if step < rising:
+            return self.lr * (step + 1) / (math.floor(rising) + 1)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rising) / (whole - rising)))
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What is recorded after an epoch, counted from 1."""
+
+    epoch: int
+    train_loss: float
+    test_accuracy: float
+    lr: float
+    """Of its last step."""
+    seconds: float
+
+
+class TeacherTraining:
+    """A teacher under training. It can be stopped after any step and goes on bit for bit."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        recipe: Recipe,
+        frame: Frame,
+        images: Tensor,
+        labels: Tensor,
+        manner: Manner,
+        seed: int,
+    ) -> None:
+        """``images`` uint8 ``[N, C, H, W]`` and ``labels`` int64 ``[N]`` may lie on the device or beside it."""
+        self.module: nn.Module = module.to(manner.device).to(memory_format=torch.channels_last)
+        self.module.requires_grad_(True)
+        self.history: list[Epoch] = []
+        self._recipe, self._frame, self._manner, self._seed = recipe, frame, manner, seed
+        self._images, self._labels = images, labels
+        # A single image that is left over is passed by: batch norm has no variance of it.
+        self._steps = max(1, -(-(len(labels) - 1) // recipe.batch))
+        self._step, self._seconds = 0, 0.0
+        self._loss = self._nothing()
+        self._optimiser = torch.optim.SGD(
+            self.module.parameters(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+        )
+
+        def loss(x: Tensor, y: Tensor) -> Tensor:
+            return F.cross_entropy(self.module(x).float(), y, label_smoothing=recipe.label_smoothing)
+
+        self._plain = loss
+        self._fast = compiled(loss, wanted=manner.compile)
+
+    @property
+    def done(self) -> float:
+        """Epochs done."""
+        return len(self.history) + self._step / self._steps
+
+    def dump(self) -> bytes:
+        """The training as bytes, for :meth:`resume`."""
+        rows = [[getattr(e, c) for c in COLUMNS] for e in self.history]
+        numbers = {
+            "history": torch.tensor(rows, dtype=torch.float64).view(-1, len(COLUMNS)),
+            "running": torch.tensor([self._step, float(self._loss), self._seconds], dtype=torch.float64),
+        }
+        return checkpoint.dump(self.module, self._optimiser, numbers)
+
+    def resume(self, data: bytes) -> None:
+        """Go on from what :meth:`dump` gave."""
+        numbers = checkpoint.restore(data, self.module, self._optimiser)
+        self.history = [Epoch(int(row[0]), *row[1:]) for row in numbers["history"].tolist()]
+        step, loss, self._seconds = numbers["running"].tolist()
+        self._step, self._loss = int(step), self._nothing() + loss
+
+    def run(
+        self, test: Callable[[], float], on_step: Callable[[TeacherTraining], None] = lambda _: None
+    ) -> nn.Module:
+        """Train to the recipe's last epoch; the network, in eval mode.
+
+        ``test`` measures the held-out accuracy, in 0..1, after each epoch; ``on_step`` is called after each
+        step, and may :meth:`dump`.
+        """
+        with checkpoint.own_noise(self._manner.device):
+            while len(self.history) < self._recipe.epochs:
+                self._one_epoch(test, on_step)
+        self.module.eval()
+        return self.module
+
+    def _one_epoch(self, test: Callable[[], float], on_step: Callable[[TeacherTraining], None]) -> None:
+        epoch, began = len(self.history), time.perf_counter() - self._seconds
+        draws = generator(self._seed, "order", epoch)
+        batches = torch.randperm(len(self._labels), generator=draws).split(self._recipe.batch)
+        self.module.train()
+        while self._step < self._steps:
+            picked = batches[self._step]
+            self._loss += self._learn(picked, epoch) * len(picked)
+            self._step += 1
+            self._seconds = time.perf_counter() - began
+            if self._step < self._steps:
+                on_step(self)
+        accuracy = test()
+        mean, lr = float(self._loss) / len(self._labels), float(self._optimiser.param_groups[0]["lr"])
+        self.history.append(Epoch(epoch + 1, mean, accuracy, lr, time.perf_counter() - began))
+        self._step, self._loss, self._seconds = 0, self._nothing(), 0.0
+        on_step(self)
+
+    def _nothing(self) -> Tensor:
+        # A sum on the device: reading it at every step would make the host wait for every step.
+        return torch.zeros((), dtype=torch.float64, device=self._manner.device)
+
+    def _learn(self, picked: Tensor, epoch: int) -> Tensor:
+        device, recipe = self._manner.device, self._recipe
+        torch.manual_seed(derive(self._seed, "noise", epoch, self._step))
+        for group in self._optimiser.param_groups:
+            group["lr"] = recipe.lr_at(epoch * self._steps + self._step, self._steps)
+        x = self._images[picked.to(self._images.device)].to(device, non_blocking=True)
+        y = self._labels[picked.to(self._labels.device)].to(device, non_blocking=True)
+        x = self._frame.normalised(x).contiguous(memory_format=torch.channels_last)
+        draws = generator(self._seed, "augment", epoch, self._step)
+        for name in recipe.augment:
+            x = augment.apply(x, augment.draw((name,), tuple(x.shape), draws))
+        usual = len(picked) == min(recipe.batch, len(self._labels))
+        loss = (self._fast if usual else self._plain)(x, y)
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self._optimiser.step()
+        return loss.detach()
+
+
+@torch.no_grad()
+def outputs(module: nn.Module, frame: Frame, images: Tensor, device: torch.device) -> Iterator[Tensor]:
+    """Logits ``[B, K]`` for uint8 ``images`` ``[N, C, H, W]``, batch by batch.
+
+    The images are brought to the network's frame as the published code does with test images.
+    ``module`` is left as it was, in training or not.
+    """
+    training = module.training
+    module.eval()
+    try:
+        for part in images.split(BATCH):
+            x = frame.normalised(frame.fitted(part).to(device, non_blocking=True))
+            yield module(x.contiguous(memory_format=torch.channels_last))
+    finally:
+        module.train(training)
+
+
+def predictions(module: nn.Module, frame: Frame, images: Tensor, device: torch.device) -> Tensor:
+    """The likeliest output for each of ``images``, shown as by :func:`outputs`: int64 ``[N]`` on the CPU."""
+    return torch.cat([logits.argmax(1).cpu() for logits in outputs(module, frame, images, device)])
+
+
+def share_right(predicted: Tensor, labels: Tensor) -> float:
+    """Share of int64 ``predicted`` that equals ``labels``, in 0..1."""
+    return int((predicted == labels.cpu()).sum()) / len(labels)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How well an observer does on images that it has not seen."""
+
+    accuracy: float
+    reordered: float
+    """What the accuracy would be if every class were answered by the output that answers it most often."""
+    images: int
+    classes: int
+
+    @classmethod
+    def of(cls, predicted: Tensor, labels: Tensor, classes: int) -> Verdict:
+        """Of predictions and labels int64 ``[N]``."""
+        pairs = torch.bincount(labels.cpu() * classes + predicted, minlength=classes * classes)
+        most = pairs.view(classes, classes).amax(1).sum()
+        return cls(share_right(predicted, labels), int(most) / len(labels), len(labels), classes)
+
+    @property
+    def bar(self) -> float:
+        """The accuracy below which it counts as guessing: three times chance, less for few classes."""
+        chance = 1 / self.classes
+        return chance + min(2 * chance, 0.2 * (1 - chance))
+
+    @property
+    def weak(self) -> bool:
+        """Whether it all but guesses, and there are enough images to say so: two standard deviations."""
+        spread = math.sqrt(self.bar * (1 - self.bar) / self.images)
+        return self.accuracy + 2 * spread < self.bar
+
+    @property
+    def shuffled(self) -> bool:
+        """Whether the outputs tell the classes apart, but not under the names they were given."""
+        return self.weak and self.reordered > max(2 * self.bar, 3 * self.accuracy)

@@ -1,0 +1,195 @@
+"""Training one expert (MTT, section 3.1): SGD on the real images, a snapshot after every epoch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field, replace
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from rayddl.data.pixels import augment
+from rayddl.data.pixels.space import PixelSpace
+from rayddl.methods.training.metrics import accuracy
+from rayddl.methods.training.steps import Steps, one_hot, sgd
+from rayddl.methods.trajectories.interleave import Lanes
+from rayddl.seeds import generator
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an expert is trained."""
+
+    epochs: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    batch: int
+    augment: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Images:
+    """A split in model space: ``x`` float32 ``[N, C, H, W]``, ``y`` int64 ``[N]``, on the device."""
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What is recorded after an epoch. Epoch 0 is the start, where nothing has been trained yet."""
+
+    epoch: int
+    train_loss: float
+    test_accuracy: float
+    step_norm: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Training:
+    """An expert's training after some whole number of epochs.
+
+    Nothing else is needed to go on: every epoch draws from a generator of its own.
+    """
+
+    snapshots: tuple[Tensor, ...]
+    """``[P]`` float32 on the CPU, from epoch 0."""
+    velocity: Tensor | None
+    history: tuple[Epoch, ...]
+    statistics: Tensor | None = None
+    """The running statistics ``[S]`` of batch norm, by which the expert is tested. No part of a snapshot."""
+
+    def table(self) -> Tensor:
+        """The history as float64 ``[epochs + 1, 5]``, columns as in :class:`Epoch`."""
+        rows = [[e.epoch, e.train_loss, e.test_accuracy, e.step_norm, e.seconds] for e in self.history]
+        return torch.tensor(rows, dtype=torch.float64)
+
+    def dump(self) -> bytes:
+        """The training as bytes, for :func:`load_training`."""
+        tensors = {"snapshots": torch.stack(self.snapshots), "history": self.table()}
+        if self.velocity is not None:
+            tensors["velocity"] = self.velocity.cpu()
+        if self.statistics is not None:
+            tensors["statistics"] = self.statistics.cpu()
+        return save(tensors)
+
+
+def load_training(data: bytes) -> Training:
+    """The training that :meth:`Training.dump` wrote."""
+    tensors = load(data)
+    history = tuple(Epoch(int(row[0]), *row[1:]) for row in tensors["history"].tolist())
+    return Training(tuple(tensors["snapshots"]), tensors.get("velocity"), history, tensors.get("statistics"))
+
+
+def train_expert(
+    steps: Steps,
+    recipe: Recipe,
+    start: Training | Tensor,
+    train: Images,
+    test: Images,
+    classes: int,
+    seed: int,
+    on_epoch: Callable[[Training], None] = lambda _: None,
+) -> Training:
+    """Train from parameters ``[P]``, or go on from an unfinished training, to ``recipe.epochs``.
+
+    ``seed`` is the expert's own. ``on_epoch`` sees the training after every epoch.
+    """
+    going = training_steps(steps, recipe, start, train, test, classes, seed, on_epoch)
+    lanes: Lanes[Training] = Lanes([going], train.x.device)
+    ended: list[tuple[int, Training]] = []
+    while not ended:
+        ended = lanes.turn()
+    return ended[0][1]
+
+
+def training_steps(
+    steps: Steps,
+    recipe: Recipe,
+    start: Training | Tensor,
+    train: Images,
+    test: Images,
+    classes: int,
+    seed: int,
+    on_epoch: Callable[[Training], None] = lambda _: None,
+) -> Generator[None, None, Training]:
+    """:func:`train_expert`, pausing after every SGD step; it returns the training."""
+    if isinstance(start, Tensor):
+        statistics = steps.fresh_statistics(train.x.device)
+        tested = _tested(start.to(train.x.device), statistics)
+        first = Epoch(0, math.nan, accuracy(steps, tested, test.x, test.y), 0.0, 0.0)
+        training = Training((start.detach().cpu().clone(),), None, (first,), statistics)
+    else:
+        training = start
+    while len(training.snapshots) <= recipe.epochs:
+        training = yield from _one_epoch(steps, recipe, training, train, test, classes, seed)
+        on_epoch(training)
+    return training
+
+
+@dataclass
+class _Running:
+    theta: Tensor
+    velocity: Tensor | None
+    statistics: Tensor | None
+    loss: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+
+def _one_epoch(
+    steps: Steps, recipe: Recipe, training: Training, train: Images, test: Images, classes: int, seed: int
+) -> Generator[None, None, Training]:
+    began = time.perf_counter()
+    epoch, device = len(training.snapshots), train.x.device
+    before = training.snapshots[-1]
+    velocity = training.velocity
+    if velocity is None and recipe.momentum:
+        velocity = torch.zeros_like(before)
+    run = _Running(
+        before.to(device, copy=True),
+        None if velocity is None else velocity.to(device, copy=True),
+        None if training.statistics is None else training.statistics.to(device),
+    )
+    run.loss = run.loss.to(device)
+    draws = generator(seed, "epoch", epoch)
+    order = torch.randperm(len(train.y), generator=draws).to(device)
+    for picked in order.split(recipe.batch):
+        x = train.x[picked]
+        drawn = augment.draw(recipe.augment, tuple(x.shape), draws)
+        x, y = augment.apply(x, drawn), one_hot(train.y[picked], classes)
+        usual = len(picked) == recipe.batch
+        gradient, value, run.statistics = steps.training(run.theta, run.statistics, x, y, usual=usual)
+        sgd(
+            run.theta, gradient, run.velocity,
+            lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
+        )  # fmt: skip
+        run.loss += value * len(picked)
+        yield
+    after = run.theta.cpu()
+    record = Epoch(
+        epoch,
+        float(run.loss) / len(train.y),
+        accuracy(steps, _tested(run.theta, run.statistics), test.x, test.y),
+        float((after.double() - before.double()).norm()),
+        time.perf_counter() - began,
+    )
+    return replace(
+        training,
+        snapshots=(*training.snapshots, after),
+        velocity=run.velocity,
+        history=(*training.history, record),
+        statistics=run.statistics,
+    )
+
+
+def _tested(theta_P: Tensor, statistics_S: Tensor | None) -> Tensor:
+    return theta_P if statistics_S is None else torch.cat([theta_P, statistics_S])
+
+
+def encoded(space: PixelSpace, images: Tensor, labels: Tensor, device: torch.device) -> Images:
+    """A split of uint8 images in model space on ``device``."""
+    return Images(space.encode(images).to(device), labels.to(device))

@@ -1,0 +1,161 @@
+"""What lies under ``--out``, told from the artifacts alone: ``rayddl list``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from rayddl.credentials import scrub
+from rayddl.errors import ArtifactError, UserError
+from rayddl.pipeline import artifacts, records
+from rayddl.pipeline.display import pace
+from rayddl.pipeline.display.tables import rows_table
+from rayddl.pipeline.plan import SHOWN_DIGITS
+from rayddl.storage import Folder
+
+_STAGE_FOLDER = re.compile(rf"(?P<stage>[a-z][a-z0-9_-]*)-[0-9a-f]{{{SHOWN_DIGITS}}}")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A stage's folder under ``--out``."""
+
+    folder: str
+    kind: str
+    state: str
+    """``done``, ``partial``, ``failed`` (on an unforeseen error), ``altered`` (the manifest and the files
+    disagree), ``empty``."""
+    bytes: int
+    written: datetime | None
+
+    def row(self, now: datetime) -> dict[str, str]:
+        """A row of the table."""
+        return {
+            "folder": self.folder,
+            "kind": self.kind,
+            "state": self.state,
+            "size": pace.size(self.bytes),
+            "age": age(self.written, now),
+        }
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run recorded under ``--out``."""
+
+    name: str
+    state: str
+    """``done``, or what keeps it from being done."""
+    stages: str
+    written: datetime | None
+
+    def row(self, now: datetime) -> dict[str, str]:
+        """A row of the table."""
+        return {
+            "run": self.name,
+            "state": self.state,
+            "stages done": self.stages,
+            "age": age(self.written, now),
+        }
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Runs and stage folders."""
+
+    out: str
+    runs: tuple[Run, ...]
+    folders: tuple[Found, ...]
+
+    def parts(self) -> list[RenderableType]:
+        """Two tables, or a line that says there is nothing."""
+        now = datetime.now(timezone.utc)
+        if not self.runs and not self.folders:
+            return [Text(f"nothing under {scrub(self.out)}; start with: rayddl run quickstart")]
+        tables: list[RenderableType] = []
+        if self.runs:
+            tables += [rows_table([run.row(now) for run in self.runs]), Text()]
+        return [*tables, rows_table([found.row(now) for found in self.folders])]
+
+    def to_json(self) -> dict[str, Any]:
+        """The listing as JSON values."""
+
+        def plain(entry: Run | Found) -> dict[str, Any]:
+            written = entry.written.isoformat() if entry.written else None
+            return {**entry.__dict__, "written": written}
+
+        return {
+            "out": scrub(self.out),
+            "runs": [plain(run) for run in self.runs],
+            "folders": [plain(found) for found in self.folders],
+        }
+
+
+def listing(out: str) -> Listing:
+    """The runs and stage folders under ``out``. Raises :class:`UserError` when it cannot be read."""
+    folder = Folder(out)
+    try:
+        names = [name for name in folder.folders() if _STAGE_FOLDER.fullmatch(name)]
+        files = list(records.names(folder))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--out {scrub(out)!r} cannot be read: {scrub(str(error))}") from error
+    found = {name: _found(folder, name) for name in names}
+    return Listing(out, tuple(_run(folder, file, found) for file in files), tuple(found.values()))
+
+
+def age(written: datetime | None, now: datetime) -> str:
+    """``40 s``, ``3 min``, ``5 h``, ``12 days`` since ``written``."""
+    if written is None:
+        return ""
+    seconds = max(0, int((now - written).total_seconds()))
+    for unit, length, limit in (("s", 1, 90), ("min", 60, 90 * 60), ("h", 3600, 48 * 3600)):
+        if seconds < limit:
+            return f"{seconds // length} {unit}"
+    return f"{seconds // 86400} days"
+
+
+def _found(out: Folder, name: str) -> Found:
+    folder = out.child(name)
+    files = folder.files()
+    state: str = artifacts.state(folder)
+    kind = ""
+    if state == "done":
+        try:
+            kind = artifacts.open_artifact(folder).kind
+        except ArtifactError:
+            state = "altered"
+    elif state == "new":
+        state = "empty"
+    if artifacts.ERROR in files:
+        state = "failed"
+    newest = artifacts.MANIFEST if artifacts.MANIFEST in files else next(iter(files), None)
+    written = folder.modified(newest) if newest else None
+    return Found(name, kind, state, sum(files.values()), written)
+
+
+def _run(out: Folder, file: str, found: Mapping[str, Found]) -> Run:
+    written = out.modified(file)
+    try:
+        record = records.read(out, file)
+        stages: Mapping[str, Any] = record["stages"]
+        states = {
+            name: found[s["folder"]].state if s["folder"] in found else "" for name, s in stages.items()
+        }
+    except (ArtifactError, KeyError, TypeError):
+        return Run(file.removesuffix(records.SUFFIX), "unreadable", "", written)
+    done = sum(state == "done" for state in states.values())
+    told = {str(entry.get("state", "")) for name, entry in stages.items() if states[name] != "done"}
+    # "running" in a record may be a command at work or one that was killed: the lock would know, the
+    # record does not.
+    state = (
+        "done"
+        if done == len(stages)
+        else next((s for s in ("failed", "interrupted") if s in told), "partial")
+    )
+    return Run(str(record["name"]), state, f"{done} of {len(stages)}", written)

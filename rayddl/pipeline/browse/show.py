@@ -1,0 +1,188 @@
+"""A stage, a set or a run in readable form: ``rayddl show``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from rich.console import RenderableType
+from rich.text import Text
+
+from rayddl.credentials import scrub
+from rayddl.errors import ArtifactError, UserError
+from rayddl.pipeline import artifacts, records
+from rayddl.pipeline.artifacts import Artifact
+from rayddl.pipeline.display import pace
+from rayddl.pipeline.display.tables import places_table, rows_table
+from rayddl.pipeline.sets import SET_FILE, find_record
+from rayddl.storage import Folder
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What was found, for people and as JSON."""
+
+    title: str
+    head: Mapping[str, str]
+    """Short facts."""
+    blocks: Mapping[str, Any]
+    """Longer ones: nested JSON values under a heading."""
+    tables: Mapping[str, Sequence[Mapping[str, str]]]
+    """Rows under a heading."""
+    value: Any
+    """The document itself."""
+
+    def parts(self) -> list[RenderableType]:
+        """What a terminal shows."""
+        parts: list[RenderableType] = [Text(self.title, style="bold"), places_table(self.head)]
+        for heading, block in self.blocks.items():
+            if block:
+                parts += [Text(), Text(heading, style="bold"), Text(_readable(block))]
+        for heading, rows in self.tables.items():
+            if rows:
+                parts += [Text(), rows_table(rows, heading)]
+        return parts
+
+
+def inspect(where: str, out: str, *, verify: bool = False) -> Inspected:
+    """What lies at ``where``: a stage's folder, a set's, a run record, or a run's name in ``out``.
+
+    With ``verify`` every file is read and compared with its hash. Raises :class:`ArtifactError`.
+    """
+    folder = Folder(where)
+    try:
+        if folder.has(artifacts.MANIFEST):
+            return _stage(artifacts.open_artifact(folder, verify=verify), verify)
+        if folder.has(SET_FILE):
+            return _set(folder, verify)
+        found = find_record(where, out)
+        if found:
+            return _run(*found, verify)
+        held = folder.files()
+    except ValueError as error:
+        raise UserError(f"{scrub(where)!r} is no place that can be read: {scrub(str(error))}") from error
+    if artifacts.ERROR in held:
+        raise ArtifactError(
+            f"the stage in {scrub(where)} did not finish; its error is in {artifacts.ERROR} there. "
+            "Run its definition again to go on"
+        )
+    raise ArtifactError(
+        f"nothing to show at {scrub(where)!r}: looked for {artifacts.MANIFEST}, {SET_FILE} and a run of that "
+        f"name in {scrub(out)!r}; rayddl list shows what there is"
+    )
+
+
+def _stage(artifact: Artifact, verified: bool) -> Inspected:
+    manifest = artifact.manifest
+    files = _counted(len(artifact.files), artifact.bytes)
+    head = {
+        "folder": scrub(str(artifact.folder)),
+        "fingerprint": artifact.fingerprint,
+        "reads": ", ".join(f"{name} ({i['fingerprint'][:12]})" for name, i in manifest["inputs"].items()),
+        "source": f"{_named(manifest['source'])}, seed {manifest['seed']}",
+        "files": f"{files}, {'all hashes match' if verified else 'sizes match'}",
+        "took": pace.duration(artifact.seconds),
+        "made with": ", ".join(f"{name} {v}" for name, v in manifest.get("versions", {}).items() if v),
+    }
+    blocks = {"settings": _settings(manifest["config"]), "summary": manifest["summary"]}
+    title = f"{artifact.stage}: a stage of kind {artifact.kind}"
+    return Inspected(title, _known(head), blocks, {"result": artifact.table}, manifest)
+
+
+def _set(folder: Folder, verify: bool) -> Inspected:
+    try:
+        meta = folder.read_json(SET_FILE)
+    except ValueError as error:
+        raise ArtifactError(
+            f"{scrub(folder.path(SET_FILE))} is not JSON: {error}; make the set again"
+        ) from error
+    if not isinstance(meta, dict):
+        raise ArtifactError(f"{scrub(folder.path(SET_FILE))} does not describe a set; make the set again")
+    checked = _verified(folder, meta) if verify else ""
+    files = folder.files()
+    head = {
+        "folder": scrub(str(folder)),
+        "classes": ", ".join(str(name) for name in meta.get("classes", [])),
+        "files": _counted(len(files), sum(files.values())) + checked,
+    }
+    shown = {
+        key: value for key, value in meta.items() if key not in ("classes", "files", "folders", "format")
+    }
+    return Inspected("a distilled set", head, {"set": shown}, {}, meta)
+
+
+def _verified(folder: Folder, meta: Mapping[str, Any]) -> str:
+    listed = meta.get("files", {})
+    for name, entry in listed.items():
+        if not folder.has(name):
+            raise ArtifactError(
+                f"{scrub(folder.path(name))} is missing; copy the whole set, or make it again"
+            )
+        actual, expected = hashlib.sha256(folder.read(name)).hexdigest(), entry.get("sha256")
+        if actual != expected:
+            raise ArtifactError(
+                f"{scrub(folder.path(name))} was altered: its sha256 is {actual}, {SET_FILE} says "
+                f"{expected}; restore it, or make the set again"
+            )
+    return f", the hash of {', '.join(listed)} matches" if listed else ", none with a hash"
+
+
+def _run(out: Folder, file: str, verify: bool) -> Inspected:
+    record = records.read(out, file)
+    rows: list[Mapping[str, str]] = []
+    tables: dict[str, Sequence[Mapping[str, str]]] = {"stages": rows}
+    for name in record.get("order", record["stages"]):
+        entry = record["stages"][name]
+        folder = out.child(entry["folder"])
+        state: str = artifacts.state(folder)
+        if state == "done":
+            artifact = artifacts.open_artifact(folder, fingerprint=entry["fingerprint"], verify=verify)
+            tables[name] = artifact.table
+        else:
+            # The record knows why a stage is not done; "running" may be long over.
+            state = entry["state"] if entry["state"] in ("failed", "interrupted") else state
+        rows.append({"stage": name, "kind": entry["kind"], "state": state, "folder": entry["folder"]})
+    head = {
+        "record": scrub(out.path(file)),
+        "from": str(record.get("file") or "Python"),
+        "overrides": ", ".join(record.get("overrides", [])),
+        "made with": f"rayddl {record.get('rayddl', '?')}",
+        "checked": "all hashes match" if verify else "",
+    }
+    errors = {n: e["error"] for n, e in record["stages"].items() if e.get("error")}
+    blocks = {"definition": record.get("definition"), "errors": errors}
+    return Inspected(f"the run {record['name']}", _known(head), blocks, tables, record)
+
+
+def _known(head: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in head.items() if value}
+
+
+def _counted(files: int, size: int) -> str:
+    return f"{files} file{'' if files == 1 else 's'}, {pace.size(size)}"
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    resources = config.get("resources") or {}
+    return {
+        k: v for k, v in config.items() if k != "resources" or any(x is not None for x in resources.values())
+    }
+
+
+def _named(source: Mapping[str, Any]) -> str:
+    config = source["config"]
+    place = f" in {config['root']}" if config.get("root") else ""
+    return f"{config['name']}{place} ({config['space']})"
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, str):
+        return "\n".join(f"  {line}" for line in value.splitlines())
+    nested = isinstance(value, dict) and any(isinstance(item, dict | list) for item in value.values())
+    # PyYAML's None: what holds no other collection stands on one line.
+    style = None if nested else False
+    text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, default_flow_style=style, width=100)
+    return "\n".join(f"  {line}" for line in text.rstrip().splitlines())

@@ -1,0 +1,170 @@
+"""How far a run is, told from its artifacts alone: ``rayddl status``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from rayddl.credentials import scrub
+from rayddl.errors import ArtifactError, UserError
+from rayddl.pipeline import artifacts, records
+from rayddl.pipeline.browse.listing import age
+from rayddl.pipeline.display import pace
+from rayddl.pipeline.display.tables import rows_table
+from rayddl.pipeline.sets import find_record
+from rayddl.storage import Folder
+
+SILENT_SECONDS = 120.0
+"""Time without a sign of life after which a running stage may have been killed."""
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """One stage of a run."""
+
+    stage: str
+    kind: str
+    state: str
+    """``done``, ``running``, ``silent`` (running by its record, but nothing was heard for a while), ``failed``,
+    ``interrupted``, ``waiting``."""
+    folder: str
+    seconds: float | None
+    """What it took, if it is done."""
+    heard: datetime | None
+    """The last sign of life of a stage that is not done."""
+    progress: Mapping[str, Any]
+    """``done``, ``total``, ``rate``, ``left``, ``metric`` at that time; empty if nothing was said."""
+    error: str
+
+    def row(self, now: datetime) -> dict[str, str]:
+        """A row of the table."""
+        state = f"{self.state} for {age(self.heard, now)}" if self.state == "silent" else self.state
+        return {
+            "stage": self.stage,
+            "kind": self.kind,
+            "state": state,
+            "progress": ", ".join(self._figures(now)),
+        }
+
+    def _figures(self, now: datetime) -> Iterator[str]:
+        if self.seconds is not None:
+            yield pace.duration(self.seconds)
+        if not self.progress or self.state in ("done", "waiting"):
+            return
+        yield pace.count(self.progress["done"], self.progress["total"])
+        if self.progress.get("rate") and self.state == "running":
+            yield pace.speed(self.progress["rate"])
+        left = self.progress.get("left")
+        if left is not None and self.state == "running" and self.heard is not None:
+            yield f"{pace.duration(max(0.0, left - (now - self.heard).total_seconds()))} left"
+        if self.progress.get("metric"):
+            yield str(self.progress["metric"])
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run, stage by stage, in the order they run."""
+
+    name: str
+    record: str
+    stages: tuple[StageStatus, ...]
+
+    @property
+    def state(self) -> str:
+        """``done``, ``running``, ``silent``, ``failed``, ``interrupted``, or ``partial``: nobody is at it."""
+        found = {stage.state for stage in self.stages}
+        if found <= {"done"}:
+            return "done"
+        told = ("failed", "interrupted", "running", "silent")
+        return next((state for state in told if state in found), "partial")
+
+    def parts(self) -> list[RenderableType]:
+        """A line, a table, and the errors."""
+        now = datetime.now(timezone.utc)
+        head = Text.assemble((self.name, "bold"), (f"  {self.state}  {self.record}", "dim"))
+        parts: list[RenderableType] = [head, rows_table([stage.row(now) for stage in self.stages])]
+        parts += [
+            Text(f"\n{stage.error}") for stage in self.stages if stage.error and stage.state == "failed"
+        ]
+        if self.state == "silent":
+            parts.append(
+                Text(
+                    "\nno sign of life for a while: the run is in a long step, or was killed; then run it again"
+                )
+            )
+        return parts
+
+    def to_json(self) -> dict[str, Any]:
+        """The status as JSON values."""
+        stages = [
+            {**stage.__dict__, "heard": stage.heard.isoformat() if stage.heard else None}
+            for stage in self.stages
+        ]
+        return {"name": self.name, "state": self.state, "record": self.record, "stages": stages}
+
+
+def run_status(where: str, out: str, now: datetime | None = None) -> RunStatus | None:
+    """How far the run is that ``where`` means: its record's path, or its name in ``out``; ``None`` if there
+    is no such run.
+
+    Reads the record, and of each stage whether it is finished. Raises :class:`ArtifactError` for a record that
+    cannot be read and :class:`UserError` for a place that cannot.
+    """
+    try:
+        found = find_record(where, out)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{scrub(where)!r} in {scrub(out)!r} cannot be looked for: {scrub(str(error))}"
+        ) from error
+    if found is None:
+        return None
+    folder, file = found
+    record = records.read(folder, file)
+    now = now or datetime.now(timezone.utc)
+    try:
+        stages = tuple(
+            _stage(name, record["stages"][name], folder, now)
+            for name in record.get("order", record["stages"])
+        )
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{scrub(folder.path(file))} is not a run record: {error} is missing in it"
+        ) from error
+    return RunStatus(str(record.get("name", file)), scrub(folder.path(file)), stages)
+
+
+def _stage(name: str, entry: Mapping[str, Any], out: Folder, now: datetime) -> StageStatus:
+    folder = out.child(entry["folder"])
+    # The manifest counts: a record may be older than it, or of a command that was killed.
+    done = folder.has(artifacts.MANIFEST)
+    heard = _moment(entry.get("heard"))
+    state = "done" if done else _state(str(entry["state"]), heard, now)
+    return StageStatus(
+        name,
+        str(entry["kind"]),
+        state,
+        str(entry["folder"]),
+        float(entry["seconds"]) if done and "seconds" in entry else None,
+        heard,
+        dict(entry.get("progress", {})),
+        str(entry.get("error", "")),
+    )
+
+
+def _state(told: str, heard: datetime | None, now: datetime) -> str:
+    if told == "running" and heard is not None and (now - heard).total_seconds() > SILENT_SECONDS:
+        return "silent"
+    # Done by its record, but its folder has gone.
+    return "waiting" if told in ("done", "cached") else told
+
+
+def _moment(text: Any) -> datetime | None:
+    try:
+        return datetime.fromisoformat(str(text)) if text else None
+    except ValueError:
+        return None

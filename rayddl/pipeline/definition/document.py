@@ -1,0 +1,216 @@
+"""YAML text as plain values that remember where each was written.
+
+A safe reader with four differences from PyYAML's: duplicate keys are problems; ``${NAME}`` and
+``${NAME:-default}`` in values are replaced from the environment; types are YAML 1.2's (``1e-5`` is
+a number, ``no`` and ``12:30`` are text); and only plain values exist, so a file cannot run code.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from rayddl.pipeline.definition.problems import Key, Place, Problems, shown
+
+_TAG = "tag:yaml.org,2002:"
+_MOST_NODES = 100_000
+_SUBSTITUTION = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^${}]*))?\}")
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's parser with the types of YAML 1.2."""
+
+
+# In place of YAML 1.1's, which would be copied.
+_Loader.yaml_implicit_resolvers = {}
+
+
+_TYPES = (
+    ("bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), "tTfF"),
+    ("int", re.compile(r"([-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), "-+0123456789"),
+    ("float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"), "-+.0123456789"),
+    ("float", re.compile(r"([-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"), "-+."),
+    ("null", re.compile(r"(~|null|Null|NULL|)$"), ("~", "n", "N", "")),
+    ("merge", re.compile(r"<<$"), "<"),
+)
+for _name, _pattern, _first in _TYPES:
+    _Loader.add_implicit_resolver(_TAG + _name, _pattern, list(_first))
+
+
+@dataclass(frozen=True)
+class Document:
+    """Plain values (mappings, lists, text, numbers, booleans, ``None``) and where they were written."""
+
+    value: Any
+    places: Mapping[Key, Place]
+    file: str
+
+    def place(self, key: Key) -> Place:
+        """Where ``key`` was written, or the nearest thing around it that was."""
+        for length in range(len(key), -1, -1):
+            if key[:length] in self.places:
+                return self.places[key[:length]]
+        return Place(self.file)
+
+
+def parse(text: str, file: str, problems: Problems, *, lines: bool = True, key: Key = ()) -> Document:
+    """Read YAML ``text``, called ``file`` in messages; what is wrong with it goes to ``problems``.
+
+    Without ``lines`` places hold no line numbers (an override has none). ``key`` is where the value
+    will stand.
+    """
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark and lines else None
+        written = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
+        hint = "; inside { } and [ ] a ${NAME} needs quotes" if "${" in written else ""
+        problems.add(Place(file, line), key, f"not valid YAML: {error.problem or error.context}{hint}")
+        return Document(None, {}, file)
+    except yaml.YAMLError as error:
+        problems.add(Place(file), key, f"not valid YAML: {' '.join(str(error).split())}")
+        return Document(None, {}, file)
+    except RecursionError:
+        problems.add(Place(file), key, "not usable: values are nested too deeply")
+        return Document(None, {}, file)
+    reader = _Reader(file, problems, lines)
+    value = None if node is None else reader.read(node, key)
+    return Document(value, reader.places, file)
+
+
+@dataclass
+class _Reader:
+    """Turns PyYAML's nodes into plain values."""
+
+    file: str
+    problems: Problems
+    lines: bool
+    places: dict[Key, Place] = field(default_factory=dict)
+    seen: int = 0
+    open: set[int] = field(default_factory=set)
+
+    def read(self, node: yaml.Node, key: Key) -> Any:
+        place = self._place(node)
+        self.places.setdefault(key, place)
+        self.seen += 1
+        if self.seen > _MOST_NODES or id(node) in self.open:
+            # Aliases of aliases grow without bound from a few lines; an alias may even hold itself.
+            self.problems.add(place, (), f"more than {_MOST_NODES} values, or an alias that holds itself")
+            return None
+        self.open.add(id(node))
+        try:
+            if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
+                return self._mapping(node, key)
+            if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
+                return [self.read(item, (*key, i)) for i, item in enumerate(node.value)]
+            if isinstance(node, yaml.ScalarNode):
+                return self._scalar(node, key)
+            self.problems.add(place, key, f"the tag {_short(node.tag)!r} is not allowed")
+            return None
+        finally:
+            self.open.discard(id(node))
+
+    def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        own: dict[str, Any] = {}
+        first: dict[str, Place] = {}
+        for name_node, value_node in node.value:
+            place = self._place(name_node)
+            if name_node.tag == f"{_TAG}merge":
+                merged.update(self._merged(value_node, key))
+                continue
+            name = name_node.value
+            if not isinstance(name_node, yaml.ScalarNode) or name_node.tag != f"{_TAG}str":
+                self.problems.add(place, key, f"the key {_raw(name_node)} is not text; put it in quotes")
+                continue
+            if name in own:
+                earlier = first[name].line
+                text = f"duplicate key{f'; first written on line {earlier}' if earlier else ''}"
+                self.problems.add(place, (*key, name), text)
+                continue
+            first[name] = place
+            self.places[(*key, name)] = place
+            own[name] = self.read(value_node, (*key, name))
+        return {**merged, **own}
+
+    def _merged(self, node: yaml.Node, key: Key) -> dict[str, Any]:
+        value = self.read(node, key)
+        if isinstance(value, dict):
+            return value
+        self.problems.add(self._place(node), key, "'<<' takes one mapping")
+        return {}
+
+    def _scalar(self, node: yaml.ScalarNode, key: Key) -> Any:
+        text = node.value
+        tag = node.tag
+        if "${" in text:
+            text = self._substituted(node, key)
+            if tag in {f"{_TAG}str", f"{_TAG}float", f"{_TAG}int"}:
+                tag = _plain_tag(text) if node.style is None else f"{_TAG}str"
+        try:
+            return _typed(tag, text)
+        except KeyError:
+            self.problems.add(self._place(node), key, f"the tag {_short(node.tag)!r} is not allowed")
+        except ValueError:
+            self.problems.add(self._place(node), key, f"{shown(text)} does not fit {_short(tag)!r}")
+        return None
+
+    def _substituted(self, node: yaml.ScalarNode, key: Key) -> str:
+        place = self._place(node)
+
+        def replacement(found: re.Match[str]) -> str:
+            name, default = found["name"], found["default"]
+            value = os.environ.get(name, "")
+            if value or (default is None and name in os.environ):
+                return value
+            if default is None:
+                text = f"the environment variable {name} is not set; set it, or give a default: "
+                self.problems.add(place, key, text + f"${{{name}:-value}}", variable=True)
+            return default or ""
+
+        if "${" in _SUBSTITUTION.sub("", node.value):
+            text = f"{shown(node.value)} is not a substitution; write ${{NAME}} or ${{NAME:-default}}"
+            self.problems.add(place, key, text)
+            return str(node.value)
+        return _SUBSTITUTION.sub(replacement, node.value)
+
+    def _place(self, node: yaml.Node) -> Place:
+        return Place(self.file, node.start_mark.line + 1 if self.lines else None)
+
+
+def _plain_tag(text: str) -> str:
+    kinds = (kind for kind, pattern, _ in _TYPES if kind != "merge" and pattern.match(text))
+    return _TAG + next(kinds, "str")
+
+
+def _typed(tag: str, text: str) -> Any:
+    kind = tag.removeprefix(_TAG)
+    if kind == "str":
+        return text
+    if kind == "null":
+        return None
+    if kind == "bool":
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    if kind == "int":
+        bases = {"0o": 8, "0x": 16}
+        return int(text, bases.get(text[:2], 10))
+    if kind == "float":
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    raise KeyError(kind)
+
+
+def _short(tag: str) -> str:
+    return str(tag).replace(_TAG, "!!")
+
+
+def _raw(node: yaml.Node) -> str:
+    return shown(node.value) if isinstance(node, yaml.ScalarNode) else "that is a list or mapping"

@@ -1,0 +1,159 @@
+"""The stage graph: who reads whom, told by the ``Reads`` and ``Template`` marks of the settings classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+from rayddl.pipeline.definition.problems import Key, suggestion
+from rayddl.pipeline.definition.schema import marks
+from rayddl.stages.settings import Reads, StageConfig, Template
+
+EVERY = "*"
+Links: TypeAlias = dict[str, tuple[str, ...]]
+"""For each field of a stage that names stages: their names. What is read in a template's stead stands under
+both fields, ``of.experts``."""
+
+
+def fields(
+    config: StageConfig, mark: type[Reads] | type[Template] = Reads
+) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+    """Each field of ``config`` that names stages: the field, the names, and the kinds that will do."""
+    for name, field in type(config).model_fields.items():
+        found = marks(field, mark)
+        if not found:
+            continue
+        value = getattr(config, name)
+        names = () if value is None else (value,) if isinstance(value, str) else tuple(value)
+        yield name, names, tuple(kind for each in found for kind in each.kinds)
+
+
+def templates(config: StageConfig) -> dict[str, str]:
+    """The stages that ``config`` runs itself, under the field that names each: ``of``, ``also.0`` …"""
+    found: dict[str, str] = {}
+    for field, names, _ in fields(config, Template):
+        single = isinstance(getattr(config, field), str)
+        found |= {field if single else f"{field}.{i}": name for i, name in enumerate(names)}
+    return found
+
+
+def wrong_names(
+    stage: str, config: StageConfig, kinds: Mapping[str, str | None]
+) -> Iterator[tuple[Key, str]]:
+    """What is wrong with the names that a stage gives: ``kinds`` is every stage's kind, if known."""
+    for field, names, allowed in (*fields(config), *fields(config, Template)):
+        fitting = [name for name, kind in kinds.items() if kind in allowed and name != stage]
+        wanted = f"a stage of kind {' or '.join(allowed)}"
+        for name in names:
+            if name == EVERY:
+                continue
+            if name == stage:
+                yield (field,), f"{name!r} is this stage itself; expected {wanted}"
+            elif name not in kinds:
+                hint = suggestion(name, fitting, "stages that would do")
+                yield (field,), f"there is no stage {name!r}; expected {wanted}; {hint}"
+            elif kinds[name] and kinds[name] not in allowed:
+                hint = suggestion(name, fitting, "stages that would do")
+                yield (field,), f"{name!r} is of kind {kinds[name]}; expected {wanted}; {hint}"
+
+
+def links(configs: Mapping[str, StageConfig]) -> dict[str, Links]:
+    """Every stage's links, with ``"*"`` as the stages it stands for.
+
+    That is every other stage of a fitting kind that runs and does not hang on the one that says ``"*"``.
+    """
+    named = _named(configs)
+    starred = {stage for stage, config in configs.items() if any(EVERY in n for _, n, _ in fields(config))}
+    resting = idle(configs)
+    result: dict[str, Links] = {}
+    for stage, config in configs.items():
+        excluded = {stage, *_readers(stage, named), *starred, *resting}
+        result[stage] = dict(named[stage])
+        for field, names, allowed in fields(config):
+            every = [n for n, c in configs.items() if c.kind in allowed and n not in excluded]
+            chosen = [x for name in names for x in (every if name == EVERY else [name])]
+            result[stage][field] = tuple(dict.fromkeys(chosen))
+    return result
+
+
+def idle(configs: Mapping[str, StageConfig]) -> set[str]:
+    """The stages that are only templates: no stage that runs reads them by name."""
+    named = _named(configs)
+    found = {name for config in configs.values() for name in templates(config).values()}
+    while True:
+        wanted = {name for stage in configs if stage not in found for name in reads(named[stage])}
+        if not found & wanted:
+            return found
+        found -= wanted
+
+
+def _named(configs: Mapping[str, StageConfig]) -> dict[str, Links]:
+    """Every stage's links by name, without what ``"*"`` stands for."""
+    own = {
+        stage: {field: tuple(n for n in names if n != EVERY) for field, names, _ in fields(config)}
+        for stage, config in configs.items()
+    }
+    found: dict[str, Links] = {}
+    for stage, config in configs.items():
+        varied = templates(config)
+        found[stage] = dict(own[stage])
+        for place, template in varied.items():
+            for field, names in own.get(template, {}).items():
+                single = isinstance(getattr(configs[template], field), str)
+                for i, name in enumerate(names):
+                    if name not in (stage, *varied.values()):
+                        found[stage][f"{place}.{field}" if single else f"{place}.{field}.{i}"] = (name,)
+    return found
+
+
+def reads(links_of_stage: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The stages that a stage reads, each once."""
+    return tuple(dict.fromkeys(name for names in links_of_stage.values() for name in names))
+
+
+def by_field(
+    config: StageConfig, links_of_stage: Links, configs: Mapping[str, StageConfig]
+) -> dict[str, StageConfig]:
+    """The settings of the stages read, under the field that names each: ``experts``, or for a list of
+    names ``of.0``, ``of.1`` …, and those of its templates likewise.
+    """
+    found = {place: configs[name] for place, name in templates(config).items()}
+    for field, names in links_of_stage.items():
+        single = "." in field or isinstance(getattr(config, field), str)
+        found |= {field if single else f"{field}.{i}": configs[name] for i, name in enumerate(names)}
+    return found
+
+
+def order(graph: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
+    """The stages so that each comes after what it reads, otherwise as they are written.
+
+    The second list is a circle, ``[a, b, a]``, or empty.
+    """
+    done: list[str] = []
+    waiting = list(graph)
+    while waiting:
+        ready = next((s for s in waiting if all(r in done or r not in graph for r in graph[s])), None)
+        if ready is None:
+            return done, _circle(graph, waiting)
+        done.append(ready)
+        waiting.remove(ready)
+    return done, []
+
+
+def _circle(graph: Mapping[str, Sequence[str]], waiting: Sequence[str]) -> list[str]:
+    path = [waiting[0]]
+    while True:
+        following = next(name for name in graph[path[-1]] if name in waiting)
+        if following in path:
+            return [*path[path.index(following) :], following]
+        path.append(following)
+
+
+def _readers(stage: str, named: Mapping[str, Links]) -> set[str]:
+    """The stages that read ``stage``, directly or through others."""
+    found: set[str] = set()
+    growing = {stage}
+    while growing:
+        growing = {s for s, fields_ in named.items() if growing & set(reads(fields_))} - found
+        found |= growing
+    return found

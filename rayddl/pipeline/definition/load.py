@@ -1,0 +1,248 @@
+"""A definition: the source, the stages and how they hang together, checked as a whole.
+
+Everything wrong with a definition is found before anything is said: one :class:`DefinitionError`
+names file, line, key, the value given, what was expected and the nearest known name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from rayddl.config import Config
+from rayddl.data.config import SourceConfig
+from rayddl.pipeline.definition import graph, reading
+from rayddl.pipeline.definition import overrides as overriding
+from rayddl.pipeline.definition.document import Document
+from rayddl.pipeline.definition.overrides import Overrides
+from rayddl.pipeline.definition.problems import Key, Problems, shown, suggestion
+from rayddl.pipeline.definition.schema import Shape, booleans_for_numbers, explain
+from rayddl.stages.kinds import KINDS, Kind
+from rayddl.stages.settings import StageConfig
+
+_Model = TypeVar("_Model", bound=BaseModel)
+_RUN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_STAGE_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+_RESERVED = ("name", "seed", "source", "stages", "description", "extends")
+
+
+class Top(Config):
+    """The keys of a definition beside ``extends``."""
+
+    name: str
+    seed: int = Field(default=0, ge=0)
+    source: SourceConfig
+    stages: dict[str, Any] = Field(min_length=1)
+    description: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _usable_in_a_path(cls, value: str) -> str:
+        if not _RUN_NAME.fullmatch(value):
+            raise ValueError("expected small letters, digits, '.', '_' and '-', with a letter or digit first")
+        return value
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a definition, checked."""
+
+    name: str
+    kind: Kind
+    config: StageConfig
+    links: graph.Links
+    """For each field that names stages: the stages, with ``"*"`` replaced by what it stands for."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The stages whose output this one reads."""
+        return graph.reads(self.links)
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The stages that this one runs itself, with settings of its own choice."""
+        return tuple(graph.templates(self.config).values())
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What is to be made from which images. Every part of it has been checked."""
+
+    name: str
+    seed: int
+    source: SourceConfig
+    stages: tuple[Stage, ...]
+    """As written; see :func:`rayddl.pipeline.plan.make` for the order they run in."""
+    description: str | None = None
+    file: str | None = None
+    overrides: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The definition as it would be written in one file: ``extends``, overrides and variables
+        are resolved, and settings left to their defaults are left out.
+        """
+        head: dict[str, Any] = {"name": self.name}
+        if self.description is not None:
+            head["description"] = self.description
+        stages = {stage.name: _written(stage.config) for stage in self.stages}
+        return {**head, "seed": self.seed, "source": _written(self.source), "stages": stages}
+
+
+def load(
+    what: str | os.PathLike[str] | Mapping[str, Any],
+    overrides: Overrides = (),
+    kinds: Mapping[str, Kind] = KINDS,
+) -> Definition:
+    """The definition in a file, under a name in ``pipelines/``, or in a mapping.
+
+    Raises :class:`DefinitionError` with every problem found.
+    """
+    problems = Problems()
+    if isinstance(what, Mapping):
+        file, document = None, reading.from_mapping(what, problems)
+    else:
+        path = reading.find(what)
+        file, document = str(path), reading.read(path, problems)
+    subject = file or "the definition"
+    if not document.value:
+        problems.raise_any(subject)
+    document = overriding.apply(document, overrides, kinds, problems)
+    problems.settle(document.places)
+    top = _top(document, problems)
+    stages = _stages(document, kinds, problems)
+    problems.raise_any(subject)
+    if top is None:
+        raise AssertionError("a definition without problems has been read")
+    texts = overriding.as_text(overrides)
+    return Definition(top.name, top.seed, top.source, stages, top.description, file, texts)
+
+
+def _top(document: Document, problems: Problems) -> Top | None:
+    return _checked(Top, document.value, (), document, problems)
+
+
+def _stages(document: Document, kinds: Mapping[str, Kind], problems: Problems) -> tuple[Stage, ...]:
+    written = document.value.get("stages")
+    if not isinstance(written, dict):
+        return ()
+    found: dict[str, Kind | None] = {}
+    configs: dict[str, StageConfig] = {}
+    for name, value in written.items():
+        _check_name(name, document, problems)
+        found[name] = kind = _kind(name, value, kinds, document, problems)
+        config = _checked(kind.config, value, ("stages", name), document, problems) if kind else None
+        if config is not None:
+            configs[name] = config
+    return _linked(found, configs, document, problems)
+
+
+def _linked(
+    kinds: Mapping[str, Kind | None],
+    configs: Mapping[str, StageConfig],
+    document: Document,
+    problems: Problems,
+) -> tuple[Stage, ...]:
+    before = len(problems.found)
+    kind_names = {name: kind.name if kind else None for name, kind in kinds.items()}
+    for stage, config in configs.items():
+        for key, text in graph.wrong_names(stage, config, kind_names):
+            _note(document, problems, ("stages", stage, *key), text)
+    if len(problems.found) > before:
+        return ()
+    links = graph.links(configs)
+    _, circle = graph.order({stage: graph.reads(links[stage]) for stage in configs})
+    if circle:
+        text = f"stages read each other in a circle: {' → '.join(circle)}"
+        _note(document, problems, ("stages", circle[0]), text)
+        return ()
+    # Readers that were refused above would have had a say, so nothing is told about half a definition.
+    whole = _resolved(configs, links) if len(configs) == len(kinds) else configs
+    for stage, config in whole.items():
+        needed = (*graph.reads(links[stage]), *graph.templates(config).values())
+        if all(name in whole for name in needed):
+            for text in config.check(graph.by_field(config, links[stage], whole)):
+                _note(document, problems, ("stages", stage), text)
+    return tuple(
+        Stage(name, kind, whole[name], links[name]) for name, kind in kinds.items() if kind and name in whole
+    )
+
+
+def _resolved(configs: Mapping[str, StageConfig], links: Mapping[str, graph.Links]) -> dict[str, StageConfig]:
+    """Each stage's settings with the defaults that hang on its readers, the last reader first."""
+    done: dict[str, StageConfig] = {}
+    order, _ = graph.order({stage: graph.reads(links[stage]) for stage in configs})
+    for stage in reversed(order):
+        readers = [reader for other in configs for reader in _reading(other, stage, configs, done, links)]
+        done[stage] = configs[stage].resolved(readers)
+    return {stage: done[stage] for stage in configs}
+
+
+def _reading(
+    other: str,
+    stage: str,
+    configs: Mapping[str, StageConfig],
+    done: Mapping[str, StageConfig],
+    links: Mapping[str, graph.Links],
+) -> Sequence[StageConfig]:
+    """The settings with which ``other`` reads ``stage``, or has it read by what it runs itself."""
+    varied = graph.templates(configs[other]).values()
+    if stage not in graph.reads(links[other]) and stage not in varied:
+        return ()
+    return done.get(other, configs[other]).as_readers({name: configs[name] for name in varied})
+
+
+def _check_name(name: str, document: Document, problems: Problems) -> None:
+    key = ("stages", name)
+    if name in _RESERVED:
+        _note(
+            document, problems, key, f"{name!r} is a word of the definition itself; name the stage otherwise"
+        )
+    elif not _STAGE_NAME.fullmatch(name):
+        text = f"{shown(name)} is not a stage name; expected small letters, digits, '_' and '-', letter first"
+        _note(document, problems, key, text)
+
+
+def _kind(
+    name: str, value: Any, kinds: Mapping[str, Kind], document: Document, problems: Problems
+) -> Kind | None:
+    key: Key = ("stages", name)
+    if not isinstance(value, dict):
+        text = f"{shown(value)} is not a mapping; expected at least the key kind: {', '.join(kinds)}"
+        _note(document, problems, key, text)
+    elif "kind" not in value:
+        _note(document, problems, (*key, "kind"), f"missing; expected one of {', '.join(kinds)}")
+    elif str(value["kind"]) not in kinds:
+        text = (
+            f"{shown(value['kind'])} is not a stage kind; {suggestion(value['kind'], kinds, 'known kinds')}"
+        )
+        _note(document, problems, (*key, "kind"), text)
+    else:
+        return kinds[str(value["kind"])]
+    return None
+
+
+def _checked(
+    model: type[_Model], value: Any, key: Key, document: Document, problems: Problems
+) -> _Model | None:
+    """``value`` read as a ``model``, or ``None`` with what is wrong added to ``problems``."""
+    for inner, text in booleans_for_numbers(value, Shape(model)):
+        _note(document, problems, (*key, *inner), text)
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        for inner, text in explain(error, model):
+            _note(document, problems, (*key, *inner), text)
+    return None
+
+
+def _note(document: Document, problems: Problems, key: Key, text: str) -> None:
+    problems.add(document.place(key), key, text)
+
+
+def _written(config: BaseModel) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude_unset=True)

@@ -1,0 +1,130 @@
+"""Finds definition files, reads them with what they extend, and lays overrides on top."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from rayddl.errors import DefinitionError
+from rayddl.pipeline.definition.document import Document, parse
+from rayddl.pipeline.definition.problems import Key, Place, Problems, shown, suggestion
+
+FOLDER = "pipelines"
+"""Where definitions that are named without a path are looked for."""
+
+_SUFFIXES = (".yaml", ".yml")
+
+
+def find(name: str | os.PathLike[str]) -> Path:
+    """The definition file that ``name`` means: a path as given, or a name inside ``pipelines/``.
+
+    Raises :class:`DefinitionError` with the known names when there is none.
+    """
+    given = Path(name)
+    candidates = [given]
+    if given.parent == Path():
+        inside = Path(FOLDER) / given
+        candidates += [inside, *(inside.with_name(inside.name + suffix) for suffix in _SUFFIXES)]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    known = [path.name for path in _definitions(Path(FOLDER))]
+    wanted = given.name if given.suffix in _SUFFIXES else f"{given.name}.yaml"
+    raise DefinitionError(
+        f"no definition {str(name)!r}: looked for {', '.join(str(c) for c in candidates[:3])}; "
+        + suggestion(wanted, known, f"definitions in {FOLDER}/")
+    )
+
+
+def read(path: Path, problems: Problems) -> Document:
+    """The file at ``path``, merged into what it extends."""
+    return _read(path, (), problems)
+
+
+def from_mapping(value: Mapping[str, Any], problems: Problems) -> Document:
+    """A definition written in Python. Nothing in it is substituted from the environment."""
+    document = Document(_plain(value), {}, "definition")
+    return _extended(document, Path(), (), problems)
+
+
+def _read(path: Path, chain: tuple[Path, ...], problems: Problems) -> Document:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        problems.add(Place(str(path)), (), f"cannot be read: {error.strerror}")
+        return Document({}, {}, str(path))
+    except UnicodeDecodeError as error:
+        problems.add(Place(str(path)), (), f"is not UTF-8 text (byte {error.start})")
+        return Document({}, {}, str(path))
+    before = len(problems.found)
+    document = parse(text, str(path), problems)
+    if not isinstance(document.value, dict):
+        if len(problems.found) == before:
+            text = "is empty" if document.value is None else "is not a mapping"
+            problems.add(Place(str(path)), (), f"{text}; a definition has the keys name, source, stages")
+        return Document({}, {}, str(path))
+    return _extended(document, path, (*chain, path), problems)
+
+
+def _extended(document: Document, path: Path, chain: tuple[Path, ...], problems: Problems) -> Document:
+    if "extends" not in document.value:
+        return document
+    place, named = document.place(("extends",)), document.value["extends"]
+    own = Document(
+        {k: v for k, v in document.value.items() if k != "extends"}, document.places, document.file
+    )
+    if not isinstance(named, str) or not named:
+        problems.add(place, ("extends",), f"{shown(named)} is not a file name")
+        return own
+    base = Path(os.path.normpath(path.parent / named))
+    if base.resolve() in [earlier.resolve() for earlier in chain]:
+        links = " → ".join(str(p) for p in (*chain, base))
+        problems.add(place, ("extends",), f"goes round in a circle: {links}")
+        return own
+    if not base.is_file():
+        known = [file.name for file in _definitions(base.parent) if file not in chain]
+        text = f"there is no file {str(base)!r}; "
+        problems.add(place, ("extends",), text + suggestion(base.name, known, "definitions there"))
+        return own
+    return merged(_read(base, chain, problems), own)
+
+
+def merged(base: Document, over: Document) -> Document:
+    """``over`` laid on ``base``: mappings key by key, anything else replaced whole."""
+    replaced: set[Key] = set()
+    value = _merge(base.value, over.value, (), replaced)
+    kept = {key: place for key, place in base.places.items() if not _below(key, replaced)}
+    return Document(value, {**kept, **over.places}, over.file)
+
+
+def _merge(base: Any, over: Any, key: Key, replaced: set[Key]) -> Any:
+    """The merged value; ``replaced`` takes in the keys where nothing of ``base`` was left."""
+    if not isinstance(base, dict) or not isinstance(over, dict):
+        replaced.add(key)
+        return over
+    both = {name: _merge(base[name], over[name], (*key, name), replaced) for name in base if name in over}
+    return {name: both.get(name, item) for name, item in base.items()} | {
+        name: item for name, item in over.items() if name not in base
+    }
+
+
+def _below(key: Key, tops: set[Key]) -> bool:
+    return any(key[:length] in tops for length in range(len(key) + 1))
+
+
+def _definitions(folder: Path) -> Sequence[Path]:
+    return sorted(path for suffix in _SUFFIXES for path in folder.glob(f"*{suffix}"))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_unset=True)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value

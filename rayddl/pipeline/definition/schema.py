@@ -1,0 +1,181 @@
+"""What a settings class accepts, in words: what an error says was expected, and where its keys lie."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from rayddl.pipeline.definition.problems import Key, shown, suggestion
+
+_SIMPLE = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+_BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+_NOT = {
+    "int": "is not a whole number",
+    "float": "is not a number",
+    "bool": "is not true or false",
+    "string": "is not text",
+    "tuple": "is not a list",
+    "list": "is not a list",
+    "dict": "is not a mapping",
+    "mapping": "is not a mapping",
+    "model": "is not a mapping",
+    "literal": "is not known",
+    "greater": "is out of range",
+    "less": "is out of range",
+    "finite": "is not finite",
+    "too": "has the wrong length",
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The type that a value must have, with its bounds."""
+
+    annotation: Any
+    metadata: tuple[Any, ...] = ()
+
+    def alternatives(self) -> list[Shape]:
+        """The members of a union without ``None``; otherwise the shape itself."""
+        origin = get_origin(self.annotation)
+        if origin is Annotated:
+            inner, *extra = get_args(self.annotation)
+            return Shape(inner, (*self.metadata, *_unfolded(extra))).alternatives()
+        if origin in (Union, types.UnionType):
+            members = [member for member in get_args(self.annotation) if member is not type(None)]
+            return [shape for member in members for shape in Shape(member, self.metadata).alternatives()]
+        return [self]
+
+    def below(self, part: str | int) -> Shape | None:
+        """The shape of the key or item ``part`` inside this one, if it can be told."""
+        for shape in self.alternatives():
+            arguments = get_args(shape.annotation)
+            if isinstance(part, int) and get_origin(shape.annotation) in (tuple, list) and arguments:
+                return Shape(arguments[0])
+            model = shape.model
+            if model and part in model.model_fields:
+                return of_field(model.model_fields[str(part)])
+        return None
+
+    @property
+    def model(self) -> type[BaseModel] | None:
+        """The settings class that this is, if it is one."""
+        plain = isinstance(self.annotation, type) and get_origin(self.annotation) is None
+        return self.annotation if plain and issubclass(self.annotation, BaseModel) else None
+
+    def words(self) -> str:
+        """``an integer >= 1``, ``one of convex, all``, ``a list; each item text``."""
+        return " or ".join(dict.fromkeys(shape._words() for shape in self.alternatives()))
+
+    def _words(self) -> str:
+        origin, arguments = get_origin(self.annotation), get_args(self.annotation)
+        if origin is Literal:
+            names = ", ".join(str(name) for name in arguments)
+            return names if len(arguments) == 1 else f"one of {names}"
+        if origin in (tuple, list):
+            return f"a list; each item {Shape(arguments[0]).words()}" if arguments else "a list"
+        if self.model:
+            return f"a mapping with keys among {', '.join(self.model.model_fields)}"
+        if origin in (dict, Mapping) or self.annotation is dict:
+            return "a mapping"
+        bounds = [f"{_BOUNDS[n]} {getattr(m, n)}" for m in self.metadata for n in _BOUNDS if hasattr(m, n)]
+        return " ".join([_SIMPLE.get(self.annotation, "another value"), " and ".join(bounds)]).strip()
+
+
+def of_field(field: FieldInfo) -> Shape:
+    """The shape of a field of a settings class."""
+    return Shape(field.annotation, tuple(field.metadata))
+
+
+def shape_at(model: type[BaseModel], key: Sequence[str | int]) -> Shape | None:
+    """The shape of the value at ``key`` inside ``model``."""
+    shape: Shape | None = Shape(model)
+    for part in key:
+        shape = shape.below(part) if shape else None
+    return shape
+
+
+def marks(field: FieldInfo, wanted: type[Any]) -> list[Any]:
+    """The ``Annotated`` marks of type ``wanted`` on a field, however deep in its annotation."""
+    found = [mark for mark in field.metadata if isinstance(mark, wanted)]
+    stack = [field.annotation]
+    while stack:
+        annotation = stack.pop()
+        found += [mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, wanted)]
+        stack += [argument for argument in get_args(annotation) if not isinstance(argument, str)]
+    return found
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[Key, str]]:
+    """Each thing that pydantic found wrong: the key inside ``model`` and a sentence about it."""
+    for details in error.errors(include_url=False):
+        yield _key(details["loc"], model), _sentence(details, model)
+
+
+def booleans_for_numbers(value: Any, shape: Shape | None, key: Key = ()) -> Iterator[tuple[Key, str]]:
+    """Where ``true`` or ``false`` stands for a number: pydantic would take them for 1 and 0."""
+    if shape is None:
+        return
+    if isinstance(value, bool):
+        if all(a.annotation in (int, float) for a in shape.alternatives()):
+            yield key, f"{shown(value)} is not a number; expected {shape.words()}"
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from booleans_for_numbers(item, shape.below(name), (*key, name))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from booleans_for_numbers(item, shape.below(index), (*key, index))
+
+
+def _sentence(details: ErrorDetails, model: type[BaseModel]) -> str:
+    kind, value, key = details["type"], details["input"], _key(details["loc"], model)
+    if kind == "extra_forbidden":
+        parent = shape_at(model, key[:-1])
+        models = [shape.model for shape in parent.alternatives() if shape.model] if parent else []
+        known = [name for found in models for name in found.model_fields]
+        return f"unknown key; {suggestion(key[-1], known, 'known keys')}"
+    shape = shape_at(model, key)
+    expected = f"; expected {shape.words()}" if shape and key else ""
+    if kind == "missing":
+        return f"missing{expected}"
+    if kind == "value_error":
+        reason = str(details.get("ctx", {}).get("error", details["msg"]))
+        return f"{shown(value)}: {reason}" if key and not isinstance(value, dict) else reason
+    if kind == "literal_error" and shape:
+        known = [str(a) for s in shape.alternatives() for a in get_args(s.annotation)]
+        return f"{shown(value)} is not known; {suggestion(value, known, 'expected one of')}"
+    if kind.startswith("greater") or kind.startswith("less"):
+        return f"{shown(value)} is out of range{expected}"
+    told = _NOT.get(kind.split("_")[0])
+    return f"{shown(value)} {told}{expected}" if told else f"{shown(value)}: {details['msg']}{expected}"
+
+
+def _key(location: Sequence[str | int], model: type[BaseModel]) -> Key:
+    """``location`` without the union tags that pydantic puts among the keys."""
+    key: list[str | int] = []
+    for position, part in enumerate(location):
+        last = position == len(location) - 1
+        if isinstance(part, int) or shape_at(model, [*key, part]) or (last and _open(model, key)):
+            key.append(part)
+    return tuple(key)
+
+
+def _open(model: type[BaseModel], key: Sequence[str | int]) -> bool:
+    """Whether an unknown name below ``key`` is a key that the user wrote."""
+    parent = shape_at(model, key)
+    if parent is None:
+        return False
+    return any(s.model or get_origin(s.annotation) in (dict, Mapping) for s in parent.alternatives())
+
+
+def _unfolded(extra: Sequence[Any]) -> Iterator[Any]:
+    for item in extra:
+        if isinstance(item, FieldInfo):
+            yield from item.metadata
+        else:
+            yield item

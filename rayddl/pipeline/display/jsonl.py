@@ -1,0 +1,123 @@
+"""A run for machines: one JSON object a line, and nothing else on standard output."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TextIO
+
+from rayddl.credentials import scrub
+from rayddl.pipeline.display.base import Closing, Ending
+from rayddl.pipeline.display.pace import Clock, Pace
+from rayddl.pipeline.plan import Plan
+from rayddl.stages.context import Progress
+
+_BETWEEN = 1.0
+
+
+class JsonLines:
+    """A :class:`~rayddl.pipeline.display.base.Display` of events: ``plan``, ``note``, ``progress`` (at most
+    one a second and the last), ``stage_done``, ``result``, ``error``.
+    """
+
+    def __init__(self, stream: TextIO, clock: Clock = time.monotonic) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._run = ""
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Write one event."""
+        run = {"run": self._run} if self._run else {}
+        text = json.dumps(scrub({"event": event, **run, **fields}), allow_nan=False)
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
+    def plan(self, plan: Plan) -> None:
+        """Show the plan; from now on every event names the run."""
+        self._run = plan.definition.name
+        self.emit("plan", **plan.to_json())
+
+    def status(self, text: str) -> AbstractContextManager[None]:
+        """Show ``text`` while the block runs."""
+        self.note(text)
+        return nullcontext()
+
+    def note(self, text: str) -> None:
+        """Show a line worth keeping."""
+        self.emit("note", text=text)
+
+    def begin(self, stage: str) -> Progress:
+        """Start a stage; what it reports goes through the line returned."""
+        return _Line(self, stage, Pace(self._clock), self._clock)
+
+    def end(self, stage: str, ending: Ending, seconds: float, details: Mapping[str, Any]) -> None:
+        """Close a stage."""
+        self.emit("stage_done", stage=stage, state=ending, seconds=round(seconds, 3), **details)
+
+    def result(self, closing: Closing) -> None:
+        """Show the tables and where things lie."""
+        tables = {stage: [dict(row) for row in rows] for stage, rows in closing.tables.items()}
+        self.emit("result", tables=tables, places=dict(closing.places), **closing.details)
+
+    def error(self, error: BaseException, message: str, exit_code: int) -> bool:
+        """Take an error in; whether it was told here."""
+        self.emit("error", error=type(error).__name__, message=message, exit_code=exit_code)
+        return True
+
+    def close(self) -> None:
+        """Leave the stream as it was."""
+        self._stream.flush()
+
+
+class _Line:
+    """One stage's progress as events."""
+
+    def __init__(self, out: JsonLines, stage: str, pace: Pace, clock: Clock) -> None:
+        self._out, self._stage, self._pace, self._clock = out, stage, pace, clock
+        self._told = -_BETWEEN
+
+    def update(self, done: float, total: float, metric: str = "") -> None:
+        """Take in how far the stage is."""
+        self._pace.update(done, total)
+        now = self._clock()
+        if now - self._told < _BETWEEN and done < total:
+            return
+        self._told = now
+        self._out.emit(
+            "progress",
+            stage=self._stage,
+            done=done,
+            total=total,
+            rate=_rounded(self._pace.rate),
+            left_s=_rounded(self._pace.left),
+            metric=metric,
+        )
+
+    def note(self, text: str) -> None:
+        """Show a line worth keeping."""
+        self._out.emit("note", stage=self._stage, text=text)
+
+
+def private_stdout() -> TextIO:
+    """Standard output for this writer alone: whatever else is printed goes to standard error.
+
+    Libraries and worker processes print when they please; a line of theirs among the events would
+    break whoever reads them.
+    """
+    try:
+        if sys.stdout.fileno() != 1:
+            return sys.stdout
+    except (OSError, AttributeError, ValueError):
+        return sys.stdout
+    sys.stdout.flush()
+    own = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return own
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")

@@ -1,0 +1,162 @@
+"""A run in a terminal: one live line for the stage at work, one quiet line for each that is over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from rayddl.pipeline.display import pace
+from rayddl.pipeline.display.base import Closing, Ending
+from rayddl.pipeline.display.pace import Clock, Pace
+from rayddl.pipeline.display.tables import places_table, plan_table, rows_table
+from rayddl.pipeline.plan import Plan
+from rayddl.stages.context import Progress
+
+_FRAMES_A_SECOND = 4
+_BAR_WIDTH = 20
+_ROOM_FOR_BAR = 76
+_MARKS = {
+    "done": ("✓", "green"),
+    "cached": ("✓", "dim"),
+    "failed": ("✗", "red"),
+    "interrupted": ("■", "yellow"),
+}
+_ASCII_MARKS = {"done": "ok", "cached": "ok", "failed": "!!", "interrupted": "--"}
+
+
+class Terminal:
+    """A :class:`~rayddl.pipeline.display.base.Display` for people."""
+
+    def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._live: Live | None = None
+        self._line: _Line | None = None
+        self._name_width = 0
+
+    def plan(self, plan: Plan) -> None:
+        """Show the plan."""
+        self._name_width = max((len(stage.name) for stage in plan.stages), default=0)
+        self._console.print(plan_table(plan))
+        self._console.print()
+
+    def status(self, text: str) -> AbstractContextManager[None]:
+        """Show ``text`` while the block runs."""
+        return self._waiting(text)
+
+    @contextmanager
+    def _waiting(self, text: str) -> Iterator[None]:
+        with self._shown(_Line(self, text, Pace(self._clock), self._spinner(), 0)):
+            yield
+
+    def note(self, text: str) -> None:
+        """Show a line worth keeping."""
+        self._console.print(Text(f"  {text}", style="dim"))
+
+    def begin(self, stage: str) -> Progress:
+        """Start a stage; what it reports goes through the line returned."""
+        self.close()
+        self._line = _Line(self, stage, Pace(self._clock), self._spinner(), self._name_width)
+        self._live = self._shown(self._line)
+        self._live.start()
+        return self._line
+
+    def end(self, stage: str, ending: Ending, seconds: float, details: Mapping[str, Any]) -> None:
+        """Close a stage."""
+        del details
+        metric = self._line.metric if self._line and ending != "cached" else ""
+        self.close()
+        mark, style = _MARKS[ending]
+        if self._console.options.ascii_only:
+            mark = _ASCII_MARKS[ending]
+        told = pace.duration(seconds) if ending == "done" else f"{ending} after {pace.duration(seconds)}"
+        line = Text.assemble(
+            (mark, style),
+            f" {stage:<{self._name_width}}  ",
+            ("cached" if ending == "cached" else f"{told:<12}", "dim"),
+            (f"  {metric}" if metric else "", "dim"),
+        )
+        self._console.print(line, no_wrap=True, overflow="ellipsis")
+
+    def result(self, closing: Closing) -> None:
+        """Show the tables and where things lie."""
+        self.close()
+        for stage, rows in closing.tables.items():
+            self._console.print()
+            self._console.print(rows_table(rows, stage))
+        if closing.places:
+            self._console.print()
+            self._console.print(places_table(closing.places))
+
+    def error(self, error: BaseException, message: str, exit_code: int) -> bool:
+        """Take an error in; whether it was told here."""
+        del error, message, exit_code
+        self.close()
+        return False
+
+    def close(self) -> None:
+        """Leave the stream as it was."""
+        if self._live is not None:
+            self._live.stop()
+        self._live = self._line = None
+
+    def _shown(self, line: _Line) -> Live:
+        return Live(line, console=self._console, refresh_per_second=_FRAMES_A_SECOND, transient=True)
+
+    def _spinner(self) -> Spinner:
+        return Spinner("line" if self._console.options.ascii_only else "dots", style="cyan")
+
+
+class _Line:
+    """The live line of a stage: what is drawn is read afresh for every frame."""
+
+    def __init__(self, out: Terminal, name: str, pace_: Pace, spinner: Spinner, width: int) -> None:
+        self._out, self._name, self._pace, self._spinner, self._width = out, name, pace_, spinner, width
+        self.metric = ""
+
+    def update(self, done: float, total: float, metric: str = "") -> None:
+        """Take in how far the stage is."""
+        self.metric = metric or self.metric
+        self._pace.update(done, total)
+
+    def note(self, text: str) -> None:
+        """Show a line worth keeping."""
+        self._out.note(text)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        del console
+        table = Table.grid(padding=(0, 2, 0, 0))
+        cells: list[RenderableType] = [
+            Text.assemble(self._frame(), " ", (f"{self._name:<{self._width}}", "bold"))
+        ]
+        if self._pace.total > 0:
+            if options.max_width >= _ROOM_FOR_BAR:
+                done = min(self._pace.done, self._pace.total)
+                cells.append(ProgressBar(total=self._pace.total, completed=done, width=_BAR_WIDTH))
+            cells.append(Text(pace.count(self._pace.done, self._pace.total)))
+            cells += [Text(text, style="dim") for text in self._estimates()]
+        else:
+            cells.append(Text(pace.duration(self._pace.elapsed), style="dim"))
+        for _ in cells:
+            table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True, overflow="ellipsis")
+        table.add_row(*cells, Text(self.metric))
+        yield table
+
+    def _frame(self) -> Text:
+        frame = self._spinner.render(self._pace.elapsed)
+        return frame if isinstance(frame, Text) else Text(" ")
+
+    def _estimates(self) -> list[str]:
+        rate = pace.speed(self._pace.rate) if self._pace.rate else ""
+        left = f"{pace.duration(self._pace.left)} left" if self._pace.left else ""
+        return [text for text in (rate, left) if text]

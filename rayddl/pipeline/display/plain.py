@@ -1,0 +1,121 @@
+"""A run in a pipe or a log: plain lines, a few a minute, without control codes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TextIO
+
+from rayddl.pipeline.display import pace
+from rayddl.pipeline.display.base import Closing, Ending
+from rayddl.pipeline.display.pace import Clock, Pace
+from rayddl.pipeline.display.tables import as_text, places_table, plan_table, rows_table
+from rayddl.pipeline.plan import Plan
+from rayddl.stages.context import Progress, Silent
+
+BETWEEN = 10.0
+"""Seconds between two lines about the same stage."""
+
+
+class Plain:
+    """A :class:`~rayddl.pipeline.display.base.Display` of lines. ``quiet`` leaves only the result."""
+
+    def __init__(
+        self, stream: TextIO | None = None, *, quiet: bool = False, clock: Clock = time.monotonic
+    ) -> None:
+        self._stream = stream
+        self._quiet = quiet
+        self._clock = clock
+        self._line: _Line | None = None
+
+    def say(self, text: str, *, always: bool = False) -> None:
+        """Write a line, at once."""
+        if always or not self._quiet:
+            # Looked up late: whoever captures output replaces sys.stdout.
+            print(text, file=self._stream or sys.stdout, flush=True)
+
+    def plan(self, plan: Plan) -> None:
+        """Show the plan."""
+        self.say(as_text(plan_table(plan)) + "\n")
+
+    def status(self, text: str) -> AbstractContextManager[None]:
+        """Show ``text`` while the block runs."""
+        self.say(text)
+        return nullcontext()
+
+    def note(self, text: str) -> None:
+        """Show a line worth keeping."""
+        self.say(text)
+
+    def begin(self, stage: str) -> Progress:
+        """Start a stage; what it reports goes through the line returned."""
+        if self._quiet:
+            return Silent()
+        self.say(f"{stage}: started")
+        self._line = _Line(self, stage, Pace(self._clock), self._clock)
+        return self._line
+
+    def end(self, stage: str, ending: Ending, seconds: float, details: Mapping[str, Any]) -> None:
+        """Close a stage."""
+        del details
+        last = self._line.last() if self._line else []
+        self._line = None
+        parts = ["cached"] if ending == "cached" else [f"{ending} after {pace.duration(seconds)}", *last]
+        self.say(f"{stage}: {', '.join(parts)}")
+
+    def result(self, closing: Closing) -> None:
+        """Show the tables and where things lie."""
+        for stage, rows in closing.tables.items():
+            self.say(f"\n{as_text(rows_table(rows, stage))}", always=True)
+        if closing.places:
+            self.say(f"\n{as_text(places_table(closing.places))}", always=True)
+
+    def error(self, error: BaseException, message: str, exit_code: int) -> bool:
+        """Take an error in; whether it was told here."""
+        del error, message, exit_code
+        return False
+
+    def close(self) -> None:
+        """Leave the stream as it was."""
+
+
+class _Line:
+    """One stage's progress as occasional lines."""
+
+    def __init__(self, out: Plain, stage: str, pace_: Pace, clock: Clock) -> None:
+        self._out, self._stage, self._pace, self._clock = out, stage, pace_, clock
+        self._told = clock()
+        self._metric = ""
+
+    def update(self, done: float, total: float, metric: str = "") -> None:
+        """Take in how far the stage is."""
+        self._pace.update(done, total)
+        self._metric = metric or self._metric
+        now = self._clock()
+        if now - self._told < BETWEEN:
+            return
+        self._told = now
+        self._out.say(f"{self._stage}: {', '.join(figures(self._pace, self._metric))}")
+
+    def last(self) -> list[str]:
+        """The figures heard last, if there were any."""
+        if not self._pace.total:
+            return []
+        counted = pace.count(self._pace.done, self._pace.total)
+        return [counted, self._metric] if self._metric else [counted]
+
+    def note(self, text: str) -> None:
+        """Show a line worth keeping."""
+        self._out.say(f"{self._stage}: {text}")
+
+
+def figures(pace_: Pace, metric: str) -> list[str]:
+    """Done, rate, time left and the last metric, in words, as far as they are known."""
+    parts = [pace.count(pace_.done, pace_.total)]
+    if pace_.rate:
+        parts.append(pace.speed(pace_.rate))
+    if pace_.left is not None and pace_.done < pace_.total:
+        parts.append(f"{pace.duration(pace_.left)} left")
+    return [*parts, metric] if metric else parts

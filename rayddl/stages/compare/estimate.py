@@ -1,0 +1,16 @@
+"""What ``kind: compare`` will take."""
+
+from __future__ import annotations
+
+from rayddl.stages.compare.settings import CompareConfig
+from rayddl.stages.estimates import Estimate, Outlook, Stages
+from rayddl.stages.report.estimate import PROCESS
+
+
+def estimate(config: CompareConfig, stages: Stages, outlook: Outlook) -> Estimate:
+    """One page, some hundred kilobytes a set."""
+    del outlook
+    named = [name for name in config.of if name != "*"]
+    every = [name for name, stage in stages.items() if stage.kind == "evaluate"]
+    shown = len(config.runs) + len(every if "*" in config.of else named)
+    return Estimate("1 page", 1, PROCESS, shown * 200_000)

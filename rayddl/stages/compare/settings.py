@@ -1,0 +1,17 @@
+"""Settings of ``kind: compare``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from rayddl.stages.settings import Reads, StageConfig
+
+
+class CompareConfig(StageConfig):
+    """One table and one page over the sets that evaluate stages judged."""
+
+    kind: Literal["compare"]
+    of: Annotated[tuple[str, ...], Reads(("evaluate",))] = ("*",)
+    """The evaluate stages to compare; ``"*"`` is every one."""
+    runs: tuple[str, ...] = ()
+    """Folders or URIs of finished evaluate stages of other runs, to stand beside them."""

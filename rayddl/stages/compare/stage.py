@@ -1,0 +1,116 @@
+"""``kind: compare``: one table and one page over the sets that evaluate stages judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rayddl.data.distilled import DistilledSet
+from rayddl.errors import ArtifactError
+from rayddl.report.entries import Entry, entries, nets_of
+from rayddl.report.numbers import duration
+from rayddl.report.page import render_comparison
+from rayddl.report.run import Columns, Comparison, Judged
+from rayddl.report.sections import net_name
+from rayddl.stages import parquet as tables
+from rayddl.stages.compare.settings import CompareConfig
+from rayddl.stages.context import Context, Input, Result
+from rayddl.stages.report.stage import CONFUSION, FILE, as_stage, columns, in_order, pictures, versions
+from rayddl.storage import Folder
+
+MANIFEST = "manifest.json"
+TYPES = {
+    "set": "string", "method": "string", "run": "string", "ipc": "int64", "images": "int64", "bytes": "int64",
+    "net": "string", "accuracy": "double", "std": "double", "top5": "double", "seconds_to_make": "double",
+}  # fmt: skip
+
+
+def run(config: CompareConfig, context: Context) -> Result:
+    """Write ``report.html`` and ``comparison.parquet``. Raises :class:`ArtifactError` for a set that is not whole."""
+    own = str(context.definition.get("name") or "run")
+    found = [(own, "d0", each) for each in in_order(context)]
+    definitions: dict[str, Mapping[str, Any]] = {"d0": context.definition}
+    for i, where in enumerate(config.runs, 1):
+        judged, name, definition = outside(Folder(where))
+        key = next((k for k, known in definitions.items() if known == definition), f"d{i}")
+        definitions[key] = definition
+        found.append((name, key, judged))
+    if not found:
+        raise ArtifactError(
+            "there is nothing to compare: the definition has no evaluate stage, and runs names none."
+        )
+    shown = {key: d for key, d in definitions.items() if key in {k for _, k, _ in found}}
+    comparison = Comparison(own, tuple(_judged(*each) for each in found), shown, versions())
+    page = render_comparison(comparison).encode()
+    context.out.write(FILE, page)
+    told = entries(comparison)
+    nets = nets_of(told)
+    lines = list(_lines(told))
+    tables.write(context.out, "comparison.parquet", {n: [line[n] for line in lines] for n in TYPES}, TYPES)
+    return Result(
+        {"file": FILE, "bytes": len(page), "rows": lines}, tuple(_shown(entry, nets) for entry in told)
+    )
+
+
+def outside(folder: Folder) -> tuple[Input, str, Mapping[str, Any]]:
+    """The finished evaluate stage in ``folder``, the name of its run, and the definition that made its set."""
+    try:
+        manifest = folder.read_json(MANIFEST)
+        kind, stage = manifest["kind"], manifest["stage"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{folder} is no finished stage ({type(error).__name__}: {error}); name the folder of an evaluate stage."
+        ) from error
+    if kind != "evaluate":
+        raise ArtifactError(f"{folder} is of kind {kind}; name the folder of an evaluate stage.")
+    found = Input(stage, kind, folder, manifest["config"], manifest["summary"])
+    definition = manifest.get("definition") or _kept(folder).info.get("definition") or {}
+    return found, str(definition.get("name") or str(folder).rstrip("/").rsplit("/", 1)[-1]), definition
+
+
+def _kept(folder: Folder) -> DistilledSet:
+    return DistilledSet.load(folder.child("set"))
+
+
+def _judged(name: str, key: str, found: Input) -> Judged:
+    made = _kept(found.folder)
+    confusion: Columns | None = None
+    if found.folder.has("confusion.parquet"):
+        confusion = columns(found, "confusion.parquet", CONFUSION)
+    return Judged(name, key, as_stage(found), pictures(made), confusion)
+
+
+def _lines(told: tuple[Entry, ...]) -> Iterator[dict[str, Any]]:
+    for entry in told:
+        for row in entry.rows:
+            yield {
+                "set": entry.label,
+                "method": entry.method,
+                "run": entry.judged.run,
+                "ipc": entry.ipc,
+                "images": row.images,
+                "bytes": entry.judged.stage.summary.get("bytes"),
+                "net": row.net,
+                "accuracy": row.mean,
+                "std": row.std,
+                "top5": _known(row.top5),
+                "seconds_to_make": _known(entry.seconds),
+            }
+
+
+def _known(value: float) -> float | None:
+    return value if value == value else None  # noqa: PLR0124 - NaN is not itself
+
+
+def _shown(entry: Entry, nets: Sequence[str]) -> dict[str, str]:
+    rows = {net: entry.of(net) for net in nets}
+    cells = {
+        net_name(net): f"{100 * row.mean:.1f} ± {100 * row.std:.1f}" if row else ""
+        for net, row in rows.items()
+    }
+    return {
+        "set": entry.label,
+        "images": f"{entry.images:,}",
+        **cells,
+        "time to make": duration(entry.seconds),
+    }

@@ -1,1 +1,0 @@
-"""One module per stage kind: what a user can write for it. Imports neither torch nor Ray."""

@@ -1,0 +1,29 @@
+"""What ``kind: coreset`` will take."""
+
+from __future__ import annotations
+
+from rayddl.stages.coreset.settings import CoresetConfig
+from rayddl.stages.estimates import FLOAT, PROCESS, Estimate, Outlook, Stages
+from rayddl.stages.experts.settings import ExpertsConfig
+from rayddl.stages.teacher.settings import TeacherConfig
+
+FEATURES = 2**28
+"""Bytes of features that a task holds, unless one class has more."""
+WIDTH = 2048
+"""Features of an image, where a network makes them: the most that the usual ones have."""
+
+
+def estimate(config: CoresetConfig, stages: Stages, outlook: Outlook) -> Estimate:
+    """A task per few classes, with their features; the images chosen, as bytes."""
+    glance = outlook.glance
+    share = outlook.machine.share(config.resources, glance.classes, gpu=False)
+    per_class = -(-glance.train // glance.classes)
+    looked_at = per_class if config.mipc is None else min(config.mipc, per_class)
+    networked = isinstance(stages.get(config.features or ""), ExpertsConfig | TeacherConfig)
+    features = 0
+    if config.method != "random":
+        features = max(FEATURES, looked_at * (WIDTH if networked else glance.numbers) * FLOAT)
+    written = glance.classes * config.ipc * glance.numbers * 2 + outlook.space
+    return Estimate(
+        f"{glance.classes} classes of {looked_at:,} images", share.at_once, PROCESS + 2 * features, written
+    )

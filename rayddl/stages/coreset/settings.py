@@ -1,0 +1,58 @@
+"""Settings of ``kind: coreset``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rayddl.stages.experts.settings import ExpertsConfig
+from rayddl.stages.runtime import sizes
+from rayddl.stages.runtime.capacity import Capacity
+from rayddl.stages.runtime.sizes import Ask, Share
+from rayddl.stages.settings import Reads, StageConfig
+
+
+class CoresetConfig(StageConfig):
+    """Real images chosen class by class: the baselines that distilled sets are judged against."""
+
+    kind: Literal["coreset"]
+    method: Literal["random", "herding", "kcenter"]
+    """``herding``: the mean of the chosen follows the class's mean. ``kcenter``: each is the farthest from
+    those before it, beginning with the one nearest to the mean."""
+    ipc: int = Field(ge=1)
+    """Images per class."""
+    features: Annotated[str | None, Reads(("experts", "teacher"))] = None
+    """What images are compared by: what the last layer of the first expert, or of a teacher, is given.
+    Default: their pixels in model space. Files that a teacher sees are read as they are needed; without
+    one the source is decoded whole."""
+    mipc: int | None = Field(default=None, ge=1)
+    """Images per class that are looked at, drawn at random; default: all."""
+    short_class: Literal["error", "cap", "repeat"] = "error"
+    """What to do with a class of fewer than ``ipc`` readable images: refuse it, take fewer of it, or take
+    some of them more than once."""
+
+    def asks(self, have: Capacity) -> Sequence[Ask]:
+        """One worker."""
+        return (Ask("resources", self.share(have, 1)),)
+
+    def share(self, have: Capacity, units: int) -> Share:
+        """What each of ``units`` groups of classes gets: a GPU only where a network makes features of images."""
+        networked = self.features is not None and self.method != "random"
+        return sizes.spread(self.resources, have, units=units, gpu=networked)
+
+    def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
+        """Features need a network that trajectories hold all of."""
+        problems = []
+        if self.mipc is not None and self.mipc < self.ipc and self.short_class == "error":
+            problems.append(
+                f"{self.ipc} images of each class cannot be chosen from {self.mipc}; raise mipc, or lower ipc"
+            )
+        source = reads.get("features")
+        if isinstance(source, ExpertsConfig) and source.net.norm == "batch":
+            problems.append(
+                f"the experts of {self.features!r} have batch norm, and trajectories carry no running statistics; "
+                "take features from a teacher, or leave features out"
+            )
+        return problems

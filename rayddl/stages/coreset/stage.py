@@ -1,0 +1,230 @@
+"""``kind: coreset``: real images chosen class by class, as Ray tasks of some classes each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils import vector_to_parameters
+
+from rayddl import seeds
+from rayddl.data.distilled import LR_STUDENT, DistilledSet
+from rayddl.data.pixels.space import Normalise, PixelSpace
+from rayddl.data.sources import picking
+from rayddl.data.sources import registry as sources
+from rayddl.data.sources.listing import Listing
+from rayddl.data.sources.refusals import shown
+from rayddl.errors import ArtifactError, SourceError
+from rayddl.methods.patches.boxes import preselected
+from rayddl.methods.selection.features import Features
+from rayddl.methods.training.input_spec import Frame
+from rayddl.methods.training.observer import Observer
+from rayddl.methods.trajectories import files
+from rayddl.nets.build import build
+from rayddl.nets.config import NetConfig
+from rayddl.stages import parquet as tables
+from rayddl.stages.context import Context, Input, Result
+from rayddl.stages.coreset.settings import CoresetConfig
+from rayddl.stages.coreset.worker import Chosen, Job, choose, read_chosen
+from rayddl.stages.match.stage import refuse_other_experts
+from rayddl.stages.runtime import cluster, workers
+from rayddl.stages.runtime.listings import of_shared
+from rayddl.stages.runtime.sizes import Ask, Share
+from rayddl.stages.runtime.sources import fit_space, publish, read_space
+from rayddl.stages.settings import DSA
+
+METHODS = {"random": "random", "herding": "herding", "kcenter": "k-center"}
+FEATURE_BYTES = 2**28
+"""Features that one task holds, unless a single class has more."""
+TYPES = {"class": "string", "rank": "int64", "image": "string"}
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What there is to choose from, and what it is compared by."""
+
+    listing: Listing
+    space: PixelSpace
+    features: Features
+    net: NetConfig
+
+
+def run(config: CoresetConfig, context: Context) -> Result:
+    """Choose from the classes that are not done yet, and write the set."""
+    began = time.perf_counter()
+    cluster.start()
+    given = _given(config, context)
+    given = _looked_at(config, context, given)
+    job, share = _job(config, context, given)
+    labels = list(range(len(given.listing.classes)))
+    missing = [label for label in labels if not context.out.has(job.file(label))]
+    _choose(job, share, _groups(missing, given, job, share.at_once), len(labels), context)
+    chosen = [read_chosen(job, label) for label in labels]
+    bad = [line for part in chosen for line in part.bad]
+    _refuse_bad(bad, context, len(given.listing))
+    made = _made(config, context, given, chosen)
+    made.save(context.out.child("set"))
+    _write_table(context, given.listing, chosen)
+    for label in labels:
+        context.out.delete(job.file(label))
+    summary = {
+        "method": METHODS[config.method],
+        "ipc": config.ipc,
+        "classes": list(given.listing.classes),
+        "images": len(made),
+        "looked_at": len(given.listing),
+        "features": config.features or "pixels",
+        "bad": len(bad),
+        "bad_examples": bad[:20],
+        "bytes": made.stored.numel(),
+        "seconds": time.perf_counter() - began,
+    }
+    return Result(summary)
+
+
+def _given(config: CoresetConfig, context: Context) -> _Given:
+    """Images, their pixel space and what they are compared by.
+
+    A teacher knows its input's scaling, so files can be read as they are needed; for all else the pixel
+    space is fitted on the whole train split.
+    """
+    found = None if config.features is None else context.inputs[config.features]
+    observer = None
+    if found is not None and found.kind == "teacher":
+        observer = Observer.load(found.folder.child("observer"))
+        listing = sources.listing(context.source) if context.source.space == "normalise" else None
+        if listing is not None:
+            return _streamed(listing, observer, str(config.features))
+    source = publish(context.source)
+    listing = of_shared(source)
+    if observer is not None:
+        features = Features(partial(_framed, observer.frame), observer.module)
+        return _Given(listing, fit_space(source, context.out), features, observer.net)
+    if found is not None:
+        refuse_other_experts(found, source, context.source.name)
+        space = read_space(found.folder, source)
+        net = NetConfig.model_validate(found.summary["net"])
+        module = _expert(found, net, source.shape, len(source.classes))
+        return _Given(listing, space, Features(space.encode, module), net)
+    space = fit_space(source, context.out)
+    return _Given(listing, space, Features(space.encode), NetConfig())
+
+
+def _streamed(listing: Listing, observer: Observer, stage: str) -> _Given:
+    if observer.shape[1] != observer.shape[2]:
+        raise ArtifactError(
+            f"the observer of {stage!r} takes {observer.shape[1]} x {observer.shape[2]} pixels; images are cut "
+            "square here. Set source.size, and train it on square images."
+        )
+    mean, std = (torch.tensor(v, dtype=torch.float64) for v in (observer.mean, observer.std))
+    space = Normalise(observer.shape, mean, std)
+    return _Given(listing, space, Features(partial(_framed, observer.frame), observer.module), observer.net)
+
+
+def _framed(frame: Frame, images: Tensor) -> Tensor:
+    return frame.normalised(frame.fitted(images))
+
+
+def _expert(found: Input, net: NetConfig, shape: tuple[int, int, int], classes: int) -> torch.nn.Module:
+    """The first expert as it was when its training ended."""
+    trajectory = files.open_trajectory(found.folder, files.file_name(0), "convex")
+    module = build(net, shape, classes, seed=0).requires_grad_(False).eval()
+    vector_to_parameters(trajectory.at(trajectory.last), module.parameters())
+    return module
+
+
+def _looked_at(config: CoresetConfig, context: Context, given: _Given) -> _Given:
+    listing = given.listing
+    counts = listing.counts().tolist()
+    if config.short_class == "error":
+        picking.refuse_short(listing.classes, counts, config.ipc)
+    if config.mipc is None:
+        return given
+    seed = seeds.derive(context.seed_of(), "looked at")
+    picked = preselected(seed, listing.names.to_pylist(), listing.labels, config.mipc)
+    return _Given(listing.take(picked), given.space, given.features, given.net)
+
+
+def _job(config: CoresetConfig, context: Context, given: _Given) -> tuple[Job, Share]:
+    import ray
+
+    units = len(given.listing.classes)
+    share = cluster.sized(lambda have: Ask("resources", config.share(have, units)))
+    features = ray.put(given.features)
+    shape = given.space.shape
+    return Job(config, given.listing, shape, features, context.out, context.seed_of(), share.threads), share
+
+
+def _choose(job: Job, share: Share, groups: Sequence[list[int]], classes: int, context: Context) -> None:
+    import ray
+
+    sent = ray.put(job)
+    done = classes - sum(len(group) for group in groups)
+    context.progress.update(done, classes, "classes")
+    with workers.opened(share, "coreset", note=context.progress.note) as free:
+        for group, _ in free.each(groups, lambda group: (choose, sent, group), _named):
+            done += len(group)
+            context.progress.update(done, classes, "classes")
+
+
+def _named(labels: Sequence[int]) -> str:
+    return f"coreset of classes {labels[0]}–{labels[-1]}"
+
+
+def _groups(missing: Sequence[int], given: _Given, job: Job, at_once: int) -> list[list[int]]:
+    """Neighbouring classes that are chosen from together: few passes over files that mix their classes,
+    and no more features in one task than are allowed.
+    """
+    counts = given.listing.counts()
+    per_image = 4 * given.features.width(job.shape) if job.config.method != "random" else 0
+    most = -(-len(missing) // (4 * at_once)) if missing else 1
+    groups: list[list[int]] = []
+    held = 0
+    for label in missing:
+        size = int(counts[label]) * per_image
+        if not groups or len(groups[-1]) == most or held + size > FEATURE_BYTES:
+            groups.append([])
+            held = 0
+        groups[-1].append(label)
+        held += size
+    return groups
+
+
+def _refuse_bad(bad: Sequence[str], context: Context, looked_at: int) -> None:
+    allowed = context.source.max_bad_fraction
+    for line in bad[:3]:
+        context.progress.note(f"skipped an unreadable image: {line}")
+    if len(bad) > allowed * looked_at:
+        raise SourceError(
+            f"{len(bad)} of {looked_at:,} images cannot be read, more than max_bad_fraction ({allowed:g}) allows: "
+            f"{shown(list(bad), 3)}. Mend or remove them, or raise source.max_bad_fraction."
+        )
+
+
+def _made(config: CoresetConfig, context: Context, given: _Given, chosen: Sequence[Chosen]) -> DistilledSet:
+    labels = torch.cat([torch.full((len(part.images),), label) for label, part in enumerate(chosen)])
+    info = {
+        "method": METHODS[config.method],
+        "net": given.net.model_dump(mode="json"),
+        "source": context.source.model_dump(mode="json"),
+        "definition": dict(context.definition),
+        "seed": context.seed,
+        "protocol": {"name": "hard", "augment": DSA},
+    }
+    images = torch.cat([part.images for part in chosen])
+    return DistilledSet(images, labels, LR_STUDENT, given.listing.classes, given.space, info)
+
+
+def _write_table(context: Context, listing: Listing, chosen: Sequence[Chosen]) -> None:
+    positions = np.concatenate([part.positions.numpy() for part in chosen])
+    columns = {
+        "class": [listing.classes[label] for label, part in enumerate(chosen) for _ in part.positions],
+        "rank": [rank for part in chosen for rank in range(len(part.positions))],
+        "image": listing.names.take(positions).to_pylist(),
+    }
+    tables.write(context.out, "chosen.parquet", columns, TYPES)

@@ -1,0 +1,191 @@
+"""What coreset's workers do: read the images of some classes, compare them, keep the chosen ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load, save
+from torch import Tensor
+
+from rayddl import seeds
+from rayddl.data.pixels.cutting import opened
+from rayddl.data.pixels.decode import read_image
+from rayddl.data.sources import picking
+from rayddl.data.sources.listing import Blob, Listing
+from rayddl.methods.selection.features import BATCH, Features
+from rayddl.methods.selection.select import herding, k_center
+from rayddl.stages.coreset.settings import CoresetConfig
+from rayddl.stages.runtime import devices
+from rayddl.storage import Folder
+
+GREEDY = {"herding": herding, "kcenter": k_center}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker is sent."""
+
+    config: CoresetConfig
+    listing: Listing
+    """The images that are looked at."""
+    shape: tuple[int, int, int]
+    """(C, H, W) of the chosen images."""
+    features: Any
+    """The reference of the :class:`Features`."""
+    out: Folder
+    seed: int
+    threads: int
+
+    def file(self, label: int) -> str:
+        """Where a class's chosen images wait for the others."""
+        return f"class-{label:05d}.safetensors"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The images chosen of one class, and what could not be read of it."""
+
+    images: Tensor
+    """uint8 ``[n, C, H, W]``, in the order chosen."""
+    positions: Tensor
+    """int64 ``[n]``, in the listing."""
+    bad: tuple[str, ...]
+
+
+def choose(job: Job, labels: list[int]) -> None:
+    """Choose from the classes ``labels`` and write a file for each; those that are there are left alone."""
+    missing = [label for label in labels if not job.out.has(job.file(label))]
+    if not missing:
+        return
+    device = devices.enter(job.threads, unit=f"coreset of classes {labels[0]}–{labels[-1]}")
+    if job.config.method == "random":
+        for label in missing:
+            _keep(job, label, _at_random(job, label))
+        return
+    import ray
+
+    features: Features = ray.get(job.features).on(device)
+    for label, gathered in _gathered(job, features, missing).items():
+        _refuse_short(job, label, len(gathered.positions))
+        order = GREEDY[job.config.method](torch.cat(gathered.features), job.config.ipc)
+        picked = np.array(gathered.positions, dtype=np.int64)[_filled(job, order)]
+        again = dict(_read(job, np.unique(picked)))
+        images = torch.stack([_whole(again[int(p)]) for p in picked])
+        _keep(job, label, Chosen(images, torch.from_numpy(picked), tuple(gathered.bad)))
+
+
+def read_chosen(job: Job, label: int) -> Chosen:
+    """What :func:`choose` wrote of a class."""
+    tensors = load(job.out.read(job.file(label)))
+    bad = bytes(tensors["bad"].tolist()).decode()
+    return Chosen(tensors["images"], tensors["positions"], tuple(bad.split("\n")) if bad else ())
+
+
+def _keep(job: Job, label: int, chosen: Chosen) -> None:
+    bad = torch.tensor(list("\n".join(chosen.bad).encode()), dtype=torch.uint8)
+    tensors = {"images": chosen.images, "positions": chosen.positions, "bad": bad}
+    job.out.write(job.file(label), save(tensors))
+
+
+class _Gathered:
+    """Features of one class, computed as soon as a batch of its images is there."""
+
+    def __init__(self, features: Features) -> None:
+        self._of = features
+        self._waiting: list[Tensor] = []
+        self.features: list[Tensor] = []
+        self.positions: list[int] = []
+        self.bad: list[str] = []
+
+    def add(self, position: int, image: Tensor) -> None:
+        self.positions.append(position)
+        self._waiting.append(image)
+        if len(self._waiting) == BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._waiting:
+            self.features.append(self._of(torch.stack(self._waiting)))
+            self._waiting.clear()
+
+
+def _gathered(job: Job, features: Features, labels: list[int]) -> dict[int, _Gathered]:
+    # Batches are formed within a class, so that features do not depend on which classes come together.
+    found = {label: _Gathered(features) for label in labels}
+    for position, image in _read(job, np.flatnonzero(np.isin(job.listing.labels, labels))):
+        mine = found[int(job.listing.labels[position])]
+        if isinstance(image, str):
+            mine.bad.append(f"{job.listing.names[position].as_py()}: {image}")
+        else:
+            mine.add(position, image)
+    for mine in found.values():
+        mine.flush()
+    return found
+
+
+def _at_random(job: Job, label: int) -> Chosen:
+    positions = np.flatnonzero(job.listing.labels == label)
+    draws = seeds.generator(job.seed, "random", job.listing.classes[label])
+    order = positions[torch.randperm(len(positions), generator=draws).numpy()]
+    bad: list[str] = []
+    chosen: dict[int, Tensor] = {}
+    while len(order) and len(chosen) < job.config.ipc:
+        part, order = np.split(order, [job.config.ipc - len(chosen)])
+        read = dict(_read(job, np.sort(part)))
+        for position in part.tolist():
+            image = read[position]
+            if isinstance(image, str):
+                bad.append(f"{job.listing.names[position].as_py()}: {image}")
+            else:
+                chosen[position] = image
+    _refuse_short(job, label, len(chosen))
+    picked = np.array(list(chosen))[_filled(job, list(range(len(chosen))))]
+    images = torch.stack([chosen[int(p)] for p in picked])
+    return Chosen(images, torch.from_numpy(picked), tuple(bad))
+
+
+def _refuse_short(job: Job, label: int, readable: int) -> None:
+    needed = job.config.ipc if job.config.short_class == "error" else 1
+    if readable < needed:
+        picking.refuse_short([job.listing.classes[label]], [readable], job.config.ipc)
+
+
+def _filled(job: Job, order: list[int]) -> list[int]:
+    if job.config.short_class == "repeat":
+        return [order[i % len(order)] for i in range(job.config.ipc)]
+    return order
+
+
+def _read(job: Job, positions: NDArray[np.int64]) -> Iterator[tuple[int, Tensor | str]]:
+    """Each position and its image as uint8 ``[C, H, W]``, or why it cannot be read; a few are held."""
+    for part in np.array_split(positions, max(1, -(-len(positions) // BATCH))):
+        for position, blob in zip(part.tolist(), job.listing.read(part), strict=True):
+            yield position, _image(blob, job.shape)
+
+
+def _image(blob: Blob, shape: tuple[int, int, int]) -> Tensor | str:
+    if isinstance(blob, Exception):
+        return _reason(blob)
+    try:
+        pixels = blob if isinstance(blob, np.ndarray) else _channels_first(read_image(blob, shape[1]))
+        return opened(pixels, shape[0]).pixels(1)[0].contiguous()
+    except Exception as error:  # a broken file raises anything from the parser it meets
+        return _reason(error)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def _channels_first(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _whole(image: Tensor | str) -> Tensor:
+    assert not isinstance(image, str)  # it was read a moment ago
+    return image

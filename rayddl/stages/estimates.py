@@ -1,0 +1,212 @@
+"""What all kinds' estimates have in common: the machine, the source, and how a worker's memory adds up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
+
+from rayddl.data.config import SourceConfig
+from rayddl.data.sources.summary import Glance, glance
+from rayddl.nets.config import NetConfig
+from rayddl.stages.experts.settings import ExpertsConfig
+from rayddl.stages.match.settings import MatchConfig
+from rayddl.stages.runtime import machine, sizes
+from rayddl.stages.runtime.capacity import Capacity
+from rayddl.stages.runtime.sizes import Resources, Share
+from rayddl.stages.settings import StageConfig
+
+Stages: TypeAlias = Mapping[str, StageConfig]
+"""The settings of all stages of a definition, by name."""
+
+FLOAT = 4
+"""Bytes of a float32."""
+PROCESS = 600 * 2**20
+"""Bytes of a worker that has imported torch and Ray and done nothing yet; on a GPU, next to nothing of it."""
+
+STEP = 8
+"""Numbers held in a gradient step for every one that a forward pass keeps."""
+JUDGED = 256
+"""Images of the held-out split that are judged together."""
+VECTORS = 6
+"""Parameter vectors in a training: parameters, gradient, momentum and what an update makes."""
+
+_Config = TypeVar("_Config", bound=StageConfig)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine has to offer."""
+
+    cpus: int
+    memory: int
+    """Bytes free."""
+    gpus: tuple[int, ...]
+    """Bytes free of each GPU."""
+
+    @classmethod
+    def here(cls) -> Machine:
+        """The machine at hand, as it is now."""
+        return cls(machine.cpus(), machine.free_bytes(), machine.gpu_bytes())
+
+    @property
+    def have(self) -> Capacity:
+        """The machine as a cluster of one node."""
+        return Capacity(({"CPU": float(self.cpus), "GPU": float(len(self.gpus))},))
+
+    def share(self, asked: Resources, units: int, *, gpu: bool = True) -> Share:
+        """What each of ``units`` independent units of work gets; ``gpu``: whether they have a use of one."""
+        return sizes.spread(asked, self.have, units=units, gpu=gpu)
+
+    def room(self, share: Share) -> int:
+        """Bytes that one worker of ``share`` may take: of its GPU, else of memory. A definition for another
+        machine may ask for GPUs where there are none.
+        """
+        if share.num_gpus and self.gpus:
+            return int(min(self.gpus) * min(1.0, share.num_gpus))
+        return self.memory // share.at_once
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"cpus": self.cpus, "free_memory": self.memory, "free_gpu_memory": list(self.gpus)}
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What an estimate is made from beside settings."""
+
+    source: SourceConfig
+    glance: Glance
+    machine: Machine
+
+    @property
+    def resident(self) -> int:
+        """Bytes of both splits in model space, which a worker keeps on its device."""
+        return (self.glance.train + self.glance.test) * self.glance.numbers * FLOAT
+
+    @property
+    def space(self) -> int:
+        """Bytes of the pixel space where it is stored: two triangles for ``zca``, else a few numbers."""
+        side = self.glance.numbers
+        return FLOAT * side * (side + 2) if self.source.space == "zca" else 16 * self.glance.shape[0]
+
+
+def outlook(source: SourceConfig) -> Outlook:
+    """The outlook on this machine. Reads listings and a few headers."""
+    return Outlook(source, glance(source), Machine.here())
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stage will take."""
+
+    work: str
+    """Units of work, in words."""
+    at_once: int
+    """Workers that run at once on this machine."""
+    memory: int | None = None
+    """Peak bytes in one worker, on its device; ``None`` where it cannot be told."""
+    written: int | None = None
+    """Bytes that the stage leaves."""
+    device: str = "memory"
+    """``memory`` or ``GPU``: what ``memory`` is taken from."""
+    measured: bool = False
+    """Whether ``memory`` was measured; else it is a formula's."""
+    notes: tuple[str, ...] = ()
+    """What else is worth knowing: what would not fit, and what would."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Further figures, for JSON."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; bytes are whole numbers."""
+        return {
+            "work": self.work,
+            "at_once": self.at_once,
+            "memory": self.memory,
+            "device": self.device,
+            "measured": self.measured,
+            "written": self.written,
+            "notes": list(self.notes),
+            **self.facts,
+        }
+
+
+def made(work: str, share: Share, outlook: Outlook, memory: int | None, written: int | None) -> Estimate:
+    """An estimate, with a note where what runs at once needs more than there is."""
+    device = "GPU" if share.num_gpus else "memory"
+    room = outlook.machine.room(share)
+    notes = (too_much(memory, room, share.at_once, device),) if memory is not None and memory > room else ()
+    return Estimate(work, share.at_once, memory, written, device, notes=notes)
+
+
+def too_much(memory: int, room: int, at_once: int, device: str) -> str:
+    """What is said of workers that do not fit."""
+    kind = "GPU memory" if device == "GPU" else "memory"
+    if at_once == 1:
+        return f"needs {shown(memory)}, and {shown(room)} of {kind} are free"
+    fewer = f"resources.{'num_gpus' if device == 'GPU' else 'at_once'}"
+    return (
+        f"{at_once} workers of {shown(memory)} run at once, and each has {shown(room)} of {kind}; set {fewer}"
+    )
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The size of a network for images of some shape."""
+
+    parameters: int
+    activations: int
+    """Numbers that one image's forward pass keeps."""
+
+
+def outline(net: NetConfig, glance: Glance) -> Outline | None:
+    """The size of a ConvNet, by arithmetic; ``None`` for other networks, which have to be built to tell."""
+    if net.name != "convnet":
+        return None
+    channels, *sides = glance.shape
+    height, width = (32, 32) if sides == [28, 28] else sides
+    parameters = activations = 0
+    for _ in range(net.depth):
+        parameters += channels * net.width * 9 + net.width
+        parameters += 0 if net.norm == "none" else 2 * net.width
+        activations += height * width * net.width
+        channels, height, width = net.width, height // 2, width // 2
+    parameters += (channels * height * width + 1) * glance.classes
+    return Outline(parameters, activations + glance.numbers)
+
+
+def training(nets: Sequence[NetConfig], batch: int, share: Share, outlook: Outlook) -> int | None:
+    """Peak bytes of a worker that trains any of ``nets`` on the source: both splits in model space, and a step
+    or a look at held-out images. ``None`` where a network's size cannot be told.
+    """
+    sizes = [outline(net, outlook.glance) for net in nets]
+    if None in sizes:
+        return None
+    step = max(
+        (max(batch * STEP, JUDGED * 2) * size.activations + VECTORS * size.parameters) * FLOAT
+        for size in sizes
+        if size is not None
+    )
+    return step + outlook.resident + (0 if share.num_gpus else PROCESS)
+
+
+def read(stages: Stages, name: str | None, kind: type[_Config]) -> _Config | None:
+    """The settings of stage ``name`` if it is of that class."""
+    config = stages.get(name or "")
+    return config if isinstance(config, kind) else None
+
+
+def net_of(stages: Stages, match: MatchConfig | None) -> NetConfig:
+    """The network that a matching stage's set is made with."""
+    experts = read(stages, match.experts, ExpertsConfig) if match else None
+    return experts.net if experts else NetConfig()
+
+
+def shown(count: int) -> str:
+    """Bytes for a person: ``1.3 GiB``."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 10 else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GiB"

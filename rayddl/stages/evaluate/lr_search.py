@@ -1,0 +1,69 @@
+"""Learning rates chosen from a grid, on a part of the train split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from rayddl import seeds
+from rayddl.nets.config import NetConfig
+from rayddl.stages.context import Progress
+from rayddl.stages.evaluate import worker as students
+from rayddl.stages.evaluate.settings import EvaluateConfig
+from rayddl.stages.runtime.sources import SharedSource
+from rayddl.stages.runtime.workers import Work, Workers
+
+Rates = Mapping[tuple[str, NetConfig], float]
+"""By lesson and network."""
+
+
+def found(
+    config: EvaluateConfig,
+    nets: Sequence[NetConfig],
+    lessons: Sequence[students.Lesson],
+    shared: students.Class,
+    free: Workers,
+    progress: Progress,
+) -> Rates:
+    """The rate of ``config.lr_grid`` whose student is best, for each lesson and network; empty without a grid.
+
+    Students learn from what the first seed is taught. Of equal rates the one named first is taken.
+    """
+    import ray
+
+    grid = config.lr_grid or ()
+    if not grid:
+        return {}
+    places = held_back(shared.source, config.grid_images, shared.seed)
+    trials = {
+        (lesson.name, net, lr): students.Student(
+            lesson.name, net, 0, f"student-trial-{lesson.name}-{n}-{i}.json", lr, trial=True
+        )
+        for lesson in lessons
+        for n, net in enumerate(nets)
+        for i, lr in enumerate(grid)
+    }
+    sent = {lesson.name: ray.put(lesson) for lesson in lessons}
+    kept = ray.put(replace(shared, trials_on=places))
+
+    def work(student: students.Student) -> Work:
+        return (students.teach, kept, sent[student.lesson], student)
+
+    missing = [student for student in trials.values() if not shared.out.has(student.file)]
+    for done, _ in enumerate(free.each(missing, work, lambda student: students.named([student])), 1):
+        progress.update(0, 1, f"learning rates: {done} of {len(missing)} students")
+    right = {key: shared.out.read_json(student.file)["accuracy"] for key, student in trials.items()}
+
+    def best(lesson: str, net: NetConfig) -> float:
+        return max(grid, key=lambda lr: float(right[lesson, net, lr]))
+
+    return {(lesson.name, net): best(lesson.name, net) for lesson in lessons for net in nets}
+
+
+def held_back(source: SharedSource, share: float, seed: int) -> torch.Tensor:
+    """Indices of ``share`` of the train split, at least one image a class in the mean, in rising order."""
+    count = source.counts[0]
+    many = min(max(round(count * share), len(source.classes)), count - 1)
+    return torch.randperm(count, generator=seeds.generator(seed, "grid"))[:many].sort().values

@@ -1,0 +1,374 @@
+"""What students are taught, by which protocol, and how all of them are set to work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from rayddl import seeds
+from rayddl.data.config import SourceConfig, augmentation_names
+from rayddl.data.distilled import DistilledSet
+from rayddl.data.sources import picking
+from rayddl.errors import ArtifactError
+from rayddl.methods.training import softlabels
+from rayddl.methods.training.hard import Protocol
+from rayddl.methods.training.soft import SoftProtocol, published_batch, published_lr
+from rayddl.methods.training.softlabels import Index, StoredLabels
+from rayddl.nets.config import NetConfig
+from rayddl.nets.cost import eager_seconds, faster_together, forward_flops, worth_compiling
+from rayddl.stages.context import Progress
+from rayddl.stages.evaluate import lr_search
+from rayddl.stages.evaluate import worker as students
+from rayddl.stages.evaluate.settings import HARD_BATCH, HARD_EPOCHS, SOFT_EPOCHS, EvaluateConfig
+from rayddl.stages.evaluate.soft_labels import Teaching
+from rayddl.stages.runtime import cluster, listings, workers
+from rayddl.stages.runtime import progress as tally
+from rayddl.stages.runtime.sources import SharedSource, tensor
+from rayddl.stages.runtime.workers import Work, Workers
+from rayddl.storage import Folder
+
+WHOLE_LR = 0.01
+"""The literature's rate for the ConvNet on all real images (hard labels)."""
+WHOLE_BATCH = 100
+"""At least this many of all real images are learned together (soft labels)."""
+LONG_SECONDS = 10.0
+"""A student that takes longer tells how far it is; the worker that collects it has to be started first."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One judgement: the settled settings, the set, and what it is held against."""
+
+    config: EvaluateConfig
+    made: DistilledSet
+    source: SharedSource
+    teaching: Teaching | None
+    """``None``: hard labels."""
+    seed: int
+    listed: SourceConfig | None = None
+    """The source whose train split is to be read where it lies, where ``source`` has but the held-out one."""
+
+    @property
+    def nets(self) -> tuple[NetConfig, ...]:
+        """The networks to train."""
+        return nets_of(self.config, self.made)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what students see."""
+        return self.source.shape if self.teaching is None else self.teaching.frame.shape
+
+
+def nets_of(config: EvaluateConfig, made: DistilledSet) -> tuple[NetConfig, ...]:
+    """The networks asked for, else the one that the set was made with."""
+    if config.nets is not None:
+        return config.nets
+    if made.info.get("net") is None:
+        raise ArtifactError("the set was made without a network: say with nets which ones to train.")
+    return (NetConfig.model_validate(made.info["net"]),)
+
+
+def settled(
+    config: EvaluateConfig, made: DistilledSet, source: SharedSource, teaching: Teaching | None
+) -> EvaluateConfig:
+    """``config`` with everything decided that it leaves open: protocol, epochs, batch, compilation.
+
+    Figures are reached again to the last bit only with the same decisions, so they are stored with the set.
+    """
+    chosen: dict[str, Any] = {"protocol": "hard" if teaching is None else "soft"}
+    if teaching is None:
+        chosen["epochs"], chosen["batch"] = config.epochs or HARD_EPOCHS, config.batch or HARD_BATCH
+    else:
+        usual = published_batch(made.ipc, len(made.classes), len(made))
+        chosen["epochs"], chosen["batch"] = config.epochs or SOFT_EPOCHS, config.batch or usual
+    whole = config.model_copy(update=chosen)
+    if whole.compile is None:
+        compile_ = _worthwhile(Task(whole, made, source, teaching, 0))
+        whole = whole.model_copy(update={"compile": compile_})
+    return whole if whole.together is not None else whole.model_copy(update={"together": True})
+
+
+def _steps(task: Task) -> tuple[int, int]:
+    """Images in a batch of the set, and the steps that teach it to one student."""
+    config, count = task.config, len(task.made)
+    assert config.batch is not None
+    assert config.epochs is not None
+    batch = min(config.batch, count)
+    return batch, (config.epochs + 1) * -(-count // batch)
+
+
+def _worthwhile(task: Task) -> bool:
+    classes, (batch, steps) = len(task.source.classes), _steps(task)
+    if task.config.whole:
+        return True
+    every = steps * task.config.seeds
+    return any(worth_compiling(net, task.shape, classes, steps=every, batch=batch) for net in task.nets)
+
+
+def _long(task: Task) -> bool:
+    """Whether one student takes so long that its progress is to be seen."""
+    classes, (batch, steps) = len(task.source.classes), _steps(task)
+    if task.config.whole:
+        return True
+    seconds = (eager_seconds(net, task.shape, classes, steps=steps, batch=batch) for net in task.nets)
+    return max(seconds) > LONG_SECONDS
+
+
+def judge(task: Task, out: Folder, progress: Progress) -> list[dict[str, Any]]:
+    """The result of every student: lessons x nets x seeds, in that order."""
+    import ray
+
+    config, nets = task.config, task.nets
+    lessons = lessons_of(task)
+    share = cluster.spread(config.resources, units=len(lessons) * len(nets) * config.seeds)
+    shared = _class(task, out, share.threads)
+    trial = largest(task, [lesson for lesson, _ in lessons]) if share.per_slot > 1 else None
+    need = None if trial is None else (students.tried, ray.put(shared), *trial)
+    with workers.opened(share, "students", need=need, note=progress.note) as free:
+        return _judged(task, lessons, shared, free, out, progress)
+
+
+def _judged(
+    task: Task, lessons: Lessons, shared: students.Class, free: Workers, out: Folder, progress: Progress
+) -> list[dict[str, Any]]:
+    import ray
+
+    config, nets = task.config, task.nets
+    _store_labels(ray.put(shared), lessons[0][0], task, free, progress)
+    found = lr_search.found(config, nets, [lesson for lesson, _ in lessons], shared, free, progress)
+    groups = [
+        group
+        for lesson, _ in lessons
+        for n, net in enumerate(nets)
+        for group in _grouped(task, lesson, net, found.get((lesson.name, net)), f"student-{lesson.name}-{n}")
+    ]
+    plan = [student for group in groups for student in group]
+    missing = [group for group in groups if any(not out.has(student.file) for student in group)]
+    board = tally.open_tally() if _long(task) else None
+    told = tally.Glance(board) if board else None
+    kept = ray.put(replace(shared, board=board))
+    sent = {
+        (lesson.name, s): ray.put(per_seed(s)) if s == 0 or lesson.drawn else None
+        for lesson, per_seed in lessons
+        for s in range(config.seeds)
+    }
+
+    def work(group: tuple[students.Student, ...]) -> Work:
+        taught = [sent[s.lesson, s.seed] or sent[s.lesson, 0] for s in group]
+        if len(group) == 1:
+            return (students.teach, kept, taught[0], group[0])
+        return (students.teach_together, kept, group, *taught)
+
+    before = len(plan) - sum(len(group) for group in missing)
+    done, shown = before, ""
+
+    def show() -> None:
+        # Those that have finished count as a whole, whatever a lost tally has forgotten of them.
+        progress.update(max(done, before + told.done() if told else 0), len(plan), shown)
+
+    progress.update(done, len(plan))
+    for group, results in free.each(missing, work, students.named, show):
+        for student, result in zip(group, results if len(group) > 1 else [results], strict=True):
+            done += 1
+            shown = (
+                f"{student.lesson} {student.net.label} seed {student.seed}: {100 * result['accuracy']:.1f} %"
+            )
+            show()
+    return [out.read_json(student.file) for student in plan]
+
+
+def _grouped(
+    task: Task, lesson: students.Lesson, net: NetConfig, found: float | None, name: str
+) -> list[tuple[students.Student, ...]]:
+    """The students of a network, one for each seed; those in one group are trained in one go."""
+    lr = found or _lr(task, lesson, net)
+    everyone = tuple(
+        students.Student(lesson.name, net, s, f"{name}-{s}.json", lr) for s in range(task.config.seeds)
+    )
+    return [everyone] if _side_by_side(task, lesson, net) else [(student,) for student in everyone]
+
+
+def _side_by_side(task: Task, lesson: students.Lesson, net: NetConfig) -> bool:
+    shown = lesson.picked if lesson.picked is not None else lesson.images
+    config, protocol = task.config, lesson.protocol
+    if not config.together or config.seeds == 1 or shown is None or not isinstance(protocol, Protocol):
+        return False
+    batch, classes = min(protocol.batch, len(shown)), len(task.source.classes)
+    return faster_together(net, task.source.shape, classes, batch=batch, compile_=bool(config.compile))
+
+
+def _lr(task: Task, lesson: students.Lesson, net: NetConfig) -> float | None:
+    if isinstance(lesson.protocol, Protocol):
+        return None
+    return task.config.lr or published_lr(net.name)
+
+
+def _class(task: Task, out: Folder, threads: int) -> students.Class:
+    import ray
+
+    config, teaching = task.config, task.teaching
+    observer = None if teaching is None else teaching.observer
+    return students.Class(
+        task.source,
+        ray.put(task.made.space),
+        out,
+        task.seed,
+        config.precision,
+        bool(config.compile),
+        threads,
+        None if teaching is None else teaching.frame,
+        None if observer is None else ray.put(observer),
+    )
+
+
+def largest(task: Task, lessons: Sequence[students.Lesson]) -> tuple[students.Lesson, NetConfig] | None:
+    """A lesson of one batch, and the network that takes most: what a student needs of a GPU is tried with them.
+
+    ``None`` where labels are yet to be made.
+    """
+    shown = lessons[0]
+    if shown.images is None or shown.stored is not None:
+        return None
+    batch = max(getattr(lesson.protocol, "batch", 1) for lesson in lessons)
+    some = torch.arange(batch) % len(shown.images)
+    labels = None if shown.labels is None else shown.labels[some]
+    protocol = replace(shown.protocol, epochs=1, batch=batch)
+    lesson = replace(shown, name="tried", images=shown.images[some], labels=labels, protocol=protocol)
+    work = [forward_flops(net, task.shape, len(task.source.classes)) for net in task.nets]
+    return lesson, task.nets[work.index(max(work))]
+
+
+Lessons = list[tuple[students.Lesson, Callable[[int], students.Lesson]]]
+"""Each lesson as the first student is taught it, and as the student of a seed is."""
+
+
+def lessons_of(task: Task) -> Lessons:
+    """The set itself, then random real images and the whole data where asked for."""
+    import ray
+
+    config, source, made = task.config, task.source, task.made
+    by_set, by_random, by_whole = _protocols(task)
+    distilled = _distilled(task, by_set)
+    lessons: Lessons = [(distilled, lambda _: distilled)]
+
+    def random(name: str, protocol: Protocol | SoftProtocol) -> None:
+        def draw(s: int) -> students.Lesson:
+            draws = seeds.generator(task.seed, "random", s)
+            if task.listed is not None:
+                images = listings.drawn(task.listed, made.ipc, draws)
+                return students.Lesson(name, images, None, None, protocol, drawn=True)
+            labels = tensor(ray.get(source.refs[1])).clone()
+            picked = picking.per_class(labels, source.classes, made.ipc, draws)
+            return students.Lesson(name, None, None, picked, protocol, drawn=True)
+
+        lessons.append((draw(0), draw))
+
+    def fixed(lesson: students.Lesson) -> None:
+        lessons.append((lesson, lambda _: lesson))
+
+    if config.random:
+        random("random", by_random)
+    if config.whole or config.ranking:
+        fixed(students.Lesson("whole", None, None, None, by_whole))
+    if config.ranking and _can_be_asked(task):
+        fixed(replace(distilled, name="distilled-bare", protocol=_bare(by_set), stored=None))
+        random("random-bare", _bare(by_random))
+    if config.ranking and task.teaching is not None:
+        by_labels, whole = _hard_protocols(task)
+        fixed(students.Lesson("distilled-hard", made.images, made.labels, None, by_labels))
+        fixed(students.Lesson("whole-hard", None, None, None, whole))
+    return lessons
+
+
+def _can_be_asked(task: Task) -> bool:
+    """Whether labels can be had for other images, or other views, than those stored."""
+    return task.teaching is None or task.teaching.observer is not None
+
+
+def _bare(protocol: Protocol | SoftProtocol) -> Protocol | SoftProtocol:
+    """The same without augmentation."""
+    if isinstance(protocol, Protocol):
+        return replace(protocol, augment=())
+    return replace(protocol, plain=True)
+
+
+def _distilled(task: Task, protocol: Protocol | SoftProtocol) -> students.Lesson:
+    made, teaching = task.made, task.teaching
+    if teaching is None or task.config.ranking:
+        _refuse_other_shape(task)
+    if teaching is None:
+        return students.Lesson("distilled", made.images, made.labels, None, protocol)
+    images = teaching.frame.fitted(made.pixels()).contiguous()
+    return students.Lesson("distilled", images, None, None, protocol, teaching.stored)
+
+
+def _refuse_other_shape(task: Task) -> None:
+    shape = task.made.space.shape
+    if shape != task.source.shape:
+        without = ", and leave ranking out" if task.config.ranking else ""
+        raise ArtifactError(
+            f"the set's images are {shape} (channels, height, width) and the source's "
+            f"{task.source.shape}: students of hard labels are tested on images of one size. Set source.size, "
+            f"or use protocol: soft{without}."
+        )
+
+
+def _hard_protocols(task: Task) -> tuple[Protocol, Protocol]:
+    """Hard labels for the set and for the whole data. Beside soft ones, rate and batch are those of hard labels."""
+    config, own = task.config, task.made.lr_student
+    assert config.epochs is not None
+    lr, batch = (config.lr or own, config.batch) if task.teaching is None else (own, HARD_BATCH)
+    hard = Protocol(config.epochs, lr, augmentation_names(config.augment), batch or HARD_BATCH)
+    return hard, replace(hard, epochs=config.whole_epochs, lr=WHOLE_LR)
+
+
+def _protocols(task: Task) -> Sequence[Protocol | SoftProtocol]:
+    """For the set, for random images, and for all of them."""
+    config, made = task.config, task.made
+    assert config.epochs is not None
+    assert config.batch is not None
+    if task.teaching is None:
+        hard, whole = _hard_protocols(task)
+        return hard, hard, whole
+    soft = SoftProtocol(batch=config.batch, factor=int(made.info.get("factor", 1)), epochs=config.epochs)
+    stored = task.teaching.stored
+    if stored is not None and softlabels.has_labels(stored):
+        # What was shown is stored, and with it the batches that it was shown in.
+        soft = replace(StoredLabels(stored).index.protocol, epochs=config.epochs)
+    real = replace(soft, factor=1)
+    return soft, real, replace(real, epochs=config.whole_epochs, batch=max(config.batch, WHOLE_BATCH))
+
+
+def _store_labels(
+    shared: Any, lesson: students.Lesson, task: Task, free: Workers, progress: Progress
+) -> None:
+    """Make the soft labels that are to be stored and are not there yet; refuse those of other images."""
+    import ray
+
+    if lesson.stored is None:
+        return
+    images, protocol = _pixels(lesson), lesson.protocol
+    if not softlabels.has_labels(lesson.stored):
+        assert isinstance(protocol, SoftProtocol)
+        assert task.teaching is not None
+        index = Index.of(images, task.source.classes, task.teaching.frame, protocol)
+        missing = [part for part in index.parts() if not lesson.stored.has(part[0])]
+        sent = ray.put(lesson)
+
+        def work(part: Any) -> Work:
+            return (students.label, shared, sent, index, part)
+
+        for done, _ in enumerate(free.each(missing, work, lambda part: f"labels {part[0]}"), 1):
+            progress.update(0, 1, f"soft labels: {done} of {len(missing)} files")
+        softlabels.finish(lesson.stored, index)
+    labels = StoredLabels(lesson.stored)
+    labels.refuse_other_images(images)
+    labels.refuse_fewer(protocol.epochs, task.source.classes)
+
+
+def _pixels(lesson: students.Lesson) -> torch.Tensor:
+    assert lesson.images is not None
+    return lesson.images

@@ -1,0 +1,87 @@
+"""Settings of ``kind: evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from rayddl.nets.config import NetConfig
+from rayddl.stages.settings import NetStageConfig, Reads, StageConfig
+
+HARD_EPOCHS = 1000
+HARD_BATCH = 256
+SOFT_EPOCHS = 300
+NO_OBSERVER = (
+    "soft labels come from an observer: set observer to the name of a teacher stage, or protocol: hard"
+)
+
+
+class EvaluateConfig(NetStageConfig):
+    """Students trained on the distilled set, beside random real images."""
+
+    kind: Literal["evaluate"]
+    set: Annotated[str, Reads(("match", "rded", "coreset", "tune", "imported"))]
+    protocol: Literal["hard", "soft"] | None = None
+    """``hard``: MTT's, on the labels of the images. ``soft``: RDED's, on what ``observer`` says of them;
+    the accuracy is that after the last epoch. Default: what the set was made for."""
+    observer: Annotated[str | None, Reads(("teacher",))] = None
+    """The teacher that labels, for ``protocol: soft``."""
+    labels: Literal["live", "stored"] = "live"
+    """``soft``: ``live`` asks the observer at every step. ``stored`` asks once, keeps its answers (float16)
+    and what was shown with the set, and teaches every student of the set by them: the set can then be used
+    without the observer."""
+    nets: tuple[NetConfig, ...] | None = Field(default=None, min_length=1)
+    """Networks to train; default: the one that the set was made with."""
+    seeds: int = Field(default=5, ge=1)
+    """Students per net and set."""
+    epochs: int | None = Field(default=None, ge=1)
+    """Default: 1000 for ``hard``, 300 for ``soft``."""
+    lr: float | None = Field(default=None, gt=0)
+    """Learning rate. Default for ``hard``: the set's own for the set, the same for random images; for
+    ``soft`` what is published for the student, mostly 0.001."""
+    lr_grid: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, min_length=2)
+    """Rates to try, in place of ``lr``: for each net and each kind of data, one student for each rate is judged on
+    a part of the train split, which it is not taught, and the best rate is taken. The held-out images have no
+    say in it."""
+    grid_images: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the train split that rates of ``lr_grid`` are judged on."""
+    batch: int | None = Field(default=None, ge=1)
+    """Default: 256 for ``hard``; for ``soft`` 10, 50 or 100 from IPC 1, 10 or 50 on, twice that from 100
+    classes on, at most the whole set."""
+    random: bool = True
+    """Also train on as many random real images, a fresh draw per seed."""
+    whole: bool = False
+    """Also train on the whole train split."""
+    whole_epochs: int = Field(default=50, ge=1)
+    ranking: bool = False
+    """Also train what DD-Ranking's scores are made of: the set and random images without augmentation, the
+    whole data, and for soft labels the set and the whole data by hard ones."""
+    together: bool | None = None
+    """Train the seeds of a network side by side on one device; default: where that is faster."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hard_defaults_spelt_out(cls, value: Any) -> Any:
+        """Without an observer nothing can be soft; hard's defaults, written down, change no fingerprint."""
+        if not isinstance(value, Mapping) or value.get("observer") or value.get("protocol") == "soft":
+            return value
+        spelt = {"epochs": HARD_EPOCHS, "batch": HARD_BATCH}
+        return {k: v for k, v in value.items() if k not in spelt or v != spelt[k]}
+
+    @model_validator(mode="after")
+    def _fits_the_protocol(self) -> EvaluateConfig:
+        if self.protocol == "hard" and self.observer is not None:
+            raise ValueError("protocol: hard has no use for an observer; leave one of the two out")
+        if self.protocol == "hard" and self.labels == "stored":
+            raise ValueError("labels: stored belong to protocol: soft")
+        if self.lr is not None and self.lr_grid is not None:
+            raise ValueError("lr is one rate and lr_grid are rates to choose from; leave one of the two out")
+        return self
+
+    def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
+        """Soft labels need an observer."""
+        of = reads.get("set")
+        soft = self.protocol == "soft" or (self.protocol is None and of is not None and of.kind == "rded")
+        return [NO_OBSERVER] if soft and self.observer is None else []

@@ -1,0 +1,115 @@
+"""Where an evaluation finds its observer, and how a set carries it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rayddl.data.distilled import DistilledSet
+from rayddl.errors import ArtifactError
+from rayddl.methods.training.input_spec import Frame
+from rayddl.methods.training.observer import Observer, is_observer, size_of
+from rayddl.methods.training.softlabels import StoredLabels, has_labels
+from rayddl.stages.context import Context
+from rayddl.stages.evaluate.settings import NO_OBSERVER, EvaluateConfig
+from rayddl.storage import Folder
+
+CARRIED_BYTES = 64 * 2**20
+"""Observers smaller than this are copied into the sets judged with them."""
+INSIDE, LABELS = "observer", "labels"
+"""Folders within a set's."""
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What soft labels come from: an observer, answers stored with the set, or both."""
+
+    observer: Observer | None
+    stored: Folder | None = None
+    """A folder of soft labels, whole or to be made."""
+    where: Mapping[str, Any] | None = None
+    """What is written down of the observer."""
+
+    @property
+    def frame(self) -> Frame:
+        """What students are shown."""
+        if self.observer is not None:
+            return self.observer.frame
+        assert self.stored is not None
+        return StoredLabels(self.stored).index.frame
+
+
+def of_stage(config: EvaluateConfig, made: DistilledSet, context: Context) -> Teaching | None:
+    """The observer that an evaluate stage names; ``None`` for hard labels.
+
+    Raises :class:`ArtifactError` for a set made for soft labels without one.
+    """
+    if config.observer is None:
+        if soft(config, made):
+            raise ArtifactError(f"the set of {config.set!r} was made for soft labels; {NO_OBSERVER}.")
+        return None
+    folder = context.inputs[config.observer].folder.child("observer")
+    observer = Observer.load(folder).pruned(made.classes)
+    inside = size_of(folder) < CARRIED_BYTES
+    where = {
+        "stage": config.observer,
+        "net": observer.net.label,
+        "accuracy": observer.accuracy,
+        "folder": INSIDE if inside else str(folder),
+    }
+    stored = context.out.child("set").child(LABELS) if config.labels == "stored" else None
+    return Teaching(observer, stored, where)
+
+
+def carry(teaching: Teaching, into: Folder) -> None:
+    """Copy the observer into the set's folder ``into`` where it is small."""
+    if teaching.observer is not None and teaching.where and teaching.where["folder"] == INSIDE:
+        teaching.observer.save(into.child(INSIDE))
+
+
+def of_set(config: EvaluateConfig, made: DistilledSet, folder: Folder, given: str | None) -> Teaching | None:
+    """The observer, or the stored answers, that the set in ``folder`` was judged with.
+
+    ``given`` is an observer's folder or its teacher stage's, in place of the stored one. Raises
+    :class:`ArtifactError` where soft labels are asked for and none can be had.
+    """
+    if given is None and not soft(config, made):
+        return None
+    noted = dict(made.info.get("protocol", {}).get("observer") or {})
+    found = _found(folder, noted, given)
+    labels = folder.child(LABELS)
+    stored = labels if given is None and has_labels(labels) else None
+    if stored is not None and (config.epochs or 0) > StoredLabels(stored).index.protocol.epochs and found:
+        stored = None
+    if found is None and stored is None:
+        raise ArtifactError(
+            f"{folder} was made for soft labels, and the observer that gives them is not there"
+            + (f" (looked for {noted['folder']})" if noted.get("folder") else "")
+            + ". Name it with --observer PATH: the folder of the teacher stage."
+        )
+    observer = None if found is None else Observer.load(found).pruned(made.classes)
+    return Teaching(observer, stored, noted or None)
+
+
+def _found(folder: Folder, noted: Mapping[str, Any], given: str | None) -> Folder | None:
+    if given is not None:
+        places: Sequence[Folder] = (Folder(given), Folder(given).child("observer"))
+        found = next((place for place in places if is_observer(place)), None)
+        if found is None:
+            raise ArtifactError(
+                f"there is no observer in {given}: looked for observer.json there and in its folder observer. "
+                "Name the folder of a teacher stage."
+            )
+        return found
+    places = [folder.child(INSIDE)]
+    if noted.get("folder") and noted["folder"] != INSIDE:
+        places.append(Folder(str(noted["folder"])))
+    return next((place for place in places if is_observer(place)), None)
+
+
+def soft(config: EvaluateConfig, made: DistilledSet) -> bool:
+    """Whether the students learn from soft labels: as asked, else as the set was made for."""
+    if config.protocol is not None or config.observer is not None:
+        return config.protocol != "hard"
+    return bool(made.info.get("protocol", {}).get("name") == "soft")

@@ -1,0 +1,265 @@
+"""``kind: evaluate``: nets x seeds as Ray tasks, beside random real images, by hard or soft labels."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from rayddl.data.config import SourceConfig
+from rayddl.data.distilled import DistilledSet
+from rayddl.errors import ArtifactError
+from rayddl.methods.training.scores import scores
+from rayddl.methods.training.soft import published_lr
+from rayddl.stages import parquet as tables
+from rayddl.stages.context import Context, Input, Progress, Result, Silent
+from rayddl.stages.evaluate import soft_labels
+from rayddl.stages.evaluate.protocol import Task, judge, nets_of, settled
+from rayddl.stages.evaluate.settings import EvaluateConfig
+from rayddl.stages.evaluate.soft_labels import Teaching
+from rayddl.stages.runtime import cluster
+from rayddl.stages.runtime.sources import SharedSource, publish, publish_held_out
+from rayddl.storage import Folder
+
+TYPES = {
+    "data": "string",
+    "net": "string",
+    "seed": "int64",
+    "accuracy": "double",
+    "seconds": "double",
+    "top5": "double",
+    "lr": "double",
+}
+CONFUSION = {
+    "data": "string",
+    "net": "string",
+    "seed": "int64",
+    "true": "int32",
+    "predicted": "int32",
+    "count": "int64",
+}
+
+
+def run(config: EvaluateConfig, context: Context) -> Result:
+    """Train the students whose results are not there yet, and judge the set."""
+    began = time.perf_counter()
+    cluster.start()
+    made = DistilledSet.load(context.inputs[config.set].folder.child("set"))
+    teaching = soft_labels.of_stage(config, made, context)
+    task = _task(config, made, context.source, teaching, context.seed_of())
+    found = judge(task, context.out, context.progress)
+    rows = summarise(found)
+    protocol = {**recipe(task), "seed": context.seed_of()}
+    figures = {"accuracy": rows, "scores": scores_of(found, soft=teaching is not None)}
+    cost = {"bytes": _bytes(made), "spent": _spent(made, context.inputs[config.set])}
+    judged = replace(made, info={**made.info, "metrics": {**figures, **cost}, "protocol": protocol})
+    into = context.out.child("set")
+    if teaching is not None:
+        soft_labels.carry(teaching, into)
+    judged.save(into)
+    columns = {name: [result[name] for result in found] for name in TYPES}
+    tables.write(context.out, "students.parquet", columns, TYPES)
+    tables.write(context.out, "confusion.parquet", _confusions(found), CONFUSION)
+    for name in context.out.names():
+        if name.startswith("student-"):
+            context.out.delete(name)
+    summary = {
+        "rows": rows,
+        "set": config.set,
+        "protocol": protocol,
+        "scores": figures["scores"],
+        "method": made.info.get("method"),
+        "ipc": made.ipc,
+        "classes": len(made.classes),
+        **cost,
+        "seconds": time.perf_counter() - began,
+    }
+    return Result(summary, tuple(_shown(config.set, row) for row in rows))
+
+
+def _spent(made: DistilledSet, read: Input) -> dict[str, float]:
+    """Seconds of the stages behind the set. To have imported one is not to have made it."""
+    return dict(made.info.get("metrics", {}).get("spent", {}) if read.kind == "imported" else read.spent)
+
+
+def _bytes(made: DistilledSet) -> int:
+    """What the images and labels of the set take as they are stored."""
+    return made.stored.nbytes + made.labels.nbytes
+
+
+def _confusions(found: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The students' confusion matrices, one entry a row."""
+    columns: dict[str, list[Any]] = {name: [] for name in CONFUSION}
+    for result in found:
+        entries = result["confused"]
+        for name in ("data", "net", "seed"):
+            columns[name] += [result[name]] * len(entries["count"])
+        for name in ("true", "predicted", "count"):
+            columns[name] += entries[name]
+    return columns
+
+
+def scores_of(found: Sequence[dict[str, Any]], *, soft: bool) -> dict[str, dict[str, dict[str, float]]]:
+    """For each network the scores that its students allow."""
+    by_net: dict[str, dict[str, list[float]]] = {}
+    for result in found:
+        by_net.setdefault(result["net"], {}).setdefault(result["data"], []).append(result["accuracy"])
+    return {net: scores(accuracies, soft=soft) for net, accuracies in by_net.items()}
+
+
+def evaluate_set(
+    folder: Folder,
+    *,
+    nets: tuple[str, ...] | None = None,
+    seeds: int | None = None,
+    epochs: int | None = None,
+    root: str | None = None,
+    observer: str | None = None,
+    progress: Progress | None = None,
+    scratch: Folder | None = None,
+) -> Result:
+    """Judge a distilled set by the protocol stored with it; arguments override single settings.
+
+    ``root`` is where the source's files lie now, if they have moved; ``observer`` is the folder of the
+    teacher whose soft labels are to be learned, in place of the set's own. ``scratch`` is an empty folder that
+    every worker sees; default: a temporary one of this machine. Raises
+    :class:`ArtifactError` for a set that says nothing about its source, and for one made for soft labels
+    whose observer cannot be found.
+    """
+    import tempfile
+
+    made = DistilledSet.load(folder)
+    if "source" not in made.info:
+        raise ArtifactError(
+            f"{folder} does not say which images it was made from, so nothing can be held out."
+        )
+    stored: dict[str, Any] = dict(made.info.get("protocol", {}))
+    asked = {"nets": nets, "seeds": seeds, "epochs": epochs}
+    given = {k: v for k, v in asked.items() if v is not None}
+    config = EvaluateConfig.model_validate({**_settings(stored, observer), **given})
+    teaching = soft_labels.of_set(config, made, folder, observer)
+    if teaching is not None and teaching.observer is None:
+        (progress or Silent()).note(
+            "no observer at hand: random images are left out, they have no soft labels"
+        )
+        config = config.model_copy(update={"random": False, "whole": False})
+    cluster.start()
+    described = SourceConfig.model_validate(made.info["source"])
+    described = described if root is None else described.model_copy(update={"root": root})
+    task = _task(config, made, described, teaching, int(stored.get("seed", 0)))
+    with tempfile.TemporaryDirectory() as own:
+        found = judge(task, scratch or Folder(own), progress or Silent())
+    rows = summarise(found)
+    summary = {
+        "rows": rows,
+        "set": str(folder),
+        "protocol": recipe(task),
+        "scores": scores_of(found, soft=teaching is not None),
+    }
+    return Result(summary, tuple(_shown(str(folder), row) for row in rows))
+
+
+def _task(
+    config: EvaluateConfig, made: DistilledSet, described: SourceConfig, teaching: Teaching | None, seed: int
+) -> Task:
+    """The judgement with everything settled. Soft labels need no more of the source than is held out, unless
+    students are to learn all of it, or to be compared on a part of it.
+    """
+    whole = teaching is None or config.whole or config.ranking or config.lr_grid is not None
+    source = publish(described) if whole else publish_held_out(described)
+    refuse_other_classes(made, source)
+    listed = described if source.refs[0] is None else None
+    return Task(settled(config, made, source, teaching), made, source, teaching, seed, listed)
+
+
+def _settings(stored: dict[str, Any], observer: str | None) -> dict[str, Any]:
+    """The settings of a stored protocol, as those of an evaluate stage."""
+    own = {"kind": "evaluate", "set": "set", "protocol": stored.get("name", "hard")}
+    if observer is not None and own["protocol"] == "hard":
+        # Another protocol than the set was judged by: its numbers do not carry over.
+        return {**own, "protocol": "soft", **{k: stored[k] for k in ("nets", "seeds") if k in stored}}
+    known = {k: v for k, v in stored.items() if k in EvaluateConfig.model_fields and k != "observer"}
+    # Figures that were reached before students were trained side by side are reached again without.
+    earlier = {"together": False} if "seeds" in stored else {}
+    return {**earlier, **known, **own}
+
+
+def refuse_other_classes(made: DistilledSet, source: SharedSource) -> None:
+    """Labels are positions: the set's classes must be the source's, in the same order."""
+    if tuple(made.classes) != tuple(source.classes):
+        first = next(
+            (pair for pair in zip(made.classes, source.classes, strict=False) if pair[0] != pair[1]),
+            (f"{len(made.classes)} classes", f"{len(source.classes)} classes"),
+        )
+        raise ArtifactError(
+            f"the set's classes are not the source's: {first[0]!r} stands where the source has {first[1]!r}. "
+            "Evaluate on the source that the set was made from."
+        )
+
+
+def recipe(task: Task) -> dict[str, Any]:
+    """What another judge needs to reach the same figures: an evaluate stage's settings, as JSON."""
+    config, made = task.config, task.made
+    nets = [net.model_dump(mode="json") for net in nets_of(config, made)]
+    if task.teaching is None:
+        kept = config.model_dump(
+            mode="json", include={"seeds", "epochs", "batch", "augment", "precision", "compile", "together"}
+        )
+        return {"name": "hard", "nets": nets, **_rates(config, config.lr or made.lr_student), **kept}
+    kept = config.model_dump(
+        mode="json", include={"seeds", "epochs", "batch", "precision", "compile", "labels"}
+    )
+    rates = {published_lr(net.name) for net in task.nets}
+    # Rates of their own for several nets are looked up again.
+    lr = config.lr or (rates.pop() if len(rates) == 1 else None)
+    return {"name": "soft", "nets": nets, **_rates(config, lr), **kept, "observer": task.teaching.where}
+
+
+def _rates(config: EvaluateConfig, lr: float | None) -> dict[str, Any]:
+    """The rate, or how it is found."""
+    if config.lr_grid is None:
+        return {"lr": lr}
+    return config.model_dump(mode="json", include={"lr_grid", "grid_images"})
+
+
+def summarise(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and standard deviation per lesson and net, over seeds."""
+    groups: dict[tuple[str, str], list[float]] = {}
+    for result in found:
+        groups.setdefault((result["data"], result["net"]), []).append(float(result["accuracy"]))
+    return [
+        {
+            "data": data,
+            "net": net,
+            "images": next(r["images"] for r in found if r["data"] == data),
+            "mean": statistics.fmean(values),
+            "std": statistics.pstdev(values),
+            "accuracies": values,
+            **_looser([r["top5"] for r in found if (r["data"], r["net"]) == (data, net)]),
+        }
+        for (data, net), values in groups.items()
+    ]
+
+
+def _looser(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean and deviation of the top-5 accuracies, where there are any."""
+    known = [value for value in values if value is not None]
+    return {"top5": {"mean": statistics.fmean(known), "std": statistics.pstdev(known)}} if known else {}
+
+
+HOW = {"": "", "bare": ", not augmented", "hard": ", hard labels"}
+"""What the endings of lessons' names mean."""
+
+
+def _shown(name: str, row: dict[str, Any]) -> dict[str, str]:
+    what = {"distilled": f"distilled ({name})", "random": "random real images", "whole": "all real images"}
+    plain, _, how = str(row["data"]).partition("-")
+    return {
+        "data": what[plain] + HOW[how],
+        "images": f"{row['images']:,}",
+        "net": row["net"],
+        "accuracy %": f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f}",
+        "seeds": "  ".join(f"{100 * a:.1f}" for a in row["accuracies"]),
+    }

@@ -1,0 +1,325 @@
+"""Students trained as Ray tasks, by the hard- or the soft-label protocol, one result file each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from rayddl import seeds
+from rayddl.methods.training.hard import Protocol, train_student, train_together
+from rayddl.methods.training.input_spec import BATCH, Frame
+from rayddl.methods.training.metrics import Score, scored
+from rayddl.methods.training.observer import Observer
+from rayddl.methods.training.soft import (
+    Answers,
+    Lecture,
+    Lectures,
+    Manner,
+    SoftProtocol,
+    SoftTraining,
+    labelled,
+)
+from rayddl.methods.training.softlabels import Index, StoredLabels, pack
+from rayddl.methods.training.steps import steps_for
+from rayddl.methods.training.teacher import outputs
+from rayddl.methods.trajectories.expert import Images
+from rayddl.nets.build import build, initial
+from rayddl.nets.config import NetConfig
+from rayddl.stages.runtime import devices
+from rayddl.stages.runtime.sources import SharedSource, on_device, splits, tensor
+from rayddl.storage import Folder
+
+PARTIAL_SECONDS = 60.0
+"""Seconds of a student's soft-label training that a lost worker may cost."""
+REPORT_SECONDS = 2.0
+"""Seconds between two words of a training about how far it is."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What students are taught: images and labels, or indices into the train split."""
+
+    name: str
+    """Names the lesson in results: ``distilled``, ``random``, ``whole``."""
+    images: torch.Tensor | None
+    """In model space, or for soft labels uint8."""
+    labels: torch.Tensor | None
+    picked: torch.Tensor | None
+    protocol: Protocol | SoftProtocol
+    stored: Folder | None = None
+    """Where the soft labels of ``images`` are, if the observer is not to be asked."""
+    drawn: bool = False
+    """Whether each seed is taught other images."""
+
+
+@dataclass(frozen=True)
+class Student:
+    """One student: a lesson, a network, a seed, and where its result goes."""
+
+    lesson: str
+    net: NetConfig
+    seed: int
+    file: str
+    lr: float | None = None
+    """In place of the lesson's."""
+    trial: bool = False
+    """Judged on the part of the train split that is held out for finding rates, and not taught it."""
+
+
+@dataclass(frozen=True)
+class Class:
+    """What all students share."""
+
+    source: SharedSource
+    space: Any
+    """The reference of the pixel space."""
+    out: Folder
+    seed: int
+    precision: str
+    compile: bool
+    threads: int
+    frame: Frame | None = None
+    """What is shown to students of soft labels."""
+    observer: Any = None
+    """The reference of their observer."""
+    trials_on: torch.Tensor | None = None
+    """Indices into the train split on which :attr:`Student.trial` students are judged."""
+    board: Any = None
+    """The tally that trainings tell how far they are."""
+
+
+def teach(shared: Class, lesson: Lesson, student: Student) -> dict[str, Any]:
+    """Train and test one student; writes its result file, or reads it where it is there already."""
+    if shared.out.has(student.file):
+        result: dict[str, Any] = shared.out.read_json(student.file)
+        return result
+    device = devices.enter(shared.threads, shared.precision, named([student]))
+    began = time.perf_counter()
+    taught = softly if isinstance(lesson.protocol, SoftProtocol) else _hard
+    images, score = taught(shared, lesson, student, _seed(shared, student), device)
+    lr = student.lr or lesson.protocol.lr
+    return _written(shared, student, images, score, lr, time.perf_counter() - began)
+
+
+def named(group: Sequence[Student]) -> str:
+    """What a dashboard calls these students."""
+    first = group[0]
+    seeds_ = f"seed {first.seed}" if len(group) == 1 else f"seeds {first.seed}–{group[-1].seed}"
+    trial = f" at {first.lr:g}" if first.trial and first.lr is not None else ""
+    return f"student {first.lesson} {first.net.label} {seeds_}{trial}"
+
+
+def tried(shared: Class, lesson: Lesson, net: NetConfig) -> None:
+    """Train a student for an epoch of one batch that is not kept: what it takes of a GPU is measured around it."""
+    device = devices.enter(shared.threads, shared.precision, "student tried")
+    student = Student(lesson.name, net, 0, "student-tried.json", lesson.protocol.lr)
+    taught = softly if isinstance(lesson.protocol, SoftProtocol) else _hard
+    taught(shared, lesson, student, _seed(shared, student), device)
+
+
+def teach_together(shared: Class, group: Sequence[Student], *lessons: Lesson) -> list[dict[str, Any]]:
+    """Train the students of ``group`` side by side, each on its own of ``lessons``; writes their result files.
+
+    They have one network, hard labels and one rate. All are trained, also where a result is there already:
+    what a student becomes depends, in its last bits, on how many are trained with it.
+    """
+    device = devices.enter(shared.threads, shared.precision, named(group))
+    began, first = time.perf_counter(), lessons[0]
+    assert isinstance(first.protocol, Protocol)
+    source, net, classes = shared.source, group[0].net, len(shared.source.classes)
+    steps = steps_for(net, source.shape, classes, shared.precision, shared.compile)
+    protocol = replace(first.protocol, lr=group[0].lr or first.protocol.lr)
+    train, test = splits(source, shared.space, device)
+    own = [_taught(lesson, train, None) for lesson in lessons]
+    own_seeds = [_seed(shared, student) for student in group]
+    starts = [initial(net, source.shape, classes, seed=seeds.derive(seed, "start")) for seed in own_seeds]
+    trained = train_together(
+        steps, protocol, torch.stack(starts).to(device),
+        [each.x for each in own], [each.y for each in own], classes, own_seeds,
+        reporter(shared, group, protocol.epochs),
+    )  # fmt: skip
+    scores = [scored(steps, theta, test.x, test.y, classes) for theta in trained]
+    seconds = (time.perf_counter() - began) / len(group)
+    results = zip(group, own, scores, strict=True)
+    return [
+        _written(shared, student, len(each.x), score, protocol.lr, seconds)
+        for student, each, score in results
+    ]
+
+
+def reporter(shared: Class, group: Sequence[Student], epochs: int) -> Callable[[int], None]:
+    """What is to be called with the epochs done: tells the tally now and then, and at the end."""
+    last = time.monotonic()
+
+    def tell(done: int) -> None:
+        nonlocal last
+        if shared.board is None or (done < epochs and time.monotonic() - last < REPORT_SECONDS):
+            return
+        last = time.monotonic()
+        shared.board.say.remote(group[0].file, len(group) * min(done / epochs, 1.0), "")
+
+    return tell
+
+
+def _seed(shared: Class, student: Student) -> int:
+    kind = "trial" if student.trial else "student"
+    return seeds.derive(shared.seed, kind, student.lesson, student.net.model_dump_json(), student.seed)
+
+
+def _written(
+    shared: Class, student: Student, images: int, score: Score, lr: float, seconds: float
+) -> dict[str, Any]:
+    result = {
+        "data": student.lesson,
+        "net": student.net.label,
+        "seed": student.seed,
+        "images": images,
+        "accuracy": score.accuracy,
+        "top5": score.top5,
+        "confused": asdict(score.confused()),
+        "lr": lr,
+        "seconds": seconds,
+    }
+    if not shared.out.has(student.file):
+        shared.out.write_json(student.file, result)
+    return result
+
+
+def _taught(lesson: Lesson, train: Images, without: torch.Tensor | None) -> Images:
+    """What ``lesson`` shows, in model space; of the whole train split all but the images ``without``."""
+    if lesson.picked is not None:
+        picked = lesson.picked.to(train.x.device)
+        return Images(train.x[picked], train.y[picked])
+    if lesson.images is not None and lesson.labels is not None:
+        return Images(lesson.images.to(train.x.device), lesson.labels.to(train.x.device))
+    if without is None:
+        return train
+    kept = torch.ones(len(train.y), dtype=torch.bool)
+    kept[without] = False
+    kept = kept.to(train.x.device)
+    return Images(train.x[kept], train.y[kept])
+
+
+def _trials_on(shared: Class, lesson: Lesson) -> torch.Tensor:
+    """Where a trial of ``lesson`` is judged: the part held out for that, less what the lesson shows of it."""
+    assert shared.trials_on is not None
+    if lesson.picked is None:
+        return shared.trials_on
+    return shared.trials_on[~torch.isin(shared.trials_on, lesson.picked)]
+
+
+def _hard(
+    shared: Class, lesson: Lesson, student: Student, seed: int, device: torch.device
+) -> tuple[int, Score]:
+    """The number of images, and how the student answers."""
+    assert isinstance(lesson.protocol, Protocol)
+    source, classes = shared.source, len(shared.source.classes)
+    steps = steps_for(student.net, source.shape, classes, shared.precision, shared.compile)
+    train, test = splits(source, shared.space, device)
+    taught = _taught(lesson, train, shared.trials_on if student.trial else None)
+    if student.trial:
+        places = _trials_on(shared, lesson).to(device)
+        test = Images(train.x[places], train.y[places])
+    protocol = replace(lesson.protocol, lr=student.lr or lesson.protocol.lr)
+    start = initial(student.net, source.shape, classes, seed=seeds.derive(seed, "start")).to(device)
+    told = reporter(shared, [student], protocol.epochs)
+    theta = train_student(steps, protocol, start, taught.x, taught.y, classes, seed, told)
+    return len(taught.x), scored(steps, theta, test.x, test.y, classes)
+
+
+def softly(
+    shared: Class, lesson: Lesson, student: Student, seed: int, device: torch.device
+) -> tuple[int, Score]:
+    """The number of images, and how the student answers after the last epoch of soft labels.
+
+    A long training leaves a partial file once a minute, and goes on from it.
+    """
+    import ray
+
+    assert isinstance(lesson.protocol, SoftProtocol)
+    assert shared.frame is not None
+    frame, manner = shared.frame, Manner(device, shared.compile)
+    test, labels = (tensor(a) for a in ray.get(list(shared.source.refs[2:])))
+    images = lesson.images if lesson.images is not None else tensor(ray.get(shared.source.refs[0]))
+    if student.trial:
+        train, train_labels = (tensor(a) for a in ray.get(list(shared.source.refs[:2])))
+        places = _trials_on(shared, lesson)
+        test, labels = train[places], train_labels[places]
+        if lesson.images is None and lesson.picked is None:
+            kept = torch.ones(len(train), dtype=torch.bool)
+            kept[places] = False
+            images = train[kept]
+    images = frame.fitted(images if lesson.picked is None else images[lesson.picked])
+    protocol = replace(lesson.protocol, lr=student.lr or lesson.protocol.lr)
+    observer = None
+    if lesson.stored is None:
+        seen: Observer = ray.get(shared.observer)
+        observer = seen.on(device, shared.precision).module
+    start = seeds.derive(seed, "start")
+    module = build(
+        student.net, frame.shape, len(shared.source.classes), seed=start, precision=shared.precision
+    )
+    training = SoftTraining(
+        module,
+        protocol,
+        frame,
+        on_device(images, device),
+        lectures(lesson, protocol, images, frame, seed),
+        observer,
+        manner,
+        seed,
+    )
+    partial = student.file.removesuffix(".json") + ".partial.safetensors"
+    if shared.out.has(partial):
+        training.resume(shared.out.read(partial))
+    saved, told = time.monotonic(), reporter(shared, [student], protocol.epochs)
+
+    def on_epoch(now: SoftTraining) -> None:
+        nonlocal saved
+        told(now.epoch)
+        if time.monotonic() - saved > PARTIAL_SECONDS and now.epoch < protocol.epochs:
+            shared.out.write(partial, now.dump())
+            saved = time.monotonic()
+
+    trained = training.run(on_epoch)
+    score = Score(len(shared.source.classes))
+    for logits, right in zip(outputs(trained, frame, test, device), labels.split(BATCH), strict=True):
+        score.add(logits, right)
+    shared.out.delete(partial)
+    return len(images), score
+
+
+def lectures(
+    lesson: Lesson, protocol: SoftProtocol, images: torch.Tensor, frame: Frame, seed: int
+) -> Lectures:
+    """What is shown in each epoch: as stored, or drawn for the student whose ``seed`` it is."""
+    if lesson.stored is not None:
+        return StoredLabels(lesson.stored)
+    sides = (int(images.shape[2]), int(images.shape[3]))
+    return lambda epoch: Lecture(protocol.draw(epoch, len(images), sides, frame, seed))
+
+
+def label(shared: Class, lesson: Lesson, index: Index, part: tuple[str, range]) -> None:
+    """Ask the observer about some epochs of ``lesson``, and write its answers into ``lesson.stored``."""
+    import ray
+
+    assert lesson.stored is not None
+    assert lesson.images is not None
+    name, epochs = part
+    if lesson.stored.has(name):
+        return
+    device = devices.enter(shared.threads, shared.precision, f"labels {name}")
+    seen: Observer = ray.get(shared.observer)
+    answers = Answers(seen.on(device, shared.precision).module, Manner(device, shared.compile))
+    images = on_device(lesson.images, device)
+    sides, seed = (int(images.shape[2]), int(images.shape[3])), seeds.derive(shared.seed, "labels")
+    found = []
+    for epoch in epochs:
+        draws = index.protocol.draw(epoch, len(images), sides, index.frame, seed)
+        logits = labelled(answers, images, draws, index.protocol, index.frame, device)
+        found.append(Lecture(draws, logits))
+    lesson.stored.write(name, pack(found))

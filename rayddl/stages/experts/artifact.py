@@ -1,0 +1,96 @@
+"""What an experts stage leaves: a file per expert, the table of their epochs, the summary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rayddl.methods.training.steps import Steps
+from rayddl.methods.trajectories import files
+from rayddl.methods.trajectories.convex import convexify
+from rayddl.methods.trajectories.expert import Training
+from rayddl.stages import parquet as tables
+from rayddl.stages.experts.settings import ExpertsConfig
+from rayddl.stages.runtime.sources import SharedSource
+from rayddl.storage import Folder
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TYPES = {
+    "expert": "int64",
+    "epoch": "int64",
+    "train_loss": "double",
+    "test_accuracy": "double",
+    "step_norm": "double",
+    "seconds": "double",
+}
+PARTIAL = "partial-"
+"""How the names of unfinished experts' files begin."""
+COLUMNS = ("epoch", "train_loss", "test_accuracy", "step_norm", "seconds")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every expert's task is sent."""
+
+    config: ExpertsConfig
+    source: SharedSource
+    space: Any
+    """The reference of the pixel space."""
+    out: Folder
+    seed: int
+    compile: bool
+    threads: int
+
+
+def partial_name(index: int) -> str:
+    """The file of expert ``index`` while it is trained."""
+    return f"{PARTIAL}{index:04d}.safetensors"
+
+
+def contents(job: Job, steps: Steps, training: Training) -> bytes:
+    """The bytes of an expert's file."""
+    config, dtype = job.config, DTYPES[job.config.disk]
+    snapshots, sizes = torch.stack(training.snapshots), steps.net.sizes
+    info = {
+        "net": config.net.model_dump(mode="json"),
+        "space": job.source.space_id,
+        "classes": list(job.source.classes),
+        "shape": list(job.source.shape),
+    }
+    points = config.waypoints or (0, len(snapshots) - 1)
+    header = files.Header(sizes, points, info)
+    if config.keep == "all":
+        return files.dump_snapshots(snapshots, header, dtype, training.table())
+    return files.dump_convex(convexify(snapshots, sizes, points), header, dtype, training.table())
+
+
+def summary(job: Job, count: int) -> dict[str, Any]:
+    """Write the table of all epochs; what is known of ``count`` finished experts, as JSON values."""
+    config, out = job.config, job.out
+    names = [files.file_name(i) for i in range(count)]
+    histories = [files.read_history(out, name) for name in names]
+    columns: dict[str, Any] = {
+        "expert": [i for i, table in enumerate(histories) for _ in range(len(table))],
+        **{c: [row[k] for table in histories for row in table.tolist()] for k, c in enumerate(COLUMNS)},
+    }
+    columns["epoch"] = [int(e) for e in columns["epoch"]]
+    tables.write(out, "metrics.parquet", columns, TYPES)
+    _, header = files.read_header(out, names[0])
+    parameters = sum(header.sizes)
+    final = torch.tensor([float(table[-1, 2]) for table in histories], dtype=torch.float64)
+    return {
+        "count": count,
+        "epochs": len(histories[0]) - 1,
+        "keep": config.keep,
+        "net": config.net.model_dump(mode="json"),
+        "parameters": parameters,
+        "waypoints": list(header.epochs) if config.keep == "convex" else None,
+        "bytes_kept": sum(out.size(name) for name in names),
+        "bytes_snapshots": sum(len(table) for table in histories) * parameters * 4,
+        "test_accuracy": {"mean": float(final.mean()), "std": float(final.std(correction=0))},
+        "space": job.source.space_id,
+        "classes": list(job.source.classes),
+        "shape": list(job.source.shape),
+    }

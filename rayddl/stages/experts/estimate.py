@@ -1,0 +1,30 @@
+"""What ``kind: experts`` will take."""
+
+from __future__ import annotations
+
+from rayddl.stages.estimates import FLOAT, Estimate, Outlook, Stages, made, outline, training
+from rayddl.stages.experts.settings import CONVEX_EPOCHS, ExpertsConfig
+
+ON_DISK = {"float32": 4, "bfloat16": 2}
+
+
+def estimate(config: ExpertsConfig, stages: Stages, outlook: Outlook) -> Estimate:
+    """The whole data in model space, one step, and a trajectory in a worker; a file per expert."""
+    del stages
+    if config.replay is not None:
+        return Estimate(f"up to {config.count} imported experts", 1)
+    epochs = config.epochs or CONVEX_EPOCHS
+    turns = min(config.experts_per_task or 1, config.count)
+    share = outlook.machine.share(config.resources, -(-config.count // turns))
+    work = f"{config.count} experts × {epochs} epochs"
+    size, memory = outline(config.net, outlook.glance), training([config.net], config.batch, share, outlook)
+    if size is None or memory is None:
+        return made(work, share, outlook, None, None)
+    if share.num_gpus:
+        # Beside a GPU the snapshots wait in the machine's memory; every stream keeps a step's memory of its own.
+        memory += (turns - 1) * (memory - outlook.resident)
+    else:
+        memory += turns * (epochs + 1) * size.parameters * FLOAT
+    kept = epochs + 1 if config.keep == "all" else len(config.waypoints or (0, epochs))
+    written = config.count * kept * size.parameters * ON_DISK[config.disk] + outlook.space
+    return made(work, share, outlook, memory, written)

@@ -1,0 +1,93 @@
+"""Experts imported from buffers of the published code, one Ray task per buffer file."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import torch
+
+from rayddl.errors import ArtifactError
+from rayddl.methods.training.metrics import accuracy
+from rayddl.methods.training.steps import steps_for
+from rayddl.methods.trajectories import buffers as replay
+from rayddl.methods.trajectories import files
+from rayddl.methods.trajectories.expert import Epoch, Training
+from rayddl.stages.context import Context
+from rayddl.stages.experts.artifact import Job, contents
+from rayddl.stages.runtime import cluster, devices, workers
+from rayddl.stages.runtime.sources import splits
+
+CHANCE_TIMES = 1.5
+"""Imported experts must be this many times better than guessing on the held-out images."""
+
+
+def import_all(job: Job, context: Context, path: str) -> int:
+    """Convert the experts at ``path`` that are not there yet; how many there are in all."""
+    import ray
+
+    found = replay.buffers(path)
+    share = cluster.spread(job.config.resources, units=len(found))
+    starts, total = [], 0
+    for file in found:
+        starts.append(total)
+        total += replay.count(file)
+    total = min(total, job.config.count)
+    shared = ray.put(job)
+    units = [(str(file), start) for file, start in zip(found, starts, strict=True) if start < total]
+
+    def work(unit: tuple[str, int]) -> workers.Work:
+        return (import_file, shared, *unit, total)
+
+    with workers.opened(share, "experts imported", note=context.progress.note) as free:
+        finished = free.each(units, work, lambda unit: f"experts of {Path(unit[0]).name}")
+        for done, (_, worst) in enumerate(finished, start=1):
+            context.progress.update(done, len(units), f"weakest expert: test {100 * worst:.1f} %")
+    return total
+
+
+def import_file(job: Job, file: str, start: int, total: int) -> float:
+    """Write the experts of one buffer file; the weakest one's test accuracy.
+
+    Raises :class:`ArtifactError` where an expert does no better than guessing: it was trained in
+    another pixel space, on other images, or with other class numbers.
+    """
+    device = devices.enter(job.threads, job.config.precision, f"experts of {Path(file).name}")
+    source, config = job.source, job.config
+    classes = len(source.classes)
+    steps = steps_for(config.net, source.shape, classes, config.precision, False)
+    _, test = splits(source, job.space, device)
+    worst = 1.0
+    for index, snapshots in enumerate(replay.read(Path(file), steps.net.shapes), start=start):
+        if index >= total:
+            break
+        last = len(snapshots) - 1 if config.epochs is None else config.epochs
+        if last > len(snapshots) - 1:
+            raise ArtifactError(
+                f"epochs is {config.epochs}, but expert {index} in {file} has {len(snapshots) - 1}; "
+                "leave epochs out to take all of them."
+            )
+        hits = accuracy(steps, snapshots[last].to(device), test.x, test.y)
+        if hits < CHANCE_TIMES / classes:
+            raise ArtifactError(
+                f"expert {index} in {file} gets {100 * hits:.1f} % of the held-out images right, about as many as "
+                f"guessing does. Check source.space ({source.space_kind} here), the images, and the order of classes."
+            )
+        worst = min(worst, hits)
+        training = Training(tuple(snapshots[: last + 1]), None, _history(snapshots[: last + 1], hits))
+        job.out.write(files.file_name(index), contents(job, steps, training))
+    return worst
+
+
+def _history(snapshots: torch.Tensor, hits: float) -> tuple[Epoch, ...]:
+    # A buffer holds no curves; the last accuracy is measured, the rest is unknown.
+    steps = [
+        0.0,
+        *(float((b - a).double().norm()) for a, b in itertools.pairwise(snapshots)),
+    ]
+    last = len(snapshots) - 1
+    return tuple(
+        Epoch(epoch, math.nan, hits if epoch == last else math.nan, step, 0.0)
+        for epoch, step in enumerate(steps)
+    )

@@ -1,0 +1,81 @@
+"""Settings of ``kind: experts``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rayddl.config import OnDisk
+from rayddl.nets.config import NetConfig
+from rayddl.stages.settings import NetStageConfig, StageConfig
+
+CONVEX_EPOCHS = 50
+
+
+class ExpertsConfig(NetStageConfig):
+    """Trajectories of networks trained on the real images (MTT section 3.1)."""
+
+    kind: Literal["experts"]
+    net: NetConfig = NetConfig()
+    replay: Annotated[str | None, OnDisk()] = None
+    """A ``replay_buffer_N.pt`` of the published code, or a folder of them, to import instead of training.
+    They must come from the definition's source in its pixel space; settings of training do not apply."""
+    count: int = Field(default=100, ge=1)
+    """Experts to train; of imported ones the largest number to take."""
+    epochs: int | None = Field(default=None, ge=1)
+    """E: epochs of each expert. Default: 50 for ``keep: convex``, whose end point is the last epoch;
+    for ``keep: all`` the ``max_start_epoch + expert_epochs`` of the stages that read it."""
+    keep: Literal["convex", "all"] = "convex"
+    """``convex``: waypoints and the step table (MCT). ``all``: a snapshot per epoch (MTT)."""
+    waypoints: tuple[int, ...] | None = None
+    """Epochs of the waypoints when ``keep: convex``; default ``[0, epochs]``."""
+    lr: float = Field(default=0.01, gt=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    batch: int = Field(default=256, ge=1)
+    disk: Literal["float32", "bfloat16"] = "float32"
+    """The type parameters are stored in."""
+    cuda_graphs: bool = False
+    """Replay compiled steps as CUDA graphs on a GPU, which saves most of their launches' time."""
+    experts_per_task: int | None = Field(default=None, ge=1)
+    """Experts that a task trains in turns, each on a CUDA stream of its own; default: as many as memory holds
+    and measured throughput grows with on a GPU, 1 elsewhere. Changes no number, so no fingerprint."""
+
+    @model_validator(mode="after")
+    def _graphs_alone(self) -> ExpertsConfig:
+        if self.cuda_graphs and (self.experts_per_task or 1) > 1:
+            raise ValueError(
+                "cuda_graphs replay into one expert's buffers; set experts_per_task to 1 with them"
+            )
+        if self.cuda_graphs and self.compile is False:
+            raise ValueError("cuda_graphs replay compiled steps; leave compile out or set it to true")
+        return self
+
+    @model_validator(mode="after")
+    def _waypoints_fit(self) -> ExpertsConfig:
+        points = self.waypoints
+        if points is None:
+            return self
+        if self.keep != "convex":
+            raise ValueError("waypoints belong to keep: convex")
+        if len(points) < 2 or list(points) != sorted(set(points)):
+            raise ValueError("waypoints must be at least two rising epochs")
+        if points[0] != 0 or points[-1] != (self.epochs or CONVEX_EPOCHS):
+            raise ValueError(f"waypoints must go from 0 to epochs ({self.epochs or CONVEX_EPOCHS})")
+        return self
+
+    @property
+    def length(self) -> int:
+        """Epochs, once :meth:`resolved` has filled them in."""
+        assert self.epochs is not None
+        return self.epochs
+
+    def resolved(self, readers: Sequence[StageConfig]) -> ExpertsConfig:
+        """With ``epochs`` filled in. How long imported experts are is seen when they are read."""
+        if self.epochs is not None or self.replay is not None:
+            return self
+        windows = [r.last_epoch for r in readers if r.last_epoch is not None]
+        epochs = max(windows) if windows and self.keep == "all" else CONVEX_EPOCHS
+        return self.model_copy(update={"epochs": epochs})

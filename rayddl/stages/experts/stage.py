@@ -1,0 +1,114 @@
+"""``kind: experts``: expert trajectories as Ray tasks, one file per expert as it finishes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rayddl.data.pixels.space import PixelSpace
+from rayddl.methods.trajectories import files
+from rayddl.nets.cost import worth_compiling
+from rayddl.stages.context import Context, Result
+from rayddl.stages.experts import import_buffers
+from rayddl.stages.experts.artifact import PARTIAL, Job, summary
+from rayddl.stages.experts.settings import ExpertsConfig
+from rayddl.stages.experts.worker import measured, train_some, tried
+from rayddl.stages.runtime import cluster, workers
+from rayddl.stages.runtime import progress as tally
+from rayddl.stages.runtime.sizes import Share
+from rayddl.stages.runtime.sources import SharedSource, fit_space, publish
+from rayddl.stages.runtime.workers import Workers
+
+
+def run(config: ExpertsConfig, context: Context) -> Result:
+    """Train the experts that are not there yet."""
+    import ray
+
+    began = time.perf_counter()
+    cluster.start()
+    source = publish(context.source)
+    for line in source.bad[:3]:
+        context.progress.note(f"skipped an unreadable image: {line}")
+    fitted = fit_space(source, context.out)
+    if config.replay is not None:
+        return Result(
+            {**import_experts(config, context, source, fitted), "seconds": time.perf_counter() - began}
+        )
+    missing = [i for i in range(config.count) if not context.out.has(files.file_name(i))]
+    share = cluster.spread(config.resources, units=-(-len(missing) // (config.experts_per_task or 1)))
+    job = Job(
+        config,
+        source,
+        ray.put(fitted),
+        context.out,
+        context.seed_of(),
+        compiled(config, source),
+        share.threads,
+    )
+    if missing:
+        _train_missing(job, share, missing, context)
+    for name in context.out.names():
+        if name.startswith(PARTIAL):  # of a worker killed between writing its file and removing this
+            context.out.delete(name)
+    return Result({**summary(job, config.count), "seconds": time.perf_counter() - began})
+
+
+def import_experts(
+    config: ExpertsConfig, context: Context, source: SharedSource, fitted: PixelSpace
+) -> dict[str, Any]:
+    """Take the experts from the published code's buffers; the stage's summary."""
+    import ray
+
+    job = Job(config, source, ray.put(fitted), context.out, context.seed_of(), compile=False, threads=1)
+    return summary(job, import_buffers.import_all(job, context, str(config.replay)))
+
+
+def compiled(config: ExpertsConfig, source: SharedSource) -> bool:
+    """Whether the experts' steps are compiled: as asked, else where it pays."""
+    if config.compile is not None or config.cuda_graphs:
+        return config.compile is not False
+    steps = -(-source.counts[0] // config.batch) * config.length * config.count
+    return worth_compiling(config.net, source.shape, len(source.classes), steps=steps, batch=config.batch)
+
+
+def _train_missing(job: Job, share: Share, missing: list[int], context: Context) -> None:
+    import ray
+
+    config, epochs = job.config, job.config.length
+    board = tally.open_tally()
+    shared = ray.put(job)
+    total = config.count * epochs
+    before = (config.count - len(missing)) * epochs
+
+    waiting = "compiling, then the first epoch" if job.compile else "the first epoch"
+
+    def show() -> None:
+        done, metric = tally.read(board)
+        context.progress.update(before + done, total, metric or waiting)
+
+    with workers.opened(share, "experts", need=(tried, shared), note=context.progress.note) as free:
+        context.progress.update(before, total, "starting the workers")
+        together = _together(job, shared, share, free, len(missing))
+        if together > 1:
+            context.progress.note(f"a worker trains {together} experts in turns")
+        units = [tuple(missing[i : i + together]) for i in range(0, len(missing), together)]
+        for _ in free.each(units, lambda unit: (train_some, shared, unit, board), _named, show):
+            show()
+
+
+def _named(indices: Sequence[int]) -> str:
+    """``experts 12–15`` of the experts that a worker trains in turns."""
+    return f"expert {indices[0]}" if len(indices) == 1 else f"experts {indices[0]}–{indices[-1]}"
+
+
+def _together(job: Job, shared: Any, share: Share, free: Workers, missing: int) -> int:
+    """How many experts a worker trains in turns: as asked, else what a GPU was seen to gain from."""
+    config = job.config
+    if config.experts_per_task is not None:
+        return min(config.experts_per_task, missing)
+    # No worker is to wait while another has several.
+    most = -(-missing // share.at_once)
+    if most == 1 or not share.num_gpus or config.cuda_graphs:
+        return 1
+    return int(free.one((measured, shared, most, min(share.num_gpus, 1.0)), "experts measured"))

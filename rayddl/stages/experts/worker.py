@@ -1,0 +1,145 @@
+"""What an experts stage's workers do: train experts in turns, and measure how many at once pay."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from rayddl import seeds
+from rayddl.data.config import augmentation_names
+from rayddl.methods.training.steps import steps_for
+from rayddl.methods.trajectories import files
+from rayddl.methods.trajectories.expert import Recipe, Training, load_training, training_steps
+from rayddl.methods.trajectories.interleave import Lanes, worthwhile
+from rayddl.nets.build import initial
+from rayddl.stages.experts.artifact import Job, contents, partial_name
+from rayddl.stages.runtime import devices
+from rayddl.stages.runtime.sources import splits
+
+PARTIAL_SECONDS = 60.0
+"""Seconds of training that a lost worker may cost."""
+WARM, TIMED = 5, 30
+"""Steps of each expert before the clock starts, and under it."""
+MEMORY_SHARE = 0.8
+"""Share of a GPU's free memory that experts in turns may fill."""
+
+
+def train_some(job: Job, indices: Sequence[int], board: Any) -> None:
+    """Train experts ``indices`` in turns and write their files; goes on from partial ones if there are any."""
+    device = devices.enter(job.threads, job.config.precision, f"expert {indices[0]}")
+    missing = [i for i in indices if not job.out.has(files.file_name(i))]
+    if not missing:
+        return
+    trainer = Trainer(job, device)
+    lanes = Lanes([trainer.lane(i, board) for i in missing], device)
+    while lanes:
+        for place, training in lanes.turn():
+            job.out.write(files.file_name(missing[place]), contents(job, trainer.steps, training))
+            job.out.delete(partial_name(missing[place]))
+
+
+def tried(job: Job) -> None:
+    """Train an expert for some steps that are not kept: what it takes of a GPU is measured around it."""
+    device = devices.enter(job.threads, job.config.precision, "experts tried")
+    Trainer(job, device).rate(1)
+
+
+def measured(job: Job, most: int, gpu: float) -> int:
+    """How many experts, ``most`` at most, to train in turns on the share ``gpu`` of a worker's GPU.
+
+    Taken from the memory of one and from the steps that 1, 2, 4, ... at once take in a second; 1 where the
+    worker has no GPU.
+    """
+    device = devices.enter(job.threads, job.config.precision, "experts measured")
+    if device.type != "cuda":
+        return 1
+    trainer = Trainer(job, device)
+    shared = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    trainer.rate(1)  # compiles
+    each = max(torch.cuda.max_memory_allocated(device) - shared, 1)
+    free = torch.cuda.mem_get_info(device)[0] * gpu * MEMORY_SHARE
+    return worthwhile(trainer.rate, min(most, 1 + int(free // each)))
+
+
+class Trainer:
+    """What all experts of a process share: images and step functions, on ``device``."""
+
+    def __init__(self, job: Job, device: torch.device) -> None:
+        config = job.config
+        self._job, self._device, self._classes = job, device, len(job.source.classes)
+        self.steps = steps_for(
+            config.net, job.source.shape, self._classes, config.precision, job.compile, config.cuda_graphs
+        )
+        self._train, self._test = splits(job.source, job.space, device)
+
+    def lane(self, index: int, board: Any) -> Generator[None, None, Training]:
+        """Expert ``index``, paused after every SGD step; ``board`` is told of every epoch."""
+        job, name = self._job, partial_name(index)
+        saved, epochs = time.monotonic(), job.config.length
+
+        def on_epoch(training: Training) -> None:
+            nonlocal saved
+            last = training.history[-1]
+            board.say.remote(
+                f"expert {index}", last.epoch, f"expert {index}: test {100 * last.test_accuracy:.1f} %"
+            )
+            if time.monotonic() - saved > PARTIAL_SECONDS and last.epoch < epochs:
+                job.out.write(name, training.dump())
+                saved = time.monotonic()
+
+        start = load_training(job.out.read(name)) if job.out.has(name) else self._initial(index)
+        return self._steps(index, start, _recipe(job), on_epoch)
+
+    def rate(self, count: int) -> float:
+        """SGD steps a second of ``count`` experts in turns; what they train is not kept."""
+        endless = replace(_recipe(self._job), epochs=sys.maxsize)
+        statistics = self.steps.fresh_statistics(self._device)
+        starts = [Training((self._initial(i),), None, (), statistics) for i in range(count)]
+        lanes = Lanes([self._steps(i, start, endless) for i, start in enumerate(starts)], self._device)
+        for _ in range(WARM):
+            lanes.turn()
+        self._settle()
+        began = time.perf_counter()
+        for _ in range(TIMED):
+            lanes.turn()
+        self._settle()
+        return count * TIMED / (time.perf_counter() - began)
+
+    def _settle(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def _steps(
+        self,
+        index: int,
+        start: Training | torch.Tensor,
+        recipe: Recipe,
+        on_epoch: Callable[[Training], None] = lambda _: None,
+    ) -> Generator[None, None, Training]:
+        seed = seeds.derive(self._job.seed, "expert", index)
+        return training_steps(
+            self.steps, recipe, start, self._train, self._test, self._classes, seed, on_epoch
+        )
+
+    def _initial(self, index: int) -> torch.Tensor:
+        job = self._job
+        seed = seeds.derive(seeds.derive(job.seed, "expert", index), "start")
+        return initial(job.config.net, job.source.shape, self._classes, seed=seed)
+
+
+def _recipe(job: Job) -> Recipe:
+    config = job.config
+    return Recipe(
+        config.length,
+        config.lr,
+        config.momentum,
+        config.weight_decay,
+        config.batch,
+        augmentation_names(config.augment),
+    )

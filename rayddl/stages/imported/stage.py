@@ -1,0 +1,80 @@
+"""``kind: imported``: a set that was made elsewhere, as one of this source."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import replace
+
+from rayddl.data.distilled import DistilledSet
+from rayddl.data.formats import importing
+from rayddl.data.formats.importing import Home
+from rayddl.data.pixels import space
+from rayddl.data.sources.registry import load
+from rayddl.errors import ArtifactError
+from rayddl.stages.context import Context, Result
+from rayddl.stages.imported.settings import ImportedConfig
+from rayddl.stages.settings import DSA
+from rayddl.storage import Folder
+
+
+def run(config: ImportedConfig, context: Context) -> Result:
+    """Read the set, bring it to the source, and keep it."""
+    began = time.perf_counter()
+    folder = Folder(config.path)
+    if not folder.exists():
+        raise ArtifactError(f"there is no folder {folder}: it should hold {importing.LOOKED_FOR}.")
+    form = config.form or importing.form_of(folder)
+    source = load(context.source)
+    home = Home(
+        source.train.classes, source.train.shape, space.fit(context.source.space, source.train.images)
+    )
+    made = importing.bring(folder, form, home)
+    _refuse_other_classes(made, home, folder)
+    found = digest(made)
+    if config.sha256 is not None and config.sha256 != found:
+        raise ArtifactError(
+            f"the set in {folder} is not the one that is meant: its images and labels hash to {found}, sha256 says "
+            f"{config.sha256}. Put the right one there, or leave sha256 out."
+        )
+    info = {
+        "protocol": {"name": "hard", "augment": DSA},
+        **made.info,
+        "source": context.source.model_dump(mode="json"),
+        "imported": {"form": form, "sha256": found},
+    }
+    if form != "set" or "method" in config.model_fields_set:
+        info["method"] = config.method
+    kept = replace(made, info=info, lr_student=config.lr_student or made.lr_student)
+    kept.save(context.out.child("set"))
+    summary = {
+        "method": info["method"],
+        "form": form,
+        "images": len(kept),
+        "ipc": kept.ipc,
+        "classes": list(kept.classes),
+        "sha256": found,
+        "seconds": time.perf_counter() - began,
+    }
+    return Result(summary)
+
+
+def digest(made: DistilledSet) -> str:
+    """The hash of a set's images and labels."""
+    hashed = hashlib.sha256()
+    for tensor in (made.stored, made.labels):
+        hashed.update(str((tensor.dtype, tuple(tensor.shape))).encode())
+        hashed.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return hashed.hexdigest()
+
+
+def _refuse_other_classes(made: DistilledSet, home: Home, folder: Folder) -> None:
+    if tuple(made.classes) != home.classes:
+        pairs = zip(made.classes, home.classes, strict=False)
+        first = next(
+            (p for p in pairs if p[0] != p[1]), (f"{len(made.classes)} classes", f"{len(home.classes)}")
+        )
+        raise ArtifactError(
+            f"the set in {folder} is not of this source: its classes have {first[0]!r} where the source has "
+            f"{first[1]!r}. Name the source that it was made from."
+        )

@@ -1,0 +1,183 @@
+"""What ``kind: match`` will take: by formula, or measured on one step in a process of its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rayddl.data.config import augmentation_names
+from rayddl.stages.estimates import (
+    FLOAT,
+    PROCESS,
+    Estimate,
+    Outline,
+    Outlook,
+    Stages,
+    made,
+    net_of,
+    outline,
+    shown,
+    too_much,
+)
+from rayddl.stages.match import measure as trial
+from rayddl.stages.match.settings import MatchConfig
+from rayddl.stages.runtime.sizes import Share
+
+COMPILED, EAGER = 6, 31
+"""Numbers held in one exact step for every one that a forward pass keeps, by whether it is compiled."""
+COMPILER = 320 * 2**20
+"""Bytes that compiling leaves in the process."""
+UNROLLED = 10
+"""The same for every further step that autograd keeps."""
+VECTORS = 8
+"""Parameter vectors that a worker holds beside the student's path."""
+SETS = 5
+"""Copies of the set: images, gradient, momentum, the last good state, and what an update makes."""
+HEADROOM = 0.9
+"""Share of what is free that a batch may fill."""
+FEWEST = 32
+"""Images that a measurement looks at when the setting's batch has fewer: of less, noise is most."""
+
+
+def estimate(config: MatchConfig, stages: Stages, outlook: Outlook) -> Estimate:
+    """Parameter vectors for every student step, the set's copies, and one step's activations, by formula."""
+    size, share = outline(net_of(stages, config), outlook.glance), config.share(outlook.machine.have)
+    memory = None if size is None else _by_formula(config, size, share, outlook, _batch(config, outlook))
+    return made(_work(config), share, outlook, memory, _written(config, outlook))
+
+
+def measure(config: MatchConfig, stages: Stages, outlook: Outlook) -> Estimate:
+    """The same with the memory of one step measured at two batches, and the largest ``batch_syn`` that fits."""
+    guess = estimate(config, stages, outlook)
+    share, images, batch = (
+        config.share(outlook.machine.have),
+        _images(config, outlook),
+        _batch(config, outlook),
+    )
+    batches = _tried(config, stages, outlook, share)
+    job = trial.Job(
+        net=net_of(stages, config).model_dump(mode="json"),
+        shape=outlook.glance.shape,
+        classes=outlook.glance.classes,
+        images=max(images, *batches),
+        batches=batches,
+        steps=1,
+        precision=config.precision,
+        gradient=config.gradient,
+        augment=augmentation_names(config.augment),
+        compile=config.compile,
+        work=config.iterations * config.syn_steps,
+        gpu=bool(share.num_gpus),
+        threads=share.threads,
+    )
+    found = trial.run(job)
+    if isinstance(found, str):
+        note = f"one step at batch_syn {batches[-1]} could not be measured: {found}"
+        return replace(guess, notes=(*guess.notes, note))
+    line = _line(config, job, found)
+    if isinstance(line, str):
+        return replace(guess, notes=(*guess.notes, line))
+    fixed, per_image = line
+    fixed += found.parameters * FLOAT * (config.syn_steps - 1) + _around(config, outlook)
+    memory, room = int(fixed + per_image * batch), outlook.machine.room(share)
+    fits = _largest(fixed, per_image, HEADROOM * room, images)
+    notes: tuple[str, ...] = (_fitting(fits, images, config, room),)
+    if memory > room:
+        notes = (too_much(memory, room, share.at_once, guess.device), *notes)
+    facts = {"largest_batch_syn": fits, "measured_at": list(batches), "compiled": found.compiled}
+    return replace(guess, memory=memory, measured=True, notes=notes, facts=facts)
+
+
+def _largest(fixed: float, per_image: float, room: float, images: int) -> int:
+    if fixed > room:
+        return 0
+    return images if per_image <= 0 else min(images, int((room - fixed) / per_image))
+
+
+def _fitting(fits: int, images: int, config: MatchConfig, room: int) -> str:
+    if fits >= images:
+        return f"every batch_syn fits, up to all {images} images"
+    if not fits:
+        return f"no batch_syn fits into {shown(room)}; make the set or the network smaller"
+    advice = "" if (config.batch_syn or images) <= fits else f"; set batch_syn={fits}"
+    return f"the largest batch_syn that fits is {fits} of {images} images{advice}"
+
+
+def _line(config: MatchConfig, job: trial.Job, found: trial.Found) -> tuple[float, float] | str:
+    """Bytes as a + b * batch, through two measured points. Autograd through all steps keeps every step:
+    there, what a second step adds is counted for each further one.
+    """
+    fixed, per_image = _through(job.batches, found.bytes)
+    if config.gradient != "unrolled" or config.syn_steps == 1:
+        return fixed, per_image
+    two = trial.run(replace(job, steps=2))
+    if isinstance(two, str):
+        return f"two steps at batch_syn {job.batches[-1]} could not be measured: {two}"
+    more_fixed, more_per_image = _through(job.batches, two.bytes)
+    further = config.syn_steps - 1
+    return (
+        fixed + further * max(0.0, more_fixed - fixed),
+        per_image + further * max(0.0, more_per_image - per_image),
+    )
+
+
+def _through(batches: tuple[int, int], found: tuple[int, int]) -> tuple[float, float]:
+    per_image = max(0.0, (found[1] - found[0]) / (batches[1] - batches[0]))
+    return found[1] - per_image * batches[1], per_image
+
+
+def _tried(config: MatchConfig, stages: Stages, outlook: Outlook, share: Share) -> tuple[int, int]:
+    """The setting's batch and another one; smaller where half of the room would not hold it."""
+    batch, size = _batch(config, outlook), outline(net_of(stages, config), outlook.glance)
+    low, high = (batch, max(2 * batch, FEWEST)) if batch < FEWEST else (batch // 2, batch)
+    if size is not None:
+        # The cautious way: a step that is compiled takes less.
+        steps = 2 if config.gradient == "unrolled" else 1
+        once = config.model_copy(update={"syn_steps": steps, "compile": False})
+        none, one = (_by_formula(once, size, share, outlook, b) for b in (0, 1))
+        most = max(2, int((outlook.machine.room(share) / 2 - none) / (one - none)))
+        if high > most:
+            low, high = most // 2, most
+    return low, high
+
+
+def _by_formula(
+    config: MatchConfig,
+    size: Outline,
+    share: Share,
+    outlook: Outlook,
+    batch: int,
+) -> int:
+    eager = config.compile is False
+    factor = EAGER if eager else COMPILED
+    vectors = VECTORS + config.syn_steps
+    if config.gradient == "unrolled":
+        factor += UNROLLED * (config.syn_steps - 1)
+        vectors += 2 * config.syn_steps
+    process = 0 if share.num_gpus else PROCESS + (0 if eager else COMPILER)
+    step = batch * size.activations * FLOAT * factor
+    return process + step + vectors * size.parameters * FLOAT + _around(config, outlook)
+
+
+def _around(config: MatchConfig, outlook: Outlook) -> int:
+    """Bytes beside the step itself: the set's copies, and the real images that it starts from."""
+    held = outlook.resident if config.start_from == "real" else 0
+    return held + SETS * _images(config, outlook) * outlook.glance.numbers * FLOAT
+
+
+def _written(config: MatchConfig, outlook: Outlook) -> int:
+    """Bytes of the set: as tensors, as pictures in two forms and in the grid; and its pixel space."""
+    return _images(config, outlook) * outlook.glance.numbers * (FLOAT + 3) + outlook.space
+
+
+def _images(config: MatchConfig, outlook: Outlook) -> int:
+    return config.ipc * outlook.glance.classes
+
+
+def _batch(config: MatchConfig, outlook: Outlook) -> int:
+    images = _images(config, outlook)
+    return min(config.batch_syn or images, images)
+
+
+def _work(config: MatchConfig) -> str:
+    windows = f" × {config.workers} windows" if config.workers > 1 else ""
+    return f"{config.iterations} iterations{windows} × {config.syn_steps} steps"

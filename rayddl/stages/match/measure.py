@@ -1,0 +1,147 @@
+"""One matching step tried out in a process of its own, for its peak memory.
+
+A process, because what an allocator once took it keeps: the peak of a second trial in the same one would be
+the first one's. The child is this module run as a program.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rayddl.stages.runtime import cluster
+
+SECONDS = 900
+"""How long a trial may take; compiling is most of it."""
+PASSES = 12
+"""A matched student step's cost in forward passes, as the stage counts it."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A step to try, at two batches, the smaller first."""
+
+    net: dict[str, Any]
+    shape: tuple[int, int, int]
+    classes: int
+    images: int
+    """Images of the set."""
+    batches: tuple[int, int]
+    steps: int
+    precision: str
+    gradient: Literal["exact", "truncated", "unrolled"]
+    augment: tuple[str, ...]
+    compile: bool | None
+    work: int
+    """Steps of the whole run: what decides whether they are compiled where ``compile`` leaves it open."""
+    gpu: bool
+    threads: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a trial tells."""
+
+    bytes: tuple[int, int]
+    """The peak at either batch."""
+    parameters: int
+    compiled: bool
+
+
+def run(job: Job) -> Found | str:
+    """Try ``job`` in a child process; where that fails, why, in a few words."""
+    words = [sys.executable, "-m", __name__, json.dumps(asdict(job))]
+    try:
+        ended = subprocess.run(
+            words,
+            env={**os.environ, **cluster.WORKER_ENV},
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"it took more than {SECONDS} s"
+    if ended.returncode < 0:
+        return "its process was killed, which is what running out of memory looks like"
+    if ended.returncode:
+        last = [line for line in ended.stderr.splitlines() if line.strip()]
+        return last[-1].strip() if last else f"its process ended with {ended.returncode}"
+    told = json.loads(ended.stdout.splitlines()[-1])
+    return Found(tuple(told["bytes"]), told["parameters"], told["compiled"])
+
+
+def peaks(job: Job) -> Found:
+    """The trial itself. Every augmentation is tried, since each takes its own memory."""
+    import ray  # noqa: F401  # a worker has it in memory
+    import torch
+
+    from rayddl.methods.training.steps import steps_for
+    from rayddl.nets.build import initial
+    from rayddl.nets.config import NetConfig
+    from rayddl.nets.cost import worth_compiling
+
+    torch.set_num_threads(job.threads)
+    net = NetConfig.model_validate(job.net)
+    compiled = job.compile
+    if compiled is None:
+        compiled = worth_compiling(
+            net, job.shape, job.classes, steps=job.work, batch=job.batches[-1], passes=PASSES
+        )
+    steps = steps_for(net, job.shape, job.classes, job.precision, compiled)
+    device = torch.device("cuda" if job.gpu else "cpu")
+    ends = [initial(net, job.shape, job.classes, seed=seed).to(device) for seed in (0, 1)]
+    found = []
+    for batch in job.batches:
+        _step(job, batch, steps, ends)
+        found.append(int(torch.cuda.max_memory_reserved()) if job.gpu else _high_water())
+    return Found((found[0], found[1]), len(ends[0]), compiled)
+
+
+def _step(job: Job, batch: int, steps: Any, ends: list[Any]) -> None:
+    import torch
+
+    from rayddl.data.pixels import augment
+    from rayddl.methods.matching.gradient import MODES, StudentRun
+    from rayddl.methods.training.steps import one_hot
+    from rayddl.seeds import generator
+
+    draws, device = generator(0, "trial"), ends[0].device
+    images = torch.randn((job.images, *job.shape), generator=draws).to(device)
+    labels = one_hot(torch.arange(job.images) % job.classes, job.classes).to(device)
+    picks = [torch.arange(batch, device=device)] * job.steps
+    for name in job.augment or (None,):
+        names = () if name is None else (name,)
+        drawn = [augment.draw(names, (batch, *job.shape), draws) for _ in picks]
+        run = StudentRun(images, labels, torch.tensor(0.01, device=device), picks, drawn)
+        MODES[job.gradient](steps, run, *ends)
+
+
+def _high_water() -> int:
+    """The most memory that this process had resident."""
+    # The kernel's own mark: what getrusage tells includes the parent's size at the fork.
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def _main() -> None:
+    given = json.loads(sys.argv[1])
+    shape, batches, names = (tuple(given.pop(key)) for key in ("shape", "batches", "augment"))
+    told = peaks(Job(shape=shape, batches=batches, augment=names, **given))
+    sys.stdout.write(json.dumps(asdict(told)) + "\n")
+
+
+if __name__ == "__main__":
+    _main()

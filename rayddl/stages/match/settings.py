@@ -1,0 +1,155 @@
+"""Settings of ``kind: match``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rayddl.stages.experts.settings import ExpertsConfig
+from rayddl.stages.runtime import sizes
+from rayddl.stages.runtime.capacity import Capacity
+from rayddl.stages.runtime.sizes import Ask, Share
+from rayddl.stages.settings import NetStageConfig, Reads, StageConfig
+
+
+class MatchConfig(NetStageConfig):
+    """Distillation by matching training trajectories: MTT and MCT."""
+
+    kind: Literal["match"]
+    experts: Annotated[str, Reads(("experts",))]
+    trajectory: Literal["convex", "snapshots"] = "convex"
+    """``convex``: MCT. ``snapshots``: MTT."""
+    ipc: int = Field(ge=1)
+    """Images per class."""
+    iterations: int = Field(default=5000, ge=1)
+    """Outer iterations."""
+    syn_steps: int = Field(ge=1)
+    """N: student steps on the synthetic set in one iteration."""
+    expert_epochs: float = Field(gt=0)
+    """M: epochs of the expert that the student is to cover. Whole for ``snapshots``."""
+    max_start_epoch: float = Field(gt=0)
+    """T+: the latest epoch a window may start at (exclusive for ``snapshots``)."""
+    batch_syn: int | None = Field(default=None, ge=1)
+    """Synthetic images in one student step; default: all of them."""
+    lr_image: float = Field(default=1000.0, gt=0)
+    lr_lr: float = Field(default=1e-5, ge=0)
+    """Rate at which the student's learning rate is learned; 0 keeps it."""
+    lr_student: float | None = Field(default=None, gt=0)
+    """The student's learning rate at the start; default: that of ``start_set``'s set, else 0.01."""
+    momentum: float = Field(default=0.5, ge=0, lt=1)
+    """Momentum of the images' and the learning rate's updates."""
+    start_from: Literal["real", "noise"] = "real"
+    start_set: Annotated[str | None, Reads(("match", "rded", "coreset"))] = None
+    """A set to start from instead, of ``ipc`` images per class: RDED's, for one, or what another stage matched,
+    which goes on exactly where the pixel space is the same."""
+    short_class: Literal["error", "cap", "repeat"] = "error"
+    """What to do with a class of fewer than ``ipc`` real images: refuse it, make fewer images of it, or
+    start from some of them more than once."""
+    gradient: Literal["exact", "truncated", "unrolled"] = "exact"
+    """``exact``: constant memory. ``truncated``: TESLA's. ``unrolled``: autograd, as MTT publishes it."""
+    labels: Literal["hard", "expert", "learned"] = "hard"
+    """``hard``: MTT and MCT. ``expert``: TESLA's soft labels. ``learned``: DATM's."""
+    lr_label: float = Field(default=1.0, gt=0)
+    """Rate of the label logits when ``labels: learned``."""
+    waypoints: tuple[int, ...] | None = None
+    """Epochs of the waypoints when ``trajectory: convex`` reads experts kept whole (``keep: all``), so that several
+    choices can be compared on the same experts; default: 0 and their last epoch."""
+    continuous: bool = True
+    """Real start epochs when ``trajectory: convex`` (MCT's continuous sampling); whole ones if false."""
+    min_start_epoch: float = Field(default=0.0, ge=0)
+    """The earliest epoch a window may start at (DATM's T-)."""
+    first_start_epoch: float | None = Field(default=None, gt=0)
+    """Where the upper end of the start range begins when it grows (DATM's T); default: it is fixed."""
+    grow_iterations: int = Field(default=0, ge=0)
+    """Iterations over which the upper end grows to ``max_start_epoch``."""
+    start_noise: float = Field(default=0.0, ge=0)
+    """Relative noise on the start parameters."""
+    image_optimizer: Literal["sgd", "adam"] = "sgd"
+    image_decay: float = Field(default=0.0, ge=0)
+    """Weight decay on the images."""
+    clip: float | None = Field(default=None, gt=0)
+    """Largest norm of the images' gradient; default: unbounded."""
+    lr_space: Literal["linear", "log"] = "linear"
+    """What the student's learning rate is learned as; ``linear`` is published."""
+    workers: int = Field(default=1, ge=1)
+    """Windows averaged in one update, each computed by a worker of its own."""
+    retries: int = Field(default=3, ge=0)
+    """Times a run going astray is taken back, with a tenth of the rates, before it counts as diverged."""
+    cuda_graphs: bool = False
+    """Replay the student's compiled steps as CUDA graphs on a GPU, which saves most of their launches' time."""
+    evaluate_every: int | None = Field(default=None, ge=1)
+    """Iterations between short evaluations beside the matching; default: none."""
+    evaluate_epochs: int = Field(default=300, ge=1)
+    """Epochs of those evaluations' students (hard-label protocol)."""
+    evaluate_seeds: int = Field(default=1, ge=1)
+    """Students in each of them."""
+
+    @model_validator(mode="after")
+    def _window_makes_sense(self) -> MatchConfig:
+        whole = (self.expert_epochs, self.max_start_epoch, self.min_start_epoch)
+        if self.trajectory == "snapshots" and any(v != int(v) for v in whole):
+            raise ValueError("expert_epochs and start epochs must be whole for trajectory: snapshots")
+        points = self.waypoints
+        if points is not None:
+            if self.trajectory != "convex":
+                raise ValueError("waypoints belong to trajectory: convex")
+            if len(points) < 2 or points[0] != 0 or list(points) != sorted(set(points)):
+                raise ValueError("waypoints must be at least two rising epochs, the first of them 0")
+        if self.cuda_graphs and self.compile is False:
+            raise ValueError("cuda_graphs replay compiled steps; leave compile out or set it to true")
+        if self.min_start_epoch >= self.max_start_epoch:
+            raise ValueError(
+                f"min_start_epoch ({self.min_start_epoch:g}) must lie below max_start_epoch ({self.max_start_epoch:g})"
+            )
+        return self
+
+    def asks(self, have: Capacity) -> Sequence[Ask]:
+        """Workers that only run together."""
+        return (Ask("resources", self.share(have), together=True),)
+
+    def share(self, have: Capacity) -> Share:
+        """What each worker gets of the cluster ``have``, with a part kept for short evaluations."""
+        beside = self.evaluate_every is not None
+        return sizes.together(self.resources, have, workers=self.workers, beside=beside)
+
+    @property
+    def last_epoch(self) -> int:
+        """Where the latest window ends."""
+        return math.ceil(self.max_start_epoch + self.expert_epochs)
+
+    def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
+        """The experts must be long enough and kept in the form that is matched."""
+        experts = reads.get("experts")
+        if not isinstance(experts, ExpertsConfig):
+            return []
+        problems = []
+        needed, epochs = self.last_epoch, experts.epochs
+        if epochs is not None and epochs < needed:
+            problems.append(
+                f"windows reach epoch {needed} (max_start_epoch {self.max_start_epoch:g} + expert_epochs "
+                f"{self.expert_epochs:g}), but the experts of {self.experts!r} have {epochs} epochs; "
+                f"train longer ones with --set {self.experts}.epochs={needed}"
+            )
+        if experts.net.name == "tv_vit_b_16":
+            problems.append(
+                f"the experts of {self.experts!r} are vision transformers, and torch's attention cannot be "
+                "differentiated twice, as matching does; take another net"
+            )
+        if self.trajectory == "snapshots" and experts.keep != "all":
+            problems.append(
+                f"trajectory: snapshots reads every epoch, but {self.experts!r} keeps only waypoints; "
+                f"set --set {self.experts}.keep=all, or trajectory: convex"
+            )
+        if self.waypoints is not None and experts.keep != "all":
+            problems.append(
+                f"the experts of {self.experts!r} keep waypoints of their own; set --set {self.experts}.keep=all to "
+                f"choose them in the match stage, or give them as {self.experts}.waypoints"
+            )
+        elif self.waypoints is not None and epochs is not None and self.waypoints[-1] != epochs:
+            problems.append(
+                f"waypoints must end at the experts' last epoch, {epochs}, and end at {self.waypoints[-1]}"
+            )
+        return problems

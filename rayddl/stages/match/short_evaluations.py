@@ -1,0 +1,199 @@
+"""Students trained on the set as it stands at some iterations, beside the matching loop and never in its way."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from rayddl.data.config import augmentation_names
+from rayddl.methods.training.hard import Protocol
+from rayddl.stages import parquet as tables
+from rayddl.stages.context import Context
+from rayddl.stages.evaluate import worker as students
+from rayddl.stages.match import worker as matcher
+from rayddl.stages.runtime import cluster, workers
+from rayddl.stages.runtime.groups import Group
+
+BACKLOG = 8
+"""Evaluations that wait at most. Where they come due faster than they are done, the oldest are left out."""
+
+
+GRACE_SECONDS = 30.0
+"""How long the matching's end waits for evaluations in any case; beyond that, as long as the last one takes."""
+LEFT = ("snapshot-", "student-")
+"""How the names of files begin that are of no use once all have ended."""
+
+
+@dataclass(frozen=True)
+class _Due:
+    iteration: int
+    seed: int
+
+    @property
+    def file(self) -> str:
+        """Where its result goes."""
+        return f"student-{self.iteration:06d}-{self.seed}.json"
+
+
+class ShortEvaluations:
+    """The evaluations of a match stage: on a share of its first GPU, or as tasks on CPUs that it leaves."""
+
+    def __init__(self, job: matcher.Job, context: Context, group: Group) -> None:
+        import ray
+
+        config = job.config
+        self._job, self._context, self._group = job, context, group
+        self._waiting: deque[_Due] = deque()
+        self._running: dict[Any, tuple[_Due, Any]] = {}
+        """By the reference of the result: the student, and its place."""
+        self._found: dict[_Due, float] = {}
+        self._left_out: set[int] = set()
+        self._lessons: dict[int, Any] = {}
+        self._places = deque[Any]()
+        if config.evaluate_every:
+            shared = students.Class(
+                job.source, job.space, job.out, job.seed, config.precision, job.compile, threads=1
+            )
+            self._shared = ray.put(shared)
+            self._task = ray.remote(max_retries=workers.RETRIES)(students.teach)
+            self._places.extend(self._beside())
+
+    def begin(self, worker: Any, iteration: int) -> None:
+        """Have the students of ``iteration`` trained: the loop stands there, or has left a snapshot of it."""
+        config, out = self._job.config, self._context.out
+        if not config.evaluate_every:
+            return
+        snapshot = _snapshot(iteration)
+        if not out.has(snapshot):
+            workers.get(worker.keep.remote(snapshot, iteration), "keeping a snapshot")
+        for due in (_Due(iteration, seed) for seed in range(config.evaluate_seeds)):
+            if out.has(due.file):
+                self._found[due] = float(out.read_json(due.file)["accuracy"])
+            else:
+                self._waiting.append(due)
+        begun = {due.iteration for due in (*self._under_way, *self._found)}
+        idle = [i for i in dict.fromkeys(due.iteration for due in self._waiting) if i not in begun]
+        self._leave_out(idle[: max(0, len(idle) - BACKLOG)])
+        self._look(0)
+
+    def latest(self) -> str:
+        """The newest accuracy, for the progress line."""
+        self._look(0)
+        if not self._found:
+            return ""
+        newest = max(self._found, key=lambda due: (due.iteration, -due.seed))
+        return f"  accuracy {100 * self._found[newest]:.1f} %"
+
+    def finish(self) -> list[tuple[int, int, float]]:
+        """The rows of all, which are also written: iteration, seed, accuracy.
+
+        The matching has ended, and its places are free: the last evaluation gets them, and the others have as long
+        as it takes, or :data:`GRACE_SECONDS`.
+        """
+        import ray
+
+        last = self._job.config.iterations
+        if self._job.config.evaluate_every:
+            self._places.extend(self._freed())
+            self._waiting = deque(sorted(self._waiting, key=lambda due: due.iteration != last))
+            began = time.monotonic()
+            while left := {due.iteration for due in (*self._waiting, *self._under_way)}:
+                if last not in left and time.monotonic() - began > GRACE_SECONDS:
+                    break
+                self._look(workers.POLL_SECONDS)
+        for ref in self._running:
+            with suppress(ray.exceptions.RayError, ValueError):
+                ray.cancel(ref, force=False)
+        self._leave_out(list({due.iteration for due in (*self._waiting, *self._under_way)}))
+        for place in (*self._places, *(place for _, place in self._running.values())):
+            if place is not None:
+                ray.kill(place)
+        if self._left_out:
+            self._context.progress.note(
+                f"{len(self._left_out)} short evaluations were left out: they take longer than the iterations between "
+                "two of them. Raise evaluate_every, or lower evaluate_epochs or evaluate_seeds."
+            )
+        rows = sorted((due.iteration, due.seed, value) for due, value in self._found.items())
+        columns = {name: [row[k] for row in rows] for k, name in enumerate(("iteration", "seed", "accuracy"))}
+        types = {"iteration": "int64", "seed": "int64", "accuracy": "double"}
+        tables.write(self._context.out, "accuracy.parquet", columns, types)
+        return rows
+
+    def _beside(self) -> Iterator[Any]:
+        """Places for students while the matching goes on: an actor on the GPU, or ``None`` for a task on a CPU."""
+        if self._group.share.gpus:
+            yield self._actor()
+            return
+        taken = self._group.share.num_cpus * self._group.share.at_once
+        yield from [None] * int(sum(n.get("CPU", 0) for n in cluster.capacity_now().nodes) - taken)
+
+    def _freed(self) -> Iterator[Any]:
+        """Places that the matching's end frees, for the last evaluation."""
+        if self._group.share.gpus:
+            if self._running:
+                yield self._actor()
+            return
+        self._group.close()
+        yield from [None] * max(1, int(self._group.share.num_cpus * self._group.share.at_once))
+
+    def _actor(self) -> Any:
+        import ray
+
+        made = ray.remote(workers.Worker).options(
+            **(self._group.beside() or {}), max_restarts=workers.RETRIES, max_task_retries=workers.RETRIES
+        )
+        return made.remote("match evaluation")
+
+    @property
+    def _under_way(self) -> list[_Due]:
+        return [due for due, _ in self._running.values()]
+
+    def _look(self, timeout: float) -> None:
+        """Take in what has finished, and begin what there are places for."""
+        import ray
+
+        if self._running:
+            done, _ = ray.wait(list(self._running), num_returns=1, timeout=timeout)
+            for ref in done:
+                due, place = self._running.pop(ref)
+                self._places.append(place)
+                self._found[due] = float(workers.get(ref, _named(due))["accuracy"])
+        while self._places and self._waiting:
+            due, place = self._waiting.popleft(), self._places.popleft()
+            self._running[self._trained(due, place)] = due, place
+
+    def _trained(self, due: _Due, place: Any) -> Any:
+        student = students.Student("short", self._job.net, due.seed, due.file)
+        work = (self._shared, self._lesson(due.iteration), student)
+        if place is None:
+            return self._task.options(num_cpus=1, name=_named(due)).remote(*work)
+        return place.run.options(name=_named(due)).remote(students.teach, *work)
+
+    def _lesson(self, iteration: int) -> Any:
+        import ray
+
+        if iteration not in self._lessons:
+            config = self._job.config
+            images, labels, lr = matcher.read_snapshot(self._context.out, _snapshot(iteration))
+            protocol = Protocol(config.evaluate_epochs, lr, augmentation_names(config.augment))
+            # Only students of one evaluation share it.
+            self._lessons = {
+                iteration: ray.put(students.Lesson(f"iteration {iteration}", images, labels, None, protocol))
+            }
+        return self._lessons[iteration]
+
+    def _leave_out(self, iterations: list[int]) -> None:
+        self._left_out.update(iterations)
+        self._waiting = deque(due for due in self._waiting if due.iteration not in self._left_out)
+
+
+def _snapshot(iteration: int) -> str:
+    return f"snapshot-{iteration:06d}.safetensors"
+
+
+def _named(due: _Due) -> str:
+    return f"match evaluation at {due.iteration}, seed {due.seed}"

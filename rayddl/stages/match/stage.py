@@ -1,0 +1,277 @@
+"""``kind: match``: MTT and MCT. The loop runs in one actor; short evaluations run beside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from rayddl import interrupts, seeds
+from rayddl.data.distilled import DistilledSet
+from rayddl.data.sources import picking
+from rayddl.errors import ArtifactError, DivergedError
+from rayddl.nets.config import NetConfig
+from rayddl.nets.cost import worth_compiling
+from rayddl.stages import parquet as tables
+from rayddl.stages.context import Context, Input, Result
+from rayddl.stages.match import short_evaluations
+from rayddl.stages.match import worker as matcher
+from rayddl.stages.match.settings import MatchConfig
+from rayddl.stages.match.short_evaluations import ShortEvaluations
+from rayddl.stages.runtime import cluster, groups, workers
+from rayddl.stages.runtime.groups import Group
+from rayddl.stages.runtime.sizes import Share
+from rayddl.stages.runtime.sources import SharedSource, publish, read_space, tensor
+
+SLICE_SECONDS = 1.0
+"""How long the loop runs between two looks at it."""
+PAUSE_SECONDS = 5.0
+"""How long an interrupted loop may take to finish its iteration and checkpoint."""
+TYPES = {
+    "iteration": "int64",
+    "loss": "double",
+    "lr_student": "double",
+    "start": "double",
+    "expert": "int64",
+    "seconds": "double",
+}
+BATCH_NORM = (
+    "the experts have batch norm: trajectories carry no running statistics, so students are matched by the "
+    "statistics of each synthetic batch; the literature matches with norm: instance"
+)
+FIRST_AND_LAST = 10
+"""Iterations whose mean loss stands for a run's start and end."""
+
+
+def run(config: MatchConfig, context: Context) -> Result:
+    """Distil, or go on distilling, and write the set."""
+    began = time.perf_counter()
+    experts = context.inputs[config.experts]
+    cluster.start()
+    source = publish(context.source)
+    refuse_other_experts(experts, source, context.source.name)
+    job, share = _job(config, context, experts, source)
+    if job.net.norm == "batch":
+        context.progress.note(BATCH_NORM)
+    name = "last.safetensors"
+    with groups.opened(share, "match", context.progress.note) as group:
+        short = ShortEvaluations(job, context, group)
+        with _at_work(job, group) as worker:
+            where = _distil(worker, job, context, short)
+            workers.get(worker.keep.remote(name, config.iterations), "keeping the set")
+            rows = workers.get(worker.rows.remote(config.iterations), "reading the metrics")
+        accuracies = short.finish()
+    images, labels, lr = matcher.read_snapshot(context.out, name)
+    tables.write(context.out, "metrics.parquet", _typed(rows), TYPES)
+    made = DistilledSet(
+        images,
+        labels,
+        lr,
+        source.classes,
+        read_space(experts.folder, source),
+        info(config, context, job, where.iteration),
+    )
+    made.save(context.out.child("set"))
+    for leftover in context.out.names():
+        if leftover in (name, matcher.CHECKPOINT) or leftover.startswith(short_evaluations.LEFT):
+            context.out.delete(leftover)
+    seconds = time.perf_counter() - began
+    return Result(_summary(config, source, rows, where, made, accuracies, seconds))
+
+
+def refuse_other_experts(experts: Input, source: SharedSource, name: str) -> None:
+    """Experts must come from the same images, in the same pixel space, with the same classes."""
+    theirs, ours = experts.summary["space"], source.space_id
+    if theirs != ours:
+        kind, _, images = str(theirs).partition(":")
+        raise ArtifactError(
+            f"the experts of {experts.stage!r} were trained in pixel space {kind} on images {images[:12]}; the "
+            f"source {name!r} is {source.space_kind} on {source.fingerprint[:12]}. "
+            "Match with the source that trained them, or train new ones."
+        )
+    if list(experts.summary["classes"]) != list(source.classes):
+        raise ArtifactError(
+            f"the experts of {experts.stage!r} know the classes {_short(experts.summary['classes'])}, the source has "
+            f"{_short(source.classes)}. Classes are matched by name and order; train new experts."
+        )
+
+
+def started(config: MatchConfig, source: SharedSource, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The synthetic images' labels, and the real images that they start from."""
+    import ray
+
+    classes = len(source.classes)
+    if config.start_from == "noise":
+        return torch.arange(classes).repeat_interleave(config.ipc), None
+    labels = tensor(ray.get(source.refs[1])).clone()
+    draws = seeds.generator(seed, "images")
+    picked = picking.per_class(labels, source.classes, config.ipc, draws, config.short_class)
+    return labels[picked], picked
+
+
+def _short(names: Any) -> str:
+    listed = [str(n) for n in names]
+    return ", ".join(listed[:5]) + (f" … ({len(listed)})" if len(listed) > 5 else "")
+
+
+def _job(
+    config: MatchConfig, context: Context, experts: Input, source: SharedSource
+) -> tuple[matcher.Job, Share]:
+    share = cluster.sized(lambda have: config.asks(have)[0])
+    net = NetConfig.model_validate(experts.summary["net"])
+    labels, picked = started(config, source, context.seed_of())
+    import ray
+
+    job = matcher.Job(
+        config,
+        net,
+        source,
+        ray.put(read_space(experts.folder, source)),
+        experts.folder,
+        int(experts.summary["count"]),
+        context.out,
+        context.seed_of(),
+        labels,
+        picked,
+        compiled(config, net, source, len(labels)),
+        share.threads,
+        matcher.CHECKPOINT_SECONDS,
+    )
+    return from_set(job, config, context.inputs), share
+
+
+def from_set(job: matcher.Job, config: MatchConfig, inputs: Mapping[str, Input]) -> matcher.Job:
+    """The job with ``start_set``'s images and learning rate to start from, if the definition names one.
+
+    Raises :class:`ArtifactError` for a set of other classes, another shape or another number of images.
+    """
+    if config.start_set is None:
+        return job
+    made = DistilledSet.load(inputs[config.start_set].folder.child("set"))
+    theirs = (list(made.classes), made.space.shape, made.ipc)
+    ours = (list(job.source.classes), job.source.shape, config.ipc)
+    for what, their, our in zip(("classes", "image shape", "images per class"), theirs, ours, strict=True):
+        if their != our:
+            raise ArtifactError(
+                f"the set of {config.start_set!r} cannot be started from: its {what} are {their}, and {our} are "
+                "wanted. Make it from the same source, with the same ipc."
+            )
+    config = config.model_copy(update={"lr_student": config.lr_student or made.lr_student})
+    return replace(job, config=config, labels=made.hard_labels, picked=None, given=made)
+
+
+def compiled(config: MatchConfig, net: NetConfig, source: SharedSource, images: int) -> bool:
+    """Whether the student's steps on so many synthetic images are compiled: as asked, else where it pays."""
+    if config.compile is not None or config.cuda_graphs:
+        return config.compile is not False
+    batch, steps = min(config.batch_syn or images, images), config.iterations * config.syn_steps
+    return worth_compiling(net, source.shape, len(source.classes), steps=steps, batch=batch, passes=12)
+
+
+@contextmanager
+def _at_work(job: matcher.Job, group: Group) -> Iterator[Any]:
+    """The loop's actor, with its helpers; they end with the block, whatever still knows of them."""
+    import ray
+
+    retries = {"max_restarts": workers.RETRIES, "max_task_retries": workers.RETRIES}
+
+    def actor(made: type, index: int, *more: Any) -> Any:
+        name = f"match window {index}" if index else "match"
+        sent = cluster.packed(replace(job, name=name))
+        return ray.remote(made).options(**group.options(index), **retries).remote(sent, *more)
+
+    helpers = [actor(matcher.WindowWorker, index) for index in range(1, job.config.workers)]
+    worker = actor(matcher.MatchWorker, 0, helpers)
+    try:
+        yield worker
+    except KeyboardInterrupt:
+        with interrupts.held(), suppress(Exception):
+            ray.wait([worker.pause.remote()], timeout=PAUSE_SECONDS)
+        raise
+    finally:
+        for one in (worker, *helpers):
+            ray.kill(one)
+
+
+def _distil(worker: Any, job: matcher.Job, context: Context, short: ShortEvaluations) -> matcher.Where:
+    config, progress = job.config, context.progress
+    progress.update(0, config.iterations, "compiling the student's steps" if job.compile else "starting")
+    where: matcher.Where = workers.get(worker.advance.remote(0, 0.0), "the matching loop")
+    for stop in _stops(config):
+        while where.iteration < stop:
+            told = where.retries
+            where = workers.get(worker.advance.remote(stop, SLICE_SECONDS), "the matching loop")
+            if where.retries > told:
+                progress.note(
+                    f"iteration {where.iteration}: went astray and was taken back; rates are now "
+                    f"{0.1**where.retries:g} of the definition's"
+                )
+            if where.diverged is not None:
+                workers.get(worker.keep.remote("last-good.safetensors", None), "keeping the set")
+                raise DivergedError(where.diverged)
+            shown = f"loss {where.loss:.3f}  lr {where.lr:.4f}{short.latest()}"
+            progress.update(where.iteration, config.iterations, shown)
+        short.begin(worker, stop)
+    return where
+
+
+def _stops(config: MatchConfig) -> Iterator[int]:
+    if config.evaluate_every:
+        yield from range(0, config.iterations, config.evaluate_every)
+    yield config.iterations
+
+
+def _typed(rows: Mapping[str, list[float]]) -> dict[str, list[Any]]:
+    whole = {name for name, kind in TYPES.items() if kind == "int64"}
+    return {name: [int(v) for v in values] if name in whole else values for name, values in rows.items()}
+
+
+def _method(config: MatchConfig) -> str:
+    return "MCT" if config.trajectory == "convex" else "MTT"
+
+
+def info(config: MatchConfig, context: Context, job: matcher.Job, iteration: int) -> dict[str, Any]:
+    """What the set says of itself."""
+    return {
+        "method": _method(config),
+        "net": job.net.model_dump(mode="json"),
+        "source": context.source.model_dump(mode="json"),
+        "source_fingerprint": job.source.fingerprint,
+        "definition": dict(context.definition),
+        "seed": context.seed,
+        "iterations": iteration,
+        "protocol": {"name": "hard", "augment": config.augment},
+    }
+
+
+def _summary(
+    config: MatchConfig,
+    source: SharedSource,
+    rows: Mapping[str, list[float]],
+    where: matcher.Where,
+    made: DistilledSet,
+    accuracies: list[tuple[int, int, float]],
+    seconds: float,
+) -> dict[str, Any]:
+    losses = rows["loss"]
+    first, last = losses[:FIRST_AND_LAST], losses[-FIRST_AND_LAST:]
+    return {
+        "method": _method(config),
+        "ipc": config.ipc,
+        "classes": list(source.classes),
+        "images": len(made.images),
+        "iterations": where.iteration,
+        "loss_first": sum(first) / len(first),
+        "loss_last": sum(last) / len(last),
+        "lr_student": made.lr_student,
+        "seconds": seconds,
+        "seconds_per_iteration": sorted(rows["seconds"])[len(losses) // 2],
+        "skipped": where.skipped,
+        "retries": where.retries,
+        "bytes": made.images.numel() * 4,
+        "accuracy_last": accuracies[-1][2] if accuracies else None,
+    }

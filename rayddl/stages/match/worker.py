@@ -1,0 +1,316 @@
+"""A matching run inside a worker: made from settings and files, checkpointed, stopped and resumed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from rayddl import seeds
+from rayddl.data.config import augmentation_names
+from rayddl.data.distilled import LR_STUDENT, DistilledSet
+from rayddl.errors import ArtifactError, DivergedError
+from rayddl.methods.matching.gradient import MetaGradient
+from rayddl.methods.matching.loop import COLUMNS, Facts, Loop, Matcher
+from rayddl.methods.matching.settings import Settings
+from rayddl.methods.matching.state import State, first_state, load_state
+from rayddl.methods.matching.windows import WindowRule
+from rayddl.methods.training.steps import steps_for
+from rayddl.methods.trajectories import files
+from rayddl.methods.trajectories.convex import Trajectory
+from rayddl.nets.config import NetConfig
+from rayddl.stages.match.settings import MatchConfig
+from rayddl.stages.runtime import cluster, devices
+from rayddl.stages.runtime.sources import SharedSource, splits
+from rayddl.storage import Folder
+
+CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT_SECONDS = 30.0
+"""Seconds of matching that a lost worker may cost."""
+LABEL_EXPERTS = 5
+"""Experts whose logits, averaged, are the start of learned labels."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a matching worker is sent."""
+
+    config: MatchConfig
+    net: NetConfig
+    source: SharedSource
+    space: Any
+    """The reference of the pixel space."""
+    experts: Folder
+    count: int
+    out: Folder
+    seed: int
+    labels: Tensor
+    """Int64 labels of the synthetic images, in class order."""
+    picked: Tensor | None
+    """The real images to start from, as indices into the train split; ``None``: noise, or ``given``."""
+    compile: bool
+    threads: int
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    given: DistilledSet | None = None
+    """A set to start from, its images in the order of ``labels``."""
+    name: str = "match"
+    """What a dashboard calls the worker."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """How far a run is."""
+
+    iteration: int
+    loss: float
+    lr: float
+    retries: int
+    skipped: int
+    diverged: str | None
+
+
+def settings(config: MatchConfig) -> Settings:
+    """The matching settings that a stage's config stands for."""
+    rule = WindowRule(
+        config.max_start_epoch,
+        config.expert_epochs,
+        config.trajectory == "convex" and config.continuous,
+        config.min_start_epoch,
+        config.first_start_epoch,
+        config.grow_iterations,
+    )
+    return Settings(
+        syn_steps=config.syn_steps,
+        batch_syn=config.batch_syn,
+        lr_image=config.lr_image,
+        lr_lr=config.lr_lr,
+        lr_student=config.lr_student or LR_STUDENT,
+        momentum=config.momentum,
+        image_optimizer=config.image_optimizer,
+        image_decay=config.image_decay,
+        augment=augmentation_names(config.augment),
+        rule=rule,
+        gradient=config.gradient,
+        labels=config.labels,
+        lr_label=config.lr_label if config.labels == "learned" else 0.0,
+        lr_space=config.lr_space,
+        start_noise=config.start_noise,
+        clip=config.clip,
+        workers=config.workers,
+        retries=config.retries,
+    )
+
+
+def make_matcher(job: Job, device: torch.device) -> Matcher:
+    """The fixed parts of the run, on ``device``. Raises ``ArtifactError`` for experts that do not fit."""
+    classes = len(job.source.classes)
+    config = job.config
+    trajectories = [
+        files.open_trajectory(job.experts, files.file_name(i), config.trajectory, config.waypoints)
+        for i in range(job.count)
+    ]
+    _refuse_short(job, trajectories)
+    steps = steps_for(job.net, job.source.shape, classes, config.precision, job.compile, config.cuda_graphs)
+    return Matcher(steps, settings(config), trajectories, job.labels, classes, job.seed, device)
+
+
+def _refuse_short(job: Job, trajectories: Sequence[Trajectory]) -> None:
+    # A definition is checked for this before it runs; imported experts show their length only now.
+    needed = math.ceil(job.config.max_start_epoch + job.config.expert_epochs)
+    shortest = min(t.last for t in trajectories)
+    if shortest < needed:
+        raise ArtifactError(
+            f"windows reach epoch {needed} (max_start_epoch {job.config.max_start_epoch:g} + expert_epochs "
+            f"{job.config.expert_epochs:g}), but an expert in {job.experts} has {shortest} epochs. "
+            "Lower max_start_epoch or expert_epochs, or use longer experts."
+        )
+
+
+def starting_images(job: Job, device: torch.device) -> Tensor:
+    """The images a run starts from, in class order: those given, the real ones picked, or unit noise."""
+    if job.given is not None:
+        import ray
+
+        space = ray.get(job.space)
+        # Pixels are rounded and clamped, and matched images reach far beyond black and white.
+        same = space.fingerprint == job.given.space.fingerprint
+        images: Tensor = job.given.images if same else space.encode(job.given.pixels())
+        return images.to(device)
+    if job.picked is None:
+        draws = seeds.generator(job.seed, "images")
+        return torch.randn((len(job.labels), *job.source.shape), generator=draws).to(device)
+    train, _ = splits(job.source, job.space, device)
+    return train.x[job.picked.to(device)]
+
+
+def _start(job: Job, matcher: Matcher) -> State:
+    images = starting_images(job, matcher.device)
+    logits = None
+    if job.config.labels == "learned":
+        # A share of the hard label keeps the classes apart where the experts are still unsure.
+        reach = job.config.max_start_epoch + job.config.expert_epochs
+        some = matcher.trajectories[:LABEL_EXPERTS]
+        with torch.no_grad():
+            found = [matcher.steps.net(t.at(min(reach, t.last)).to(matcher.device), images) for t in some]
+        logits = torch.stack(found).mean(0)
+    return first_state(images, logits, matcher.settings)
+
+
+class WindowWorker:
+    """An actor that computes one window of a meta-batch."""
+
+    def __init__(self, packed: bytes) -> None:
+        self._job: Job = cluster.unpacked(packed)
+        self._device = devices.enter(self._job.threads, self._job.config.precision, self._job.name)
+
+    @cached_property
+    def _matcher(self) -> Matcher:
+        # Made at the first call: what a call raises reaches the driver, what a constructor raises does not.
+        return make_matcher(self._job, self._device)
+
+    def gradient(self, state: dict[str, Any], iteration: int, worker: int) -> tuple[dict[str, Any], Facts]:
+        """The meta-gradient of window ``worker`` of ``iteration``, as arrays."""
+        logits = state["logits"]
+        here = State(
+            iteration,
+            torch.tensor(state["images"]).to(self._device),
+            None if logits is None else torch.tensor(logits).to(self._device),
+            torch.tensor(state["lr"], dtype=torch.float64),
+            {},
+        )
+        found, facts = self._matcher.gradient(here, iteration, worker)
+        parts = {"loss": found.loss, "images": found.images, "labels": found.labels, "lr": found.lr}
+        return {name: part.cpu().numpy() for name, part in parts.items()}, facts
+
+
+class MatchWorker:
+    """An actor that runs the outer loop. Started anew, it goes on from its last checkpoint."""
+
+    def __init__(self, packed: bytes, helpers: list[Any]) -> None:
+        self._job: Job = cluster.unpacked(packed)
+        self._helpers = helpers
+        self._device = devices.enter(self._job.threads, self._job.config.precision, self._job.name)
+        self._saved, self._saved_at = time.monotonic(), 0
+        self._diverged: str | None = None
+
+    @cached_property
+    def _matcher(self) -> Matcher:
+        # Made at the first call: what a call raises reaches the driver, what a constructor raises does not.
+        return make_matcher(self._job, self._device)
+
+    @cached_property
+    def _loop(self) -> Loop:
+        loop = self._resumed() if self._job.out.has(CHECKPOINT) else self._fresh()
+        loop.gradients = self._spread if self._helpers else None
+        self._saved_at = loop.state.iteration
+        return loop
+
+    def _fresh(self) -> Loop:
+        return Loop.begin(self._matcher, _start(self._job, self._matcher))
+
+    def _resumed(self) -> Loop:
+        state, more = load_state(self._job.out.read(CHECKPOINT), self._device)
+        loop = Loop.begin(self._matcher, state, float(more["start_rms"]))
+        loop.rows = [tuple(row) for row in more["rows"].tolist()]
+        if "anchor" in more:
+            loop.anchor, _ = load_state(more["anchor"].numpy().tobytes(), self._device)
+        return loop
+
+    def _spread(self, state: State, iteration: int) -> list[tuple[MetaGradient, Facts]]:
+        import ray
+
+        sent = ray.put(
+            {
+                "images": state.images.cpu().numpy(),
+                "logits": None if state.logits is None else state.logits.cpu().numpy(),
+                "lr": float(state.lr),
+            }
+        )
+        refs = [h.gradient.remote(sent, iteration, w) for w, h in enumerate(self._helpers, start=1)]
+        got = [self._matcher.gradient(state, iteration, 0)]
+        for parts, facts in ray.get(refs):
+            tensors = {name: torch.tensor(part).to(self._device) for name, part in parts.items()}
+            got.append((MetaGradient(**tensors), facts))
+        return got
+
+    def advance(self, until: int, seconds: float) -> Where:
+        """Go on to iteration ``until``, for about ``seconds`` at most."""
+        deadline = time.monotonic() + seconds
+        while self._diverged is None and self._loop.state.iteration < until and time.monotonic() < deadline:
+            try:
+                self._loop.step()
+            except DivergedError as error:
+                self._diverged = str(error)
+                break
+            self._checkpoint()
+        state, rows = self._loop.state, self._loop.rows
+        loss = rows[-1][1] if rows else float("nan")
+        return Where(state.iteration, loss, float(state.lr), state.retries, state.skipped, self._diverged)
+
+    def _checkpoint(self) -> None:
+        # Only states that a run can be taken back to are saved: a resumed run then has the same one.
+        anchor = self._loop.anchor
+        early = time.monotonic() - self._saved < self._job.checkpoint_seconds
+        if early or anchor.iteration <= self._saved_at:
+            return
+        rows = torch.tensor(self._loop.rows[: anchor.iteration], dtype=torch.float64)
+        rms = torch.tensor(self._loop.start_rms, dtype=torch.float64)
+        self._job.out.write(CHECKPOINT, anchor.dump(rows=rows, start_rms=rms))
+        self._saved, self._saved_at = time.monotonic(), anchor.iteration
+
+    def pause(self) -> int:
+        """Checkpoint the run where it stands, between two anchors; the iteration, where the next attempt starts.
+
+        With the state goes its anchor, so that a resumed run that diverges is restored to the same state as one
+        that was never paused.
+        """
+        loop = self._loop
+        rows = torch.tensor(loop.rows, dtype=torch.float64)
+        rms = torch.tensor(loop.start_rms, dtype=torch.float64)
+        anchor = torch.frombuffer(bytearray(loop.anchor.dump()), dtype=torch.uint8)
+        self._job.out.write(CHECKPOINT, loop.state.dump(rows=rows, start_rms=rms, anchor=anchor))
+        self._saved, self._saved_at = time.monotonic(), loop.state.iteration
+        return loop.state.iteration
+
+    def _reach(self, iteration: int) -> None:
+        # A worker started anew stands at its checkpoint, behind where the driver saw it last.
+        self.advance(iteration, float("inf"))
+
+    def keep(self, name: str, iteration: int | None) -> None:
+        """Write the set as it stands at ``iteration``, for :func:`read_snapshot`; ``None``: the last
+        state that was good.
+        """
+        if iteration is not None:
+            self._reach(iteration)
+        state = self._loop.anchor if iteration is None else self._loop.state
+        probabilities = state.logits is not None or self._matcher.settings.labels == "expert"
+        labels = self._soft(state) if probabilities else self._matcher.labels
+        tensors = {"images": state.images, "labels": labels, "lr": state.lr}
+        self._job.out.write(name, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
+
+    def _soft(self, state: State) -> Tensor:
+        if state.logits is not None:
+            return state.logits.softmax(1)
+        rule = self._matcher.settings.rule
+        targets = [
+            t.at(min(rule.max_start_epoch + rule.expert_epochs, t.last)) for t in self._matcher.trajectories
+        ]
+        return torch.stack([self._matcher.probabilities(state, t.to(self._device)) for t in targets]).mean(0)
+
+    def rows(self, iteration: int) -> dict[str, list[float]]:
+        """What was recorded of every iteration up to ``iteration``, by column."""
+        self._reach(iteration)
+        return {name: [row[k] for row in self._loop.rows] for k, name in enumerate(COLUMNS)}
+
+
+def read_snapshot(folder: Folder, name: str) -> tuple[Tensor, Tensor, float]:
+    """Images, labels and the student's learning rate that :meth:`MatchWorker.keep` wrote."""
+    tensors = load(folder.read(name))
+    return tensors["images"], tensors["labels"], float(tensors["lr"])

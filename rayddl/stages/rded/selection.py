@@ -1,0 +1,149 @@
+"""RDED's winners out of the stream of scored images, kept on disk while it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load, save
+
+from rayddl.errors import SourceError, StageError
+from rayddl.methods.patches.select import Best, Rows
+from rayddl.stages.context import Context
+from rayddl.stages.rded.settings import RdedConfig
+from rayddl.stages.rded.worker import Block, Job
+from rayddl.storage import Folder
+
+PROGRESS_FILE = "progress.safetensors"
+SAVE_SECONDS = 20.0
+"""How much of the stream a killed driver may lose."""
+COLUMNS = ("image", "label", "score", "crop", "box")
+
+Outcomes: TypeAlias = Callable[[Job, NDArray[np.int64], Context], Iterator[Block]]
+"""Turns positions in the listing into scored blocks, in any order and any portions."""
+
+
+@dataclass
+class _Seen:
+    """What the stream has told so far."""
+
+    best: Best
+    done: NDArray[np.bool_]
+    """By position in the listing: whether the image was scored, or cannot be read."""
+    bad: list[str]
+
+    @property
+    def images(self) -> int:
+        """Images that are done."""
+        return int(self.done.sum())
+
+    def take(self, block: Block, names: pa.Array) -> None:
+        """Take in what came back of some images; of those that were taken in before, nothing."""
+        places = np.asarray(block["image"], np.int64)
+        first = np.zeros(len(places), bool)
+        first[np.unique(places, return_index=True)[1]] = True
+        fresh = first & ~self.done[places]
+        broken = block["bad"] != ""
+        for at in np.flatnonzero(fresh & broken):
+            self.bad.append(f"{names[int(places[at])].as_py()}: {block['bad'][at]}")
+        self.best.add(Rows(*(block[c][fresh & ~broken] for c in COLUMNS)))
+        self.done[places] = True
+
+
+def select(job: Job, context: Context, outcomes: Outcomes) -> tuple[Rows, list[str], float]:
+    """The winners of all classes, what could not be read, and images per second."""
+    seen, total = _resumed(job, context.out), len(job.listing)
+    before, began, saved = seen.images, time.perf_counter(), time.monotonic()
+    names = job.listing.names
+    context.progress.update(seen.images, total, "starting the workers")
+    for block in outcomes(job, np.flatnonzero(~seen.done), context):
+        seen.take(block, names)
+        _refuse_too_many_bad(context, seen, total)
+        rate = (seen.images - before) / (time.perf_counter() - began)
+        context.progress.update(
+            seen.images, total, f"{rate:,.0f} images/s" + (f"  {len(seen.bad)} bad" if seen.bad else "")
+        )
+        if time.monotonic() - saved > SAVE_SECONDS:
+            _save(seen, context.out)
+            saved = time.monotonic()
+    if not seen.done.all():
+        _save(seen, context.out)
+        raise StageError(_missing(seen, names))
+    rate = (seen.images - before) / max(time.perf_counter() - began, 1e-9)
+    _save(seen, context.out)
+    rows = seen.best.rows()
+    counts = np.bincount(rows.label, minlength=len(job.listing.classes))
+    refuse_short(job.config, job.listing.classes, counts, job.per_class, "readable images")
+    return rows, sorted(seen.bad), rate
+
+
+def _missing(seen: _Seen, names: pa.Array) -> str:
+    """An internal error: a stream that ends leaves no image out."""
+    missing = np.flatnonzero(~seen.done)
+    named = ", ".join(repr(names[int(i)].as_py()) for i in missing[:5])
+    more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
+    return (
+        f"internal error: the stream ended without {len(missing):,} of {len(seen.done):,} images: {named}{more}. "
+        "What was done is kept, and the same command scores those that are missing; please report it."
+    )
+
+
+def _refuse_too_many_bad(context: Context, seen: _Seen, total: int) -> None:
+    source = context.source
+    if len(seen.bad) > source.max_bad_fraction * total:
+        examples = "\n".join(f"  {reason}" for reason in sorted(seen.bad)[:5])
+        raise SourceError(
+            f"source {source.name} in {source.root}: {len(seen.bad):,} of {seen.images:,} images so far cannot be "
+            f"read (source.max_bad_fraction allows {source.max_bad_fraction:.1%} of {total:,}):\n"
+            f"{examples}\nRepair or remove them, or raise source.max_bad_fraction."
+        )
+
+
+def _save(seen: _Seen, out: Folder) -> None:
+    rows = seen.best.rows()
+    tensors = {
+        n: torch.from_numpy(np.ascontiguousarray(c)) for n, c in zip(COLUMNS, rows.columns(), strict=True)
+    }
+    bad = "\n".join(seen.bad).encode()
+    tensors |= {
+        "done": torch.from_numpy(seen.done),
+        "bad": torch.frombuffer(bytearray(bad), dtype=torch.uint8)
+        if bad
+        else torch.zeros(0, dtype=torch.uint8),
+    }
+    out.write(PROGRESS_FILE, save(tensors))
+
+
+def _resumed(job: Job, out: Folder) -> _Seen:
+    best = Best(job.per_class, len(job.listing.classes))
+    kept = load(out.read(PROGRESS_FILE)) if out.has(PROGRESS_FILE) else {}
+    if "seen" in kept or "done" not in kept:  # of a version that counted chunks, not images
+        return _Seen(best, np.zeros(len(job.listing), bool), [])
+    best.add(Rows(*(kept[n].numpy() for n in COLUMNS)))
+    bad = bytes(kept["bad"].tolist()).decode()
+    return _Seen(best, kept["done"].numpy().copy(), bad.split("\n") if bad else [])
+
+
+def refuse_short(
+    config: RdedConfig, classes: tuple[str, ...], counts: NDArray[np.int64], needed: int, what: str
+) -> None:
+    """Raise :class:`SourceError` for a class without ``needed`` patches, unless the config has an answer."""
+    short = [
+        (n, int(c))
+        for n, c in zip(classes, counts, strict=True)
+        if c < (needed if config.short_class == "error" else 1)
+    ]
+    if short:
+        name, count = short[0]
+        others = f", and {len(short) - 1} more classes are short" if len(short) > 1 else ""
+        raise SourceError(
+            f"class {name!r} has {count} {what}, and {config.ipc} images of {config.factor} x {config.factor} patches "
+            f"need {needed}{others}. Lower ipc or factor, or say what to do with short_class: cap (fewer images "
+            "of that class) or repeat (some patches more than once)."
+        )

@@ -1,0 +1,184 @@
+"""``kind: rded``: the most realistic crops of every class, stitched (Sun et al. 2024), as a Ray Data stream.
+
+The listing is drawn from before any image is read; what comes back from the workers is one scored box
+per image at most, and the driver holds the best of each class.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rayddl import seeds
+from rayddl.data.distilled import LR_STUDENT, DistilledSet
+from rayddl.data.pixels.space import Normalise
+from rayddl.data.sources.listing import Listing
+from rayddl.errors import ArtifactError
+from rayddl.methods.patches import boxes
+from rayddl.methods.patches.select import Rows
+from rayddl.methods.training.observer import Observer
+from rayddl.stages import parquet as tables
+from rayddl.stages.context import Context, Result
+from rayddl.stages.rded import worker as rded_work
+from rayddl.stages.rded.selection import PROGRESS_FILE, Outcomes, refuse_short, select
+from rayddl.stages.rded.settings import RdedConfig
+from rayddl.stages.rded.stitching import layout, stitch_all, stitch_here
+from rayddl.stages.rded.stream import stream
+from rayddl.stages.rded.worker import Block, Job
+from rayddl.stages.runtime import cluster, sizes
+from rayddl.stages.runtime.listings import listing_of
+from rayddl.storage import Folder
+
+TYPES = {
+    "class": "string",
+    "rank": "int64",
+    "image": "string",
+    "score": "float",
+    "crop": "int64",
+    "top": "int64",
+    "left": "int64",
+    "side": "int64",
+}
+
+
+def run(config: RdedConfig, context: Context) -> Result:
+    """Select, stitch and write the set; goes on where a killed run stood."""
+    cluster.start()
+    return _run(config, context, _streamed, stitch_all)
+
+
+def select_inline(config: RdedConfig, context: Context) -> Result:
+    """:func:`run` within this process, for callers that are Ray workers themselves."""
+    return _run(
+        config, context, lambda job, positions, _: rded_work.images_in_turn(job, positions), stitch_here
+    )
+
+
+def _run(config: RdedConfig, context: Context, outcomes: Outcomes, stitch: Callable[..., Any]) -> Result:
+    began = time.perf_counter()
+    job, listed = prepared(config, context)
+    _refuse_short_classes(config, job.listing, context)
+    rows, bad, rate = select(job, context, outcomes)
+    picked = layout(rows, job)
+    images, labels = stitch(job, rows, picked, context.progress)
+    _write_winners(context.out, rows, job.listing)
+    seen: Observer = _get(job.observer)
+    space = Normalise(job.shape, _double(seen.mean), _double(seen.std))
+    info = {
+        "method": "RDED",
+        "net": seen.net.model_dump(mode="json"),
+        "source": context.source.model_dump(mode="json"),
+        "definition": dict(context.definition),
+        "seed": context.seed,
+        "factor": config.factor,
+        "protocol": {"name": "soft"},
+        "observer": {"stage": config.teacher, "accuracy": seen.accuracy},
+    }
+    made = DistilledSet(images, labels, LR_STUDENT, job.listing.classes, space, info)
+    made.save(context.out.child("set"))
+    context.out.delete(PROGRESS_FILE)
+    seconds = time.perf_counter() - began
+    summary = {
+        "method": "RDED",
+        "ipc": config.ipc,
+        "factor": config.factor,
+        "classes": list(job.listing.classes),
+        "images": len(images),
+        "listed": listed,
+        "looked_at": len(job.listing),
+        "bad": len(bad),
+        "bad_examples": bad[:20],
+        "images_per_second": rate,
+        "bytes": images.numel(),
+        "seconds": seconds,
+    }
+    return Result(summary)
+
+
+def _double(values: tuple[float, ...]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _get(reference: Any) -> Any:
+    import ray
+
+    return ray.get(reference)
+
+
+def prepared(config: RdedConfig, context: Context) -> tuple[Job, int]:
+    """What the workers are sent, and how many images the whole listing has. Reads no image.
+
+    Raises :class:`ArtifactError` for an observer that does not know the source's classes.
+    """
+    import ray
+
+    listing = listing_of(context.source)
+    found = context.inputs[config.teacher]
+    observer = Observer.load(found.folder.child("observer")).pruned(listing.classes)
+    _refuse_mixed_sides(observer, config)
+    picked = boxes.preselected(context.seed_of(), listing.names.to_pylist(), listing.labels, config.mipc)
+    chosen = listing.take(picked)
+    job = Job(
+        config,
+        chosen,
+        observer.shape,
+        seeds.derive(context.seed_of(), "crops"),
+        ray.put(observer),
+        threads=1,
+    )
+    return job, len(listing)
+
+
+def _refuse_mixed_sides(observer: Observer, config: RdedConfig) -> None:
+    _, height, width = observer.shape
+    if height != width:
+        raise ArtifactError(
+            f"the observer of {config.teacher!r} takes {height} x {width} pixels; RDED's crops are square. "
+            "Set source.size, and train it on square images."
+        )
+    if height // config.factor < 4:
+        raise ArtifactError(
+            f"factor {config.factor} leaves patches of {height // config.factor} pixels of images of {height}; "
+            "lower factor."
+        )
+
+
+def _refuse_short_classes(config: RdedConfig, listing: Listing, context: Context) -> None:
+    needed, counts = config.factor**2 * config.ipc, listing.counts()
+    few = [(n, int(c)) for n, c in zip(listing.classes, counts, strict=True) if c < config.mipc]
+    if few:
+        name, count = min(few, key=lambda pair: pair[1])
+        context.progress.note(
+            f"{len(few)} of {len(counts)} classes have fewer than mipc ({config.mipc}) images, {name!r} "
+            f"{count:,}; all of theirs are looked at"
+        )
+    refuse_short(config, listing.classes, counts, needed, "images")
+
+
+def _streamed(job: Job, positions: NDArray[np.int64], context: Context) -> Iterator[Block]:
+    have = cluster.capacity_now()
+    for ask in job.config.asks(have):
+        cluster.refuse_unfit(ask, have)
+    judges, cutters = sizes.streamed(job.config.resources, job.config.decoders, have)
+    for share in (judges, cutters or judges):
+        cluster.wait_for(share.needs, context.progress.note)
+    return stream(job, positions, judges, cutters, context.progress)
+
+
+def _write_winners(out: Folder, rows: Rows, listing: Listing) -> None:
+    names = listing.names.take(rows.image).to_pylist()
+    starts = np.searchsorted(rows.label, rows.label, side="left")
+    columns: dict[str, Any] = {
+        "class": [listing.classes[c] for c in rows.label],
+        "rank": (np.arange(len(rows)) - starts).tolist(),
+        "image": names,
+        "score": rows.score.tolist(),
+        "crop": rows.crop.tolist(),
+        **{name: rows.box[:, k].tolist() for k, name in enumerate(("top", "left", "side"))},
+    }
+    tables.write(out, "winners.parquet", columns, TYPES)

@@ -1,0 +1,178 @@
+"""What RDED's workers do: read a chunk of the listing, cut crops, score them, stitch winners."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rayddl.data.pixels.cutting import cut, opened
+from rayddl.data.sources import listing
+from rayddl.data.sources.listing import Blob, Listing
+from rayddl.methods.patches import boxes, stitch
+from rayddl.methods.patches.score import Scorer
+from rayddl.methods.patches.select import Rows, best_crop
+from rayddl.methods.training.observer import Observer
+from rayddl.stages.rded.settings import RdedConfig
+from rayddl.stages.runtime import devices
+
+Block = dict[str, NDArray[Any]]
+"""Columns of a batch, as Ray Data hands them over."""
+
+PADDED_BYTES = 24 * 2**20
+"""float32 input that one batch may hold on a CPU: about what stays in its caches' reach."""
+GPU_BATCH = 1280
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker is sent."""
+
+    config: RdedConfig
+    listing: Listing
+    """The pre-selected images."""
+    shape: tuple[int, int, int]
+    """(C, H, W) of the observer's input and of the distilled images."""
+    crop_seed: int
+    observer: Any
+    """The reference of the :class:`Observer`."""
+    threads: int
+
+    @property
+    def patch(self) -> int:
+        """Side in pixels that crops are brought to."""
+        return self.shape[1] // self.config.factor
+
+    @property
+    def per_class(self) -> int:
+        """Patches to find for each class."""
+        return self.config.factor**2 * self.config.ipc
+
+
+def cut_images(job: Job, positions: NDArray[np.int64]) -> Block:
+    """The crops of the images at ``positions`` of the listing, which rise, a row per image.
+
+    ``bad`` is why an image cannot be read, or empty; the other columns of such a row mean nothing.
+    """
+    config = job.config
+    count, channels, side = len(positions), job.shape[0], job.patch
+    names = job.listing.names.take(positions).to_pylist()
+    patches = np.zeros((count, config.num_crops, channels, side, side), np.uint8)
+    where = np.zeros((count, config.num_crops, 3), np.int32)
+    bad = [""] * count
+    for row, (name, blob) in enumerate(zip(names, job.listing.read(positions), strict=True)):
+        found = _crops(job, name, blob)
+        if isinstance(found, str):
+            bad[row] = found
+        else:
+            where[row], patches[row] = found
+    return {
+        "image": np.asarray(positions, np.int64),
+        "label": job.listing.labels[positions],
+        "box": where,
+        "patch": patches,
+        "bad": np.array(bad, dtype=object),
+    }
+
+
+def _crops(job: Job, name: str, blob: Blob) -> tuple[NDArray[np.int32], NDArray[np.uint8]] | str:
+    """Boxes and crops of an image, or why it cannot be read."""
+    config = job.config
+    if isinstance(blob, Exception):
+        return _reason(blob)
+    try:
+        image = opened(blob, job.shape[0])
+        found = boxes.crops(job.crop_seed, name, image.height, image.width, config.num_crops)
+        return found, cut(image, found, job.patch, reduced=config.scoring == "native").numpy()
+    except Exception as error:  # a broken file raises anything from the parser it meets
+        return _reason(error)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+class Judge:
+    """Scores cut crops, in a process of its own with the device that Ray gave it."""
+
+    def __init__(self, job: Job) -> None:
+        import ray
+
+        config = job.config
+        device = devices.enter(job.threads, config.precision, "rded judge")
+        seen: Observer = ray.get(job.observer)
+        pad = config.scoring == "published"
+        side = job.shape[1] if pad else job.patch
+        numbers = 4 * job.shape[0] * side**2
+        fitting = GPU_BATCH if device.type == "cuda" else max(8, min(256, PADDED_BYTES // numbers))
+        self._job = job
+        self._scorer = Scorer(
+            seen.module.to(device),
+            torch.tensor(seen.mean),
+            torch.tensor(seen.std),
+            size=job.shape[1],
+            pad=pad,
+            batch=config.batch or fitting,
+            dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+        )
+
+    def __call__(self, block: Block) -> Block:
+        """The best crop of each image, a row for every row of ``block``."""
+        crops, readable = self._job.config.num_crops, np.flatnonzero(block["bad"] == "")
+        count, each = len(block["image"]), np.arange(len(readable))
+        picked = torch.from_numpy(np.array(block["patch"][readable])).flatten(0, 1)
+        labels = torch.from_numpy(block["label"][readable].astype(np.int64)).repeat_interleave(crops)
+        scores = self._scorer(picked, labels).view(-1, crops).numpy()
+        best = best_crop(scores)
+        found = {
+            "score": np.full(count, np.nan, np.float32),
+            "crop": np.full(count, -1, np.int32),
+            "box": np.zeros((count, 3), np.int32),
+        }
+        found["score"][readable] = scores[each, best]
+        found["crop"][readable] = best
+        found["box"][readable] = block["box"][readable][each, best]
+        return {"image": block["image"], "label": block["label"], **found, "bad": block["bad"]}
+
+
+def stitch_classes(job: Job, winners: Rows, per_class: dict[int, list[list[int]]]) -> NDArray[np.uint8]:
+    """The images of some classes, uint8 ``[n, C, H, W]``: winners cut again at their tiles' sizes.
+
+    ``winners`` are rows of those classes; ``per_class`` says which of them stand on each image, class
+    by class, as positions in ``winners``.
+    """
+    torch.set_num_threads(job.threads)
+    spans = stitch.tiles(job.shape[1], job.config.factor)
+    images = [
+        stitch.stitched(
+            [
+                _again(job, winners, row, (spans[place // len(spans)][1], spans[place % len(spans)][1]))
+                for place, row in enumerate(rows)
+            ],
+            job.shape[1],
+            job.config.factor,
+        )
+        for members in per_class.values()
+        for rows in members
+    ]
+    return torch.stack(images).numpy()
+
+
+def _again(job: Job, winners: Rows, row: int, size: tuple[int, int]) -> Tensor:
+    blob = next(iter(job.listing.read(winners.image[row : row + 1])))
+    if isinstance(blob, Exception):
+        raise blob
+    image = opened(blob, job.shape[0])
+    return cut(image, winners.box[row : row + 1], size, reduced=job.config.scoring == "native")[0]
+
+
+def images_in_turn(job: Job, positions: NDArray[np.int64]) -> Iterator[Block]:
+    """The outcome of the images at ``positions``, worked on here, some after the others."""
+    judge = Judge(job)
+    for start in range(0, len(positions), listing.CHUNK):
+        yield judge(cut_images(job, positions[start : start + listing.CHUNK]))

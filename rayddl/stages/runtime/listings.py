@@ -1,0 +1,73 @@
+"""The train split of a source as a listing: files where they lie, or images in the object store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rayddl.data.config import SourceConfig
+from rayddl.data.sources import picking
+from rayddl.data.sources import registry as sources
+from rayddl.data.sources.listing import Blob, Listing, sorted_listing
+from rayddl.stages.runtime.sources import SharedSource, publish
+
+
+@dataclass(frozen=True)
+class ObjectStore:
+    """Images that lie decoded in Ray's object store."""
+
+    reference: Any
+    """Of uint8 ``[N, C, H, W]``."""
+
+    def read(self, listing: Listing) -> Iterator[Blob]:
+        import ray
+
+        images = ray.get(self.reference)
+        yield from (images[at] for at in listing.at)
+
+    def unit(self, listing: Listing) -> NDArray[np.int64]:
+        return np.zeros(len(listing), np.int64)
+
+
+def listing_of(config: SourceConfig) -> Listing:
+    """The train split's images, none of them read where the source is files of any size.
+
+    Small sources that are decoded whole anyway (``digits``, ``cifar10`` …) are taken from the object store.
+    """
+    found = sources.listing(config)
+    return found if found is not None else of_shared(publish(config))
+
+
+def of_shared(source: SharedSource) -> Listing:
+    """The train split of a source that is in the object store."""
+    import ray
+
+    labels = np.array(ray.get(source.refs[1]), dtype=np.int32)
+    names = [f"{index:09d}" for index in range(len(labels))]
+    at = np.arange(len(labels), dtype=np.int64)
+    return sorted_listing(names, labels, source.classes, ObjectStore(source.refs[0]), at=at)
+
+
+def drawn(config: SourceConfig, ipc: int, draws: torch.Generator) -> torch.Tensor:
+    """``ipc`` random images of every class of the train split, read where they lie: uint8 ``[N, C, H, W]``.
+
+    The same, in the same order, as :func:`~rayddl.data.sources.picking.per_class` picks of the split in memory.
+    Others are drawn for those that cannot be read; a class with too few gives what it has. Raises
+    :class:`SourceError` for images of several sizes.
+    """
+    listed = sources.listing(config)
+    assert listed is not None
+    lenient = config.model_copy(update={"max_bad_fraction": 1.0})
+    while True:
+        labels = torch.from_numpy(listed.labels).long()
+        rising, order = picking.per_class(labels, listed.classes, ipc, draws).sort()
+        found, bad = sources.decoded(lenient, listed.take(rising.numpy()))
+        if not bad:
+            return found.images[order.argsort()]
+        sound = ~np.isin(listed.names.to_numpy(zero_copy_only=False), list(bad))
+        listed = listed.take(np.flatnonzero(sound))

@@ -1,0 +1,168 @@
+"""The real images, loaded once per run and shared through the object store."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+
+from rayddl.data.config import SourceConfig
+from rayddl.data.dataset import ImageDataset
+from rayddl.data.pixels import space
+from rayddl.data.pixels.space import PixelSpace
+from rayddl.data.sources import registry as sources
+from rayddl.errors import ArtifactError
+from rayddl.methods.trajectories.expert import Images, encoded
+from rayddl.storage import Folder
+
+SPACE_FILE = "space.safetensors"
+
+
+@dataclass(frozen=True)
+class SharedSource:
+    """A source in the object store. Cheap to send to a task."""
+
+    refs: tuple[Any, Any, Any, Any]
+    """Train images uint8 ``[N, C, H, W]``, train labels, test images, test labels; the first two are ``None``
+    where the train split was left where it lies."""
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    fingerprint: str
+    bad: tuple[str, ...]
+    space_kind: str
+    counts: tuple[int, int]
+    """Images in the train and the test split."""
+
+    @property
+    def space_id(self) -> str:
+        """Names the pixel space by what it is fitted on, not by its floating-point numbers, which
+        differ in the last bits between machines.
+        """
+        return f"{self.space_kind}:{self.fingerprint}"
+
+
+_published: dict[str, SharedSource] = {}
+
+
+def publish(config: SourceConfig) -> SharedSource:
+    """The source in the object store of the Ray that runs; loaded at the first call of a session."""
+    key = f"{_session()}:{config.model_dump_json()}"
+    if key not in _published:
+        source = sources.load(config)
+        _published[key] = SharedSource(
+            (*_put(source.train), *_put(source.test)),
+            source.train.classes,
+            source.train.shape,
+            source.fingerprint,
+            source.bad,
+            config.space,
+            (len(source.train.labels), len(source.test.labels)),
+        )
+    return _published[key]
+
+
+def publish_held_out(config: SourceConfig) -> SharedSource:
+    """The held-out split alone in the object store: the train split may be larger than any memory.
+
+    Sources that are always decoded whole are published whole, as is one that was already.
+    """
+    whole = f"{_session()}:{config.model_dump_json()}"
+    listed = None if whole in _published else sources.listing(config, "test")
+    if listed is None:
+        return publish(config)
+    key = f"held out:{whole}"
+    if key not in _published:
+        test, bad = sources.decoded(config, listed)
+        train = sources.listing(config)
+        _published[key] = SharedSource(
+            (None, None, *_put(test)),
+            test.classes,
+            test.shape,
+            sources.fingerprint(config),
+            tuple(f"{name}: {why}" for name, why in bad.items()),
+            config.space,
+            (0 if train is None else len(train), len(test)),
+        )
+    return _published[key]
+
+
+def _session() -> str:
+    import ray
+
+    runtime = ray.get_runtime_context()
+    # Every local Ray counts its jobs from 1: the node's random id tells one Ray from the next.
+    return f"{runtime.get_node_id()}:{runtime.get_job_id()}"
+
+
+def _put(split: ImageDataset) -> tuple[Any, Any]:
+    import ray
+
+    return ray.put(split.images.numpy()), ray.put(split.labels.numpy())
+
+
+def tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
+    """An array of the object store as a tensor that shares its memory and must not be written."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def on_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """uint8 ``images`` on ``device`` where they take no more than a quarter of what is free, else as they are."""
+    if device.type != "cuda":
+        return images
+    free, _ = torch.cuda.mem_get_info(device)
+    return images.to(device) if images.nbytes <= free / 4 else images
+
+
+def fit_space(source: SharedSource, folder: Folder) -> PixelSpace:
+    """The source's pixel space: read from ``folder`` if it was kept there, else fitted and kept.
+
+    Raises :class:`ArtifactError` where the folder's space belongs to other images.
+    """
+    if folder.has(SPACE_FILE):
+        return read_space(folder, source)
+    import ray
+
+    fitted = space.fit(source.space_kind, tensor(ray.get(source.refs[0])))
+    folder.write_json("space.json", {"id": source.space_id, "space": fitted.to_json()})
+    folder.write(SPACE_FILE, save({k: v.contiguous() for k, v in fitted.tensors().items()}))
+    return fitted
+
+
+def read_space(folder: Folder, source: SharedSource) -> PixelSpace:
+    """The space kept in ``folder``. Raises :class:`ArtifactError` where it belongs to other images."""
+    head = folder.read_json("space.json")
+    if head["id"] != source.space_id:
+        kind, _, images = str(head["id"]).partition(":")
+        raise ArtifactError(
+            f"{folder} was made in pixel space {kind} of the images {images[:12]}, but this definition's source "
+            f"has {source.space_kind} of {source.fingerprint[:12]}. Use the source that made it, or make it anew."
+        )
+    return PixelSpace.from_parts(head["space"], load(folder.read(SPACE_FILE)))
+
+
+_encoded: dict[tuple[str, str], tuple[Images, Images]] = {}
+
+
+def splits(source: SharedSource, fitted: Any, device: torch.device) -> tuple[Images, Images]:
+    """Train and test images in model space on ``device``; a worker process encodes them once.
+
+    ``fitted`` is the reference of the :class:`PixelSpace`.
+    """
+    import ray
+
+    key = (source.space_id, str(device))
+    if key not in _encoded:
+        train_x, train_y, test_x, test_y = (tensor(a) for a in ray.get(list(source.refs)))
+        space_ = ray.get(fitted)
+        _encoded.clear()
+        _encoded[key] = (
+            encoded(space_, train_x, train_y, device),
+            encoded(space_, test_x, test_y, device),
+        )
+    return _encoded[key]

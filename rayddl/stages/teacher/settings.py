@@ -1,0 +1,82 @@
+"""Settings of ``kind: teacher``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rayddl.config import OnDisk
+from rayddl.nets.config import NetConfig
+from rayddl.stages.runtime import sizes
+from rayddl.stages.runtime.capacity import Capacity
+from rayddl.stages.runtime.sizes import Ask
+from rayddl.stages.settings import NetStageConfig
+
+DEFAULT = "DEFAULT"
+AS_SOURCE = "source"
+
+
+class TeacherConfig(NetStageConfig):
+    """An observer: a network trained on the real images, or one that is trained already (RDED)."""
+
+    kind: Literal["teacher"]
+    net: NetConfig = NetConfig()
+    epochs: int = Field(default=50, ge=1)
+    lr: float = Field(default=0.05, gt=0)
+    """The highest learning rate: after the warm-up, from where it follows a cosine down to 0."""
+    warmup: float = Field(default=5.0, ge=0)
+    """Epochs of warm-up; a fifth of all where that is less."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    batch: int = Field(default=128, ge=2)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    augment: str = "crop_flip"
+    """Augmentations joined by ``_``, or ``none``; a teacher's batches get all of them, one after the other.
+    ``crop`` shifts by up to an eighth of a side."""
+    weights: Annotated[str | None, OnDisk((DEFAULT,))] = Field(default=None, min_length=1)
+    """``DEFAULT``: torchvision's weights of ``net``. Otherwise the path or URI of a state dict, ``.pt``,
+    ``.pth`` or ``.safetensors``; settings of training do not apply."""
+    download: bool = False
+    """Fetch ``weights: DEFAULT`` where torch hub's cache lacks them."""
+    classes: Annotated[tuple[str, ...] | str | None, OnDisk((AS_SOURCE,))] = None
+    """What the outputs of ``weights`` stand for, in order: a list of names, the path of a text file with a
+    line per output (several names with tabs between, any of which may match) or of a JSON file; ``source``
+    for the source's classes in its order. Default: torchvision's names for its own weights."""
+    size: int | None = Field(default=None, ge=4)
+    """Side in pixels of what a ready network sees; default: what torchvision says, else the source's."""
+    mean: tuple[float, ...] | None = None
+    """Per channel, of pixels in 0..1, as the ready network was trained with; default: what torchvision
+    says, else the source's."""
+    std: tuple[float, ...] | None = None
+    check_sample: int = Field(default=10_000, ge=1)
+    """Held-out images that the accuracy is measured on: all of them, or so many drawn at random."""
+    allow_weak: bool = False
+    """Accept a teacher that all but guesses."""
+
+    def asks(self, have: Capacity) -> Sequence[Ask]:
+        """One worker, which takes what a node gives."""
+        return (Ask("resources", sizes.alone(self.resources, have)),)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TeacherConfig:
+        if self.weights is None:
+            given = [k for k in ("download", "classes", "size", "mean", "std") if getattr(self, k)]
+            if given:
+                raise ValueError(
+                    f"{' and '.join(given)} belong to weights; a teacher trained here needs none"
+                )
+        elif self.weights != DEFAULT:
+            if self.download:
+                raise ValueError("download belongs to weights: DEFAULT")
+            if self.classes is None:
+                raise ValueError(
+                    "weights from a file need classes: what the outputs stand for, in order (a list, a file, "
+                    "or `source` for the source's own order)"
+                )
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std belong together: give both or neither")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError("std must be above 0 in every channel")
+        return self

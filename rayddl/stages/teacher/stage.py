@@ -1,0 +1,254 @@
+"""``kind: teacher``: an observer, trained on the real images as one Ray task, or taken ready-made."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from rayddl import seeds
+from rayddl.data.config import SourceConfig, augmentation_names
+from rayddl.errors import ArtifactError, StageError
+from rayddl.methods.training.input_spec import Frame, moments
+from rayddl.methods.training.observer import Observer, frozen, is_observer
+from rayddl.methods.training.soft import Manner
+from rayddl.methods.training.teacher import (
+    COLUMNS,
+    Recipe,
+    TeacherTraining,
+    Verdict,
+    predictions,
+    share_right,
+)
+from rayddl.nets.build import build
+from rayddl.nets.cost import worth_compiling
+from rayddl.stages import parquet as tables
+from rayddl.stages.context import Context, Result
+from rayddl.stages.runtime import cluster, devices, workers
+from rayddl.stages.runtime import progress as tally
+from rayddl.stages.runtime.sources import SharedSource, on_device, publish, publish_held_out, tensor
+from rayddl.stages.teacher.pretrained import observer_of
+from rayddl.stages.teacher.settings import DEFAULT, TeacherConfig
+from rayddl.storage import Folder
+
+PARTIAL_SECONDS = 60.0
+"""Seconds of training that a lost worker may cost."""
+PARTIAL, CHECKED = "partial.safetensors", "checked.json"
+TYPES = {
+    "epoch": "int64",
+    "train_loss": "double",
+    "test_accuracy": "double",
+    "lr": "double",
+    "seconds": "double",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the teacher's task is sent."""
+
+    config: TeacherConfig
+    source: SharedSource
+    out: Folder
+    seed: int
+    compile: bool
+    threads: int
+    ready: Any = None
+    """The reference of an observer that is trained already."""
+
+    @property
+    def folder(self) -> Folder:
+        """Where the observer goes."""
+        return self.out.child("observer")
+
+
+def run(config: TeacherConfig, context: Context) -> Result:
+    """Train the teacher, or take the ready one, and check it; goes on from a partial training."""
+    import ray
+
+    began = time.perf_counter()
+    cluster.start()
+    source = _published(config, context.source)
+    for line in source.bad[:3]:
+        context.progress.note(f"skipped an unreadable image: {line}")
+    share = cluster.sized(lambda have: config.asks(have)[0])
+    given = None if config.weights is None else ray.put(observer_of(config, source))
+    compile_ = config.weights is None and compiled(config, source)
+    job = Job(config, source, context.out, context.seed_of(), compile_, share.threads, given)
+    if not is_observer(job.folder):
+        board, shared = tally.open_tally(), ray.put(job)
+
+        def show() -> None:
+            done, metric = tally.read(board)
+            context.progress.update(done, config.epochs if given is None else 1, metric or "reading images")
+
+        with workers.opened(share, "teacher", note=context.progress.note) as free:
+            for _ in free.each([0], lambda _: (teach, shared, board), lambda _: "teacher", show):
+                show()
+    return Result({**_summary(job), "seconds": time.perf_counter() - began})
+
+
+def _published(config: TeacherConfig, source: SourceConfig) -> SharedSource:
+    scaled = config.weights == DEFAULT or (config.mean is not None and config.std is not None)
+    # A trained one learns from the train split, and one that does not say how pixels are scaled is given its.
+    return publish_held_out(source) if config.weights is not None and scaled else publish(source)
+
+
+def run_inline(config: TeacherConfig, context: Context, source: SharedSource, device: torch.device) -> Result:
+    """:func:`run` within this process, for callers that are Ray workers themselves."""
+    import ray
+
+    began = time.perf_counter()
+    given = None if config.weights is None else ray.put(observer_of(config, source))
+    compile_ = config.weights is None and compiled(config, source)
+    job = Job(config, source, context.out, context.seed_of(), compile_, torch.get_num_threads(), given)
+
+    def say(done: float, metric: str) -> None:
+        context.progress.update(done, config.epochs if given is None else 1, metric)
+
+    if not is_observer(job.folder):
+        make(job, device, say)
+    return Result({**_summary(job), "seconds": time.perf_counter() - began})
+
+
+def compiled(config: TeacherConfig, source: SharedSource) -> bool:
+    """Whether the teacher's steps are compiled: as asked, else where it pays."""
+    if config.compile is not None:
+        return config.compile
+    steps = -(-source.counts[0] // config.batch) * config.epochs
+    return worth_compiling(config.net, source.shape, len(source.classes), steps=steps, batch=config.batch)
+
+
+def teach(job: Job, board: Any) -> None:
+    """Make the observer, as a Ray task."""
+    device = devices.enter(job.threads, job.config.precision, "teacher")
+    make(job, device, lambda done, metric: board.say.remote("teacher", done, metric))
+
+
+def make(job: Job, device: torch.device, say: Any) -> None:
+    """Train the observer, or take the ready one; measure it, refuse a weak one, and write it."""
+    import ray
+
+    test_images, test_labels = (tensor(a) for a in ray.get(list(job.source.refs[2:])))
+    picked = _sample(job, len(test_labels))
+    test_images, test_labels = test_images[picked], test_labels[picked]
+    test = test_images, test_labels
+    observer = _trained(job, device, test, say) if job.ready is None else ray.get(job.ready)
+    seen = observer.on(device, job.config.precision)
+    predicted = predictions(seen.module, observer.frame, test_images, device)
+    verdict = Verdict.of(predicted, test_labels, len(job.source.classes))
+    if verdict.weak and not job.config.allow_weak:
+        refuse_weak(verdict, job.config)
+    say(job.config.epochs if job.ready is None else 1, f"test {100 * verdict.accuracy:.1f} %")
+    job.out.write_json(CHECKED, {"accuracy": verdict.accuracy, "images": verdict.images})
+    replace(observer, accuracy=verdict.accuracy).save(job.folder)
+    job.out.delete(PARTIAL)
+
+
+def refuse_weak(verdict: Verdict, config: TeacherConfig) -> None:
+    """Raise what a teacher that all but guesses deserves, with the likeliest cause."""
+    found = (
+        f"the teacher is right on {100 * verdict.accuracy:.1f} % of {verdict.images:,} held-out images, where "
+        f"guessing gives {100 / verdict.classes:.1f} %"
+    )
+    anyway = "Set allow_weak: true to use it all the same."
+    if config.weights is None:
+        raise StageError(
+            f"{found}. Its training failed: try a lower lr, more epochs, or another net. {anyway}"
+        )
+    order = (
+        f"Its outputs do tell the classes apart ({100 * verdict.reordered:.1f} % under other names), so the order "
+        "of the classes is wrong"
+        if verdict.shuffled
+        else "The commonest cause is the order of the classes"
+    )
+    raise ArtifactError(
+        f"{found}. {order}: check classes, which must name the outputs of {config.weights!r} in their order. Then "
+        f"mean, std and size, which must be those it was trained with. {anyway}"
+    )
+
+
+def _sample(job: Job, count: int) -> torch.Tensor:
+    if count <= job.config.check_sample:
+        return torch.arange(count)
+    draws = seeds.generator(job.seed, "check")
+    return torch.randperm(count, generator=draws)[: job.config.check_sample].sort().values
+
+
+def _trained(job: Job, device: torch.device, test: tuple[torch.Tensor, torch.Tensor], say: Any) -> Observer:
+    import ray
+
+    config, source = job.config, job.source
+    images, labels = (tensor(a) for a in ray.get(list(source.refs[:2])))
+    mean, std = moments(images)
+    frame, classes = Frame(source.shape, mean, std), len(source.classes)
+    start = seeds.derive(job.seed, "start")
+    module = build(config.net, source.shape, classes, seed=start, precision=config.precision)
+    training = TeacherTraining(
+        module,
+        _recipe(config),
+        frame,
+        on_device(images, device),
+        labels,
+        Manner(device, job.compile),
+        job.seed,
+    )
+    if job.out.has(PARTIAL):
+        training.resume(job.out.read(PARTIAL))
+    saved = said = time.monotonic()
+
+    def on_step(now: TeacherTraining) -> None:
+        nonlocal saved, said
+        if time.monotonic() - said > 1 or now.done == len(now.history):
+            metric = f"test {100 * now.history[-1].test_accuracy:.1f} %" if now.history else "first epoch"
+            say(now.done, metric)
+            said = time.monotonic()
+        if time.monotonic() - saved > PARTIAL_SECONDS:
+            job.out.write(PARTIAL, now.dump())
+            saved = time.monotonic()
+
+    def measure() -> float:
+        return share_right(predictions(training.module, frame, test[0], device), test[1])
+
+    training.run(measure, on_step)
+    rows = training.history
+    columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
+    tables.write(job.out, "metrics.parquet", columns, TYPES)
+    # Kept until the check is passed: a refused teacher is not trained anew by the same command.
+    job.out.write(PARTIAL, training.dump())
+    made = build(config.net, source.shape, classes, seed=start)
+    made.load_state_dict(training.module.state_dict())
+    return Observer(frozen(made), config.net, source.classes, source.shape, mean, std)
+
+
+def _recipe(config: TeacherConfig) -> Recipe:
+    return Recipe(
+        config.epochs,
+        config.lr,
+        config.momentum,
+        config.weight_decay,
+        config.batch,
+        config.warmup,
+        config.label_smoothing,
+        augmentation_names(config.augment),
+    )
+
+
+def _summary(job: Job) -> dict[str, Any]:
+    config, observer, checked = job.config, Observer.load(job.folder), job.out.read_json(CHECKED)
+    trained = config.weights is None
+    job.out.delete(PARTIAL)  # of a worker killed between writing the observer and removing this
+    return {
+        "net": config.net.model_dump(mode="json"),
+        "classes": list(observer.classes),
+        "shape": list(observer.shape),
+        "accuracy": checked["accuracy"],
+        "checked": checked["images"],
+        "epochs": config.epochs if trained else None,
+        "weights": config.weights,
+        "mean": list(observer.mean),
+        "std": list(observer.std),
+        "parameters": sum(p.numel() for p in observer.module.parameters()),
+    }

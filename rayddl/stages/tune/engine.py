@@ -1,0 +1,117 @@
+"""Runs a search with Ray Tune, or what is left of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from rayddl.errors import StageError
+from rayddl.stages.context import Progress
+from rayddl.stages.runtime import cluster, workers
+from rayddl.stages.runtime.sizes import Share
+from rayddl.stages.tune.store import WORK, Book, Row
+from rayddl.stages.tune.trial import Running, Ticket, Work
+from rayddl.storage import Folder
+
+TUNES_OWN = f"{WORK}/tune"
+"""Where Tune keeps checkpoints for pauses and copies; of no use once it has ended."""
+ENVIRONMENT = {
+    # Ctrl-C ends the command: what has ended is written down, the rest goes on from its own files.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # No table per trial beside ours.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # Ray counts who uses it.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+}
+
+
+def run(work: Work, share: Share, progress: Progress, *, tensorboard: bool = False) -> Mapping[int, Row]:
+    """Run the trials that have not ended; the rows of all, by number.
+
+    Raises :class:`StageError` where not one of them came to a figure.
+    """
+    os.environ.update(ENVIRONMENT)
+    from rayddl.stages.tune.callbacks import Budget
+    from rayddl.stages.tune.searcher import Numbered
+
+    book = Book(work.out)
+    searcher = Numbered(work.search, book)
+    if searcher.missing and not Budget(work.search, book).stop_all():
+        _fit(work, share, progress, searcher, tensorboard=tensorboard)
+    rows = book.ended()
+    if not any(row.sound for row in rows.values()):
+        reasons = list(dict.fromkeys(row.reason or row.ended for row in rows.values()))
+        raise StageError(
+            f"none of {len(rows)} trials came to a figure: {'; '.join(reasons[:3]) or 'the budget was used up'}. "
+            "Try the template by itself, or a narrower space."
+        )
+    return rows
+
+
+def _fit(work: Work, share: Share, progress: Progress, searcher: Any, *, tensorboard: bool) -> None:
+    from ray import tune
+
+    from rayddl.stages.tune.actor import worker_of
+    from rayddl.stages.tune.callbacks import Budget, Watch
+    from rayddl.stages.tune.schedulers import scheduler_of
+    from rayddl.stages.tune.tensorboard import Boards
+
+    search, book = work.search, Book(work.out)
+    budget = Budget(search, book)
+    watch = Watch(work, searcher, budget, progress)
+    boards = Boards(work.out, searcher) if tensorboard else None
+    work.out.clear(TUNES_OWN)
+    asked = {"cpu": share.num_cpus, "gpu": share.num_gpus, "memory": share.memory or 0}
+    # Paused trials count as running ones to Tune: where trials pause, resources are the only bound.
+    pausing = search.scheduler in ("hyperband", "pbt", "pb2")
+    tuner = tune.Tuner(
+        tune.with_resources(worker_of(work), {name: value for name, value in asked.items() if value}),
+        tune_config=tune.TuneConfig(
+            metric=None if search.scheduler != "none" else "value",
+            mode=None if search.scheduler != "none" else search.mode,
+            num_samples=searcher.missing,
+            max_concurrent_trials=searcher.missing if pausing else share.at_once,
+            search_alg=searcher,
+            scheduler=scheduler_of(search, book.ended().values()),
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="search",
+            storage_path=_absolute(work.out.child(TUNES_OWN)),
+            verbose=0,
+            stop=budget,
+            failure_config=tune.FailureConfig(max_failures=workers.RETRIES),
+            callbacks=[watch, *([boards] if boards else [])],
+        ),
+    )
+    try:
+        tuner.fit()
+        watch.close()
+    finally:
+        if boards:
+            boards.close()
+    work.out.clear(TUNES_OWN)
+
+
+def _absolute(folder: Folder) -> str:
+    return str(folder.local) if folder.local is not None else str(folder)
+
+
+def finish(packed: bytes, number: int, settings: Mapping[str, Any], to_its_end: bool) -> Row:
+    """In a worker: have a trial leave what it made, after running it to its end if asked to."""
+    work: Work = cluster.unpacked(packed)
+    running = Running(work, number, dict(settings))
+    if to_its_end:
+        return running.finish()
+    running.leave()
+    return running.row("stopped")
+
+
+def held_out(packed: bytes, number: int, settings: Mapping[str, Any], seed: int) -> float:
+    """In a worker: how good what a trial made is with a fresh seed."""
+    work: Work = cluster.unpacked(packed)
+    ticket = Ticket(number, dict(settings), Book(work.out).at_work(number), work.threads)
+    return work.make.held_out(ticket, seed)

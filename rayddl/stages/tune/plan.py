@@ -1,0 +1,96 @@
+"""A search as plain values: what trials are made of and how long they are, what counts as good."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rayddl.seeds import derive
+from rayddl.stages.settings import StageConfig
+from rayddl.stages.tune import space as spaces
+from rayddl.stages.tune.settings import REPORTED, SAMPLES, Mode, TuneConfig, base_of
+from rayddl.stages.tune.space import Base, Settings, Space
+
+WORST: Mapping[str, float] = {"max": 0.0, "min": 1e6}
+"""What a trial without a finite figure is given: no real one is worse."""
+REPORTS = 8
+"""Reports of a trial whose definition does not say how often it reports."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched, and how."""
+
+    space: Space
+    base: Base
+    """What the template itself says for a key."""
+    metric: str
+    mode: Mode
+    samples: int
+    stops: tuple[int, ...]
+    """The iterations at which a trial reports; the last is its length."""
+    searcher: str
+    scheduler: str
+    grace: int
+    """Reports before a trial may be stopped or copied."""
+    reduction: int
+    seed: int
+    time_budget: float | None = None
+    cost_budget: float | None = None
+
+    @property
+    def worst(self) -> float:
+        """The figure of a trial that has none."""
+        return WORST[self.mode]
+
+    def better(self, one: float, other: float) -> bool:
+        """Whether ``one`` beats ``other``."""
+        return one > other if self.mode == "max" else one < other
+
+    def drawn(self, number: int) -> Settings:
+        """The settings of trial ``number`` where they do not hang on other trials."""
+        if self.searcher == "grid":
+            return spaces.every(self.space, self.base)[number]
+        return spaces.draw(self.space, self.base, number, derive(self.seed, "trial", number))
+
+    @property
+    def own(self) -> Settings:
+        """The template's own settings, as far as they are searched."""
+        return spaces.assemble(self.space, self.base, lambda key, _: self.base(key))
+
+
+def make(config: TuneConfig, templates: Mapping[str, StageConfig]) -> Search:
+    """The search that a definition asks for."""
+    base = base_of(config, templates)
+    samples = config.samples or SAMPLES
+    if config.searcher == "grid":
+        combinations = len(spaces.every(config.space, base))
+        # The template's own settings come beside the combinations.
+        samples = min(config.samples or combinations + 1, combinations + 1)
+    stops = _stops(config, templates[config.of])
+    grace = sum(1 for stop in stops if stop < (config.grace or 0)) + 1
+    return Search(
+        config.space,
+        base,
+        config.metric,
+        config.better,
+        samples,
+        stops,
+        config.searcher,
+        config.scheduler,
+        min(grace, len(stops)),
+        config.reduction,
+        config.seed,
+        config.time_budget,
+        config.cost_budget,
+    )
+
+
+def _stops(config: TuneConfig, template: StageConfig) -> tuple[int, ...]:
+    length = REPORTED[template.kind].length
+    if length is None:
+        return (1,)
+    whole = int(config.max_iterations or getattr(template, length))
+    every = config.report_every or getattr(template, "evaluate_every", None) or math.ceil(whole / REPORTS)
+    return (*range(every, whole, every), whole)

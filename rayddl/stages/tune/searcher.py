@@ -1,0 +1,69 @@
+"""What Ray Tune asks for the next trial: first those that an earlier attempt left unfinished, then new ones."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from rayddl.stages.tune.actor import NUMBER
+from rayddl.stages.tune.plan import Search
+from rayddl.stages.tune.store import Book, Row
+from rayddl.stages.tune.suggest import suggester
+
+
+class Numbered(Searcher):
+    """Numbers trials and writes down what each begins with, before it begins.
+
+    Trial 0 has the template's own settings: what a search finds has something to beat.
+    """
+
+    def __init__(self, search: Search, book: Book) -> None:
+        super().__init__(metric="value", mode=search.mode)
+        self._search, self._book, self._suggest = search, book, suggester(search)
+        self.numbers: dict[str, int] = {}
+        """The number of each trial under the name that Tune has for it."""
+        ended, begun = book.ended(), book.begun()
+        for row in ended.values():
+            self._learn(row)
+        # A number beyond the last is that of what is run after the search.
+        begun = {number: settings for number, settings in begun.items() if number < search.samples}
+        self._unfinished = deque(sorted(begun.items()))
+        self._next = max([*ended, *begun], default=-1) + 1
+        self.missing = len(begun) + max(0, search.samples - self._next)
+        """Trials that are still to be run."""
+
+    def suggest(self, trial_id: str) -> Any:
+        """The number and the settings of the next trial."""
+        if self._unfinished:
+            number, settings = self._unfinished.popleft()
+        elif self._next < self._search.samples:
+            number, self._next = self._next, self._next + 1
+            settings = self._search.own if number == 0 else self._suggest.ask(number)
+            self._book.begin(number, settings)
+        else:
+            return Searcher.FINISHED
+        self.numbers[trial_id] = number
+        return {NUMBER: number, **settings}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Nothing yet: what a trial came to is learned from its row, see :meth:`learn`."""
+        del trial_id, result, error
+
+    def learn(self, row: Row) -> None:
+        """Take in how a trial ended. One that has no figure counts as the worst there is."""
+        self._learn(row)
+
+    def _learn(self, row: Row) -> None:
+        self._suggest.tell(row.number, row.settings, row.value)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the book is what a search goes on from."""
+        del checkpoint_path
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see :meth:`save`."""
+        del checkpoint_path

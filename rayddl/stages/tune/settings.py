@@ -1,0 +1,310 @@
+"""Settings of ``kind: tune``."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from rayddl.config import Config
+from rayddl.nets.config import NetConfig
+from rayddl.stages.settings import Reads, StageConfig, Template
+from rayddl.stages.tune import space as spaces
+from rayddl.stages.tune.space import Entry, Settings
+
+Mode = Literal["max", "min"]
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What trials of a kind report."""
+
+    metrics: Mapping[str, Mode]
+    """Each metric, and whether more or less of it is better."""
+    length: str | None
+    """The setting that says how long a trial is, where it reports on its way; else it reports once."""
+    fixed: tuple[str, ...] = ()
+    """Settings that a space cannot change: with them, trials could not be compared."""
+    lasting: tuple[str, ...] = ()
+    """Settings that a trial cannot change on its way: what it has made so far has their form."""
+
+
+REPORTED: dict[str, Reported] = {
+    "match": Reported(
+        {"accuracy": "max", "loss": "min"},
+        "iterations",
+        ("evaluate_every", "evaluate_epochs", "evaluate_seeds"),
+        ("ipc", "labels", "start_from", "image_optimizer"),
+    ),
+    "rded": Reported({"accuracy": "max"}, None),
+    "teacher": Reported({"accuracy": "max"}, None),
+}
+"""The kinds that can be tuned."""
+CLONING = ("pbt", "pb2")
+"""Schedulers whose trials change settings on their way."""
+SAMPLES = 20
+
+
+class Students(Config):
+    """How sets are judged during a search where the template has no short evaluations of its own."""
+
+    net: NetConfig | None = None
+    """Default: the set's own network."""
+    epochs: int = Field(default=30, ge=1)
+    seeds: int = Field(default=1, ge=1)
+
+
+class TuneConfig(StageConfig):
+    """A search for the best settings of another stage, with Ray Tune."""
+
+    kind: Literal["tune"]
+    of: Annotated[str, Template(tuple(REPORTED))]
+    """The template: the stage whose settings are searched. It runs by itself only if another stage reads it."""
+    also: Annotated[tuple[str, ...], Template(("experts",))] = ()
+    """Stages that the template reads and that are varied with it: their settings are ``<stage>.<key>``."""
+    space: dict[str, Entry] = Field(min_length=1)
+    """What varies: keys of the template, nested ones with dots, and ``<stage>.<key>`` for ``also``."""
+    metric: str = "accuracy"
+    mode: Mode | None = None
+    """Default: what is better for the metric."""
+    samples: int | None = Field(default=None, ge=1)
+    """Trials, the template's own settings being the first. Default: 20, or every combination of a grid."""
+    max_iterations: int | None = Field(default=None, ge=1)
+    """Length of a trial in the template's iterations; default: the template's own."""
+    report_every: int | None = Field(default=None, ge=1)
+    """Iterations between two reports; default: the template's ``evaluate_every``, or an eighth of the length."""
+    time_budget: float | None = Field(default=None, gt=0)
+    """Seconds after which the search ends with what it has."""
+    cost_budget: float | None = Field(default=None, gt=0)
+    """Seconds of trials' work, summed over all trials, after which the search ends."""
+    searcher: Literal["random", "grid", "optuna"] = "optuna"
+    """``optuna``: the tree-structured Parzen estimator."""
+    scheduler: Literal["none", "asha", "hyperband", "pbt", "pb2"] = "none"
+    grace: int | None = Field(default=None, ge=1)
+    """Iterations before ``asha`` may stop a trial, or ``pbt`` and ``pb2`` copy one; default: one report."""
+    reduction: int = Field(default=3, ge=2)
+    """``asha``, ``hyperband``: of so many trials one goes on at each rung."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the search's own choices. What a trial does is seeded as the template is."""
+    students: Students = Students()
+    """Short evaluations for ``rded``. ``match`` has its own: ``evaluate_epochs``, ``evaluate_seeds``."""
+    held_out: int = Field(default=5, ge=1)
+    """Fresh seeds on which the best settings and the template's own are compared after the search."""
+    tensorboard: bool = False
+    """Also write TensorBoard files, into the stage's folder."""
+
+    @field_validator("space")
+    @classmethod
+    def _no_circle(cls, value: dict[str, Entry]) -> dict[str, Entry]:
+        spaces.in_order(value)
+        return value
+
+    @property
+    def better(self) -> Mode:
+        """Whether more or less of the metric is better."""
+        if self.mode is not None:
+            return self.mode
+        known: list[Mode] = [r.metrics[self.metric] for r in REPORTED.values() if self.metric in r.metrics]
+        return known[0] if known else "max"
+
+    def as_readers(self, templates: Mapping[str, StageConfig]) -> Sequence[StageConfig]:
+        """The template at the ends of the space: whatever it reads must be fit for those."""
+        if self.of not in templates or any(self._wrong_keys(templates)):
+            return ()
+        found = (self._template(templates, settings) for settings in self._corners(templates))
+        return [config for config in found if config is not None]
+
+    def _template(self, templates: Mapping[str, StageConfig], settings: Settings) -> StageConfig | None:
+        try:
+            return configured(self, templates, settings)[self.of]
+        except ValidationError:
+            return None  # told by ``check``
+
+    def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
+        """Keys that the template lacks, values that it refuses, and a search that cannot be."""
+        templates = named(self, reads)
+        if self.of not in templates:
+            return []
+        problems = [*self._wrong_keys(templates), *self._wrong_search(templates[self.of])]
+        return problems or list(self._wrong_values(templates, reads))
+
+    def _corners(self, templates: Mapping[str, StageConfig]) -> Iterator[Settings]:
+        return spaces.corners(self.space, base_of(self, templates))
+
+    def _wrong_keys(self, templates: Mapping[str, StageConfig]) -> Iterator[str]:
+        for key, entry in self.space.items():
+            for name in (key, *(entry.when or {})):
+                problem = _unknown(self, templates, name, tuned=name == key)
+                if problem:
+                    yield f"space.{key}: {problem}" if name == key else f"space.{key}.when: {problem}"
+
+    def _wrong_search(self, template: StageConfig) -> Iterator[str]:
+        reported = REPORTED[template.kind]
+        if self.metric not in reported.metrics:
+            yield (
+                f"metric: {template.kind} does not report {self.metric!r}; "
+                + _nearest(self.metric, reported.metrics, "it reports")
+            )
+        if reported.length is None:
+            if self.scheduler != "none":
+                yield f"scheduler: {self.scheduler} needs reports on the way, and {template.kind} reports at its end"
+            for key in ("max_iterations", "report_every", "grace"):
+                if getattr(self, key) is not None:
+                    yield f"{key}: a trial of kind {template.kind} has no iterations; leave it out"
+        ranges = [key for key, entry in self.space.items() if entry.values is None]
+        if self.searcher == "grid" and ranges:
+            yield f"searcher: a grid needs choice or grid entries, and {', '.join(ranges)} is a range"
+        if self.scheduler in CLONING and any(entry.when for entry in self.space.values()):
+            yield f"scheduler: {self.scheduler} changes settings on the way, which conditional entries do not allow"
+        lists = [key for key, entry in self.space.items() if entry.ends is None]
+        if self.scheduler == "pb2" and lists:
+            yield f"scheduler: pb2 needs ranges, and {', '.join(lists)} is a list; pbt takes both"
+        lasting = [key for key in self.space if key in reported.lasting]
+        if self.scheduler in CLONING and lasting:
+            yield f"scheduler: {self.scheduler} changes settings on the way, and {', '.join(lasting)} cannot change"
+        if self.scheduler in CLONING and self.also:
+            yield f"scheduler: {self.scheduler} changes settings on the way, and experts cannot change; leave also out"
+
+    def _wrong_values(
+        self, templates: Mapping[str, StageConfig], reads: Mapping[str, StageConfig]
+    ) -> Iterator[str]:
+        others = {key.removeprefix("of."): value for key, value in reads.items() if key.startswith("of.")}
+        told: set[str] = set()
+        for settings in self._corners(templates):
+            try:
+                found = configured(self, templates, settings)
+            except ValidationError as error:
+                for key, text in _refused(error, settings):
+                    if key not in told:
+                        yield f"space.{key}: {text}"
+                    told.add(key)
+                continue
+            beside = others | {
+                field: found[name] for field, name in links_of(found[self.of]) if name in found
+            }
+            for text in found[self.of].check(beside):
+                yield f"space allows {_shown(settings)}, with which {self.of!r} cannot run: {text}"
+                return
+
+
+def named(config: TuneConfig, reads: Mapping[str, StageConfig]) -> dict[str, StageConfig]:
+    """The stages that are varied, by their names; ``reads`` has them under the fields that name them."""
+    found = {config.of: reads["of"]} if "of" in reads else {}
+    for i, name in enumerate(config.also):
+        if f"also.{i}" in reads:
+            found[name] = reads[f"also.{i}"]
+    return found
+
+
+def links_of(config: StageConfig) -> Iterator[tuple[str, str]]:
+    """Each field of ``config`` that names one stage to read, and the stage."""
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, str) and any(isinstance(mark, Reads) for mark in field.metadata):
+            yield name, value
+
+
+def placed(config: TuneConfig, key: str) -> tuple[str, str]:
+    """The stage that a key of the space belongs to, and the key there."""
+    first, _, rest = key.partition(".")
+    return (first, rest) if rest and first in (config.of, *config.also) else (config.of, key)
+
+
+def configured(
+    config: TuneConfig, templates: Mapping[str, StageConfig], settings: Settings
+) -> dict[str, StageConfig]:
+    """The varied stages' settings in a trial, by stage. Raises pydantic's ``ValidationError``."""
+    values = {
+        name: template.model_dump(mode="json", exclude_unset=True) for name, template in templates.items()
+    }
+    length = REPORTED[templates[config.of].kind].length
+    if length is not None and config.max_iterations is not None:
+        values[config.of][length] = config.max_iterations
+    for key, value in settings.items():
+        stage, path = placed(config, key)
+        *parents, last = path.split(".")
+        at = values[stage]
+        for part in parents:
+            at[part] = dict(at.get(part) or {})
+            at = at[part]
+        at[last] = value
+    return {name: type(templates[name]).model_validate(value) for name, value in values.items()}
+
+
+def base_of(config: TuneConfig, templates: Mapping[str, StageConfig]) -> Callable[[str], Any]:
+    """What the templates themselves say for a key."""
+
+    def say(key: str) -> Any:
+        stage, path = placed(config, key)
+        value: Any = templates[stage].model_dump(mode="json")
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
+
+    return say
+
+
+def _unknown(
+    config: TuneConfig, templates: Mapping[str, StageConfig], key: str, *, tuned: bool
+) -> str | None:
+    stage, path = placed(config, key)
+    template = templates[stage]
+    model: type[BaseModel] | None = type(template)
+    links = dict(links_of(template))
+    first = path.split(".")[0]
+    if "." in path and first in links.values():
+        return f"{first!r} is another stage; add also: [{first}] to vary it too"
+    for part in path.split("."):
+        fields = model.model_fields if model else {}
+        if part not in fields:
+            known = [name for name in fields if name not in (*_not_tuned(template), *links)]
+            return f"unknown key of {stage!r} ({template.kind}); {_nearest(part, known, 'known keys')}"
+        model = _model(fields[part].annotation)
+    if tuned and (first in _not_tuned(template) or first in links):
+        return f"{first} of {stage!r} cannot be searched: {_why(template, first)}"
+    return None
+
+
+def _not_tuned(template: StageConfig) -> tuple[str, ...]:
+    reported = REPORTED.get(template.kind)
+    own = (*reported.fixed, *((reported.length,) if reported.length else ())) if reported else ()
+    return ("kind", "resources", *own)
+
+
+def _why(template: StageConfig, key: str) -> str:
+    reported = REPORTED.get(template.kind)
+    if reported and key == reported.length:
+        return "it is the length of a trial; set max_iterations"
+    if reported and key in reported.fixed:
+        return "trials that are judged differently cannot be compared"
+    return "it is no setting of the method"
+
+
+def _model(annotation: Any) -> type[BaseModel] | None:
+    options = [annotation, *get_args(annotation)]
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+
+
+def _refused(error: ValidationError, settings: Settings) -> Iterator[tuple[str, str]]:
+    for details in error.errors(include_url=False, include_context=False):
+        where = ".".join(str(part) for part in details["loc"])
+        key = next((k for k in settings if k == where or k.endswith(f".{where}") or where.startswith(k)), "")
+        text = str(details["msg"]).removeprefix("Value error, ")
+        yield (
+            (key, f"{settings[key]!r} is refused: {text}")
+            if key
+            else (", ".join(settings), f"{_shown(settings)} is refused: {text}")
+        )
+
+
+def _shown(settings: Settings) -> str:
+    return ", ".join(f"{key}: {value}" for key, value in settings.items()) or "the template's own settings"
+
+
+def _nearest(name: str, known: Sequence[str] | Mapping[str, Any], noun: str) -> str:
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return (f"did you mean {close[0]!r}? " if close else "") + f"{noun}: {', '.join(names)}"

@@ -1,0 +1,141 @@
+"""``kind: tune``: a search for another stage's best settings, and the proof of what it found."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+from rayddl.errors import DivergedError
+from rayddl.stages.context import Context, Progress, Result, Silent
+from rayddl.stages.runtime import cluster, workers
+from rayddl.stages.runtime.sizes import Share
+from rayddl.stages.runtime.sources import publish, publish_held_out, read_space
+from rayddl.stages.tune import engine, outcome, plan
+from rayddl.stages.tune.outcome import Winner
+from rayddl.stages.tune.settings import TuneConfig
+from rayddl.stages.tune.space import Settings
+from rayddl.stages.tune.store import MADE, WORK, Book, Row
+from rayddl.stages.tune.trial import Trials, Work
+from rayddl.storage import Folder
+
+
+def run(config: TuneConfig, context: Context) -> Result:
+    """Search, or go on searching, and leave the best settings with what they make."""
+    began = time.perf_counter()
+    cluster.start()
+    search = plan.make(config, context.templates)
+    share = cluster.spread(config.resources, units=search.samples, fill=True)
+    work = Work(search, _trials(config, context), _absolute(context.out), share.threads)
+    rows = engine.run(work, share, context.progress, tensorboard=config.tensorboard)
+    best = outcome.best_of(search, rows.values())
+    assert best is not None  # the engine refuses a search in which no trial came to a figure
+    proof = _Proof(work, share, context.progress, config.held_out)
+    best = proof.as_it_runs(best)
+    own = proof.at_full_length(rows[0])
+    judged = {"best": proof.held_out(best), "own": proof.held_out(own) if own.sound else []}
+    winner = Winner(best, own, judged["best"], judged["own"])
+    outcome.write_tables(context.out, search, [*rows.values(), *([best] if best.number not in rows else [])])
+    _leave(work, context, best.number)
+    outcome.write_best(
+        config, context, search, share, winner, work.make.pinned(best.settings, best.iteration)
+    )
+    context.out.clear(WORK)
+    summary = outcome.summary(config, context, search, rows, winner)
+    table = outcome.table(search, rows, winner)
+    context.progress.note(outcome.in_words(search, rows))
+    return Result({**summary, "seconds": time.perf_counter() - began}, table)
+
+
+def _trials(config: TuneConfig, context: Context) -> Trials:
+    """What makes the trials of the template's kind."""
+    import ray
+
+    template = context.templates[config.of]
+    as_template = replace(context, stage=config.of, progress=Silent(), templates={})
+    # Students of selected crops are but tested on the source.
+    source = (publish_held_out if template.kind == "rded" else publish)(context.source)
+    if template.kind == "match":
+        from rayddl.stages.match.stage import refuse_other_experts
+        from rayddl.stages.tune.matching import MatchTrials
+
+        given = [found for found in context.inputs.values() if found.kind == "experts"]
+        for experts in given:
+            refuse_other_experts(experts, source, context.source.name)
+        space = ray.put(read_space(given[0].folder, source)) if given else None
+        return MatchTrials(config, context.templates, as_template, source, space, _absolute(context.out))
+    from rayddl.stages.tune.stages import StageTrials
+
+    return StageTrials(config, context.templates, as_template, source)
+
+
+def _absolute(folder: Folder) -> Folder:
+    return Folder(str(folder.local)) if folder.local is not None else folder
+
+
+@dataclass
+class _Proof:
+    """What is run after the search, so that its outcome can be believed."""
+
+    work: Work
+    share: Share
+    progress: Progress
+    students: int
+
+    def __post_init__(self) -> None:
+        self._packed = cluster.packed(self.work)
+
+    def as_it_runs(self, best: Row) -> Row:
+        """The winner with settings that stay what they are, and what it made left in its folder.
+
+        A trial that took over another's state has had several settings: its last ones are run from start to
+        end, and count as they turn out.
+        """
+        if not best.changes:
+            self._finish(best.number, best.settings, to_its_end=False)
+            return best
+        number = self.work.search.samples
+        self.progress.update(0, 1, "running the best settings from start to end")
+        book = Book(self.work.out)
+        book.begin(number, best.settings)
+        return self._finish(number, best.settings, to_its_end=True)
+
+    def at_full_length(self, own: Row) -> Row:
+        """The template's own settings, which the scheduler may have stopped early, run to the end."""
+        if own.ended in ("diverged", "failed"):
+            return own
+        self.progress.update(0, 1, "running the template's own settings to the end")
+        return self._finish(own.number, own.settings, to_its_end=True)
+
+    def _finish(self, number: int, settings: Settings, *, to_its_end: bool) -> Row:
+        with workers.opened(self.share, "trial", note=self.progress.note) as free:
+            row: Row = free.one(
+                (engine.finish, self._packed, number, settings, to_its_end), f"trial {number} to its end"
+            )
+        if to_its_end and row.ended != "whole" and number != 0:
+            raise DivergedError(f"the best settings, run by themselves, came to no end: {row.reason}")
+        return row
+
+    def held_out(self, row: Row) -> list[float]:
+        """How good what a trial made is, with each of the seeds that the search never saw."""
+        who = "best settings" if row.number else "template's own settings"
+        done: dict[int, float] = {}
+        share = replace(self.share, num_cpus=min(1.0, self.share.num_cpus))
+
+        def work(seed: int) -> workers.Work:
+            return (engine.held_out, self._packed, row.number, row.settings, seed)
+
+        with workers.opened(share, "held-out student", note=self.progress.note) as free:
+            for seed, value in free.each(range(self.students), work, lambda s: f"held-out student {s}"):
+                done[seed] = value
+                self.progress.update(len(done), self.students, f"{who}, held-out seeds: {100 * value:.1f} %")
+        return [done[seed] for seed in sorted(done)]
+
+
+def _leave(work: Work, context: Context, number: int) -> None:
+    """Put what the winner made into the stage's folder."""
+    made = Book(work.out).at_work(number).child(MADE)
+    names = made.files()
+    # What tells a reader that a set or an observer is whole was written last, and is again.
+    last = [name for name in names if name.endswith(("set.json", "observer.json"))]
+    for name in (*(n for n in names if n not in last), *last):
+        context.out.write(name, made.read(name))

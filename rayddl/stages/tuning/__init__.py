@@ -1,1 +1,0 @@
-"""A search's parts: what is tried next, how a trial runs under Ray Tune, what is kept of it."""

@@ -1,1 +1,0 @@
-"""Expert trajectories: training them, convexifying them (MCT), and their file format."""
