@@ -19,7 +19,7 @@ from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.settings import Reads
 from rayddl.stages.tune.importance import importance
 from rayddl.stages.tune.plan import Search
-from rayddl.stages.tune.settings import REPORTED, TuneConfig, configured
+from rayddl.stages.tune.settings import TuneConfig, configured, tunable_of
 from rayddl.stages.tune.store import Row
 from rayddl.storage import Folder
 
@@ -140,7 +140,7 @@ def write_best(
         stages[name] = varied.model_dump(mode="json", exclude_unset=True) | {"resources": asked}
     for stage in stages.values():
         _rename(stage, gone)
-    length = REPORTED[found[config.of].kind].length
+    length = tunable_of(found[config.of]).length
     if length is not None:
         template = stages[config.of]
         template[length] = best.iteration
