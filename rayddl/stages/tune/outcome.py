@@ -20,12 +20,10 @@ from rayddl.stages.settings import Reads
 from rayddl.stages.tune.importance import importance
 from rayddl.stages.tune.plan import Search
 from rayddl.stages.tune.settings import TuneConfig, configured, tunable_of
-from rayddl.stages.tune.store import Row
+from rayddl.stages.tune.store import SETTING, Row
 from rayddl.storage import Folder
 
 TRIALS, PROGRESS, BEST = "trials.parquet", "progress.parquet", "best.yaml"
-SETTING = "setting."
-"""What a setting's column begins with."""
 WORDS = {
     "whole": "to the end",
     "stopped": "stopped early",
