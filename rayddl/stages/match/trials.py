@@ -22,6 +22,7 @@ from rayddl.seeds import derive
 from rayddl.stages.context import Context, Input
 from rayddl.stages.evaluate import worker as students
 from rayddl.stages.experts.artifact import refuse_other_experts
+from rayddl.stages.experts.cache import experts_for
 from rayddl.stages.experts.settings import ExpertsConfig
 from rayddl.stages.match import stage as match
 from rayddl.stages.match import worker as matcher
@@ -29,7 +30,6 @@ from rayddl.stages.match.settings import MatchConfig
 from rayddl.stages.runtime import cluster, devices
 from rayddl.stages.runtime.sources import SharedSource, publish, read_space
 from rayddl.stages.settings import StageConfig
-from rayddl.stages.tune.expert_cache import experts_for
 from rayddl.stages.tune.settings import TuneConfig, configured
 from rayddl.stages.tune.space import Settings
 from rayddl.stages.tune.store import MADE

@@ -1,4 +1,4 @@
-"""Experts that trials share: trained once for each way of training them, by whichever trial comes first."""
+"""Experts that trials of a search share: trained once for each way of training them, by whichever trial comes first."""
 
 from __future__ import annotations
 
