@@ -18,7 +18,7 @@ from rayddl.pipeline.api import run
 from rayddl.pipeline.display.base import Display
 from rayddl.pipeline.results import RunResult
 from rayddl.pipeline.sets import SET_FILE, find_record
-from rayddl.stages.kinds import KINDS
+from rayddl.stages.kinds import KINDS, produced
 from rayddl.storage import Folder
 
 NOT_TAKEN = {"kind", "set", "observer", "protocol", "lr", "resources", "labels"}
@@ -94,7 +94,7 @@ def resolve(where: str, out: str) -> list[Found]:
 
 def _stage(folder: Folder) -> Found:
     artifact = artifacts.open_artifact(folder)
-    if artifact.kind == "evaluate":
+    if produced(artifact.kind) == "judgement":
         return Found(folder, artifact.manifest)
     if folder.has(f"set/{SET_FILE}"):
         return Found(folder.child("set"))
@@ -118,7 +118,8 @@ def _of_run(runs: Folder, file: str) -> Iterator[Found]:
     record = records.read(runs, file)
     folders = [runs.child(record["stages"][stage]["folder"]) for stage in record.get("order", [])]
     done = [folder for folder in folders if folder.has(artifacts.MANIFEST)]
-    judged = [found for folder in done if (found := artifacts.open_artifact(folder)).kind == "evaluate"]
+    opened = [artifacts.open_artifact(folder) for folder in done]
+    judged = [artifact for artifact in opened if produced(artifact.kind) == "judgement"]
     if judged:
         yield from (Found(artifact.folder, artifact.manifest) for artifact in judged)
         return

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from rayddl.report import numbers
-from rayddl.report.run import Columns
+from rayddl.report.values import Columns
 
 SIDE = 240
 """Fields a side at most; of more classes the largest of neighbouring fields are shown."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rayddl.report import numbers
 from rayddl.report.curves import evenly
 from rayddl.report.pictures import Shelf, strip
-from rayddl.report.run import Pictures
+from rayddl.report.values import Pictures
 
 CLASSES = 24
 """Classes at most; of more, some spread evenly over all."""

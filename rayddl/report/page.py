@@ -7,7 +7,6 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -15,63 +14,48 @@ import jinja2
 import yaml
 from markupsafe import Markup, escape
 
-from rayddl.report import compare, evaluate, experts, match, methods, numbers, selected, tune
+from rayddl.report import numbers
 from rayddl.report.bars import Bar, Bars, Group
 from rayddl.report.drawing import draw
 from rayddl.report.headline import Headline, headline
-from rayddl.report.run import Comparison, Run, Stage
-from rayddl.report.sections import Link, Panel, Section, slug
+from rayddl.report.run import Part, Run
+from rayddl.report.sections import Panel, Section, slug
 from rayddl.report.tables import Cell, Column, Table
-
-PICTURE_BYTES = 3_500_000
-"""Bytes of pictures on a page, shared by its sets."""
-LARGE_BYTES, PER_IMAGE = 16_000_000, 1_600
-"""Where sets are large: at most so many for all, and for each image. A page of 16 MB opens in well under a second,
-since pictures are decoded as they come into sight."""
 
 
 def render(run: Run) -> str:
     """The page of a run as HTML."""
-    shown = [_linked(run, s) for s in sections(run) if s is not None]
-    return _assembled(run.name, headline(run), shown, run.versions)
+    parts = run.parts
+    return assembled(run.name, headline(run, parts), list(sections(run, parts)), run.versions)
 
 
-def render_comparison(comparison: Comparison) -> str:
-    """The page of several sets as HTML."""
-    shown = [*compare.sections(comparison, PICTURE_BYTES), *_definitions(comparison)]
-    return _assembled(comparison.name, compare.headline(comparison), shown, comparison.versions)
+def sections(run: Run, parts: Sequence[Part]) -> Iterable[Section]:
+    """The page's sections in order: those of the parts by place, then what every page has."""
+    placed = [each for part in parts for each in part.sections]
+    yield from (section for _, section in sorted(placed, key=lambda each: each[0]))
+    times = _times(run)
+    if times is not None:
+        yield times
+    yield definition_section(run.definition)
+    yield _provenance(run)
 
 
-def _definitions(comparison: Comparison) -> Iterable[Section]:
-    """The definitions that made the sets, each to be found from its figures."""
-    several = len(comparison.definitions) > 1
-    for key, definition in comparison.definitions.items():
-        name = str(definition.get("name") or key)
-        yield Section(
-            f"{key}-definition",
-            f"Definition of {name}" if several else "Definition",
-            short=name if several else "",
-            lead="What was run. Save it as a file to run it again.",
-            code=_yaml(definition),
-            code_key=f"{key}-",
-        )
+def definition_section(
+    definition: Mapping[str, Any], *, name: str = "", key: str = "", title: str = "Definition"
+) -> Section:
+    """The definition as YAML. ``key`` begins its anchors where a page has several, ``name`` tells them apart."""
+    return Section(
+        f"{key}definition",
+        title,
+        short=name,
+        lead="What was run. Save it as a file to run it again.",
+        code=_yaml(definition),
+        code_key=key,
+    )
 
 
-def _linked(run: Run, section: Section) -> Section:
-    """The section with links to the stages that made its figures."""
-    names = section.made_by or tuple(Link(s.name, slug("stage", s.name)) for s in _makers(run, section))
-    return replace(section, made_by=names)
-
-
-def _makers(run: Run, section: Section) -> Iterable[Stage]:
-    if section.key == "accuracy":
-        return [e.stage for e in run.evaluations]
-    if section.key == "storage":
-        return [e.stage for e in run.experts]
-    return [s for s in run.stages if slug(s.kind, s.name) == section.key]
-
-
-def _assembled(name: str, lead: Headline, shown: Sequence[Section], versions: Mapping[str, str]) -> str:
+def assembled(name: str, lead: Headline, shown: Sequence[Section], versions: Mapping[str, str]) -> str:
+    """A page of the sections as HTML."""
     script = _file("sort.js")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -90,40 +74,6 @@ def _assembled(name: str, lead: Headline, shown: Sequence[Section], versions: Ma
         draw=draw,
     )
     return page.lstrip()
-
-
-def picture_bytes(many: int) -> int:
-    """Bytes for the pictures of a page with so many images."""
-    return max(PICTURE_BYTES, min(LARGE_BYTES, PER_IMAGE * many))
-
-
-def sections(run: Run) -> Iterable[Section | None]:
-    """The page's sections in order; ``None`` where the run has nothing for one."""
-    held = [m.pictures for m in run.matches] + [m.pictures for m in run.selections]
-    held += [t.pictures for t in run.tunes if t.pictures is not None]
-    budget = picture_bytes(sum(len(each.labels) for each in held)) // max(1, len(held))
-    yield evaluate.comparison(run)
-    yield methods.section(run.matches)
-    for made in run.matches:
-        yield match.section(made, len(run.matches) == 1, budget)
-    for picked in run.selections:
-        alone = len(run.selections) == 1 and not run.matches
-        yield selected.section(picked, alone, budget)
-    for searched in run.tunes:
-        yield tune.section(searched, len(run.tunes) == 1, budget)
-    for trained in run.experts:
-        yield experts.section(trained, len(run.experts) == 1)
-    yield experts.storage(run.experts)
-    for judged in run.evaluations:
-        yield evaluate.section(judged, len(run.evaluations) == 1)
-    yield _times(run)
-    yield Section(
-        "definition",
-        "Definition",
-        lead="What was run. Save it as a file to run it again.",
-        code=_yaml(run.definition),
-    )
-    yield _provenance(run)
 
 
 def highlighted(text: str, key: str = "") -> Markup:
@@ -164,7 +114,7 @@ def _times(run: Run) -> Section | None:
             s.name,
             s.seconds,
             numbers.duration(s.seconds),
-            _tint(s.kind),
+            s.tint,
             note=s.kind if s.kind != s.name else "",
         )
         for s in timed
@@ -181,11 +131,11 @@ def _provenance(run: Run) -> Section:
         *((f"source {k}", _plain(v)) for k, v in redacted(run.source).items() if v not in (None, False)),
     ]
     known += [(f"{name} version", version) for name, version in run.versions.items()]
-    for made in run.matches:
-        many = len(run.matches) > 1
+    noted = [(one.stage.name, one.provenance) for one in run.shown if one.provenance is not None]
+    for name, provenance in noted:
         known += [
-            (f"{made.stage.name}: {k}" if many else k.replace("_", " "), _plain(v))
-            for k, v in redacted(made.provenance).items()
+            (f"{name}: {k}" if len(noted) > 1 else k.replace("_", " "), _plain(v))
+            for k, v in redacted(provenance).items()
         ]
     facts = Table(
         "Where the numbers come from",
@@ -243,10 +193,6 @@ def _line(line: str, anchor: str = "") -> Markup:
     before, key, colon, rest = found.groups()
     named = Markup(' id="{}"').format(anchor) if anchor else ""
     return Markup('{}<span class="key"{}>{}</span>{}{}').format(before, named, key, colon, rest)
-
-
-def _tint(kind: str) -> str:
-    return {"experts": "experts", "match": "loss", "evaluate": "set"}.get(kind, "random")
 
 
 def _file(name: str) -> str:

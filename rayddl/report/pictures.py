@@ -17,7 +17,7 @@ from PIL import Image
 
 from rayddl.report import numbers
 from rayddl.report.curves import evenly
-from rayddl.report.run import Pictures
+from rayddl.report.values import Pictures
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -1,129 +1,93 @@
-"""What a page is made from: finished stages as plain values, arrays and pixels."""
+"""A run as its page sees it: its stages, and for each kind the part of the page that the kind makes of them.
+
+The page knows no kind. A kind reads its own stages into :class:`Shown`, and draws them as a :class:`Part`: sections
+with their places, a sentence for the top, figures beside it.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from enum import IntEnum, auto
+from typing import Any, ClassVar, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
+from markupsafe import Markup
 
-Columns = Mapping[str, npt.NDArray[Any]]
-"""A table as one array per column, all of one length."""
+from rayddl.report.sections import Fact, Section
+from rayddl.report.values import Pictures, Stage
+
+PICTURE_BYTES = 3_500_000
+"""Bytes of pictures on a page, shared by its sets."""
+LARGE_BYTES, PER_IMAGE = 16_000_000, 1_600
+"""Where sets are large: at most so many for all, and for each image. A page of 16 MB opens in well under a second,
+since pictures are decoded as they come into sight."""
+
+
+class Place(IntEnum):
+    """Where something stands on the page, from top to bottom."""
+
+    RESULT = auto()
+    """What the run came to."""
+    METHODS = auto()
+    """How the ways to it compare."""
+    MADE = auto()
+    """Sets whose images were optimised."""
+    PICKED = auto()
+    """Sets whose images were chosen, or made elsewhere."""
+    SEARCHED = auto()
+    """Searches for settings."""
+    TRAINED = auto()
+    """Networks that sets were made with."""
+    STORED = auto()
+    """What is kept of them."""
+    STUDENTS = auto()
+    """The details of the result."""
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One finished stage: what was asked for and what it handed back."""
+class Shown:
+    """A finished stage as its kind reads it; kinds add what their sections are drawn from."""
 
-    name: str
-    kind: str
-    folder: str
-    """The folder's own name, ``<stage>-<fingerprint>``: no path of the machine that made it."""
-    config: Mapping[str, Any]
-    summary: Mapping[str, Any]
-
-    @property
-    def seconds(self) -> float:
-        """How long the stage took; NaN where it does not say."""
-        return number(self.summary.get("seconds"))
-
-
-@dataclass(frozen=True)
-class Experts:
-    """Expert trajectories. ``metrics`` has one row per expert and epoch, epoch 0 being the start."""
+    place: ClassVar[Place]
+    poster: ClassVar[bool] = False
+    """True if its pictures may stand at the top of the page."""
 
     stage: Stage
-    metrics: Columns
+    pictures: Pictures | None = field(default=None, kw_only=True)
+    provenance: Mapping[str, Any] | None = field(default=None, kw_only=True)
+    """Where its result comes from; ``None`` for a kind that notes nothing."""
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Images to look at: uint8 [N,C,H,W], a class number for each, and the classes' names."""
+class Part:
+    """What one kind puts on a page."""
 
-    images: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.int64]
-    classes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Match:
-    """A distillation: one row of ``metrics`` per iteration, of ``accuracy`` per seed and check."""
-
-    stage: Stage
-    metrics: Columns
-    accuracy: Columns
-    pictures: Pictures
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    place: Place
+    """Where its lead and its facts stand among those of other kinds."""
+    sections: tuple[tuple[Place, Section], ...] = ()
+    """Sections of one place come as the kinds are listed."""
+    lead: Markup | None = None
+    """The run in one sentence. The first kind that has one gives the page its headline."""
+    about: str | None = None
+    """The stage whose pictures go with the lead."""
+    facts: tuple[Fact, ...] = ()
+    """Figures below the headline."""
 
 
-@dataclass(frozen=True)
-class Selected:
-    """A set picked from the real images."""
-
-    stage: Stage
-    pictures: Pictures
+Draw: TypeAlias = Callable[[Sequence[Any], "Run"], Part]
 
 
 @dataclass(frozen=True)
-class Tune:
-    """A search: one row of ``trials`` per trial, of ``progress`` per report of each.
+class Chapter:
+    """The stages of one kind, and what makes its part of the page from them."""
 
-    ``settings`` has one array for each setting searched: numbers, or texts. ``pictures`` are of the best set,
-    where a set was searched for.
-    """
-
-    stage: Stage
-    trials: Columns
-    progress: Columns
-    settings: Columns
-    pictures: Pictures | None = None
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """A judgement: one row of ``students`` per trained student.
-
-    ``confusion`` has one row per student and entry of its confusion matrix, zeros left out.
-    """
-
-    stage: Stage
-    students: Columns
-    confusion: Columns | None = None
-    classes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A set that an evaluate stage judged, as a comparison shows it."""
-
-    run: str
-    """The name of the definition that it belongs to."""
-    key: str
-    """Names the definition among those on the page."""
-    stage: Stage
-    """The evaluate stage."""
-    pictures: Pictures
-    confusion: Columns | None = None
-    """One row per student and entry of its confusion matrix, zeros left out."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Everything that a page of several sets shows."""
-
-    name: str
-    judged: tuple[Judged, ...]
-    definitions: Mapping[str, Mapping[str, Any]]
-    """The definitions that made them, by their keys."""
-    versions: Mapping[str, str]
+    draw: Draw
+    shown: tuple[Shown, ...]
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that one page shows. Kinds that the run lacks are empty."""
+    """Everything that one page shows."""
 
     definition: Mapping[str, Any]
     source: Mapping[str, Any]
@@ -131,18 +95,35 @@ class Run:
     versions: Mapping[str, str]
     stages: tuple[Stage, ...] = ()
     """Every stage shown, of whatever kind, in the definition's order."""
-    experts: tuple[Experts, ...] = ()
-    matches: tuple[Match, ...] = ()
-    selections: tuple[Selected, ...] = ()
-    tunes: tuple[Tune, ...] = ()
-    evaluations: tuple[Evaluate, ...] = ()
+    chapters: tuple[Chapter, ...] = ()
+    """A chapter for each kind that has a part of the page."""
 
     @property
     def name(self) -> str:
         """The definition's name."""
         return str(self.definition.get("name") or "rayddl run")
 
+    @property
+    def shown(self) -> list[Shown]:
+        """The stages of all chapters by their places."""
+        return sorted((one for chapter in self.chapters for one in chapter.shown), key=lambda one: one.place)
 
-def number(value: Any) -> float:
-    """``value`` as a float; NaN for anything that is not a number, as JSON has no NaN of its own."""
-    return float(value) if isinstance(value, (int, float)) else math.nan
+    def at(self, *places: Place) -> list[Shown]:
+        """The stages at these places."""
+        return [one for one in self.shown if one.place in places]
+
+    @property
+    def budget(self) -> int:
+        """Bytes for the pictures of one set."""
+        held = [one.pictures for one in self.shown if one.pictures is not None]
+        return picture_bytes(sum(len(each.labels) for each in held)) // max(1, len(held))
+
+    @property
+    def parts(self) -> list[Part]:
+        """What every kind puts on the page, by place."""
+        return sorted((c.draw(c.shown, self) for c in self.chapters), key=lambda part: part.place)
+
+
+def picture_bytes(many: int) -> int:
+    """Bytes for the pictures of a page with so many images."""
+    return max(PICTURE_BYTES, min(LARGE_BYTES, PER_IMAGE * many))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rayddl.report.bars import Bars
@@ -12,6 +13,7 @@ from rayddl.report.lineup import Lineup
 from rayddl.report.parallel import Parallel
 from rayddl.report.pictures import Gallery
 from rayddl.report.tables import Table
+from rayddl.report.values import Stage
 
 NETS = {
     "convnet": "ConvNet",
@@ -79,6 +81,11 @@ class Section:
 def slug(*names: str) -> str:
     """An anchor for the names, made of what is safe in an address; unique only with them."""
     return "-".join(re.sub(r"[^a-zA-Z0-9]+", "-", n).strip("-").lower() or "x" for n in names)
+
+
+def links_to(stages: Iterable[Stage]) -> tuple[Link, ...]:
+    """Links to the parts of the definition that the stages were made from."""
+    return tuple(Link(stage.name, slug("stage", stage.name)) for stage in stages)
 
 
 def net_name(net: str) -> str:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources.summary import Glance, glance
 from rayddl.nets.config import NetConfig
-from rayddl.stages.experts.settings import ExpertsConfig
-from rayddl.stages.match.settings import MatchConfig
 from rayddl.stages.runtime import machine, sizes
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Resources, Share
@@ -21,6 +19,8 @@ Stages: TypeAlias = Mapping[str, StageConfig]
 
 FLOAT = 4
 """Bytes of a float32."""
+PAGE_PROCESS = 300 * 2**20
+"""Bytes of the process that draws a page; it needs neither torch nor Ray."""
 PROCESS = 600 * 2**20
 """Bytes of a worker that has imported torch and Ray and done nothing yet; on a GPU, next to nothing of it."""
 
@@ -30,8 +30,6 @@ JUDGED = 256
 """Images of the held-out split that are judged together."""
 VECTORS = 6
 """Parameter vectors in a training: parameters, gradient, momentum and what an update makes."""
-
-_Config = TypeVar("_Config", bound=StageConfig)
 
 
 @dataclass(frozen=True)
@@ -190,16 +188,9 @@ def training(nets: Sequence[NetConfig], batch: int, share: Share, outlook: Outlo
     return step + outlook.resident + (0 if share.num_gpus else PROCESS)
 
 
-def read(stages: Stages, name: str | None, kind: type[_Config]) -> _Config | None:
-    """The settings of stage ``name`` if it is of that class."""
-    config = stages.get(name or "")
-    return config if isinstance(config, kind) else None
-
-
-def net_of(stages: Stages, match: MatchConfig | None) -> NetConfig:
-    """The network that a matching stage's set is made with."""
-    experts = read(stages, match.experts, ExpertsConfig) if match else None
-    return experts.net if experts else NetConfig()
+def net_of(stages: Stages, config: StageConfig | None) -> NetConfig:
+    """The network that a stage trains or makes its set with; the default one where its settings name none."""
+    return (config.network(stages) if config else None) or NetConfig()
 
 
 def shown(count: int) -> str:

@@ -1,6 +1,8 @@
-"""The stage kinds: the one list that the pipeline floor reads.
+"""The stage kinds: the one list that the pipeline floor reads, one line for each.
 
-A kind's module is imported only when a stage of it runs, and with it torch and Ray.
+A kind is a folder. Beside ``settings`` and ``stage`` it may have ``estimate`` (what a stage will take) and
+``report`` (its sections of the page), which are found there by name; what a stage produces and how it is tuned is
+declared by the settings class. ``stage`` is imported only when a stage of the kind runs, and with it torch and Ray.
 """
 
 from __future__ import annotations
@@ -31,10 +33,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kind:
-    """A stage kind: its settings, the module that runs it, and its format's version.
+    """A stage kind: its settings, its format's version, and what it needs to run.
 
-    The module has ``run(config, context) -> Result``. ``version`` enters the fingerprint: raise it
-    when the kind's output changes for the same settings.
+    ``version`` enters the fingerprint: raise it when the kind's output changes for the same settings.
     """
 
     name: str
@@ -46,10 +47,19 @@ class Kind:
 
     @property
     def run(self) -> Callable[[StageConfig, Context], Result]:
-        """The function that does the work; imports its module on first use."""
-        module = importlib.import_module(f"rayddl.stages.{self.name}.stage")
-        run: Callable[[StageConfig, Context], Result] = module.run
+        """``run(config, context) -> Result`` of the kind's ``stage`` module."""
+        run: Callable[[StageConfig, Context], Result] = importlib.import_module(f"{self.folder}.stage").run
         return run
+
+    @property
+    def folder(self) -> str:
+        """The package that the kind's settings stand in."""
+        return self.config.__module__.rpartition(".")[0]
+
+    def optional(self, name: str) -> Any | None:
+        """The module ``name`` of the kind's folder; ``None`` where it has none."""
+        module = f"{self.folder}.{name}"
+        return importlib.import_module(module) if self.folder and find_spec(module) else None
 
     def estimate(
         self, config: StageConfig, stages: Mapping[str, StageConfig], outlook: Any, *, measure: bool = False
@@ -59,10 +69,9 @@ class Kind:
 
         With ``measure``, kinds that can do so try a step in another process, which takes a while.
         """
-        name = f"rayddl.stages.{self.name}.estimate"
-        if find_spec(name) is None:
+        module = self.optional("estimate")
+        if module is None:
             return None
-        module = importlib.import_module(name)
         function = getattr(module, "measure", module.estimate) if measure else module.estimate
         found: Estimate = function(config, stages, outlook)
         return found
@@ -89,3 +98,9 @@ KINDS: dict[str, Kind] = {
         Kind("report", ReportConfig, version=2, needs_ray=False),
     )
 }
+
+
+def produced(kind: str) -> str:
+    """What stages of the kind named ``kind`` produce; nothing for a kind that is not known."""
+    found = KINDS.get(kind)
+    return found.config.produces if found else ""

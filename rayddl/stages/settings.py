@@ -1,4 +1,4 @@
-"""What the settings of all stage kinds have in common; the kinds' own are in ``configs``.
+"""What the settings of all stage kinds have in common; a kind's own stand in its folder.
 
 Imports neither torch nor Ray.
 
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
 from rayddl.config import Config
 from rayddl.data.config import augmentation_names
+from rayddl.nets.config import NetConfig
 from rayddl.stages.runtime import sizes
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask, Resources
@@ -22,15 +23,31 @@ from rayddl.stages.runtime.sizes import Ask, Resources
 DSA = "color_crop_cutout_flip_scale_rotate"
 
 
+def _producer(products: Sequence[str]) -> str:
+    """``a stage that produces experts or a teacher``."""
+    named = [product if product.endswith("s") else f"a {product}" for product in products]
+    return f"a stage that produces {' or '.join(named)}"
+
+
 @dataclass(frozen=True)
 class Reads:
-    """Marks a field as the name of a stage whose output is read, and the kinds that will do.
+    """Marks a field as the name of a stage whose output is read, with the products that will do.
 
     The field is a name, ``None`` (nothing read), or a tuple of names. ``"*"`` in a tuple stands for
     every other stage that does not itself read this one.
     """
 
-    kinds: tuple[str, ...]
+    produces: tuple[str, ...]
+    """Values of :attr:`StageConfig.produces`."""
+
+    def fits(self, config: type[StageConfig]) -> bool:
+        """True if a stage with settings of this class can be read."""
+        return config.produces in self.produces
+
+    @property
+    def wanted(self) -> str:
+        """What the stage must be, for an error message."""
+        return _producer(self.produces)
 
 
 @dataclass(frozen=True)
@@ -41,11 +58,50 @@ class Template:
     is only a template does not run by itself; its settings are part of this one's fingerprint.
     """
 
-    kinds: tuple[str, ...]
+    produces: tuple[str, ...] | None = None
+    """The products that will do; ``None``: any stage that declares how it is tuned."""
+
+    def fits(self, config: type[StageConfig]) -> bool:
+        """True if a stage with settings of this class can be the template."""
+        return config.tunable is not None if self.produces is None else config.produces in self.produces
+
+    @property
+    def wanted(self) -> str:
+        """What the stage must be, for an error message."""
+        if self.produces is None:
+            return "a stage that can be tuned"
+        return _producer(self.produces)
+
+
+Mode = Literal["max", "min"]
+
+
+@dataclass(frozen=True)
+class Tunable:
+    """How trials of a kind are run, and what they report: what a search has to know of the kind."""
+
+    metrics: Mapping[str, Mode]
+    """Each metric, and whether more or less of it is better."""
+    trials: str
+    """``module:function`` that makes the trials; it is called with the search's settings and context, and returns
+    a :class:`rayddl.stages.tune.trial.Trials`."""
+    length: str | None = None
+    """The setting that says how long a trial is, where it reports on its way; else it reports once."""
+    fixed: tuple[str, ...] = ()
+    """Settings that a space cannot change: with them, trials could not be compared."""
+    lasting: tuple[str, ...] = ()
+    """Settings that a trial cannot change on its way: what it has made so far has their form."""
 
 
 class StageConfig(Config):
     """The keys that every stage has."""
+
+    produces: ClassVar[str] = ""
+    """What other stages read of it: ``experts``, ``set``, ``teacher``, ``judgement`` or ``page``."""
+    tunable: ClassVar[Tunable | None] = None
+    """How stages of this kind are tuned; ``None`` where they cannot be."""
+    soft: ClassVar[bool] = False
+    """True if a set of this kind is made for students that learn from soft labels."""
 
     kind: str
     resources: Resources = Resources()
@@ -68,6 +124,14 @@ class StageConfig(Config):
     def asks(self, have: Capacity) -> Sequence[Ask]:
         """Everything that has to fit on the cluster ``have`` for this stage to run."""
         return (Ask("resources", sizes.spread(self.resources, have, units=1)),)
+
+    def network(self, stages: Mapping[str, StageConfig]) -> NetConfig | None:
+        """The network that this stage trains, or makes its set with; ``None`` where the settings name none.
+
+        ``stages`` are the settings of all stages, by name.
+        """
+        del stages
+        return None
 
     @property
     def last_epoch(self) -> int | None:

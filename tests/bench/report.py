@@ -30,7 +30,9 @@ TIMES = """JSON.stringify([
 def page(classes: int, ipc: int, side: int) -> str:
     """The page of a set picked from nothing but noise."""
     from rayddl.report.page import render
-    from rayddl.report.run import Pictures, Run, Selected, Stage
+    from rayddl.report.run import Chapter, Run
+    from rayddl.report.values import Pictures, Stage
+    from rayddl.stages import picked
 
     draws = np.random.default_rng(0)
     images = draws.integers(0, 256, (classes * ipc, 3, side, side), dtype=np.uint8)
@@ -45,7 +47,7 @@ def page(classes: int, ipc: int, side: int) -> str:
             0,
             versions,
             (stage,),
-            selections=(Selected(stage, pictures),),
+            chapters=(Chapter(picked.part, (picked.Picked(stage, pictures=pictures),)),),
         )
     )
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from rayddl.cli import main
 from rayddl.stages.context import Context, Result
@@ -22,6 +22,8 @@ from rayddl.stages.settings import Reads, StageConfig
 class MakeConfig(StageConfig):
     """A stage that reads nothing, and ends as it is told."""
 
+    produces: ClassVar[str] = "thing"
+
     kind: Literal["make"]
     count: int = 3
     ends: Literal["well", "crash", "waiting", "printing"] = "well"
@@ -30,8 +32,10 @@ class MakeConfig(StageConfig):
 class UseConfig(StageConfig):
     """A stage that leaves a set and a report."""
 
+    produces: ClassVar[str] = "set"
+
     kind: Literal["use"]
-    make: Annotated[str, Reads(("make",))]
+    make: Annotated[str, Reads(("thing",))]
 
 
 def make(config: MakeConfig, context: Context) -> Result:

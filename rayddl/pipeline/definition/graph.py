@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from rayddl.pipeline.definition.problems import Key, suggestion
 from rayddl.pipeline.definition.schema import marks
+from rayddl.stages.kinds import Kind
 from rayddl.stages.settings import Reads, StageConfig, Template
 
 EVERY = "*"
@@ -17,15 +18,16 @@ both fields, ``of.experts``."""
 
 def fields(
     config: StageConfig, mark: type[Reads] | type[Template] = Reads
-) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
-    """Each field of ``config`` that names stages: the field, the names, and the kinds that will do."""
+) -> Iterator[tuple[str, tuple[str, ...], Reads | Template]]:
+    """Each field of ``config`` that names stages: the field, the names, and the mark with what will do."""
     for name, field in type(config).model_fields.items():
         found = marks(field, mark)
         if not found:
             continue
+        (wanted,) = found
         value = getattr(config, name)
         names = () if value is None else (value,) if isinstance(value, str) else tuple(value)
-        yield name, names, tuple(kind for each in found for kind in each.kinds)
+        yield name, names, wanted
 
 
 def templates(config: StageConfig) -> dict[str, str]:
@@ -38,12 +40,16 @@ def templates(config: StageConfig) -> dict[str, str]:
 
 
 def wrong_names(
-    stage: str, config: StageConfig, kinds: Mapping[str, str | None]
+    stage: str, config: StageConfig, kinds: Mapping[str, Kind | None], known: Mapping[str, Kind]
 ) -> Iterator[tuple[Key, str]]:
-    """What is wrong with the names that a stage gives: ``kinds`` is every stage's kind, if known."""
-    for field, names, allowed in (*fields(config), *fields(config, Template)):
-        fitting = [name for name, kind in kinds.items() if kind in allowed and name != stage]
-        wanted = f"a stage of kind {' or '.join(allowed)}"
+    """What is wrong with the names that a stage gives.
+
+    ``kinds`` is every stage's kind, ``None`` where it is not one of the ``known`` kinds.
+    """
+    for field, names, mark in (*fields(config), *fields(config, Template)):
+        fitting = [name for name, kind in kinds.items() if kind and mark.fits(kind.config) and name != stage]
+        able = [kind.name for kind in known.values() if mark.fits(kind.config)]
+        wanted = f"{mark.wanted} (kind {' or '.join(able)})"
         for name in names:
             if name == EVERY:
                 continue
@@ -52,15 +58,15 @@ def wrong_names(
             elif name not in kinds:
                 hint = suggestion(name, fitting, "stages that would do")
                 yield (field,), f"there is no stage {name!r}; expected {wanted}; {hint}"
-            elif kinds[name] and kinds[name] not in allowed:
+            elif (kind := kinds[name]) and not mark.fits(kind.config):
                 hint = suggestion(name, fitting, "stages that would do")
-                yield (field,), f"{name!r} is of kind {kinds[name]}; expected {wanted}; {hint}"
+                yield (field,), f"{name!r} is of kind {kind.name}; expected {wanted}; {hint}"
 
 
 def links(configs: Mapping[str, StageConfig]) -> dict[str, Links]:
     """Every stage's links, with ``"*"`` as the stages it stands for.
 
-    That is every other stage of a fitting kind that runs and does not hang on the one that says ``"*"``.
+    That is every other stage with a fitting product that runs and does not hang on the one that says ``"*"``.
     """
     named = _named(configs)
     starred = {stage for stage, config in configs.items() if any(EVERY in n for _, n, _ in fields(config))}
@@ -69,8 +75,8 @@ def links(configs: Mapping[str, StageConfig]) -> dict[str, Links]:
     for stage, config in configs.items():
         excluded = {stage, *_readers(stage, named), *starred, *resting}
         result[stage] = dict(named[stage])
-        for field, names, allowed in fields(config):
-            every = [n for n, c in configs.items() if c.kind in allowed and n not in excluded]
+        for field, names, mark in fields(config):
+            every = [n for n, c in configs.items() if mark.fits(type(c)) and n not in excluded]
             chosen = [x for name in names for x in (every if name == EVERY else [name])]
             result[stage][field] = tuple(dict.fromkeys(chosen))
     return result

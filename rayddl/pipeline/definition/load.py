@@ -138,19 +138,19 @@ def _stages(document: Document, kinds: Mapping[str, Kind], problems: Problems) -
         config = _checked(kind.config, value, ("stages", name), document, problems) if kind else None
         if config is not None:
             configs[name] = config
-    return _linked(found, configs, document, problems)
+    return _linked(found, configs, kinds, document, problems)
 
 
 def _linked(
     kinds: Mapping[str, Kind | None],
     configs: Mapping[str, StageConfig],
+    known: Mapping[str, Kind],
     document: Document,
     problems: Problems,
 ) -> tuple[Stage, ...]:
     before = len(problems.found)
-    kind_names = {name: kind.name if kind else None for name, kind in kinds.items()}
     for stage, config in configs.items():
-        for key, text in graph.wrong_names(stage, config, kind_names):
+        for key, text in graph.wrong_names(stage, config, kinds, known):
             _note(document, problems, ("stages", stage, *key), text)
     if len(problems.found) > before:
         return ()

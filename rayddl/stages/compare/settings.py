@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from rayddl.stages.settings import Reads, StageConfig
 
@@ -10,8 +10,10 @@ from rayddl.stages.settings import Reads, StageConfig
 class CompareConfig(StageConfig):
     """One table and one page over the sets that evaluate stages judged."""
 
+    produces: ClassVar[str] = "page"
+
     kind: Literal["compare"]
-    of: Annotated[tuple[str, ...], Reads(("evaluate",))] = ("*",)
+    of: Annotated[tuple[str, ...], Reads(("judgement",))] = ("*",)
     """The evaluate stages to compare; ``"*"`` is every one."""
     runs: tuple[str, ...] = ()
     """Folders or URIs of finished evaluate stages of other runs, to stand beside them."""

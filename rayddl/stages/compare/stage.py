@@ -7,15 +7,16 @@ from typing import Any
 
 from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError
-from rayddl.report.entries import Entry, entries, nets_of
 from rayddl.report.numbers import duration
-from rayddl.report.page import render_comparison
-from rayddl.report.run import Columns, Comparison, Judged
 from rayddl.report.sections import net_name
 from rayddl.stages import parquet as tables
+from rayddl.stages.compare.entries import Comparison, Entry, Judged, entries, nets_of
+from rayddl.stages.compare.page import render
 from rayddl.stages.compare.settings import CompareConfig
 from rayddl.stages.context import Context, Input, Result
-from rayddl.stages.report.stage import CONFUSION, FILE, as_stage, columns, in_order, pictures, versions
+from rayddl.stages.evaluate.figures import confusion_of
+from rayddl.stages.finished import PAGE, as_stage, in_order, pictures, versions
+from rayddl.stages.kinds import produced
 from rayddl.storage import Folder
 
 MANIFEST = "manifest.json"
@@ -41,14 +42,14 @@ def run(config: CompareConfig, context: Context) -> Result:
         )
     shown = {key: d for key, d in definitions.items() if key in {k for _, k, _ in found}}
     comparison = Comparison(own, tuple(_judged(*each) for each in found), shown, versions())
-    page = render_comparison(comparison).encode()
-    context.out.write(FILE, page)
+    page = render(comparison).encode()
+    context.out.write(PAGE, page)
     told = entries(comparison)
     nets = nets_of(told)
     lines = list(_lines(told))
     tables.write(context.out, "comparison.parquet", {n: [line[n] for line in lines] for n in TYPES}, TYPES)
     return Result(
-        {"file": FILE, "bytes": len(page), "rows": lines}, tuple(_shown(entry, nets) for entry in told)
+        {"file": PAGE, "bytes": len(page), "rows": lines}, tuple(_shown(entry, nets) for entry in told)
     )
 
 
@@ -61,7 +62,7 @@ def outside(folder: Folder) -> tuple[Input, str, Mapping[str, Any]]:
         raise ArtifactError(
             f"{folder} is no finished stage ({type(error).__name__}: {error}); name the folder of an evaluate stage."
         ) from error
-    if kind != "evaluate":
+    if produced(kind) != "judgement":
         raise ArtifactError(f"{folder} is of kind {kind}; name the folder of an evaluate stage.")
     found = Input(stage, kind, folder, manifest["config"], manifest["summary"])
     definition = manifest.get("definition") or _kept(folder).info.get("definition") or {}
@@ -74,10 +75,7 @@ def _kept(folder: Folder) -> DistilledSet:
 
 def _judged(name: str, key: str, found: Input) -> Judged:
     made = _kept(found.folder)
-    confusion: Columns | None = None
-    if found.folder.has("confusion.parquet"):
-        confusion = columns(found, "confusion.parquet", CONFUSION)
-    return Judged(name, key, as_stage(found), pictures(made), confusion)
+    return Judged(name, key, as_stage(found), pictures(made), confusion_of(found))
 
 
 def _lines(told: tuple[Entry, ...]) -> Iterator[dict[str, Any]]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from rayddl.stages.coreset.settings import CoresetConfig
 from rayddl.stages.estimates import FLOAT, PROCESS, Estimate, Outlook, Stages
-from rayddl.stages.experts.settings import ExpertsConfig
-from rayddl.stages.teacher.settings import TeacherConfig
 
 FEATURES = 2**28
 """Bytes of features that a task holds, unless one class has more."""
@@ -19,7 +17,7 @@ def estimate(config: CoresetConfig, stages: Stages, outlook: Outlook) -> Estimat
     share = outlook.machine.share(config.resources, glance.classes, gpu=False)
     per_class = -(-glance.train // glance.classes)
     looked_at = per_class if config.mipc is None else min(config.mipc, per_class)
-    networked = isinstance(stages.get(config.features or ""), ExpertsConfig | TeacherConfig)
+    networked = config.features in stages
     features = 0
     if config.method != "random":
         features = max(FEATURES, looked_at * (WIDTH if networked else glance.numbers) * FLOAT)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from rayddl.stages.experts.settings import ExpertsConfig
 from rayddl.stages.runtime import sizes
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask, Share
@@ -16,6 +15,8 @@ from rayddl.stages.settings import Reads, StageConfig
 
 class CoresetConfig(StageConfig):
     """Real images chosen class by class: the baselines that distilled sets are judged against."""
+
+    produces: ClassVar[str] = "set"
 
     kind: Literal["coreset"]
     method: Literal["random", "herding", "kcenter"]
@@ -50,7 +51,8 @@ class CoresetConfig(StageConfig):
                 f"{self.ipc} images of each class cannot be chosen from {self.mipc}; raise mipc, or lower ipc"
             )
         source = reads.get("features")
-        if isinstance(source, ExpertsConfig) and source.net.norm == "batch":
+        net = source.network({}) if source and source.produces == "experts" else None
+        if net is not None and net.norm == "batch":
             problems.append(
                 f"the experts of {self.features!r} have batch norm, and trajectories carry no running statistics; "
                 "take features from a teacher, or leave features out"

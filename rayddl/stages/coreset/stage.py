@@ -31,7 +31,8 @@ from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Input, Result
 from rayddl.stages.coreset.settings import CoresetConfig
 from rayddl.stages.coreset.worker import Chosen, Job, choose, read_chosen
-from rayddl.stages.match.stage import refuse_other_experts
+from rayddl.stages.experts.artifact import refuse_other_experts
+from rayddl.stages.kinds import produced
 from rayddl.stages.runtime import cluster, workers
 from rayddl.stages.runtime.listings import of_shared
 from rayddl.stages.runtime.sizes import Ask, Share
@@ -95,7 +96,7 @@ def _given(config: CoresetConfig, context: Context) -> _Given:
     """
     found = None if config.features is None else context.inputs[config.features]
     observer = None
-    if found is not None and found.kind == "teacher":
+    if found is not None and produced(found.kind) == "teacher":
         observer = Observer.load(found.folder.child("observer"))
         listing = sources.listing(context.source) if context.source.space == "normalise" else None
         if listing is not None:

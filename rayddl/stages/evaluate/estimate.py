@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from rayddl.nets.config import NetConfig
-from rayddl.stages.estimates import Estimate, Outlook, Stages, made, net_of, read, training
+from rayddl.stages.estimates import Estimate, Outlook, Stages, made, net_of, training
 from rayddl.stages.evaluate.settings import HARD_BATCH, HARD_EPOCHS, SOFT_EPOCHS, EvaluateConfig
-from rayddl.stages.match.settings import MatchConfig
 from rayddl.stages.settings import StageConfig
-from rayddl.stages.teacher.settings import TeacherConfig
 
 RESULT = 400
 """Bytes of one student's result."""
@@ -18,17 +16,17 @@ SOFT_BATCH = 200
 def estimate(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Estimate:
     """The whole data in model space and one step of the largest network in a worker; a small file per student."""
     of = stages.get(config.set)
-    soft = config.protocol == "soft" or (config.protocol is None and of is not None and of.kind == "rded")
+    soft = config.protocol == "soft" or (config.protocol is None and of is not None and of.soft)
     nets = list(_nets(config, of, stages))
     lessons = 1 + config.random + (config.whole or config.ranking) + config.ranking * (4 if soft else 2)
     units = lessons * len(nets) * (config.seeds + len(config.lr_grid or ()))
     share = outlook.machine.share(config.resources, units)
-    observer = read(stages, config.observer, TeacherConfig) if soft else None
+    observer = stages.get(config.observer or "") if soft else None
     batch = config.batch or (SOFT_BATCH if soft else HARD_BATCH)
     ipc = getattr(of, "ipc", None)
     if ipc is not None and not (config.whole or config.ranking):
         batch = min(batch, ipc * outlook.glance.classes)
-    shown = [*nets, observer.net] if observer else nets
+    shown = [*nets, net_of(stages, observer)] if observer else nets
     memory = training(shown, batch, share, outlook)
     epochs = config.epochs or (SOFT_EPOCHS if soft else HARD_EPOCHS)
     work = f"{units} students × {epochs} epochs"
@@ -36,4 +34,4 @@ def estimate(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Estima
 
 
 def _nets(config: EvaluateConfig, of: StageConfig | None, stages: Stages) -> tuple[NetConfig, ...]:
-    return config.nets or (net_of(stages, of if isinstance(of, MatchConfig) else None),)
+    return config.nets or (net_of(stages, of),)

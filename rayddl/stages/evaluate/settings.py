@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -21,8 +21,10 @@ NO_OBSERVER = (
 class EvaluateConfig(NetStageConfig):
     """Students trained on the distilled set, beside random real images."""
 
+    produces: ClassVar[str] = "judgement"
+
     kind: Literal["evaluate"]
-    set: Annotated[str, Reads(("match", "rded", "coreset", "tune", "imported"))]
+    set: Annotated[str, Reads(("set",))]
     protocol: Literal["hard", "soft"] | None = None
     """``hard``: MTT's, on the labels of the images. ``soft``: RDED's, on what ``observer`` says of them;
     the accuracy is that after the last epoch. Default: what the set was made for."""
@@ -83,5 +85,5 @@ class EvaluateConfig(NetStageConfig):
     def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
         """Soft labels need an observer."""
         of = reads.get("set")
-        soft = self.protocol == "soft" or (self.protocol is None and of is not None and of.kind == "rded")
+        soft = self.protocol == "soft" or (self.protocol is None and of is not None and of.soft)
         return [NO_OBSERVER] if soft and self.observer is None else []

@@ -81,7 +81,7 @@ def run(config: EvaluateConfig, context: Context) -> Result:
 
 def _spent(made: DistilledSet, read: Input) -> dict[str, float]:
     """Seconds of the stages behind the set. To have imported one is not to have made it."""
-    return dict(made.info.get("metrics", {}).get("spent", {}) if read.kind == "imported" else read.spent)
+    return dict(made.info.get("metrics", {}).get("spent", {}) if "imported" in made.info else read.spent)
 
 
 def _bytes(made: DistilledSet) -> int:

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from rayddl.errors import ArtifactError
 from rayddl.methods.training.steps import Steps
 from rayddl.methods.trajectories import files
 from rayddl.methods.trajectories.convex import convexify
 from rayddl.methods.trajectories.expert import Training
 from rayddl.stages import parquet as tables
+from rayddl.stages.context import Input
 from rayddl.stages.experts.settings import ExpertsConfig
 from rayddl.stages.runtime.sources import SharedSource
 from rayddl.storage import Folder
@@ -94,3 +96,25 @@ def summary(job: Job, count: int) -> dict[str, Any]:
         "classes": list(job.source.classes),
         "shape": list(job.source.shape),
     }
+
+
+def refuse_other_experts(experts: Input, source: SharedSource, name: str) -> None:
+    """Experts must come from the same images, in the same pixel space, with the same classes."""
+    theirs, ours = experts.summary["space"], source.space_id
+    if theirs != ours:
+        kind, _, images = str(theirs).partition(":")
+        raise ArtifactError(
+            f"the experts of {experts.stage!r} were trained in pixel space {kind} on images {images[:12]}; the "
+            f"source {name!r} is {source.space_kind} on {source.fingerprint[:12]}. "
+            "Match with the source that trained them, or train new ones."
+        )
+    if list(experts.summary["classes"]) != list(source.classes):
+        raise ArtifactError(
+            f"the experts of {experts.stage!r} know the classes {_short(experts.summary['classes'])}, the source has "
+            f"{_short(source.classes)}. Classes are matched by name and order; train new experts."
+        )
+
+
+def _short(names: Any) -> str:
+    listed = [str(n) for n in names]
+    return ", ".join(listed[:5]) + (f" … ({len(listed)})" if len(listed) > 5 else "")

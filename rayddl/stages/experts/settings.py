@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,8 @@ CONVEX_EPOCHS = 50
 
 class ExpertsConfig(NetStageConfig):
     """Trajectories of networks trained on the real images (MTT section 3.1)."""
+
+    produces: ClassVar[str] = "experts"
 
     kind: Literal["experts"]
     net: NetConfig = NetConfig()
@@ -65,6 +67,11 @@ class ExpertsConfig(NetStageConfig):
         if points[0] != 0 or points[-1] != (self.epochs or CONVEX_EPOCHS):
             raise ValueError(f"waypoints must go from 0 to epochs ({self.epochs or CONVEX_EPOCHS})")
         return self
+
+    def network(self, stages: Mapping[str, StageConfig]) -> NetConfig:
+        """The experts' own."""
+        del stages
+        return self.net
 
     @property
     def length(self) -> int:

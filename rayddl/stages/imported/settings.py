@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,8 @@ from rayddl.stages.settings import StageConfig
 
 class ImportedConfig(StageConfig):
     """A set that was made elsewhere, to be judged and compared with others."""
+
+    produces: ClassVar[str] = "set"
 
     kind: Literal["imported"]
     path: str

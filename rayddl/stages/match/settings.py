@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from rayddl.nets.config import NetConfig
 from rayddl.stages.experts.settings import ExpertsConfig
 from rayddl.stages.runtime import sizes
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask, Share
-from rayddl.stages.settings import NetStageConfig, Reads, StageConfig
+from rayddl.stages.settings import NetStageConfig, Reads, StageConfig, Tunable
 
 
 class MatchConfig(NetStageConfig):
     """Distillation by matching training trajectories: MTT and MCT."""
+
+    produces: ClassVar[str] = "set"
+    tunable: ClassVar[Tunable | None] = Tunable(
+        {"accuracy": "max", "loss": "min"},
+        "rayddl.stages.match.trials:trials",
+        length="iterations",
+        fixed=("evaluate_every", "evaluate_epochs", "evaluate_seeds"),
+        lasting=("ipc", "labels", "start_from", "image_optimizer"),
+    )
 
     kind: Literal["match"]
     experts: Annotated[str, Reads(("experts",))]
@@ -42,7 +52,7 @@ class MatchConfig(NetStageConfig):
     momentum: float = Field(default=0.5, ge=0, lt=1)
     """Momentum of the images' and the learning rate's updates."""
     start_from: Literal["real", "noise"] = "real"
-    start_set: Annotated[str | None, Reads(("match", "rded", "coreset"))] = None
+    start_set: Annotated[str | None, Reads(("set",))] = None
     """A set to start from instead, of ``ipc`` images per class: RDED's, for one, or what another stage matched,
     which goes on exactly where the pixel space is the same."""
     short_class: Literal["error", "cap", "repeat"] = "error"
@@ -114,6 +124,11 @@ class MatchConfig(NetStageConfig):
         """What each worker gets of the cluster ``have``, with a part kept for short evaluations."""
         beside = self.evaluate_every is not None
         return sizes.together(self.resources, have, workers=self.workers, beside=beside)
+
+    def network(self, stages: Mapping[str, StageConfig]) -> NetConfig | None:
+        """The experts'."""
+        experts = stages.get(self.experts)
+        return experts.network(stages) if experts else None
 
     @property
     def last_epoch(self) -> int:

@@ -18,6 +18,7 @@ from rayddl.nets.config import NetConfig
 from rayddl.nets.cost import worth_compiling
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Input, Result
+from rayddl.stages.experts.artifact import refuse_other_experts
 from rayddl.stages.match import short_evaluations
 from rayddl.stages.match import worker as matcher
 from rayddl.stages.match.settings import MatchConfig
@@ -83,23 +84,6 @@ def run(config: MatchConfig, context: Context) -> Result:
     return Result(_summary(config, source, rows, where, made, accuracies, seconds))
 
 
-def refuse_other_experts(experts: Input, source: SharedSource, name: str) -> None:
-    """Experts must come from the same images, in the same pixel space, with the same classes."""
-    theirs, ours = experts.summary["space"], source.space_id
-    if theirs != ours:
-        kind, _, images = str(theirs).partition(":")
-        raise ArtifactError(
-            f"the experts of {experts.stage!r} were trained in pixel space {kind} on images {images[:12]}; the "
-            f"source {name!r} is {source.space_kind} on {source.fingerprint[:12]}. "
-            "Match with the source that trained them, or train new ones."
-        )
-    if list(experts.summary["classes"]) != list(source.classes):
-        raise ArtifactError(
-            f"the experts of {experts.stage!r} know the classes {_short(experts.summary['classes'])}, the source has "
-            f"{_short(source.classes)}. Classes are matched by name and order; train new experts."
-        )
-
-
 def started(config: MatchConfig, source: SharedSource, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The synthetic images' labels, and the real images that they start from."""
     import ray
@@ -111,11 +95,6 @@ def started(config: MatchConfig, source: SharedSource, seed: int) -> tuple[torch
     draws = seeds.generator(seed, "images")
     picked = picking.per_class(labels, source.classes, config.ipc, draws, config.short_class)
     return labels[picked], picked
-
-
-def _short(names: Any) -> str:
-    listed = [str(n) for n in names]
-    return ", ".join(listed[:5]) + (f" … ({len(listed)})" if len(listed) > 5 else "")
 
 
 def _job(

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from rayddl.stages.runtime import sizes
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask, Resources
-from rayddl.stages.settings import Precision, Reads, StageConfig
+from rayddl.stages.settings import Precision, Reads, StageConfig, Tunable
 
 
 class RdedConfig(StageConfig):
     """The most realistic crops of real images, several on one image (Sun et al. 2024)."""
+
+    produces: ClassVar[str] = "set"
+    soft: ClassVar[bool] = True
+    tunable: ClassVar[Tunable | None] = Tunable({"accuracy": "max"}, "rayddl.stages.rded.trials:trials")
 
     kind: Literal["rded"]
     teacher: Annotated[str, Reads(("teacher",))]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from rayddl.stages.estimates import Estimate, Outlook, Stages
+from rayddl.stages.estimates import PAGE_PROCESS, Estimate, Outlook, Stages
 from rayddl.stages.report.settings import ReportConfig
-
-PROCESS = 300 * 2**20
-"""Bytes of the process that draws; it needs neither torch nor Ray."""
 
 
 def estimate(config: ReportConfig, stages: Stages, outlook: Outlook) -> Estimate:
     """One page, a few hundred kilobytes a stage."""
     del outlook
     shown = len(stages) - 1 if "*" in config.of else len(config.of)
-    return Estimate("1 page", 1, PROCESS, shown * 300_000)
+    return Estimate("1 page", 1, PAGE_PROCESS, shown * 300_000)

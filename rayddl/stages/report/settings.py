@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from rayddl.stages.settings import Reads, StageConfig
 
@@ -10,9 +10,8 @@ from rayddl.stages.settings import Reads, StageConfig
 class ReportConfig(StageConfig):
     """One self-contained page about the run."""
 
+    produces: ClassVar[str] = "page"
+
     kind: Literal["report"]
-    of: Annotated[
-        tuple[str, ...],
-        Reads(("experts", "match", "teacher", "rded", "coreset", "imported", "tune", "evaluate")),
-    ] = ("*",)
+    of: Annotated[tuple[str, ...], Reads(("experts", "teacher", "set", "judgement"))] = ("*",)
     """The stages to show; ``"*"`` is every other stage."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,7 +12,7 @@ from rayddl.nets.config import NetConfig
 from rayddl.stages.runtime import sizes
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask
-from rayddl.stages.settings import NetStageConfig
+from rayddl.stages.settings import NetStageConfig, StageConfig, Tunable
 
 DEFAULT = "DEFAULT"
 AS_SOURCE = "source"
@@ -20,6 +20,9 @@ AS_SOURCE = "source"
 
 class TeacherConfig(NetStageConfig):
     """An observer: a network trained on the real images, or one that is trained already (RDED)."""
+
+    produces: ClassVar[str] = "teacher"
+    tunable: ClassVar[Tunable | None] = Tunable({"accuracy": "max"}, "rayddl.stages.teacher.trials:trials")
 
     kind: Literal["teacher"]
     net: NetConfig = NetConfig()
@@ -54,6 +57,11 @@ class TeacherConfig(NetStageConfig):
     """Held-out images that the accuracy is measured on: all of them, or so many drawn at random."""
     allow_weak: bool = False
     """Accept a teacher that all but guesses."""
+
+    def network(self, stages: Mapping[str, StageConfig]) -> NetConfig:
+        """The observer's own."""
+        del stages
+        return self.net
 
     def asks(self, have: Capacity) -> Sequence[Ask]:
         """One worker, which takes what a node gives."""

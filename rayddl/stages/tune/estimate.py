@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rayddl.stages.estimates import Estimate, Outlook, Stages, made
 from rayddl.stages.runtime import sizes
-from rayddl.stages.tune.settings import REPORTED, SAMPLES, TuneConfig
+from rayddl.stages.tune.settings import SAMPLES, TuneConfig, tunable_of
 
 
 def estimate(config: TuneConfig, stages: Stages, outlook: Outlook) -> Estimate:
@@ -14,7 +14,7 @@ def estimate(config: TuneConfig, stages: Stages, outlook: Outlook) -> Estimate:
     samples = config.samples or SAMPLES
     share = sizes.spread(config.resources, outlook.machine.have, units=samples, fill=True)
     template = stages[config.of]
-    length = REPORTED[template.kind].length
+    length = tunable_of(template).length
     if length is not None and config.max_iterations is not None:
         template = template.model_copy(update={length: config.max_iterations})
     trial = KINDS[template.kind].estimate(template, stages, outlook)

@@ -19,13 +19,11 @@ from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.settings import Reads
 from rayddl.stages.tune.importance import importance
 from rayddl.stages.tune.plan import Search
-from rayddl.stages.tune.settings import REPORTED, TuneConfig, configured
-from rayddl.stages.tune.store import Row
+from rayddl.stages.tune.settings import TuneConfig, configured, tunable_of
+from rayddl.stages.tune.store import SETTING, Row
 from rayddl.storage import Folder
 
 TRIALS, PROGRESS, BEST = "trials.parquet", "progress.parquet", "best.yaml"
-SETTING = "setting."
-"""What a setting's column begins with."""
 WORDS = {
     "whole": "to the end",
     "stopped": "stopped early",
@@ -140,7 +138,7 @@ def write_best(
         stages[name] = varied.model_dump(mode="json", exclude_unset=True) | {"resources": asked}
     for stage in stages.values():
         _rename(stage, gone)
-    length = REPORTED[found[config.of].kind].length
+    length = tunable_of(found[config.of]).length
     if length is not None:
         template = stages[config.of]
         template[length] = best.iteration

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rayddl.seeds import derive
-from rayddl.stages.settings import StageConfig
+from rayddl.stages.settings import Mode, StageConfig
 from rayddl.stages.tune import space as spaces
-from rayddl.stages.tune.settings import REPORTED, SAMPLES, Mode, TuneConfig, base_of
+from rayddl.stages.tune.settings import SAMPLES, TuneConfig, base_of, tunable_of
 from rayddl.stages.tune.space import Base, Settings, Space
 
 WORST: Mapping[str, float] = {"max": 0.0, "min": 1e6}
@@ -74,7 +74,7 @@ def make(config: TuneConfig, templates: Mapping[str, StageConfig]) -> Search:
         config.space,
         base,
         config.metric,
-        config.better,
+        config.better(templates[config.of]),
         samples,
         stops,
         config.searcher,
@@ -88,7 +88,7 @@ def make(config: TuneConfig, templates: Mapping[str, StageConfig]) -> Search:
 
 
 def _stops(config: TuneConfig, template: StageConfig) -> tuple[int, ...]:
-    length = REPORTED[template.kind].length
+    length = tunable_of(template).length
     if length is None:
         return (1,)
     whole = int(config.max_iterations or getattr(template, length))

@@ -4,45 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from rayddl.config import Config
 from rayddl.nets.config import NetConfig
-from rayddl.stages.settings import Reads, StageConfig, Template
+from rayddl.stages.settings import Mode, Reads, StageConfig, Template, Tunable
 from rayddl.stages.tune import space as spaces
 from rayddl.stages.tune.space import Entry, Settings
 
-Mode = Literal["max", "min"]
-
-
-@dataclass(frozen=True)
-class Reported:
-    """What trials of a kind report."""
-
-    metrics: Mapping[str, Mode]
-    """Each metric, and whether more or less of it is better."""
-    length: str | None
-    """The setting that says how long a trial is, where it reports on its way; else it reports once."""
-    fixed: tuple[str, ...] = ()
-    """Settings that a space cannot change: with them, trials could not be compared."""
-    lasting: tuple[str, ...] = ()
-    """Settings that a trial cannot change on its way: what it has made so far has their form."""
-
-
-REPORTED: dict[str, Reported] = {
-    "match": Reported(
-        {"accuracy": "max", "loss": "min"},
-        "iterations",
-        ("evaluate_every", "evaluate_epochs", "evaluate_seeds"),
-        ("ipc", "labels", "start_from", "image_optimizer"),
-    ),
-    "rded": Reported({"accuracy": "max"}, None),
-    "teacher": Reported({"accuracy": "max"}, None),
-}
-"""The kinds that can be tuned."""
 CLONING = ("pbt", "pb2")
 """Schedulers whose trials change settings on their way."""
 SAMPLES = 20
@@ -60,8 +31,10 @@ class Students(Config):
 class TuneConfig(StageConfig):
     """A search for the best settings of another stage, with Ray Tune."""
 
+    produces: ClassVar[str] = "set"
+
     kind: Literal["tune"]
-    of: Annotated[str, Template(tuple(REPORTED))]
+    of: Annotated[str, Template()]
     """The template: the stage whose settings are searched. It runs by itself only if another stage reads it."""
     also: Annotated[tuple[str, ...], Template(("experts",))] = ()
     """Stages that the template reads and that are varied with it: their settings are ``<stage>.<key>``."""
@@ -90,7 +63,7 @@ class TuneConfig(StageConfig):
     seed: int = Field(default=0, ge=0)
     """Seed of the search's own choices. What a trial does is seeded as the template is."""
     students: Students = Students()
-    """Short evaluations for ``rded``. ``match`` has its own: ``evaluate_epochs``, ``evaluate_seeds``."""
+    """Short evaluations of sets. ``match`` has its own: ``evaluate_epochs``, ``evaluate_seeds``."""
     held_out: int = Field(default=5, ge=1)
     """Fresh seeds on which the best settings and the template's own are compared after the search."""
     tensorboard: bool = False
@@ -102,13 +75,9 @@ class TuneConfig(StageConfig):
         spaces.in_order(value)
         return value
 
-    @property
-    def better(self) -> Mode:
-        """Whether more or less of the metric is better."""
-        if self.mode is not None:
-            return self.mode
-        known: list[Mode] = [r.metrics[self.metric] for r in REPORTED.values() if self.metric in r.metrics]
-        return known[0] if known else "max"
+    def better(self, template: StageConfig) -> Mode:
+        """Whether more or less of the metric is better, which ``template`` reports."""
+        return self.mode or tunable_of(template).metrics.get(self.metric, "max")
 
     def as_readers(self, templates: Mapping[str, StageConfig]) -> Sequence[StageConfig]:
         """The template at the ends of the space: whatever it reads must be fit for those."""
@@ -142,7 +111,7 @@ class TuneConfig(StageConfig):
                     yield f"space.{key}: {problem}" if name == key else f"space.{key}.when: {problem}"
 
     def _wrong_search(self, template: StageConfig) -> Iterator[str]:
-        reported = REPORTED[template.kind]
+        reported = tunable_of(template)
         if self.metric not in reported.metrics:
             yield (
                 f"metric: {template.kind} does not report {self.metric!r}; "
@@ -190,6 +159,12 @@ class TuneConfig(StageConfig):
                 return
 
 
+def tunable_of(template: StageConfig) -> Tunable:
+    """How the template is tuned: its kind declares it, else a definition does not pass the check of names."""
+    assert template.tunable is not None
+    return template.tunable
+
+
 def named(config: TuneConfig, reads: Mapping[str, StageConfig]) -> dict[str, StageConfig]:
     """The stages that are varied, by their names; ``reads`` has them under the fields that name them."""
     found = {config.of: reads["of"]} if "of" in reads else {}
@@ -220,7 +195,7 @@ def configured(
     values = {
         name: template.model_dump(mode="json", exclude_unset=True) for name, template in templates.items()
     }
-    length = REPORTED[templates[config.of].kind].length
+    length = tunable_of(templates[config.of]).length
     if length is not None and config.max_iterations is not None:
         values[config.of][length] = config.max_iterations
     for key, value in settings.items():
@@ -269,13 +244,13 @@ def _unknown(
 
 
 def _not_tuned(template: StageConfig) -> tuple[str, ...]:
-    reported = REPORTED.get(template.kind)
+    reported = template.tunable
     own = (*reported.fixed, *((reported.length,) if reported.length else ())) if reported else ()
     return ("kind", "resources", *own)
 
 
 def _why(template: StageConfig, key: str) -> str:
-    reported = REPORTED.get(template.kind)
+    reported = template.tunable
     if reported and key == reported.length:
         return "it is the length of a trial; set max_iterations"
     if reported and key in reported.fixed:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from rayddl.errors import DivergedError
 from rayddl.stages.context import Context, Progress, Result, Silent
 from rayddl.stages.runtime import cluster, workers
 from rayddl.stages.runtime.sizes import Share
-from rayddl.stages.runtime.sources import publish, publish_held_out, read_space
 from rayddl.stages.tune import engine, outcome, plan
 from rayddl.stages.tune.outcome import Winner
-from rayddl.stages.tune.settings import TuneConfig
+from rayddl.stages.tune.settings import TuneConfig, tunable_of
 from rayddl.stages.tune.space import Settings
 from rayddl.stages.tune.store import MADE, WORK, Book, Row
 from rayddl.stages.tune.trial import Trials, Work
@@ -47,25 +48,11 @@ def run(config: TuneConfig, context: Context) -> Result:
 
 
 def _trials(config: TuneConfig, context: Context) -> Trials:
-    """What makes the trials of the template's kind."""
-    import ray
-
-    template = context.templates[config.of]
+    """What makes the trials of the template, as its kind declares it."""
+    module, _, function = tunable_of(context.templates[config.of]).trials.partition(":")
+    make: Callable[..., Trials] = getattr(importlib.import_module(module), function)
     as_template = replace(context, stage=config.of, progress=Silent(), templates={})
-    # Students of selected crops are but tested on the source.
-    source = (publish_held_out if template.kind == "rded" else publish)(context.source)
-    if template.kind == "match":
-        from rayddl.stages.match.stage import refuse_other_experts
-        from rayddl.stages.tune.matching import MatchTrials
-
-        given = [found for found in context.inputs.values() if found.kind == "experts"]
-        for experts in given:
-            refuse_other_experts(experts, source, context.source.name)
-        space = ray.put(read_space(given[0].folder, source)) if given else None
-        return MatchTrials(config, context.templates, as_template, source, space, _absolute(context.out))
-    from rayddl.stages.tune.stages import StageTrials
-
-    return StageTrials(config, context.templates, as_template, source)
+    return make(config, context.templates, as_template, _absolute(context.out))
 
 
 def _absolute(folder: Folder) -> Folder:

@@ -1,35 +1,23 @@
-"""Trials of stages that report once, at their end: ``rded`` and ``teacher``, run whole in the trial's process."""
+"""Trials of stages that report once, at their end, each run whole in the trial's process."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from statistics import fmean
+from dataclasses import dataclass
 from typing import Any
 
-from rayddl.data.distilled import DistilledSet
-from rayddl.methods.training.soft import published_lr
-from rayddl.seeds import derive
 from rayddl.stages.context import Context
-from rayddl.stages.evaluate import protocol as lessons
-from rayddl.stages.evaluate import soft_labels
-from rayddl.stages.evaluate import worker as students
-from rayddl.stages.evaluate.settings import EvaluateConfig
-from rayddl.stages.rded.settings import RdedConfig
-from rayddl.stages.runtime import devices
 from rayddl.stages.runtime.sources import SharedSource
 from rayddl.stages.settings import StageConfig
-from rayddl.stages.teacher.settings import TeacherConfig
 from rayddl.stages.tune.settings import TuneConfig, configured
 from rayddl.stages.tune.space import Settings
-from rayddl.stages.tune.store import MADE
-from rayddl.stages.tune.trial import HELD_OUT, Ticket
-from rayddl.storage import Folder
+from rayddl.stages.tune.trial import Ticket
 
 
 @dataclass(frozen=True)
-class StageTrials:
-    """Makes trials of a stage of either kind. Sent to every worker."""
+class StageTrials(ABC):
+    """Makes trials of a stage. Sent to every worker; a kind says how one is run and judged."""
 
     config: TuneConfig
     templates: Mapping[str, StageConfig]
@@ -41,14 +29,6 @@ class StageTrials:
         """The trial, which does nothing before it is asked to."""
         return StageTrial(self, ticket)
 
-    def held_out(self, ticket: Ticket, seed: int) -> float:
-        """For a set, a fresh student; for a teacher, the same training with another seed."""
-        folder = ticket.folder.child(f"held-out-{seed}")
-        if isinstance(self.template(ticket), TeacherConfig):
-            fresh = replace(self.context, out=folder, seed=derive(self.context.seed, HELD_OUT, seed))
-            return self._teacher(ticket, fresh)
-        return self._student(ticket, HELD_OUT, seed, folder)
-
     def pinned(self, settings: Settings, iteration: int) -> Mapping[str, Any]:
         """Nothing: these stages have no length."""
         del settings, iteration
@@ -58,57 +38,13 @@ class StageTrials:
         """The template with the trial's settings."""
         return configured(self.config, self.templates, ticket.settings)[self.config.of]
 
+    @abstractmethod
     def run(self, ticket: Ticket) -> float:
         """Run the stage into ``made`` in the trial's folder; how good what it made is, 0..1."""
-        context = replace(self.context, out=ticket.folder.child(MADE))
-        config = self.template(ticket)
-        devices.enter(ticket.threads, getattr(config, "precision", "fp32"), f"trial {ticket.number}")
-        if isinstance(config, TeacherConfig):
-            return self._teacher(ticket, context)
-        assert isinstance(config, RdedConfig)
-        from rayddl.stages.rded.stage import select_inline
 
-        select_inline(config, context)
-        return fmean(
-            self._student(ticket, "short", s, ticket.folder) for s in range(self.config.students.seeds)
-        )
-
-    def _teacher(self, ticket: Ticket, context: Context) -> float:
-        from rayddl.stages.teacher.stage import run_inline
-
-        config = self.template(ticket)
-        assert isinstance(config, TeacherConfig)
-        device = devices.enter(ticket.threads, config.precision, f"trial {ticket.number}")
-        return float(run_inline(config, context, self.source, device).summary["accuracy"])
-
-    def _student(self, ticket: Ticket, lesson: str, seed: int, folder: Folder) -> float:
-        import ray
-
-        made = DistilledSet.load(ticket.folder.child(MADE).child("set"))
-        asked, template = self.config.students, self.template(ticket)
-        assert isinstance(template, RdedConfig)
-        nets = None if asked.net is None else (asked.net,)
-        config = EvaluateConfig(
-            kind="evaluate", set=self.config.of, observer=template.teacher, nets=nets, epochs=asked.epochs,
-            seeds=asked.seeds, random=False, compile=False,
-        )  # fmt: skip
-        teaching = soft_labels.of_stage(config, made, replace(self.context, out=folder))
-        assert teaching is not None
-        task = lessons.Task(
-            lessons.settled(config, made, self.source, teaching),
-            made,
-            self.source,
-            teaching,
-            self.context.seed_of(),
-        )
-        told, _ = lessons.lessons_of(task)[0]
-        net, observer = task.nets[0], ray.put(teaching.observer)
-        shared = students.Class(
-            self.source, ray.put(made.space), folder, task.seed, config.precision, False, ticket.threads,
-            teaching.frame, observer,
-        )  # fmt: skip
-        pupil = students.Student(lesson, net, seed, f"student-{seed}.json", published_lr(net.name))
-        return float(students.teach(shared, told, pupil)["accuracy"])
+    @abstractmethod
+    def held_out(self, ticket: Ticket, seed: int) -> float:
+        """How good what the trial made, or its settings, are with a seed that no search has seen, 0..1."""
 
 
 class StageTrial:

@@ -23,6 +23,8 @@ from rayddl.storage import Folder
 TRIALS, WORK = "trials", "work"
 REPORTS, STATE, MADE = "reports.json", "state", "made"
 CLOCK = "clock.json"
+SETTING = "setting."
+"""What the column of a searched setting begins with, in the table of trials."""
 
 Ended: TypeAlias = Literal["whole", "stopped", "diverged", "failed", "budget"]
 """``whole``: at its full length. ``stopped``: early, by the scheduler. ``budget``: when time was up."""

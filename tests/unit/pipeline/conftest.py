@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 from pydantic import Field
@@ -33,6 +33,8 @@ class ShapeConfig(Config):
 class MakeConfig(StageConfig):
     """A stage that reads nothing."""
 
+    produces: ClassVar[str] = "thing"
+
     kind: Literal["make"]
     count: int = Field(default=3, ge=1)
     rate: float = Field(default=0.5, gt=0, lt=1)
@@ -45,9 +47,11 @@ class MakeConfig(StageConfig):
 class UseConfig(StageConfig):
     """A stage that reads another."""
 
+    produces: ClassVar[str] = "use"
+
     kind: Literal["use"]
-    make: Annotated[str, Reads(("make",))]
-    other: Annotated[str | None, Reads(("make", "use"))] = None
+    make: Annotated[str, Reads(("thing",))]
+    other: Annotated[str | None, Reads(("thing", "use"))] = None
     needs: int = 0
 
     def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
@@ -62,8 +66,10 @@ class UseConfig(StageConfig):
 class PageConfig(StageConfig):
     """A stage that reads every other."""
 
+    produces: ClassVar[str] = "page"
+
     kind: Literal["page"]
-    of: Annotated[tuple[str, ...], Reads(("make", "use"))] = ("*",)
+    of: Annotated[tuple[str, ...], Reads(("thing", "use"))] = ("*",)
 
 
 Work = Callable[[Any, Context], Result]

@@ -100,12 +100,12 @@ class TestErrors:
             ),
             (
                 "{kind: use, make: nowhere}",
-                "d.yaml:4: stages.s.make: there is no stage 'nowhere'; expected a stage of kind make; "
-                "stages that would do: none",
+                "d.yaml:4: stages.s.make: there is no stage 'nowhere'; expected a stage that produces a thing "
+                "(kind make); stages that would do: none",
             ),
             (
                 "{kind: use, make: s}",
-                "d.yaml:4: stages.s.make: 's' is this stage itself; expected a stage of kind make",
+                "d.yaml:4: stages.s.make: 's' is this stage itself; expected a stage that produces a thing (kind make)",
             ),
         ],
     )
@@ -229,7 +229,8 @@ class TestGraph:
             lab.load(path)
 
         assert problems_of(error, path.parent) == [
-            "d.yaml:6: stages.c.make: 'b' is of kind use; expected a stage of kind make; stages that would do: a"
+            "d.yaml:6: stages.c.make: 'b' is of kind use; expected a stage that produces a thing (kind make); "
+            "stages that would do: a"
         ]
 
     def test_nearest_stage(self, lab: Any, written: Callable[..., Path]) -> None:

@@ -126,7 +126,7 @@ class TestErrors:
             (
                 "second.make=page",
                 "--set second.make=page: stages.second.make: 'page' is of kind page; "
-                "expected a stage of kind make; stages that would do: first",
+                "expected a stage that produces a thing (kind make); stages that would do: first",
             ),
         ],
     )

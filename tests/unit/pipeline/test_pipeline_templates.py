@@ -153,10 +153,13 @@ def test_searches_that_cannot_be_are_refused(tmp_path, search, expected):
         ("search.searcher=optun", "searcher: 'optun' is not known; did you mean 'optuna'?"),
         ("search.samples=0", "samples: 0 is out of range; expected an integer >= 1"),
         ("search.scheduler=hyperbandd", "scheduler: 'hyperbandd' is not known; did you mean 'hyperband'?"),
-        ("search.of=experts", "of: 'experts' is of kind experts; expected a stage of kind match"),
+        (
+            "search.of=experts",
+            "of: 'experts' is of kind experts; expected a stage that can be tuned (kind match",
+        ),
         (
             "search.of=distil",
-            "of: there is no stage 'distil'; expected a stage of kind match or rded or teacher",
+            "of: there is no stage 'distil'; expected a stage that can be tuned (kind match or teacher or rded)",
         ),
     ],
 )

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayddl.report.run import Columns, Evaluate, Experts, Match, Pictures, Run, Stage
+from rayddl.report.run import Chapter, Run
+from rayddl.report.values import Columns, Pictures, Stage
+from rayddl.stages.evaluate import report as evaluate
+from rayddl.stages.evaluate.report import Evaluate
+from rayddl.stages.experts import report as experts
+from rayddl.stages.experts.report import Experts
+from rayddl.stages.match import report as match
+from rayddl.stages.match.report import Match
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -139,7 +146,13 @@ def make_match(
     stage = Stage(name, "match", f"{name}-a07c55d1e2f4", {"max_start_epoch": 4.0, "ipc": ipc}, summary)
     empty: Columns = {"iteration": np.array([]), "seed": np.array([]), "accuracy": np.array([])}
     accuracy = match_accuracy(iterations, every, 3, level) if every else empty
-    return Match(stage, match_metrics(iterations), accuracy, pictures(classes, ipc, side, channels))
+    return Match(
+        stage,
+        match_metrics(iterations),
+        accuracy,
+        pictures=pictures(classes, ipc, side, channels),
+        provenance={},
+    )
 
 
 def make_evaluate(
@@ -170,10 +183,13 @@ def make_evaluate(
     )
 
 
+DRAWN = {"experts": experts.part, "matches": match.part, "evaluations": evaluate.part}
+
+
 def make_run(**parts: Any) -> Run:
     """A run of the parts given: ``experts``, ``matches``, ``evaluations``, or any field of a run."""
-    groups = ("experts", "matches", "evaluations")
-    stages = tuple(p.stage for g in groups for p in parts.get(g, ()))
+    shown = {group: parts.pop(group) for group in DRAWN if group in parts}
+    stages = tuple(one.stage for found in shown.values() for one in found)
     fields: dict[str, Any] = {
         "definition": {
             "name": "quickstart",
@@ -184,6 +200,7 @@ def make_run(**parts: Any) -> Run:
         "seed": 0,
         "versions": {"rayddl": "0.1.0", "torch": "2.9.0", "ray": "2.60.0", "python": "3.11.7"},
         "stages": stages,
+        "chapters": tuple(Chapter(DRAWN[group], tuple(found)) for group, found in shown.items() if found),
     }
     return Run(**{**fields, **parts})
 

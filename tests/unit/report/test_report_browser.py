@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from rayddl.report.page import LARGE_BYTES, render, render_comparison
-from rayddl.report.run import Comparison, Judged, Run
+from rayddl.report.page import render
+from rayddl.report.run import LARGE_BYTES, Run
+from rayddl.stages.compare import page as comparing
+from rayddl.stages.compare.entries import Comparison, Judged
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
@@ -110,7 +112,7 @@ def compared(make: Any) -> str:
             pictures = make.match(ipc=ipc, every=None).pictures
             found.append(Judged("run", "d0", stage, pictures))
     stages = {j.stage.name: {"kind": "evaluate", "set": "x"} for j in found}
-    return render_comparison(Comparison("both", tuple(found), {"d0": {"stages": stages}}, {"rayddl": "0"}))
+    return comparing.render(Comparison("both", tuple(found), {"d0": {"stages": stages}}, {"rayddl": "0"}))
 
 
 def until(page: Any, holds: str) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayddl.report import compare, numbers
+from rayddl.report import numbers
 from rayddl.report.charts import Line, Spots, Whiskers
 from rayddl.report.confusion import matrix, mistakes
-from rayddl.report.entries import entries
-from rayddl.report.page import render_comparison
-from rayddl.report.run import Columns, Comparison, Judged
+from rayddl.report.values import Columns
+from rayddl.stages.compare import page as compare
+from rayddl.stages.compare.entries import Comparison, Judged, entries
 
 LEVELS = {("random", 1): 0.5, ("random", 10): 0.8, ("MTT", 1): 0.7, ("MTT", 10): 0.9}
 NETS = {"convnet": 0.0, "mlp": -0.1}
@@ -147,7 +147,7 @@ def test_sets_judged_unlike_each_other_are_said_to_be(four: Comparison, make: An
 
 def test_every_figure_of_the_page_leads_to_its_definition(four: Comparison) -> None:
     """Every link inside the page has its target; every set's evaluate stage is among them."""
-    page = render_comparison(four)
+    page = compare.render(four)
     anchors = set(re.findall(r'id="([^"]+)"', page))
     links = set(re.findall(r'href="#([^"]+)"', page))
 

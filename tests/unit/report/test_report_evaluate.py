@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayddl.report import evaluate, numbers
-from rayddl.report.evaluate import section
+from rayddl.report import numbers
+from rayddl.stages.evaluate import figures
+from rayddl.stages.evaluate.report import section
 
 
 def facts(make: Any, **protocol: Any) -> dict[str, str]:
@@ -76,7 +77,7 @@ def test_students_mistakes_are_shown_where_they_were_written_down(make: Any) -> 
 def test_further_lessons_are_named_in_words(make: Any) -> None:
     """Students without augmentation, and by hard labels, are told from the others."""
     rows = [make.row(data, "convnet", 10, [0.5]) for data in ("distilled-bare", "random-bare", "whole-hard")]
-    found = evaluate.rows([make.evaluate(rows=rows)])
+    found = figures.rows([make.evaluate(rows=rows).stage])
 
     assert [row.what for row in found] == [
         "10\u00a0distilled images, not augmented",

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayddl.report import methods
 from rayddl.report.charts import Band, Dots, Line
 from rayddl.report.drawing import draw
 from rayddl.report.page import render
-from rayddl.report.run import Match
+from rayddl.stages.match import methods
+from rayddl.stages.match.report import Match
 
 
 def _by(make: Any, method: str, name: str, accuracies: list[float], seconds: float) -> Match:

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from rayddl.report.page import redacted, render
-from rayddl.report.run import Pictures, Run
+from rayddl.report.run import Chapter, Run
+from rayddl.report.values import Pictures
+from rayddl.stages.match import report as matching
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 HOSTILE = '<script>alert("x")</script>&\'"{{ 7*7 }}'
@@ -116,14 +118,14 @@ def test_headline_gives_both_accuracies(quickstart: Run) -> None:
     assert "+22.9 points" in text
 
 
-def test_tables_show_mean_deviation_and_gain(quickstart: Run, make: Any) -> None:
+def test_tables_show_mean_deviation_and_gain(make: Any) -> None:
     """The comparison's figures are those of the evaluate stage."""
     rows = [
         make.row("distilled", "convnet", 10, [0.70, 0.72]),
         make.row("random", "convnet", 10, [0.45, 0.49]),
         make.row("whole", "convnet", 1437, [0.98]),
     ]
-    text = Page(render(replace(quickstart, evaluations=(make.evaluate(rows=rows),)))).text
+    text = Page(render(make.run(evaluations=(make.evaluate(rows=rows),)))).text
 
     assert "71.0 ± 1.0 %" in text
     assert "47.0 ± 2.0 %" in text
@@ -145,7 +147,7 @@ def test_hostile_names_are_only_text(make: Any) -> None:
     run = replace(run, definition={"name": HOSTILE, HOSTILE: HOSTILE}, versions={HOSTILE: HOSTILE})
     many = replace(match, pictures=make.pictures((HOSTILE, "b"), 400, 4, 1))
 
-    for shown in (run, replace(run, matches=(many,))):
+    for shown in (run, replace(run, chapters=(Chapter(matching.part, (many,)),))):
         text = render(shown)
         page = Page(text)
         assert sum(tag == "script" for tag, _ in page.tags) == 1

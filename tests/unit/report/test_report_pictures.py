@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from rayddl.report.pictures import data_uri, gallery, mosaic
-from rayddl.report.run import Pictures
+from rayddl.report.values import Pictures
 
 
 def decoded(uri: str) -> Any:

@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayddl.report import page, tune
+from rayddl.report import page
 from rayddl.report.charts import Chart, Dots
 from rayddl.report.drawing import draw
 from rayddl.report.parallel import Axis, Parallel
-from rayddl.report.run import Run, Stage, Tune
+from rayddl.report.run import Chapter, Run
+from rayddl.report.values import Stage
+from rayddl.stages.tune import report as tune
+from rayddl.stages.tune.report import Tune
 
 SUMMARY: dict[str, Any] = {
     "of": "distill", "metric": "accuracy", "mode": "max", "searcher": "optuna", "scheduler": "asha",
@@ -149,7 +152,13 @@ def test_a_logarithmic_axis_has_powers_under_it() -> None:
 
 def test_the_page_shows_the_search_and_escapes_reasons() -> None:
     """The whole page renders with a search alone; what a trial said is text, not markup."""
-    run = Run({"name": "n", "stages": {}}, {"name": "digits"}, 0, {"rayddl": "1"}, tunes=(searched(),))
+    run = Run(
+        {"name": "n", "stages": {}},
+        {"name": "digits"},
+        0,
+        {"rayddl": "1"},
+        chapters=(Chapter(tune.part, (searched(),)),),
+    )
     text = page.render(run)
 
     assert "<strong>5\u00a0settings</strong> tried; the best reach <strong>80.0\u00a0%</strong>" in text

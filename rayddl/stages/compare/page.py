@@ -1,4 +1,4 @@
-"""A comparison: the sets that evaluate stages judged, on one page."""
+"""A comparison's page: the sets that evaluate stages judged, side by side."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from markupsafe import Markup
 from rayddl.report import numbers, pictures
 from rayddl.report.charts import Chart, Hint, Line, Mark, Spots, Whiskers
 from rayddl.report.confusion import Matrix, matrix, mistakes
-from rayddl.report.entries import TINTS, Entry, entries, nets_of
-from rayddl.report.evaluate import PROTOCOL, Row
 from rayddl.report.headline import Headline
 from rayddl.report.lineup import lineup
-from rayddl.report.run import Comparison, number
+from rayddl.report.page import assembled, definition_section
+from rayddl.report.run import PICTURE_BYTES
 from rayddl.report.sections import Fact, Section, net_name, slug
 from rayddl.report.tables import Cell, Column, Table
+from rayddl.report.values import number
+from rayddl.stages.compare.entries import TINTS, Comparison, Entry, entries, nets_of
+from rayddl.stages.evaluate.figures import PROTOCOL, Row
 
 SCORES = {
     "of_whole": "Of whole data's",
@@ -28,6 +30,21 @@ SCORES = {
 """Scores that have a column, where any set has them, and what it is called."""
 DODGE = 0.05
 """How far neighbouring error bars stand apart, of the distance between two numbers of images."""
+
+
+def render(comparison: Comparison) -> str:
+    """The page of several sets as HTML."""
+    shown = [*sections(comparison, PICTURE_BYTES), *_definitions(comparison)]
+    return assembled(comparison.name, headline(comparison), shown, comparison.versions)
+
+
+def _definitions(comparison: Comparison) -> Iterable[Section]:
+    """The definitions that made the sets, each to be found from its figures."""
+    several = len(comparison.definitions) > 1
+    for key, definition in comparison.definitions.items():
+        name = str(definition.get("name") or key)
+        title = f"Definition of {name}" if several else "Definition"
+        yield definition_section(definition, name=name if several else "", key=f"{key}-", title=title)
 
 
 def headline(comparison: Comparison) -> Headline:

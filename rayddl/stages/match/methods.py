@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from rayddl.report import numbers
 from rayddl.report.charts import Band, Chart, Dots, Line, Mark
 from rayddl.report.curves import Floats, by_value
-from rayddl.report.run import Match
 from rayddl.report.sections import Section
 
+if TYPE_CHECKING:
+    from rayddl.stages.match.report import Match
+
 TINTS = ("set", "loss", "experts", "whole", "random")
-Chain = Sequence[Match]
+Chain: TypeAlias = "Sequence[Match]"
 """One run: a match, or several of which each goes on from the one before."""
 
 

@@ -1,18 +1,26 @@
-"""Match stages: the images, and how they came about."""
+"""``kind: match`` on the page: the images, and how they came about."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
+from markupsafe import Markup
 
+from rayddl.data.distilled import DistilledSet
 from rayddl.report import numbers
 from rayddl.report.charts import Band, Chart, Dots, Hint, Line, Rule, Strip
 from rayddl.report.curves import Floats, Summary, by_bin, by_value, smoothed, thinned
 from rayddl.report.pictures import gallery
-from rayddl.report.run import Columns, Match, number
-from rayddl.report.sections import Fact, Section, slug
+from rayddl.report.run import Part, Place, Run, Shown
+from rayddl.report.sections import Fact, Section, links_to, slug
+from rayddl.report.values import Columns, Pictures, number
+from rayddl.stages.context import Input
+from rayddl.stages.finished import as_stage, columns, pictures
+from rayddl.stages.match import methods
 
 BINS = 12
 RAW_AT_MOST = 600
@@ -21,6 +29,55 @@ METHODS = {
     "MCT": "matching convexified trajectories (MCT)",
     "MTT": "matching training trajectories (MTT)",
 }
+TINT = "loss"
+COLUMNS = ("iteration", "loss", "lr_student", "start", "seconds")
+ACCURACY = ("iteration", "seed", "accuracy")
+
+
+@dataclass(frozen=True)
+class Match(Shown):
+    """A distillation: one row of ``metrics`` per iteration, of ``accuracy`` per seed and check."""
+
+    place: ClassVar[Place] = Place.MADE
+    poster: ClassVar[bool] = True
+
+    metrics: Columns
+    accuracy: Columns
+    pictures: Pictures = field(kw_only=True)
+
+
+def read(found: Input) -> Match:
+    """A finished match stage."""
+    made = DistilledSet.load(found.folder.child("set"))
+    return Match(
+        as_stage(found, TINT),
+        columns(found, "metrics.parquet", COLUMNS),
+        columns(found, "accuracy.parquet", ACCURACY),
+        pictures=pictures(made),
+        provenance=_provenance(made.info),
+    )
+
+
+def part(matches: Sequence[Match], run: Run) -> Part:
+    """A section for each, and one that compares their methods."""
+    compared = methods.section(matches)
+    alone = len(matches) == 1
+    each = [(Place.MADE, section(match, alone, run.budget)) for match in matches]
+    return Part(
+        Place.MADE, ((Place.METHODS, compared), *each) if compared else tuple(each), _headline(matches[0])
+    )
+
+
+def _provenance(info: Mapping[str, Any]) -> dict[str, Any]:
+    known = {key: info[key] for key in ("source_fingerprint", "net") if info.get(key) is not None}
+    more = info.get("provenance")
+    return {**known, **(more if isinstance(more, Mapping) else {})}
+
+
+def _headline(match: Match) -> Markup:
+    many = numbers.counted(len(match.pictures.labels), "image")
+    method = str(match.stage.summary.get("method", "matching"))
+    return Markup("<strong>{}</strong> distilled by {}, not yet judged.").format(many, method)
 
 
 def section(match: Match, alone: bool, budget: int) -> Section:
@@ -34,6 +91,7 @@ def section(match: Match, alone: bool, budget: int) -> Section:
         title="The distilled images" if alone else f"The distilled images of {stage.name}",
         short="Images" if alone else stage.name,
         lead=_lead(match, METHODS.get(method, method)),
+        made_by=links_to([stage]),
         facts=tuple(_facts(match)),
         gallery=gallery(match.pictures, f"{stage.folder}/set/images", budget)
         if len(match.pictures.labels)

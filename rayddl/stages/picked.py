@@ -1,16 +1,47 @@
-"""Sets that were picked from the real images: RDED's and the baselines'."""
+"""Sets that were picked from real images, or made elsewhere, on the page: their images and what they come from.
+
+A kind that makes such sets has this ``read`` and ``part`` in its module ``report``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
+from rayddl.data.distilled import DistilledSet
 from rayddl.report import numbers
 from rayddl.report.pictures import gallery
-from rayddl.report.run import Selected, number
-from rayddl.report.sections import Fact, Section, slug
+from rayddl.report.run import Part, Place, Run, Shown
+from rayddl.report.sections import Fact, Section, links_to, slug
+from rayddl.report.values import Pictures, number
+from rayddl.stages.context import Input
+from rayddl.stages.finished import as_stage, pictures
+
+TINT = "random"
 
 
-def section(made: Selected, alone: bool, budget: int) -> Section:
+@dataclass(frozen=True)
+class Picked(Shown):
+    """A set of images that exist elsewhere."""
+
+    place: ClassVar[Place] = Place.PICKED
+
+    pictures: Pictures = field(kw_only=True)
+
+
+def read(found: Input) -> Picked:
+    """A finished stage that left a set."""
+    return Picked(as_stage(found, TINT), pictures=pictures(DistilledSet.load(found.folder.child("set"))))
+
+
+def part(made: Sequence[Picked], run: Run) -> Part:
+    """A section for each."""
+    alone = len(run.at(Place.MADE, Place.PICKED)) == 1
+    return Part(Place.PICKED, tuple((Place.PICKED, section(each, alone, run.budget)) for each in made))
+
+
+def section(made: Picked, alone: bool, budget: int) -> Section:
     """One set: its images by class, and what it was picked from."""
     stage = made.stage
     return Section(
@@ -18,6 +49,7 @@ def section(made: Selected, alone: bool, budget: int) -> Section:
         title="The distilled images" if alone else f"The distilled images of {stage.name}",
         short="Images" if alone else stage.name,
         lead=_lead(made),
+        made_by=links_to([stage]),
         facts=tuple(_facts(made)),
         gallery=gallery(made.pictures, f"{stage.folder}/set/images", budget)
         if len(made.pictures.labels)
@@ -25,7 +57,7 @@ def section(made: Selected, alone: bool, budget: int) -> Section:
     )
 
 
-def _lead(made: Selected) -> str:
+def _lead(made: Picked) -> str:
     s, p = made.stage.summary, made.pictures
     images, classes = numbers.counted(len(p.labels), "image"), numbers.counted(len(p.classes), "class")
     factor = int(s.get("factor") or 1)
@@ -33,7 +65,7 @@ def _lead(made: Selected) -> str:
     return f"{images}{how} of {classes}, picked by {s.get('method', made.stage.kind)}."
 
 
-def _facts(made: Selected) -> Iterable[Fact]:
+def _facts(made: Picked) -> Iterable[Fact]:
     s = made.stage.summary
     if s.get("listed"):
         yield Fact(numbers.count(number(s["listed"])), "images listed")

@@ -1,22 +1,64 @@
-"""Experts stages: how well the teachers learned, and what their trajectories take on disk."""
+"""``kind: experts`` on the page: how well the teachers learned, and what their trajectories take on disk."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
+from markupsafe import Markup
 
 from rayddl.report import numbers
 from rayddl.report.bars import Bar, Bars, Group
 from rayddl.report.charts import Band, Chart, Hint, Line
 from rayddl.report.curves import by_value, evenly
-from rayddl.report.run import Experts, number
-from rayddl.report.sections import Fact, Panel, Section, net_name, slug
+from rayddl.report.headline import held_out
+from rayddl.report.run import Part, Place, Run, Shown
+from rayddl.report.sections import Fact, Panel, Section, links_to, net_name, slug
+from rayddl.report.values import Columns, number
+from rayddl.stages.context import Input
+from rayddl.stages.finished import as_stage, columns
 
 LINES_AT_MOST = 40
 """Single experts drawn behind the mean."""
+TINT = "experts"
+COLUMNS = ("expert", "epoch", "train_loss", "test_accuracy", "step_norm")
+
+
+@dataclass(frozen=True)
+class Experts(Shown):
+    """Expert trajectories. ``metrics`` has one row per expert and epoch, epoch 0 being the start."""
+
+    place: ClassVar[Place] = Place.TRAINED
+
+    metrics: Columns
+
+
+def read(found: Input) -> Experts:
+    """A finished experts stage."""
+    return Experts(as_stage(found, TINT), columns(found, "metrics.parquet", COLUMNS))
+
+
+def part(all_experts: Sequence[Experts], run: Run) -> Part:
+    """A section for each, and what all of them take on disk."""
+    alone = len(all_experts) == 1
+    sections = [(Place.TRAINED, section(experts, alone)) for experts in all_experts]
+    stored, smaller = storage(all_experts), ratio(all_experts)
+    if stored is not None:
+        sections.append((Place.STORED, stored))
+    facts = (Fact(numbers.factor(smaller), "less storage than MTT's snapshots"),) if smaller > 1.01 else ()
+    return Part(Place.TRAINED, tuple(sections), _headline(all_experts[0], run), facts=facts)
+
+
+def _headline(experts: Experts, run: Run) -> Markup:
+    s = experts.stage.summary
+    reached = s.get("test_accuracy")
+    mean = number(reached.get("mean")) if isinstance(reached, Mapping) else math.nan
+    return Markup("<strong>{}</strong> reach <strong>{}</strong> on {}.").format(
+        numbers.counted(int(s.get("count") or 0), "expert"), numbers.percent(mean), held_out(run.source)
+    )
 
 
 def section(experts: Experts, alone: bool) -> Section:
@@ -39,6 +81,7 @@ def section(experts: Experts, alone: bool) -> Section:
         title="Experts" if alone else f"Experts of {stage.name}",
         short="Experts" if alone else stage.name,
         lead="Networks trained on real images; the distilled images learn to lead others along their way.",
+        made_by=links_to([stage]),
         facts=tuple(_facts(experts)),
         charts=tuple(c for c in charts if not c.empty),
     )
@@ -65,6 +108,7 @@ def storage(all_experts: Sequence[Experts]) -> Section | None:
         key="storage",
         title="Storage",
         lead=lead,
+        made_by=links_to(each.stage for each in all_experts),
         facts=facts,
         panels=(Panel("Expert trajectories on disk", Bars(groups)),),
     )

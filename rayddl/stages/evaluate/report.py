@@ -1,22 +1,27 @@
-"""Evaluate stages: one comparison over all of them, and each one's students."""
+"""``kind: evaluate`` on the page: one comparison over all of them, and each one's students."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from markupsafe import Markup
+
+from rayddl.data.distilled import KIND
 from rayddl.report import numbers
 from rayddl.report.bars import Bar, Bars, Group
 from rayddl.report.confusion import Matrix, matrix
-from rayddl.report.run import Evaluate, Match, Run, Stage, number
-from rayddl.report.sections import Fact, Panel, Section, net_name, slug
+from rayddl.report.headline import held_out
+from rayddl.report.run import Part, Place, Run, Shown
+from rayddl.report.sections import Fact, Panel, Section, links_to, net_name, slug
 from rayddl.report.tables import Cell, Column, Table
+from rayddl.report.values import Columns, Stage, number
+from rayddl.stages.context import Input
+from rayddl.stages.evaluate.figures import PROTOCOL, Duel, Row, best, confusion_of, duels, rows, rows_of
+from rayddl.stages.finished import as_stage, columns
 
-ORDER = ("distilled", "random", "whole", "distilled-bare", "random-bare", "distilled-hard", "whole-hard")
-HOW = {"": "", "bare": ", not augmented", "hard": ", hard labels"}
-"""What the endings of lessons' names mean."""
 SCORES = {
     "over_random": ("Over random (points)", "points"),
     "of_whole": ("Of the whole data's accuracy", "percent"),
@@ -26,99 +31,78 @@ SCORES = {
     "ars": ("Augmentation-robust score", "percent"),
 }
 """Scores in the order shown: what they are called, and their unit."""
-PROTOCOL = {
-    "name": "protocol",
-    "labels": "labels",
-    "epochs": "epochs each",
-    "lr": "learning rate",
-    "batch": "batch",
-    "augment": "augmentation",
-    "precision": "precision",
-}
-"""The settings of a protocol that are shown, and what they are called."""
-
 OPEN_STUDENTS = 12
 """Students above which their table is folded away."""
+TINT = "set"
+STUDENTS = ("data", "net", "seed", "accuracy", "seconds")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of an evaluate stage's result: a net taught by one kind of data."""
+class Evaluate(Shown):
+    """A judgement: one row of ``students`` per trained student.
 
-    stage: str
-    data: str
-    net: str
-    images: int
-    mean: float
-    std: float
-    accuracies: tuple[float, ...]
-    top5: float = math.nan
-    """The mean share of right answers among the five likeliest; NaN where it says nothing."""
+    ``confusion`` has one row per student and entry of its confusion matrix, zeros left out.
+    """
 
-    @property
-    def text(self) -> str:
-        """``71.2 ± 1.3 %``."""
-        return numbers.spread(self.mean, self.std, len(self.accuracies) > 1)
+    place: ClassVar[Place] = Place.STUDENTS
 
-    @property
-    def what(self) -> str:
-        """``10 distilled images``."""
-        plain, _, how = self.data.partition("-")
-        kind = {"distilled": "distilled ", "random": "random real ", "whole": ""}.get(plain, f"{plain} ")
-        every = "all " if plain == "whole" else ""
-        return every + numbers.counted(self.images, f"{kind}image") + HOW.get(how, f", {how}")
+    students: Columns
+    confusion: Columns | None = None
+    classes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Duel:
-    """A net taught by the distilled set, and by what it is held against."""
-
-    distilled: Row
-    random: Row | None
-    whole: Row | None
-
-    @property
-    def gain(self) -> float:
-        """Distilled minus random, as a share."""
-        return self.distilled.mean - self.random.mean if self.random else math.nan
+def read(found: Input) -> Evaluate:
+    """A finished evaluate stage."""
+    confusion = confusion_of(found)
+    classes = KIND.read(found.folder.child("set"))["classes"] if confusion is not None else ()
+    students = columns(found, "students.parquet", STUDENTS)
+    return Evaluate(as_stage(found, TINT), students, confusion, tuple(classes))
 
 
-def rows(evaluations: Iterable[Evaluate]) -> list[Row]:
-    """The rows of all evaluate stages, by stage, then net, distilled first."""
-    found = [row for e in evaluations for row in rows_of(e.stage)]
-    nets = list(dict.fromkeys((r.stage, r.net) for r in found))
-    rank = {data: i for i, data in enumerate(ORDER)}
-    return sorted(found, key=lambda r: (nets.index((r.stage, r.net)), rank.get(r.data, len(rank))))
+def part(evaluations: Sequence[Evaluate], run: Run) -> Part:
+    """What all of them found at the top, and a section for the students of each."""
+    stages = [evaluation.stage for evaluation in evaluations]
+    duel = best(duels(rows(stages)))
+    compared = comparison(stages, _classes(run))
+    sections = [] if compared is None else [(Place.RESULT, compared)]
+    alone = len(evaluations) == 1
+    sections += [(Place.STUDENTS, section(evaluation, alone)) for evaluation in evaluations]
+    if duel is None:
+        return Part(Place.RESULT, tuple(sections))
+    judged = next(stage.summary.get("set") for stage in stages if stage.name == duel.distilled.stage)
+    return Part(Place.RESULT, tuple(sections), _headline(duel, run), judged, tuple(_gains(duel)))
 
 
-def rows_of(stage: Stage) -> list[Row]:
-    """The rows of one evaluate stage as they come."""
-    return [_row(stage.name, r) for r in stage.summary.get("rows", ())]
+def _headline(duel: Duel, run: Run) -> Markup:
+    mine = duel.distilled
+    lead = Markup("<strong>{}</strong> {} {} <strong>{}</strong> on {}").format(
+        numbers.counted(mine.images, "image"),
+        "teaches" if mine.images == 1 else "teach",
+        net_name(mine.net),
+        numbers.percent(mine.mean),
+        held_out(run.source),
+    )
+    if duel.random is None:
+        return lead + Markup(".")
+    text = Markup('; <span class="against">{} {}.</span>')
+    return lead + text.format(duel.random.what, numbers.percent(duel.random.mean))
 
 
-def duels(found: Sequence[Row]) -> list[Duel]:
-    """One for every distilled row, in order."""
-    by_key = {(r.stage, r.net, r.data): r for r in found}
-    return [
-        Duel(r, by_key.get((r.stage, r.net, "random")), by_key.get((r.stage, r.net, "whole")))
-        for r in found
-        if r.data == "distilled"
-    ]
+def _gains(duel: Duel) -> Iterable[Fact]:
+    if math.isfinite(duel.gain):
+        yield Fact(f"{numbers.points(duel.gain)} points", "over random real images")
+    if duel.whole is not None and duel.whole.mean > 0:
+        yield Fact(numbers.percent(duel.distilled.mean / duel.whole.mean, 0), "of the whole data's accuracy")
+    if duel.whole is not None and duel.whole.images > 0:
+        yield Fact(numbers.percent(duel.distilled.images / duel.whole.images), "of the images")
 
 
-def best(found: Sequence[Duel]) -> Duel | None:
-    """The duel whose distilled accuracy is highest."""
-    finite = [d for d in found if math.isfinite(d.distilled.mean)]
-    return max(finite, key=lambda d: d.distilled.mean, default=None)
-
-
-def comparison(run: Run) -> Section | None:
-    """All evaluate rows on one axis and in one table."""
-    found = rows(run.evaluations)
+def comparison(stages: Sequence[Stage], classes: int) -> Section | None:
+    """All evaluate rows on one axis and in one table; guessing among ``classes``, unless 0, as a line."""
+    found = rows(stages)
     if not found:
         return None
-    classes = _classes(run.matches)
-    several = len(run.evaluations) > 1
+    several = len(stages) > 1
     keys = list(dict.fromkeys((r.stage, r.net) for r in found))
     groups = tuple(
         Group(
@@ -140,6 +124,7 @@ def comparison(run: Run) -> Section | None:
         key="accuracy",
         title="Accuracy",
         lead="Students trained from scratch on the data named, and tested on held-out images.",
+        made_by=links_to(stages),
         panels=(Panel("Test accuracy", bars, note),),
         tables=(_table(found, several),),
     )
@@ -156,6 +141,7 @@ def section(evaluation: Evaluate, alone: bool) -> Section:
         title="Students" if alone else f"Students of {stage.name}",
         short="Students" if alone else stage.name,
         lead="Every student that was trained, with the seed that made it.",
+        made_by=links_to([stage]),
         facts=tuple(_protocol(protocol, stage.summary, stage.seconds)),
         tables=(*_scores(stage), *(() if folded else (students,))),
         folded=(students,) if folded else (),
@@ -188,19 +174,6 @@ def _scores(stage: Stage) -> tuple[Table, ...]:
         rows.append(tuple(cells))
     head = (Column("Net"), *(Column(SCORES[name][0], True) for name in known))
     return (Table("What the accuracy is worth", head, tuple(rows)),)
-
-
-def _row(stage: str, row: Any) -> Row:
-    return Row(
-        stage=stage,
-        data=str(row.get("data")),
-        net=str(row.get("net")),
-        images=int(row.get("images") or 0),
-        mean=number(row.get("mean")),
-        std=number(row.get("std")),
-        accuracies=tuple(number(a) for a in row.get("accuracies") or ()),
-        top5=number((row.get("top5") or {}).get("mean")),
-    )
 
 
 def _bar(row: Row) -> Bar:
@@ -293,6 +266,6 @@ def _spaced(value: Any) -> str:
     return str(value).replace("_", ", ")
 
 
-def _classes(matches: Sequence[Match]) -> int:
-    sizes = {len(m.pictures.classes) for m in matches}
+def _classes(run: Run) -> int:
+    sizes = {len(made.pictures.classes) for made in run.at(Place.MADE) if made.pictures is not None}
     return sizes.pop() if len(sizes) == 1 else 0

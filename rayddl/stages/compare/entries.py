@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from rayddl.report.evaluate import Row, rows_of
-from rayddl.report.run import Comparison, Judged, number
 from rayddl.report.sections import Link, slug
+from rayddl.report.values import Columns, Pictures, Stage, number
+from rayddl.stages.evaluate.figures import Row, rows_of
 
 TINTS = 8
 """Colours told apart; more methods begin again, with another dash."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A set that an evaluate stage judged, as a comparison shows it."""
+
+    run: str
+    """The name of the definition that it belongs to."""
+    key: str
+    """Names the definition among those on the page."""
+    stage: Stage
+    """The evaluate stage."""
+    pictures: Pictures
+    confusion: Columns | None = None
+    """One row per student and entry of its confusion matrix, zeros left out."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that a page of several sets shows."""
+
+    name: str
+    judged: tuple[Judged, ...]
+    definitions: Mapping[str, Mapping[str, Any]]
+    """The definitions that made them, by their keys."""
+    versions: Mapping[str, str]
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,15 @@ from rayddl.nets.config import NetConfig
 from rayddl.seeds import derive
 from rayddl.stages.context import Context, Input
 from rayddl.stages.evaluate import worker as students
+from rayddl.stages.experts.artifact import refuse_other_experts
+from rayddl.stages.experts.cache import experts_for
 from rayddl.stages.experts.settings import ExpertsConfig
 from rayddl.stages.match import stage as match
 from rayddl.stages.match import worker as matcher
 from rayddl.stages.match.settings import MatchConfig
 from rayddl.stages.runtime import cluster, devices
-from rayddl.stages.runtime.sources import SharedSource, read_space
+from rayddl.stages.runtime.sources import SharedSource, publish, read_space
 from rayddl.stages.settings import StageConfig
-from rayddl.stages.tune.expert_cache import experts_for
 from rayddl.stages.tune.settings import TuneConfig, configured
 from rayddl.stages.tune.space import Settings
 from rayddl.stages.tune.store import MADE
@@ -37,6 +38,22 @@ from rayddl.storage import Folder
 
 SHELF = "work/experts"
 """Where experts lie that trials have trained."""
+
+
+def trials(
+    config: TuneConfig, templates: Mapping[str, StageConfig], context: Context, out: Folder
+) -> MatchTrials:
+    """What makes the trials of a search over a match stage; ``out`` is the search's folder."""
+    import ray
+
+    source, template = publish(context.source), templates[config.of]
+    assert isinstance(template, MatchConfig)
+    # Experts that are varied with the template are no input: trials train them.
+    experts, space = context.inputs.get(template.experts), None
+    if experts is not None:
+        refuse_other_experts(experts, source, context.source.name)
+        space = ray.put(read_space(experts.folder, source))
+    return MatchTrials(config, templates, context, source, space, out)
 
 
 @dataclass(frozen=True)
@@ -83,7 +100,7 @@ class MatchTrials:
         config = found[self.config.of]
         assert isinstance(config, MatchConfig)
         experts = self._experts(found, config.experts, ticket)
-        match.refuse_other_experts(experts, self.source, self.context.source.name)
+        refuse_other_experts(experts, self.source, self.context.source.name)
         seed, net = self.context.seed_of(), NetConfig.model_validate(experts.summary["net"])
         labels, picked = match.started(config, self.source, seed)
         job = matcher.Job(

@@ -1,4 +1,4 @@
-"""Experts that trials share: trained once for each way of training them, by whichever trial comes first."""
+"""Experts that trials of a search share: trained once for each way of training them, by whichever trial comes first."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def experts_for(
         job = Job(config, source, ray.put(fitted), folder, seed, experts.compiled(config, source), threads)
         _train(job, folder)
         folder.write_json(DONE, summary(job, config.count))
-    return Input(stage, "experts", folder, config.model_dump(mode="json"), folder.read_json(DONE))
+    return Input(stage, config.kind, folder, config.model_dump(mode="json"), folder.read_json(DONE))
 
 
 def fingerprint(config: ExpertsConfig) -> str:

@@ -1,0 +1,5 @@
+"""``kind: coreset`` on the page: its images, as any set that is picked."""
+
+from rayddl.stages.picked import TINT, part, read
+
+__all__ = ["TINT", "part", "read"]

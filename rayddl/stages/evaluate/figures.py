@@ -1,0 +1,117 @@
+"""What evaluate stages found, as the pages that show it read it: rows of accuracies, and what they are held against."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rayddl.report import numbers
+from rayddl.report.values import Columns, Stage, number
+from rayddl.stages.context import Input
+from rayddl.stages.finished import columns
+
+CONFUSION = ("data", "net", "true", "predicted", "count")
+ORDER = ("distilled", "random", "whole", "distilled-bare", "random-bare", "distilled-hard", "whole-hard")
+HOW = {"": "", "bare": ", not augmented", "hard": ", hard labels"}
+"""What the endings of lessons' names mean."""
+PROTOCOL = {
+    "name": "protocol",
+    "labels": "labels",
+    "epochs": "epochs each",
+    "lr": "learning rate",
+    "batch": "batch",
+    "augment": "augmentation",
+    "precision": "precision",
+}
+"""The settings of a protocol that are shown, and what they are called."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of an evaluate stage's result: a net taught by one kind of data."""
+
+    stage: str
+    data: str
+    net: str
+    images: int
+    mean: float
+    std: float
+    accuracies: tuple[float, ...]
+    top5: float = math.nan
+    """The mean share of right answers among the five likeliest; NaN where it says nothing."""
+
+    @property
+    def text(self) -> str:
+        """``71.2 ± 1.3 %``."""
+        return numbers.spread(self.mean, self.std, len(self.accuracies) > 1)
+
+    @property
+    def what(self) -> str:
+        """``10 distilled images``."""
+        plain, _, how = self.data.partition("-")
+        kind = {"distilled": "distilled ", "random": "random real ", "whole": ""}.get(plain, f"{plain} ")
+        every = "all " if plain == "whole" else ""
+        return every + numbers.counted(self.images, f"{kind}image") + HOW.get(how, f", {how}")
+
+
+@dataclass(frozen=True)
+class Duel:
+    """A net taught by the distilled set, and by what it is held against."""
+
+    distilled: Row
+    random: Row | None
+    whole: Row | None
+
+    @property
+    def gain(self) -> float:
+        """Distilled minus random, as a share."""
+        return self.distilled.mean - self.random.mean if self.random else math.nan
+
+
+def rows(stages: Iterable[Stage]) -> list[Row]:
+    """The rows of all evaluate stages, by stage, then net, distilled first."""
+    found = [row for stage in stages for row in rows_of(stage)]
+    nets = list(dict.fromkeys((r.stage, r.net) for r in found))
+    rank = {data: i for i, data in enumerate(ORDER)}
+    return sorted(found, key=lambda r: (nets.index((r.stage, r.net)), rank.get(r.data, len(rank))))
+
+
+def rows_of(stage: Stage) -> list[Row]:
+    """The rows of one evaluate stage as they come."""
+    return [_row(stage.name, r) for r in stage.summary.get("rows", ())]
+
+
+def duels(found: Sequence[Row]) -> list[Duel]:
+    """One for every distilled row, in order."""
+    by_key = {(r.stage, r.net, r.data): r for r in found}
+    return [
+        Duel(r, by_key.get((r.stage, r.net, "random")), by_key.get((r.stage, r.net, "whole")))
+        for r in found
+        if r.data == "distilled"
+    ]
+
+
+def best(found: Sequence[Duel]) -> Duel | None:
+    """The duel whose distilled accuracy is highest."""
+    finite = [d for d in found if math.isfinite(d.distilled.mean)]
+    return max(finite, key=lambda d: d.distilled.mean, default=None)
+
+
+def confusion_of(found: Input) -> Columns | None:
+    """One row per student and entry of its confusion matrix, zeros left out; ``None`` in older folders."""
+    return columns(found, "confusion.parquet", CONFUSION) if found.folder.has("confusion.parquet") else None
+
+
+def _row(stage: str, row: Any) -> Row:
+    return Row(
+        stage=stage,
+        data=str(row.get("data")),
+        net=str(row.get("net")),
+        images=int(row.get("images") or 0),
+        mean=number(row.get("mean")),
+        std=number(row.get("std")),
+        accuracies=tuple(number(a) for a in row.get("accuracies") or ()),
+        top5=number((row.get("top5") or {}).get("mean")),
+    )
