@@ -79,8 +79,9 @@ class Attempts:
             assert time.monotonic() < deadline, self.printed[-3000:]
             time.sleep(0.02)
         for number in how:
+            # To its process group, as terminals and schedulers do.
             with suppress(ProcessLookupError):
-                os.kill(process.pid, number)
+                os.killpg(process.pid, number)
             time.sleep(0.2)
         code = process.wait(PATIENCE)
         self.printed = log.read_text(encoding="utf-8", errors="replace")
@@ -126,9 +127,9 @@ def test_each_moment_ends_alike(tmp_path: Path) -> None:
     moments = [
         ("before Ray", "experts", run.shows("reads"), (signal.SIGHUP,)),
         ("at its start", "experts", run.shows("starting Ray"), (signal.SIGTERM, signal.SIGTERM)),
-        ("experts", "experts", run.wrote("experts", "expert-*.safetensors"), (signal.SIGHUP,)),
+        ("experts", "experts", run.wrote("experts", "expert-*.safetensors"), (signal.SIGTERM,)),
         ("match", "distill", run.wrote("distill", "snapshot-000020*"), (signal.SIGINT, signal.SIGINT)),
-        ("evaluate", "evaluate", run.wrote("evaluate", "student-*"), (signal.SIGTERM,)),
+        ("evaluate", "evaluate", run.wrote("evaluate", "student-*"), (signal.SIGHUP,)),
     ]
     checkpoint: dict[str, list[float]] = {}
     for moment, stage, when, how in moments:

@@ -9,7 +9,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from rayddl import interrupts
@@ -45,6 +46,21 @@ def signals_kept() -> Iterator[None]:
             yield
         finally:
             interrupts.reinstall()
+    _silent_once_caught()
+
+
+def _silent_once_caught() -> None:
+    """Keep Ray from printing that tasks failed whose workers an interrupted command has ended itself."""
+    from ray._private import worker
+
+    printing: Any = worker.print_to_stdstream
+
+    def print_to_stdstream(*args: Any, **more: Any) -> None:
+        if not interrupts.caught():
+            printing(*args, **more)
+
+    if getattr(printing, "__module__", "") != __name__:
+        worker.print_to_stdstream = print_to_stdstream
 
 
 def quiet() -> None:
@@ -65,10 +81,11 @@ def quiet() -> None:
 
 @contextmanager
 def children_spared() -> Iterator[None]:
-    """Processes that Ray starts in the block do not hear SIGHUP: a terminal that is closed sends it to all.
+    """Processes that Ray starts in the block do not hear signals that are sent to the whole process group.
 
-    They would be gone before what they hold is written. Ray does the same for SIGINT. SIGTERM they do hear,
-    though this thread may have it wait: Ray ends them by it.
+    A terminal that is closed, Ctrl-C and schedulers send those. Ray's processes would be gone before what they
+    hold is written, and Ray ends the driver when they are. SIGTERM sent to one of them it does hear, though
+    this thread may have it wait: Ray ends them by it.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -86,7 +103,12 @@ def children_spared() -> Iterator[None]:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    with replaced(services, "start_ray_process", spared):
+    with ExitStack() as stack:
+        stack.enter_context(replaced(services, "start_ray_process", spared))
+        if sys.platform == "linux":
+            # Elsewhere Ray ends them as a group when the driver dies.
+            apart = partial(services.ConsolePopen, start_new_session=True)
+            stack.enter_context(replaced(services, "ConsolePopen", apart))
         yield
 
 
