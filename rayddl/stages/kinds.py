@@ -59,7 +59,11 @@ class Kind:
     def optional(self, name: str) -> Any | None:
         """The module ``name`` of the kind's folder; ``None`` where it has none."""
         module = f"{self.folder}.{name}"
-        return importlib.import_module(module) if self.folder and find_spec(module) else None
+        try:
+            found = find_spec(module) if self.folder else None
+        except ModuleNotFoundError:  # the settings of a kind from outside may stand in no package
+            return None
+        return importlib.import_module(module) if found else None
 
     def estimate(
         self, config: StageConfig, stages: Mapping[str, StageConfig], outlook: Any, *, measure: bool = False

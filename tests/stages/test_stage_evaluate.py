@@ -94,12 +94,12 @@ def test_a_set_knows_its_cost(ranked: Any) -> None:
 def test_nobody_knows_what_was_spent_on_an_imported_set(picked: Input) -> None:
     """The seconds of the import are not the set's; what the set itself says is taken."""
     made = DistilledSet.load(picked.folder.child("set"))
-    imported = replace(picked, kind="imported")
+    imported = replace(made, info={**made.info, "imported": {"form": "set", "sha256": "5ba1e"}})
 
     assert evaluate._spent(made, picked) == {"distill": 7.5}
-    assert evaluate._spent(made, imported) == {}
-    told = replace(made, info={**made.info, "metrics": {"spent": {"experts": 3.0}}})
-    assert evaluate._spent(told, imported) == {"experts": 3.0}
+    assert evaluate._spent(imported, picked) == {}
+    told = replace(imported, info={**imported.info, "metrics": {"spent": {"experts": 3.0}}})
+    assert evaluate._spent(told, picked) == {"experts": 3.0}
 
 
 def test_side_by_side_makes_the_students_that_are_trained_alone(
