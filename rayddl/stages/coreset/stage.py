@@ -32,7 +32,6 @@ from rayddl.stages.context import Context, Input, Result
 from rayddl.stages.coreset.settings import CoresetConfig
 from rayddl.stages.coreset.worker import Chosen, Job, choose, read_chosen
 from rayddl.stages.match.stage import refuse_other_experts
-from rayddl.stages.runtime import cluster, workers
 from rayddl.stages.runtime.listings import of_shared
 from rayddl.stages.runtime.sizes import Ask, Share
 from rayddl.stages.runtime.sources import fit_space, publish, read_space
@@ -57,7 +56,7 @@ class _Given:
 def run(config: CoresetConfig, context: Context) -> Result:
     """Choose from the classes that are not done yet, and write the set."""
     began = time.perf_counter()
-    cluster.start()
+    context.backend.start()
     given = _given(config, context)
     given = _looked_at(config, context, given)
     job, share = _job(config, context, given)
@@ -154,19 +153,17 @@ def _job(config: CoresetConfig, context: Context, given: _Given) -> tuple[Job, S
     import ray
 
     units = len(given.listing.classes)
-    share = cluster.sized(lambda have: Ask("resources", config.share(have, units)))
+    share = context.backend.sized(lambda have: Ask("resources", config.share(have, units)))
     features = ray.put(given.features)
     shape = given.space.shape
     return Job(config, given.listing, shape, features, context.out, context.seed_of(), share.threads), share
 
 
 def _choose(job: Job, share: Share, groups: Sequence[list[int]], classes: int, context: Context) -> None:
-    import ray
-
-    sent = ray.put(job)
+    sent = context.backend.put(job)
     done = classes - sum(len(group) for group in groups)
     context.progress.update(done, classes, "classes")
-    with workers.opened(share, "coreset", note=context.progress.note) as free:
+    with context.backend.opened(share, "coreset", note=context.progress.note) as free:
         for group, _ in free.each(groups, lambda group: (choose, sent, group), _named):
             done += len(group)
             context.progress.update(done, classes, "classes")

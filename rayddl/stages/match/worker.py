@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors.torch import load, save
@@ -62,6 +62,10 @@ class Job:
     """A set to start from, its images in the order of ``labels``."""
     name: str = "match"
     """What a dashboard calls the worker."""
+
+
+Snapshot: TypeAlias = tuple[Tensor, Tensor, float]
+"""Images, labels and the student's learning rate."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +202,7 @@ class MatchWorker:
         self._helpers = helpers
         self._device = devices.enter(self._job.threads, self._job.config.precision, self._job.name)
         self._saved, self._saved_at = time.monotonic(), 0
+        self._begun: Loop | None = None
         self._diverged: str | None = None
 
     @cached_property
@@ -205,18 +210,23 @@ class MatchWorker:
         # Made at the first call: what a call raises reaches the driver, what a constructor raises does not.
         return make_matcher(self._job, self._device)
 
-    @cached_property
+    @property
     def _loop(self) -> Loop:
-        loop = self._resumed() if self._job.out.has(CHECKPOINT) else self._fresh()
+        if self._begun is None:
+            out = self._job.out
+            fresh = (
+                None if out.has(CHECKPOINT) else Loop.begin(self._matcher, _start(self._job, self._matcher))
+            )
+            self._begin(fresh or self._resumed(out.read(CHECKPOINT)))
+        assert self._begun is not None
+        return self._begun
+
+    def _begin(self, loop: Loop) -> None:
         loop.gradients = self._spread if self._helpers else None
-        self._saved_at = loop.state.iteration
-        return loop
+        self._begun, self._saved_at = loop, loop.state.iteration
 
-    def _fresh(self) -> Loop:
-        return Loop.begin(self._matcher, _start(self._job, self._matcher))
-
-    def _resumed(self) -> Loop:
-        state, more = load_state(self._job.out.read(CHECKPOINT), self._device)
+    def _resumed(self, data: bytes) -> Loop:
+        state, more = load_state(data, self._device)
         loop = Loop.begin(self._matcher, state, float(more["start_rms"]))
         loop.rows = [tuple(row) for row in more["rows"].tolist()]
         if "anchor" in more:
@@ -266,7 +276,13 @@ class MatchWorker:
         self._saved, self._saved_at = time.monotonic(), anchor.iteration
 
     def pause(self) -> int:
-        """Checkpoint the run where it stands, between two anchors; the iteration, where the next attempt starts.
+        """Checkpoint the run where it stands, between two anchors; the iteration, where the next attempt starts."""
+        self._job.out.write(CHECKPOINT, self.state())
+        self._saved, self._saved_at = time.monotonic(), self._loop.state.iteration
+        return self._saved_at
+
+    def state(self) -> bytes:
+        """The run where it stands, for :meth:`restore`.
 
         With the state goes its anchor, so that a resumed run that diverges is restored to the same state as one
         that was never paused.
@@ -275,9 +291,18 @@ class MatchWorker:
         rows = torch.tensor(loop.rows, dtype=torch.float64)
         rms = torch.tensor(loop.start_rms, dtype=torch.float64)
         anchor = torch.frombuffer(bytearray(loop.anchor.dump()), dtype=torch.uint8)
-        self._job.out.write(CHECKPOINT, loop.state.dump(rows=rows, start_rms=rms, anchor=anchor))
-        self._saved, self._saved_at = time.monotonic(), loop.state.iteration
-        return loop.state.iteration
+        return loop.state.dump(rows=rows, start_rms=rms, anchor=anchor)
+
+    def restore(self, data: bytes) -> None:
+        """Continue from ``data``, which :meth:`state` returned, or from this run's checkpoint if that is further on.
+
+        The result is the same, bit for bit, as that of a run that was never stopped.
+        """
+        loop = self._resumed(data)
+        if self._job.out.has(CHECKPOINT):
+            kept = self._resumed(self._job.out.read(CHECKPOINT))
+            loop = kept if kept.state.iteration > loop.state.iteration else loop
+        self._begin(loop)
 
     def _reach(self, iteration: int) -> None:
         # A worker started anew stands at its checkpoint, behind where the driver saw it last.
@@ -289,11 +314,19 @@ class MatchWorker:
         """
         if iteration is not None:
             self._reach(iteration)
-        state = self._loop.anchor if iteration is None else self._loop.state
+        images, labels, lr = self._set_of(self._loop.anchor if iteration is None else self._loop.state)
+        self._job.out.write(name, save({"images": images, "labels": labels, "lr": lr}))
+
+    def standing(self) -> Snapshot:
+        """The set where the run stands."""
+        images, labels, lr = self._set_of(self._loop.state)
+        return images, labels, float(lr)
+
+    def _set_of(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
         probabilities = state.logits is not None or self._matcher.settings.labels == "expert"
         labels = self._soft(state) if probabilities else self._matcher.labels
-        tensors = {"images": state.images, "labels": labels, "lr": state.lr}
-        self._job.out.write(name, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
+        images, labels, lr = (t.detach().cpu().contiguous() for t in (state.images, labels, state.lr))
+        return images, labels, lr
 
     def _soft(self, state: State) -> Tensor:
         if state.logits is not None:
@@ -310,7 +343,7 @@ class MatchWorker:
         return {name: [row[k] for row in self._loop.rows] for k, name in enumerate(COLUMNS)}
 
 
-def read_snapshot(folder: Folder, name: str) -> tuple[Tensor, Tensor, float]:
-    """Images, labels and the student's learning rate that :meth:`MatchWorker.keep` wrote."""
+def read_snapshot(folder: Folder, name: str) -> Snapshot:
+    """What :meth:`MatchWorker.keep` wrote."""
     tensors = load(folder.read(name))
     return tensors["images"], tensors["labels"], float(tensors["lr"])

@@ -9,7 +9,7 @@ from rayddl.errors import DivergedError
 from rayddl.stages.context import Context, Progress, Result, Silent
 from rayddl.stages.runtime import cluster, workers
 from rayddl.stages.runtime.sizes import Share
-from rayddl.stages.runtime.sources import publish, publish_held_out, read_space
+from rayddl.stages.runtime.sources import publish, publish_held_out
 from rayddl.stages.tune import engine, outcome, plan
 from rayddl.stages.tune.outcome import Winner
 from rayddl.stages.tune.settings import TuneConfig
@@ -48,8 +48,6 @@ def run(config: TuneConfig, context: Context) -> Result:
 
 def _trials(config: TuneConfig, context: Context) -> Trials:
     """What makes the trials of the template's kind."""
-    import ray
-
     template = context.templates[config.of]
     as_template = replace(context, stage=config.of, progress=Silent(), templates={})
     # Students of selected crops are but tested on the source.
@@ -61,8 +59,7 @@ def _trials(config: TuneConfig, context: Context) -> Trials:
         given = [found for found in context.inputs.values() if found.kind == "experts"]
         for experts in given:
             refuse_other_experts(experts, source, context.source.name)
-        space = ray.put(read_space(given[0].folder, source)) if given else None
-        return MatchTrials(config, context.templates, as_template, source, space, _absolute(context.out))
+        return MatchTrials(config, context.templates, as_template, source, _absolute(context.out))
     from rayddl.stages.tune.stages import StageTrials
 
     return StageTrials(config, context.templates, as_template, source)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from rayddl.data.distilled import DistilledSet
-from rayddl.methods.training.soft import published_lr
 from rayddl.seeds import derive
 from rayddl.stages.context import Context
-from rayddl.stages.evaluate import protocol as lessons
-from rayddl.stages.evaluate import soft_labels
-from rayddl.stages.evaluate import worker as students
+from rayddl.stages.evaluate import protocol, soft_labels
 from rayddl.stages.evaluate.settings import EvaluateConfig
+from rayddl.stages.rded import stage as rded
 from rayddl.stages.rded.settings import RdedConfig
-from rayddl.stages.runtime import devices
-from rayddl.stages.runtime.sources import SharedSource
+from rayddl.stages.runtime.in_process import InProcess
+from rayddl.stages.runtime.sources import SharedSource, adopt
 from rayddl.stages.settings import StageConfig
+from rayddl.stages.teacher import stage as teacher
 from rayddl.stages.teacher.settings import TeacherConfig
 from rayddl.stages.tune.settings import TuneConfig, configured
 from rayddl.stages.tune.space import Settings
@@ -44,10 +43,12 @@ class StageTrials:
     def held_out(self, ticket: Ticket, seed: int) -> float:
         """For a set, a fresh student; for a teacher, the same training with another seed."""
         folder = ticket.folder.child(f"held-out-{seed}")
-        if isinstance(self.template(ticket), TeacherConfig):
-            fresh = replace(self.context, out=folder, seed=derive(self.context.seed, HELD_OUT, seed))
-            return self._teacher(ticket, fresh)
-        return self._student(ticket, HELD_OUT, seed, folder)
+        config = self.template(ticket)
+        if isinstance(config, TeacherConfig):
+            fresh = self._here(ticket, folder)
+            fresh = replace(fresh, seed=derive(self.context.seed, HELD_OUT, seed))
+            return float(teacher.run(config, fresh).summary["accuracy"])
+        return fmean(self._judged(ticket, folder, HELD_OUT, (seed,)))
 
     def pinned(self, settings: Settings, iteration: int) -> Mapping[str, Any]:
         """Nothing: these stages have no length."""
@@ -60,55 +61,42 @@ class StageTrials:
 
     def run(self, ticket: Ticket) -> float:
         """Run the stage into ``made`` in the trial's folder; how good what it made is, 0..1."""
-        context = replace(self.context, out=ticket.folder.child(MADE))
-        config = self.template(ticket)
-        devices.enter(ticket.threads, getattr(config, "precision", "fp32"), f"trial {ticket.number}")
+        context, config = self._here(ticket, ticket.folder.child(MADE)), self.template(ticket)
         if isinstance(config, TeacherConfig):
-            return self._teacher(ticket, context)
+            return float(teacher.run(config, context).summary["accuracy"])
         assert isinstance(config, RdedConfig)
-        from rayddl.stages.rded.stage import select_inline
+        rded.run(config, context)
+        return fmean(self._judged(ticket, ticket.folder, "short", range(self.config.students.seeds)))
 
-        select_inline(config, context)
-        return fmean(
-            self._student(ticket, "short", s, ticket.folder) for s in range(self.config.students.seeds)
-        )
+    def _here(self, ticket: Ticket, out: Folder) -> Context:
+        """The template's context in this process."""
+        adopt(self.context.source, self.source)
+        return replace(self.context, out=out, backend=InProcess(ticket.threads))
 
-    def _teacher(self, ticket: Ticket, context: Context) -> float:
-        from rayddl.stages.teacher.stage import run_inline
-
-        config = self.template(ticket)
-        assert isinstance(config, TeacherConfig)
-        device = devices.enter(ticket.threads, config.precision, f"trial {ticket.number}")
-        return float(run_inline(config, context, self.source, device).summary["accuracy"])
-
-    def _student(self, ticket: Ticket, lesson: str, seed: int, folder: Folder) -> float:
-        import ray
-
+    def _judged(self, ticket: Ticket, folder: Folder, name: str, seeds: Sequence[int]) -> list[float]:
+        """The accuracies of students of the set that the trial made."""
         made = DistilledSet.load(ticket.folder.child(MADE).child("set"))
         asked, template = self.config.students, self.template(ticket)
         assert isinstance(template, RdedConfig)
         nets = None if asked.net is None else (asked.net,)
         config = EvaluateConfig(
             kind="evaluate", set=self.config.of, observer=template.teacher, nets=nets, epochs=asked.epochs,
-            seeds=asked.seeds, random=False, compile=False,
+            seeds=len(seeds), random=False, compile=False,
         )  # fmt: skip
-        teaching = soft_labels.of_stage(config, made, replace(self.context, out=folder))
-        assert teaching is not None
-        task = lessons.Task(
-            lessons.settled(config, made, self.source, teaching),
+        context = self._here(ticket, folder)
+        teaching = soft_labels.of_stage(config, made, context)
+        config = protocol.settled(config, made, self.source, teaching)
+        task = protocol.Task(
+            config,
             made,
             self.source,
             teaching,
-            self.context.seed_of(),
+            context.seed_of(),
+            backend=context.backend,
+            name=name,
+            seeds=seeds,
         )
-        told, _ = lessons.lessons_of(task)[0]
-        net, observer = task.nets[0], ray.put(teaching.observer)
-        shared = students.Class(
-            self.source, ray.put(made.space), folder, task.seed, config.precision, False, ticket.threads,
-            teaching.frame, observer,
-        )  # fmt: skip
-        pupil = students.Student(lesson, net, seed, f"student-{seed}.json", published_lr(net.name))
-        return float(students.teach(shared, told, pupil)["accuracy"])
+        return [float(result["accuracy"]) for result in protocol.judge(task, folder, context.progress)]
 
 
 class StageTrial:
