@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 
 from rayddl import seeds
+from rayddl.data.config import DSA
 from rayddl.data.distilled import LR_STUDENT, DistilledSet
 from rayddl.data.pixels.space import Normalise, PixelSpace
 from rayddl.data.sources import picking
@@ -35,7 +36,6 @@ from rayddl.stages.match.stage import refuse_other_experts
 from rayddl.stages.runtime.listings import of_shared
 from rayddl.stages.runtime.sizes import Ask, Share
 from rayddl.stages.runtime.sources import fit_space, publish, read_space
-from rayddl.stages.settings import DSA
 
 METHODS = {"random": "random", "herding": "herding", "kcenter": "k-center"}
 FEATURE_BYTES = 2**28

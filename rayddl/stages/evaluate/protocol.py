@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rayddl import seeds
-from rayddl.data.config import SourceConfig, augmentation_names
+from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.sources import picking
 from rayddl.errors import ArtifactError
@@ -328,7 +328,7 @@ def _hard_protocols(task: Task) -> tuple[Protocol, Protocol]:
     config, own = task.config, task.made.lr_student
     assert config.epochs is not None
     lr, batch = (config.lr or own, config.batch) if task.teaching is None else (own, HARD_BATCH)
-    hard = Protocol(config.epochs, lr, augmentation_names(config.augment), batch or HARD_BATCH)
+    hard = Protocol(config.epochs, lr, config.augmentations, batch or HARD_BATCH)
     return hard, replace(hard, epochs=config.whole_epochs, lr=WHOLE_LR)
 
 

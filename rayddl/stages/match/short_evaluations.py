@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from rayddl.data.config import augmentation_names
 from rayddl.methods.training.hard import Protocol
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context
@@ -194,7 +193,7 @@ def shared_by(job: matcher.Job) -> students.Class:
 def lesson_of(job: matcher.Job, kept: matcher.Snapshot, name: str) -> students.Lesson:
     """What students of a set are taught."""
     images, labels, lr = kept
-    protocol = Protocol(job.config.evaluate_epochs, lr, augmentation_names(job.config.augment))
+    protocol = Protocol(job.config.evaluate_epochs, lr, job.config.augmentations)
     return students.Lesson(name, images, labels, None, protocol)
 
 

@@ -14,14 +14,11 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from rayddl import seeds
-from rayddl.data.config import augmentation_names
-from rayddl.data.distilled import LR_STUDENT, DistilledSet
+from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError, DivergedError
 from rayddl.methods.matching.gradient import MetaGradient
 from rayddl.methods.matching.loop import COLUMNS, Facts, Loop, Matcher
-from rayddl.methods.matching.settings import Settings
 from rayddl.methods.matching.state import State, first_state, load_state
-from rayddl.methods.matching.windows import WindowRule
 from rayddl.methods.training.steps import steps_for
 from rayddl.methods.trajectories import files
 from rayddl.methods.trajectories.convex import Trajectory
@@ -80,38 +77,6 @@ class Where:
     diverged: str | None
 
 
-def settings(config: MatchConfig) -> Settings:
-    """The matching settings that a stage's config stands for."""
-    rule = WindowRule(
-        config.max_start_epoch,
-        config.expert_epochs,
-        config.trajectory == "convex" and config.continuous,
-        config.min_start_epoch,
-        config.first_start_epoch,
-        config.grow_iterations,
-    )
-    return Settings(
-        syn_steps=config.syn_steps,
-        batch_syn=config.batch_syn,
-        lr_image=config.lr_image,
-        lr_lr=config.lr_lr,
-        lr_student=config.lr_student or LR_STUDENT,
-        momentum=config.momentum,
-        image_optimizer=config.image_optimizer,
-        image_decay=config.image_decay,
-        augment=augmentation_names(config.augment),
-        rule=rule,
-        gradient=config.gradient,
-        labels=config.labels,
-        lr_label=config.lr_label if config.labels == "learned" else 0.0,
-        lr_space=config.lr_space,
-        start_noise=config.start_noise,
-        clip=config.clip,
-        workers=config.workers,
-        retries=config.retries,
-    )
-
-
 def make_matcher(job: Job, device: torch.device) -> Matcher:
     """The fixed parts of the run, on ``device``. Raises ``ArtifactError`` for experts that do not fit."""
     classes = len(job.source.classes)
@@ -122,7 +87,7 @@ def make_matcher(job: Job, device: torch.device) -> Matcher:
     ]
     _refuse_short(job, trajectories)
     steps = steps_for(job.net, job.source.shape, classes, config.precision, job.compile, config.cuda_graphs)
-    return Matcher(steps, settings(config), trajectories, job.labels, classes, job.seed, device)
+    return Matcher(steps, config, trajectories, job.labels, classes, job.seed, device)
 
 
 def _refuse_short(job: Job, trajectories: Sequence[Trajectory]) -> None:
@@ -331,10 +296,8 @@ class MatchWorker:
     def _soft(self, state: State) -> Tensor:
         if state.logits is not None:
             return state.logits.softmax(1)
-        rule = self._matcher.settings.rule
-        targets = [
-            t.at(min(rule.max_start_epoch + rule.expert_epochs, t.last)) for t in self._matcher.trajectories
-        ]
+        reach = self._job.config.max_start_epoch + self._job.config.expert_epochs
+        targets = [t.at(min(reach, t.last)) for t in self._matcher.trajectories]
         return torch.stack([self._matcher.probabilities(state, t.to(self._device)) for t in targets]).mean(0)
 
     def rows(self, iteration: int) -> dict[str, list[float]]:
