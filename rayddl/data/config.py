@@ -67,6 +67,27 @@ class SourceConfig(Config):
         return self
 
 
+DSA = "color_crop_cutout_flip_scale_rotate"
+
+
+class Augmented(Config):
+    """The setting of whatever shows augmented images."""
+
+    augment: str = DSA
+    """Augmentations joined by ``_``, or ``none``; one of them is drawn for every batch."""
+
+    @field_validator("augment")
+    @classmethod
+    def _known_augmentation(cls, value: str) -> str:
+        augmentation_names(value)
+        return value
+
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """The augmentations by name."""
+        return augmentation_names(self.augment)
+
+
 def augmentation_names(text: str) -> tuple[str, ...]:
     """``"color_crop_flip"`` as a tuple, ``"none"`` as an empty one. Raises ``ValueError``."""
     if text in ("", "none"):

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from rayddl.data.config import SourceConfig
 from rayddl.seeds import derive
+from rayddl.stages.runtime.backend import Backend, OnRay
 from rayddl.stages.settings import StageConfig
 from rayddl.storage import Folder
 
@@ -68,6 +69,8 @@ class Context:
     progress: Progress = field(default_factory=Silent)
     templates: Mapping[str, StageConfig] = field(default_factory=dict)
     """The settings of the stages that this one runs itself, by their names."""
+    backend: Backend = field(default_factory=OnRay)
+    """Does the stage's work."""
 
     def seed_of(self) -> int:
         """The seed of this stage's random choices."""

@@ -11,16 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from pydantic import field_validator
-
 from rayddl.config import Config
-from rayddl.data.config import augmentation_names
+from rayddl.data.config import Augmented
 from rayddl.nets.config import NetConfig
 from rayddl.stages.runtime import sizes
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask, Resources
-
-DSA = "color_crop_cutout_flip_scale_rotate"
 
 
 def _producer(products: Sequence[str]) -> str:
@@ -89,8 +85,6 @@ class Tunable:
     """The setting that says how long a trial is, where it reports on its way; else it reports once."""
     fixed: tuple[str, ...] = ()
     """Settings that a space cannot change: with them, trials could not be compared."""
-    lasting: tuple[str, ...] = ()
-    """Settings that a trial cannot change on its way: what it has made so far has their form."""
 
 
 class StageConfig(Config):
@@ -142,21 +136,13 @@ class StageConfig(Config):
 Precision = Literal["fp32", "bf16", "tf32"]
 
 
-class NetStageConfig(StageConfig):
+class NetStageConfig(Augmented, StageConfig):
     """The keys of stages that train networks."""
 
-    augment: str = DSA
-    """Augmentations joined by ``_``, or ``none``; one of them is drawn for every batch."""
     precision: Precision = "fp32"
     """What convolutions are computed in. Parameters, sums and updates are float32 in each."""
     compile: bool | None = None
     """Compile the steps; default: where the work is long enough to pay for it."""
-
-    @field_validator("augment")
-    @classmethod
-    def _known_augmentation(cls, value: str) -> str:
-        augmentation_names(value)
-        return value
 
 
 def without_resources(config: StageConfig) -> dict[str, Any]:

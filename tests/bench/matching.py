@@ -77,11 +77,9 @@ def _reference(row: dict[str, Any], images: Any, labels: Any) -> Any:
 def _ours(row: dict[str, Any], images: Any, labels: Any) -> Any:
     import torch
 
-    from rayddl.data.config import AUGMENTATIONS
     from rayddl.methods.matching.loop import Loop, Matcher
     from rayddl.methods.matching.settings import Settings
     from rayddl.methods.matching.state import first_state
-    from rayddl.methods.matching.windows import WindowRule
     from rayddl.methods.training.steps import steps_for
     from rayddl.methods.trajectories.convex import SnapshotTrajectory
     from rayddl.nets.build import initial
@@ -92,7 +90,7 @@ def _ours(row: dict[str, Any], images: Any, labels: Any) -> Any:
     snapshots = torch.stack([start, start + 0.01 * torch.randn_like(start)])
     settings = Settings(
         syn_steps=row["steps"], batch_syn=row["batch"], lr_image=100.0, lr_lr=1e-7, lr_student=0.01,
-        momentum=0.5, augment=AUGMENTATIONS, rule=WindowRule(1, 1, continuous=False), gradient=row["mode"],
+        momentum=0.5, max_start_epoch=1, expert_epochs=1, continuous=False, gradient=row["mode"],
     )  # fmt: skip
     steps = steps_for(
         config, shape, 10, row["precision"], row["mode"] != "unrolled", row.get("graphs", False)

@@ -42,11 +42,11 @@ def experts(workers: int, units: int, seconds: float) -> Callable[[], None]:
     from rayddl.stages.runtime.sizes import Share
     from rayddl.storage import Folder
 
-    def sleep(job: Any, indices: Any, board: Any) -> None:
+    def sleep(job: Any, indices: Any, tally: Any) -> None:
         (index,) = indices
         for epoch in range(1, 5):
             time.sleep(seconds / 4)
-            board.say.remote(f"expert {index}", epoch, "")
+            tally.say(f"expert {index}", epoch, "")
         job.out.write(f"expert-{index:04d}.safetensors", b"x" * 1000)
 
     experts.train_some = sleep
@@ -64,6 +64,7 @@ def scoring(workers: int, units: int, seconds: float) -> Callable[[], None]:
     from rayddl.stages.context import Silent
     from rayddl.stages.rded import stream as rded_stream
     from rayddl.stages.rded.settings import RdedConfig
+    from rayddl.stages.runtime import streams
     from rayddl.stages.runtime.sizes import Share
 
     def sleep(block: Any, sent: bytes) -> Any:
@@ -73,12 +74,12 @@ def scoring(workers: int, units: int, seconds: float) -> Callable[[], None]:
 
     rded_stream.rded_cut_and_judge = sleep
     share = Share(1, 0, None, workers)
-    each = rded_stream.CHUNKS_A_BLOCK
+    each = streams.CHUNKS_A_BLOCK
     positions = np.arange(units * each * CHUNK)
     job: Any = SimpleNamespace(config=RdedConfig(kind="rded", teacher="teacher", ipc=1))
 
     def run() -> None:
-        for _ in rded_stream.stream(job, positions, share, None, Silent()):
+        for _ in streams.stream(positions, rded_stream.steps(job), share, None, Silent().note):
             pass
 
     return run

@@ -39,7 +39,6 @@ from rayddl.stages.experts import stage as experts
 from rayddl.stages.experts.settings import ExpertsConfig
 from rayddl.stages.match import short_evaluations
 from rayddl.stages.match import stage as match
-from rayddl.stages.match import worker as matcher
 from rayddl.stages.match.settings import MatchConfig
 from rayddl.stages.runtime import cluster, local
 from rayddl.storage import Folder
@@ -190,9 +189,9 @@ class Stages:
             files.open_trajectory(of.out, files.file_name(i), config.trajectory, config.waypoints)
             for i in range(of.summary["count"])
         ]
-        settings, cpu = matcher.settings(config), torch.device("cpu")
-        fixed = Matcher(self.steps, settings, opened, train.y[picked], len(names), seed, cpu)
-        loop = Loop.begin(fixed, first_state(train.x[picked], None, settings))
+        cpu = torch.device("cpu")
+        fixed = Matcher(self.steps, config, opened, train.y[picked], len(names), seed, cpu)
+        loop = Loop.begin(fixed, first_state(train.x[picked], None, config))
         for _ in range(config.iterations):
             loop.step()
         return loop

@@ -22,6 +22,7 @@ from rayddl.stages.evaluate import protocol as lessons
 from rayddl.stages.evaluate import stage as evaluate
 from rayddl.stages.evaluate import worker as students
 from rayddl.stages.evaluate.settings import EvaluateConfig
+from rayddl.stages.runtime.progress import LocalTally
 from rayddl.storage import Folder
 
 pytestmark = pytest.mark.ray
@@ -142,26 +143,29 @@ def test_a_long_training_is_seen_to_go_on(
     assert progress.updates[-1][:2] == (2, 2)
 
 
-class _Board:
-    """Stands for a tally's handle."""
+class _Said(LocalTally):
+    """A tally that keeps all reports."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.said: list[tuple[str, float]] = []
-        self.say = SimpleNamespace(remote=lambda who, done, metric: self.said.append((who, done)))
+
+    def say(self, who: str, done: float, metric: str) -> None:
+        self.said.append((who, done))
 
 
 def test_a_training_tells_now_and_then_and_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A word every two seconds at most; a group counts as often as it has students."""
-    now, board = [0.0], _Board()
+    now, tally = [0.0], _Said()
     monkeypatch.setattr(students.time, "monotonic", lambda: now[0])
     group = [students.Student("distilled", NetConfig(), seed, f"student-{seed}.json") for seed in range(3)]
-    tell = students.reporter(SimpleNamespace(board=board), group, 10)  # type: ignore[arg-type]
+    tell = students.reporter(SimpleNamespace(tally=tally), group, 10)  # type: ignore[arg-type]
     for epoch in range(1, 12):
         now[0] += 0.6
         tell(epoch)
-    students.reporter(SimpleNamespace(board=None), group, 10)(10)  # type: ignore[arg-type]
+    students.reporter(SimpleNamespace(tally=None), group, 10)(10)  # type: ignore[arg-type]
 
-    assert [(who, pytest.approx(done)) for who, done in board.said] == [
+    assert [(who, pytest.approx(done)) for who, done in tally.said] == [
         ("student-0.json", 1.2), ("student-0.json", 2.4), ("student-0.json", 3.0), ("student-0.json", 3.0)
     ]  # fmt: skip
 

@@ -66,8 +66,7 @@ def test_a_paused_run_that_diverges_is_restored_to_its_anchor(stages, convex, tm
 def loop_worker(stages, experts, config, folder):
     """The loop's worker, in this process."""
     context = stages._context("distill", folder, {"experts": experts.as_input()}, None)
-    source = match.publish(stages.source_config)
-    job, _ = match._job(config, context, experts.as_input(), source)
+    job, _ = match.prepared(config, context)
     threads = torch.get_num_threads()
     worker = matcher.MatchWorker(cluster.packed(job), [])
     torch.set_num_threads(threads)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from rayddl.stages.rded import selection as rded_select
 from rayddl.stages.rded import stage as rded
 from rayddl.stages.rded import stream as rded_stream
 from rayddl.stages.rded.settings import RdedConfig
-from rayddl.stages.runtime import cluster
+from rayddl.stages.runtime import cluster, streams, workers
+from rayddl.stages.runtime.in_process import InProcess
 from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.settings import Resources
 from rayddl.storage import Folder
@@ -109,6 +110,11 @@ class Found:
 Runs = Callable[..., Found]
 
 
+def in_process(config: RdedConfig, context: Context) -> Result:
+    """The stage in this process."""
+    return rded.run(config, replace(context, backend=InProcess()))
+
+
 def _config(**changes: Any) -> RdedConfig:
     base = {"kind": "rded", "teacher": "teacher", "ipc": 2, "factor": 2, "mipc": 20, "precision": "fp32"}
     return RdedConfig.model_validate({**base, "batch": 16, "num_crops": 3, **changes})
@@ -152,7 +158,7 @@ def reference(local_ray: None, tree: Path, teacher: Input, tmp_path_factory: pyt
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "CHUNK", 5)
-    monkeypatch.setattr(rded_stream, "CHUNKS_A_BLOCK", 1)
+    monkeypatch.setattr(streams, "CHUNKS_A_BLOCK", 1)
 
 
 def _patch(tree: Path, name: str, box: tuple[int, int, int]) -> Tensor:
@@ -226,10 +232,9 @@ def test_four_workers_give_the_same_set_as_one(run_rded: Runs, reference: Found)
 
 def test_few_chunks_are_spread_and_many_are_bundled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every worker gets its share while there is little; a bundle has a limit."""
-    monkeypatch.setattr(rded_stream, "CHUNKS_A_BLOCK", 8)
-    monkeypatch.setattr(rded_stream, "BLOCKS_A_WORKER", 4)
-    monkeypatch.setattr(listing, "CHUNK", 10)
-    found = [rded_stream.images_a_block(images, 2) for images in (0, 1, 150, 160, 395, 640, 50_000)]
+    monkeypatch.setattr(streams, "CHUNKS_A_BLOCK", 8)
+    monkeypatch.setattr(streams, "BLOCKS_A_WORKER", 4)
+    found = [streams.rows_a_block(images, 2, 10) for images in (0, 1, 150, 160, 395, 640, 50_000)]
     assert found == [10, 10, 10, 20, 50, 80, 80]
 
 
@@ -238,8 +243,8 @@ def test_block_sizes_and_a_shuffled_listing_change_nothing(
 ) -> None:
     """Two workers, other portions, and files found in another order give the same bits."""
     monkeypatch.setattr(listing, "CHUNK", 7)
-    monkeypatch.setattr(rded_stream, "CHUNKS_A_BLOCK", 3)
-    monkeypatch.setattr(rded_stream, "BLOCKS_A_WORKER", 1)
+    monkeypatch.setattr(streams, "CHUNKS_A_BLOCK", 3)
+    monkeypatch.setattr(streams, "BLOCKS_A_WORKER", 1)
     found = Folder.files
 
     def shuffled(folder: Folder) -> dict[str, int]:
@@ -251,20 +256,20 @@ def test_block_sizes_and_a_shuffled_listing_change_nothing(
     assert run_rded().bits == reference.bits
 
 
-def test_the_way_without_ray_data_gives_the_same_set(
+def test_both_backends_give_the_same_set(
     run_rded: Runs, reference: Found, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A caller that is itself a worker selects the same, and sends no work out.
+    """In this process the stage selects the same as on Ray, and sends no work out.
 
-    Its tasks and streams would wait for the CPU that it holds, as a whole search once did, for ever.
+    A worker's tasks and streams would wait for the CPU that it holds, as a whole search once did, for ever.
     """
 
     def refused(*_: Any, **__: Any) -> None:
         raise AssertionError("work was sent out by a worker")
 
-    for module, name in ((cluster, "spread"), (rded_stream, "stream"), (rded, "stream")):
+    for module, name in ((cluster, "spread"), (cluster, "sized"), (workers, "opened"), (streams, "stream")):
         monkeypatch.setattr(module, name, refused)
-    assert run_rded(how=rded.select_inline).bits == reference.bits
+    assert run_rded(how=in_process).bits == reference.bits
 
 
 def test_cutters_apart_from_judges_give_the_same_rows(
@@ -277,7 +282,7 @@ def test_cutters_apart_from_judges_give_the_same_rows(
     one = Share(0.5, 0.0, None, 1)
     rows = {}
     for name, cutters in (("together", None), ("apart", one)):
-        blocks = rded_stream.stream(job, numbers, one, cutters, Silent())
+        blocks = streams.stream(numbers, rded_stream.steps(job), one, cutters, Silent().note)
         rows[name] = sorted(
             (int(i), float(s), int(k))
             for b in blocks
@@ -296,7 +301,7 @@ def test_a_worker_killed_in_mid_stream_costs_nothing(
     with killing("ray::MapBatches(rded_cut_and_judge)", progress.under_way) as killed:
         found = run_rded(progress, resources={"at_once": 1}, **slow)
     assert killed
-    assert found.bits == run_rded(how=rded.select_inline, **slow).bits
+    assert found.bits == run_rded(how=in_process, **slow).bits
 
 
 def test_a_driver_that_ends_in_mid_stream_goes_on_where_it_stood(
@@ -356,7 +361,7 @@ def test_too_many_broken_files_end_the_stream(run_rded: Runs, damaged: Path) -> 
 @pytest.mark.parametrize(("policy", "images"), [("cap", 7), ("repeat", 8)])
 def test_a_short_class_is_capped_or_repeats(run_rded: Runs, policy: str, images: int) -> None:
     """32 patches are asked of 30 images: one image fewer, or two patches twice."""
-    found = run_rded(ipc=8, mipc=40, short_class=policy, how=rded.select_inline)
+    found = run_rded(ipc=8, mipc=40, short_class=policy, how=in_process)
     assert torch.bincount(found.made.labels).tolist() == [images] * 3
 
 
@@ -371,7 +376,7 @@ def test_a_short_class_is_refused_by_default(run_rded: Runs) -> None:
 def test_fewer_images_than_mipc_are_told(run_rded: Runs, told: Any) -> None:
     """All of a small class are looked at, with a note."""
     progress = told()
-    run_rded(progress, mipc=40, how=rded.select_inline)
+    run_rded(progress, mipc=40, how=in_process)
     assert any("fewer than mipc (40) images" in note for note in progress.notes)
 
 
@@ -397,7 +402,7 @@ def test_an_observer_in_another_order_is_matched_by_name(
     shape = (3, SIDE, SIDE)
     Observer(wide, NET, names, shape, MEAN, STD, 0.9).save(Folder(str(tmp_path / "wide" / "observer")))
     permuted = Input("teacher", "teacher", Folder(str(tmp_path / "wide")), {}, {})
-    found = run_rded(by=permuted, how=rded.select_inline)
+    found = run_rded(by=permuted, how=in_process)
     assert found.winners["image"] == reference.winners["image"]
     assert found.winners["crop"] == reference.winners["crop"]
 

@@ -34,6 +34,7 @@ from rayddl.stages.evaluate import stage as evaluate
 from rayddl.stages.evaluate import worker as students
 from rayddl.stages.evaluate.settings import EvaluateConfig
 from rayddl.stages.runtime import listings
+from rayddl.stages.runtime.in_process import InProcess
 from rayddl.stages.runtime.sources import publish
 from rayddl.stages.teacher import stage as teacher
 from rayddl.stages.teacher.settings import TeacherConfig
@@ -64,8 +65,9 @@ def taught(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Input:
     """A teacher of the digits."""
     base = {"kind": "teacher", "net": NET, "epochs": 8, "compile": False, "augment": "crop"}
     out = Folder(str(tmp_path_factory.mktemp("teacher")))
-    context = Context("teacher", SOURCE, 5, out, {}, {}, Silent())
-    result = teacher.run_inline(TeacherConfig.model_validate(base), context, publish(SOURCE), CPU)
+    here = InProcess(torch.get_num_threads())
+    context = Context("teacher", SOURCE, 5, out, {}, {}, Silent(), backend=here)
+    result = teacher.run(TeacherConfig.model_validate(base), context)
     return Input("teacher", "teacher", out, base, result.summary)
 
 

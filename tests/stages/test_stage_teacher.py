@@ -17,6 +17,7 @@ from rayddl.errors import ArtifactError, StageError
 from rayddl.methods.training.observer import Observer
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Result, Silent
+from rayddl.stages.runtime.in_process import InProcess
 from rayddl.stages.runtime.sources import publish
 from rayddl.stages.teacher import stage as teacher
 from rayddl.stages.teacher.pretrained import _known
@@ -27,7 +28,6 @@ pytestmark = pytest.mark.ray
 
 NET = {"name": "convnet", "depth": 1, "width": 8, "norm": "batch"}
 SOURCE = SourceConfig(name="digits")
-CPU = torch.device("cpu")
 
 
 def settings(**changes: Any) -> TeacherConfig:
@@ -42,7 +42,7 @@ def context(out: Path, progress: Any = None, **source: Any) -> Context:
 
 def run(config: TeacherConfig, where: Context) -> Result:
     """In this process, which spares a worker's start."""
-    return teacher.run_inline(config, where, publish(where.source), CPU)
+    return teacher.run(config, replace(where, backend=InProcess(torch.get_num_threads())))
 
 
 def tensors(folder: Folder) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Ray Tune with trials of a known function: resumed, stopped early, killed, copied."""
+"""Ray Tune with trials of a known function: resumed, stopped early, killed."""
 
 from __future__ import annotations
 
@@ -115,22 +115,6 @@ def test_a_search_started_again_runs_only_what_is_missing(stages, tmp_path, cut_
     assert max(whole, key=lambda row: row.value).settings == {"x": 0.9}
     # In the folder of trial 0, which is kept: every stretch was worked through once.
     assert book.at_work(0).names()[:4] == ["from-0-to-1", "from-1-to-2", "from-2-to-3", "from-3-to-4"]
-
-
-def test_population_based_training_takes_over_states(stages, tmp_path, told):
-    """Bad trials take over the state and, changed a little, the settings of good ones."""
-    del stages
-    work = searching(tmp_path, scheduler="pbt", samples=4, stops=tuple(range(1, 9)), seed=4,
-                     space={"x": Entry(uniform=(0.0, 0.9))})  # fmt: skip
-    rows = engine.run(work, SHARE, told())
-
-    assert sorted(rows) == [0, 1, 2, 3]
-    assert all(row.ended == "whole" for row in rows.values())
-    changed = [row for row in rows.values() if row.changes]
-    assert changed
-    for row in changed:
-        assert row.settings == row.changes[-1]["settings"]
-        assert row.value == pytest.approx(row.settings["x"] * (1 - 0.5**8))
 
 
 def test_a_search_in_which_nothing_works_says_why(tmp_path, told):

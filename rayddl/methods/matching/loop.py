@@ -58,12 +58,12 @@ class Matcher:
         for attempt in range(REDRAWS):
             expert = expert_at(slot + attempt, len(self.trajectories), self.seed)
             draws = generator(self.seed, "window", slot, attempt)
-            found = cut(self.trajectories[expert], expert, self.settings.rule, iteration, draws)
+            found = cut(self.trajectories[expert], expert, self.settings, iteration, draws)
             if not found.still:
                 return found, Facts(expert, found.epoch, attempt)
         raise StageError(
-            f"no expert moves over {self.settings.rule.expert_epochs:g} epochs from epochs up to "
-            f"{self.settings.rule.upper(iteration):g}: {REDRAWS} windows were tried in iteration {iteration + 1}. "
+            f"no expert moves over {self.settings.expert_epochs:g} epochs from epochs up to "
+            f"{self.settings.upper(iteration):g}: {REDRAWS} windows were tried in iteration {iteration + 1}. "
             "Check the experts' curves, raise expert_epochs, or lower max_start_epoch."
         )
 
@@ -83,7 +83,7 @@ class Matcher:
             labels,
             state.lr.to(self.device, torch.float32),
             picks,
-            [augment.draw(self.settings.augment, shape, draws) for _ in picks],
+            [augment.draw(self.settings.augmentations, shape, draws) for _ in picks],
         )
         return MODES[self.settings.gradient](self.steps, run, start, target), facts
 

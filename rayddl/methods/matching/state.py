@@ -73,7 +73,7 @@ def load_state(data: bytes, device: torch.device) -> tuple[State, dict[str, Tens
 
 def first_state(images: Tensor, logits: Tensor | None, settings: Settings) -> State:
     """The state before the first update."""
-    lr = torch.tensor(settings.lr_student, dtype=torch.float64)
+    lr = torch.tensor(settings.first_lr, dtype=torch.float64)
     return State(0, images.detach().clone(), logits, lr, {})
 
 
@@ -147,7 +147,7 @@ def _next_lr(state: State, gradient: Tensor, moments: dict[str, Tensor], setting
 
 def bounds(settings: Settings) -> tuple[float, float]:
     """The range that the student's learning rate is held in."""
-    return settings.lr_student / LR_RANGE, settings.lr_student * LR_RANGE
+    return settings.first_lr / LR_RANGE, settings.first_lr * LR_RANGE
 
 
 def symptom(state: State, loss: float, settings: Settings, start_rms: float) -> str | None:

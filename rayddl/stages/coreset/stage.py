@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 
 from rayddl import seeds
+from rayddl.data.config import DSA
 from rayddl.data.distilled import LR_STUDENT, DistilledSet
 from rayddl.data.pixels.space import Normalise, PixelSpace
 from rayddl.data.sources import picking
@@ -33,11 +34,9 @@ from rayddl.stages.coreset.settings import CoresetConfig
 from rayddl.stages.coreset.worker import Chosen, Job, choose, read_chosen
 from rayddl.stages.experts.artifact import refuse_other_experts
 from rayddl.stages.kinds import produced
-from rayddl.stages.runtime import cluster, workers
 from rayddl.stages.runtime.listings import of_shared
 from rayddl.stages.runtime.sizes import Ask, Share
 from rayddl.stages.runtime.sources import fit_space, publish, read_space
-from rayddl.stages.settings import DSA
 
 METHODS = {"random": "random", "herding": "herding", "kcenter": "k-center"}
 FEATURE_BYTES = 2**28
@@ -58,7 +57,7 @@ class _Given:
 def run(config: CoresetConfig, context: Context) -> Result:
     """Choose from the classes that are not done yet, and write the set."""
     began = time.perf_counter()
-    cluster.start()
+    context.backend.start()
     given = _given(config, context)
     given = _looked_at(config, context, given)
     job, share = _job(config, context, given)
@@ -155,19 +154,17 @@ def _job(config: CoresetConfig, context: Context, given: _Given) -> tuple[Job, S
     import ray
 
     units = len(given.listing.classes)
-    share = cluster.sized(lambda have: Ask("resources", config.share(have, units)))
+    share = context.backend.sized(lambda have: Ask("resources", config.share(have, units)))
     features = ray.put(given.features)
     shape = given.space.shape
     return Job(config, given.listing, shape, features, context.out, context.seed_of(), share.threads), share
 
 
 def _choose(job: Job, share: Share, groups: Sequence[list[int]], classes: int, context: Context) -> None:
-    import ray
-
-    sent = ray.put(job)
+    sent = context.backend.put(job)
     done = classes - sum(len(group) for group in groups)
     context.progress.update(done, classes, "classes")
-    with workers.opened(share, "coreset", note=context.progress.note) as free:
+    with context.backend.opened(share, "coreset", note=context.progress.note) as free:
         for group, _ in free.each(groups, lambda group: (choose, sent, group), _named):
             done += len(group)
             context.progress.update(done, classes, "classes")

@@ -12,6 +12,7 @@ from rayddl.nets.config import NetConfig
 from rayddl.stages.context import Progress
 from rayddl.stages.evaluate import worker as students
 from rayddl.stages.evaluate.settings import EvaluateConfig
+from rayddl.stages.runtime.backend import Backend
 from rayddl.stages.runtime.sources import SharedSource
 from rayddl.stages.runtime.workers import Work, Workers
 
@@ -24,6 +25,7 @@ def found(
     nets: Sequence[NetConfig],
     lessons: Sequence[students.Lesson],
     shared: students.Class,
+    backend: Backend,
     free: Workers,
     progress: Progress,
 ) -> Rates:
@@ -31,8 +33,6 @@ def found(
 
     Students learn from what the first seed is taught. Of equal rates the one named first is taken.
     """
-    import ray
-
     grid = config.lr_grid or ()
     if not grid:
         return {}
@@ -45,8 +45,8 @@ def found(
         for n, net in enumerate(nets)
         for i, lr in enumerate(grid)
     }
-    sent = {lesson.name: ray.put(lesson) for lesson in lessons}
-    kept = ray.put(replace(shared, trials_on=places))
+    sent = {lesson.name: backend.put(lesson) for lesson in lessons}
+    kept = backend.put(replace(shared, trials_on=places))
 
     def work(student: students.Student) -> Work:
         return (students.teach, kept, sent[student.lesson], student)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from rayddl import seeds
-from rayddl.data.config import SourceConfig, augmentation_names
+from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.sources import picking
 from rayddl.errors import ArtifactError
@@ -24,8 +24,8 @@ from rayddl.stages.evaluate import lr_search
 from rayddl.stages.evaluate import worker as students
 from rayddl.stages.evaluate.settings import HARD_BATCH, HARD_EPOCHS, SOFT_EPOCHS, EvaluateConfig
 from rayddl.stages.evaluate.soft_labels import Teaching
-from rayddl.stages.runtime import cluster, listings, workers
-from rayddl.stages.runtime import progress as tally
+from rayddl.stages.runtime import listings
+from rayddl.stages.runtime.backend import Backend, OnRay
 from rayddl.stages.runtime.sources import SharedSource, tensor
 from rayddl.stages.runtime.workers import Work, Workers
 from rayddl.storage import Folder
@@ -50,6 +50,16 @@ class Task:
     seed: int
     listed: SourceConfig | None = None
     """The source whose train split is to be read where it lies, where ``source`` has but the held-out one."""
+    backend: Backend = field(default_factory=OnRay)
+    name: str = "distilled"
+    """What results call the set; students are seeded with it."""
+    seeds: Sequence[int] = ()
+    """The students' seeds; default: as many as the settings ask for, from 0."""
+
+    @property
+    def each_seed(self) -> Sequence[int]:
+        """The students' seeds."""
+        return self.seeds or range(self.config.seeds)
 
     @property
     def nets(self) -> tuple[NetConfig, ...]:
@@ -119,26 +129,25 @@ def _long(task: Task) -> bool:
 
 def judge(task: Task, out: Folder, progress: Progress) -> list[dict[str, Any]]:
     """The result of every student: lessons x nets x seeds, in that order."""
-    import ray
-
-    config, nets = task.config, task.nets
+    config, backend = task.config, task.backend
     lessons = lessons_of(task)
-    share = cluster.spread(config.resources, units=len(lessons) * len(nets) * config.seeds)
+    units = len(lessons) * len(task.nets) * len(task.each_seed)
+    share = backend.spread(config.resources, units=units)
     shared = _class(task, out, share.threads)
     trial = largest(task, [lesson for lesson, _ in lessons]) if share.per_slot > 1 else None
-    need = None if trial is None else (students.tried, ray.put(shared), *trial)
-    with workers.opened(share, "students", need=need, note=progress.note) as free:
+    need = None if trial is None else (students.tried, backend.put(shared), *trial)
+    with backend.opened(share, "students", need=need, note=progress.note) as free:
         return _judged(task, lessons, shared, free, out, progress)
 
 
 def _judged(
     task: Task, lessons: Lessons, shared: students.Class, free: Workers, out: Folder, progress: Progress
 ) -> list[dict[str, Any]]:
-    import ray
-
-    config, nets = task.config, task.nets
-    _store_labels(ray.put(shared), lessons[0][0], task, free, progress)
-    found = lr_search.found(config, nets, [lesson for lesson, _ in lessons], shared, free, progress)
+    nets, put = task.nets, task.backend.put
+    _store_labels(put(shared), lessons[0][0], task, free, progress)
+    found = lr_search.found(
+        task.config, nets, [lesson for lesson, _ in lessons], shared, task.backend, free, progress
+    )
     groups = [
         group
         for lesson, _ in lessons
@@ -147,17 +156,15 @@ def _judged(
     ]
     plan = [student for group in groups for student in group]
     missing = [group for group in groups if any(not out.has(student.file) for student in group)]
-    board = tally.open_tally() if _long(task) else None
-    told = tally.Glance(board) if board else None
-    kept = ray.put(replace(shared, board=board))
+    first = task.each_seed[0]
     sent = {
-        (lesson.name, s): ray.put(per_seed(s)) if s == 0 or lesson.drawn else None
+        (lesson.name, s): put(per_seed(s)) if s == first or lesson.drawn else None
         for lesson, per_seed in lessons
-        for s in range(config.seeds)
+        for s in task.each_seed
     }
 
     def work(group: tuple[students.Student, ...]) -> Work:
-        taught = [sent[s.lesson, s.seed] or sent[s.lesson, 0] for s in group]
+        taught = [sent[s.lesson, s.seed] or sent[s.lesson, first] for s in group]
         if len(group) == 1:
             return (students.teach, kept, taught[0], group[0])
         return (students.teach_together, kept, group, *taught)
@@ -167,8 +174,10 @@ def _judged(
 
     def show() -> None:
         # Those that have finished count as a whole, whatever a lost tally has forgotten of them.
-        progress.update(max(done, before + told.done() if told else 0), len(plan), shown)
+        progress.update(max(done, before + tally.done() if tally else 0), len(plan), shown)
 
+    tally = task.backend.tally(show) if _long(task) else None
+    kept = put(replace(shared, tally=tally))
     progress.update(done, len(plan))
     for group, results in free.each(missing, work, students.named, show):
         for student, result in zip(group, results if len(group) > 1 else [results], strict=True):
@@ -185,16 +194,14 @@ def _grouped(
 ) -> list[tuple[students.Student, ...]]:
     """The students of a network, one for each seed; those in one group are trained in one go."""
     lr = found or _lr(task, lesson, net)
-    everyone = tuple(
-        students.Student(lesson.name, net, s, f"{name}-{s}.json", lr) for s in range(task.config.seeds)
-    )
+    everyone = tuple(students.Student(lesson.name, net, s, f"{name}-{s}.json", lr) for s in task.each_seed)
     return [everyone] if _side_by_side(task, lesson, net) else [(student,) for student in everyone]
 
 
 def _side_by_side(task: Task, lesson: students.Lesson, net: NetConfig) -> bool:
     shown = lesson.picked if lesson.picked is not None else lesson.images
     config, protocol = task.config, lesson.protocol
-    if not config.together or config.seeds == 1 or shown is None or not isinstance(protocol, Protocol):
+    if not config.together or len(task.each_seed) == 1 or shown is None or not isinstance(protocol, Protocol):
         return False
     batch, classes = min(protocol.batch, len(shown)), len(task.source.classes)
     return faster_together(net, task.source.shape, classes, batch=batch, compile_=bool(config.compile))
@@ -300,9 +307,9 @@ def _distilled(task: Task, protocol: Protocol | SoftProtocol) -> students.Lesson
     if teaching is None or task.config.ranking:
         _refuse_other_shape(task)
     if teaching is None:
-        return students.Lesson("distilled", made.images, made.labels, None, protocol)
+        return students.Lesson(task.name, made.images, made.labels, None, protocol)
     images = teaching.frame.fitted(made.pixels()).contiguous()
-    return students.Lesson("distilled", images, None, None, protocol, teaching.stored)
+    return students.Lesson(task.name, images, None, None, protocol, teaching.stored)
 
 
 def _refuse_other_shape(task: Task) -> None:
@@ -321,7 +328,7 @@ def _hard_protocols(task: Task) -> tuple[Protocol, Protocol]:
     config, own = task.config, task.made.lr_student
     assert config.epochs is not None
     lr, batch = (config.lr or own, config.batch) if task.teaching is None else (own, HARD_BATCH)
-    hard = Protocol(config.epochs, lr, augmentation_names(config.augment), batch or HARD_BATCH)
+    hard = Protocol(config.epochs, lr, config.augmentations, batch or HARD_BATCH)
     return hard, replace(hard, epochs=config.whole_epochs, lr=WHOLE_LR)
 
 
@@ -346,8 +353,6 @@ def _store_labels(
     shared: Any, lesson: students.Lesson, task: Task, free: Workers, progress: Progress
 ) -> None:
     """Make the soft labels that are to be stored and are not there yet; refuse those of other images."""
-    import ray
-
     if lesson.stored is None:
         return
     images, protocol = _pixels(lesson), lesson.protocol
@@ -356,7 +361,7 @@ def _store_labels(
         assert task.teaching is not None
         index = Index.of(images, task.source.classes, task.teaching.frame, protocol)
         missing = [part for part in index.parts() if not lesson.stored.has(part[0])]
-        sent = ray.put(lesson)
+        sent = task.backend.put(lesson)
 
         def work(part: Any) -> Work:
             return (students.label, shared, sent, index, part)

@@ -45,10 +45,10 @@ CONFUSION = {
 def run(config: EvaluateConfig, context: Context) -> Result:
     """Train the students whose results are not there yet, and judge the set."""
     began = time.perf_counter()
-    cluster.start()
+    context.backend.start()
     made = DistilledSet.load(context.inputs[config.set].folder.child("set"))
     teaching = soft_labels.of_stage(config, made, context)
-    task = _task(config, made, context.source, teaching, context.seed_of())
+    task = replace(_task(config, made, context.source, teaching, context.seed_of()), backend=context.backend)
     found = judge(task, context.out, context.progress)
     rows = summarise(found)
     protocol = {**recipe(task), "seed": context.seed_of()}

@@ -30,6 +30,7 @@ from rayddl.methods.trajectories.expert import Images
 from rayddl.nets.build import build, initial
 from rayddl.nets.config import NetConfig
 from rayddl.stages.runtime import devices
+from rayddl.stages.runtime.progress import Tally
 from rayddl.stages.runtime.sources import SharedSource, on_device, splits, tensor
 from rayddl.storage import Folder
 
@@ -88,8 +89,8 @@ class Class:
     """The reference of their observer."""
     trials_on: torch.Tensor | None = None
     """Indices into the train split on which :attr:`Student.trial` students are judged."""
-    board: Any = None
-    """The tally that trainings tell how far they are."""
+    tally: Tally | None = None
+    """Gets reports of long trainings."""
 
 
 def teach(shared: Class, lesson: Lesson, student: Student) -> dict[str, Any]:
@@ -157,10 +158,10 @@ def reporter(shared: Class, group: Sequence[Student], epochs: int) -> Callable[[
 
     def tell(done: int) -> None:
         nonlocal last
-        if shared.board is None or (done < epochs and time.monotonic() - last < REPORT_SECONDS):
+        if shared.tally is None or (done < epochs and time.monotonic() - last < REPORT_SECONDS):
             return
         last = time.monotonic()
-        shared.board.say.remote(group[0].file, len(group) * min(done / epochs, 1.0), "")
+        shared.tally.say(group[0].file, len(group) * min(done / epochs, 1.0), "")
 
     return tell
 

@@ -1,47 +1,38 @@
-"""Experts that trials of a search share: trained once for each way of training them, by whichever trial comes first."""
+"""Experts that trials share: trained once for each way of training them, by whichever trial comes first."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-from contextlib import suppress
-from types import SimpleNamespace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rayddl import locks
-from rayddl.methods.trajectories import files
-from rayddl.stages.context import Input
+from rayddl.stages.context import Context, Input
 from rayddl.stages.experts import stage as experts
-from rayddl.stages.experts import worker as expertwork
-from rayddl.stages.experts.artifact import Job, summary
 from rayddl.stages.experts.settings import ExpertsConfig
-from rayddl.stages.runtime.sources import SharedSource, fit_space
+from rayddl.stages.runtime.in_process import InProcess, InTurn, done
+from rayddl.stages.runtime.workers import Work, Workers
 from rayddl.stages.settings import without_resources
 from rayddl.storage import Folder
 
 POLL_SECONDS = 0.2
 DONE = "summary.json"
-QUIET: Any = SimpleNamespace(say=SimpleNamespace(remote=lambda *_: None))
-"""A tally that nobody reads."""
 
 
-def experts_for(
-    stage: str, config: ExpertsConfig, source: SharedSource, seed: int, shelf: Folder, threads: int
-) -> Input:
-    """The experts that ``config`` asks for, trained in this process as far as they are not there.
+def experts_for(config: ExpertsConfig, context: Context, shelf: Folder, threads: int) -> Input:
+    """The experts that ``config`` asks for: the stage itself, in this process, as far as they are not there.
 
     Several trials that want the same ones share the work: each takes the experts that no other has taken.
     """
-    import ray
-
     folder = shelf.child(fingerprint(config))
     if not folder.has(DONE):
-        fitted = fit_space(source, folder)
-        job = Job(config, source, ray.put(fitted), folder, seed, experts.compiled(config, source), threads)
-        _train(job, folder)
-        folder.write_json(DONE, summary(job, config.count))
-    return Input(stage, config.kind, folder, config.model_dump(mode="json"), folder.read_json(DONE))
+        here = replace(context, out=folder, inputs={}, backend=Shared(threads, folder=folder))
+        folder.write_json(DONE, experts.run(config, here).summary)
+    return Input(context.stage, config.kind, folder, config.model_dump(mode="json"), folder.read_json(DONE))
 
 
 def fingerprint(config: ExpertsConfig) -> str:
@@ -50,16 +41,43 @@ def fingerprint(config: ExpertsConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _train(job: Job, folder: Folder) -> None:
-    missing = list(range(job.config.count))
-    while missing:
-        missing = [i for i in missing if not folder.has(files.file_name(i))]
-        before = len(missing)
-        for index in list(missing):
-            # Two that train the same expert write the same bytes: a lock saves work, nothing hangs on it.
-            with suppress(locks.Busy), locks.exclusive(folder, f"expert-{index:04d}.lock"):
-                if not folder.has(files.file_name(index)):
-                    expertwork.train_some(job, (index,), QUIET)
-                missing.remove(index)
-        if missing and len(missing) == before:
-            time.sleep(POLL_SECONDS)
+@dataclass(frozen=True, kw_only=True)
+class Shared(InProcess):
+    """Units of work that several processes have in common: each does those that no other is at."""
+
+    folder: Folder
+    """Holds a lock for each unit that is worked on."""
+
+    def opened(self, *args: Any, **options: Any) -> AbstractContextManager[Workers]:
+        del args, options
+        return nullcontext(_InCommon(self.folder))
+
+
+class _InCommon(InTurn):
+    """A unit that another process has done meanwhile is done again: units skip what is there already."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+
+    def each(
+        self,
+        units: Iterable[Any],
+        work: Callable[[Any], Work],
+        name: Callable[[Any], str],
+        idle: Callable[[], None] = lambda: None,
+    ) -> Iterator[tuple[Any, Any]]:
+        waiting = list(units)
+        while waiting:
+            before = len(waiting)
+            for unit in list(waiting):
+                try:
+                    # Two that do the same unit write the same bytes: a lock saves work, no result depends on it.
+                    with locks.exclusive(self._folder, f"{name(unit)}.lock"):
+                        result = done(work(unit))
+                except locks.Busy:
+                    continue
+                waiting.remove(unit)
+                yield unit, result
+            if len(waiting) == before:
+                idle()
+                time.sleep(POLL_SECONDS)

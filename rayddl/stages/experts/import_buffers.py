@@ -16,7 +16,7 @@ from rayddl.methods.trajectories import files
 from rayddl.methods.trajectories.expert import Epoch, Training
 from rayddl.stages.context import Context
 from rayddl.stages.experts.artifact import Job, contents
-from rayddl.stages.runtime import cluster, devices, workers
+from rayddl.stages.runtime import devices, workers
 from rayddl.stages.runtime.sources import splits
 
 CHANCE_TIMES = 1.5
@@ -25,22 +25,20 @@ CHANCE_TIMES = 1.5
 
 def import_all(job: Job, context: Context, path: str) -> int:
     """Convert the experts at ``path`` that are not there yet; how many there are in all."""
-    import ray
-
     found = replay.buffers(path)
-    share = cluster.spread(job.config.resources, units=len(found))
+    share = context.backend.spread(job.config.resources, units=len(found))
     starts, total = [], 0
     for file in found:
         starts.append(total)
         total += replay.count(file)
     total = min(total, job.config.count)
-    shared = ray.put(job)
+    shared = context.backend.put(job)
     units = [(str(file), start) for file, start in zip(found, starts, strict=True) if start < total]
 
     def work(unit: tuple[str, int]) -> workers.Work:
         return (import_file, shared, *unit, total)
 
-    with workers.opened(share, "experts imported", note=context.progress.note) as free:
+    with context.backend.opened(share, "experts imported", note=context.progress.note) as free:
         finished = free.each(units, work, lambda unit: f"experts of {Path(unit[0]).name}")
         for done, (_, worst) in enumerate(finished, start=1):
             context.progress.update(done, len(units), f"weakest expert: test {100 * worst:.1f} %")

@@ -14,8 +14,6 @@ from rayddl.stages.experts import import_buffers
 from rayddl.stages.experts.artifact import PARTIAL, Job, summary
 from rayddl.stages.experts.settings import ExpertsConfig
 from rayddl.stages.experts.worker import measured, train_some, tried
-from rayddl.stages.runtime import cluster, workers
-from rayddl.stages.runtime import progress as tally
 from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.runtime.sources import SharedSource, fit_space, publish
 from rayddl.stages.runtime.workers import Workers
@@ -26,7 +24,7 @@ def run(config: ExpertsConfig, context: Context) -> Result:
     import ray
 
     began = time.perf_counter()
-    cluster.start()
+    context.backend.start()
     source = publish(context.source)
     for line in source.bad[:3]:
         context.progress.note(f"skipped an unreadable image: {line}")
@@ -36,7 +34,7 @@ def run(config: ExpertsConfig, context: Context) -> Result:
             {**import_experts(config, context, source, fitted), "seconds": time.perf_counter() - began}
         )
     missing = [i for i in range(config.count) if not context.out.has(files.file_name(i))]
-    share = cluster.spread(config.resources, units=-(-len(missing) // (config.experts_per_task or 1)))
+    share = context.backend.spread(config.resources, units=-(-len(missing) // (config.experts_per_task or 1)))
     job = Job(
         config,
         source,
@@ -73,27 +71,25 @@ def compiled(config: ExpertsConfig, source: SharedSource) -> bool:
 
 
 def _train_missing(job: Job, share: Share, missing: list[int], context: Context) -> None:
-    import ray
-
     config, epochs = job.config, job.config.length
-    board = tally.open_tally()
-    shared = ray.put(job)
+    backend, shared = context.backend, context.backend.put(job)
     total = config.count * epochs
     before = (config.count - len(missing)) * epochs
 
     waiting = "compiling, then the first epoch" if job.compile else "the first epoch"
 
     def show() -> None:
-        done, metric = tally.read(board)
+        done, metric = tally.read()
         context.progress.update(before + done, total, metric or waiting)
 
-    with workers.opened(share, "experts", need=(tried, shared), note=context.progress.note) as free:
+    tally = backend.tally(show)
+    with backend.opened(share, "experts", need=(tried, shared), note=context.progress.note) as free:
         context.progress.update(before, total, "starting the workers")
         together = _together(job, shared, share, free, len(missing))
         if together > 1:
             context.progress.note(f"a worker trains {together} experts in turns")
         units = [tuple(missing[i : i + together]) for i in range(0, len(missing), together)]
-        for _ in free.each(units, lambda unit: (train_some, shared, unit, board), _named, show):
+        for _ in free.each(units, lambda unit: (train_some, shared, unit, tally), _named, show):
             show()
 
 

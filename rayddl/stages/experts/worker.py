@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -19,6 +18,7 @@ from rayddl.methods.trajectories.interleave import Lanes, worthwhile
 from rayddl.nets.build import initial
 from rayddl.stages.experts.artifact import Job, contents, partial_name
 from rayddl.stages.runtime import devices
+from rayddl.stages.runtime.progress import Tally
 from rayddl.stages.runtime.sources import splits
 
 PARTIAL_SECONDS = 60.0
@@ -29,14 +29,14 @@ MEMORY_SHARE = 0.8
 """Share of a GPU's free memory that experts in turns may fill."""
 
 
-def train_some(job: Job, indices: Sequence[int], board: Any) -> None:
+def train_some(job: Job, indices: Sequence[int], tally: Tally) -> None:
     """Train experts ``indices`` in turns and write their files; goes on from partial ones if there are any."""
     device = devices.enter(job.threads, job.config.precision, f"expert {indices[0]}")
     missing = [i for i in indices if not job.out.has(files.file_name(i))]
     if not missing:
         return
     trainer = Trainer(job, device)
-    lanes = Lanes([trainer.lane(i, board) for i in missing], device)
+    lanes = Lanes([trainer.lane(i, tally) for i in missing], device)
     while lanes:
         for place, training in lanes.turn():
             job.out.write(files.file_name(missing[place]), contents(job, trainer.steps, training))
@@ -78,17 +78,15 @@ class Trainer:
         )
         self._train, self._test = splits(job.source, job.space, device)
 
-    def lane(self, index: int, board: Any) -> Generator[None, None, Training]:
-        """Expert ``index``, paused after every SGD step; ``board`` is told of every epoch."""
+    def lane(self, index: int, tally: Tally) -> Generator[None, None, Training]:
+        """Expert ``index``, paused after every SGD step; ``tally`` gets a report of every epoch."""
         job, name = self._job, partial_name(index)
         saved, epochs = time.monotonic(), job.config.length
 
         def on_epoch(training: Training) -> None:
             nonlocal saved
             last = training.history[-1]
-            board.say.remote(
-                f"expert {index}", last.epoch, f"expert {index}: test {100 * last.test_accuracy:.1f} %"
-            )
+            tally.say(f"expert {index}", last.epoch, f"expert {index}: test {100 * last.test_accuracy:.1f} %")
             if time.monotonic() - saved > PARTIAL_SECONDS and last.epoch < epochs:
                 job.out.write(name, training.dump())
                 saved = time.monotonic()

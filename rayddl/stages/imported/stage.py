@@ -6,6 +6,7 @@ import hashlib
 import time
 from dataclasses import replace
 
+from rayddl.data.config import DSA
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.formats import importing
 from rayddl.data.formats.importing import Home
@@ -14,7 +15,6 @@ from rayddl.data.sources.registry import load
 from rayddl.errors import ArtifactError
 from rayddl.stages.context import Context, Result
 from rayddl.stages.imported.settings import ImportedConfig
-from rayddl.stages.settings import DSA
 from rayddl.storage import Folder
 
 

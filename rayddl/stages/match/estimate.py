@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rayddl.data.config import augmentation_names
 from rayddl.stages.estimates import (
     FLOAT,
     PROCESS,
@@ -63,7 +62,7 @@ def measure(config: MatchConfig, stages: Stages, outlook: Outlook) -> Estimate:
         steps=1,
         precision=config.precision,
         gradient=config.gradient,
-        augment=augmentation_names(config.augment),
+        augment=config.augmentations,
         compile=config.compile,
         work=config.iterations * config.syn_steps,
         gpu=bool(share.num_gpus),

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from rayddl.methods.matching.settings import Settings
 from rayddl.nets.config import NetConfig
 from rayddl.stages.experts.settings import ExpertsConfig
 from rayddl.stages.runtime import sizes
@@ -16,7 +17,7 @@ from rayddl.stages.runtime.sizes import Ask, Share
 from rayddl.stages.settings import NetStageConfig, Reads, StageConfig, Tunable
 
 
-class MatchConfig(NetStageConfig):
+class MatchConfig(Settings, NetStageConfig):
     """Distillation by matching training trajectories: MTT and MCT."""
 
     produces: ClassVar[str] = "set"
@@ -25,32 +26,14 @@ class MatchConfig(NetStageConfig):
         "rayddl.stages.match.trials:trials",
         length="iterations",
         fixed=("evaluate_every", "evaluate_epochs", "evaluate_seeds"),
-        lasting=("ipc", "labels", "start_from", "image_optimizer"),
     )
 
     kind: Literal["match"]
     experts: Annotated[str, Reads(("experts",))]
-    trajectory: Literal["convex", "snapshots"] = "convex"
-    """``convex``: MCT. ``snapshots``: MTT."""
     ipc: int = Field(ge=1)
     """Images per class."""
     iterations: int = Field(default=5000, ge=1)
     """Outer iterations."""
-    syn_steps: int = Field(ge=1)
-    """N: student steps on the synthetic set in one iteration."""
-    expert_epochs: float = Field(gt=0)
-    """M: epochs of the expert that the student is to cover. Whole for ``snapshots``."""
-    max_start_epoch: float = Field(gt=0)
-    """T+: the latest epoch a window may start at (exclusive for ``snapshots``)."""
-    batch_syn: int | None = Field(default=None, ge=1)
-    """Synthetic images in one student step; default: all of them."""
-    lr_image: float = Field(default=1000.0, gt=0)
-    lr_lr: float = Field(default=1e-5, ge=0)
-    """Rate at which the student's learning rate is learned; 0 keeps it."""
-    lr_student: float | None = Field(default=None, gt=0)
-    """The student's learning rate at the start; default: that of ``start_set``'s set, else 0.01."""
-    momentum: float = Field(default=0.5, ge=0, lt=1)
-    """Momentum of the images' and the learning rate's updates."""
     start_from: Literal["real", "noise"] = "real"
     start_set: Annotated[str | None, Reads(("set",))] = None
     """A set to start from instead, of ``ipc`` images per class: RDED's, for one, or what another stage matched,
@@ -58,36 +41,9 @@ class MatchConfig(NetStageConfig):
     short_class: Literal["error", "cap", "repeat"] = "error"
     """What to do with a class of fewer than ``ipc`` real images: refuse it, make fewer images of it, or
     start from some of them more than once."""
-    gradient: Literal["exact", "truncated", "unrolled"] = "exact"
-    """``exact``: constant memory. ``truncated``: TESLA's. ``unrolled``: autograd, as MTT publishes it."""
-    labels: Literal["hard", "expert", "learned"] = "hard"
-    """``hard``: MTT and MCT. ``expert``: TESLA's soft labels. ``learned``: DATM's."""
-    lr_label: float = Field(default=1.0, gt=0)
-    """Rate of the label logits when ``labels: learned``."""
     waypoints: tuple[int, ...] | None = None
     """Epochs of the waypoints when ``trajectory: convex`` reads experts kept whole (``keep: all``), so that several
     choices can be compared on the same experts; default: 0 and their last epoch."""
-    continuous: bool = True
-    """Real start epochs when ``trajectory: convex`` (MCT's continuous sampling); whole ones if false."""
-    min_start_epoch: float = Field(default=0.0, ge=0)
-    """The earliest epoch a window may start at (DATM's T-)."""
-    first_start_epoch: float | None = Field(default=None, gt=0)
-    """Where the upper end of the start range begins when it grows (DATM's T); default: it is fixed."""
-    grow_iterations: int = Field(default=0, ge=0)
-    """Iterations over which the upper end grows to ``max_start_epoch``."""
-    start_noise: float = Field(default=0.0, ge=0)
-    """Relative noise on the start parameters."""
-    image_optimizer: Literal["sgd", "adam"] = "sgd"
-    image_decay: float = Field(default=0.0, ge=0)
-    """Weight decay on the images."""
-    clip: float | None = Field(default=None, gt=0)
-    """Largest norm of the images' gradient; default: unbounded."""
-    lr_space: Literal["linear", "log"] = "linear"
-    """What the student's learning rate is learned as; ``linear`` is published."""
-    workers: int = Field(default=1, ge=1)
-    """Windows averaged in one update, each computed by a worker of its own."""
-    retries: int = Field(default=3, ge=0)
-    """Times a run going astray is taken back, with a tenth of the rates, before it counts as diverged."""
     cuda_graphs: bool = False
     """Replay the student's compiled steps as CUDA graphs on a GPU, which saves most of their launches' time."""
     evaluate_every: int | None = Field(default=None, ge=1)

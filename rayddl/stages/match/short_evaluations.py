@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from rayddl.data.config import augmentation_names
 from rayddl.methods.training.hard import Protocol
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context
@@ -55,10 +54,7 @@ class ShortEvaluations:
         self._lessons: dict[int, Any] = {}
         self._places = deque[Any]()
         if config.evaluate_every:
-            shared = students.Class(
-                job.source, job.space, job.out, job.seed, config.precision, job.compile, threads=1
-            )
-            self._shared = ray.put(shared)
+            self._shared = ray.put(shared_by(job))
             self._task = ray.remote(max_retries=workers.RETRIES)(students.teach)
             self._places.extend(self._beside())
 
@@ -177,18 +173,28 @@ class ShortEvaluations:
         import ray
 
         if iteration not in self._lessons:
-            config = self._job.config
-            images, labels, lr = matcher.read_snapshot(self._context.out, _snapshot(iteration))
-            protocol = Protocol(config.evaluate_epochs, lr, augmentation_names(config.augment))
+            kept = matcher.read_snapshot(self._context.out, _snapshot(iteration))
             # Only students of one evaluation share it.
-            self._lessons = {
-                iteration: ray.put(students.Lesson(f"iteration {iteration}", images, labels, None, protocol))
-            }
+            self._lessons = {iteration: ray.put(lesson_of(self._job, kept, f"iteration {iteration}"))}
         return self._lessons[iteration]
 
     def _leave_out(self, iterations: list[int]) -> None:
         self._left_out.update(iterations)
         self._waiting = deque(due for due in self._waiting if due.iteration not in self._left_out)
+
+
+def shared_by(job: matcher.Job) -> students.Class:
+    """What the students of all evaluations share."""
+    return students.Class(
+        job.source, job.space, job.out, job.seed, job.config.precision, job.compile, threads=1
+    )
+
+
+def lesson_of(job: matcher.Job, kept: matcher.Snapshot, name: str) -> students.Lesson:
+    """What students of a set are taught."""
+    images, labels, lr = kept
+    protocol = Protocol(job.config.evaluate_epochs, lr, job.config.augmentations)
+    return students.Lesson(name, images, labels, None, protocol)
 
 
 def _snapshot(iteration: int) -> str:

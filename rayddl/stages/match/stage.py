@@ -51,11 +51,8 @@ FIRST_AND_LAST = 10
 def run(config: MatchConfig, context: Context) -> Result:
     """Distil, or go on distilling, and write the set."""
     began = time.perf_counter()
-    experts = context.inputs[config.experts]
-    cluster.start()
-    source = publish(context.source)
-    refuse_other_experts(experts, source, context.source.name)
-    job, share = _job(config, context, experts, source)
+    context.backend.start()
+    job, share = prepared(config, context)
     if job.net.norm == "batch":
         context.progress.note(BATCH_NORM)
     name = "last.safetensors"
@@ -66,22 +63,14 @@ def run(config: MatchConfig, context: Context) -> Result:
             workers.get(worker.keep.remote(name, config.iterations), "keeping the set")
             rows = workers.get(worker.rows.remote(config.iterations), "reading the metrics")
         accuracies = short.finish()
-    images, labels, lr = matcher.read_snapshot(context.out, name)
     tables.write(context.out, "metrics.parquet", _typed(rows), TYPES)
-    made = DistilledSet(
-        images,
-        labels,
-        lr,
-        source.classes,
-        read_space(experts.folder, source),
-        info(config, context, job, where.iteration),
-    )
+    made = made_of(matcher.read_snapshot(context.out, name), config, context, job, where.iteration)
     made.save(context.out.child("set"))
     for leftover in context.out.names():
         if leftover in (name, matcher.CHECKPOINT) or leftover.startswith(short_evaluations.LEFT):
             context.out.delete(leftover)
     seconds = time.perf_counter() - began
-    return Result(_summary(config, source, rows, where, made, accuracies, seconds))
+    return Result(_summary(config, job.source, rows, where, made, accuracies, seconds))
 
 
 def started(config: MatchConfig, source: SharedSource, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -97,14 +86,17 @@ def started(config: MatchConfig, source: SharedSource, seed: int) -> tuple[torch
     return labels[picked], picked
 
 
-def _job(
-    config: MatchConfig, context: Context, experts: Input, source: SharedSource
-) -> tuple[matcher.Job, Share]:
-    share = cluster.sized(lambda have: config.asks(have)[0])
-    net = NetConfig.model_validate(experts.summary["net"])
-    labels, picked = started(config, source, context.seed_of())
+def prepared(config: MatchConfig, context: Context) -> tuple[matcher.Job, Share]:
+    """What the workers are sent, and what each of them gets. Raises :class:`ArtifactError` for experts, or a set to
+    start from, that do not fit the source.
+    """
     import ray
 
+    experts, source = context.inputs[config.experts], publish(context.source)
+    refuse_other_experts(experts, source, context.source.name)
+    share = context.backend.sized(lambda have: config.asks(have)[0])
+    net = NetConfig.model_validate(experts.summary["net"])
+    labels, picked = started(config, source, context.seed_of())
     job = matcher.Job(
         config,
         net,
@@ -120,10 +112,10 @@ def _job(
         share.threads,
         matcher.CHECKPOINT_SECONDS,
     )
-    return from_set(job, config, context.inputs), share
+    return _from_set(job, config, context.inputs), share
 
 
-def from_set(job: matcher.Job, config: MatchConfig, inputs: Mapping[str, Input]) -> matcher.Job:
+def _from_set(job: matcher.Job, config: MatchConfig, inputs: Mapping[str, Input]) -> matcher.Job:
     """The job with ``start_set``'s images and learning rate to start from, if the definition names one.
 
     Raises :class:`ArtifactError` for a set of other classes, another shape or another number of images.
@@ -213,9 +205,12 @@ def _method(config: MatchConfig) -> str:
     return "MCT" if config.trajectory == "convex" else "MTT"
 
 
-def info(config: MatchConfig, context: Context, job: matcher.Job, iteration: int) -> dict[str, Any]:
-    """What the set says of itself."""
-    return {
+def made_of(
+    kept: matcher.Snapshot, config: MatchConfig, context: Context, job: matcher.Job, iteration: int
+) -> DistilledSet:
+    """The set of ``iteration``, with what it says of itself."""
+    images, labels, lr = kept
+    info = {
         "method": _method(config),
         "net": job.net.model_dump(mode="json"),
         "source": context.source.model_dump(mode="json"),
@@ -225,6 +220,8 @@ def info(config: MatchConfig, context: Context, job: matcher.Job, iteration: int
         "iterations": iteration,
         "protocol": {"name": "hard", "augment": config.augment},
     }
+    space = read_space(context.inputs[config.experts].folder, job.source)
+    return DistilledSet(images, labels, lr, job.source.classes, space, info)
 
 
 def _summary(

@@ -7,21 +7,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
 from rayddl import seeds
-from rayddl.data.config import augmentation_names
-from rayddl.data.distilled import LR_STUDENT, DistilledSet
+from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError, DivergedError
 from rayddl.methods.matching.gradient import MetaGradient
 from rayddl.methods.matching.loop import COLUMNS, Facts, Loop, Matcher
-from rayddl.methods.matching.settings import Settings
 from rayddl.methods.matching.state import State, first_state, load_state
-from rayddl.methods.matching.windows import WindowRule
 from rayddl.methods.training.steps import steps_for
 from rayddl.methods.trajectories import files
 from rayddl.methods.trajectories.convex import Trajectory
@@ -64,6 +61,10 @@ class Job:
     """What a dashboard calls the worker."""
 
 
+Snapshot: TypeAlias = tuple[Tensor, Tensor, float]
+"""Images, labels and the student's learning rate."""
+
+
 @dataclass(frozen=True)
 class Where:
     """How far a run is."""
@@ -76,38 +77,6 @@ class Where:
     diverged: str | None
 
 
-def settings(config: MatchConfig) -> Settings:
-    """The matching settings that a stage's config stands for."""
-    rule = WindowRule(
-        config.max_start_epoch,
-        config.expert_epochs,
-        config.trajectory == "convex" and config.continuous,
-        config.min_start_epoch,
-        config.first_start_epoch,
-        config.grow_iterations,
-    )
-    return Settings(
-        syn_steps=config.syn_steps,
-        batch_syn=config.batch_syn,
-        lr_image=config.lr_image,
-        lr_lr=config.lr_lr,
-        lr_student=config.lr_student or LR_STUDENT,
-        momentum=config.momentum,
-        image_optimizer=config.image_optimizer,
-        image_decay=config.image_decay,
-        augment=augmentation_names(config.augment),
-        rule=rule,
-        gradient=config.gradient,
-        labels=config.labels,
-        lr_label=config.lr_label if config.labels == "learned" else 0.0,
-        lr_space=config.lr_space,
-        start_noise=config.start_noise,
-        clip=config.clip,
-        workers=config.workers,
-        retries=config.retries,
-    )
-
-
 def make_matcher(job: Job, device: torch.device) -> Matcher:
     """The fixed parts of the run, on ``device``. Raises ``ArtifactError`` for experts that do not fit."""
     classes = len(job.source.classes)
@@ -118,7 +87,7 @@ def make_matcher(job: Job, device: torch.device) -> Matcher:
     ]
     _refuse_short(job, trajectories)
     steps = steps_for(job.net, job.source.shape, classes, config.precision, job.compile, config.cuda_graphs)
-    return Matcher(steps, settings(config), trajectories, job.labels, classes, job.seed, device)
+    return Matcher(steps, config, trajectories, job.labels, classes, job.seed, device)
 
 
 def _refuse_short(job: Job, trajectories: Sequence[Trajectory]) -> None:
@@ -198,6 +167,7 @@ class MatchWorker:
         self._helpers = helpers
         self._device = devices.enter(self._job.threads, self._job.config.precision, self._job.name)
         self._saved, self._saved_at = time.monotonic(), 0
+        self._begun: Loop | None = None
         self._diverged: str | None = None
 
     @cached_property
@@ -205,18 +175,23 @@ class MatchWorker:
         # Made at the first call: what a call raises reaches the driver, what a constructor raises does not.
         return make_matcher(self._job, self._device)
 
-    @cached_property
+    @property
     def _loop(self) -> Loop:
-        loop = self._resumed() if self._job.out.has(CHECKPOINT) else self._fresh()
+        if self._begun is None:
+            out = self._job.out
+            fresh = (
+                None if out.has(CHECKPOINT) else Loop.begin(self._matcher, _start(self._job, self._matcher))
+            )
+            self._begin(fresh or self._resumed(out.read(CHECKPOINT)))
+        assert self._begun is not None
+        return self._begun
+
+    def _begin(self, loop: Loop) -> None:
         loop.gradients = self._spread if self._helpers else None
-        self._saved_at = loop.state.iteration
-        return loop
+        self._begun, self._saved_at = loop, loop.state.iteration
 
-    def _fresh(self) -> Loop:
-        return Loop.begin(self._matcher, _start(self._job, self._matcher))
-
-    def _resumed(self) -> Loop:
-        state, more = load_state(self._job.out.read(CHECKPOINT), self._device)
+    def _resumed(self, data: bytes) -> Loop:
+        state, more = load_state(data, self._device)
         loop = Loop.begin(self._matcher, state, float(more["start_rms"]))
         loop.rows = [tuple(row) for row in more["rows"].tolist()]
         if "anchor" in more:
@@ -266,7 +241,13 @@ class MatchWorker:
         self._saved, self._saved_at = time.monotonic(), anchor.iteration
 
     def pause(self) -> int:
-        """Checkpoint the run where it stands, between two anchors; the iteration, where the next attempt starts.
+        """Checkpoint the run where it stands, between two anchors; the iteration, where the next attempt starts."""
+        self._job.out.write(CHECKPOINT, self.state())
+        self._saved, self._saved_at = time.monotonic(), self._loop.state.iteration
+        return self._saved_at
+
+    def state(self) -> bytes:
+        """The run where it stands, for :meth:`restore`.
 
         With the state goes its anchor, so that a resumed run that diverges is restored to the same state as one
         that was never paused.
@@ -275,9 +256,18 @@ class MatchWorker:
         rows = torch.tensor(loop.rows, dtype=torch.float64)
         rms = torch.tensor(loop.start_rms, dtype=torch.float64)
         anchor = torch.frombuffer(bytearray(loop.anchor.dump()), dtype=torch.uint8)
-        self._job.out.write(CHECKPOINT, loop.state.dump(rows=rows, start_rms=rms, anchor=anchor))
-        self._saved, self._saved_at = time.monotonic(), loop.state.iteration
-        return loop.state.iteration
+        return loop.state.dump(rows=rows, start_rms=rms, anchor=anchor)
+
+    def restore(self, data: bytes) -> None:
+        """Continue from ``data``, which :meth:`state` returned, or from this run's checkpoint if that is further on.
+
+        The result is the same, bit for bit, as that of a run that was never stopped.
+        """
+        loop = self._resumed(data)
+        if self._job.out.has(CHECKPOINT):
+            kept = self._resumed(self._job.out.read(CHECKPOINT))
+            loop = kept if kept.state.iteration > loop.state.iteration else loop
+        self._begin(loop)
 
     def _reach(self, iteration: int) -> None:
         # A worker started anew stands at its checkpoint, behind where the driver saw it last.
@@ -289,19 +279,25 @@ class MatchWorker:
         """
         if iteration is not None:
             self._reach(iteration)
-        state = self._loop.anchor if iteration is None else self._loop.state
+        images, labels, lr = self._set_of(self._loop.anchor if iteration is None else self._loop.state)
+        self._job.out.write(name, save({"images": images, "labels": labels, "lr": lr}))
+
+    def standing(self) -> Snapshot:
+        """The set where the run stands."""
+        images, labels, lr = self._set_of(self._loop.state)
+        return images, labels, float(lr)
+
+    def _set_of(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
         probabilities = state.logits is not None or self._matcher.settings.labels == "expert"
         labels = self._soft(state) if probabilities else self._matcher.labels
-        tensors = {"images": state.images, "labels": labels, "lr": state.lr}
-        self._job.out.write(name, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
+        images, labels, lr = (t.detach().cpu().contiguous() for t in (state.images, labels, state.lr))
+        return images, labels, lr
 
     def _soft(self, state: State) -> Tensor:
         if state.logits is not None:
             return state.logits.softmax(1)
-        rule = self._matcher.settings.rule
-        targets = [
-            t.at(min(rule.max_start_epoch + rule.expert_epochs, t.last)) for t in self._matcher.trajectories
-        ]
+        reach = self._job.config.max_start_epoch + self._job.config.expert_epochs
+        targets = [t.at(min(reach, t.last)) for t in self._matcher.trajectories]
         return torch.stack([self._matcher.probabilities(state, t.to(self._device)) for t in targets]).mean(0)
 
     def rows(self, iteration: int) -> dict[str, list[float]]:
@@ -310,7 +306,7 @@ class MatchWorker:
         return {name: [row[k] for row in self._loop.rows] for k, name in enumerate(COLUMNS)}
 
 
-def read_snapshot(folder: Folder, name: str) -> tuple[Tensor, Tensor, float]:
-    """Images, labels and the student's learning rate that :meth:`MatchWorker.keep` wrote."""
+def read_snapshot(folder: Folder, name: str) -> Snapshot:
+    """What :meth:`MatchWorker.keep` wrote."""
     tensors = load(folder.read(name))
     return tensors["images"], tensors["labels"], float(tensors["lr"])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -17,16 +15,15 @@ from rayddl.errors import SourceError, StageError
 from rayddl.methods.patches.select import Best, Rows
 from rayddl.stages.context import Context
 from rayddl.stages.rded.settings import RdedConfig
-from rayddl.stages.rded.worker import Block, Job
+from rayddl.stages.rded.stream import steps
+from rayddl.stages.rded.worker import Job
+from rayddl.stages.runtime.streams import Block
 from rayddl.storage import Folder
 
 PROGRESS_FILE = "progress.safetensors"
 SAVE_SECONDS = 20.0
 """How much of the stream a killed driver may lose."""
 COLUMNS = ("image", "label", "score", "crop", "box")
-
-Outcomes: TypeAlias = Callable[[Job, NDArray[np.int64], Context], Iterator[Block]]
-"""Turns positions in the listing into scored blocks, in any order and any portions."""
 
 
 @dataclass
@@ -56,13 +53,14 @@ class _Seen:
         self.done[places] = True
 
 
-def select(job: Job, context: Context, outcomes: Outcomes) -> tuple[Rows, list[str], float]:
+def select(job: Job, context: Context) -> tuple[Rows, list[str], float]:
     """The winners of all classes, what could not be read, and images per second."""
     seen, total = _resumed(job, context.out), len(job.listing)
     before, began, saved = seen.images, time.perf_counter(), time.monotonic()
     names = job.listing.names
     context.progress.update(seen.images, total, "starting the workers")
-    for block in outcomes(job, np.flatnonzero(~seen.done), context):
+    missing = np.flatnonzero(~seen.done)
+    for block in context.backend.stream(missing, steps(job), job.config.asks, context.progress.note):
         seen.take(block, names)
         _refuse_too_many_bad(context, seen, total)
         rate = (seen.images - before) / (time.perf_counter() - began)

@@ -7,12 +7,10 @@ per image at most, and the driver holds the best of each class.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from rayddl import seeds
 from rayddl.data.distilled import LR_STUDENT, DistilledSet
@@ -24,13 +22,10 @@ from rayddl.methods.patches.select import Rows
 from rayddl.methods.training.observer import Observer
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Result
-from rayddl.stages.rded import worker as rded_work
-from rayddl.stages.rded.selection import PROGRESS_FILE, Outcomes, refuse_short, select
+from rayddl.stages.rded.selection import PROGRESS_FILE, refuse_short, select
 from rayddl.stages.rded.settings import RdedConfig
-from rayddl.stages.rded.stitching import layout, stitch_all, stitch_here
-from rayddl.stages.rded.stream import stream
-from rayddl.stages.rded.worker import Block, Job
-from rayddl.stages.runtime import cluster, sizes
+from rayddl.stages.rded.stitching import layout, stitch_all
+from rayddl.stages.rded.worker import Job
 from rayddl.stages.runtime.listings import listing_of
 from rayddl.storage import Folder
 
@@ -47,25 +42,14 @@ TYPES = {
 
 
 def run(config: RdedConfig, context: Context) -> Result:
-    """Select, stitch and write the set; goes on where a killed run stood."""
-    cluster.start()
-    return _run(config, context, _streamed, stitch_all)
-
-
-def select_inline(config: RdedConfig, context: Context) -> Result:
-    """:func:`run` within this process, for callers that are Ray workers themselves."""
-    return _run(
-        config, context, lambda job, positions, _: rded_work.images_in_turn(job, positions), stitch_here
-    )
-
-
-def _run(config: RdedConfig, context: Context, outcomes: Outcomes, stitch: Callable[..., Any]) -> Result:
+    """Select, stitch and write the set; resumes where a killed run stood."""
+    context.backend.start()
     began = time.perf_counter()
     job, listed = prepared(config, context)
     _refuse_short_classes(config, job.listing, context)
-    rows, bad, rate = select(job, context, outcomes)
+    rows, bad, rate = select(job, context)
     picked = layout(rows, job)
-    images, labels = stitch(job, rows, picked, context.progress)
+    images, labels = stitch_all(job, rows, picked, context)
     _write_winners(context.out, rows, job.listing)
     seen: Observer = _get(job.observer)
     space = Normalise(job.shape, _double(seen.mean), _double(seen.std))
@@ -158,16 +142,6 @@ def _refuse_short_classes(config: RdedConfig, listing: Listing, context: Context
             f"{count:,}; all of theirs are looked at"
         )
     refuse_short(config, listing.classes, counts, needed, "images")
-
-
-def _streamed(job: Job, positions: NDArray[np.int64], context: Context) -> Iterator[Block]:
-    have = cluster.capacity_now()
-    for ask in job.config.asks(have):
-        cluster.refuse_unfit(ask, have)
-    judges, cutters = sizes.streamed(job.config.resources, job.config.decoders, have)
-    for share in (judges, cutters or judges):
-        cluster.wait_for(share.needs, context.progress.note)
-    return stream(job, positions, judges, cutters, context.progress)
 
 
 def _write_winners(out: Folder, rows: Rows, listing: Listing) -> None:

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from rayddl.methods.patches.select import Rows
 from rayddl.methods.patches.stitch import places
-from rayddl.stages.context import Progress
+from rayddl.stages.context import Context
 from rayddl.stages.rded.worker import Job, stitch_classes
-from rayddl.stages.runtime import cluster, workers
+from rayddl.stages.runtime.workers import Work
 
 CLASSES_A_TASK = 16
 
@@ -35,40 +35,28 @@ def layout(rows: Rows, job: Job) -> Layout:
     return result
 
 
-def stitch_all(job: Job, rows: Rows, picked: Layout, progress: Progress) -> tuple[Tensor, Tensor]:
+def stitch_all(job: Job, rows: Rows, picked: Layout, context: Context) -> tuple[Tensor, Tensor]:
     """The distilled images, uint8 ``[N, C, H, W]``, and their labels int64 ``[N]``, in class order."""
-    import ray
-
+    backend, progress = context.backend, context.progress
     groups = [list(picked)[i : i + CLASSES_A_TASK] for i in range(0, len(picked), CLASSES_A_TASK)]
     counts = [len(picked[c]) for c in picked]
     images = torch.empty((sum(counts), *job.shape), dtype=torch.uint8)
     starts = np.concatenate([[0], np.cumsum(counts)])
-    sent = ray.put(job)
-    share = cluster.spread(job.config.decoders, units=len(groups), gpu=False, key="decoders")
+    sent = backend.put(job)
+    share = backend.spread(job.config.decoders, units=len(groups), gpu=False, key="decoders")
 
-    def work(group: list[int]) -> workers.Work:
+    def work(group: list[int]) -> Work:
         first, last = picked[group[0]][0][0], np.searchsorted(rows.label, group[-1], side="right")
         first = int(np.searchsorted(rows.label, group[0], side="left"))
         mine = rows.take(np.arange(first, last))
         shifted = {c: [[row - first for row in image] for image in picked[c]] for c in group}
-        return (_stitch, sent, mine, shifted)
+        return (stitch_classes, sent, mine, shifted)
 
     done = 0
-    with workers.opened(share, "rded stitch", note=progress.note) as free:
+    with backend.opened(share, "rded stitch", note=progress.note) as free:
         for group, part in free.each(groups, work, lambda g: f"rded stitch classes {g[0]}–{g[-1]}"):
             at = int(starts[group[0]])
             images[at : at + len(part)] = torch.from_numpy(np.array(part))
             done += len(part)
             progress.update(done, len(images), "stitching")
     return images, torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-
-
-def stitch_here(job: Job, rows: Rows, picked: Layout, progress: Progress) -> tuple[Tensor, Tensor]:
-    """:func:`stitch_all` in this process, for a caller that holds the CPUs which tasks would wait for."""
-    images = torch.from_numpy(stitch_classes(job, rows, picked))
-    progress.update(len(images), len(images), "stitching")
-    return images, torch.arange(len(picked)).repeat_interleave(torch.tensor([len(picked[c]) for c in picked]))
-
-
-def _stitch(job: Job, winners: Rows, per_class: Layout) -> object:
-    return stitch_classes(job, winners, per_class)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from rayddl.data.distilled import DistilledSet
-from rayddl.methods.training.soft import published_lr
 from rayddl.stages.context import Context
-from rayddl.stages.evaluate import protocol as lessons
-from rayddl.stages.evaluate import soft_labels
-from rayddl.stages.evaluate import worker as students
+from rayddl.stages.evaluate import protocol, soft_labels
 from rayddl.stages.evaluate.settings import EvaluateConfig
+from rayddl.stages.rded import stage as rded
 from rayddl.stages.rded.settings import RdedConfig
-from rayddl.stages.rded.stage import select_inline
-from rayddl.stages.runtime import devices
 from rayddl.stages.runtime.sources import publish_held_out
 from rayddl.stages.settings import StageConfig
 from rayddl.stages.tune.settings import TuneConfig
@@ -39,17 +34,12 @@ class RdedTrials(StageTrials):
 
     def run(self, ticket: Ticket) -> float:
         """Select and stitch the images; the mean accuracy of short students of them."""
-        context = replace(self.context, out=ticket.folder.child(MADE))
-        config = self.template(ticket)
-        devices.enter(ticket.threads, config.precision, f"trial {ticket.number}")
-        select_inline(config, context)
-        return fmean(
-            self._student(ticket, "short", s, ticket.folder) for s in range(self.config.students.seeds)
-        )
+        rded.run(self.template(ticket), self.here(ticket, ticket.folder.child(MADE)))
+        return fmean(self._judged(ticket, ticket.folder, "short", range(self.config.students.seeds)))
 
     def held_out(self, ticket: Ticket, seed: int) -> float:
         """A fresh student of the set that the trial made."""
-        return self._student(ticket, HELD_OUT, seed, ticket.folder.child(f"held-out-{seed}"))
+        return fmean(self._judged(ticket, ticket.folder.child(f"held-out-{seed}"), HELD_OUT, (seed,)))
 
     def template(self, ticket: Ticket) -> RdedConfig:
         """The template with the trial's settings."""
@@ -57,30 +47,26 @@ class RdedTrials(StageTrials):
         assert isinstance(config, RdedConfig)
         return config
 
-    def _student(self, ticket: Ticket, lesson: str, seed: int, folder: Folder) -> float:
-        import ray
-
+    def _judged(self, ticket: Ticket, folder: Folder, name: str, seeds: Sequence[int]) -> list[float]:
+        """The accuracies of students of the set that the trial made."""
         made = DistilledSet.load(ticket.folder.child(MADE).child("set"))
-        asked, template = self.config.students, self.template(ticket)
+        asked = self.config.students
         nets = None if asked.net is None else (asked.net,)
         config = EvaluateConfig(
-            kind="evaluate", set=self.config.of, observer=template.teacher, nets=nets, epochs=asked.epochs,
-            seeds=asked.seeds, random=False, compile=False,
+            kind="evaluate", set=self.config.of, observer=self.template(ticket).teacher, nets=nets,
+            epochs=asked.epochs, seeds=len(seeds), random=False, compile=False,
         )  # fmt: skip
-        teaching = soft_labels.of_stage(config, made, replace(self.context, out=folder))
-        assert teaching is not None
-        task = lessons.Task(
-            lessons.settled(config, made, self.source, teaching),
+        context = self.here(ticket, folder)
+        teaching = soft_labels.of_stage(config, made, context)
+        config = protocol.settled(config, made, self.source, teaching)
+        task = protocol.Task(
+            config,
             made,
             self.source,
             teaching,
-            self.context.seed_of(),
+            context.seed_of(),
+            backend=context.backend,
+            name=name,
+            seeds=seeds,
         )
-        told, _ = lessons.lessons_of(task)[0]
-        net, observer = task.nets[0], ray.put(teaching.observer)
-        shared = students.Class(
-            self.source, ray.put(made.space), folder, task.seed, config.precision, False, ticket.threads,
-            teaching.frame, observer,
-        )  # fmt: skip
-        pupil = students.Student(lesson, net, seed, f"student-{seed}.json", published_lr(net.name))
-        return float(students.teach(shared, told, pupil)["accuracy"])
+        return [float(result["accuracy"]) for result in protocol.judge(task, folder, context.progress)]

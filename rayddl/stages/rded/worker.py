@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rayddl.data.pixels.cutting import cut, opened
-from rayddl.data.sources import listing
 from rayddl.data.sources.listing import Blob, Listing
 from rayddl.methods.patches import boxes, stitch
 from rayddl.methods.patches.score import Scorer
@@ -20,9 +18,7 @@ from rayddl.methods.patches.select import Rows, best_crop
 from rayddl.methods.training.observer import Observer
 from rayddl.stages.rded.settings import RdedConfig
 from rayddl.stages.runtime import devices
-
-Block = dict[str, NDArray[Any]]
-"""Columns of a batch, as Ray Data hands them over."""
+from rayddl.stages.runtime.streams import Block
 
 PADDED_BYTES = 24 * 2**20
 """float32 input that one batch may hold on a CPU: about what stays in its caches' reach."""
@@ -169,10 +165,3 @@ def _again(job: Job, winners: Rows, row: int, size: tuple[int, int]) -> Tensor:
         raise blob
     image = opened(blob, job.shape[0])
     return cut(image, winners.box[row : row + 1], size, reduced=job.config.scoring == "native")[0]
-
-
-def images_in_turn(job: Job, positions: NDArray[np.int64]) -> Iterator[Block]:
-    """The outcome of the images at ``positions``, worked on here, some after the others."""
-    judge = Judge(job)
-    for start in range(0, len(positions), listing.CHUNK):
-        yield judge(cut_images(job, positions[start : start + listing.CHUNK]))

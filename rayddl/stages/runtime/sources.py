@@ -50,7 +50,7 @@ _published: dict[str, SharedSource] = {}
 
 def publish(config: SourceConfig) -> SharedSource:
     """The source in the object store of the Ray that runs; loaded at the first call of a session."""
-    key = f"{_session()}:{config.model_dump_json()}"
+    key = _key(config)
     if key not in _published:
         source = sources.load(config)
         _published[key] = SharedSource(
@@ -70,12 +70,11 @@ def publish_held_out(config: SourceConfig) -> SharedSource:
 
     Sources that are always decoded whole are published whole, as is one that was already.
     """
-    whole = f"{_session()}:{config.model_dump_json()}"
-    listed = None if whole in _published else sources.listing(config, "test")
-    if listed is None:
-        return publish(config)
-    key = f"held out:{whole}"
+    key = _key(config, held_out=True)
     if key not in _published:
+        listed = None if _key(config) in _published else sources.listing(config, "test")
+        if listed is None:
+            return publish(config)
         test, bad = sources.decoded(config, listed)
         train = sources.listing(config)
         _published[key] = SharedSource(
@@ -90,12 +89,20 @@ def publish_held_out(config: SourceConfig) -> SharedSource:
     return _published[key]
 
 
-def _session() -> str:
+def adopt(config: SourceConfig, source: SharedSource) -> None:
+    """Have :func:`publish` and :func:`publish_held_out` of this process return ``source``, which another one
+    published.
+    """
+    _published[_key(config, held_out=source.refs[0] is None)] = source
+
+
+def _key(config: SourceConfig, *, held_out: bool = False) -> str:
     import ray
 
     runtime = ray.get_runtime_context()
     # Every local Ray counts its jobs from 1: the node's random id tells one Ray from the next.
-    return f"{runtime.get_node_id()}:{runtime.get_job_id()}"
+    session = f"{runtime.get_node_id()}:{runtime.get_job_id()}"
+    return f"{'held out:' if held_out else ''}{session}:{config.model_dump_json()}"
 
 
 def _put(split: ImageDataset) -> tuple[Any, Any]:

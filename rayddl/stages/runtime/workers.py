@@ -8,6 +8,7 @@ another, a bounded number of times.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -61,8 +62,34 @@ class Places(Protocol):
         """End the workers."""
 
 
-class Workers:
-    """Does units of work in the places that a share of the cluster stands for."""
+class Workers(ABC):
+    """Does units of work."""
+
+    @abstractmethod
+    def each(
+        self,
+        units: Iterable[Any],
+        work: Callable[[Any], Work],
+        name: Callable[[Any], str],
+        idle: Callable[[], None] = lambda: None,
+    ) -> Iterator[tuple[Any, Any]]:
+        """``(unit, result)`` of every unit, in the order in which they finish.
+
+        ``name`` is what people read of a unit. ``idle`` is called while workers of other processes are waited for.
+        """
+
+    def one(self, work: Work, name: str) -> Any:
+        """The result of a single unit."""
+        ((_, result),) = self.each([name], lambda _: work, lambda _: name)
+        return result
+
+
+class RayWorkers(Workers):
+    """Does them in the places that a share of the cluster stands for.
+
+    Ray's dashboard and the process list show units' names. Twice a second, while nothing finishes, ``idle`` is called.
+    A failure that is no loss, or one loss too many, ends the work: see :func:`failures.explain`.
+    """
 
     def __init__(self, places: Places, most: int) -> None:
         self._places, self._most = places, most
@@ -74,11 +101,6 @@ class Workers:
         name: Callable[[Any], str],
         idle: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[Any, Any]]:
-        """``(unit, result)`` of every unit, in the order in which they finish.
-
-        ``name`` is what Ray's dashboard and the process list call a unit; ``idle`` runs twice a second while nothing
-        finishes. A failure that is no loss, or one loss too many, ends it: see :func:`failures.explain`.
-        """
         import ray
 
         waiting, running = deque(units), dict[Any, Any]()
@@ -113,11 +135,6 @@ class Workers:
                 with suppress(ray.exceptions.RayError, ValueError):  # an actor that is gone, with its work
                     ray.cancel(ref, force=False)
 
-    def one(self, work: Work, name: str) -> Any:
-        """The result of a single unit."""
-        ((_, result),) = self.each([name], lambda _: work, lambda _: name)
-        return result
-
 
 def _finished(running: Mapping[Any, Any]) -> list[Any]:
     import ray
@@ -146,7 +163,7 @@ def opened(
     if not share.gpus:
         cluster.wait_for(share.needs)
     try:
-        yield Workers(places, share.at_once)
+        yield RayWorkers(places, share.at_once)
     finally:
         places.close()
 

@@ -26,8 +26,8 @@ from rayddl.nets.build import build
 from rayddl.nets.cost import worth_compiling
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Result
-from rayddl.stages.runtime import cluster, devices, workers
-from rayddl.stages.runtime import progress as tally
+from rayddl.stages.runtime import devices
+from rayddl.stages.runtime.progress import Tally
 from rayddl.stages.runtime.sources import SharedSource, on_device, publish, publish_held_out, tensor
 from rayddl.stages.teacher.pretrained import observer_of
 from rayddl.stages.teacher.settings import DEFAULT, TeacherConfig
@@ -69,23 +69,24 @@ def run(config: TeacherConfig, context: Context) -> Result:
     import ray
 
     began = time.perf_counter()
-    cluster.start()
+    context.backend.start()
     source = _published(config, context.source)
     for line in source.bad[:3]:
         context.progress.note(f"skipped an unreadable image: {line}")
-    share = cluster.sized(lambda have: config.asks(have)[0])
+    share = context.backend.sized(lambda have: config.asks(have)[0])
     given = None if config.weights is None else ray.put(observer_of(config, source))
     compile_ = config.weights is None and compiled(config, source)
     job = Job(config, source, context.out, context.seed_of(), compile_, share.threads, given)
     if not is_observer(job.folder):
-        board, shared = tally.open_tally(), ray.put(job)
+        backend, shared = context.backend, context.backend.put(job)
 
         def show() -> None:
-            done, metric = tally.read(board)
+            done, metric = tally.read()
             context.progress.update(done, config.epochs if given is None else 1, metric or "reading images")
 
-        with workers.opened(share, "teacher", note=context.progress.note) as free:
-            for _ in free.each([0], lambda _: (teach, shared, board), lambda _: "teacher", show):
+        tally = backend.tally(show)
+        with backend.opened(share, "teacher", note=context.progress.note) as free:
+            for _ in free.each([0], lambda _: (teach, shared, tally), lambda _: "teacher", show):
                 show()
     return Result({**_summary(job), "seconds": time.perf_counter() - began})
 
@@ -96,23 +97,6 @@ def _published(config: TeacherConfig, source: SourceConfig) -> SharedSource:
     return publish_held_out(source) if config.weights is not None and scaled else publish(source)
 
 
-def run_inline(config: TeacherConfig, context: Context, source: SharedSource, device: torch.device) -> Result:
-    """:func:`run` within this process, for callers that are Ray workers themselves."""
-    import ray
-
-    began = time.perf_counter()
-    given = None if config.weights is None else ray.put(observer_of(config, source))
-    compile_ = config.weights is None and compiled(config, source)
-    job = Job(config, source, context.out, context.seed_of(), compile_, torch.get_num_threads(), given)
-
-    def say(done: float, metric: str) -> None:
-        context.progress.update(done, config.epochs if given is None else 1, metric)
-
-    if not is_observer(job.folder):
-        make(job, device, say)
-    return Result({**_summary(job), "seconds": time.perf_counter() - began})
-
-
 def compiled(config: TeacherConfig, source: SharedSource) -> bool:
     """Whether the teacher's steps are compiled: as asked, else where it pays."""
     if config.compile is not None:
@@ -121,10 +105,10 @@ def compiled(config: TeacherConfig, source: SharedSource) -> bool:
     return worth_compiling(config.net, source.shape, len(source.classes), steps=steps, batch=config.batch)
 
 
-def teach(job: Job, board: Any) -> None:
-    """Make the observer, as a Ray task."""
+def teach(job: Job, tally: Tally) -> None:
+    """Make the observer."""
     device = devices.enter(job.threads, job.config.precision, "teacher")
-    make(job, device, lambda done, metric: board.say.remote("teacher", done, metric))
+    make(job, device, lambda done, metric: tally.say("teacher", done, metric))
 
 
 def make(job: Job, device: torch.device, say: Any) -> None:

@@ -7,11 +7,10 @@ from dataclasses import replace
 
 from rayddl.seeds import derive
 from rayddl.stages.context import Context
-from rayddl.stages.runtime import devices
 from rayddl.stages.runtime.sources import publish
 from rayddl.stages.settings import StageConfig
+from rayddl.stages.teacher import stage as teacher
 from rayddl.stages.teacher.settings import TeacherConfig
-from rayddl.stages.teacher.stage import run_inline
 from rayddl.stages.tune.settings import TuneConfig
 from rayddl.stages.tune.stages import StageTrials
 from rayddl.stages.tune.store import MADE
@@ -32,16 +31,14 @@ class TeacherTrials(StageTrials):
 
     def run(self, ticket: Ticket) -> float:
         """Train the observer; its accuracy."""
-        return self._trained(ticket, replace(self.context, out=ticket.folder.child(MADE)))
+        return self._trained(ticket, self.here(ticket, ticket.folder.child(MADE)))
 
     def held_out(self, ticket: Ticket, seed: int) -> float:
         """The same training with another seed."""
-        folder = ticket.folder.child(f"held-out-{seed}")
-        fresh = replace(self.context, out=folder, seed=derive(self.context.seed, HELD_OUT, seed))
-        return self._trained(ticket, fresh)
+        context = self.here(ticket, ticket.folder.child(f"held-out-{seed}"))
+        return self._trained(ticket, replace(context, seed=derive(self.context.seed, HELD_OUT, seed)))
 
     def _trained(self, ticket: Ticket, context: Context) -> float:
         config = self.template(ticket)
         assert isinstance(config, TeacherConfig)
-        device = devices.enter(ticket.threads, config.precision, f"trial {ticket.number}")
-        return float(run_inline(config, context, self.source, device).summary["accuracy"])
+        return float(teacher.run(config, context).summary["accuracy"])

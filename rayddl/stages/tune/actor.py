@@ -1,13 +1,12 @@
 """A worker of Ray Tune: runs one trial after another in the same process.
 
-A class, not a function with a session: Tune then asks for a checkpoint only where it needs one (a pause, a
-copy), and a worker goes from one trial to the next without starting anew.
+A class, not a function with a session: a worker goes from one trial to the next without starting anew. Tune keeps no
+checkpoints: a trial's own files are enough to resume it.
 """
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 # Settings hold paths relative to where the command was typed. Read by Tune when a trial is set up.
@@ -21,7 +20,6 @@ from rayddl.stages.tune.trial import Running, Work
 
 NUMBER = "number"
 """The key of a trial's number beside its settings; no setting has that name."""
-STATE, AT = "state", "iteration"
 
 
 class TrialWorker(tune.Trainable):
@@ -35,29 +33,17 @@ class TrialWorker(tune.Trainable):
         self._open(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Go to another trial, or to other settings of the same one."""
+        """Go to another trial."""
         self._open(new_config)
         return True
 
     def _open(self, config: dict[str, Any]) -> None:
-        self._settings = {key: value for key, value in config.items() if key != NUMBER}
-        self._running = Running(self._shared, config[NUMBER], self._settings)
+        settings = {key: value for key, value in config.items() if key != NUMBER}
+        self._running = Running(self._shared, config[NUMBER], settings)
 
     def step(self) -> dict[str, Any]:
         """The next report, for Tune."""
         return result_of(self._shared.search, self._running)
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Leave the state of the last report in ``checkpoint_dir``."""
-        data, iteration = self._running.save()
-        (Path(checkpoint_dir) / STATE).write_bytes(data)
-        (Path(checkpoint_dir) / AT).write_text(str(iteration), encoding="utf-8")
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Go on from such a state, of this trial or of the one that is copied."""
-        data = (Path(checkpoint) / STATE).read_bytes()
-        iteration = int((Path(checkpoint) / AT).read_text(encoding="utf-8"))
-        self._running.load(data, iteration, self._settings)
 
 
 def result_of(search: Search, running: Running) -> dict[str, Any]:

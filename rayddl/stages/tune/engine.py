@@ -15,7 +15,7 @@ from rayddl.stages.tune.trial import Running, Ticket, Work
 from rayddl.storage import Folder
 
 TUNES_OWN = f"{WORK}/tune"
-"""Where Tune keeps checkpoints for pauses and copies; of no use once it has ended."""
+"""Where Tune keeps its own files; of no use once it has ended."""
 ENVIRONMENT = {
     # Ctrl-C ends the command: what has ended is written down, the rest goes on from its own files.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -65,15 +65,13 @@ def _fit(work: Work, share: Share, progress: Progress, searcher: Any, *, tensorb
     boards = Boards(work.out, searcher) if tensorboard else None
     work.out.clear(TUNES_OWN)
     asked = {"cpu": share.num_cpus, "gpu": share.num_gpus, "memory": share.memory or 0}
-    # Paused trials count as running ones to Tune: where trials pause, resources are the only bound.
-    pausing = search.scheduler in ("hyperband", "pbt", "pb2")
     tuner = tune.Tuner(
         tune.with_resources(worker_of(work), {name: value for name, value in asked.items() if value}),
         tune_config=tune.TuneConfig(
             metric=None if search.scheduler != "none" else "value",
             mode=None if search.scheduler != "none" else search.mode,
             num_samples=searcher.missing,
-            max_concurrent_trials=searcher.missing if pausing else share.at_once,
+            max_concurrent_trials=share.at_once,
             search_alg=searcher,
             scheduler=scheduler_of(search, book.ended().values()),
             reuse_actors=True,

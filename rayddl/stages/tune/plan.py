@@ -33,7 +33,7 @@ class Search:
     searcher: str
     scheduler: str
     grace: int
-    """Reports before a trial may be stopped or copied."""
+    """Reports before a trial may be stopped."""
     reduction: int
     seed: int
     time_budget: float | None = None

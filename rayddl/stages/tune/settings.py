@@ -14,8 +14,6 @@ from rayddl.stages.settings import Mode, Reads, StageConfig, Template, Tunable
 from rayddl.stages.tune import space as spaces
 from rayddl.stages.tune.space import Entry, Settings
 
-CLONING = ("pbt", "pb2")
-"""Schedulers whose trials change settings on their way."""
 SAMPLES = 20
 
 
@@ -55,11 +53,11 @@ class TuneConfig(StageConfig):
     """Seconds of trials' work, summed over all trials, after which the search ends."""
     searcher: Literal["random", "grid", "optuna"] = "optuna"
     """``optuna``: the tree-structured Parzen estimator."""
-    scheduler: Literal["none", "asha", "hyperband", "pbt", "pb2"] = "none"
+    scheduler: Literal["none", "asha"] = "none"
     grace: int | None = Field(default=None, ge=1)
-    """Iterations before ``asha`` may stop a trial, or ``pbt`` and ``pb2`` copy one; default: one report."""
+    """Iterations before ``asha`` may stop a trial; default: one report."""
     reduction: int = Field(default=3, ge=2)
-    """``asha``, ``hyperband``: of so many trials one goes on at each rung."""
+    """``asha``: of so many trials one goes on at each rung."""
     seed: int = Field(default=0, ge=0)
     """Seed of the search's own choices. What a trial does is seeded as the template is."""
     students: Students = Students()
@@ -126,16 +124,6 @@ class TuneConfig(StageConfig):
         ranges = [key for key, entry in self.space.items() if entry.values is None]
         if self.searcher == "grid" and ranges:
             yield f"searcher: a grid needs choice or grid entries, and {', '.join(ranges)} is a range"
-        if self.scheduler in CLONING and any(entry.when for entry in self.space.values()):
-            yield f"scheduler: {self.scheduler} changes settings on the way, which conditional entries do not allow"
-        lists = [key for key, entry in self.space.items() if entry.ends is None]
-        if self.scheduler == "pb2" and lists:
-            yield f"scheduler: pb2 needs ranges, and {', '.join(lists)} is a list; pbt takes both"
-        lasting = [key for key in self.space if key in reported.lasting]
-        if self.scheduler in CLONING and lasting:
-            yield f"scheduler: {self.scheduler} changes settings on the way, and {', '.join(lasting)} cannot change"
-        if self.scheduler in CLONING and self.also:
-            yield f"scheduler: {self.scheduler} changes settings on the way, and experts cannot change; leave also out"
 
     def _wrong_values(
         self, templates: Mapping[str, StageConfig], reads: Mapping[str, StageConfig]

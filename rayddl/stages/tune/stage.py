@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from rayddl.errors import DivergedError
 from rayddl.stages.context import Context, Progress, Result, Silent
 from rayddl.stages.runtime import cluster, workers
 from rayddl.stages.runtime.sizes import Share
@@ -31,11 +30,11 @@ def run(config: TuneConfig, context: Context) -> Result:
     best = outcome.best_of(search, rows.values())
     assert best is not None  # the engine refuses a search in which no trial came to a figure
     proof = _Proof(work, share, context.progress, config.held_out)
-    best = proof.as_it_runs(best)
+    proof.leave(best)
     own = proof.at_full_length(rows[0])
     judged = {"best": proof.held_out(best), "own": proof.held_out(own) if own.sound else []}
     winner = Winner(best, own, judged["best"], judged["own"])
-    outcome.write_tables(context.out, search, [*rows.values(), *([best] if best.number not in rows else [])])
+    outcome.write_tables(context.out, search, list(rows.values()))
     _leave(work, context, best.number)
     outcome.write_best(
         config, context, search, share, winner, work.make.pinned(best.settings, best.iteration)
@@ -71,20 +70,9 @@ class _Proof:
     def __post_init__(self) -> None:
         self._packed = cluster.packed(self.work)
 
-    def as_it_runs(self, best: Row) -> Row:
-        """The winner with settings that stay what they are, and what it made left in its folder.
-
-        A trial that took over another's state has had several settings: its last ones are run from start to
-        end, and count as they turn out.
-        """
-        if not best.changes:
-            self._finish(best.number, best.settings, to_its_end=False)
-            return best
-        number = self.work.search.samples
-        self.progress.update(0, 1, "running the best settings from start to end")
-        book = Book(self.work.out)
-        book.begin(number, best.settings)
-        return self._finish(number, best.settings, to_its_end=True)
+    def leave(self, best: Row) -> None:
+        """Have the winner leave in its folder what it made."""
+        self._finish(best.number, best.settings, to_its_end=False)
 
     def at_full_length(self, own: Row) -> Row:
         """The template's own settings, which the scheduler may have stopped early, run to the end."""
@@ -98,8 +86,6 @@ class _Proof:
             row: Row = free.one(
                 (engine.finish, self._packed, number, settings, to_its_end), f"trial {number} to its end"
             )
-        if to_its_end and row.ended != "whole" and number != 0:
-            raise DivergedError(f"the best settings, run by themselves, came to no end: {row.reason}")
         return row
 
     def held_out(self, row: Row) -> list[float]:

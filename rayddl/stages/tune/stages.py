@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rayddl.stages.context import Context
-from rayddl.stages.runtime.sources import SharedSource
+from rayddl.stages.runtime.in_process import InProcess
+from rayddl.stages.runtime.sources import SharedSource, adopt
 from rayddl.stages.settings import StageConfig
 from rayddl.stages.tune.settings import TuneConfig, configured
 from rayddl.stages.tune.space import Settings
 from rayddl.stages.tune.trial import Ticket
+from rayddl.storage import Folder
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class StageTrials(ABC):
     def template(self, ticket: Ticket) -> StageConfig:
         """The template with the trial's settings."""
         return configured(self.config, self.templates, ticket.settings)[self.config.of]
+
+    def here(self, ticket: Ticket, out: Folder) -> Context:
+        """The template's context in this process, writing into ``out``."""
+        adopt(self.context.source, self.source)
+        return replace(self.context, out=out, backend=InProcess(ticket.threads))
 
     @abstractmethod
     def run(self, ticket: Ticket) -> float:

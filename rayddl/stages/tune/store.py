@@ -3,7 +3,7 @@
 ::
 
     work/0007/trial.json     the settings it began with
-    work/0007/reports.json   what it reported so far, with the settings it has now
+    work/0007/reports.json   what it reported so far, with its settings
     work/0007/state          where it stood at its last report
     work/0007/made/          what it made
     trials/0007.json         its row, once it has ended; written whole, never again
@@ -14,7 +14,7 @@ The files in ``trials`` are the truth: whoever starts the search again runs what
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias
 
 from rayddl.stages.tune.space import Settings
@@ -57,8 +57,6 @@ class Row:
     reports: tuple[Report, ...] = ()
     reason: str = ""
     """Why it failed or diverged."""
-    changes: tuple[Mapping[str, Any], ...] = field(default=())
-    """Where it took over another trial's state: the iteration, and the settings from there on."""
 
     @property
     def sound(self) -> bool:
@@ -81,7 +79,7 @@ class Book:
         self.at_work(number).write_json("trial.json", {"number": number, "settings": settings})
 
     def begun(self) -> dict[int, Settings]:
-        """The trials that have begun and not ended, with the settings they have now."""
+        """The trials that have begun and not ended, with their settings."""
         work, over = self.out.child(WORK), set(self.ended())
         numbers = [int(name) for name in work.folders() if name.isdigit()]
         return {n: self._settings(n) for n in numbers if n not in over and self.at_work(n).has("trial.json")}
@@ -118,4 +116,6 @@ class Book:
 
 def _row(found: Mapping[str, Any]) -> Row:
     reports = tuple(Report(**report) for report in found["reports"])
-    return Row(**{**found, "reports": reports, "changes": tuple(found["changes"])})
+    # Rows of earlier versions have keys that no row has any more.
+    known = {field.name: found[field.name] for field in fields(Row) if field.name in found}
+    return Row(**{**known, "reports": reports})

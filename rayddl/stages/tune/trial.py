@@ -46,7 +46,7 @@ class Trial(Protocol):
         """Where it stands: what :meth:`load` goes on from with the same result, bit for bit."""
 
     def load(self, data: bytes) -> None:
-        """Stand where the trial stood, this one or another, that :meth:`save` was called on."""
+        """Stand where the trial stood when :meth:`save` was called on it."""
 
     def leave(self) -> None:
         """Write what it has made into ``made`` in its folder."""
@@ -83,10 +83,8 @@ class Running:
         self._work, self.number = work, number
         self._folder = Book(work.out).at_work(number)
         log = self._folder.read_json(REPORTS) if self._folder.has(REPORTS) else {}
-        # They may have changed on the way: :meth:`load` tells.
-        self.settings: Settings = log.get("settings", settings)
+        self.settings = settings
         self._reports = [Report(**report) for report in log.get("reports", [])]
-        self._changes: list[Mapping[str, Any]] = log.get("changes", [])
         self._ended: tuple[Ended, str] | None = tuple(log["ended"]) if log.get("ended") else None
         self._at: int = log.get("at", 0)
         self._said = 0
@@ -151,29 +149,10 @@ class Running:
         value = {
             "settings": self.settings,
             "reports": [asdict(report) for report in self._reports],
-            "changes": self._changes,
             "ended": self._ended,
             "at": self._at,
         }
         self._folder.write(REPORTS, json.dumps(value, allow_nan=False).encode())
-
-    def save(self) -> tuple[bytes, int]:
-        """Where it stood at its last report, and the iteration."""
-        return (self._folder.read(STATE) if self._folder.has(STATE) else b""), self._at
-
-    def load(self, data: bytes, iteration: int, settings: Settings) -> None:
-        """Go on from ``data``, which this trial saved, or another one with other ``settings``."""
-        self._said = len(self._reports)
-        if iteration == self._at and settings == self.settings:
-            return
-        # What lies here belongs to the way that is left: checkpoints between stops, students' results.
-        for name in self._folder.names():
-            if name not in (REPORTS, STATE, "trial.json"):
-                self._folder.delete(name)
-        self._changes.append({"iteration": iteration, "settings": settings, "reports": self._said})
-        self._at, self.settings, self._trial, self._ended = iteration, settings, None, None
-        self._folder.write(STATE, data)
-        self._write()
 
     def finish(self) -> Row:
         """Run to the end, if it has not, and leave what it made."""
@@ -200,7 +179,6 @@ class Running:
             sum(report.seconds for report in self._reports),
             tuple(self._reports),
             reason,
-            tuple(self._changes),
         )
 
 

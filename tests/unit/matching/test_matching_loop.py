@@ -14,7 +14,6 @@ from rayddl.methods.matching.gradient import MetaGradient
 from rayddl.methods.matching.loop import ANCHOR, Loop, Matcher
 from rayddl.methods.matching.settings import Settings
 from rayddl.methods.matching.state import State, average, first_state, load_state, symptom, update
-from rayddl.methods.matching.windows import WindowRule
 from rayddl.methods.training.steps import make_steps
 from rayddl.methods.trajectories.convex import SnapshotTrajectory, convexify
 from rayddl.nets.build import flat, initial
@@ -33,8 +32,9 @@ def config(**changes: Any) -> Settings:
         "lr_lr": 1e-4,
         "lr_student": 0.05,
         "momentum": 0.5,
-        "augment": ("flip", "color"),
-        "rule": WindowRule(2, 1, continuous=True),
+        "augment": "flip_color",
+        "max_start_epoch": 2,
+        "expert_epochs": 1,
     }
     return Settings(**{**base, **changes})
 
@@ -108,7 +108,7 @@ def test_resumed_from_bytes_equals_uninterrupted(changes: dict[str, Any]) -> Non
 def test_matching_lowers_the_loss() -> None:
     """Towards a fixed window the loss falls: the updates go downhill."""
     fixed = config(
-        augment=(), rule=WindowRule(1, 1, continuous=False), lr_image=20.0, syn_steps=8, lr_student=0.5
+        augment="none", max_start_epoch=1, continuous=False, lr_image=20.0, syn_steps=8, lr_student=0.5
     )
     loop = begin(fixed)
     only = replace(loop.matcher, trajectories=[SnapshotTrajectory(snapshots(0))])
@@ -188,7 +188,7 @@ def test_symptoms_are_named(change: dict[str, Any], loss: float, text: str) -> N
 
 def test_standing_experts_end_the_run_with_advice() -> None:
     """Experts that do not move are skipped, and an error when there are no others."""
-    loop = begin(config(rule=WindowRule(2, 1, continuous=False)))
+    loop = begin(config(continuous=False))
     standing = SnapshotTrajectory(snapshots(0)[:1].expand(4, -1))
     all_still = Loop.begin(replace(loop.matcher, trajectories=[standing]), loop.state)
     with pytest.raises(StageError, match=r"no expert moves over 1 epochs.*raise expert_epochs"):

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayddl.methods.matching.windows import WindowRule, cut, expert_at
+from rayddl.methods.matching.settings import WindowRule
+from rayddl.methods.matching.windows import cut, expert_at
 from rayddl.methods.trajectories.convex import SnapshotTrajectory, convexify
 from rayddl.seeds import generator
 
@@ -17,7 +18,7 @@ SNAPSHOTS = torch.randn(9, 6, generator=torch.Generator().manual_seed(0)).cumsum
 @given(seed=st.integers(0, 10**6), high=st.integers(1, 20), low=st.integers(0, 5))
 def test_whole_starts_lie_in_the_half_open_range(seed: int, high: int, low: int) -> None:
     """MTT draws whole epochs from {T-, …, T+ - 1}."""
-    rule = WindowRule(low + high, 2, continuous=False, min_start_epoch=low)
+    rule = WindowRule(max_start_epoch=low + high, expert_epochs=2, continuous=False, min_start_epoch=low)
     start = rule.start(0, generator(seed))
 
     assert start == int(start)
@@ -26,7 +27,7 @@ def test_whole_starts_lie_in_the_half_open_range(seed: int, high: int, low: int)
 
 def test_every_whole_start_occurs() -> None:
     """All epochs below max_start_epoch are drawn, none is favoured."""
-    rule = WindowRule(4, 2, continuous=False)
+    rule = WindowRule(max_start_epoch=4, expert_epochs=2, continuous=False)
     counts = torch.bincount(
         torch.tensor([int(rule.start(0, generator(1, i))) for i in range(4000)]), minlength=4
     )
@@ -39,21 +40,33 @@ def test_every_whole_start_occurs() -> None:
 @given(seed=st.integers(0, 10**6))
 def test_continuous_starts_lie_in_the_closed_interval(seed: int) -> None:
     """MCT draws real epochs from [0, T+]."""
-    assert 0 <= WindowRule(3.5, 2, continuous=True).start(0, generator(seed)) <= 3.5
+    assert (
+        0
+        <= WindowRule(max_start_epoch=3.5, expert_epochs=2, continuous=True).start(0, generator(seed))
+        <= 3.5
+    )
 
 
 def test_range_grows_with_the_iterations() -> None:
     """The upper end goes linearly from its first value to T+ and stays there."""
-    rule = WindowRule(10, 2, continuous=True, first_start_epoch=2, grow_iterations=100)
+    rule = WindowRule(
+        max_start_epoch=10, expert_epochs=2, continuous=True, first_start_epoch=2, grow_iterations=100
+    )
 
     assert [rule.upper(i) for i in (0, 50, 100, 1000)] == [2, 6, 10, 10]
-    assert WindowRule(10, 2, continuous=True).upper(0) == 10
+    assert WindowRule(max_start_epoch=10, expert_epochs=2, continuous=True).upper(0) == 10
 
 
 def test_target_is_clipped_to_the_end() -> None:
     """A window that would reach beyond E ends at E."""
     trajectory = convexify(SNAPSHOTS, (4, 2))
-    window = cut(trajectory, 0, WindowRule(8, 6, continuous=True, min_start_epoch=7), 0, generator(0))
+    window = cut(
+        trajectory,
+        0,
+        WindowRule(max_start_epoch=8, expert_epochs=6, continuous=True, min_start_epoch=7),
+        0,
+        generator(0),
+    )
 
     assert window.epoch >= 7
     assert torch.equal(window.target_P, SNAPSHOTS[-1])
@@ -61,7 +74,13 @@ def test_target_is_clipped_to_the_end() -> None:
 
 def test_snapshots_window() -> None:
     """MTT's start and target are the snapshots themselves."""
-    window = cut(SnapshotTrajectory(SNAPSHOTS), 3, WindowRule(5, 2, continuous=False), 0, generator(0))
+    window = cut(
+        SnapshotTrajectory(SNAPSHOTS),
+        3,
+        WindowRule(max_start_epoch=5, expert_epochs=2, continuous=False),
+        0,
+        generator(0),
+    )
 
     assert window.expert == 3
     assert torch.equal(window.start_P, SNAPSHOTS[int(window.epoch)])
@@ -73,7 +92,13 @@ def test_a_standing_expert_is_still() -> None:
     """Where start and target are the same point there is nothing to match."""
     standing = SNAPSHOTS[:1].expand(9, -1)
 
-    assert cut(SnapshotTrajectory(standing), 0, WindowRule(5, 2, continuous=False), 0, generator(0)).still
+    assert cut(
+        SnapshotTrajectory(standing),
+        0,
+        WindowRule(max_start_epoch=5, expert_epochs=2, continuous=False),
+        0,
+        generator(0),
+    ).still
 
 
 def test_every_pass_uses_every_expert_once() -> None:

@@ -17,6 +17,7 @@ from rayddl.methods.patches.select import Best, Rows, best_of_class
 from rayddl.stages.context import Context
 from rayddl.stages.rded import selection as rded_select
 from rayddl.stages.rded.selection import COLUMNS
+from rayddl.stages.runtime.in_process import InProcess
 from rayddl.storage import Folder
 
 CLASSES, MOST = 3, 4
@@ -101,20 +102,25 @@ def test_a_stream_that_loses_images_is_an_internal_error(monkeypatch: pytest.Mon
     names = pa.array([f"image {i}" for i in range(6)])
     nothing = np.zeros(6, np.int64)
     listed = Listing(names, whole["label"], nothing.astype(np.int32), nothing, nothing, ("a", "b", "c"), None)
-    config = SimpleNamespace(short_class="cap", ipc=1, factor=2)
+    config = SimpleNamespace(short_class="cap", ipc=1, factor=2, asks=None)
     job = SimpleNamespace(listing=listed, per_class=MOST, config=config)
-    context = Context("picked", SourceConfig(name="digits"), 0, Folder(str(tmp_path)), {}, {})
+    backend = InProcess()
+    context = Context(
+        "picked", SourceConfig(name="digits"), 0, Folder(str(tmp_path)), {}, {}, backend=backend
+    )
     asked: list[list[int]] = []
 
-    def lossy(job, positions, context):
+    def lossy(positions, steps, asks, note):
         asked.append(positions.tolist())
         kept = positions if len(asked) > 1 else positions[positions != 4]
         yield {name: column[kept] for name, column in whole.items()}
 
+    monkeypatch.setattr(InProcess, "stream", staticmethod(lossy))
+    monkeypatch.setattr(rded_select, "steps", lambda job: None)
     with pytest.raises(
         StageError, match=r"^internal error: the stream ended without 1 of 6 images: 'image 4'\."
     ):
-        rded_select.select(job, context, lossy)
-    found, _, _ = rded_select.select(job, context, lossy)
+        rded_select.select(job, context)
+    found, _, _ = rded_select.select(job, context)
     assert asked == [[0, 1, 2, 3, 4, 5], [4]]
     assert sorted(found.image.tolist()) == [0, 1, 2, 3, 4, 5]

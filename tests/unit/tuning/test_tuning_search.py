@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from rayddl.stages.tune import importance, suggest
 from rayddl.stages.tune.actor import NUMBER, result_of
 from rayddl.stages.tune.outcome import best_of
 from rayddl.stages.tune.plan import Search
-from rayddl.stages.tune.schedulers import explored, rounded, scheduler_of
+from rayddl.stages.tune.schedulers import scheduler_of
 from rayddl.stages.tune.searcher import Numbered
 from rayddl.stages.tune.space import Entry
 from rayddl.stages.tune.store import Book, Row
@@ -189,56 +188,6 @@ def test_a_trial_that_diverges_does_not_end_the_search(work):
 
     assert {row.ended for row in rows} == {"whole", "diverged"}
     assert all(row.value == 0.0 and "nan" in row.reason for row in rows if row.ended == "diverged")
-
-
-def test_copies_stay_inside_the_space(search):
-    """A nudged setting is a value of its entry, near the one it came from or drawn anew."""
-    space = {**search().space, "kind": Entry(choice=("a", "b", "c"))}
-    settings = {"lr": 0.01, "mix": 0.5, "steps": 10, "kind": "b"}
-    found = [explored(space, settings, random.Random(n)) for n in range(200)]
-
-    for key, entry in space.items():
-        assert all(entry.place(f[key]) is not None for f in found)
-        assert len({f[key] for f in found}) > 1
-    near = sum(abs(math.log10(f["lr"] / 0.01)) < 0.5 for f in found)
-    assert near > 120
-
-
-def test_numbers_from_elsewhere_become_values(search):
-    """A bandit's free numbers are brought to whole numbers and short ones."""
-    assert rounded(search().space, {"lr": 0.0123456789, "mix": 0.5, "steps": 7.6}) == {
-        "lr": 0.01235, "mix": 0.5, "steps": 7,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("scheduler", ["pbt", "pb2"])
-def test_a_copy_keeps_its_number(search, scheduler):
-    """A trial that takes over another's settings stays the trial it is."""
-    made = scheduler_of(search(scheduler=scheduler))
-    trials = [_fake(n) for n in range(4)]
-    for at in (1, 2, 3):
-        for trial in trials:
-            if at == 1:
-                made.on_trial_add(SimpleNamespace(search_alg=made), trial)
-            result = {"value": 0.1 * trial.config[NUMBER] * at, "report": at, "time_total_s": at}
-            made._save_trial_state(made._trial_state[trial], at, result, trial)
-    config, _ = made._get_new_config(trials[0], trials[3])
-
-    assert config[NUMBER] == 0
-    assert all(entry.place(config[key]) is not None for key, entry in search().space.items())
-
-
-def _fake(number: int) -> Any:
-    kept = SimpleNamespace(checkpoint_config=SimpleNamespace(num_to_keep=None))
-
-    class Fake(SimpleNamespace):
-        __hash__ = object.__hash__
-
-    settings = {"lr": 0.01 * (number + 1), "mix": 0.1 * number, "steps": 2 + number}
-    return Fake(
-        trial_id=f"t{number}", config={NUMBER: number, **settings}, evaluated_params={}, experiment_tag="",
-        run_metadata=SimpleNamespace(checkpoint_manager=kept),
-    )  # fmt: skip
 
 
 def test_importance_finds_the_setting_that_matters(search):

@@ -1,4 +1,4 @@
-"""A trial at work: reports, failures, going on after a kill, taking over another trial's state."""
+"""A trial at work: reports, failures, resuming after a kill."""
 
 from __future__ import annotations
 
@@ -91,57 +91,6 @@ def test_the_worst_figure_suits_the_mode(work):
     running = Running(work(mode="min"), 0, {**SOUND, "lr": 0.95})
 
     assert running.step().value == 1e6
-
-
-def test_taking_over_a_state_is_exact(work):
-    """A copy goes on from the other trial's very state, with its own new settings from there on."""
-    w = work()
-    donor, taker = Running(w, 0, SOUND), Running(w, 1, {**SOUND, "mix": 0.1})
-    for _ in range(4):
-        donor.step()
-    taker.step()
-    data, iteration = donor.save()
-    fresh = Running(w, 1, {**SOUND, "mix": 0.1})
-    fresh.load(data, iteration, {**SOUND, "mix": 0.6})
-    report = fresh.step()
-    whole = Running(w, 2, {**SOUND, "mix": 0.6})
-    values = dict(through(whole))
-    row = fresh.row("stopped")
-
-    assert (report.iteration, report.value) == (10, values[10])
-    assert report.metrics["steps_done"] == 10
-    assert row.settings == {**SOUND, "mix": 0.6}
-    assert [dict(c) for c in row.changes] == [
-        {"iteration": 8, "settings": {**SOUND, "mix": 0.6}, "reports": 1}
-    ]
-
-
-def test_a_copy_that_is_killed_goes_on_as_the_copy(work):
-    """After a kill the settings and the state are those that were taken over."""
-    w = work()
-    donor, taker = Running(w, 0, SOUND), Running(w, 1, {**SOUND, "mix": 0.1})
-    donor.step()
-    taker.step()
-    Book(w.out).begin(1, {**SOUND, "mix": 0.1})
-    taker.load(*donor.save(), {**SOUND, "mix": 0.6})
-    taker.step()
-
-    assert Book(w.out).begun()[1] == {**SOUND, "mix": 0.6}
-    again = Running(w, 1, Book(w.out).begun()[1])
-    assert [i for i, _ in through(again)] == [2, *w.search.stops[1:]]
-
-
-def test_a_pause_changes_nothing(work):
-    """Loading a trial's own last state goes on where it stood, with nothing said twice."""
-    w = work()
-    running = Running(w, 0, SOUND)
-    running.step()
-    saved = running.save()
-    resumed = Running(w, 0, SOUND)
-    resumed.load(*saved, SOUND)
-
-    assert resumed.step().iteration == 4
-    assert resumed.row("stopped").changes == ()
 
 
 def test_finishing_runs_to_the_end_and_leaves_what_was_made(work):

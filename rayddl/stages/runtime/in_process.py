@@ -1,0 +1,96 @@
+"""A backend within this process, for callers that are workers themselves: Ray's tasks would wait for the CPUs that
+the caller holds. Units of work are done one after another, on the device that the caller has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rayddl.stages.runtime.backend import Note, quiet
+from rayddl.stages.runtime.capacity import Capacity
+from rayddl.stages.runtime.progress import LocalTally, Tally
+from rayddl.stages.runtime.sizes import Ask, Resources, Share
+from rayddl.stages.runtime.workers import Work, Workers
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from rayddl.stages.runtime.streams import Block, Steps
+
+
+class InTurn(Workers):
+    """Does one unit after another. What a unit raises is raised here as it is."""
+
+    def each(
+        self,
+        units: Iterable[Any],
+        work: Callable[[Any], Work],
+        name: Callable[[Any], str],
+        idle: Callable[[], None] = lambda: None,
+    ) -> Iterator[tuple[Any, Any]]:
+        del name, idle
+        for unit in units:
+            yield unit, done(work(unit))
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """Workers of ``threads`` torch threads in this process. Ray's object store is used, where there is one."""
+
+    threads: int = 1
+
+    def start(self) -> None:
+        import torch
+
+        torch.set_num_threads(self.threads)
+
+    def sized(self, ask: Callable[[Capacity], Ask]) -> Share:
+        del ask
+        return self._share
+
+    def spread(
+        self, asked: Resources, *, units: int, gpu: bool = True, fill: bool = False, key: str = "resources"
+    ) -> Share:
+        del asked, units, gpu, fill, key
+        return self._share
+
+    def opened(
+        self, share: Share, what: str, *, need: Work | None = None, note: Note = quiet
+    ) -> AbstractContextManager[Workers]:
+        del share, what, need, note
+        return nullcontext(InTurn())
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def tally(self, heard: Callable[[], None]) -> Tally:
+        return LocalTally(heard)
+
+    def stream(
+        self, rows: NDArray[np.int64], steps: Steps, asks: Callable[[Capacity], Sequence[Ask]], note: Note
+    ) -> Iterator[Block]:
+        from rayddl.stages.runtime.streams import in_turn
+
+        del asks, note
+        return in_turn(rows, steps)
+
+    @property
+    def _share(self) -> Share:
+        # The caller's GPU, if it has one, is found by the work itself.
+        return Share(float(self.threads), 0.0, None, 1)
+
+
+def done(work: Work) -> Any:
+    """The result of ``work``, done here. The caller's torch threads are as before."""
+    import torch
+
+    threads = torch.get_num_threads()
+    function, *args = work
+    try:
+        return function(*args)
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,170 @@
+"""Rows through two kinds of workers as a Ray Data job: one kind cuts, the other judges."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from rayddl.stages.runtime import failures, workers
+from rayddl.stages.runtime.sizes import Share
+
+Block = dict[str, NDArray[Any]]
+"""Columns of a batch, as Ray Data hands them over."""
+
+SILENCE_SECONDS = 60.0
+"""Time without a finished row after which the stream says what it waits for."""
+CHUNKS_A_BLOCK = 8
+"""What one task works on at most. Between two tasks a worker stands still for a fifth of a second."""
+BLOCKS_A_WORKER = 8
+"""Tasks for each worker at least, where there are chunks enough: a lost one then repeats little, and the last
+ones end together.
+"""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What is done to rows. Functions are module-level: their names are what a dashboard shows."""
+
+    column: str
+    """The column of a block that holds the rows' numbers."""
+    sent: bytes
+    """Sent to every worker with each block."""
+    cut: Callable[[Block, bytes], Block]
+    judge: Callable[[bytes], Callable[[Block], Block]]
+    """A class: an instance stays in its process."""
+    both: Callable[[Block, bytes], Block]
+    """Cuts and judges in one process."""
+    chunk: int
+    """Rows that are cut in one call."""
+    judged: int
+    """Rows that are judged in one call, where judges are apart from cutters."""
+    judges_at_once: int | None = None
+    cutters_at_once: int | None = None
+
+
+def in_turn(rows: NDArray[np.int64], steps: Steps) -> Iterator[Block]:
+    """The outcome of ``rows``, worked on in this process, chunk after chunk."""
+    for start in range(0, len(rows), steps.chunk):
+        yield steps.both({steps.column: rows[start : start + steps.chunk]}, steps.sent)
+
+
+def stream(
+    rows: NDArray[np.int64],
+    steps: Steps,
+    judges: Share,
+    cutters: Share | None,
+    note: Callable[[str], None],
+) -> Iterator[Block]:
+    """The outcome of ``rows``, which rise, in the order in which they finish.
+
+    Nothing depends on how Ray joins or splits blocks. Without ``cutters`` every judge cuts for itself. Ray Data starts
+    as many of both as the cluster has room for at any time; what a lost worker was at is done again.
+    """
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    size = rows_a_block(len(rows), (cutters or judges).at_once, steps.chunk)
+    tables = [pa.table({steps.column: rows[i : i + size]}) for i in range(0, len(rows), size)]
+    data: ray.data.Dataset = ray.data.from_arrow(tables)
+    if cutters is None:
+        data = _tasks(data, steps, steps.both, judges, steps.judges_at_once)
+    else:
+        data = _tasks(data, steps, steps.cut, cutters, steps.cutters_at_once).map_batches(
+            steps.judge,
+            fn_constructor_args=(steps.sent,),
+            # Ray Data joins blocks to that.
+            batch_size=steps.judged,
+            compute=ActorPoolStrategy(min_size=1, max_size=steps.judges_at_once),
+            **_asked(judges),
+            **_bounded(),
+        )
+    with _watchdog(note, judges, cutters) as alive:
+        try:
+            for batch in data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
+                alive()
+                yield batch
+        except ray.exceptions.RayError as error:
+            failures.explain(error, "the stream of images")
+
+
+def rows_a_block(rows: int, workers: int, chunk: int) -> int:
+    """How many of ``rows`` a task of ``workers`` at once works on: some chunks."""
+    chunks = -(-rows // chunk)
+    return chunk * min(CHUNKS_A_BLOCK, max(1, chunks // (workers * BLOCKS_A_WORKER)))
+
+
+def _tasks(data: Any, steps: Steps, function: Callable[..., Any], share: Share, at_once: int | None) -> Any:
+    """``function`` over all rows of ``data``, as tasks that are done again when their worker is lost."""
+    return data.map_batches(
+        function, fn_kwargs={"sent": steps.sent}, batch_size=steps.chunk, concurrency=at_once, **_asked(share)
+    )
+
+
+def _bounded() -> dict[str, int]:
+    """Limits for a judge that is lost again and again, such as one that never fits into memory: Ray Data restarts it
+    without end. Empty for a Ray Data that takes none.
+    """
+    from ray.data import Dataset
+
+    takes = inspect.signature(Dataset.map_batches).parameters.values()
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in takes):
+        return {}
+    # Ray says that it will give these limits another form.
+    warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+    return {"max_restarts": workers.RETRIES, "max_task_retries": workers.RETRIES}
+
+
+def _asked(share: Share) -> dict[str, Any]:
+    return {name: value for name, value in share.options.items() if value}
+
+
+@contextmanager
+def _watchdog(note: Callable[[str], None], judges: Share, cutters: Share | None) -> Iterator[Any]:
+    """Says once what the stream waits for when nothing has finished for a minute."""
+    last, ended = time.monotonic(), threading.Event()
+
+    def alive() -> None:
+        nonlocal last
+        last = time.monotonic()
+
+    def watch() -> None:
+        told = False
+        while not ended.wait(1.0):
+            silent = time.monotonic() - last > SILENCE_SECONDS
+            if silent and not told:
+                note(_waiting_for(judges, cutters))
+            told = silent
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield alive
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _waiting_for(judges: Share, cutters: Share | None) -> str:
+    import ray
+
+    free, have = ray.available_resources(), ray.cluster_resources()
+    asked = [f"a scoring worker needs {judges.num_cpus:g} CPU, {judges.num_gpus:g} GPU"]
+    if cutters is not None:
+        asked.append(f"a decoding worker {cutters.num_cpus:g} CPU")
+    state = ", ".join(f"{free.get(k, 0):g} of {have[k]:g} {k} free" for k in ("CPU", "GPU") if k in have)
+    return f"no image for {SILENCE_SECONDS:.0f} s: {'; '.join(asked)}; {state}"
