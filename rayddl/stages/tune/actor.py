@@ -1,12 +1,13 @@
 """A worker of Ray Tune: runs one trial after another in the same process.
 
-A class, not a function with a session: a worker goes from one trial to the next without starting anew. Tune keeps no
-checkpoints: a trial's own files are enough to resume it.
+A class, not a function with a session: a worker goes from one trial to the next without starting anew. Tune's
+checkpoints hold nothing: a trial's own files are enough to resume it.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 # Settings hold paths relative to where the command was typed. Read by Tune when a trial is set up.
@@ -44,6 +45,14 @@ class TrialWorker(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """The next report, for Tune."""
         return result_of(self._shared.search, self._running)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Tune asks for a checkpoint of every trial that the scheduler stops; it holds the trial's number alone."""
+        (Path(checkpoint_dir) / NUMBER).write_text(str(self._running.number), encoding="utf-8")
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: the trial's own files are its state."""
+        del checkpoint
 
 
 def result_of(search: Search, running: Running) -> dict[str, Any]:
