@@ -49,6 +49,29 @@ def signals_kept() -> Iterator[None]:
     _silent_once_caught()
 
 
+@contextmanager
+def signals_kept_at_the_end() -> Iterator[None]:
+    """Put the command line's signal handlers back while Ray stops: it leaves SIGTERM to end the process."""
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    if node is None or not interrupts.installed():
+        yield
+        return
+    kill = node.kill_all_processes
+
+    def kill_all_processes(*args: Any, **more: Any) -> Any:
+        # What takes its time, right after Ray's C++ has given the signals up.
+        interrupts.reinstall()
+        return kill(*args, **more)
+
+    with replaced(node, "kill_all_processes", kill_all_processes):
+        try:
+            yield
+        finally:
+            interrupts.reinstall()
+
+
 def _silent_once_caught() -> None:
     """Keep Ray from printing that tasks failed whose workers an interrupted command has ended itself."""
     from ray._private import worker

@@ -140,7 +140,7 @@ def _init(folder: str, num_cpus: int, num_gpus: int | None) -> None:
 def _clear(mark: str) -> None:
     import ray
 
-    with suppress(Exception):
+    with suppress(Exception), driver.signals_kept_at_the_end():
         ray.shutdown()
     driver.end_marked(mark)
 
