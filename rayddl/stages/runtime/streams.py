@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rayddl.stages.runtime import failures, workers
+from rayddl.stages.runtime import failures
 from rayddl.stages.runtime.sizes import Share
 
 Block = dict[str, NDArray[Any]]
@@ -91,7 +89,6 @@ def stream(
             batch_size=steps.judged,
             compute=ActorPoolStrategy(min_size=1, max_size=steps.judges_at_once),
             **_asked(judges),
-            **_bounded(),
         )
     with _watchdog(note, judges, cutters) as alive:
         try:
@@ -113,20 +110,6 @@ def _tasks(data: Any, steps: Steps, function: Callable[..., Any], share: Share, 
     return data.map_batches(
         function, fn_kwargs={"sent": steps.sent}, batch_size=steps.chunk, concurrency=at_once, **_asked(share)
     )
-
-
-def _bounded() -> dict[str, int]:
-    """Limits for a judge that is lost again and again, such as one that never fits into memory: Ray Data restarts it
-    without end. Empty for a Ray Data that takes none.
-    """
-    from ray.data import Dataset
-
-    takes = inspect.signature(Dataset.map_batches).parameters.values()
-    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in takes):
-        return {}
-    # Ray says that it will give these limits another form.
-    warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-    return {"max_restarts": workers.RETRIES, "max_task_retries": workers.RETRIES}
 
 
 def _asked(share: Share) -> dict[str, Any]:
