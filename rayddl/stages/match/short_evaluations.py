@@ -103,7 +103,7 @@ class ShortEvaluations:
                 self._look(workers.POLL_SECONDS)
         for ref in self._running:
             with suppress(ray.exceptions.RayError, ValueError):
-                ray.cancel(ref, force=False)
+                ray.cancel(ref, force=True)
         self._leave_out(list({due.iteration for due in (*self._waiting, *self._under_way)}))
         for place in (*self._places, *(place for _, place in self._running.values())):
             if place is not None:

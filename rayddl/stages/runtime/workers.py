@@ -132,8 +132,10 @@ class RayWorkers(Workers):
                     yield unit, result
         finally:
             for ref in running:
-                with suppress(ray.exceptions.RayError, ValueError):  # an actor that is gone, with its work
-                    ray.cancel(ref, force=False)
+                # Interrupted in a write, a worker would close the file: object storage then has it, cut off, as whole.
+                # Processes of actors, which Ray does not end this way, are killed with their places.
+                with suppress(ray.exceptions.RayError, ValueError):
+                    ray.cancel(ref, force=True)
 
 
 def _finished(running: Mapping[Any, Any]) -> list[Any]:
