@@ -113,8 +113,8 @@ def ray_session(
 ) -> Iterator[RaySession]:
     """A :class:`RaySession` that is stopped however the block ends.
 
-    An interrupted command says what it has to say first: stopping Ray takes seconds, and whoever
-    interrupted it may not leave it more.
+    An interrupted command writes its record and message before Ray is stopped: that takes seconds, and the process may
+    be killed meanwhile.
     """
     session = RaySession(display, address, num_cpus, grows, load)
     try:

@@ -43,7 +43,7 @@ def sections(run: Run, parts: Sequence[Part]) -> Iterable[Section]:
 def definition_section(
     definition: Mapping[str, Any], *, name: str = "", key: str = "", title: str = "Definition"
 ) -> Section:
-    """The definition as YAML. ``key`` begins its anchors where a page has several, ``name`` tells them apart."""
+    """The definition as YAML. ``key`` begins its anchors and ``name`` is in its title where a page has several."""
     return Section(
         f"{key}definition",
         title,
