@@ -38,12 +38,23 @@ seen = []
 for _ in range(2):
     before = dict(os.environ)
     cluster.start()
-    import ray
+    import psutil, ray
     mark = local._running.mark
+    work = ray.get(ray.remote(lambda: os.environ["MALLOC_TRIM_THRESHOLD_"]).remote())
+    below = psutil.Process().children(recursive=True)
+    marked = {process.pid for process in driver.marked(mark)}
     seen.append({
+        "processes": [process.name() for process in below],
+        "unmarked": [process.name() for process in below if process.pid not in marked],
+        "listening": sorted(
+            f"{process.name()} {connection.laddr.ip}"
+            for process in [psutil.Process(), *below]
+            for connection in process.net_connections(kind="inet")
+            if connection.status == "LISTEN"
+        ),
         "token": os.environ["RAY_AUTH_TOKEN"],
         "mode": os.environ["RAY_AUTH_MODE"],
-        "work": ray.get(ray.remote(lambda: os.environ["MALLOC_TRIM_THRESHOLD_"]).remote()),
+        "work": work,
         "log": os.path.exists(local._running.log),
         "folder": oct(os.stat(ray._private.worker._global_node.get_session_dir_path()).st_mode)[-3:],
     })
@@ -87,44 +98,30 @@ def last_line(process: subprocess.Popen[str]) -> str:
     return out.strip().splitlines()[-1]
 
 
-def worker() -> int:
-    return os.getpid()
+@pytest.fixture(scope="module")
+def two() -> list[dict[str, Any]]:
+    """What a program saw of two local Rays after each other; other Rays of this machine are none of its business."""
+    return json.loads(last_line(run(TWICE)))
 
 
-@pytest.fixture
-def processes(local_ray: None) -> list[Any]:
-    """The driver and all processes of the local Ray, with a worker at work."""
-    ray, psutil = importlib.import_module("ray"), importlib.import_module("psutil")
-    ray.get(ray.remote(worker).remote())
-    me = psutil.Process()
-    return [me, *me.children(recursive=True)]
+def test_every_socket_is_on_loopback(two: list[dict[str, Any]]) -> None:
+    """Nothing of a local Ray, its driver included, listens where another machine could reach it."""
+    for each in two:
+        addresses = [ipaddress.ip_address(socket.rpartition(" ")[2]) for socket in each["listening"]]
 
-
-def test_every_socket_is_on_loopback(processes: list[Any]) -> None:
-    """Nothing of the local Ray, this process included, listens where another machine could reach it."""
-    listening = {
-        f"{process.name()} {connection.laddr.ip}"
-        for process in processes
-        for connection in process.net_connections(kind="inet")
-        if connection.status == "LISTEN"
-    }
-    addresses = [ipaddress.ip_address(each.rpartition(" ")[2]) for each in listening]
-
-    assert len(listening) >= 5  # this process, the GCS, the raylet, both agents and a worker
-    assert [each for each, at in zip(listening, addresses, strict=True) if not loopback(at)] == []
+        assert len(addresses) >= 5  # the driver, the GCS, the raylet, both agents and a worker
+        assert [s for s, at in zip(each["listening"], addresses, strict=True) if not loopback(at)] == []
 
 
 def loopback(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
-def test_every_process_can_be_found_again(processes: list[Any]) -> None:
-    """Each process of the local Ray carries its mark, also those that rename themselves; nobody else does."""
-    assert local._running is not None
-    marked = {process.pid for process in driver.marked(local._running.mark)}
-
-    assert {p.pid for p in processes[1:]} <= marked
-    assert any(p.name().startswith("ray::DashboardAg") for p in processes)
+def test_every_process_can_be_found_again(two: list[dict[str, Any]]) -> None:
+    """Each process of a local Ray carries its mark, also those that rename themselves; nobody else does."""
+    for each in two:
+        assert each["unmarked"] == []
+        assert any(name.startswith("ray::DashboardAg") for name in each["processes"])
     assert driver.marked("another") == []
 
 
@@ -144,15 +141,15 @@ def test_its_token_is_asked_for(local_ray: None) -> None:
     ]
 
 
-def test_two_after_each_other_in_one_process() -> None:
+def test_two_after_each_other_in_one_process(two: list[dict[str, Any]]) -> None:
     """Each has a token of its own; after each the environment is as it was, and no process is left."""
-    first, second = json.loads(last_line(run(TWICE)))
+    first, second = two
 
     assert first["token"] != second["token"]
     assert len(first["token"]) >= 32
-    for each in (first, second):
-        each.pop("token")
-        assert each == {
+    for each in two:
+        names = ("mode", "work", "log", "folder", "left", "changed")
+        assert {name: each[name] for name in names} == {
             "mode": "token",
             "work": "100000000000",
             "log": True,
