@@ -21,14 +21,19 @@ if TYPE_CHECKING:
     from rayddl.pipeline.api import plan, run
     from rayddl.pipeline.comparing import compare
     from rayddl.pipeline.sets import load_set
+    from rayddl.plugins import Plugin, Splits
+    from rayddl.stages.kinds import Kind
 
 __version__ = "0.1.0"
 
-__all__ = ["DistilledSet", "__version__", "compare", "load_set", "plan", "run"]
+__all__ = ["DistilledSet", "Kind", "Plugin", "Splits", "__version__", "compare", "load_set", "plan", "run"]
 
 # Imported on first use: `import rayddl` loads neither torch nor Ray.
 _HOMES = {
     "DistilledSet": "rayddl.data.distilled",
+    "Kind": "rayddl.stages.kinds",
+    "Plugin": "rayddl.plugins",
+    "Splits": "rayddl.plugins",
     "compare": "rayddl.pipeline.comparing",
     "load_set": "rayddl.pipeline.sets",
     "plan": "rayddl.pipeline.api",

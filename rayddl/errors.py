@@ -7,6 +7,7 @@
     │   ├── DefinitionError     a definition file: every problem found, each with its place
     │   ├── SourceError         a folder or file of images
     │   ├── NetError            a network that the images do not fit
+    │   ├── PluginError         a plugin that cannot be loaded, or a name that is registered twice
     │   ├── PathError           a name that leaves the folder it belongs to
     │   └── ArtifactError       a stage's folder or a distilled set that cannot be trusted
     └── StageError              a stage could not finish; what was done so far is kept
@@ -40,6 +41,10 @@ class SourceError(UserError):
 
 class NetError(UserError, ValueError):
     """A network that cannot be built for images of this shape, or with these settings."""
+
+
+class PluginError(UserError):
+    """A plugin that cannot be loaded, registers a taken name, or returns what cannot be used."""
 
 
 class PathError(UserError, ValueError):

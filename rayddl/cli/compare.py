@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from rayddl.cli.errors import telling
-from rayddl.cli.options import Address, Epochs, Json, Nets, NumCpus, Out, Quiet, Root, Seeds
+from rayddl.cli.options import Address, Epochs, Json, Nets, NumCpus, Out, Plugins, Quiet, Root, Seeds
 
 
 def compare(
@@ -32,6 +32,7 @@ def compare(
     out: Out = "runs",
     address: Address = None,
     num_cpus: NumCpus = None,
+    plugin: Plugins = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -60,4 +61,5 @@ def compare(
             progress=display,
             address=address,
             num_cpus=num_cpus,
+            plugins=tuple(plugin or ()),
         )

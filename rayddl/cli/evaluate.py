@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from rayddl.cli.errors import telling
-from rayddl.cli.options import Address, Epochs, Json, Nets, NumCpus, Out, Quiet, Root, Seeds, Set
+from rayddl.cli.options import Address, Epochs, Json, Nets, NumCpus, Out, Plugins, Quiet, Root, Seeds, Set
 
 
 def evaluate(
@@ -24,6 +24,7 @@ def evaluate(
     out: Out = "runs",
     address: Address = None,
     num_cpus: NumCpus = None,
+    plugin: Plugins = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -51,4 +52,5 @@ def evaluate(
             display=display,
             address=address,
             num_cpus=num_cpus,
+            plugins=tuple(plugin or ()),
         )

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rayddl.cli.errors import telling
-from rayddl.cli.options import Out, Set
+from rayddl.cli.options import Out, Plugins, Set
 
 
 class Format(str, Enum):
@@ -33,6 +33,7 @@ def export(
         ),
     ] = Format.imagefolder,
     out: Out = "runs",
+    plugin: Plugins = None,
 ) -> None:
     """Write a set in a form that other programs read.
 
@@ -42,10 +43,12 @@ def export(
     """
     from rayddl.credentials import scrub
     from rayddl.data.formats.export import export_set
+    from rayddl.pipeline.plugging import use
     from rayddl.pipeline.sets import find_set
     from rayddl.storage import Folder
 
     with telling():
+        use(tuple(plugin or ()))
         written = export_set(find_set(where, out), format_.value, Folder(to))
         more = f" and {len(written) - 1} more" if len(written) > 1 else ""
         typer.echo(f"wrote {scrub(written[0])}{more}")

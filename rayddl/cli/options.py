@@ -9,6 +9,14 @@ import typer
 File: TypeAlias = Annotated[
     str, typer.Argument(metavar="FILE", help="A definition file, or a name in ./pipelines.")
 ]
+Plugins: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        metavar="MODULE|FILE",
+        help="Load networks, sources and methods of your own from here. Repeatable.",
+    ),
+]
 Set: TypeAlias = Annotated[
     str, typer.Argument(metavar="SET", help="A set's or stage's folder, a run record, or a run's name.")
 ]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from rayddl.cli.errors import emit_json, print_table, telling, waiting
-from rayddl.cli.options import File, Json, Out, Overrides
+from rayddl.cli.options import File, Json, Out, Overrides, Plugins
 
 Measure = Annotated[
     bool,
@@ -22,6 +22,7 @@ def plan(
     overrides: Overrides = None,
     out: Out = "runs",
     measure: Measure = False,
+    plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Check a definition: what would run, and what it takes.
@@ -37,7 +38,7 @@ def plan(
     from rayddl.pipeline.api import plan as plan_definition
 
     with telling():
-        made = plan_definition(file, overrides=tuple(overrides or ()), out=out)
+        made = plan_definition(file, overrides=tuple(overrides or ()), out=out, plugins=tuple(plugin or ()))
         with waiting("trying one matching step, in a process of its own") if measure else nullcontext():
             expected = estimate(made, measure=measure)
         if as_json:

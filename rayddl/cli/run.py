@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rayddl.cli.errors import telling
-from rayddl.cli.options import Address, File, Grows, Json, NumCpus, Out, Overrides, Quiet
+from rayddl.cli.options import Address, File, Grows, Json, NumCpus, Out, Overrides, Plugins, Quiet
 
 
 def run(
@@ -14,6 +14,7 @@ def run(
     address: Address = None,
     num_cpus: NumCpus = None,
     grows: Grows = None,
+    plugin: Plugins = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -32,6 +33,7 @@ def run(
     again += ["--address", address] if address else []
     again += ["--num-cpus", str(num_cpus)] if num_cpus else []
     again += [word for text in grows or () for word in ("--grows", text)]
+    again += [word for text in plugin or () for word in ("--plugin", text)]
     again += ["--json"] * as_json + ["--quiet"] * quiet
     display = choose(as_json=as_json, quiet=quiet)
     with telling(display, again):
@@ -43,4 +45,5 @@ def run(
             address=address,
             num_cpus=num_cpus,
             grows=tuple(grows or ()),
+            plugins=tuple(plugin or ()),
         )

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from rayddl.cli.errors import emit_json, print_table, telling
-from rayddl.cli.options import Json, Out
+from rayddl.cli.options import Json, Out, Plugins
 
 
 def show(
@@ -16,6 +16,7 @@ def show(
     ],
     verify: Annotated[bool, typer.Option("--verify", help="Read every file and check its hash.")] = False,
     out: Out = "runs",
+    plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Show what a stage, a set or a run is made of.
@@ -25,8 +26,10 @@ def show(
     rayddl show runs/experts-0123456789ab --verify
     """
     from rayddl.pipeline.browse.show import inspect
+    from rayddl.pipeline.plugging import use
 
     with telling():
+        use(tuple(plugin or ()))
         found = inspect(path, out, verify=verify)
         if as_json:
             emit_json(found.value)

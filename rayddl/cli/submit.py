@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from rayddl.cli.errors import INTERRUPTED, telling
-from rayddl.cli.options import File, Grows, JobsAddress, Overrides
+from rayddl.cli.options import File, Grows, JobsAddress, Overrides, Plugins
 
 
 def submit(
@@ -27,6 +27,7 @@ def submit(
         list[str] | None,
         typer.Option("--with", metavar="PATH", help="A small file or folder to ship beside it. Repeatable."),
     ] = None,
+    plugin: Plugins = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the log until the job ends.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Have the run log JSON lines.")] = False,
     manifest: Annotated[
@@ -83,9 +84,11 @@ def submit(
     from rayddl.jobs import client, shape, shipping, views
     from rayddl.jobs.manifest import manifest_of
     from rayddl.pipeline.definition import load as definitions
+    from rayddl.pipeline.plugging import use
     from rayddl.stages.runtime.capacity import parse
 
     with telling():
+        use(tuple(plugin or ()))
         shipping.check_out(out)
         of_manifest = {
             "--image": image,
@@ -100,6 +103,10 @@ def submit(
             _refuse_given(
                 {"--with": beside, "--address": address, "--grows": grows, "--json": as_json or None},
                 "has no effect with --manifest, which prints a job for kubectl; leave one of the two out",
+            )
+            _refuse_given(
+                {"--plugin": plugin},
+                "is not in the image of --manifest; install the plugin's package there, where it is found by itself",
             )
             wanted = shape.read(of_manifest)
             typer.echo(manifest_of(definitions.load(file, tuple(overrides or ())), out, wanted), nl=False)

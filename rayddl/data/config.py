@@ -7,22 +7,25 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rayddl.config import Config, OnDisk
+from rayddl import plugins
+from rayddl.config import Config, OnDisk, Registered
 
 IMAGENET_SIZE = 128
 """Side in pixels of ``imagenet`` images, unless set: that of the papers on its subsets."""
 Subset = Literal[
     "nette", "woof", "fruit", "fruits", "meow", "cats", "squawk", "birds", "yellow", "10", "100"
 ]  # fmt: skip
+plugins.shipped(
+    "sources",
+    ("digits", "cifar10", "cifar100", "parquet", "webdataset", "imagefolder", "tinyimagenet", "imagenet"),
+)
 AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 
 class SourceConfig(Config):
     """Where the real images come from, and the pixel space that everything works in."""
 
-    name: Literal[
-        "digits", "cifar10", "cifar100", "parquet", "webdataset", "imagefolder", "tinyimagenet", "imagenet"
-    ]
+    name: Annotated[str, Registered("sources")]
     root: Annotated[str | None, OnDisk()] = None
     """Folder or URI of the files; not needed for ``digits``."""
     space: Literal["normalise", "zca"] = "normalise"

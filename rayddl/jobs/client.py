@@ -91,9 +91,8 @@ class Jobs:
 
     def submit(self, parcel: Parcel, name: str, out: str, options: Sequence[str] = ()) -> str:
         """Start the run of a parcel's definition, with the results under ``out``; the job's id."""
-        command = shlex.join(
-            ["python", "-m", "rayddl", "run", DEFINITION, "--address", "auto", "--out", out, *options]
-        )
+        words = ["python", "-m", "rayddl", "run", DEFINITION, "--address", "auto", "--out", out, *options]
+        command = shlex.join(words + [word for each in parcel.plugins for word in ("--plugin", each)])
         job = f"{name}-{uuid.uuid4().hex[:8]}"
         with tempfile.TemporaryDirectory() as folder, self._told():
             parcel.write(Path(folder))

@@ -22,6 +22,7 @@ from rayddl.credentials import scrub
 from rayddl.errors import UserError
 from rayddl.pipeline.definition.load import Definition
 from rayddl.pipeline.display import pace
+from rayddl.plugins import sources_of, top_of
 
 DEFINITION = "definition.yaml"
 """The definition's name among what is shipped."""
@@ -42,6 +43,8 @@ class Parcel:
     files: Mapping[str, Path]
     definition: str
     """The text of the definition: what it extends, overrides and variables are in it."""
+    plugins: tuple[str, ...] = ()
+    """What ``--plugin`` loads from the files."""
 
     def write(self, folder: Path) -> None:
         """Lay everything out in the empty ``folder``."""
@@ -62,9 +65,15 @@ def pack(definition: Definition, beside: Iterable[str] = (), *, limit: int = LIM
     extras: dict[str, Path] = {}
     for given in beside:
         extras |= _beside(given)
+    loaded: list[str] = []
+    for plugin in definition.plugins:
+        named, own = _plugin(str(plugin.module))
+        loaded.append(named)
+        _refuse_overwriting(files, own)
+        files |= own
     _refuse_overwriting(files, extras)
     _refuse_strangers(definition, extras)
-    parcel = Parcel({**files, **extras}, written(definition))
+    parcel = Parcel({**files, **extras}, written(definition), tuple(loaded))
     _refuse_large(parcel, limit)
     return parcel
 
@@ -108,6 +117,19 @@ def _package() -> Iterator[tuple[str, Path]]:
         yield project.name, project
 
 
+def _plugin(module: str) -> tuple[str, dict[str, Path]]:
+    """What ``--plugin`` calls a plugin in the job's working directory, and its files: all of its package."""
+    top = top_of(module)
+    file = sources_of(top)[top]
+    if top == file.stem:
+        return module, {file.name: file}
+    if file.name == "__init__.py":
+        return module, dict(_below(file.parent, top, left_out=_NEVER))
+    # One that was given as a file has a name made of its content, there as here.
+    place = f"plugins/{file.name}"
+    return place + module.removeprefix(top), {place: file}
+
+
 def _beside(given: str) -> dict[str, Path]:
     path = Path(given)
     if not path.exists():
@@ -134,7 +156,7 @@ def _refuse_overwriting(files: Mapping[str, Path], extras: Mapping[str, Path]) -
     for name, path in extras.items():
         if name == DEFINITION or (name in files and not path.samefile(files[name])):
             raise UserError(
-                f"--with: {name} would take the place of a file that every job has; name it otherwise"
+                f"{name} would take the place of another file that the job has; name it otherwise"
             )
 
 

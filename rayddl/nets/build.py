@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from rayddl import plugins
+from rayddl.errors import NetError, PluginError
 from rayddl.nets import torchvision as tv
 from rayddl.nets.alexnet import AlexNet
 from rayddl.nets.config import NetConfig
@@ -35,7 +37,7 @@ BUILDERS: dict[str, Callable[[NetConfig, Shape, int], nn.Module]] = {
     "lenet": lambda config, shape, classes: LeNet(shape, classes),
     "mlp": lambda config, shape, classes: Mlp(shape, classes, depth=config.depth, width=config.width),
 }
-"""The small networks; the others are torchvision's."""
+"""The small networks; the others are torchvision's, and plugins'."""
 
 
 def build(config: NetConfig, shape: Shape, classes: int, *, seed: int, precision: str = "fp32") -> nn.Module:
@@ -46,10 +48,12 @@ def build(config: NetConfig, shape: Shape, classes: int, *, seed: int, precision
     compute = COMPUTE[precision]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if config.name.startswith(TORCHVISION):
-            net = tv.make(config.name.removeprefix(TORCHVISION), shape, classes)
-        else:
+        if config.name in BUILDERS:
             net = BUILDERS[config.name](config, shape, classes)
+        elif plugins.owner("nets", config.name):
+            net = _of_plugin(config.name, shape, classes)
+        else:
+            net = tv.make(config.name.removeprefix(TORCHVISION), shape, classes)
     if compute is not None:
         tv.lower(net, compute)
     for module in net.modules():
@@ -64,7 +68,7 @@ def flat(config: NetConfig, shape: Shape, classes: int, *, precision: str = "fp3
     It has no dropout: all chance of a training is in its batches and augmentation.
     """
     net = build(config, shape, classes, seed=0, precision=precision)
-    if config.name.startswith(TORCHVISION):
+    if config.name not in BUILDERS:
         tv.without_chance(net)
     return FlatNet.of(net)
 
@@ -73,3 +77,36 @@ def initial(config: NetConfig, shape: Shape, classes: int, *, seed: int) -> Tens
     """A fresh network's parameters as a float32 vector ``[P]``."""
     net = build(config, shape, classes, seed=seed)
     return torch.cat([p.detach().reshape(-1) for p in net.parameters()])
+
+
+def has_batch_norm(config: NetConfig, shape: Shape, classes: int) -> bool:
+    """True if the network normalises by the statistics of a batch. Settings do not say it of a plugin's."""
+    if plugins.owner("nets", config.name) is None:
+        return config.norm == "batch"
+    net = build(config, shape, classes, seed=0)
+    return any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+
+
+def _of_plugin(name: str, shape: Shape, classes: int) -> nn.Module:
+    plugin, (channels, height, width) = plugins.owner("nets", name), shape
+    if height != width:
+        raise NetError(
+            f"network {name!r} of plugin {plugin} takes square images, these are {height}x{width}; set source.size"
+        )
+    try:
+        net = plugins.find("nets", name)(classes, channels, height)  # type: ignore[misc]
+        with torch.no_grad():
+            logits = net.eval()(torch.zeros(2, *shape))
+        net.train()
+    except Exception as error:  # a plugin's code raises anything
+        raise PluginError(
+            f"network {name!r} of plugin {plugin} cannot be built and run for {classes} classes of "
+            f"{channels}x{height}x{width} images: {type(error).__name__}: {error}"
+        ) from error
+    if getattr(logits, "shape", None) != (2, classes):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise PluginError(
+            f"network {name!r} of plugin {plugin} returns {found} for 2 images, and logits (2, {classes}) are expected"
+        )
+    made: nn.Module = net
+    return made

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rayddl.config import Config
+from rayddl import plugins
+from rayddl.config import Config, Registered
 
 Norm = Literal["instance", "batch", "group", "none"]
-NetName = Literal[
-    "convnet",
-    "alexnet",
-    "vgg11",
-    "resnet18",
-    "lenet",
-    "mlp",
-    "tv_resnet18",
-    "tv_resnet50",
-    "tv_resnet101",
-    "tv_mobilenet_v2",
-    "tv_efficientnet_b0",
-    "tv_vit_b_16",
-    "tv_swin_v2_t",
-]
-
 NORMS: Mapping[str, tuple[Norm, ...]] = {
     "convnet": ("instance", "batch", "group", "none"),
     "alexnet": ("none", "instance", "batch", "group"),
@@ -43,18 +28,24 @@ NORMS: Mapping[str, tuple[Norm, ...]] = {
     "tv_swin_v2_t": ("none",),
 }
 """The norms that each network can have; the first is what the literature gives it."""
+plugins.shipped("nets", NORMS)
 SIZED = ("convnet", "mlp")
 """Networks whose depth and width are the user's."""
+
+
+def norms_of(name: str) -> tuple[Norm, ...]:
+    """The norms that a network can have. A plugin's networks are as they are built."""
+    return NORMS.get(name, ("none",))
 
 
 class NetConfig(Config):
     """A network by name. In a definition, ``net: vgg11`` is short for ``net: {name: vgg11}``.
 
     The first six are the small networks of the distillation literature's cross-architecture tables;
-    ``tv_*`` are torchvision's, made for large colour images, as torchvision builds them.
+    ``tv_*`` are torchvision's, made for large colour images, as torchvision builds them. Plugins add others.
     """
 
-    name: NetName = "convnet"
+    name: Annotated[str, Registered("nets")] = "convnet"
     depth: int = Field(default=3, ge=1, le=7)
     """``convnet``: convolution blocks; each halves the side. ``mlp``: linear layers."""
     width: int = Field(default=128, ge=1)
@@ -69,7 +60,7 @@ class NetConfig(Config):
         default = type(self)()
         parts = [f"d{self.depth}" if self.depth != default.depth else ""]
         parts.append(f"w{self.width}" if self.width != default.width else "")
-        parts.append(self.norm if self.norm != NORMS[self.name][0] else "")
+        parts.append(self.norm if self.norm != norms_of(self.name)[0] else "")
         return "-".join([self.name, *(p for p in parts if p)])
 
     @model_validator(mode="before")
@@ -79,13 +70,13 @@ class NetConfig(Config):
             value = {"name": value}
         if isinstance(value, Mapping) and "norm" not in value:
             name = value.get("name")
-            if isinstance(name, str) and name in NORMS and name != "convnet":
-                return {**value, "norm": NORMS[name][0]}
+            if isinstance(name, str) and name != "convnet":
+                return {**value, "norm": norms_of(name)[0]}
         return value
 
     @model_validator(mode="after")
     def _fits_the_name(self) -> NetConfig:
-        norms, default = NORMS[self.name], NetConfig.model_fields
+        norms, default = norms_of(self.name), NetConfig.model_fields
         if self.norm not in norms:
             raise ValueError(
                 f"{self.name} cannot have norm {self.norm!r}; it has {', '.join(map(repr, norms))}"

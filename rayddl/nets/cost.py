@@ -7,7 +7,8 @@ from functools import lru_cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rayddl.nets.build import build
+from rayddl import plugins
+from rayddl.nets.build import build, has_batch_norm
 from rayddl.nets.config import NetConfig
 
 COMPILE_SECONDS = 30.0
@@ -27,6 +28,7 @@ a CPU: below it a step is mostly dispatch, which they share; above it the groupe
 of theirs run slower than plain ones (``tests/bench/evaluate.py``)."""
 
 
+@plugins.forgotten
 @lru_cache(maxsize=64)
 def forward_flops(config: NetConfig, shape: tuple[int, int, int], classes: int) -> int:
     """Floating-point operations of one image's forward pass."""
@@ -67,6 +69,6 @@ def faster_together(
     A rule on the settings alone, as :func:`worth_compiling`: the two ways differ in the last bits. Compiled
     steps are left alone: they have little dispatch to share, and would be compiled anew for a group.
     """
-    if compile_ or config.norm == "batch":
+    if compile_ or has_batch_norm(config, shape, classes):
         return False
     return forward_flops(config, shape, classes) * batch <= TOGETHER_FLOPS

@@ -13,10 +13,11 @@ from rayddl.pipeline.definition.overrides import Overrides
 from rayddl.pipeline.display.base import Display, Hidden, choose
 from rayddl.pipeline.estimating import Estimates
 from rayddl.pipeline.plan import Plan
+from rayddl.pipeline.plugging import Given, use
 from rayddl.pipeline.results import RunResult
 from rayddl.pipeline.runner import execute
 from rayddl.pipeline.session import ray_session
-from rayddl.stages.kinds import KINDS, Kind
+from rayddl.plugins import activate
 
 What: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
 """A definition: its file, its name in ``pipelines/``, or its keys."""
@@ -27,13 +28,15 @@ def plan(
     *,
     overrides: Overrides = (),
     out: str | os.PathLike[str] = "runs",
-    kinds: Mapping[str, Kind] = KINDS,
+    plugins: Sequence[Given] = (),
 ) -> Plan:
     """What running ``definition`` would do; print it for a table. Starts and writes nothing.
 
-    Raises :class:`rayddl.errors.UserError` with everything that is wrong with the input.
+    ``plugins`` are those of :func:`run`. Raises :class:`rayddl.errors.UserError` with everything that is wrong
+    with the input.
     """
-    return plans.make(definitions.load(definition, overrides, kinds), os.fspath(out))
+    use(plugins)
+    return plans.make(definitions.load(definition, overrides), os.fspath(out))
 
 
 def estimate(plan: Plan, *, measure: bool = False) -> Estimates:
@@ -41,6 +44,7 @@ def estimate(plan: Plan, *, measure: bool = False) -> Estimates:
 
     With ``measure``, a matching step is tried in another process for its peak memory.
     """
+    activate(plan.definition.plugins)
     return estimating.estimate(plan, measure=measure)
 
 
@@ -53,16 +57,18 @@ def run(
     address: str | None = None,
     num_cpus: int | None = None,
     grows: Sequence[str] = (),
-    kinds: Mapping[str, Kind] = KINDS,
+    plugins: Sequence[Given] = (),
 ) -> RunResult:
     """Run ``definition`` and return where everything lies; finished stages are not run again.
 
     ``overrides`` are as on the command line (``["experts.count=20"]``) or a mapping
     (``{"experts.count": 20}``). ``address`` attaches to a Ray cluster; otherwise local Ray is started when
     a stage needs it and stopped at the end. ``grows`` are groups of nodes that the cluster's autoscaler
-    may bring, each as ``4xCPU:8,GPU:1``. Raises :class:`rayddl.errors.RayddlError`.
+    may bring, each as ``4xCPU:8,GPU:1``. ``plugins``, beside those that are installed, register networks, sources and
+    methods that the definition may name: a :class:`rayddl.Plugin`, a module with a ``plugin``, or the module's name or
+    file. Raises :class:`rayddl.errors.RayddlError`.
     """
-    planned = plan(definition, overrides=overrides, out=out, kinds=kinds)
+    planned = plan(definition, overrides=overrides, out=out, plugins=plugins)
     display = progress if not isinstance(progress, bool) else choose() if progress else Hidden()
     with ray_session(display, address, num_cpus, grows) as ray:
         return execute(planned, display, ray)

@@ -16,9 +16,10 @@ from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import artifacts, records
 from rayddl.pipeline.api import run
 from rayddl.pipeline.display.base import Display
+from rayddl.pipeline.plugging import Given, use
 from rayddl.pipeline.results import RunResult
-from rayddl.pipeline.sets import SET_FILE, find_record
-from rayddl.stages.kinds import KINDS, produced
+from rayddl.pipeline.sets import SET_FILE, find_record, stage_of
+from rayddl.stages.kinds import Kind, judges, produced
 from rayddl.storage import Folder
 
 NOT_TAKEN = {"kind", "set", "observer", "protocol", "lr", "resources", "labels"}
@@ -55,17 +56,19 @@ def compare(
     progress: bool | Display = True,
     address: str | None = None,
     num_cpus: int | None = None,
+    plugins: Sequence[Given] = (),
 ) -> RunResult:
     """One table and page over what ``where`` names: runs, evaluate stages, sets of rayddl and of other code.
 
     With ``again`` all are judged anew by one protocol. ``nets``, ``seeds`` and ``epochs`` replace single
-    settings of it; ``root`` is where the real images lie, if they moved. Raises
-    :class:`rayddl.errors.RayddlError`.
+    settings of it; ``root`` is where the real images lie, if they moved; ``plugins`` as :func:`rayddl.run` takes
+    them. Raises :class:`rayddl.errors.RayddlError`.
     """
+    use(plugins)
     named = [each for place in where for each in resolve(os.fspath(place), out)]
     found = list({_place(each.folder): each for each in named}.values())
     made = definition(found, name=name, nets=nets, seeds=seeds, epochs=epochs, root=root, again=again)
-    return run(made, out=out, progress=progress, address=address, num_cpus=num_cpus)
+    return run(made, out=out, progress=progress, address=address, num_cpus=num_cpus, plugins=plugins)
 
 
 def resolve(where: str, out: str) -> list[Found]:
@@ -106,11 +109,9 @@ def _stage(folder: Folder) -> Found:
 
 def _inside_a_stage(where: str) -> Found | None:
     """The evaluate stage that left the set at ``where``, if it lies in one."""
-    above, _, last = where.rstrip("/").rpartition("/")
-    if last != "set" or not Folder(above or "/").has(artifacts.MANIFEST):
-        return None
-    found = _stage(Folder(above or "/"))
-    return found if found.manifest is not None else None
+    stage = stage_of(Folder(where))
+    found = _stage(stage) if stage else None
+    return found if found and found.manifest is not None else None
 
 
 def _of_run(runs: Folder, file: str) -> Iterator[Found]:
@@ -145,14 +146,15 @@ def definition(
         source = {**source, "root": root}
     asked = {"nets": list(nets) if nets else None, "seeds": seeds, "epochs": epochs}
     waiting = [each for each in found if again or each.manifest is None]
-    protocol = _protocol(found) if waiting else {}
+    judge = _judge(found)
+    protocol = _protocol(found, judge) if waiting else {}
     protocol |= {key: value for key, value in asked.items() if value is not None}
     if asked != dict.fromkeys(asked) and not waiting:
         raise UserError("everything is judged already: other nets, seeds or epochs need --again")
     stages: dict[str, Any] = {}
     for i, each in enumerate(waiting, 1):
         stages[f"set-{i}"] = _imported(each)
-        stages[f"judge-{i}"] = {"kind": "evaluate", "set": f"set-{i}", "protocol": "hard", **protocol}
+        stages[f"judge-{i}"] = {"kind": judge.name, "set": f"set-{i}", **protocol}
     kept = [_place(each.folder) for each in found if each not in waiting]
     stages["compare"] = {"kind": "compare", "runs": kept} if kept else {"kind": "compare"}
     return {"name": name, "seed": seed, "source": source, "stages": stages}
@@ -189,8 +191,15 @@ def _asked(source: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in source.items() if value is not None}
 
 
-def _protocol(found: Sequence[Found]) -> dict[str, Any]:
-    """The settings that the first judged set was judged by; none where nobody judged any."""
+def _judge(found: Sequence[Found]) -> Kind:
+    """The kind that judged the first judged set; else the first that judges sets."""
+    return judges(next((str(each.manifest["kind"]) for each in found if each.manifest is not None), ""))[0]
+
+
+def _protocol(found: Sequence[Found], judge: Kind) -> dict[str, Any]:
+    """The settings that the first judged set was judged by; only that labels are hard where nobody judged any."""
+    fields = judge.config.model_fields
+    hard = {"protocol": "hard"} if "protocol" in fields else {}
     for each in found:
         told = each.manifest["summary"].get("protocol") if each.manifest is not None else None
         stored = told or _info(each).get("protocol") or {}
@@ -201,9 +210,10 @@ def _protocol(found: Sequence[Found]) -> dict[str, Any]:
                 f"{scrub(str(each.folder))} was judged by soft labels, which need its teacher; to judge other sets in "
                 "the same way write a definition with kind: imported, a teacher, and kind: evaluate"
             )
-        fields = KINDS["evaluate"].config.model_fields
-        return {k: v for k, v in stored.items() if k in fields and k not in NOT_TAKEN and v is not None}
-    return {}
+        return hard | {
+            k: v for k, v in stored.items() if k in fields and k not in NOT_TAKEN and v is not None
+        }
+    return hard
 
 
 def _info(found: Found) -> Mapping[str, Any]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 import uuid
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 
 from rayddl import interrupts
 from rayddl.credentials import scrub
+from rayddl.pipeline import artifacts
 from rayddl.pipeline.display.base import Closing, Display, Ending, Hidden
+from rayddl.pipeline.plugging import Given, use
 from rayddl.pipeline.session import ray_session
-from rayddl.pipeline.sets import find_set
+from rayddl.pipeline.sets import find_set, stage_of
 from rayddl.stages.context import Result
+from rayddl.stages.kinds import judges
 from rayddl.storage import Folder
 
 _NAME = "evaluate"
@@ -30,24 +33,26 @@ def judge_set(
     display: Display | None = None,
     address: str | None = None,
     num_cpus: int | None = None,
+    plugins: Sequence[Given] = (),
 ) -> Result:
     """Train students on the set at ``where`` by the protocol stored with it, and show the table.
 
     What is given replaces single settings of the protocol. Raises :class:`rayddl.errors.RayddlError`.
     """
     display = display or Hidden()
+    use(plugins)
     folder = find_set(where, out)
     began = time.monotonic()
     ending: Ending = "failed"
     with ray_session(display, address, num_cpus) as ray:
         ray.reach({"--out": out})
-        stage = importlib.import_module("rayddl.stages.evaluate.stage")
+        evaluate_set = _judge(folder)
         progress = display.begin(_NAME)
         # A temporary folder of this machine is none of the cluster's other nodes.
         scratch = f".{_NAME}-{uuid.uuid4().hex[:8]}"
         shared = {"scratch": Folder(out).child(scratch)} if address else {}
         try:
-            result: Result = stage.evaluate_set(
+            result: Result = evaluate_set(
                 folder,
                 nets=nets,
                 seeds=seeds,
@@ -71,3 +76,12 @@ def judge_set(
     places = {"set": scrub(str(folder))}
     display.result(Closing({_NAME: result.table}, places, {"summary": dict(result.summary)}))
     return result
+
+
+def _judge(folder: Folder) -> Callable[..., Result]:
+    """``evaluate_set`` of the kind that judged the set in ``folder`` before; else of the first kind that has it."""
+    stage = stage_of(folder)
+    before = artifacts.open_artifact(stage).kind if stage else ""
+    modules = (kind.module("stage") for kind in judges(before))
+    found: Callable[..., Result] = next(m.evaluate_set for m in modules if hasattr(m, "evaluate_set"))
+    return found

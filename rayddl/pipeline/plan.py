@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from rayddl import plugins
+from rayddl.config import registered
 from rayddl.credentials import scrub
 from rayddl.data.config import SourceConfig
 from rayddl.errors import UserError
@@ -113,6 +115,18 @@ def make(definition: Definition, out: str, source_fingerprint: SourceFingerprint
     return Plan(definition, folder, source, tuple(planned))
 
 
+def plugins_of(stage: Stage, stages: Mapping[str, Stage]) -> dict[str, str]:
+    """The plugins that a stage uses itself, with their versions: of its kind, and of every name in its settings."""
+    templates = {name: stages[name] for name in stage.templates}
+    named = [("kinds", each.kind.name) for each in (stage, *templates.values())]
+    if plugins.active():
+        varied = stage.config.as_readers({name: each.config for name, each in templates.items()})
+        for config in (stage.config, *varied, *(each.config for each in templates.values())):
+            named += registered(config)
+    found = {owner for group, name in named if (owner := plugins.owner(group, name)) is not None}
+    return {plugin.name: plugin.version for plugin in sorted(found, key=lambda plugin: plugin.name)}
+
+
 def _planned(stages: Mapping[str, Stage], name: str, fingerprint: str, out: Folder) -> PlannedStage:
     stage = stages[name]
     folder = out.child(f"{name}-{fingerprint[:SHOWN_DIGITS]}")
@@ -140,6 +154,8 @@ def _fingerprint(
     }
     if stage.templates:
         parts["templates"] = [_template(stages[template]) for template in stage.templates]
+    if used := plugins_of(stage, stages):
+        parts["plugins"] = used
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

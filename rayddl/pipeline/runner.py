@@ -16,9 +16,10 @@ from rayddl.data.sources import registry as sources
 from rayddl.errors import RayddlError, StageError, UserError
 from rayddl.pipeline import artifacts, lock
 from rayddl.pipeline.artifacts import Artifact
+from rayddl.pipeline.definition.load import Stage
 from rayddl.pipeline.display.base import Display, Ending, Hidden
 from rayddl.pipeline.display.heartbeat import Heartbeat
-from rayddl.pipeline.plan import Plan, PlannedStage
+from rayddl.pipeline.plan import Plan, PlannedStage, plugins_of
 from rayddl.pipeline.records import Record
 from rayddl.pipeline.results import RunResult
 from rayddl.pipeline.session import RaySession
@@ -176,10 +177,16 @@ class _Run:
                 "fingerprint": self.plan.source_fingerprint,
             },
             "seed": self.plan.definition.seed,
+            **self._plugins(stage),
             "summary": dict(result.summary),
             "table": [dict(row) for row in result.table],
             "seconds": round(seconds, 3),
         }
+
+    def _plugins(self, stage: Stage) -> dict[str, Any]:
+        """The plugins that a stage uses, where it uses any."""
+        used = plugins_of(stage, {each.name: each for each in self.plan.definition.stages})
+        return {"plugins": used} if used else {}
 
     def _take(self, planned: PlannedStage, artifact: Artifact) -> None:
         self.finished[planned.name], self.endings[planned.name] = artifact, "cached"

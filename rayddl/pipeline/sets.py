@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError, UserError
-from rayddl.pipeline import records
+from rayddl.pipeline import artifacts, records
 from rayddl.storage import Folder, split
 
 if TYPE_CHECKING:
@@ -41,6 +41,13 @@ def find_set(where: str, out: str = "runs") -> Folder:
         if stage.has(f"set/{SET_FILE}"):
             return stage.child("set")
     raise ArtifactError(f"the run {scrub(runs.path(file))} has made no set yet; run its definition again")
+
+
+def stage_of(folder: Folder) -> Folder | None:
+    """The folder of the finished stage that the set in ``folder`` is part of."""
+    above, _, last = str(folder).rstrip("/").rpartition("/")
+    stage = Folder(above or "/")
+    return stage if last == "set" and stage.has(artifacts.MANIFEST) else None
 
 
 def find_record(where: str, out: str) -> tuple[Folder, str] | None:

@@ -1,4 +1,4 @@
-"""The stage kinds: the one list that the pipeline floor reads, one line for each.
+"""The stage kinds: the one list that the pipeline floor reads, one line for each of rayddl's own.
 
 A kind is a folder. Beside ``settings`` and ``stage`` it may have ``estimate`` (what a stage will take) and
 ``report`` (its sections of the page), which are found there by name; what a stage produces and how it is tuned is
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from rayddl import plugins
 from rayddl.data.config import SourceConfig
 from rayddl.stages.compare.settings import CompareConfig
 from rayddl.stages.context import Context, Result
@@ -48,8 +49,12 @@ class Kind:
     @property
     def run(self) -> Callable[[StageConfig, Context], Result]:
         """``run(config, context) -> Result`` of the kind's ``stage`` module."""
-        run: Callable[[StageConfig, Context], Result] = importlib.import_module(f"{self.folder}.stage").run
+        run: Callable[[StageConfig, Context], Result] = self.module("stage").run
         return run
+
+    def module(self, name: str) -> Any:
+        """The module ``name`` of the kind's folder."""
+        return importlib.import_module(f"{self.folder}.{name}")
 
     @property
     def folder(self) -> str:
@@ -58,12 +63,11 @@ class Kind:
 
     def optional(self, name: str) -> Any | None:
         """The module ``name`` of the kind's folder; ``None`` where it has none."""
-        module = f"{self.folder}.{name}"
         try:
-            found = find_spec(module) if self.folder else None
+            found = find_spec(f"{self.folder}.{name}") if self.folder else None
         except ModuleNotFoundError:  # the settings of a kind from outside may stand in no package
             return None
-        return importlib.import_module(module) if found else None
+        return self.module(name) if found else None
 
     def estimate(
         self, config: StageConfig, stages: Mapping[str, StageConfig], outlook: Any, *, measure: bool = False
@@ -102,9 +106,22 @@ KINDS: dict[str, Kind] = {
         Kind("report", ReportConfig, version=2, needs_ray=False),
     )
 }
+"""rayddl's own."""
+plugins.shipped("kinds", KINDS)
+
+
+def known() -> dict[str, Kind]:
+    """Every kind by its name: rayddl's own, then those of the plugins."""
+    return KINDS | {kind.name: kind for plugin in plugins.active() for kind in plugin.kinds}
+
+
+def judges(first: str = "") -> list[Kind]:
+    """The kinds that judge sets, the one named ``first`` before the others."""
+    found = [kind for kind in known().values() if kind.config.produces == "judgement"]
+    return sorted(found, key=lambda kind: kind.name != first)
 
 
 def produced(kind: str) -> str:
     """What stages of the kind named ``kind`` produce; nothing for a kind that is not known."""
-    found = KINDS.get(kind)
+    found = known().get(kind)
     return found.config.produces if found else ""

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from rayddl.data.config import SourceConfig
-from rayddl.data.sources import bundled, cifar, folders, imagenet, tinyimagenet
+from rayddl.data.sources import bundled, cifar, folders, given, imagenet, tinyimagenet
 from rayddl.data.sources import parquet as tables
 from rayddl.data.sources import webdataset as shards
 from rayddl.errors import SourceError
@@ -49,6 +49,11 @@ _FAMILIES: dict[str, _Family] = {
 }
 
 
+def _family(config: SourceConfig) -> _Family:
+    """Plugins' sources are one family."""
+    return _FAMILIES.get(config.name, given)
+
+
 def load(config: SourceConfig) -> Source:
     """Both splits, every image decoded once.
 
@@ -57,12 +62,12 @@ def load(config: SourceConfig) -> Source:
     differ.
     """
     with _unreadable(config):
-        return _FAMILIES[config.name].load(config, fingerprint(config))
+        return _family(config).load(config, fingerprint(config))
 
 
 def in_place(config: SourceConfig) -> bool:
     """True if images can be read one by one where they lie: :func:`listing` lists them."""
-    return isinstance(_FAMILIES[config.name], _Listed)
+    return isinstance(_family(config), _Listed)
 
 
 def listing(config: SourceConfig, split: Literal["train", "test"] = "train") -> Listing | None:
@@ -71,7 +76,7 @@ def listing(config: SourceConfig, split: Literal["train", "test"] = "train") -> 
 
     Raises :class:`~rayddl.errors.SourceError` as :func:`fingerprint` does.
     """
-    family = _FAMILIES[config.name]
+    family = _family(config)
     with _unreadable(config):
         return family.listing(config, split) if isinstance(family, _Listed) else None
 
@@ -96,7 +101,7 @@ def fingerprint(config: SourceConfig) -> str:
     or without the columns asked for.
     """
     with _unreadable(config):
-        content = _FAMILIES[config.name].identity(config)
+        content = _family(config).identity(config)
     identity = {"format": _FORMAT, "name": config.name, "size": config.size, "content": content}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from rayddl import plugins
 from rayddl.data.config import SourceConfig
-from rayddl.data.sources import folders, imagenet, tinyimagenet
+from rayddl.data.sources import folders, given, imagenet, tinyimagenet
 from rayddl.data.sources import parquet as tables
 from rayddl.data.sources import webdataset as shards
 from rayddl.data.sources.trees import Survey
@@ -60,10 +61,13 @@ def glance(config: SourceConfig) -> Glance:
         channels, *sides = known.shape
         height, width = (config.size or side for side in sides)
         return Glance((channels, height, width), known.classes, known.train, known.test)
+    if plugins.owner("sources", config.name):
+        train, test = given.decoded(config)
+        return Glance(train.shape, len(train.classes), len(train), len(test))
     if config.name in _TREES:
         tree = _TREES[config.name](config)
-        train = tree.splits["train"]
-        first = (train.folder.read(file.name) for file in train.files[:_LOOKED_AT])
+        listed = tree.splits["train"]
+        first = (listed.folder.read(file.name) for file in listed.files[:_LOOKED_AT])
         counts = [len(tree.splits[split].files) for split in ("train", "test")]
         return Glance(_shape(first, config.size), len(tree.classes), *counts)
     found = (shards if config.name == "webdataset" else tables).contents(config, _LOOKED_AT)

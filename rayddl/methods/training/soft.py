@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rayddl import plugins
 from rayddl.methods.training import checkpoint, mixes
 from rayddl.methods.training.input_spec import Frame, in_unit
 from rayddl.methods.training.mixes import Draws
@@ -30,6 +31,7 @@ from rayddl.nets.compiling import compiled
 from rayddl.seeds import derive, generator
 
 EPOCHS = 300
+KL = "kl"
 LR = 1e-3
 LR_OF = {
     "vgg11": 5e-4,
@@ -57,6 +59,8 @@ class SoftProtocol:
     cutmix: bool = True
     plain: bool = False
     """Show whole images as they are, only their order drawn: no augmentation."""
+    loss: str = KL
+    """What students minimise: the divergence of the published protocol, or a plugin's loss."""
 
     def lr_in(self, epoch: int) -> float:
         """The learning rate of ``epoch``, counted from 0."""
@@ -181,9 +185,10 @@ class SoftTraining:
         self._lectures, self._manner, self._seed = lectures, manner, seed
         self._answers = None if observer is None else Answers(observer, manner)
         self._optimiser = adamw(self.student, protocol)
+        self._criterion = criterion(protocol)
 
         def loss(x: Tensor, targets: Tensor) -> Tensor:
-            return divergence(self.student(x).float(), targets, protocol.temperature)
+            return self._criterion(self.student(x).float(), targets)
 
         self._plain = loss
         self._fast = compiled(loss, wanted=manner.compile)
@@ -222,7 +227,7 @@ class SoftTraining:
                 break  # batch norm has no variance of a single image that is left over
             x = inputs(self._images, part, self._frame, device)
             said = self._said(lecture, done, x, whole)
-            loss = (self._fast if whole else self._plain)(x, softened(said, self._protocol.temperature))
+            loss = (self._fast if whole else self._plain)(x, targets_of(said, self._protocol))
             self._optimiser.zero_grad(set_to_none=True)
             loss.backward()
             self._optimiser.step()
@@ -235,6 +240,19 @@ class SoftTraining:
             return lecture.logits[done : done + len(x)].to(x.device).float()
         assert self._answers is not None  # an observer was given, or every lecture has its logits
         return self._answers(x, whole)
+
+
+def criterion(protocol: SoftProtocol) -> Callable[[Tensor, Tensor], Tensor]:
+    """The protocol's loss of a student's logits and of :func:`targets_of` the observer's."""
+    if protocol.loss != KL:
+        found: Callable[[Tensor, Tensor], Tensor] = plugins.find("losses", protocol.loss)  # type: ignore[assignment]
+        return found
+    return lambda logits, targets: divergence(logits, targets, protocol.temperature)
+
+
+def targets_of(logits: Tensor, protocol: SoftProtocol) -> Tensor:
+    """What the loss is given of the observer: probabilities, or for a plugin's loss the logits ``[B, K]``."""
+    return softened(logits, protocol.temperature) if protocol.loss == KL else logits
 
 
 def softened(logits: Tensor, temperature: float) -> Tensor:

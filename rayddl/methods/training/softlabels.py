@@ -29,6 +29,9 @@ _META = "labels.json"
 KIND = sealed.Kind("rayddl soft labels", 1, _META, "soft labels", "", "evaluate the set again")
 PART_BYTES = 32 * 2**20
 """About as much as one file holds."""
+# Labels are stored of augmented views: without augmentation there is nothing to store. What is learned of them is each
+# student's own.
+_NO_PART = ("plain", "loss")
 _SMALL = {"rows": torch.uint8, "columns": torch.uint8, "boxes": torch.int16, "cuts": torch.int16}
 
 
@@ -62,8 +65,9 @@ class Index:
         return {
             "classes": list(self.classes),
             "frame": {"shape": list(frame.shape), "mean": list(frame.mean), "std": list(frame.std)},
-            # Labels are stored of augmented views: without augmentation there is nothing to store.
-            "protocol": {f.name: getattr(protocol, f.name) for f in fields(protocol) if f.name != "plain"},
+            "protocol": {
+                f.name: getattr(protocol, f.name) for f in fields(protocol) if f.name not in _NO_PART
+            },
             "images": self.images,
             "count": self.count,
             "epochs_a_part": self.epochs_a_part,

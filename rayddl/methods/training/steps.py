@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import grad, grad_and_value, jvp, vmap
 from torch.nn import functional as F
 
+from rayddl import plugins
 from rayddl.nets.build import flat
 from rayddl.nets.compiling import compiled
 from rayddl.nets.config import NetConfig
@@ -123,6 +124,7 @@ def steps_for(
     return _made(config, shape, classes, precision, compile_, graphs)
 
 
+@plugins.forgotten
 @lru_cache(maxsize=8)
 def _made(
     config: NetConfig, shape: tuple[int, int, int], classes: int, precision: str, compile_: bool, graphs: bool

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
-from rayddl.pipeline.definition.problems import Key, suggestion
+from rayddl.pipeline.definition.problems import Key
 from rayddl.pipeline.definition.schema import marks
+from rayddl.plugins import suggestion
 from rayddl.stages.kinds import Kind
 from rayddl.stages.settings import Reads, StageConfig, Template
 

@@ -20,9 +20,10 @@ from rayddl.pipeline.definition import graph, reading
 from rayddl.pipeline.definition import overrides as overriding
 from rayddl.pipeline.definition.document import Document
 from rayddl.pipeline.definition.overrides import Overrides
-from rayddl.pipeline.definition.problems import Key, Problems, shown, suggestion
+from rayddl.pipeline.definition.problems import Key, Problems, shown
 from rayddl.pipeline.definition.schema import Shape, booleans_for_numbers, explain
-from rayddl.stages.kinds import KINDS, Kind
+from rayddl.plugins import Plugin, active, loaded, suggestion
+from rayddl.stages.kinds import Kind, known
 from rayddl.stages.settings import StageConfig
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -81,6 +82,8 @@ class Definition:
     description: str | None = None
     file: str | None = None
     overrides: tuple[str, ...] = ()
+    plugins: tuple[Plugin, ...] = ()
+    """Those that it was read with."""
 
     def to_json(self) -> dict[str, Any]:
         """The definition as it would be written in one file: ``extends``, overrides and variables
@@ -96,13 +99,15 @@ class Definition:
 def load(
     what: str | os.PathLike[str] | Mapping[str, Any],
     overrides: Overrides = (),
-    kinds: Mapping[str, Kind] = KINDS,
+    kinds: Mapping[str, Kind] | None = None,
 ) -> Definition:
-    """The definition in a file, under a name in ``pipelines/``, or in a mapping.
+    """The definition in a file, under a name in ``pipelines/``, or in a mapping. ``kinds`` are those that it may name;
+    default: all that are known.
 
     Raises :class:`DefinitionError` with every problem found.
     """
     problems = Problems()
+    kinds = known() if kinds is None else kinds
     if isinstance(what, Mapping):
         file, document = None, reading.from_mapping(what, problems)
     else:
@@ -119,7 +124,7 @@ def load(
     if top is None:
         raise AssertionError("a definition without problems has been read")
     texts = overriding.as_text(overrides)
-    return Definition(top.name, top.seed, top.source, stages, top.description, file, texts)
+    return Definition(top.name, top.seed, top.source, stages, top.description, file, texts, active())
 
 
 def _top(document: Document, problems: Problems) -> Top | None:
@@ -217,9 +222,8 @@ def _kind(
     elif "kind" not in value:
         _note(document, problems, (*key, "kind"), f"missing; expected one of {', '.join(kinds)}")
     elif str(value["kind"]) not in kinds:
-        text = (
-            f"{shown(value['kind'])} is not a stage kind; {suggestion(value['kind'], kinds, 'known kinds')}"
-        )
+        hint = suggestion(value["kind"], kinds, "known kinds")
+        text = f"{shown(value['kind'])} is not a stage kind; {hint}; {loaded()}"
         _note(document, problems, (*key, "kind"), text)
     else:
         return kinds[str(value["kind"])]

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from rayddl.data.config import SourceConfig
 from rayddl.pipeline.definition.document import Document, parse
-from rayddl.pipeline.definition.problems import Key, Place, Problems, dotted, shown, suggestion
+from rayddl.pipeline.definition.problems import Key, Place, Problems, dotted, shown
 from rayddl.pipeline.definition.schema import Shape, shape_at
+from rayddl.plugins import suggestion
 from rayddl.stages.kinds import Kind
 
 Overrides: TypeAlias = Sequence[str] | Mapping[str, Any]

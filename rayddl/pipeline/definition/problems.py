@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -85,17 +84,3 @@ def shown(value: Any) -> str:
         return "true" if value else "false"
     text = repr(scrub(value))
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"
-
-
-def nearest(name: object, known: Iterable[str]) -> str | None:
-    """The known name that was probably meant."""
-    found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
-    return found[0] if found else None
-
-
-def suggestion(name: object, known: Iterable[str], noun: str) -> str:
-    """``did you mean 'x'?`` and the known names, for the end of a sentence about an unknown one."""
-    names = list(known)
-    close = nearest(name, names)
-    hint = f"did you mean {close!r}? " if close else ""
-    return f"{hint}{noun}: {', '.join(names) if names else 'none'}"

@@ -11,7 +11,8 @@ from pydantic import BaseModel
 
 from rayddl.errors import DefinitionError
 from rayddl.pipeline.definition.document import Document, parse
-from rayddl.pipeline.definition.problems import Key, Place, Problems, shown, suggestion
+from rayddl.pipeline.definition.problems import Key, Place, Problems, shown
+from rayddl.plugins import suggestion
 
 FOLDER = "pipelines"
 """Where definitions that are named without a path are looked for."""

@@ -11,7 +11,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from rayddl.pipeline.definition.problems import Key, shown, suggestion
+from rayddl import plugins
+from rayddl.config import UNKNOWN, Registered
+from rayddl.pipeline.definition.problems import Key, shown
+from rayddl.plugins import suggestion
 
 _SIMPLE = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
@@ -83,6 +86,8 @@ class Shape:
             return f"a mapping with keys among {', '.join(self.model.model_fields)}"
         if origin in (dict, Mapping) or self.annotation is dict:
             return "a mapping"
+        if groups := [mark.group for mark in self.metadata if isinstance(mark, Registered)]:
+            return f"one of {', '.join(plugins.names(groups[0]))}"
         bounds = [f"{_BOUNDS[n]} {getattr(m, n)}" for m in self.metadata for n in _BOUNDS if hasattr(m, n)]
         return " ".join([_SIMPLE.get(self.annotation, "another value"), " and ".join(bounds)]).strip()
 
@@ -146,9 +151,10 @@ def _sentence(details: ErrorDetails, model: type[BaseModel]) -> str:
     if kind == "value_error":
         reason = str(details.get("ctx", {}).get("error", details["msg"]))
         return f"{shown(value)}: {reason}" if key and not isinstance(value, dict) else reason
-    if kind == "literal_error" and shape:
-        known = [str(a) for s in shape.alternatives() for a in get_args(s.annotation)]
-        return f"{shown(value)} is not known; {suggestion(value, known, 'expected one of')}"
+    if kind == UNKNOWN or (kind == "literal_error" and shape):
+        known = [str(a) for s in (shape.alternatives() if shape else ()) for a in get_args(s.annotation)]
+        text = f"is not known; {suggestion(value, known, 'expected one of')}"
+        return f"{shown(value)} {details['msg'] if kind == UNKNOWN else text}"
     if kind.startswith("greater") or kind.startswith("less"):
         return f"{shown(value)} is out of range{expected}"
     told = _NOT.get(kind.split("_")[0])

@@ -7,10 +7,20 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from rayddl import plugins
+from rayddl.config import Registered
 from rayddl.stages.runtime import sizes
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask, Share
 from rayddl.stages.settings import Reads, StageConfig
+
+METHODS = {"random": "random", "herding": "herding", "kcenter": "k-center"}
+"""rayddl's own selections, and what pages call them."""
+BATCH_NORM = (
+    "the experts of {!r} have batch norm, and trajectories carry no running statistics; take features from a teacher, "
+    "or leave features out"
+)
+plugins.shipped("selections", METHODS)
 
 
 class CoresetConfig(StageConfig):
@@ -19,9 +29,9 @@ class CoresetConfig(StageConfig):
     produces: ClassVar[str] = "set"
 
     kind: Literal["coreset"]
-    method: Literal["random", "herding", "kcenter"]
+    method: Annotated[str, Registered("selections")]
     """``herding``: the mean of the chosen follows the class's mean. ``kcenter``: each is the farthest from
-    those before it, beginning with the one nearest to the mean."""
+    those before it, beginning with the one nearest to the mean. Plugins add others."""
     ipc: int = Field(ge=1)
     """Images per class."""
     features: Annotated[str | None, Reads(("experts", "teacher"))] = None
@@ -53,8 +63,5 @@ class CoresetConfig(StageConfig):
         source = reads.get("features")
         net = source.network({}) if source and source.produces == "experts" else None
         if net is not None and net.norm == "batch":
-            problems.append(
-                f"the experts of {self.features!r} have batch norm, and trajectories carry no running statistics; "
-                "take features from a teacher, or leave features out"
-            )
+            problems.append(BATCH_NORM.format(self.features))
         return problems

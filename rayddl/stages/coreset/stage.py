@@ -26,11 +26,11 @@ from rayddl.methods.selection.features import Features
 from rayddl.methods.training.input_spec import Frame
 from rayddl.methods.training.observer import Observer
 from rayddl.methods.trajectories import files
-from rayddl.nets.build import build
+from rayddl.nets.build import build, has_batch_norm
 from rayddl.nets.config import NetConfig
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Input, Result
-from rayddl.stages.coreset.settings import CoresetConfig
+from rayddl.stages.coreset.settings import BATCH_NORM, METHODS, CoresetConfig
 from rayddl.stages.coreset.worker import Chosen, Job, choose, read_chosen
 from rayddl.stages.experts.artifact import refuse_other_experts
 from rayddl.stages.kinds import produced
@@ -38,7 +38,6 @@ from rayddl.stages.runtime.listings import of_shared
 from rayddl.stages.runtime.sizes import Ask, Share
 from rayddl.stages.runtime.sources import fit_space, publish, read_space
 
-METHODS = {"random": "random", "herding": "herding", "kcenter": "k-center"}
 FEATURE_BYTES = 2**28
 """Features that one task holds, unless a single class has more."""
 TYPES = {"class": "string", "rank": "int64", "image": "string"}
@@ -73,7 +72,7 @@ def run(config: CoresetConfig, context: Context) -> Result:
     for label in labels:
         context.out.delete(job.file(label))
     summary = {
-        "method": METHODS[config.method],
+        "method": METHODS.get(config.method, config.method),
         "ipc": config.ipc,
         "classes": list(given.listing.classes),
         "images": len(made),
@@ -133,6 +132,8 @@ def _framed(frame: Frame, images: Tensor) -> Tensor:
 def _expert(found: Input, net: NetConfig, shape: tuple[int, int, int], classes: int) -> torch.nn.Module:
     """The first expert as it was when its training ended."""
     trajectory = files.open_trajectory(found.folder, files.file_name(0), "convex")
+    if has_batch_norm(net, shape, classes):
+        raise ArtifactError(BATCH_NORM.format(found.stage))
     module = build(net, shape, classes, seed=0).requires_grad_(False).eval()
     vector_to_parameters(trajectory.at(trajectory.last), module.parameters())
     return module
@@ -207,7 +208,7 @@ def _refuse_bad(bad: Sequence[str], context: Context, looked_at: int) -> None:
 def _made(config: CoresetConfig, context: Context, given: _Given, chosen: Sequence[Chosen]) -> DistilledSet:
     labels = torch.cat([torch.full((len(part.images),), label) for label, part in enumerate(chosen)])
     info = {
-        "method": METHODS[config.method],
+        "method": METHODS.get(config.method, config.method),
         "net": given.net.model_dump(mode="json"),
         "source": context.source.model_dump(mode="json"),
         "definition": dict(context.definition),

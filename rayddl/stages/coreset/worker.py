@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor
 
-from rayddl import seeds
+from rayddl import plugins, seeds
 from rayddl.data.pixels.cutting import opened
 from rayddl.data.pixels.decode import read_image
 from rayddl.data.sources import picking
 from rayddl.data.sources.listing import Blob, Listing
+from rayddl.errors import PluginError
 from rayddl.methods.selection.features import BATCH, Features
 from rayddl.methods.selection.select import herding, k_center
 from rayddl.stages.coreset.settings import CoresetConfig
@@ -72,11 +73,29 @@ def choose(job: Job, labels: list[int]) -> None:
     features: Features = ray.get(job.features).on(device)
     for label, gathered in _gathered(job, features, missing).items():
         _refuse_short(job, label, len(gathered.positions))
-        order = GREEDY[job.config.method](torch.cat(gathered.features), job.config.ipc)
+        order = _selected(job, label, torch.cat(gathered.features))
         picked = np.array(gathered.positions, dtype=np.int64)[_filled(job, order)]
         again = dict(_read(job, np.unique(picked)))
         images = torch.stack([_whole(again[int(p)]) for p in picked])
         _keep(job, label, Chosen(images, torch.from_numpy(picked), tuple(gathered.bad)))
+
+
+def _selected(job: Job, label: int, features: Tensor) -> list[int]:
+    """The rows of ``features`` that are chosen of a class, in the order chosen."""
+    name, count = job.config.method, min(job.config.ipc, len(features))
+    if name in GREEDY:
+        return GREEDY[name](features, count)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.derive(job.seed, "selection", job.listing.classes[label]))
+        found = plugins.find("selections", name)(features, count)  # type: ignore[misc]
+    order = [int(row) for row in found]
+    if len(order) != count or len(set(order)) != count or not all(0 <= row < len(features) for row in order):
+        raise PluginError(
+            f"selection {name!r} of plugin {plugins.owner('selections', name)} returned {order[:10]} for {count} of "
+            f"{len(features)} images of class {job.listing.classes[label]!r}; expected {count} different indices from "
+            f"0 to {len(features) - 1}"
+        )
+    return order
 
 
 def read_chosen(job: Job, label: int) -> Chosen:

@@ -340,11 +340,11 @@ def _protocols(task: Task) -> Sequence[Protocol | SoftProtocol]:
     if task.teaching is None:
         hard, whole = _hard_protocols(task)
         return hard, hard, whole
-    soft = SoftProtocol(batch=config.batch, factor=int(made.info.get("factor", 1)), epochs=config.epochs)
+    soft = SoftProtocol(config.batch, int(made.info.get("factor", 1)), config.epochs, loss=config.loss)
     stored = task.teaching.stored
     if stored is not None and softlabels.has_labels(stored):
         # What was shown is stored, and with it the batches that it was shown in.
-        soft = replace(StoredLabels(stored).index.protocol, epochs=config.epochs)
+        soft = replace(StoredLabels(stored).index.protocol, epochs=config.epochs, loss=config.loss)
     real = replace(soft, factor=1)
     return soft, real, replace(real, epochs=config.whole_epochs, batch=max(config.batch, WHOLE_BATCH))
 

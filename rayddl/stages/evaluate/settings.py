@@ -7,12 +7,16 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from rayddl import plugins
+from rayddl.config import Registered
 from rayddl.nets.config import NetConfig
 from rayddl.stages.settings import NetStageConfig, Reads, StageConfig
 
 HARD_EPOCHS = 1000
 HARD_BATCH = 256
 SOFT_EPOCHS = 300
+KL = "kl"
+plugins.shipped("losses", (KL,))
 NO_OBSERVER = (
     "soft labels come from an observer: set observer to the name of a teacher stage, or protocol: hard"
 )
@@ -34,6 +38,8 @@ class EvaluateConfig(NetStageConfig):
     """``soft``: ``live`` asks the observer at every step. ``stored`` asks once, keeps its answers (float16)
     and what was shown with the set, and teaches every student of the set by them: the set can then be used
     without the observer."""
+    loss: Annotated[str, Registered("losses")] = KL
+    """``soft``: what students minimise. ``kl``: the published divergence at temperature 20. Plugins add others."""
     nets: tuple[NetConfig, ...] | None = Field(default=None, min_length=1)
     """Networks to train; default: the one that the set was made with."""
     seeds: int = Field(default=5, ge=1)
@@ -86,4 +92,6 @@ class EvaluateConfig(NetStageConfig):
         """Soft labels need an observer."""
         of = reads.get("set")
         soft = self.protocol == "soft" or (self.protocol is None and of is not None and of.soft)
+        if self.loss != KL and not soft and self.observer is None:
+            return [f"loss: {self.loss} is of soft labels; name an observer, or leave loss out"]
         return [NO_OBSERVER] if soft and self.observer is None else []

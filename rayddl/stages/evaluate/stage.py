@@ -6,7 +6,9 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
@@ -23,6 +25,7 @@ from rayddl.stages.runtime import cluster
 from rayddl.stages.runtime.sources import SharedSource, publish, publish_held_out
 from rayddl.storage import Folder
 
+_Model = TypeVar("_Model", bound=BaseModel)
 TYPES = {
     "data": "string",
     "net": "string",
@@ -138,7 +141,7 @@ def evaluate_set(
     stored: dict[str, Any] = dict(made.info.get("protocol", {}))
     asked = {"nets": nets, "seeds": seeds, "epochs": epochs}
     given = {k: v for k, v in asked.items() if v is not None}
-    config = EvaluateConfig.model_validate({**_settings(stored, observer), **given})
+    config = read(EvaluateConfig, {**_settings(stored, observer), **given}, folder)
     teaching = soft_labels.of_set(config, made, folder, observer)
     if teaching is not None and teaching.observer is None:
         (progress or Silent()).note(
@@ -146,7 +149,7 @@ def evaluate_set(
         )
         config = config.model_copy(update={"random": False, "whole": False})
     cluster.start()
-    described = SourceConfig.model_validate(made.info["source"])
+    described = read(SourceConfig, made.info["source"], folder)
     described = described if root is None else described.model_copy(update={"root": root})
     task = _task(config, made, described, teaching, int(stored.get("seed", 0)))
     with tempfile.TemporaryDirectory() as own:
@@ -159,6 +162,19 @@ def evaluate_set(
         "scores": scores_of(found, soft=teaching is not None),
     }
     return Result(summary, tuple(_shown(str(folder), row) for row in rows))
+
+
+def read(model: type[_Model], value: Any, folder: Folder) -> _Model:
+    """What the set in ``folder`` says of itself. Raises :class:`ArtifactError` for names that are not registered."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(
+            f"{folder} cannot be judged as it says: {place}: {first['input']!r} {first['msg']}. If a plugin registers "
+            "that, load it with --plugin"
+        ) from error
 
 
 def _task(
@@ -211,6 +227,8 @@ def recipe(task: Task) -> dict[str, Any]:
     kept = config.model_dump(
         mode="json", include={"seeds", "epochs", "batch", "precision", "compile", "labels"}
     )
+    # A recipe that was written without one is of the published loss.
+    kept |= config.model_dump(include={"loss"}, exclude_defaults=True)
     rates = {published_lr(net.name) for net in task.nets}
     # Rates of their own for several nets are looked up again.
     lr = config.lr or (rates.pop() if len(rates) == 1 else None)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rayddl.stages.runtime import cluster
+from rayddl.stages.runtime import cluster, plugin_code
 
 SECONDS = 900
 """How long a trial may take; compiling is most of it."""
@@ -60,8 +60,8 @@ def run(job: Job) -> Found | str:
         ended = subprocess.run(
             words,
             env={**os.environ, **cluster.WORKER_ENV},
+            input=plugin_code.shipped(),
             capture_output=True,
-            text=True,
             timeout=SECONDS,
             check=False,
         )
@@ -70,7 +70,7 @@ def run(job: Job) -> Found | str:
     if ended.returncode < 0:
         return "its process was killed, which is what running out of memory looks like"
     if ended.returncode:
-        last = [line for line in ended.stderr.splitlines() if line.strip()]
+        last = [line for line in ended.stderr.decode(errors="replace").splitlines() if line.strip()]
         return last[-1].strip() if last else f"its process ended with {ended.returncode}"
     told = json.loads(ended.stdout.splitlines()[-1])
     return Found(tuple(told["bytes"]), told["parameters"], told["compiled"])
@@ -137,6 +137,7 @@ def _high_water() -> int:
 
 
 def _main() -> None:
+    plugin_code.adopt(sys.stdin.buffer.read())
     given = json.loads(sys.argv[1])
     shape, batches, names = (tuple(given.pop(key)) for key in ("shape", "batches", "augment"))
     told = peaks(Job(shape=shape, batches=batches, augment=names, **given))

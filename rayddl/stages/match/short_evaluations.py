@@ -14,7 +14,7 @@ from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context
 from rayddl.stages.evaluate import worker as students
 from rayddl.stages.match import worker as matcher
-from rayddl.stages.runtime import cluster, workers
+from rayddl.stages.runtime import cluster, plugin_code, workers
 from rayddl.stages.runtime.groups import Group
 
 BACKLOG = 8
@@ -55,7 +55,7 @@ class ShortEvaluations:
         self._places = deque[Any]()
         if config.evaluate_every:
             self._shared = ray.put(shared_by(job))
-            self._task = ray.remote(max_retries=workers.RETRIES)(students.teach)
+            self._task = ray.remote(max_retries=workers.RETRIES)(workers.run)
             self._places.extend(self._beside())
 
     def begin(self, worker: Any, iteration: int) -> None:
@@ -164,10 +164,10 @@ class ShortEvaluations:
 
     def _trained(self, due: _Due, place: Any) -> Any:
         student = students.Student("short", self._job.net, due.seed, due.file)
-        work = (self._shared, self._lesson(due.iteration), student)
+        work = plugin_code.carried((students.teach, self._shared, self._lesson(due.iteration), student))
         if place is None:
             return self._task.options(num_cpus=1, name=_named(due)).remote(*work)
-        return place.run.options(name=_named(due)).remote(students.teach, *work)
+        return place.run.options(name=_named(due)).remote(*work)
 
     def _lesson(self, iteration: int) -> Any:
         import ray

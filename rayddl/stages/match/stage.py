@@ -14,6 +14,7 @@ from rayddl import interrupts, seeds
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.sources import picking
 from rayddl.errors import ArtifactError, DivergedError
+from rayddl.nets.build import has_batch_norm
 from rayddl.nets.config import NetConfig
 from rayddl.nets.cost import worth_compiling
 from rayddl.stages import parquet as tables
@@ -53,7 +54,7 @@ def run(config: MatchConfig, context: Context) -> Result:
     began = time.perf_counter()
     context.backend.start()
     job, share = prepared(config, context)
-    if job.net.norm == "batch":
+    if has_batch_norm(job.net, job.source.shape, len(job.source.classes)):
         context.progress.note(BATCH_NORM)
     name = "last.safetensors"
     with groups.opened(share, "match", context.progress.note) as group:

@@ -12,7 +12,7 @@ from rayddl.report.page import render
 from rayddl.report.run import Chapter, Run, Shown
 from rayddl.stages.context import Context, Result
 from rayddl.stages.finished import PAGE, as_stage, in_order, versions
-from rayddl.stages.kinds import KINDS
+from rayddl.stages.kinds import known
 from rayddl.stages.report.settings import ReportConfig
 
 
@@ -23,7 +23,7 @@ def run(config: ReportConfig, context: Context) -> Result:
     total = len(inputs) + 1
     used = {found.kind for found in inputs}
     sections = {
-        name: module for name, kind in KINDS.items() if name in used and (module := kind.optional("report"))
+        name: module for name, kind in known().items() if name in used and (module := kind.optional("report"))
     }
     read: dict[str, list[Shown]] = {name: [] for name in sections}
     stages = []

@@ -13,7 +13,18 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from rayddl.errors import StageError
-from rayddl.stages.runtime import attach, capacity, devices, driver, failures, local, metrics, nodes, sizes
+from rayddl.stages.runtime import (
+    attach,
+    capacity,
+    devices,
+    driver,
+    failures,
+    local,
+    metrics,
+    nodes,
+    plugin_code,
+    sizes,
+)
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask, Resources, Share
 
@@ -235,14 +246,14 @@ def _free(needs: Mapping[str, float]) -> str:
 
 
 def packed(job: Any) -> bytes:
-    """``job`` for an actor's constructor, to be opened with :func:`unpacked`.
+    """``job``, and the plugins' code, for an actor's constructor, to be opened with :func:`unpacked`.
 
     Packed references stay alive as long as the session, so that an actor started anew finds them. It is
     opened by this session's own processes alone: what it holds is written nowhere and read from no file.
     """
     from ray import cloudpickle
 
-    data: bytes = cloudpickle.dumps(job)
+    data: bytes = cloudpickle.dumps((plugin_code.shipped(), cloudpickle.dumps(job)))
     return data
 
 
@@ -250,4 +261,7 @@ def unpacked(data: bytes) -> Any:
     """What :func:`packed` was given."""
     from ray import cloudpickle
 
-    return cloudpickle.loads(data)
+    code, job = cloudpickle.loads(data)
+    # The job may be made of plugins' classes.
+    plugin_code.adopt(code)
+    return cloudpickle.loads(job)

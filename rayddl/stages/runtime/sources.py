@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
+from rayddl import plugins
 from rayddl.data.config import SourceConfig
 from rayddl.data.dataset import ImageDataset
 from rayddl.data.pixels import space
@@ -46,6 +47,7 @@ class SharedSource:
 
 
 _published: dict[str, SharedSource] = {}
+plugins.on_change(_published.clear)
 
 
 def publish(config: SourceConfig) -> SharedSource:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
-from rayddl.stages.runtime import cluster, devices, failures, metrics
+from rayddl.stages.runtime import cluster, devices, failures, metrics, plugin_code
 from rayddl.stages.runtime.sizes import Share
 
 POLL_SECONDS = 0.5
@@ -108,7 +108,7 @@ class RayWorkers(Workers):
         try:
             while waiting or running:
                 while waiting and len(running) < self._most:
-                    ref = self._places.begin(work(waiting[0]), name(waiting[0]))
+                    ref = self._places.begin(plugin_code.carried(work(waiting[0])), name(waiting[0]))
                     if ref is None:
                         break
                     running[ref] = waiting.popleft()
@@ -161,6 +161,7 @@ def opened(
     Where GPUs are to be shared and ``need`` is given, it is run once, and as many workers share a GPU as its peak of
     memory allows. ``note`` takes what a person should know.
     """
+    need = None if need is None else plugin_code.carried(need)
     places: Places = _Slots(share, what, need, note) if share.gpus else _Tasks(share)
     if not share.gpus:
         cluster.wait_for(share.needs)
@@ -168,6 +169,11 @@ def opened(
         yield RayWorkers(places, share.at_once)
     finally:
         places.close()
+
+
+def run(function: Callable[..., Any], *args: Any) -> Any:
+    """``function(*args)``, as a task of its own."""
+    return function(*args)
 
 
 def get(ref: Any, what: str) -> Any:

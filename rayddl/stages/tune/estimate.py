@@ -9,7 +9,7 @@ from rayddl.stages.tune.settings import SAMPLES, TuneConfig, tunable_of
 
 def estimate(config: TuneConfig, stages: Stages, outlook: Outlook) -> Estimate:
     """What one trial with the template's own settings takes, several of them at once."""
-    from rayddl.stages.kinds import KINDS
+    from rayddl.stages.kinds import known
 
     samples = config.samples or SAMPLES
     share = sizes.spread(config.resources, outlook.machine.have, units=samples, fill=True)
@@ -17,7 +17,7 @@ def estimate(config: TuneConfig, stages: Stages, outlook: Outlook) -> Estimate:
     length = tunable_of(template).length
     if length is not None and config.max_iterations is not None:
         template = template.model_copy(update={length: config.max_iterations})
-    trial = KINDS[template.kind].estimate(template, stages, outlook)
+    trial = known()[template.kind].estimate(template, stages, outlook)
     memory = trial.memory if trial else None
     work = f"{samples} trials" + (f" of {trial.work}" if trial else "")
     return made(work, share, outlook, memory, None)

@@ -14,7 +14,7 @@ import yaml
 
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context
-from rayddl.stages.kinds import KINDS
+from rayddl.stages.kinds import known
 from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.settings import Reads
 from rayddl.stages.tune.importance import importance
@@ -170,7 +170,7 @@ def _head(config: TuneConfig, context: Context, search: Search, winner: Winner) 
 
 
 def _rename(stage: dict[str, Any], gone: Mapping[str, str]) -> None:
-    fields = KINDS[stage["kind"]].config.model_fields
+    fields = known()[stage["kind"]].config.model_fields
     for key, value in stage.items():
         # A mark inside an optional's or a list's annotation is not among the field's own.
         if key not in fields or not (any(isinstance(m, Reads) for m in fields[key].metadata)):

@@ -18,6 +18,16 @@ stages:
     {kind: experts, net: {name: convnet, depth: 1, width: 8}, count: 2, epochs: 1, batch: 64, lr: 0.05,
      augment: flip_color, compile: false}
 """
+PLUGIN = """
+import rayddl
+
+def line(num_classes, channels, size):
+    from torch import nn
+
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, num_classes))
+
+plugin = rayddl.Plugin(name="own", nets={"line": line})
+"""
 CORESET = """
 name: small
 source: {name: digits}
@@ -35,8 +45,9 @@ def definition(tmp_path: Path) -> Path:
 
 def test_nodes_without_the_package(make_cluster, bare_python, definition) -> None:
     """A run on a node whose Python has no rayddl uses the copy that came with it, also where an older checkout lies
-    in the folder that the command was typed in.
+    in the folder that the command was typed in. A plugin's network comes with it too.
     """
+    (definition / "own.py").write_text(PLUGIN)
     cluster = make_cluster()
     cluster.node(python=bare_python)
     stale = definition / "rayddl"
@@ -46,7 +57,8 @@ def test_nodes_without_the_package(make_cluster, bare_python, definition) -> Non
         [bare_python, "-c", "import torch, rayddl"],
         cwd="/", env=cluster.environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    ran = cluster.rayddl("run", "small.yaml", "--out", str(definition / "runs"), cwd=definition)
+    plugin = ("--plugin", "own.py", "--set", "experts.net=line")
+    ran = cluster.rayddl("run", "small.yaml", *plugin, "--out", str(definition / "runs"), cwd=definition)
 
     assert "No module named 'rayddl'" in alone.stderr
     assert ran.returncode == 0, ran.stderr

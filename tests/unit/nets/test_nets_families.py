@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from torchvision import models
 
 from rayddl.errors import NetError
 from rayddl.nets.build import BUILDERS, TORCHVISION, build, flat, initial
-from rayddl.nets.config import NORMS, NetConfig, NetName
+from rayddl.nets.config import NORMS, NetConfig
 from rayddl.nets.cost import forward_flops, worth_compiling
 
 NORM_LAYERS = {
@@ -128,13 +128,13 @@ def test_resnet_takes_torchvisions_state() -> None:
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_sizes_are_the_literatures(name: NetName) -> None:
+def test_sizes_are_the_literatures(name: str) -> None:
     """On CIFAR-10 each network has as many parameters as in published cross-architecture tables."""
     assert len(initial(NetConfig(name=name), (3, 32, 32), 10, seed=0)) == COUNTS[name]
 
 
 @pytest.mark.parametrize("name", ["alexnet", "lenet", "mlp"])
-def test_flat_equals_the_module(name: NetName) -> None:
+def test_flat_equals_the_module(name: str) -> None:
     """A flat vector gives the logits of a module with those parameters."""
     config = NetConfig(name=name)
     x = random((1, 16, 16), dtype=torch.float32)
@@ -145,10 +145,7 @@ def test_flat_equals_the_module(name: NetName) -> None:
 
 def test_every_name_is_built_and_has_norms() -> None:
     """The names that a definition accepts are those that can be built."""
-    names = set(get_args(NetName))
-
-    assert {n for n in names if not n.startswith(TORCHVISION)} == set(BUILDERS)
-    assert names == set(NORMS)
+    assert {name for name in NORMS if not name.startswith(TORCHVISION)} == set(BUILDERS)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +173,7 @@ def test_defaults_follow_the_name_and_the_convnets_stay() -> None:
     assert NetConfig().model_dump_json() == '{"name":"convnet","depth":3,"width":128,"norm":"instance"}'
     assert NetConfig(depth=2).model_dump(exclude_defaults=True) == {"depth": 2}
     assert NetConfig(depth=2, norm="batch").label == "convnet-d2-batch"
-    for name in get_args(NetName):
+    for name in NORMS:
         config = NetConfig.model_validate(name)
         assert config.norm == NORMS[name][0]
         assert config.label == name

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import pytest
 import torch
 from torch import nn
@@ -11,9 +9,9 @@ from torch import nn
 from rayddl.errors import NetError
 from rayddl.nets import torchvision
 from rayddl.nets.build import TORCHVISION, build, flat, initial
-from rayddl.nets.config import NetConfig, NetName
+from rayddl.nets.config import NORMS, NetConfig
 
-NAMES = [name.removeprefix(TORCHVISION) for name in get_args(NetName) if name.startswith(TORCHVISION)]
+NAMES = [name.removeprefix(TORCHVISION) for name in NORMS if name.startswith(TORCHVISION)]
 SMALL = NetConfig(name="tv_efficientnet_b0")
 SHAPE = (3, 32, 32)
 

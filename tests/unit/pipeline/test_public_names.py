@@ -66,13 +66,14 @@ def test_plan_is_light(tmp_path: Path) -> None:
 
 def test_run_from_python(lab: Any, three: dict[str, Any], tmp_path: Path, capsys: Any) -> None:
     """A run from Python gives values, and shows nothing when asked not to."""
-    result = run(three, overrides={"first.count": 4}, out=tmp_path / "o", progress=False, kinds=lab.kinds())
+    plugin = rayddl.Plugin("lab", kinds=tuple(lab.kinds().values()))
+    result = run(three, overrides={"first.count": 4}, out=tmp_path / "o", progress=False, plugins=[plugin])
 
     assert result.summaries["first"] == {"stage": "first", "read": []}
     assert result.plan.definition.overrides == ("first.count=4",)
     assert result.report is None
     assert capsys.readouterr().out == ""
-    again = run(three, overrides=["first.count=4"], out=tmp_path / "o", kinds=lab.kinds())
+    again = run(three, overrides=["first.count=4"], out=tmp_path / "o", plugins=[plugin])
     assert set(again.endings.values()) == {"cached"}
     assert "first: cached" in capsys.readouterr().out
 

@@ -1,0 +1,137 @@
+"""Finds and loads plugins: those that are installed, and those that a caller names."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TypeAlias, TypeVar
+
+from rayddl import plugins
+from rayddl.errors import PluginError, RayddlError
+from rayddl.plugins import Plugin, sources_of
+
+GROUP = "rayddl.plugins"
+"""The entry point group of installed plugins."""
+ATTRIBUTE = "plugin"
+"""What a module calls the plugin that it declares."""
+Given: TypeAlias = Plugin | ModuleType | str
+"""A plugin, the module that declares one, or that module's name or file (``module:attribute`` for another name)."""
+_Found = TypeVar("_Found")
+
+
+def use(given: Sequence[Given] = ()) -> tuple[Plugin, ...]:
+    """Work with the installed plugins and those ``given``, and no others.
+
+    Raises :class:`PluginError` for one that cannot be loaded, and for a name that is registered twice.
+    """
+    importlib.import_module("rayddl.stages.kinds")  # with it all of rayddl's own names are declared
+    found: dict[str, Plugin] = {}
+    for plugin in (*_installed(), *(_loaded(each) for each in given)):
+        known = found.get(plugin.name)
+        if known is None or known.module is None or known.module != plugin.module:
+            # One that is installed may be named again; two of one name are refused below.
+            found[plugin.name if known is None else f"{plugin.name} "] = plugin
+    plugins.activate(tuple(found.values()))
+    return plugins.active()
+
+
+def _installed() -> list[Plugin]:
+    return [
+        _attempted(
+            f"the installed plugin {entry.name!r} ({entry.value})",
+            "repair or uninstall the package that it comes with",
+            partial(_entered, entry),
+        )
+        for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
+    ]
+
+
+def _entered(entry: EntryPoint) -> Plugin:
+    return _declared(entry.load(), entry.value, f"the installed plugin {entry.name!r}")
+
+
+def _loaded(given: Given) -> Plugin:
+    if isinstance(given, Plugin):
+        return given
+    if isinstance(given, ModuleType):
+        return _declared(given, given.__name__, f"module {given.__name__}")
+    place, _, attribute = given.partition(":")
+    where, path = f"plugin {given!r}", Path(place).expanduser()
+    is_file = path.suffix == ".py" or "/" in place or os.sep in place
+    if is_file and not (path.is_file() or (path / "__init__.py").is_file()):
+        raise PluginError(
+            f"{where}: there is no such file, nor a package in that folder (looked for {path.resolve()}); give a "
+            "Python file, a package's folder, or the name of a module"
+        )
+
+    def load() -> Plugin:
+        module = _from_file(path) if is_file else _imported(place)
+        found = getattr(module, attribute) if attribute else module
+        return _declared(found, f"{module.__name__}:{attribute}" if attribute else module.__name__, where)
+
+    return _attempted(where, "mend it, or run without it", load)
+
+
+def _attempted(where: str, hint: str, load: Callable[[], _Found]) -> _Found:
+    try:
+        return load()
+    except RayddlError:
+        raise
+    except (Exception, SystemExit) as error:  # a plugin's code raises anything
+        raise PluginError(f"{where} cannot be loaded: {type(error).__name__}: {error}; {hint}") from error
+
+
+def _declared(found: object, module: str, where: str) -> Plugin:
+    plugin = getattr(found, ATTRIBUTE, None) if isinstance(found, ModuleType) else found
+    if not isinstance(plugin, Plugin):
+        raise PluginError(f"{where} declares no plugin; write plugin = rayddl.Plugin(name=…, …) in it")
+    return replace(plugin, module=module, version=plugin.version or _hash(module))
+
+
+def _hash(module: str) -> str:
+    found = hashlib.sha256()
+    for name, path in sources_of(module).items():
+        found.update(f"{name}\n".encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+def _imported(name: str) -> ModuleType:
+    # As ``python -m`` does; last, so that nothing here hides what is installed.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    return importlib.import_module(name)
+
+
+def _from_file(path: Path) -> ModuleType:
+    """The module in a file, under a name that hides no other, or the package in a folder. Read anew if it changed."""
+    path = path.resolve()
+    if path.is_dir():
+        sys.path.append(str(path.parent))
+        module = importlib.import_module(path.name)
+        if path not in map(Path, getattr(module, "__path__", ())):
+            raise PluginError(
+                f"the package in {path} is hidden by another one called {path.name!r}; rename it"
+            )
+        return module
+    name = f"rayddl_plugin_{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}_{path.stem}".replace("-", "_")
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PluginError(f"plugin {str(path)!r} is no Python file; its name must end in .py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

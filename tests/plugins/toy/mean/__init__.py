@@ -1,0 +1,1 @@
+"""``kind: mean``: the mean image of each class."""

@@ -1,0 +1,53 @@
+"""Trials of ``kind: mean``: each makes a set, judged by short students of it."""
+
+from statistics import fmean
+
+from rayddl.data.distilled import DistilledSet
+from rayddl.stages.evaluate import protocol
+from rayddl.stages.evaluate.settings import EvaluateConfig
+from rayddl.stages.runtime.sources import publish
+from rayddl.stages.tune.stages import StageTrials
+from rayddl.stages.tune.store import MADE
+from rayddl.stages.tune.trial import HELD_OUT
+from toy.mean import stage
+
+
+def trials(config, templates, context, out):
+    """What makes the trials of a search over a mean stage."""
+    del out
+    return MeanTrials(config, templates, context, publish(context.source))
+
+
+class MeanTrials(StageTrials):
+    """Makes trials of a mean stage."""
+
+    def run(self, ticket):
+        stage.run(self.template(ticket), self.here(ticket, ticket.folder.child(MADE)))
+        return self._judged(ticket, ticket.folder, "short", range(self.config.students.seeds))
+
+    def held_out(self, ticket, seed):
+        return self._judged(ticket, ticket.folder.child(f"held-out-{seed}"), HELD_OUT, (seed,))
+
+    def _judged(self, ticket, folder, name, seeds):
+        made, asked = DistilledSet.load(ticket.folder.child(MADE).child("set")), self.config.students
+        config = EvaluateConfig(
+            kind="evaluate",
+            set=self.config.of,
+            epochs=asked.epochs,
+            seeds=len(seeds),
+            random=False,
+            compile=False,
+        )
+        context = self.here(ticket, folder)
+        config = protocol.settled(config, made, self.source, None)
+        task = protocol.Task(
+            config,
+            made,
+            self.source,
+            None,
+            context.seed_of(),
+            backend=context.backend,
+            name=name,
+            seeds=seeds,
+        )
+        return fmean(float(result["accuracy"]) for result in protocol.judge(task, folder, context.progress))
