@@ -86,7 +86,7 @@ def _selected(job: Job, label: int, features: Tensor) -> list[int]:
     if name in GREEDY:
         return GREEDY[name](features, count)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeds.derive(job.seed, "selection", job.listing.classes[label]))
+        torch.default_generator.manual_seed(seeds.derive(job.seed, "selection", job.listing.classes[label]))
         found = plugins.find("selections", name)(features, count)  # type: ignore[misc]
     order = [int(row) for row in found]
     if len(order) != count or len(set(order)) != count or not all(0 <= row < len(features) for row in order):
