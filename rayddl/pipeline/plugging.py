@@ -34,13 +34,12 @@ def use(given: Sequence[Given] = ()) -> tuple[Plugin, ...]:
     Raises :class:`PluginError` for one that cannot be loaded, and for a name that is registered twice.
     """
     importlib.import_module("rayddl.stages.kinds")  # with it all of rayddl's own names are declared
-    found: dict[str, Plugin] = {}
+    found: list[Plugin] = []
     for plugin in (*_installed(), *(_loaded(each) for each in given)):
-        known = found.get(plugin.name)
-        if known is None or known.module is None or known.module != plugin.module:
-            # One that is installed may be named again; two of one name are refused below.
-            found[plugin.name if known is None else f"{plugin.name} "] = plugin
-    plugins.activate(tuple(found.values()))
+        # One that is installed may be named again.
+        if plugin.module is None or (plugin.name, plugin.module) not in [(p.name, p.module) for p in found]:
+            found.append(plugin)
+    plugins.activate(found)
     return plugins.active()
 
 

@@ -92,7 +92,9 @@ cluster = SimpleNamespace(
 )
 
 if __name__ == "__main__":
+    judge = KINDS["evaluate"]
     KINDS.clear()
+    KINDS["evaluate"] = judge
     KINDS["make"] = FakeKind("make", MakeConfig, needs_ray=False, work=make)
     KINDS["use"] = FakeKind("use", UseConfig, needs_ray=False, work=use)
     sys.modules["rayddl.stages.evaluate.stage"] = SimpleNamespace(evaluate_set=evaluate_set)  # type: ignore[assignment]

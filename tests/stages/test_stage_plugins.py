@@ -31,7 +31,10 @@ DEFINITION = {
         "mean": {"kind": "mean"},
         "picked": {"kind": "coreset", "method": "largest", "ipc": 1},
         "teacher": {"kind": "teacher", "net": "tiny", "epochs": 2, "compile": False},
-        "judged": {"kind": "evaluate", "set": "mean", "nets": ["tiny"], "seeds": 2, "epochs": 30, "compile": False},
+        "judged": {
+            "kind": "evaluate", "set": "mean", "nets": ["tiny"], "seeds": 2, "epochs": 30, "lr": 0.1, "augment": "none",
+            "compile": False,
+        },
         "taught": {
             "kind": "evaluate", "set": "picked", "nets": ["tiny"], "observer": "teacher", "loss": "confident",
             "seeds": 1, "epochs": 2, "compile": False,

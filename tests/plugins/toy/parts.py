@@ -14,13 +14,13 @@ def tiny(num_classes, channels, size):
 
 
 class Stripes(torch.utils.data.Dataset):
-    """Grey images of 8 x 8 pixels with noise, striped one way or the other."""
+    """Grey images of 8 x 8 pixels with noise, with stripes of two pixels one way or the other."""
 
     classes = ("rows", "columns")
 
     def __init__(self, count, seed):
         generator = torch.Generator().manual_seed(seed)
-        base = (torch.arange(8) % 2).float().expand(8, 8)
+        base = (torch.arange(8) // 2 % 2).float().expand(8, 8)
         noise = torch.rand(count, 8, 8, generator=generator)
         self.images = [0.6 * (base.T if i % 2 == 0 else base) + 0.4 * noise[i] for i in range(count)]
 
