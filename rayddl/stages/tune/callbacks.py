@@ -78,6 +78,11 @@ class Watch(Callback):
         best = best_of(work.search, self.rows.values())
         self._kept = best.number if best else 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune stores its callbacks for a restart of its own, which is never used. A display with an open file, such as
+        # that of `--json`, could not be stored.
+        return {}
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended by itself or was stopped by the scheduler."""
         self._end(trial, "stopped")
