@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -201,9 +202,10 @@ def test_experts_are_varied_and_shared(stages, tmp_path):
 
 @dataclass
 class _Look:
-    """A progress that looks at something whenever it is told anything."""
+    """A progress that looks at something at every update. Like a display's, its file cannot be pickled."""
 
     look: Any
+    file: Any = field(default_factory=lambda: open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
     def update(self, done: float, total: float, metric: str = "") -> None:
         del done, total, metric
