@@ -16,13 +16,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from rayddl.version import __version__
+
 if TYPE_CHECKING:
     from rayddl.data.distilled import DistilledSet
     from rayddl.pipeline.api import plan, run
     from rayddl.pipeline.comparing import compare
     from rayddl.pipeline.sets import load_set
-
-__version__ = "0.1.0"
 
 __all__ = ["DistilledSet", "__version__", "compare", "load_set", "plan", "run"]
 
