@@ -19,7 +19,7 @@ from torch import Tensor
 from rayddl import seeds
 from rayddl.methods.trajectories import files
 from rayddl.methods.trajectories.convex import convexify
-from rayddl.methods.trajectories.expert import Training, train_expert
+from rayddl.methods.trajectories.expert import Training
 from rayddl.nets.build import initial
 from rayddl.stages.experts import stage as experts
 from rayddl.stages.experts import worker as expertwork
@@ -30,6 +30,7 @@ from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.runtime.sources import fit_space, publish
 from rayddl.stages.settings import without_resources
 from rayddl.storage import Folder
+from tests.experts import train_expert
 
 pytestmark = pytest.mark.ray
 

@@ -12,11 +12,12 @@ from rayddl.data.config import AUGMENTATIONS
 from rayddl.data.pixels import augment
 from rayddl.methods.matching.gradient import MODES, MetaGradient, StudentRun
 from rayddl.methods.training.steps import make_steps, steps_for
-from rayddl.methods.trajectories.expert import Images, Training, train_expert, training_steps
+from rayddl.methods.trajectories.expert import Images, Training, training_steps
 from rayddl.methods.trajectories.interleave import Lanes
 from rayddl.methods.trajectories.settings import ExpertSettings
 from rayddl.nets.build import flat, initial
 from rayddl.nets.config import NetConfig
+from tests.experts import train_expert
 
 SHAPE, CLASSES, COUNT = (3, 16, 16), 4, 8
 NET = NetConfig(depth=2, width=8)

@@ -15,7 +15,6 @@ from rayddl.data.pixels import augment
 from rayddl.data.pixels.space import PixelSpace
 from rayddl.methods.training.metrics import accuracy
 from rayddl.methods.training.steps import Steps, one_hot, sgd
-from rayddl.methods.trajectories.interleave import Lanes
 from rayddl.methods.trajectories.settings import ExpertSettings
 from rayddl.seeds import generator
 
@@ -75,28 +74,6 @@ def load_training(data: bytes) -> Training:
     return Training(tuple(tensors["snapshots"]), tensors.get("velocity"), history, tensors.get("statistics"))
 
 
-def train_expert(
-    steps: Steps,
-    settings: ExpertSettings,
-    start: Training | Tensor,
-    train: Images,
-    test: Images,
-    classes: int,
-    seed: int,
-    on_epoch: Callable[[Training], None] = lambda _: None,
-) -> Training:
-    """Train from parameters ``[P]``, or go on from an unfinished training, to ``settings.length``.
-
-    ``seed`` is the expert's own. ``on_epoch`` sees the training after every epoch.
-    """
-    going = training_steps(steps, settings, start, train, test, classes, seed, on_epoch)
-    lanes: Lanes[Training] = Lanes([going], train.x.device)
-    ended: list[tuple[int, Training]] = []
-    while not ended:
-        ended = lanes.turn()
-    return ended[0][1]
-
-
 def training_steps(
     steps: Steps,
     settings: ExpertSettings,
@@ -107,7 +84,11 @@ def training_steps(
     seed: int,
     on_epoch: Callable[[Training], None] = lambda _: None,
 ) -> Generator[None, None, Training]:
-    """:func:`train_expert`, pausing after every SGD step; it returns the training."""
+    """Train from parameters ``[P]``, or go on from an unfinished training, to ``settings.length``.
+
+    Pauses after every SGD step, and returns the training. ``seed`` is the expert's own. ``on_epoch`` gets the
+    training after every epoch.
+    """
     if isinstance(start, Tensor):
         statistics = steps.fresh_statistics(train.x.device)
         tested = _tested(start.to(train.x.device), statistics)

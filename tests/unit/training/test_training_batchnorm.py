@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from rayddl.methods.training.hard import Protocol, train_student
 from rayddl.methods.training.metrics import accuracy
 from rayddl.methods.training.steps import make_steps
-from rayddl.methods.trajectories.expert import Images, load_training, train_expert
+from rayddl.methods.trajectories.expert import Images, load_training
 from rayddl.methods.trajectories.settings import ExpertSettings
 from rayddl.nets.build import build, flat, initial
 from rayddl.nets.config import NetConfig
 from rayddl.seeds import generator
+from tests.experts import train_expert
 
 CONFIG, SHAPE, CLASSES = NetConfig(depth=2, width=4, norm="batch"), (1, 8, 8), 3
 STEPS = make_steps(flat(CONFIG, SHAPE, CLASSES), compile_=False)

@@ -10,11 +10,12 @@ from torch.func import functional_call
 from rayddl.methods.training.hard import Protocol, train_student, train_together
 from rayddl.methods.training.metrics import accuracy
 from rayddl.methods.training.steps import make_steps, one_hot
-from rayddl.methods.trajectories.expert import Images, load_training, train_expert
+from rayddl.methods.trajectories.expert import Images, load_training
 from rayddl.methods.trajectories.settings import ExpertSettings
 from rayddl.nets.build import build, flat, initial
 from rayddl.nets.config import NetConfig
 from rayddl.seeds import derive, generator
+from tests.experts import train_expert
 
 CONFIG, SHAPE, CLASSES = NetConfig(depth=1, width=4), (1, 8, 8), 3
 STEPS = make_steps(flat(CONFIG, SHAPE, CLASSES), compile_=False)
