@@ -14,7 +14,7 @@ from rayddl.errors import StageError
 from rayddl.jobs.client import Job
 from rayddl.pipeline.browse.listing import age
 from rayddl.pipeline.display import pace
-from rayddl.pipeline.display.tables import rows_table
+from rayddl.pipeline.tables import rows_table
 
 
 def command(verb: str, job: str, address: str | None) -> str:

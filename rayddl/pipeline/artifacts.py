@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-import rayddl
 from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError
 from rayddl.stages.context import Input
 from rayddl.storage import Folder
+from rayddl.version import __version__, installed
 
 FORMAT = 1
 """The version of the manifest's layout."""
@@ -142,7 +141,7 @@ def _manifest(folder: Folder) -> dict[str, Any]:
         made_by = manifest.get("versions", {}).get("rayddl", "a newer one")
         raise ArtifactError(
             f"{where} has format {manifest['format']}, written by rayddl {made_by}; this rayddl "
-            f"({rayddl.__version__}) reads formats up to {FORMAT}: upgrade rayddl, or choose another --out"
+            f"({__version__}) reads formats up to {FORMAT}: upgrade rayddl, or choose another --out"
         )
     missing = [key for key in _KEYS if key not in manifest]
     if missing:
@@ -185,7 +184,7 @@ def _entry(folder: Folder, name: str, size: int) -> dict[str, Any]:
 
 def _versions() -> dict[str, str | None]:
     return {
-        "rayddl": rayddl.__version__,
+        "rayddl": __version__,
         "python": platform.python_version(),
         **{name: installed(name) for name in ("torch", "ray")},
     }
@@ -194,11 +193,3 @@ def _versions() -> dict[str, str | None]:
 def ordered_json(value: Any) -> bytes:
     """JSON whose keys stay in their order: a table's columns and a definition's stages have one."""
     return json.dumps(value, indent=1, allow_nan=False).encode() + b"\n"
-
-
-def installed(name: str) -> str | None:
-    """The version of an installed distribution, without importing it."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

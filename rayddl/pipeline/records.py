@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Literal, TypeAlias
 
-import rayddl
 from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError
 from rayddl.pipeline.artifacts import FORMAT, Artifact, ordered_json
 from rayddl.pipeline.plan import Plan
 from rayddl.storage import Folder
+from rayddl.version import __version__
 
 SUFFIX = ".run.json"
 
@@ -63,7 +63,7 @@ class Record:
         definition = self.plan.definition
         value = {
             "format": FORMAT,
-            "rayddl": rayddl.__version__,
+            "rayddl": __version__,
             "name": definition.name,
             "file": definition.file,
             "overrides": list(definition.overrides),

@@ -9,12 +9,12 @@ from importlib import metadata
 import numpy as np
 import pyarrow as pa
 
-import rayddl
 from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError
 from rayddl.report.values import Columns, Pictures, Stage
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Input
+from rayddl.version import __version__
 
 PAGE = "report.html"
 """The file of a stage that writes a page."""
@@ -67,4 +67,4 @@ def columns(found: Input, name: str, wanted: Iterable[str]) -> Columns:
 def versions() -> dict[str, str]:
     """What a page was made with."""
     packages = {name: metadata.version(name) for name in ("torch", "ray", "numpy")}
-    return {"rayddl": rayddl.__version__, **packages, "python": platform.python_version()}
+    return {"rayddl": __version__, **packages, "python": platform.python_version()}

@@ -18,6 +18,7 @@ from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from rayddl import sealed
+from rayddl.data.pixels.space import Normalise
 from rayddl.errors import ArtifactError
 from rayddl.methods.training.input_spec import Frame, Shape
 from rayddl.nets.build import build
@@ -64,6 +65,12 @@ class Observer:
     def frame(self) -> Frame:
         """What it is shown."""
         return Frame(self.shape, self.mean, self.std)
+
+    @property
+    def space(self) -> Normalise:
+        """The pixel space of its input."""
+        mean, std = (torch.tensor(values, dtype=torch.float64) for values in (self.mean, self.std))
+        return Normalise(self.shape, mean, std)
 
     def on(self, device: torch.device, precision: str = "fp32") -> Observer:
         """A copy on ``device``, channels last, whose convolutions are computed in ``precision``."""

@@ -63,7 +63,7 @@ class Index:
             "classes": list(self.classes),
             "frame": {"shape": list(frame.shape), "mean": list(frame.mean), "std": list(frame.std)},
             # Labels are stored of augmented views: without augmentation there is nothing to store.
-            "protocol": {f.name: getattr(protocol, f.name) for f in fields(protocol) if f.name != "plain"},
+            "protocol": protocol.model_dump(exclude={"plain"}),
             "images": self.images,
             "count": self.count,
             "epochs_a_part": self.epochs_a_part,

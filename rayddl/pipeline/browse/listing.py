@@ -15,8 +15,8 @@ from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import artifacts, records
 from rayddl.pipeline.display import pace
-from rayddl.pipeline.display.tables import rows_table
 from rayddl.pipeline.plan import SHOWN_DIGITS
+from rayddl.pipeline.tables import rows_table
 from rayddl.storage import Folder
 
 _STAGE_FOLDER = re.compile(rf"(?P<stage>[a-z][a-z0-9_-]*)-[0-9a-f]{{{SHOWN_DIGITS}}}")

@@ -16,8 +16,8 @@ from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import artifacts, records
 from rayddl.pipeline.artifacts import Artifact
 from rayddl.pipeline.display import pace
-from rayddl.pipeline.display.tables import places_table, rows_table
 from rayddl.pipeline.sets import SET_FILE, find_record
+from rayddl.pipeline.tables import places_table, rows_table
 from rayddl.storage import Folder
 
 

@@ -15,8 +15,8 @@ from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import artifacts, records
 from rayddl.pipeline.browse.listing import age
 from rayddl.pipeline.display import pace
-from rayddl.pipeline.display.tables import rows_table
 from rayddl.pipeline.sets import find_record
+from rayddl.pipeline.tables import rows_table
 from rayddl.storage import Folder
 
 SILENT_SECONDS = 120.0

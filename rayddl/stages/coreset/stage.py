@@ -15,7 +15,7 @@ from torch.nn.utils import vector_to_parameters
 from rayddl import seeds
 from rayddl.data.config import DSA
 from rayddl.data.distilled import LR_STUDENT, DistilledSet
-from rayddl.data.pixels.space import Normalise, PixelSpace
+from rayddl.data.pixels.space import PixelSpace
 from rayddl.data.sources import picking
 from rayddl.data.sources import registry as sources
 from rayddl.data.sources.listing import Listing
@@ -121,9 +121,8 @@ def _streamed(listing: Listing, observer: Observer, stage: str) -> _Given:
             f"the observer of {stage!r} takes {observer.shape[1]} x {observer.shape[2]} pixels; images are cut "
             "square here. Set source.size, and train it on square images."
         )
-    mean, std = (torch.tensor(v, dtype=torch.float64) for v in (observer.mean, observer.std))
-    space = Normalise(observer.shape, mean, std)
-    return _Given(listing, space, Features(partial(_framed, observer.frame), observer.module), observer.net)
+    features = Features(partial(_framed, observer.frame), observer.module)
+    return _Given(listing, observer.space, features, observer.net)
 
 
 def _framed(frame: Frame, images: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rayddl import seeds
 from rayddl.data.pixels.cutting import opened
-from rayddl.data.pixels.decode import read_image
+from rayddl.data.pixels.decode import read_image, reason
 from rayddl.data.sources import picking
 from rayddl.data.sources.listing import Blob, Listing
 from rayddl.methods.selection.features import BATCH, Features
@@ -170,16 +170,12 @@ def _read(job: Job, positions: NDArray[np.int64]) -> Iterator[tuple[int, Tensor 
 
 def _image(blob: Blob, shape: tuple[int, int, int]) -> Tensor | str:
     if isinstance(blob, Exception):
-        return _reason(blob)
+        return reason(blob)
     try:
         pixels = blob if isinstance(blob, np.ndarray) else _channels_first(read_image(blob, shape[1]))
         return opened(pixels, shape[0]).pixels(1)[0].contiguous()
     except Exception as error:  # a broken file raises anything from the parser it meets
-        return _reason(error)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        return reason(error)
 
 
 def _channels_first(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -7,18 +7,16 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from rayddl.methods.training.settings import HARD_BATCH, HARD_EPOCHS, StudentSettings
 from rayddl.nets.config import NetConfig
 from rayddl.stages.settings import NetStageConfig, Reads, StageConfig
 
-HARD_EPOCHS = 1000
-HARD_BATCH = 256
-SOFT_EPOCHS = 300
 NO_OBSERVER = (
     "soft labels come from an observer: set observer to the name of a teacher stage, or protocol: hard"
 )
 
 
-class EvaluateConfig(NetStageConfig):
+class EvaluateConfig(StudentSettings, NetStageConfig):
     """Students trained on the distilled set, beside random real images."""
 
     produces: ClassVar[str] = "judgement"
@@ -38,20 +36,12 @@ class EvaluateConfig(NetStageConfig):
     """Networks to train; default: the one that the set was made with."""
     seeds: int = Field(default=5, ge=1)
     """Students per net and set."""
-    epochs: int | None = Field(default=None, ge=1)
-    """Default: 1000 for ``hard``, 300 for ``soft``."""
-    lr: float | None = Field(default=None, gt=0)
-    """Learning rate. Default for ``hard``: the set's own for the set, the same for random images; for
-    ``soft`` what is published for the student, mostly 0.001."""
     lr_grid: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, min_length=2)
     """Rates to try, in place of ``lr``: for each net and each kind of data, one student for each rate is judged on
     a part of the train split, which it is not taught, and the best rate is taken. The held-out images have no
     say in it."""
     grid_images: float = Field(default=0.1, gt=0, lt=1)
     """Share of the train split that rates of ``lr_grid`` are judged on."""
-    batch: int | None = Field(default=None, ge=1)
-    """Default: 256 for ``hard``; for ``soft`` 10, 50 or 100 from IPC 1, 10 or 50 on, twice that from 100
-    classes on, at most the whole set."""
     random: bool = True
     """Also train on as many random real images, a fresh draw per seed."""
     whole: bool = False

@@ -8,13 +8,14 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from rayddl.config import OnDisk
+from rayddl.methods.trajectories.settings import ExpertSettings
 from rayddl.nets.config import NetConfig
 from rayddl.stages.settings import NetStageConfig, StageConfig
 
 CONVEX_EPOCHS = 50
 
 
-class ExpertsConfig(NetStageConfig):
+class ExpertsConfig(ExpertSettings, NetStageConfig):
     """Trajectories of networks trained on the real images (MTT section 3.1)."""
 
     produces: ClassVar[str] = "experts"
@@ -26,17 +27,10 @@ class ExpertsConfig(NetStageConfig):
     They must come from the definition's source in its pixel space; settings of training do not apply."""
     count: int = Field(default=100, ge=1)
     """Experts to train; of imported ones the largest number to take."""
-    epochs: int | None = Field(default=None, ge=1)
-    """E: epochs of each expert. Default: 50 for ``keep: convex``, whose end point is the last epoch;
-    for ``keep: all`` the ``max_start_epoch + expert_epochs`` of the stages that read it."""
     keep: Literal["convex", "all"] = "convex"
     """``convex``: waypoints and the step table (MCT). ``all``: a snapshot per epoch (MTT)."""
     waypoints: tuple[int, ...] | None = None
     """Epochs of the waypoints when ``keep: convex``; default ``[0, epochs]``."""
-    lr: float = Field(default=0.01, gt=0)
-    momentum: float = Field(default=0.0, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)
-    batch: int = Field(default=256, ge=1)
     disk: Literal["float32", "bfloat16"] = "float32"
     """The type parameters are stored in."""
     cuda_graphs: bool = False
@@ -72,12 +66,6 @@ class ExpertsConfig(NetStageConfig):
         """The experts' own."""
         del stages
         return self.net
-
-    @property
-    def length(self) -> int:
-        """Epochs, once :meth:`resolved` has filled them in."""
-        assert self.epochs is not None
-        return self.epochs
 
     def resolved(self, readers: Sequence[StageConfig]) -> ExpertsConfig:
         """With ``epochs`` filled in. How long imported experts are is seen when they are read."""

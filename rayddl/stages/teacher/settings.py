@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from rayddl.config import OnDisk
+from rayddl.methods.training.settings import TeacherSettings
 from rayddl.nets.config import NetConfig
 from rayddl.stages.runtime import sizes
 from rayddl.stages.runtime.capacity import Capacity
@@ -18,7 +19,7 @@ DEFAULT = "DEFAULT"
 AS_SOURCE = "source"
 
 
-class TeacherConfig(NetStageConfig):
+class TeacherConfig(TeacherSettings, NetStageConfig):
     """An observer: a network trained on the real images, or one that is trained already (RDED)."""
 
     produces: ClassVar[str] = "teacher"
@@ -26,18 +27,6 @@ class TeacherConfig(NetStageConfig):
 
     kind: Literal["teacher"]
     net: NetConfig = NetConfig()
-    epochs: int = Field(default=50, ge=1)
-    lr: float = Field(default=0.05, gt=0)
-    """The highest learning rate: after the warm-up, from where it follows a cosine down to 0."""
-    warmup: float = Field(default=5.0, ge=0)
-    """Epochs of warm-up; a fifth of all where that is less."""
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=5e-4, ge=0)
-    batch: int = Field(default=128, ge=2)
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    augment: str = "crop_flip"
-    """Augmentations joined by ``_``, or ``none``; a teacher's batches get all of them, one after the other.
-    ``crop`` shifts by up to an eighth of a side."""
     weights: Annotated[str | None, OnDisk((DEFAULT,))] = Field(default=None, min_length=1)
     """``DEFAULT``: torchvision's weights of ``net``. Otherwise the path or URI of a state dict, ``.pt``,
     ``.pth`` or ``.safetensors``; settings of training do not apply."""

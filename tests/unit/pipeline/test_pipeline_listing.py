@@ -12,8 +12,8 @@ import pytest
 from rayddl.errors import ArtifactError, StageError, UserError
 from rayddl.pipeline.browse.listing import age, listing
 from rayddl.pipeline.browse.show import inspect
-from rayddl.pipeline.display.tables import as_text
 from rayddl.pipeline.sets import find_set
+from rayddl.pipeline.tables import as_text
 from rayddl.stages.context import Result
 
 

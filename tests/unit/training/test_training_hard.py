@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,10 +10,12 @@ from torch.func import functional_call
 from rayddl.methods.training.hard import Protocol, train_student, train_together
 from rayddl.methods.training.metrics import accuracy
 from rayddl.methods.training.steps import make_steps, one_hot
-from rayddl.methods.trajectories.expert import Images, Recipe, load_training, train_expert
+from rayddl.methods.trajectories.expert import Images, load_training
+from rayddl.methods.trajectories.settings import ExpertSettings
 from rayddl.nets.build import build, flat, initial
 from rayddl.nets.config import NetConfig
 from rayddl.seeds import derive, generator
+from tests.experts import train_expert
 
 CONFIG, SHAPE, CLASSES = NetConfig(depth=1, width=4), (1, 8, 8), 3
 STEPS = make_steps(flat(CONFIG, SHAPE, CLASSES), compile_=False)
@@ -33,7 +33,7 @@ def vector(net: nn.Module) -> Tensor:
 def test_student_equals_torchs_sgd() -> None:
     """The hard protocol is torch.optim.SGD with the rate cut and momentum fresh after the middle."""
     x, y = data(6)
-    protocol = Protocol(epochs=6, lr=0.1, augment=(), batch=4)
+    protocol = Protocol(epochs=6, lr=0.1, augment="none", batch=4)
     actual = train_student(STEPS, protocol, initial(CONFIG, SHAPE, CLASSES, seed=1), x, y, CLASSES, seed=5)
 
     net, draws, lr = build(CONFIG, SHAPE, CLASSES, seed=1), generator(5, "student"), 0.1
@@ -55,7 +55,7 @@ def test_student_equals_torchs_sgd() -> None:
 def test_student_learns_soft_labels() -> None:
     """Probabilities as labels give the gradient of the soft cross-entropy."""
     x, y = data(6)
-    protocol = Protocol(epochs=3, lr=0.1, augment=())
+    protocol = Protocol(epochs=3, lr=0.1, augment="none")
     start = initial(CONFIG, SHAPE, CLASSES, seed=1)
 
     hard = train_student(STEPS, protocol, start, x, y, CLASSES, seed=5)
@@ -75,7 +75,7 @@ def test_students_side_by_side_are_the_ones_trained_alone(net: NetConfig) -> Non
     images = [torch.randn(7, *shape, generator=draws) for _ in range(3)]
     labels = [torch.randint(CLASSES, (7,), generator=draws) for _ in range(3)]
     starts = torch.stack([initial(net, shape, CLASSES, seed=s) for s in range(3)])
-    protocol = Protocol(epochs=5, lr=0.05, augment=("flip", "crop", "color"), batch=4)
+    protocol = Protocol(epochs=5, lr=0.05, augment="flip_crop_color", batch=4)
     seeds = [11, 12, 13]
 
     found = train_together(steps, protocol, starts, images, labels, CLASSES, seeds)
@@ -101,13 +101,21 @@ def test_accuracy_counts_hits_over_any_batches() -> None:
 def test_expert_is_the_same_however_it_is_interrupted(momentum: float) -> None:
     """An expert resumed from bytes after every epoch equals one trained at a stretch, bit for bit."""
     train, test = Images(*data(50)), Images(*data(20, seed=1))
-    recipe = Recipe(4, 0.05, momentum, 1e-4, 16, ("flip", "crop"))
+    settings = ExpertSettings(
+        epochs=4, lr=0.05, momentum=momentum, weight_decay=1e-4, batch=16, augment="flip_crop"
+    )
     start = initial(CONFIG, SHAPE, CLASSES, seed=2)
-    whole = train_expert(STEPS, recipe, start, train, test, CLASSES, seed=9)
-    part = train_expert(STEPS, replace(recipe, epochs=1), start, train, test, CLASSES, seed=9)
+    whole = train_expert(STEPS, settings, start, train, test, CLASSES, seed=9)
+    part = train_expert(STEPS, settings.model_copy(update={"epochs": 1}), start, train, test, CLASSES, seed=9)
     for epochs in (2, 3, 4):
         part = train_expert(
-            STEPS, replace(recipe, epochs=epochs), load_training(part.dump()), train, test, CLASSES, seed=9
+            STEPS,
+            settings.model_copy(update={"epochs": epochs}),
+            load_training(part.dump()),
+            train,
+            test,
+            CLASSES,
+            seed=9,
         )
 
     assert len(whole.snapshots) == 5
@@ -119,9 +127,9 @@ def test_expert_is_the_same_however_it_is_interrupted(momentum: float) -> None:
 def test_expert_epoch_equals_torchs_sgd() -> None:
     """An expert's epoch is plain SGD over a permutation of the images, the odd last batch included."""
     x, y = data(20)
-    recipe = Recipe(1, 0.1, 0.0, 0.0, 8, ())
+    settings = ExpertSettings(epochs=1, lr=0.1, batch=8, augment="none")
     expert = train_expert(
-        STEPS, recipe, initial(CONFIG, SHAPE, CLASSES, seed=2), Images(x, y), Images(x, y), CLASSES, 3
+        STEPS, settings, initial(CONFIG, SHAPE, CLASSES, seed=2), Images(x, y), Images(x, y), CLASSES, 3
     )
 
     net = build(CONFIG, SHAPE, CLASSES, seed=2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -270,7 +269,7 @@ def test_altered_or_foreign_labels_are_refused(tmp_path: Path, monkeypatch: pyte
 
 def test_the_index_says_everything_again(tmp_path: Path) -> None:
     """What describes the labels comes back equal from JSON."""
-    index = Index.of(pixels(), CLASSES, FRAME, replace(PROTOCOL, cutmix=False, lr=0.5))
+    index = Index.of(pixels(), CLASSES, FRAME, PROTOCOL.model_copy(update={"cutmix": False, "lr": 0.5}))
     folder = Folder(str(tmp_path))
     folder.write_json("x.json", index.to_json())
     assert Index.from_json(folder.read_json("x.json")) == index

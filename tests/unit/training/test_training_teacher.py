@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from rayddl.data.pixels import augment
 from rayddl.methods.training.input_spec import Frame
+from rayddl.methods.training.settings import TeacherSettings
 from rayddl.methods.training.soft import Manner
-from rayddl.methods.training.teacher import Recipe, TeacherTraining, Verdict, predictions, share_right
+from rayddl.methods.training.teacher import TeacherTraining, Verdict, predictions, share_right
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
 from rayddl.seeds import generator
@@ -19,7 +20,7 @@ from rayddl.seeds import generator
 NET, SHAPE, CLASSES = NetConfig(depth=1, width=4, norm="batch"), (1, 8, 8), 3
 FRAME = Frame(SHAPE, (0.3,), (0.4,))
 MANNER = Manner(torch.device("cpu"))
-RECIPE = Recipe(epochs=3, lr=0.1, batch=4, warmup=1.0, label_smoothing=0.1)
+SETTINGS = TeacherSettings(epochs=3, lr=0.1, batch=4, warmup=1.0, label_smoothing=0.1)
 
 
 def data(count: int = 10) -> tuple[Tensor, Tensor]:
@@ -33,7 +34,7 @@ def network() -> nn.Module:
 
 
 def training(count: int = 10) -> TeacherTraining:
-    return TeacherTraining(network(), RECIPE, FRAME, *data(count), MANNER, seed=7)
+    return TeacherTraining(network(), SETTINGS, FRAME, *data(count), MANNER, seed=7)
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
@@ -56,7 +57,7 @@ def test_a_teacher_equals_torchs_sgd() -> None:
             for name in ("crop", "flip"):
                 x = augment.apply(x, augment.draw((name,), tuple(x.shape), draws))
             for group in sgd.param_groups:
-                group["lr"] = RECIPE.lr_at(at, 3)
+                group["lr"] = SETTINGS.lr_at(at, 3)
             sgd.zero_grad()
             criterion(net(x), labels[picked]).backward()
             sgd.step()
@@ -67,8 +68,8 @@ def test_a_teacher_equals_torchs_sgd() -> None:
 
 def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
     """Warm-up to the highest rate, then torch's cosine over what is left, to almost nothing."""
-    recipe = Recipe(epochs=20, lr=0.2, warmup=2.0)
-    rates = [recipe.lr_at(step, 10) for step in range(200)]
+    settings = TeacherSettings(epochs=20, lr=0.2, warmup=2.0)
+    rates = [settings.lr_at(step, 10) for step in range(200)]
     assert rates[:20] == pytest.approx([0.2 * (s + 1) / 21 for s in range(20)])
     assert rates[20] == 0.2
     optimiser = torch.optim.SGD([torch.zeros(1)], lr=0.2)
@@ -77,7 +78,7 @@ def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
         assert rate == pytest.approx(schedule.get_last_lr()[0], abs=1e-9)
         optimiser.step()
         schedule.step()
-    assert Recipe(epochs=5, lr=1.0, warmup=9.0).lr_at(10, 10) == 1.0
+    assert TeacherSettings(epochs=5, lr=1.0, warmup=9.0).lr_at(10, 10) == 1.0
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5])
