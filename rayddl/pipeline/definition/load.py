@@ -32,13 +32,22 @@ _RESERVED = ("name", "seed", "source", "stages", "description", "extends")
 
 
 class Top(Config):
-    """The keys of a definition beside ``extends``."""
+    """The keys of a definition. Besides them, ``extends: FILE`` takes another definition as the base of this
+    one.
+    """
 
     name: str
+    """Names the run and its record: small letters, digits, ``.``, ``_`` and ``-``, a letter or digit
+    first."""
     seed: int = Field(default=0, ge=0)
+    """Seed of everything random; stages derive their own from it."""
     source: SourceConfig
+    """The real images."""
     stages: dict[str, Any] = Field(min_length=1)
+    """The stages: a name of your choice for each, with its settings. A stage that names another one reads
+    it."""
     description: str | None = None
+    """Free text about the run."""
 
     @field_validator("name")
     @classmethod

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from rayddl.pipeline.definition.problems import Key, shown, suggestion
 
-_SIMPLE = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+_SIMPLE = {int: "an integer", float: "a number", bool: "true or false", str: "text", Any: "any value"}
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 _NOT = {
     "int": "is not a whole number",

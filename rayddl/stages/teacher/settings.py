@@ -19,44 +19,51 @@ AS_SOURCE = "source"
 
 
 class TeacherConfig(NetStageConfig):
-    """An observer: a network trained on the real images, or one that is trained already (RDED)."""
+    """An observer: a network trained on the real images, or a pretrained one (RDED)."""
 
     produces: ClassVar[str] = "teacher"
     tunable: ClassVar[Tunable | None] = Tunable({"accuracy": "max"}, "rayddl.stages.teacher.trials:trials")
 
     kind: Literal["teacher"]
     net: NetConfig = NetConfig()
+    """The observer's network."""
     epochs: int = Field(default=50, ge=1)
+    """Epochs of training."""
     lr: float = Field(default=0.05, gt=0)
-    """The highest learning rate: after the warm-up, from where it follows a cosine down to 0."""
+    """The highest learning rate, reached after the warm-up; from there it follows a cosine down to 0."""
     warmup: float = Field(default=5.0, ge=0)
-    """Epochs of warm-up; a fifth of all where that is less."""
+    """Epochs of linear warm-up, at most a fifth of ``epochs``."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of SGD."""
     weight_decay: float = Field(default=5e-4, ge=0)
+    """Weight decay of SGD."""
     batch: int = Field(default=128, ge=2)
+    """Real images in one step."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Label smoothing of the cross-entropy."""
     augment: str = "crop_flip"
-    """Augmentations joined by ``_``, or ``none``; a teacher's batches get all of them, one after the other.
-    ``crop`` shifts by up to an eighth of a side."""
+    """Augmentations joined by ``_``, or ``none``; all of them are applied to every batch, one after the
+    other. ``crop`` shifts by up to an eighth of a side."""
     weights: Annotated[str | None, OnDisk((DEFAULT,))] = Field(default=None, min_length=1)
     """``DEFAULT``: torchvision's weights of ``net``. Otherwise the path or URI of a state dict, ``.pt``,
-    ``.pth`` or ``.safetensors``; settings of training do not apply."""
+    ``.pth`` or ``.safetensors``; settings of training do not apply. Default: train here."""
     download: bool = False
-    """Fetch ``weights: DEFAULT`` where torch hub's cache lacks them."""
+    """Fetch ``weights: DEFAULT`` if torch hub's cache lacks them."""
     classes: Annotated[tuple[str, ...] | str | None, OnDisk((AS_SOURCE,))] = None
-    """What the outputs of ``weights`` stand for, in order: a list of names, the path of a text file with a
+    """The classes of the outputs of ``weights``, in order: a list of names, the path of a text file with a
     line per output (several names with tabs between, any of which may match) or of a JSON file; ``source``
-    for the source's classes in its order. Default: torchvision's names for its own weights."""
+    for the source's classes in their order. Default: torchvision's names for its own weights."""
     size: int | None = Field(default=None, ge=4)
-    """Side in pixels of what a ready network sees; default: what torchvision says, else the source's."""
+    """Side in pixels of a pretrained network's input. Default: torchvision's, else the source's."""
     mean: tuple[float, ...] | None = None
-    """Per channel, of pixels in 0..1, as the ready network was trained with; default: what torchvision
-    says, else the source's."""
+    """Per-channel mean, of pixels in 0..1, with which a pretrained network was trained. Default:
+    torchvision's, else the source's."""
     std: tuple[float, ...] | None = None
+    """Per-channel standard deviation, as for ``mean``."""
     check_sample: int = Field(default=10_000, ge=1)
-    """Held-out images that the accuracy is measured on: all of them, or so many drawn at random."""
+    """Held-out images on which the accuracy is measured, drawn at random if there are more."""
     allow_weak: bool = False
-    """Accept a teacher that all but guesses."""
+    """Accept a teacher that is hardly better than guessing."""
 
     def network(self, stages: Mapping[str, StageConfig]) -> NetConfig:
         """The observer's own."""
