@@ -32,10 +32,11 @@ def submitted(job: str, out: str, address: str | None) -> str:
 def refuse_failed(job: Job) -> None:
     """Raise :class:`StageError` for a job that did not succeed."""
     if job.state == "STOPPED":
-        raise StageError(f"the job {job.id} was stopped; what it did so far is kept")
+        raise StageError(f"the job {job.id} was stopped; what it did so far is kept", code="job-stopped")
     if job.state != "SUCCEEDED":
         raise StageError(
-            f"the job {job.id} failed: {_last_line(job.message)} Its log says more: rayddl logs {job.id}"
+            f"the job {job.id} failed: {_last_line(job.message)} Its log says more: rayddl logs {job.id}",
+            code="job-failed",
         )
 
 

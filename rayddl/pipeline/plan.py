@@ -174,5 +174,6 @@ def _check_readable(out: Folder) -> None:
     except (OSError, ValueError) as error:
         raise UserError(
             f"--out {scrub(str(out))!r} cannot be read: {scrub(str(error))}; "
-            "give a folder, or a URI such as s3://bucket/runs"
+            "give a folder, or a URI such as s3://bucket/runs",
+            code="out-unreadable",
         ) from error

@@ -85,14 +85,15 @@ def read(out: Folder, file: str) -> Mapping[str, Any]:
     try:
         value = out.read_json(file)
     except FileNotFoundError:
-        raise ArtifactError(f"there is no run record {where}") from None
+        raise ArtifactError(f"there is no run record {where}", code="no-run-record") from None
     except ValueError as error:
-        raise ArtifactError(f"{where} is not JSON: {error}") from error
+        raise ArtifactError(f"{where} is not JSON: {error}", code="run-record-not-json") from error
     if not isinstance(value, dict) or not isinstance(value.get("format"), int) or "stages" not in value:
-        raise ArtifactError(f"{where} is not a run record")
+        raise ArtifactError(f"{where} is not a run record", code="run-record-malformed")
     if value["format"] > FORMAT:
         raise ArtifactError(
-            f"{where} has format {value['format']}; this rayddl reads formats up to {FORMAT}: upgrade rayddl"
+            f"{where} has format {value['format']}; this rayddl reads formats up to {FORMAT}: upgrade rayddl",
+            code="run-record-too-new",
         )
     return value
 

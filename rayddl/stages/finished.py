@@ -45,15 +45,19 @@ def columns(found: Input, name: str, wanted: Iterable[str]) -> Columns:
         table = tables.read(found.folder, name)
     except FileNotFoundError as error:
         raise ArtifactError(
-            f"{where} is missing, though stage {found.stage!r} is finished; {again}"
+            f"{where} is missing, though stage {found.stage!r} is finished; {again}",
+            code="stage-table-missing",
         ) from error
     except pa.ArrowInvalid as error:
-        raise ArtifactError(f"{where} is no Parquet file: {error}; {again}") from error
+        raise ArtifactError(
+            f"{where} is no Parquet file: {error}; {again}", code="stage-table-unreadable"
+        ) from error
     lacking = [column for column in wanted if column not in table]
     if lacking:
         raise ArtifactError(
             f"{where} lacks the column {lacking[0]!r}; it has {', '.join(table)}. Another version of rayddl "
-            f"made it: {again}"
+            f"made it: {again}",
+            code="stage-table-lacks-column",
         )
     # Nulls become NaN here, and texts stay texts.
     return {

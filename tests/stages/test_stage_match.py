@@ -13,12 +13,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from rayddl.data.pixels.space import Normalise
-from rayddl.errors import ArtifactError
 from rayddl.methods.trajectories import files
 from rayddl.stages.context import Input
 from rayddl.stages.match import worker as matcher
 from rayddl.stages.runtime.sources import publish
 from rayddl.storage import Folder
+from tests.raising import raises
 
 pytestmark = pytest.mark.ray
 
@@ -274,5 +274,5 @@ def test_a_set_of_another_pixel_space_is_started_from_as_pixels(stages, convex, 
 
 def test_a_set_of_another_size_cannot_be_started_from(stages, convex, mct, tmp_path):
     """The message has both numbers."""
-    with pytest.raises(ArtifactError, match="its images per class are 1, and 2 are wanted"):
+    with raises("start-set-does-not-fit"):
         stages.match(convex, tmp_path, start=mct, ipc=2)

@@ -130,7 +130,8 @@ class StoredLabels:
             self.index = Index.from_json(meta)
         except (KeyError, IndexError, TypeError) as error:
             raise ArtifactError(
-                f"the soft labels in {folder} are incomplete: {error}. Evaluate the set again."
+                f"the soft labels in {folder} are incomplete: {error}. Evaluate the set again.",
+                code="soft-labels-incomplete",
             ) from error
         self._open: tuple[str, range, list[Lecture]] = ("", range(0), [])
 
@@ -139,7 +140,8 @@ class StoredLabels:
         if name_of(images) != self.index.images:
             raise ArtifactError(
                 f"the soft labels in {self._folder} were made for other images than the set's. Evaluate the "
-                "set again to label it anew."
+                "set again to label it anew.",
+                code="soft-labels-of-other-images",
             )
 
     def refuse_fewer(self, epochs: int, classes: tuple[str, ...]) -> None:
@@ -147,12 +149,14 @@ class StoredLabels:
         if self.index.classes != classes:
             raise ArtifactError(
                 f"the soft labels in {self._folder} are of other classes than the source's, or in another order. "
-                "Evaluate on the source that the set was made from."
+                "Evaluate on the source that the set was made from.",
+                code="soft-labels-of-other-classes",
             )
         if self.index.protocol.epochs < epochs:
             raise ArtifactError(
                 f"the soft labels in {self._folder} are of {self.index.protocol.epochs} epochs, and {epochs} are "
-                "asked for. Lower epochs, or give the observer that labels more."
+                "asked for. Lower epochs, or give the observer that labels more.",
+                code="soft-labels-too-short",
             )
 
     def __call__(self, epoch: int) -> Lecture:

@@ -14,9 +14,13 @@ class ExpertSettings(Augmented):
     """E: epochs of each expert. Default: 50 for ``keep: convex``, whose end point is the last epoch;
     for ``keep: all`` the ``max_start_epoch + expert_epochs`` of the stages that read it."""
     lr: float = Field(default=0.01, gt=0)
+    """Learning rate, constant over the epochs."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
+    """Momentum of SGD."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Weight decay of SGD."""
     batch: int = Field(default=256, ge=1)
+    """Real images in one step."""
 
     @property
     def length(self) -> int:

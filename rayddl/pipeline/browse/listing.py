@@ -104,7 +104,9 @@ def listing(out: str) -> Listing:
         names = [name for name in folder.folders() if _STAGE_FOLDER.fullmatch(name)]
         files = list(records.names(folder))
     except (OSError, ValueError) as error:
-        raise UserError(f"--out {scrub(out)!r} cannot be read: {scrub(str(error))}") from error
+        raise UserError(
+            f"--out {scrub(out)!r} cannot be read: {scrub(str(error))}", code="out-unreadable"
+        ) from error
     found = {name: _found(folder, name) for name in names}
     return Listing(out, tuple(_run(folder, file, found) for file in files), tuple(found.values()))
 

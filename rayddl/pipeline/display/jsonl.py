@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO
 
 from rayddl.credentials import scrub
+from rayddl.errors import DefinitionError, RayddlError
 from rayddl.pipeline.display.base import Closing, Display, Ending
 from rayddl.pipeline.display.pace import Clock, Pace
 from rayddl.pipeline.plan import Plan
@@ -59,7 +60,10 @@ class JsonLines(Display):
         self.emit("result", tables=tables, places=dict(closing.places), **closing.details)
 
     def error(self, error: BaseException, message: str, exit_code: int) -> bool:
-        self.emit("error", error=type(error).__name__, message=message, exit_code=exit_code)
+        known = {"code": error.code} if isinstance(error, RayddlError) else {}
+        problems = {"problems": error.problems} if isinstance(error, DefinitionError) else {}
+        name = type(error).__name__
+        self.emit("error", error=name, **known, message=message, exit_code=exit_code, **problems)
         return True
 
     def close(self) -> None:

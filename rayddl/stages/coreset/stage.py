@@ -119,7 +119,8 @@ def _streamed(listing: Listing, observer: Observer, stage: str) -> _Given:
     if observer.shape[1] != observer.shape[2]:
         raise ArtifactError(
             f"the observer of {stage!r} takes {observer.shape[1]} x {observer.shape[2]} pixels; images are cut "
-            "square here. Set source.size, and train it on square images."
+            "square here. Set source.size, and train it on square images.",
+            code="observer-not-square",
         )
     features = Features(partial(_framed, observer.frame), observer.module)
     return _Given(listing, observer.space, features, observer.net)
@@ -199,7 +200,8 @@ def _refuse_bad(bad: Sequence[str], context: Context, looked_at: int) -> None:
     if len(bad) > allowed * looked_at:
         raise SourceError(
             f"{len(bad)} of {looked_at:,} images cannot be read, more than max_bad_fraction ({allowed:g}) allows: "
-            f"{shown(list(bad), 3)}. Mend or remove them, or raise source.max_bad_fraction."
+            f"{shown(list(bad), 3)}. Repair or remove them, or raise source.max_bad_fraction.",
+            code="too-many-bad-images",
         )
 
 

@@ -78,7 +78,10 @@ def nets_of(config: EvaluateConfig, made: DistilledSet) -> tuple[NetConfig, ...]
     if config.nets is not None:
         return config.nets
     if made.info.get("net") is None:
-        raise ArtifactError("the set was made without a network: say with nets which ones to train.")
+        raise ArtifactError(
+            "the set was made without a network: name the networks to train with nets.",
+            code="set-without-network",
+        )
     return (NetConfig.model_validate(made.info["net"]),)
 
 
@@ -319,7 +322,8 @@ def _refuse_other_shape(task: Task) -> None:
         raise ArtifactError(
             f"the set's images are {shape} (channels, height, width) and the source's "
             f"{task.source.shape}: students of hard labels are tested on images of one size. Set source.size, "
-            f"or use protocol: soft{without}."
+            f"or use protocol: soft{without}.",
+            code="set-of-another-size",
         )
 
 

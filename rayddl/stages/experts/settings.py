@@ -22,22 +22,23 @@ class ExpertsConfig(ExpertSettings, NetStageConfig):
 
     kind: Literal["experts"]
     net: NetConfig = NetConfig()
+    """The network that is trained."""
     replay: Annotated[str | None, OnDisk()] = None
-    """A ``replay_buffer_N.pt`` of the published code, or a folder of them, to import instead of training.
-    They must come from the definition's source in its pixel space; settings of training do not apply."""
+    """A ``replay_buffer_N.pt`` of MTT's code, or a folder of them, to import instead of training. Its experts
+    must be of the definition's source in its pixel space; settings of training do not apply."""
     count: int = Field(default=100, ge=1)
-    """Experts to train; of imported ones the largest number to take."""
+    """Experts to train; with ``replay`` the largest number to import."""
     keep: Literal["convex", "all"] = "convex"
-    """``convex``: waypoints and the step table (MCT). ``all``: a snapshot per epoch (MTT)."""
+    """``convex``: waypoints and the table of step lengths (MCT). ``all``: a snapshot per epoch (MTT)."""
     waypoints: tuple[int, ...] | None = None
-    """Epochs of the waypoints when ``keep: convex``; default ``[0, epochs]``."""
+    """``keep: convex``: epochs of the waypoints. Default: ``[0, epochs]``."""
     disk: Literal["float32", "bfloat16"] = "float32"
-    """The type parameters are stored in."""
+    """The number format in which parameters are stored."""
     cuda_graphs: bool = False
-    """Replay compiled steps as CUDA graphs on a GPU, which saves most of their launches' time."""
+    """On a GPU, replay compiled steps as CUDA graphs, which saves most of the launch time."""
     experts_per_task: int | None = Field(default=None, ge=1)
-    """Experts that a task trains in turns, each on a CUDA stream of its own; default: as many as memory holds
-    and measured throughput grows with on a GPU, 1 elsewhere. Changes no number, so no fingerprint."""
+    """Experts that one task trains in turns, each on its own CUDA stream. Default: on a GPU as many as memory
+    allows and measured throughput grows with, elsewhere 1. Changes no result and no fingerprint."""
 
     @model_validator(mode="after")
     def _graphs_alone(self) -> ExpertsConfig:

@@ -98,7 +98,8 @@ def _refuse_short(job: Job, trajectories: Sequence[Trajectory]) -> None:
         raise ArtifactError(
             f"windows reach epoch {needed} (max_start_epoch {job.config.max_start_epoch:g} + expert_epochs "
             f"{job.config.expert_epochs:g}), but an expert in {job.experts} has {shortest} epochs. "
-            "Lower max_start_epoch or expert_epochs, or use longer experts."
+            "Lower max_start_epoch or expert_epochs, or use longer experts.",
+            code="experts-too-short",
         )
 
 

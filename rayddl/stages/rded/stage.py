@@ -112,12 +112,14 @@ def _refuse_mixed_sides(observer: Observer, config: RdedConfig) -> None:
     if height != width:
         raise ArtifactError(
             f"the observer of {config.teacher!r} takes {height} x {width} pixels; RDED's crops are square. "
-            "Set source.size, and train it on square images."
+            "Set source.size, and train it on square images.",
+            code="observer-not-square",
         )
     if height // config.factor < 4:
         raise ArtifactError(
             f"factor {config.factor} leaves patches of {height // config.factor} pixels of images of {height}; "
-            "lower factor."
+            "lower factor.",
+            code="patches-too-small",
         )
 
 

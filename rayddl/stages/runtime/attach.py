@@ -46,7 +46,7 @@ def start(address: str, env: Mapping[str, str]) -> None:
                 logging_level=logging.ERROR,
             )
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise UserError(_refusal(address, error)) from error
+        raise UserError(_refusal(address, error), code="attach-failed") from error
 
 
 def environment(env: Mapping[str, str], *, clean: bool = False) -> dict[str, Any]:

@@ -57,7 +57,8 @@ def enter(threads: int, precision: str = "fp32", unit: str = "") -> torch.device
         raise StageError(
             f"Ray assigned GPU {gpus[0]} of node {_node()} to {unit or 'a worker'}, and torch sees no GPU there (torch "
             f"{torch.__version__}, built for {torch.version.cuda or 'CPUs only'}). Install a torch that fits the "
-            "node's driver, or start the node with --num-gpus 0."
+            "node's driver, or start the node with --num-gpus 0.",
+            code="torch-sees-no-gpu",
         )
     tf32 = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = tf32

@@ -139,17 +139,19 @@ def refuse_weak(verdict: Verdict, config: TeacherConfig) -> None:
     anyway = "Set allow_weak: true to use it all the same."
     if config.weights is None:
         raise StageError(
-            f"{found}. Its training failed: try a lower lr, more epochs, or another net. {anyway}"
+            f"{found}. Its training failed: try a lower lr, more epochs, or another net. {anyway}",
+            code="teacher-training-failed",
         )
     order = (
-        f"Its outputs do tell the classes apart ({100 * verdict.reordered:.1f} % under other names), so the order "
+        f"Its outputs do separate the classes ({100 * verdict.reordered:.1f} % under other names), so the order "
         "of the classes is wrong"
         if verdict.shuffled
         else "The commonest cause is the order of the classes"
     )
     raise ArtifactError(
         f"{found}. {order}: check classes, which must name the outputs of {config.weights!r} in their order. Then "
-        f"mean, std and size, which must be those it was trained with. {anyway}"
+        f"mean, std and size, which must be those it was trained with. {anyway}",
+        code="teacher-guesses",
     )
 
 

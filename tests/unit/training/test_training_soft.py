@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rayddl.errors import ArtifactError
 from rayddl.methods.training import softlabels
 from rayddl.methods.training.input_spec import Frame
 from rayddl.methods.training.mixes import shown
@@ -32,6 +31,7 @@ from rayddl.methods.training.softlabels import Index, StoredLabels
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
 from rayddl.storage import Folder
+from tests.raising import raises
 
 NET, SHAPE, CLASSES = NetConfig(depth=1, width=4, norm="batch"), (1, 8, 8), ("a", "b", "c")
 FRAME = Frame(SHAPE, (0.3,), (0.4,))
@@ -240,30 +240,30 @@ def test_stored_labels_teach_what_the_rounded_live_ones_teach(
 def test_altered_or_foreign_labels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Missing, changed and newer files, other images, classes and lengths are told apart."""
     images, folder = pixels(), Folder(str(tmp_path))
-    with pytest.raises(ArtifactError, match=r"holds no whole soft labels: labels\.json is missing"):
+    with raises("document-missing"):
         StoredLabels(folder)
     labels = stored(folder, images, monkeypatch)
     labels.refuse_other_images(images)
     labels.refuse_fewer(3, CLASSES)
-    with pytest.raises(ArtifactError, match="made for other images than the set's"):
+    with raises("soft-labels-of-other-images"):
         labels.refuse_other_images(images.flip(0))
-    with pytest.raises(ArtifactError, match="are of other classes than the source's"):
+    with raises("soft-labels-of-other-classes"):
         labels.refuse_fewer(3, CLASSES[::-1])
-    with pytest.raises(ArtifactError, match=r"are of 3 epochs, and 4 are asked for\. Lower epochs, or give"):
+    with raises("soft-labels-too-short"):
         labels.refuse_fewer(4, CLASSES)
     data = folder.read("labels-0000.safetensors")
     folder.write("labels-0000.safetensors", data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(ArtifactError, match=r"labels-0000\.safetensors was altered"):
+    with raises("sealed-file-altered"):
         StoredLabels(folder)(0)
     folder.delete("labels-0000.safetensors")
-    with pytest.raises(ArtifactError, match=r"labels-0000\.safetensors is missing"):
+    with raises("sealed-file-missing"):
         StoredLabels(folder)(0)
     meta = folder.read_json("labels.json")
     folder.write_json("labels.json", {**meta, "version": 7})
-    with pytest.raises(ArtifactError, match="have format version 7, this rayddl reads up to 1"):
+    with raises("document-too-new"):
         StoredLabels(folder)
     folder.write_json("labels.json", {k: v for k, v in meta.items() if k != "count"})
-    with pytest.raises(ArtifactError, match="are incomplete: 'count'"):
+    with raises("soft-labels-incomplete"):
         StoredLabels(folder)
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from rayddl.errors import ArtifactError
 from rayddl.methods.trajectories import files
 from rayddl.methods.trajectories.convex import ConvexTrajectory, SnapshotTrajectory, convexify
 from rayddl.storage import Folder
+from tests.raising import raises
 
 SIZES = (4, 2)
 HEADER = files.Header(SIZES, (0, 3), {"classes": ["a", "b"]})
@@ -56,7 +56,7 @@ def test_convex_round_trip(folder: Folder) -> None:
 def test_waypoints_alone_are_no_snapshots(folder: Folder) -> None:
     """Asking a convex expert for snapshots says how to get them."""
     folder.write("e", files.dump_convex(convexify(snapshots(), SIZES), HEADER, torch.float32, HISTORY))
-    with pytest.raises(ArtifactError, match=r"kept only its waypoints.*keep: all.*trajectory: convex"):
+    with raises("snapshots-not-kept"):
         files.open_trajectory(folder, "e", "snapshots")
 
 
@@ -65,7 +65,7 @@ def test_other_files_are_refused(tmp_path: Path, data: bytes) -> None:
     """A file that is no expert's is refused with its path and what to do."""
     folder = Folder(str(tmp_path))
     folder.write("e", data)
-    with pytest.raises(ArtifactError, match=r"is not an expert's file .*Delete it and run the same command"):
+    with raises("expert-file-unreadable"):
         files.open_trajectory(folder, "e", "convex")
 
 
@@ -73,5 +73,5 @@ def test_newer_format_is_refused(tmp_path: Path) -> None:
     """A file from a newer rayddl is refused naming both versions."""
     folder = Folder(str(tmp_path))
     folder.write("e", save({"x": torch.ones(1)}, {"rayddl": '{"format": 99}'}))
-    with pytest.raises(ArtifactError, match="has format 99; this rayddl reads up to 1"):
+    with raises("expert-file-too-new"):
         files.read_header(folder, "e")
