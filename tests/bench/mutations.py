@@ -190,6 +190,8 @@ def _try_module(item: tuple[str, list[Mutant]]) -> list[Tried]:
         if outcome == "survived":
             print(_shown(tried[-1]), flush=True)
     path.write_text(original, encoding="utf-8")
+    counts = Counter(t.outcome for t in tried)
+    print(f"{module}: {', '.join(f'{n} {outcome}' for outcome, n in counts.items())}", flush=True)
     return tried
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from rayddl.errors import ArtifactError
 from rayddl.methods.trajectories import files
@@ -51,6 +51,34 @@ def test_convex_round_trip(folder: Folder) -> None:
     assert torch.equal(found.at(1.25), trajectory.at(1.25))
     assert files.read_header(folder, "e") == ("convex", HEADER)
     assert torch.equal(files.read_history(folder, "e"), HISTORY)
+
+
+def test_waypoints_of_the_readers_choice(folder: Folder) -> None:
+    """An expert kept whole is convexified at the epochs that are asked for, if they go from its first to its last."""
+    folder.write("e", files.dump_snapshots(snapshots(), HEADER, torch.float32, HISTORY))
+    found = files.open_trajectory(folder, "e", "convex", (0, 1, 3))
+
+    assert torch.equal(found.at(2.5), convexify(snapshots(), SIZES, (0, 1, 3)).at(2.5))
+    assert files.read_header(folder, "e") == ("all", HEADER)
+    assert torch.equal(files.read_history(folder, "e"), HISTORY)
+    with pytest.raises(
+        ArtifactError, match=r"e cannot be convexified: waypoints \[0, 2\] must rise from 0 to 3"
+    ):
+        files.open_trajectory(folder, "e", "convex", (0, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parameters_are_kept_in_the_type_asked_for(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Parameters in half the bytes; lengths and the history stay in float64."""
+    data = files.dump_snapshots(snapshots(), HEADER, dtype, HISTORY)
+    kept = load(data)
+    assert (kept["snapshots"].dtype, kept["history"].dtype) == (dtype, torch.float64)
+    kept = load(files.dump_convex(convexify(snapshots(), SIZES), HEADER, dtype, HISTORY))
+    assert (kept["waypoints"].dtype, kept["lengths"].dtype) == (dtype, torch.float64)
+    folder = Folder(str(tmp_path))
+    folder.write(files.file_name(7), data)
+    assert folder.names() == ["expert-0007.safetensors"]
+    assert files.open_trajectory(folder, files.file_name(7), "snapshots").at(2).dtype == torch.float32
 
 
 def test_waypoints_alone_are_no_snapshots(folder: Folder) -> None:
