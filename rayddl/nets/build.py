@@ -45,7 +45,8 @@ def build(config: NetConfig, shape: Shape, classes: int, *, seed: int, precision
     """
     compute = COMPUTE[precision]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # Weights are drawn on the CPU; `torch.manual_seed` would also seed every GPU, which nobody undoes.
+        torch.default_generator.manual_seed(seed)
         if config.name.startswith(TORCHVISION):
             net = tv.make(config.name.removeprefix(TORCHVISION), shape, classes)
         else:

@@ -149,14 +149,12 @@ def _stream(row: dict[str, Any]) -> tuple[float, int]:
     import numpy as np
 
     from rayddl.methods.patches.select import Best, Rows
-    from rayddl.stages.context import Silent
-    from rayddl.stages.rded.stream import stream
-    from rayddl.stages.runtime import cluster, sizes
+    from rayddl.stages.rded.stream import steps
+    from rayddl.stages.runtime.backend import OnRay, quiet
 
     job = _job(row)
-    judges, cutters = sizes.streamed(job.config.resources, job.config.decoders, cluster.capacity_now())
     best, began = Best(job.per_class, CLASSES), time.perf_counter()
-    for block in stream(job, np.arange(len(job.listing)), judges, cutters, Silent()):
+    for block in OnRay().stream(np.arange(len(job.listing)), steps(job), job.config.asks, quiet):
         kept = block["bad"] == ""
         best.add(Rows(*(block[c][kept] for c in ("image", "label", "score", "crop", "box"))))
     return time.perf_counter() - began, len(best.rows())

@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,17 +141,24 @@ def test_a_gpu_that_torch_cannot_see_is_an_error(bench: Any, gpus: Any, tmp_path
     assert "Traceback" not in run.log
 
 
-def test_two_meta_batches_at_once_both_finish(bench: Any, gpus: Any, tmp_path: Path) -> None:
+def test_two_meta_batches_at_once_both_finish(bench: Any, gpus: Any, everything: Any, tmp_path: Path) -> None:
     """Two runs want all GPUs of the cluster, four workers each: neither holds half of them and waits."""
-    definition = EVERY_KIND.split("  teacher:", maxsplit=1)[0]
+    experts = EVERY_KIND.partition("  distill:")[0]
+    (trained,) = everything.folder.glob("runs/experts-*")
     runs = []
-    for seed in (1, 2):
-        folder = tmp_path / str(seed)
-        more = f"seed: {seed}\n{definition}".replace("iterations: 4", "iterations: 30")
-        runs.append(bench.Run(folder, gpus.address, "", more, switched(folder)))
+    for rate in (10, 30):
+        folder = tmp_path / str(rate)
+        shutil.copytree(trained, folder / "runs" / trained.name)
+        four = f"""  four:
+    {{kind: match, experts: experts, ipc: 1, workers: 4, iterations: 30, syn_steps: 4, expert_epochs: 1,
+     max_start_epoch: 3, lr_image: {rate}, lr_student: 0.05, augment: flip_color, compile: false}}
+"""
+        runs.append(bench.Run(folder, gpus.address, "", experts + four, switched(folder)))
     processes = [run.start() for run in runs]
     for run, process in zip(runs, processes, strict=True):
         run.finish(process, 600)
+        units = [row["unit"] for row in placed(run.folder)]
+        assert not any(unit.startswith("expert") for unit in units)
         rows = [r for r in placed(run.folder) if r["unit"].startswith("match window")]
         assert len({(r["node"], r["gpu"]) for r in rows}) == 3
 

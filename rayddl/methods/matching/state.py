@@ -63,7 +63,8 @@ def load_state(data: bytes, device: torch.device) -> tuple[State, dict[str, Tens
         tensors["images"].to(device),
         None if logits is None else logits.to(device),
         tensors["lr"],
-        {k[7:]: v.to(device) for k, v in tensors.items() if k.startswith("moment.")},
+        # Numbers, such as the rate's momentum, stay on the CPU, as in an undisturbed run.
+        {k[7:]: v.to(device) if v.ndim else v for k, v in tensors.items() if k.startswith("moment.")},
         float(tensors["scale"]),
         retries,
         skipped,

@@ -109,6 +109,19 @@ def test_resumed_from_bytes_equals_uninterrupted(changes: dict[str, Any]) -> Non
         assert torch.equal(resumed.state.logits, whole.state.logits)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_numbers_of_a_resumed_state_stay_on_the_cpu(optimizer: str) -> None:
+    """Images and their moments go to the device; the rate, its momentum and Adam's count do not."""
+    done = run(begin(config(image_optimizer=optimizer)), 2)
+    state, _ = load_state(done.state.dump(), torch.device("meta"))
+    devices = {name: moment.device.type for name, moment in state.moments.items()}
+
+    assert state.images.device.type == "meta"
+    assert state.lr.device.type == "cpu"
+    assert devices == {name: "cpu" if name in ("lr", "images.count") else "meta" for name in devices}
+    assert {"lr", "images" if optimizer == "sgd" else "images.first"} <= set(devices)
+
+
 def test_matching_lowers_the_loss() -> None:
     """Towards a fixed window the loss falls: the updates go downhill."""
     fixed = config(

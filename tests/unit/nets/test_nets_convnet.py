@@ -85,17 +85,20 @@ def test_bf16_computes_only_products_in_bf16() -> None:
     assert torch.equal(fast.double()(x.double()), exact.double()(x.double()))
 
 
-def test_same_seed_same_start_and_no_global_state() -> None:
-    """A seed fixes the parameters, and the caller's random state is left as it was."""
+def test_same_seed_same_start_and_no_global_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A seed fixes the parameters, and the caller's random state, also that of GPUs, is left as it was."""
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
+    reseeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", reseeded.append)
     first = initial(NetConfig(depth=1, width=4), (1, 8, 8), 2, seed=5)
     actual = torch.rand(3)
 
     assert torch.equal(first, initial(NetConfig(depth=1, width=4), (1, 8, 8), 2, seed=5))
     assert not torch.equal(first, initial(NetConfig(depth=1, width=4), (1, 8, 8), 2, seed=6))
     assert torch.equal(expected, actual)
+    assert reseeded == []
 
 
 @pytest.mark.parametrize("norm", NORMS)
