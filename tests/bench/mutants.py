@@ -56,7 +56,8 @@ def mutants(source: str) -> list[Mutant]:
             compile(changed, "mutant", "exec")
         except SyntaxError:
             continue
-        found.setdefault(changed, first)
+        if changed != source:
+            found.setdefault(changed, first)
     return [_described(source, changed, first, starts) for changed, first in found.items()]
 
 

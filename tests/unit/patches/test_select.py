@@ -76,3 +76,9 @@ def test_the_best_crop_is_the_first_of_equals_and_never_nan() -> None:
     """Ties go to the earlier crop; a broken score loses against any other."""
     scores = np.array([[-2, -1, -1], [np.nan, -9, -9], [np.nan, np.nan, np.nan]], np.float32)
     assert best_crop(scores).tolist() == [1, 1, 0]
+
+
+def test_nothing_joined_is_no_rows() -> None:
+    """Of no parts there are no rows, and no winners."""
+    assert len(Rows.joined([])) == 0
+    assert Best(2, 3).rows().box.shape == (0, 3)

@@ -13,7 +13,7 @@ from rayddl.data.pixels import augment
 from rayddl.methods.training.hard import Protocol, train_student, train_together
 from rayddl.methods.training.metrics import accuracy
 from rayddl.methods.training.steps import make_steps, one_hot
-from rayddl.methods.trajectories.expert import Images, Recipe, load_training, train_expert
+from rayddl.methods.trajectories.expert import Images, Recipe, Training, load_training, train_expert
 from rayddl.nets.build import build, flat, initial
 from rayddl.nets.config import NetConfig
 from rayddl.seeds import derive, generator
@@ -123,10 +123,11 @@ def test_an_experts_epochs_are_those_of_torchs_sgd(momentum: float, decay: float
     x, y = data(20)
     start, test = initial(CONFIG, SHAPE, CLASSES, seed=2), Images(*data(30, seed=1))
     recipe = Recipe(2, 0.1, momentum, decay, 8, ())
-    told: list[int] = []
+    told: list[tuple[int, bytes, Training]] = []
     expert = train_expert(
-        STEPS, recipe, start, Images(x, y), test, CLASSES, 3, lambda now: told.append(len(now.snapshots))
-    )
+        STEPS, recipe, start, Images(x, y), test, CLASSES, 3,
+        lambda now: told.append((len(now.snapshots), now.dump(), now)),
+    )  # fmt: skip
 
     net = build(CONFIG, SHAPE, CLASSES, seed=2)
     sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=momentum, weight_decay=decay)
@@ -153,7 +154,9 @@ def test_an_experts_epochs_are_those_of_torchs_sgd(momentum: float, decay: float
         assert record.step_norm == pytest.approx(float((vector(net) - before).norm()), rel=1e-3)
         assert 0 < record.seconds < 3600
         before = vector(net)
-    assert told == [2, 3]
+    assert [count for count, _, _ in told] == [2, 3]
+    # What was seen after the first epoch is not changed by the second.
+    assert told[0][1] == told[0][2].dump()
     assert expert.table()[:, 0].tolist() == [0, 1, 2]
     assert load_training(expert.dump()).history[1:] == expert.history[1:]
 

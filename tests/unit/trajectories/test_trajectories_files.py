@@ -22,9 +22,11 @@ def snapshots() -> torch.Tensor:
     return torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(params=["path", "uri"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
-    """A folder by path, and the same by URI."""
+@pytest.fixture(params=["path", "uri", "remote"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
+    """A folder by path, the same by URI, and as on a filesystem whose files cannot be opened in part."""
+    if request.param == "remote":
+        monkeypatch.setattr(Folder, "local", None)
     return Folder(str(tmp_path) if request.param == "path" else tmp_path.as_uri())
 
 
