@@ -251,6 +251,8 @@ def test_images_of_another_shape_are_refused() -> None:
 
     with pytest.raises(ValueError, match=r"fitted on images of shape \(3, 4, 4\), got \(1, 4, 4\)"):
         space.encode(noise(2, (1, 4, 4)))
+    with pytest.raises(ValueError, match=r"fitted on images of shape \(3, 4, 4\), got \(1, 4, 4\)"):
+        space.invert(torch.zeros(2, 1, 4, 4))
 
 
 def test_an_unknown_kind_is_refused() -> None:
