@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -131,6 +131,7 @@ def test_ray_start_knows_the_parameters() -> None:
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
 
 
+@settings(max_examples=20)  # each writes and reads two groups of nodes as YAML
 @given(st.integers(2 * GIB, 2**45), st.integers(2 * GIB, 2**45))
 def test_tasks_and_object_store_share_a_pods_memory(head: int, worker: int) -> None:
     """What Ray promises to tasks and gives to the object store is the pod's limit together, to the byte."""

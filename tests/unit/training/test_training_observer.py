@@ -128,6 +128,30 @@ def test_normalised_pixels_are_those_of_the_formula() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("frame", "sides", "large"),
+    [
+        # No square: the shorter side to 8/7 of the frame's shorter one, and the longer one covered.
+        ((28, 14), (40, 40), (28, 28)),
+        ((14, 28), (40, 40), (28, 28)),
+        ((14, 14), (40, 20), (32, 16)),
+        # Below 7 pixels there is no eighth to cut off.
+        ((4, 4), (8, 8), (4, 4)),
+        ((6, 6), (9, 12), (6, 8)),
+    ],
+)
+def test_images_cover_frames_of_any_shape(
+    frame: tuple[int, int], sides: tuple[int, int], large: tuple[int, int]
+) -> None:
+    """Scaled to ``large``, and the middle cut out."""
+    source = torch.randint(256, (300, 3, *sides), dtype=torch.uint8)
+    fitted = Frame((3, *frame), (0.5,) * 3, (0.2,) * 3).fitted(source)
+    scaled = resize(source.float(), list(large), InterpolationMode.BILINEAR, antialias=True)
+
+    assert fitted.shape == (300, 3, *frame)
+    torch.testing.assert_close(fitted.float(), center_crop(scaled, list(frame)), rtol=0, atol=0.501)
+
+
 @pytest.mark.parametrize(("height", "width"), [(40, 50), (64, 32), (20, 20)])
 def test_other_sizes_are_shown_as_published(height: int, width: int) -> None:
     """The shorter side to 8/7, the middle cut out: torchvision's Resize and CenterCrop, image by image."""
