@@ -248,18 +248,21 @@ def test_how_many_a_worker_trains(stages):
     cpu, gpu = Share(1, 0, None, 2), Share(1, 0.25, None, 4, gpus=1)
 
     def together(share: Share, missing: int, **settings: Any) -> int:
-        job = SimpleNamespace(config=stages.experts_config(**settings))
+        config = stages.experts_config(**settings)
+        job = SimpleNamespace(config=config, compile=bool(config.compile))
         return experts._together(job, None, share, free, missing)
 
     assert together(cpu, 100) == 1
     assert together(cpu, 3, experts_per_task=8) == 3
     assert together(gpu, 100, experts_per_task=8) == 8
     assert together(gpu, 100, cuda_graphs=True, compile=True) == 1
+    assert together(gpu, 100, compile=True) == 1
     assert together(gpu, 4) == 1
     assert free.asked == []
     assert together(gpu, 100) == 25
     assert together(gpu, 5) == 2
-    assert free.asked == [25, 2]
+    assert together(gpu, 5, cuda_graphs=False, compile=True) == 2
+    assert free.asked == [25, 2, 2]
 
 
 class Measuring:

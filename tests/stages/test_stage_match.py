@@ -243,20 +243,20 @@ def test_the_literatures_rate_is_the_students_where_none_is_given(stages, convex
 
 
 def test_graphs_are_handed_to_the_steps(stages, convex, mct, monkeypatch, tmp_path):
-    """``cuda_graphs`` reaches the student's step functions, and is refused without compiling."""
+    """``cuda_graphs`` reaches the student's step functions, is on for GPUs, and is refused without compiling."""
     asked: list[Any] = []
     monkeypatch.setattr(matcher, "steps_for", lambda *given: asked.append(given) or stages.steps)
     trajectories = [files.open_trajectory(convex.out, files.file_name(i), "convex") for i in range(3)]
     monkeypatch.setattr(files, "open_trajectory", lambda *_: trajectories[0])
-    for graphs in (False, True):
+    for graphs, device in ((False, "cuda"), (True, "cpu"), (None, "cpu"), (None, "cuda")):
         config = stages.match_config(compile=None, cuda_graphs=graphs)
         job = SimpleNamespace(
             config=config, source=publish(stages.source_config), experts=convex.out, count=3, compile=True,
             net=stages.experts_config().net, labels=torch.arange(10), seed=0,
         )  # fmt: skip
-        matcher.make_matcher(job, torch.device("cpu"))
+        matcher.make_matcher(job, SimpleNamespace(type=device))
 
-    assert [given[4:] for given in asked] == [(True, False), (True, True)]
+    assert [given[4:] for given in asked] == [(True, False), (True, True), (True, False), (True, True)]
     with pytest.raises(ValidationError, match="leave compile out or set it to true"):
         stages.match_config(compile=False, cuda_graphs=True)
 

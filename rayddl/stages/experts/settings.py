@@ -34,8 +34,9 @@ class ExpertsConfig(ExpertSettings, NetStageConfig):
     """``keep: convex``: epochs of the waypoints. Default: ``[0, epochs]``."""
     disk: Literal["float32", "bfloat16"] = "float32"
     """The number format in which parameters are stored."""
-    cuda_graphs: bool = False
-    """On a GPU, replay compiled steps as CUDA graphs, which saves most of the launch time."""
+    cuda_graphs: bool | None = None
+    """On a GPU, replay compiled steps as CUDA graphs, which saves most of the launch time. Default: yes, unless
+    ``experts_per_task`` is above 1."""
     experts_per_task: int | None = Field(default=None, ge=1)
     """Experts that one task trains in turns, each on its own CUDA stream. Default: on a GPU as many as memory
     allows and measured throughput grows with, elsewhere 1. Changes no result and no fingerprint."""

@@ -72,8 +72,11 @@ class Trainer:
     def __init__(self, job: Job, device: torch.device) -> None:
         config = job.config
         self._job, self._device, self._classes = job, device, len(job.source.classes)
+        graphs = config.cuda_graphs
+        if graphs is None:
+            graphs = device.type == "cuda" and (config.experts_per_task or 1) == 1
         self.steps = steps_for(
-            config.net, job.source.shape, self._classes, config.precision, job.compile, config.cuda_graphs
+            config.net, job.source.shape, self._classes, config.precision, job.compile, graphs
         )
         self._train, self._test = splits(job.source, job.space, device)
 

@@ -46,8 +46,9 @@ class MatchConfig(Settings, NetStageConfig):
     waypoints: tuple[int, ...] | None = None
     """``trajectory: convex`` with experts of ``keep: all``: epochs of the waypoints, so that several choices
     can be compared on the same experts. Default: 0 and the experts' last epoch."""
-    cuda_graphs: bool = False
-    """On a GPU, replay the student's compiled steps as CUDA graphs, which saves most of the launch time."""
+    cuda_graphs: bool | None = None
+    """On a GPU, replay the student's compiled steps as CUDA graphs, which saves most of the launch time.
+    Default: yes."""
     evaluate_every: int | None = Field(default=None, ge=1)
     """Iterations between short evaluations that run during the matching. Default: none."""
     evaluate_epochs: int = Field(default=300, ge=1)

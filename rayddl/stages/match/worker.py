@@ -86,7 +86,8 @@ def make_matcher(job: Job, device: torch.device) -> Matcher:
         for i in range(job.count)
     ]
     _refuse_short(job, trajectories)
-    steps = steps_for(job.net, job.source.shape, classes, config.precision, job.compile, config.cuda_graphs)
+    graphs = device.type == "cuda" if config.cuda_graphs is None else config.cuda_graphs
+    steps = steps_for(job.net, job.source.shape, classes, config.precision, job.compile, graphs)
     return Matcher(steps, config, trajectories, job.labels, classes, job.seed, device)
 
 

@@ -63,7 +63,23 @@ def enter(threads: int, precision: str = "fp32", unit: str = "") -> torch.device
     tf32 = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
+    repeatable()
     return torch.device("cuda", 0)
+
+
+def repeatable() -> None:
+    """Have CUDA give the same bits for the same work: a resumed run is then one that was never interrupted.
+
+    Sums by atomic additions and some of cuDNN's algorithms differ from call to call. What torch has no repeatable
+    version of still runs, with a warning in the worker's log.
+    """
+    import torch
+
+    # Read by cuBLAS when it starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Only of use to find reads of memory that was never written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def record(gpu: str, unit: str) -> None:
