@@ -1,20 +1,19 @@
 """rayddl: dataset distillation that scales on Ray.
 
-A definition file goes in; a distilled set, an accuracy table and a page to look at come out, on a
-laptop or on a Ray cluster. The house has three floors, and an import goes down, never up:
+A definition file goes in; a distilled set, an accuracy table and a page come out, on a laptop or on a Ray cluster.
+An import goes down, never up:
 
-- ``pipeline/``: definitions, plans, runs. Knows no method.
-- ``stages/``: everything that talks to Ray, one module per stage kind.
-- ``data/ nets/ trajectories/ matching/ training/``: plain PyTorch, usable without Ray.
-
-Below them lie modules without torch and without Ray: ``config``, ``errors``, ``scrub``, ``seeds`` and
-``storage``.
+- ``cli``, ``jobs``, ``pipeline``: the command line, jobs on a cluster, definitions and runs; they know no method.
+- ``stages``: everything that talks to Ray, a folder per stage kind.
+- ``report``, ``methods``, ``data``, ``nets``: the page, and plain PyTorch, usable without Ray.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from rayddl.version import __version__
 
 if TYPE_CHECKING:
     from rayddl.data.distilled import DistilledSet
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from rayddl.pipeline.sets import load_set
     from rayddl.plugins import Plugin, Splits
     from rayddl.stages.kinds import Kind
-
-__version__ = "0.1.0"
 
 __all__ = ["DistilledSet", "Kind", "Plugin", "Splits", "__version__", "compare", "load_set", "plan", "run"]
 

@@ -13,16 +13,29 @@
     └── StageError              a stage could not finish; what was done so far is kept
         └── DivergedError       a run whose numbers left the finite range; the last good state is kept
 
-A message says what was found, where, what was expected, and what to do next.
+A message says what was found, where, what was expected, and what to do next. An error's ``code`` names the kind of
+fault; it stays the same when the message is reworded, and tests and programs compare it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 
 class RayddlError(Exception):
     """The base of all errors that rayddl raises on purpose."""
 
     exit_code = 1
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception's own pickle, in which errors of Ray's workers arrive, passes no keyword on.
+        return partial(type(self), code=self.code), self.args, self.__dict__
 
 
 class UserError(RayddlError):
@@ -32,7 +45,14 @@ class UserError(RayddlError):
 
 
 class DefinitionError(UserError):
-    """A definition that cannot be run; the message lists every problem found."""
+    """A definition that cannot be run; the message lists every problem found.
+
+    ``problems`` are those of a definition that was read, as JSON values: place, key, code and text of each.
+    """
+
+    def __init__(self, message: str, *, code: str, problems: Sequence[Mapping[str, str]] = ()) -> None:
+        super().__init__(message, code=code)
+        self.problems = tuple(problems)
 
 
 class SourceError(UserError):

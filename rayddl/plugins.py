@@ -75,13 +75,15 @@ class Plugin:
             if not isinstance(what, str) or not _NAME.fullmatch(what):
                 raise PluginError(
                     f"{what!r} in plugin {self.name!r} is no name; expected small letters, digits, '_' and '-', "
-                    "letter first"
+                    "letter first",
+                    code="plugin-name-malformed",
                 )
         for group in ("nets", "selections", "losses"):
             for name, value in self.provided(group).items():
                 if not callable(value):
                     raise PluginError(
-                        f"{NOUNS[group]} {name!r} of plugin {self.name} is {type(value).__name__}, and no function"
+                        f"{NOUNS[group]} {name!r} of plugin {self.name} is {type(value).__name__}, and no function",
+                        code="plugin-not-callable",
                     )
 
     def provided(self, group: str) -> Mapping[str, Any]:
@@ -193,14 +195,17 @@ def _refuse_twice(plugins: Sequence[Plugin]) -> None:
     called = [plugin.name for plugin in plugins]
     for name in called:
         if called.count(name) > 1:
-            raise PluginError(f"two plugins are called {name!r}: rename one, or load only one of them")
+            raise PluginError(
+                f"two plugins are called {name!r}: rename one, or load only one of them", code="plugin-twice"
+            )
     for group, noun in NOUNS.items():
         taken: dict[str, str] = dict.fromkeys(_shipped.get(group, ()), "rayddl itself")
         for name, plugin in _registered(plugins, group):
             if name in taken:
                 raise PluginError(
                     f"the {noun} {name!r} of plugin {plugin.name} is registered already, by {taken[name]}; "
-                    "give it another name"
+                    "give it another name",
+                    code="plugin-name-taken",
                 )
             taken[name] = f"plugin {plugin.name}"
 

@@ -53,18 +53,24 @@ class Kind:
         except FileNotFoundError as error:
             raise ArtifactError(
                 f"{folder} holds no whole {self.name}: {self.document} is missing, which is written last. Name "
-                f"the folder that holds {'it' if self.article else 'them'}, or {again}."
+                f"the folder that holds {'it' if self.article else 'them'}, or {again}.",
+                code="document-missing",
             ) from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ArtifactError(f"{path} is not JSON: {error}. {_sentence(again)}") from error
+            raise ArtifactError(
+                f"{path} is not JSON: {error}. {_sentence(again)}", code="document-not-json"
+            ) from error
         if not isinstance(found, dict) or found.get("format") != self.format:
             called = f"{self.article} {self.name}".strip()
-            raise ArtifactError(f"{path} does not describe {called} ({self.format!r}).")
+            raise ArtifactError(
+                f"{path} does not describe {called} ({self.format!r}).", code="document-of-another-kind"
+            )
         version = found.get("version")
         if not isinstance(version, int) or version > self.version:
             raise ArtifactError(
                 f"the {self.name} in {folder} {self._verbs[1]} format version {version}, this rayddl reads up to "
-                f"{self.version}. Use a newer rayddl."
+                f"{self.version}. Use a newer rayddl.",
+                code="document-too-new",
             )
         return found
 
@@ -77,20 +83,23 @@ class Kind:
             data = folder.read(name)
         except FileNotFoundError as error:
             raise ArtifactError(
-                f"the {self.name} in {folder} {self._verbs[0]} incomplete: {name} is missing. Copy the whole folder."
+                f"the {self.name} in {folder} {self._verbs[0]} incomplete: {name} is missing. Copy the whole folder.",
+                code="sealed-file-missing",
             ) from error
         found = hashlib.sha256(data).hexdigest()
         stored = document.get("files", {}).get(name, {}).get("sha256")
         if found != stored:
             raise ArtifactError(
                 f"{folder.path(name)} was altered: its SHA-256 is {found}, {self.document} says {stored}. "
-                f"Restore it, or {self.again}."
+                f"Restore it, or {self.again}.",
+                code="sealed-file-altered",
             )
         try:
             return dict(safetensors.load(data))
         except SafetensorError as error:
             raise ArtifactError(
-                f"{folder.path(name)} cannot be read: {error}. {_sentence(self.again)}"
+                f"{folder.path(name)} cannot be read: {error}. {_sentence(self.again)}",
+                code="sealed-file-unreadable",
             ) from error
 
 

@@ -176,6 +176,7 @@ def _inside(name: str) -> str:
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts:
         raise PathError(
-            f"{name!r} does not stay inside its folder; expected a name below it, without a leading '/' and '..'"
+            f"{name!r} does not stay inside its folder; expected a name below it, without a leading '/' and '..'",
+            code="path-leaves-folder",
         )
     return name

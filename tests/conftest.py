@@ -2,7 +2,10 @@
 
 import os
 
+import pytest
 from hypothesis import settings
+
+from tests import raising
 
 # Ray reads it at its first import, which test modules may do before rayddl does: left on, its hook starts
 # every worker through `uv run` where the tests were started so.
@@ -11,3 +14,19 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 # No test has a clock: a first example that imports torch, or a busy machine, is no failure.
 settings.register_profile("no clock", deadline=None)
 settings.load_profile("no clock")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--renew-sentences`` records what errors say in place of comparing it."""
+    parser.addoption(
+        "--renew-sentences", action="store_true", help="write tests/golden/sentences.json; needs -n0"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    raising.renewed = {} if config.getoption("--renew-sentences") else None
+
+
+def pytest_sessionfinish() -> None:
+    if raising.renewed is not None:
+        raising.write_renewed()

@@ -45,7 +45,7 @@ def compare(
     rayddl compare quickstart ../other-code/logged_files/digits --again --seeds 3
     """
     from rayddl.pipeline.comparing import compare as compare_sets
-    from rayddl.pipeline.display.base import choose
+    from rayddl.pipeline.display.choose import choose
 
     display = choose(as_json=as_json, quiet=quiet)
     with telling(display):

@@ -71,7 +71,7 @@ def print_table(*parts: Any) -> None:
     """Rich renderables on standard output: in colour on a terminal, in full width in a pipe."""
     from rich.console import Console
 
-    from rayddl.pipeline.display.tables import as_text
+    from rayddl.pipeline.tables import as_text
 
     console = Console(highlight=False)
     for part in parts:

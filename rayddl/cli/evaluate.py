@@ -36,7 +36,7 @@ def evaluate(
     rayddl evaluate runs/evaluate-0123456789ab/set
     rayddl evaluate quickstart --seeds 10
     """
-    from rayddl.pipeline.display.base import choose
+    from rayddl.pipeline.display.choose import choose
     from rayddl.pipeline.judging import judge_set
 
     display = choose(as_json=as_json, quiet=quiet)

@@ -25,7 +25,7 @@ def run(
     rayddl run pipelines/cifar10-mct-ipc1.yaml --set source.root=data --set experts.count=20
     """
     from rayddl.pipeline.api import run as run_definition
-    from rayddl.pipeline.display.base import choose
+    from rayddl.pipeline.display.choose import choose
 
     again = ["rayddl", "run", file]
     again += [word for text in overrides or () for word in ("--set", text)]

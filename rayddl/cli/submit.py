@@ -139,4 +139,4 @@ def _refuse_given(options: Mapping[str, Any], why: str) -> None:
 
     for option, value in options.items():
         if value is not None and value != []:
-            raise UserError(f"{option} {why}")
+            raise UserError(f"{option} {why}", code="option-not-for-this")

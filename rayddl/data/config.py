@@ -23,30 +23,35 @@ AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 
 class SourceConfig(Config):
-    """Where the real images come from, and the pixel space that everything works in."""
+    """The real images, and the pixel space in which all stages work."""
 
     name: Annotated[str, Registered("sources")]
+    """``digits`` (scikit-learn's, no files), ``cifar10``, ``cifar100``, ``tinyimagenet`` and ``imagenet`` in
+    their published layouts, or images of your own: ``imagefolder`` (a folder per class), ``parquet``,
+    ``webdataset``. Plugins add others."""
     root: Annotated[str | None, OnDisk()] = None
     """Folder or URI of the files; not needed for ``digits``."""
     space: Literal["normalise", "zca"] = "normalise"
     """``normalise``: per-channel mean and deviation. ``zca``: whitening fitted on the train split."""
     size: int | None = Field(default=None, ge=4)
-    """Side in pixels that images are brought to: the shorter side is scaled, the centre cut out. Default:
-    as stored, which must then be one size; 128 for ``imagenet``."""
+    """Side in pixels to which images are resized: the shorter side is scaled, the centre cut out. Default: as
+    stored, where all images must have one size; 128 for ``imagenet``."""
     subset: Subset | None = None
-    """``imagenet``: the classes of a subset of the literature; default: every class folder there is."""
+    """``imagenet``: the classes of one of the literature's subsets. Default: every class folder found."""
     download: bool = False
-    """Fetch ``cifar10`` or ``cifar100`` into ``root`` when it is not there."""
+    """Fetch ``cifar10`` or ``cifar100`` into ``root`` if the files are missing."""
     train: str | None = None
     """``parquet``, ``webdataset``: the train split's file or files (glob inside ``root``); default
     ``*train*.parquet``, ``*train*.tar``. ``imagefolder``, ``imagenet``: the split's folder; default ``train``."""
     test: str | None = None
-    """Likewise for the held-out split; default ``*test*``, then ``*val*``, with the same ending; ``val`` or
-    ``test`` folder (``imagenet``: ``val``)."""
+    """The held-out split, as for ``train``. Default: ``*test*``, then ``*val*``, with the same ending; for
+    ``imagefolder`` the folder ``val`` or ``test``, for ``imagenet`` ``val``."""
     image_column: str = "image"
+    """``parquet``: the column of images, as encoded bytes."""
     label_column: str = "label"
+    """``parquet``: the column of labels."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
-    """Share of unreadable images above which the source is refused."""
+    """Largest share of unreadable images; with more the source is refused."""
 
     @model_validator(mode="before")
     @classmethod
@@ -77,7 +82,8 @@ class Augmented(Config):
     """The setting of whatever shows augmented images."""
 
     augment: str = DSA
-    """Augmentations joined by ``_``, or ``none``; one of them is drawn for every batch."""
+    """Augmentations joined by ``_`` (``color``, ``crop``, ``cutout``, ``flip``, ``scale``, ``rotate``), or
+    ``none``; one of them is drawn for every batch."""
 
     @field_validator("augment")
     @classmethod

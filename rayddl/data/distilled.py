@@ -141,10 +141,13 @@ class DistilledSet:
             )
             loaded._refuse_misfit()
         except ArtifactError as error:
-            raise ArtifactError(f"the distilled set in {folder}: {error}. Make it again.") from error
+            raise ArtifactError(
+                f"the distilled set in {folder}: {error}. Make it again.", code="set-unreadable"
+            ) from error
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
-                f"the distilled set in {folder} is incomplete or inconsistent: {error}. Make it again."
+                f"the distilled set in {folder} is incomplete or inconsistent: {error}. Make it again.",
+                code="set-inconsistent",
             ) from error
         return loaded
 

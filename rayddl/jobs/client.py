@@ -189,7 +189,7 @@ class Jobs:
         try:
             attach.knock(f"{parts.hostname}:{parts.port or {'http': 80, 'https': 443}[parts.scheme]}")
         except (OSError, ValueError) as error:
-            raise UserError(self._nobody(str(error))) from error
+            raise UserError(self._nobody(str(error)), code="no-cluster-answers") from error
 
     def _nobody(self, why: str) -> str:
         return (
@@ -209,17 +209,23 @@ class Jobs:
             text = " ".join(str(error).split())
             if re.search(r"Authentication required|couldn't find an authentication token", text):
                 raise UserError(
-                    f"the cluster at {self.address} asks for a token, and none was sent: {_HOW_TO_ASK}"
+                    f"the cluster at {self.address} asks for a token, and none was sent: {_HOW_TO_ASK}",
+                    code="token-missing",
                 ) from error
             if "Authentication failed" in text:
                 raise UserError(
-                    f"the cluster at {self.address} refuses the token that was sent: it is another one's. {_HOW_TO_ASK}"
+                    f"the cluster at {self.address} refuses the token: it is another cluster's. {_HOW_TO_ASK}",
+                    code="token-refused",
                 ) from error
             if job and re.search(r"status code 404|does not exist", text):
-                raise UserError(f"no job {job!r} at {self.address}; {self._known()}") from error
+                raise UserError(
+                    f"no job {job!r} at {self.address}; {self._known()}", code="no-such-job"
+                ) from error
             if isinstance(error, ConnectionError):
-                raise UserError(self._nobody(text)) from error
-            raise UserError(f"the cluster at {self.address} does not do it: {text[:1000]}") from error
+                raise UserError(self._nobody(text), code="no-cluster-answers") from error
+            raise UserError(
+                f"the cluster at {self.address} refused the request: {text[:1000]}", code="cluster-refuses"
+            ) from error
 
     def _known(self) -> str:
         known = [job.id for job in self.all()][:5]

@@ -33,13 +33,15 @@ def manifest_of(definition: Definition, out: str, shape: Shape) -> str:
     if shape.image is None:
         raise UserError(
             f"--manifest needs --image: one with rayddl in it, made from {base_image()} (docs/cluster.md, "
-            "'On Kubernetes', has its two lines)"
+            "'On Kubernetes', has its two lines)",
+            code="manifest-without-image",
         )
     name = re.sub(r"[._]+", "-", definition.name).strip("-")
     # KubeRay appends to the name, and services' names have 63 characters.
     if len(name) > 40:
         raise UserError(
-            f"the definition's name {definition.name!r} is too long for Kubernetes: 40 characters at most"
+            f"the definition's name {definition.name!r} is too long for Kubernetes: 40 characters at most",
+            code="name-too-long-for-kubernetes",
         )
     config = {
         "apiVersion": "v1",

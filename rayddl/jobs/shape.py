@@ -75,22 +75,29 @@ class Shape:
     def __post_init__(self) -> None:
         if self.image is not None and not _IMAGE.fullmatch(self.image):
             raise UserError(
-                f"--image {self.image!r} is not the name of an image; expected one such as registry/rayddl:1"
+                f"--image {self.image!r} is not the name of an image; expected one such as registry/rayddl:1",
+                code="image-name-malformed",
             )
         for option, value in (("--gpus", self.gpus), ("--cpus", self.cpus)):
             if value < 0:
-                raise UserError(f"{option} {value}: the number of workers cannot be negative")
+                raise UserError(
+                    f"{option} {value}: the number of workers cannot be negative", code="workers-negative"
+                )
         if not self.gpus + self.cpus:
             raise UserError(
-                "--gpus 0 and --cpus 0 leave no worker, and the head takes no work; allow at least one"
+                "--gpus 0 and --cpus 0 leave no worker, and the head takes no work; allow at least one",
+                code="no-workers",
             )
         if self.cpus_each < 1:
-            raise UserError(f"--worker-cpus {self.cpus_each}: a worker needs at least 1 CPU")
+            raise UserError(
+                f"--worker-cpus {self.cpus_each}: a worker needs at least 1 CPU", code="worker-without-cpu"
+            )
         for option, amount in (("--worker-memory", self.memory_each), ("--head-memory", self.head_memory)):
             if amount < LEAST_MEMORY:
                 raise UserError(
                     f"{option} {written_memory(amount)} is too little: Ray and torch alone need "
-                    f"{written_memory(LEAST_MEMORY)}; give at least that"
+                    f"{written_memory(LEAST_MEMORY)}; give at least that",
+                    code="memory-too-small",
                 )
 
 
@@ -114,7 +121,8 @@ def parse_memory(option: str, text: str) -> int:
     if found is None:
         raise UserError(
             f"{option} {text!r} is not an amount of memory; expected a whole number with Mi, Gi, Ti, M, G or T, "
-            "as in 8Gi"
+            "as in 8Gi",
+            code="memory-malformed",
         )
     return int(found[1]) * _UNITS[found[2]]
 
@@ -133,6 +141,7 @@ def parse_toleration(text: str) -> Toleration:
     if found is None:
         raise UserError(
             f"--toleration {text!r} is not a taint; expected KEY[=VALUE]:EFFECT, with NoSchedule, PreferNoSchedule or "
-            "NoExecute as its effect, as in pool=gpu:NoSchedule"
+            "NoExecute as its effect, as in pool=gpu:NoSchedule",
+            code="toleration-malformed",
         )
     return Toleration(found["key"], found["effect"], found["value"] if found["equals"] else None)

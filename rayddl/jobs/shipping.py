@@ -90,7 +90,8 @@ def written(definition: Definition) -> str:
     if "${" in text:
         raise UserError(
             f"{definition.file or 'the definition'} holds '${{' after its variables were replaced, and another "
-            "machine would replace it again; take it out"
+            "machine would replace it again; take it out",
+            code="substitution-left",
         )
     return text
 
@@ -100,9 +101,10 @@ def check_out(out: str) -> None:
     _refuse_credentials("--out", out)
     if "://" not in out and not os.path.isabs(os.path.expanduser(out)):
         raise UserError(
-            f"--out {out!r} would lie in the job's own folder, which is thrown away after it; give a URI such as "
+            f"--out {out!r} would be in the job's own folder, which is deleted after it; give a URI such as "
             "s3://bucket/runs, or a full path that every machine of the cluster sees"
-            f' (on this machine alone: --out "{os.path.abspath(out)}")'
+            f' (on this machine alone: --out "{os.path.abspath(out)}")',
+            code="out-inside-job",
         )
 
 
@@ -133,7 +135,7 @@ def _plugin(module: str) -> tuple[str, dict[str, Path]]:
 def _beside(given: str) -> dict[str, Path]:
     path = Path(given)
     if not path.exists():
-        raise UserError(f"--with {given!r}: there is no such file or folder")
+        raise UserError(f"--with {given!r}: there is no such file or folder", code="shipped-file-missing")
     # By its place below this folder, so that the definition's relative paths hold there too.
     name = os.path.relpath(path.resolve(), Path.cwd())
     name = path.resolve().name if name.startswith("..") else name
@@ -156,7 +158,8 @@ def _refuse_overwriting(files: Mapping[str, Path], extras: Mapping[str, Path]) -
     for name, path in extras.items():
         if name == DEFINITION or (name in files and not path.samefile(files[name])):
             raise UserError(
-                f"{name} would take the place of another file that the job has; name it otherwise"
+                f"{name} would take the place of another file that the job has; name it otherwise",
+                code="shipped-file-takes-place",
             )
 
 
@@ -165,7 +168,8 @@ def _refuse_credentials(where: str, value: str) -> None:
         raise UserError(
             f"{where} holds credentials ({scrub(value)!r} without them), which would be stored with the job; take "
             "them out, and give the cluster's machines a role, or the variables that pyarrow reads "
-            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)",
+            code="credentials-in-definition",
         )
 
 
@@ -181,7 +185,8 @@ def _refuse_strangers(definition: Definition, extras: Mapping[str, Path]) -> Non
                 continue
             raise UserError(
                 f"{where}.{field}={value!r} is a path on this machine that the job does not have; give a URI or a "
-                f"full path that every machine of the cluster sees, or ship it: --with {value}"
+                f"full path that every machine of the cluster sees, or ship it: --with {value}",
+                code="path-not-on-cluster",
             )
 
 
@@ -197,7 +202,8 @@ def _refuse_large(parcel: Parcel, limit: int) -> None:
         told = ", ".join(f"{name} ({pace.size(size)})" for name, size in largest)
         raise UserError(
             f"{pace.size(total)} would be shipped with the job, and at most {pace.size(limit)} are; the largest are "
-            f"{told}. Put data on storage that every machine reads, and name it in the definition"
+            f"{told}. Put data on storage that every machine reads, and name it in the definition",
+            code="shipment-too-large",
         )
 
 

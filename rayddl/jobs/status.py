@@ -47,7 +47,9 @@ def look(what: str | None, out: str, address: str | None) -> Seen:
     try:
         job = Jobs(address).job(what)
     except UserError as error:
-        raise UserError(f"there is no run {what!r} under {scrub(out)!r}, and {error}") from error
+        raise UserError(
+            f"there is no run {what!r} under {scrub(out)!r}, and {error}", code="no-such-run"
+        ) from error
     return Seen((job,), _run_of(job))
 
 

@@ -14,7 +14,7 @@ from rayddl.errors import StageError
 from rayddl.jobs.client import Job
 from rayddl.pipeline.browse.listing import age
 from rayddl.pipeline.display import pace
-from rayddl.pipeline.display.tables import rows_table
+from rayddl.pipeline.tables import rows_table
 
 
 def command(verb: str, job: str, address: str | None) -> str:
@@ -32,10 +32,11 @@ def submitted(job: str, out: str, address: str | None) -> str:
 def refuse_failed(job: Job) -> None:
     """Raise :class:`StageError` for a job that did not succeed."""
     if job.state == "STOPPED":
-        raise StageError(f"the job {job.id} was stopped; what it did so far is kept")
+        raise StageError(f"the job {job.id} was stopped; what it did so far is kept", code="job-stopped")
     if job.state != "SUCCEEDED":
         raise StageError(
-            f"the job {job.id} failed: {_last_line(job.message)} Its log says more: rayddl logs {job.id}"
+            f"the job {job.id} failed: {_last_line(job.message)} Its log says more: rayddl logs {job.id}",
+            code="job-failed",
         )
 
 

@@ -30,7 +30,8 @@ class AlexNet(nn.Module):
         if min(rest) < 1:
             raise NetError(
                 f"alexnet halves the side 3 times, which {shape[1]}x{shape[2]} images do not allow; it needs "
-                "sides of at least 8"
+                "sides of at least 8",
+                code="images-too-small-for-alexnet",
             )
         layers: list[nn.Module] = []
         for index, (width, kernel, pooled) in enumerate(PLAN):

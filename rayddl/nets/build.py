@@ -92,7 +92,8 @@ def _of_plugin(name: str, shape: Shape, classes: int) -> nn.Module:
     plugin, (channels, height, width) = plugins.owner("nets", name), shape
     if height != width:
         raise NetError(
-            f"network {name!r} of plugin {plugin} takes square images, these are {height}x{width}; set source.size"
+            f"network {name!r} of plugin {plugin} takes square images, these are {height}x{width}; set source.size",
+            code="images-not-square",
         )
     try:
         net = plugins.find("nets", name)(classes, channels, height)  # type: ignore[misc]
@@ -102,12 +103,14 @@ def _of_plugin(name: str, shape: Shape, classes: int) -> nn.Module:
     except Exception as error:  # a plugin's code raises anything
         raise PluginError(
             f"network {name!r} of plugin {plugin} cannot be built and run for {classes} classes of "
-            f"{channels}x{height}x{width} images: {type(error).__name__}: {error}"
+            f"{channels}x{height}x{width} images: {type(error).__name__}: {error}",
+            code="plugin-network-failed",
         ) from error
     if getattr(logits, "shape", None) != (2, classes):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise PluginError(
-            f"network {name!r} of plugin {plugin} returns {found} for 2 images, and logits (2, {classes}) are expected"
+            f"network {name!r} of plugin {plugin} returns {found} for 2 images, and logits (2, {classes}) are expected",
+            code="plugin-network-output",
         )
     made: nn.Module = net
     return made

@@ -46,6 +46,7 @@ class NetConfig(Config):
     """
 
     name: Annotated[str, Registered("nets")] = "convnet"
+    """The architecture."""
     depth: int = Field(default=3, ge=1, le=7)
     """``convnet``: convolution blocks; each halves the side. ``mlp``: linear layers."""
     width: int = Field(default=128, ge=1)

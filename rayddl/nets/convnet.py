@@ -63,7 +63,8 @@ class ConvNet(nn.Module):
         if min(rest) < 1:
             raise NetError(
                 f"depth {depth} halves the side {depth} times, which {shape[1]}x{shape[2]} images do not "
-                f"allow; the largest depth for them is {min(sides).bit_length() - 1}"
+                f"allow; the largest depth for them is {min(sides).bit_length() - 1}",
+                code="images-too-small-for-depth",
             )
         self.blocks = nn.Sequential(
             *(Block(width if d else channels, width, padding if d == 0 else 1, norm) for d in range(depth))

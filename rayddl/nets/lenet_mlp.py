@@ -25,7 +25,8 @@ class LeNet(nn.Module):
         if min(rest) < 1:
             raise NetError(
                 f"lenet leaves nothing of {shape[1]}x{shape[2]} images after two 5x5 convolutions and two "
-                "poolings; it needs sides of at least 16"
+                "poolings; it needs sides of at least 16",
+                code="images-too-small-for-lenet",
             )
         self.features = nn.Sequential(
             Conv(channels, 6, padding, kernel=5), nn.ReLU(), MaxPool(),

@@ -76,5 +76,6 @@ def _refuse_single_pixels(sides: list[int], shrinks: int, norm: Norm) -> None:
     if norm == "instance" and max(sides) <= shrinks:
         raise NetError(
             f"resnet18 brings {sides[0]}x{sides[1]} images down to one pixel, and instance norm makes single "
-            f"pixels constant; it needs a side above {shrinks}, or norm: batch or group"
+            f"pixels constant; it needs a side above {shrinks}, or norm: batch or group",
+            code="images-too-small-for-resnet",
         )

@@ -28,19 +28,22 @@ def make(name: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
     if channels != 3:
         raise NetError(
             f"torchvision's {name} takes colour images (3 channels), these have {channels}; use one of the "
-            "small networks, e.g. resnet18 instead of tv_resnet18"
+            "small networks, e.g. resnet18 instead of tv_resnet18",
+            code="not-colour-images",
         )
     if min(sides) < SMALLEST:
         raise NetError(
             f"torchvision's {name} needs sides of at least {SMALLEST}, these images are {sides[0]}x{sides[1]}; "
-            "use one of the small networks, e.g. resnet18, or a larger source.size"
+            "use one of the small networks, e.g. resnet18, or a larger source.size",
+            code="images-too-small-for-torchvision",
         )
     more: dict[str, Any] = {}
     if name == "vit_b_16":
         if sides[0] != sides[1] or sides[0] % PATCH:
             raise NetError(
                 f"torchvision's vit_b_16 cuts square images into patches of {PATCH} pixels, these are "
-                f"{sides[0]}x{sides[1]}; set source.size to a multiple of {PATCH}"
+                f"{sides[0]}x{sides[1]}; set source.size to a multiple of {PATCH}",
+                code="images-not-whole-patches",
             )
         more = {"image_size": sides[0]}
     builder: Callable[..., nn.Module] = getattr(models, name)

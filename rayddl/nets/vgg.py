@@ -27,7 +27,8 @@ class Vgg11(nn.Module):
         if min(rest) < 1:
             raise NetError(
                 f"vgg11 halves the side 5 times, which {shape[1]}x{shape[2]} images do not allow; it needs "
-                "sides of at least 32 (source.size=32 enlarges them)"
+                "sides of at least 32 (source.size=32 enlarges them)",
+                code="images-too-small-for-vgg",
             )
         layers: list[nn.Module] = []
         for widths in STAGES:

@@ -10,7 +10,8 @@ from rayddl.pipeline import estimating
 from rayddl.pipeline import plan as plans
 from rayddl.pipeline.definition import load as definitions
 from rayddl.pipeline.definition.overrides import Overrides
-from rayddl.pipeline.display.base import Display, Hidden, choose
+from rayddl.pipeline.display.base import Display, Hidden
+from rayddl.pipeline.display.choose import choose
 from rayddl.pipeline.estimating import Estimates
 from rayddl.pipeline.plan import Plan
 from rayddl.pipeline.plugging import Given, use

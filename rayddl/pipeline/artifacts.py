@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-import rayddl
 from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError
 from rayddl.stages.context import Input
 from rayddl.storage import Folder
+from rayddl.version import __version__, installed
 
 FORMAT = 1
 """The version of the manifest's layout."""
@@ -117,7 +116,8 @@ def open_artifact(folder: Folder, *, fingerprint: str | None = None, verify: boo
     if fingerprint is not None and artifact.fingerprint != fingerprint:
         raise ArtifactError(
             f"{scrub(str(folder))} holds the artifact {artifact.fingerprint}, expected {fingerprint}; "
-            "choose another --out"
+            "choose another --out",
+            code="artifact-of-another-fingerprint",
         )
     found = folder.files()
     for name, entry in artifact.files.items():
@@ -132,24 +132,36 @@ def _manifest(folder: Folder) -> dict[str, Any]:
     except FileNotFoundError:
         raise ArtifactError(
             f"{scrub(str(folder))} has no {MANIFEST}: the stage has not finished there; "
-            "run its definition again"
+            "run its definition again",
+            code="stage-not-finished",
         ) from None
     except ValueError as error:
-        raise ArtifactError(f"{where} is not JSON ({error}); delete the folder to make it again") from error
+        raise ArtifactError(
+            f"{where} is not JSON ({error}); delete the folder to make it again", code="manifest-not-json"
+        ) from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
-        raise ArtifactError(f"{where} is not a manifest: it has no format version")
+        raise ArtifactError(
+            f"{where} is not a manifest: it has no format version", code="manifest-without-format"
+        )
     if manifest["format"] > FORMAT:
         made_by = manifest.get("versions", {}).get("rayddl", "a newer one")
         raise ArtifactError(
             f"{where} has format {manifest['format']}, written by rayddl {made_by}; this rayddl "
-            f"({rayddl.__version__}) reads formats up to {FORMAT}: upgrade rayddl, or choose another --out"
+            f"({__version__}) reads formats up to {FORMAT}: upgrade rayddl, or choose another --out",
+            code="manifest-too-new",
         )
     missing = [key for key in _KEYS if key not in manifest]
     if missing:
-        raise ArtifactError(f"{where} lacks {', '.join(missing)}; delete the folder to make it again")
+        raise ArtifactError(
+            f"{where} lacks {', '.join(missing)}; delete the folder to make it again",
+            code="manifest-incomplete",
+        )
     entries = manifest["files"].values() if isinstance(manifest["files"], dict) else [None]
     if not all(isinstance(entry, dict) and isinstance(entry.get("bytes"), int) for entry in entries):
-        raise ArtifactError(f"{where} has no readable list of files; delete the folder to make it again")
+        raise ArtifactError(
+            f"{where} has no readable list of files; delete the folder to make it again",
+            code="manifest-without-files",
+        )
     return manifest
 
 
@@ -160,16 +172,21 @@ def _check_file(
     # A name that is listed may lead out of the folder; one that was found does not.
     where = scrub(folder.path(name) if name in found else f"{folder}/{name}")
     if name not in found:
-        raise ArtifactError(f"{where} is missing, the manifest lists it with {entry['bytes']} bytes; {again}")
+        raise ArtifactError(
+            f"{where} is missing, the manifest lists it with {entry['bytes']} bytes; {again}",
+            code="artifact-file-missing",
+        )
     if found[name] != entry["bytes"]:
         raise ArtifactError(
-            f"{where} was altered: it has {found[name]} bytes, the manifest says {entry['bytes']}; {again}"
+            f"{where} was altered: it has {found[name]} bytes, the manifest says {entry['bytes']}; {again}",
+            code="artifact-file-of-another-length",
         )
     if verify and "sha256" in entry:
         actual = hashlib.sha256(folder.read(name)).hexdigest()
         if actual != entry["sha256"]:
             raise ArtifactError(
-                f"{where} was altered: its sha256 is {actual}, the manifest says {entry['sha256']}; {again}"
+                f"{where} was altered: its sha256 is {actual}, the manifest says {entry['sha256']}; {again}",
+                code="artifact-file-altered",
             )
 
 
@@ -185,7 +202,7 @@ def _entry(folder: Folder, name: str, size: int) -> dict[str, Any]:
 
 def _versions() -> dict[str, str | None]:
     return {
-        "rayddl": rayddl.__version__,
+        "rayddl": __version__,
         "python": platform.python_version(),
         **{name: installed(name) for name in ("torch", "ray")},
     }
@@ -194,11 +211,3 @@ def _versions() -> dict[str, str | None]:
 def ordered_json(value: Any) -> bytes:
     """JSON whose keys stay in their order: a table's columns and a definition's stages have one."""
     return json.dumps(value, indent=1, allow_nan=False).encode() + b"\n"
-
-
-def installed(name: str) -> str | None:
-    """The version of an installed distribution, without importing it."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

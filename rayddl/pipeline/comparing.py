@@ -81,7 +81,10 @@ def resolve(where: str, out: str) -> list[Found]:
             return [_inside_a_stage(where) or Found(folder)]
         record = find_record(where, out)
     except ValueError as error:
-        raise UserError(f"{scrub(where)!r} is no place that can be read: {scrub(str(error))}") from error
+        raise UserError(
+            f"{scrub(where)!r} cannot be read as a folder or URI: {scrub(str(error))}",
+            code="place-unreadable",
+        ) from error
     if record is not None:
         return list(_of_run(*record))
     if folder.exists():
@@ -91,7 +94,8 @@ def resolve(where: str, out: str) -> list[Found]:
         return [Found(folder, own=False)]
     raise ArtifactError(
         f"nothing to compare at {scrub(where)!r}: there is no such folder, and no run of that name in "
-        f"{scrub(out)!r}; rayddl list shows what there is"
+        f"{scrub(out)!r}; rayddl list shows what there is",
+        code="nothing-to-compare",
     )
 
 
@@ -103,7 +107,8 @@ def _stage(folder: Folder) -> Found:
         return Found(folder.child("set"))
     raise ArtifactError(
         f"{scrub(str(folder))} is a stage of kind {artifact.kind} and holds no set; name a run, an evaluate stage, "
-        "or a set"
+        "or a set",
+        code="stage-holds-no-set",
     )
 
 
@@ -126,7 +131,10 @@ def _of_run(runs: Folder, file: str) -> Iterator[Found]:
         return
     made = next((f for f in reversed(done) if f.has(f"set/{SET_FILE}")), None)
     if made is None:
-        raise ArtifactError(f"the run {scrub(runs.path(file))} has made no set yet; run its definition again")
+        raise ArtifactError(
+            f"the run {scrub(runs.path(file))} has made no set yet; run its definition again",
+            code="run-without-set",
+        )
     yield Found(made.child("set"))
 
 
@@ -150,7 +158,10 @@ def definition(
     protocol = _protocol(found, judge) if waiting else {}
     protocol |= {key: value for key, value in asked.items() if value is not None}
     if asked != dict.fromkeys(asked) and not waiting:
-        raise UserError("everything is judged already: other nets, seeds or epochs need --again")
+        raise UserError(
+            "all sets are evaluated already; for other nets, seeds or epochs give --again",
+            code="everything-judged",
+        )
     stages: dict[str, Any] = {}
     for i, each in enumerate(waiting, 1):
         stages[f"set-{i}"] = _imported(each)
@@ -183,7 +194,8 @@ def _source(found: Sequence[Found]) -> tuple[dict[str, Any], int]:
             return _asked(known), int(_info(each).get("seed", 0))
     raise UserError(
         "none of these sets says which images it was made from; name a run or a rayddl set beside them, or write a "
-        "definition with kind: imported"
+        "definition with kind: imported",
+        code="sets-without-source",
     )
 
 
@@ -207,8 +219,9 @@ def _protocol(found: Sequence[Found], judge: Kind) -> dict[str, Any]:
             continue
         if stored.get("name") == "soft":
             raise UserError(
-                f"{scrub(str(each.folder))} was judged by soft labels, which need its teacher; to judge other sets in "
-                "the same way write a definition with kind: imported, a teacher, and kind: evaluate"
+                f"{scrub(str(each.folder))} was evaluated with soft labels, which need its teacher; to evaluate "
+                "other sets in the same way write a definition with kind: imported, a teacher, and kind: evaluate",
+                code="set-needs-its-teacher",
             )
         return hard | {
             k: v for k, v in stored.items() if k in fields and k not in NOT_TAKEN and v is not None

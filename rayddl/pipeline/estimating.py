@@ -9,7 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Group, RenderableType
+from rich.text import Text
+
 from rayddl.pipeline.plan import Plan
+from rayddl.pipeline.tables import rows_table
 
 if TYPE_CHECKING:
     from rayddl.stages.estimates import Estimate, Machine
@@ -31,10 +35,35 @@ class Estimates:
             stage["estimate"] = None if found is None else found.to_json()
         return {**told, "machine": self.machine.to_json()}
 
-    def __rich__(self) -> Any:
-        from rayddl.pipeline.display.tables import estimates_table
+    def __rich__(self) -> RenderableType:
+        """A line about the machine, a row for each stage that says what it will take, and notes."""
+        machine, told = self.machine, {name: e for name, e in self.stages.items() if e is not None}
+        gpus = f"{len(machine.gpus)} GPUs" if machine.gpus else "no GPU"
+        head = f"expected on this machine: {machine.cpus} CPUs, {_size(machine.memory)} free, {gpus}"
+        notes = [f"{name}: {note}" for name, found in told.items() for note in found.notes]
+        if any(found.memory and not found.measured for found in told.values()):
+            notes.append("~ is an estimate by formula; with --measure a matching step is tried")
+        rows = [{"stage": name, **_expected(found)} for name, found in self.stages.items()]
+        return Group(Text(f"\n{head}", "dim"), rows_table(rows), *(Text(note, "dim") for note in notes))
 
-        return estimates_table(self)
+
+def _expected(found: Estimate | None) -> dict[str, str]:
+    if found is None:
+        return {"work": "?"}
+    peak = "?" if found.memory is None else f"{'' if found.measured else '~'}{_size(found.memory)}"
+    return {
+        "work": found.work,
+        "at once": str(found.at_once),
+        "peak memory each": f"{peak} {'measured' if found.measured else ''}".strip(),
+        "of": found.device,
+        "written": "?" if found.written is None else f"~{_size(found.written)}",
+    }
+
+
+def _size(count: int) -> str:
+    from rayddl.stages.estimates import shown
+
+    return shown(count)
 
 
 def estimate(plan: Plan, *, measure: bool = False) -> Estimates:

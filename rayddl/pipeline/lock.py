@@ -27,7 +27,8 @@ def held(folder: Folder) -> Iterator[None]:
         except locks.Busy as busy:
             raise StageError(
                 f"{folder} is being written by {_holder(busy.note)}; wait until it is done, or stop it, "
-                "and run the same command again"
+                "and run the same command again",
+                code="folder-locked",
             ) from None
         yield
 

@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from rich.console import Group, RenderableType
+from rich.text import Text
+
 from rayddl import plugins
 from rayddl.config import registered
 from rayddl.credentials import scrub
@@ -16,6 +19,7 @@ from rayddl.errors import UserError
 from rayddl.pipeline import artifacts
 from rayddl.pipeline.definition import graph
 from rayddl.pipeline.definition.load import Definition, Stage
+from rayddl.pipeline.tables import as_text, rows_table
 from rayddl.stages.settings import without_resources
 from rayddl.storage import Folder
 
@@ -79,14 +83,29 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        from rayddl.pipeline.display.tables import as_text, plan_table
+        return as_text(self)
 
-        return as_text(plan_table(self))
-
-    def __rich__(self) -> Any:
-        from rayddl.pipeline.display.tables import plan_table
-
-        return plan_table(self)
+    def __rich__(self) -> RenderableType:
+        """A line about the run and a row for each stage."""
+        source = self.definition.source
+        head = Text.assemble(
+            (self.definition.name, "bold"),
+            (
+                f"  seed {self.definition.seed}  source {source.name} ({source.space})  out {scrub(str(self.out))}",
+                "dim",
+            ),
+        )
+        rows = [
+            {
+                "stage": stage.name,
+                "kind": stage.stage.kind.name,
+                "reads": ", ".join(stage.stage.reads),
+                "state": stage.state,
+                "folder": stage.folder_name,
+            }
+            for stage in self.stages
+        ]
+        return Group(head, rows_table(rows))
 
 
 def make(definition: Definition, out: str, source_fingerprint: SourceFingerprint | None = None) -> Plan:
@@ -171,5 +190,6 @@ def _check_readable(out: Folder) -> None:
     except (OSError, ValueError) as error:
         raise UserError(
             f"--out {scrub(str(out))!r} cannot be read: {scrub(str(error))}; "
-            "give a folder, or a URI such as s3://bucket/runs"
+            "give a folder, or a URI such as s3://bucket/runs",
+            code="out-unreadable",
         ) from error

@@ -69,7 +69,8 @@ def _loaded(given: Given) -> Plugin:
     if is_file and not (path.is_file() or (path / "__init__.py").is_file()):
         raise PluginError(
             f"{where}: there is no such file, nor a package in that folder (looked for {path.resolve()}); give a "
-            "Python file, a package's folder, or the name of a module"
+            "Python file, a package's folder, or the name of a module",
+            code="plugin-missing",
         )
 
     def load() -> Plugin:
@@ -86,13 +87,18 @@ def _attempted(where: str, hint: str, load: Callable[[], _Found]) -> _Found:
     except RayddlError:
         raise
     except (Exception, SystemExit) as error:  # a plugin's code raises anything
-        raise PluginError(f"{where} cannot be loaded: {type(error).__name__}: {error}; {hint}") from error
+        raise PluginError(
+            f"{where} cannot be loaded: {type(error).__name__}: {error}; {hint}", code="plugin-not-loaded"
+        ) from error
 
 
 def _declared(found: object, module: str, where: str) -> Plugin:
     plugin = getattr(found, ATTRIBUTE, None) if isinstance(found, ModuleType) else found
     if not isinstance(plugin, Plugin):
-        raise PluginError(f"{where} declares no plugin; write plugin = rayddl.Plugin(name=…, …) in it")
+        raise PluginError(
+            f"{where} declares no plugin; write plugin = rayddl.Plugin(name=…, …) in it",
+            code="plugin-not-declared",
+        )
     return replace(plugin, module=module, version=plugin.version or _hash(module))
 
 
@@ -118,7 +124,8 @@ def _from_file(path: Path) -> ModuleType:
         module = importlib.import_module(path.name)
         if path not in map(Path, getattr(module, "__path__", ())):
             raise PluginError(
-                f"the package in {path} is hidden by another one called {path.name!r}; rename it"
+                f"the package in {path} is hidden by another one called {path.name!r}; rename it",
+                code="plugin-hidden",
             )
         return module
     name = f"rayddl_plugin_{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}_{path.stem}".replace("-", "_")
@@ -126,7 +133,9 @@ def _from_file(path: Path) -> ModuleType:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise PluginError(f"plugin {str(path)!r} is no Python file; its name must end in .py")
+        raise PluginError(
+            f"plugin {str(path)!r} is no Python file; its name must end in .py", code="plugin-not-python"
+        )
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

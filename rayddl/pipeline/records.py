@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Literal, TypeAlias
 
-import rayddl
 from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError
 from rayddl.pipeline.artifacts import FORMAT, Artifact, ordered_json
 from rayddl.pipeline.plan import Plan
 from rayddl.storage import Folder
+from rayddl.version import __version__
 
 SUFFIX = ".run.json"
 
@@ -63,7 +63,7 @@ class Record:
         definition = self.plan.definition
         value = {
             "format": FORMAT,
-            "rayddl": rayddl.__version__,
+            "rayddl": __version__,
             "name": definition.name,
             "file": definition.file,
             "overrides": list(definition.overrides),
@@ -85,14 +85,15 @@ def read(out: Folder, file: str) -> Mapping[str, Any]:
     try:
         value = out.read_json(file)
     except FileNotFoundError:
-        raise ArtifactError(f"there is no run record {where}") from None
+        raise ArtifactError(f"there is no run record {where}", code="no-run-record") from None
     except ValueError as error:
-        raise ArtifactError(f"{where} is not JSON: {error}") from error
+        raise ArtifactError(f"{where} is not JSON: {error}", code="run-record-not-json") from error
     if not isinstance(value, dict) or not isinstance(value.get("format"), int) or "stages" not in value:
-        raise ArtifactError(f"{where} is not a run record")
+        raise ArtifactError(f"{where} is not a run record", code="run-record-malformed")
     if value["format"] > FORMAT:
         raise ArtifactError(
-            f"{where} has format {value['format']}; this rayddl reads formats up to {FORMAT}: upgrade rayddl"
+            f"{where} has format {value['format']}; this rayddl reads formats up to {FORMAT}: upgrade rayddl",
+            code="run-record-too-new",
         )
     return value
 

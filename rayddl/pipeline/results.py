@@ -70,9 +70,14 @@ class RunResult:
         """
         page = self.report
         if page is None:
-            raise UserError("the run has no page to show; add a stage of kind report, or of kind compare")
+            raise UserError(
+                "the run has no page to show; add a stage of kind report, or of kind compare",
+                code="run-without-page",
+            )
         if not os.path.exists(page):
-            raise UserError(f"{scrub(page)} does not lie on this machine; copy it here and open it")
+            raise UserError(
+                f"{scrub(page)} is not on this machine; copy it here and open it", code="page-not-local"
+            )
         shown.page(page)
 
     def _repr_html_(self) -> str:

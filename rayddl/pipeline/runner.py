@@ -84,7 +84,8 @@ class _Run:
                 return
             raise UserError(
                 f"--out {scrub(str(self.plan.out))!r} cannot be written: {scrub(str(error))}; "
-                "nothing was started; make it writable, or choose another with --out"
+                "nothing was started; make it writable, or choose another with --out",
+                code="out-not-writable",
             ) from error
 
     def require(self) -> None:
@@ -240,18 +241,21 @@ def explained(planned: PlannedStage, error: Exception) -> RayddlError:
     plain = cause if isinstance(cause, Exception) else error
     place, stage = scrub(str(planned.folder)), f"stage {planned.name!r}"
     if isinstance(plain, RayddlError):
-        return type(plain)(f"{stage}: {plain}")
+        return type(plain)(f"{stage}: {plain}", code=plain.code)
     text = scrub(f"{type(plain).__name__}: {plain}")
     if getattr(plain, "errno", None) in _DISK_FULL or "No space left on device" in str(plain):
-        return StageError(f"{stage}: no space left while writing {place} ({text}); free some: {_KEPT}")
+        return StageError(
+            f"{stage}: no space left while writing {place} ({text}); free some: {_KEPT}", code="disk-full"
+        )
     if isinstance(plain, PermissionError):
-        return StageError(f"{stage}: not allowed to write ({text}); {_KEPT}")
+        return StageError(f"{stage}: not allowed to write ({text}); {_KEPT}", code="write-not-permitted")
     trace = scrub("".join(traceback.format_exception(error)))
     try:
         planned.folder.write(artifacts.ERROR, trace.encode())
     except OSError:
-        return StageError(f"{stage} stopped on an error that rayddl does not know:\n{trace}")
+        return StageError(f"{stage} stopped on an unexpected error:\n{trace}", code="unexpected-error")
     return StageError(
-        f"{stage} stopped on an error that rayddl does not know: {text}\n"
-        f"  its traceback is in {place}/{artifacts.ERROR}; {_KEPT}"
+        f"{stage} stopped on an unexpected error: {text}\n"
+        f"  its traceback is in {place}/{artifacts.ERROR}; {_KEPT}",
+        code="unexpected-error",
     )

@@ -28,11 +28,15 @@ def find_set(where: str, out: str = "runs") -> Folder:
             return folder.child("set")
         found = find_record(where, out)
     except ValueError as error:
-        raise UserError(f"{scrub(where)!r} is no place that can be read: {scrub(str(error))}") from error
+        raise UserError(
+            f"{scrub(where)!r} cannot be read as a folder or URI: {scrub(str(error))}",
+            code="place-unreadable",
+        ) from error
     if found is None:
         raise ArtifactError(
             f"no distilled set at {scrub(where)!r}: looked for {SET_FILE} and set/{SET_FILE} there, and for "
-            f"a run of that name in {scrub(out)!r}; rayddl list shows what there is"
+            f"a run of that name in {scrub(out)!r}; rayddl list shows what there is",
+            code="no-such-set",
         )
     runs, file = found
     record = records.read(runs, file)
@@ -40,7 +44,10 @@ def find_set(where: str, out: str = "runs") -> Folder:
         stage = runs.child(record["stages"][name]["folder"])
         if stage.has(f"set/{SET_FILE}"):
             return stage.child("set")
-    raise ArtifactError(f"the run {scrub(runs.path(file))} has made no set yet; run its definition again")
+    raise ArtifactError(
+        f"the run {scrub(runs.path(file))} has made no set yet; run its definition again",
+        code="run-without-set",
+    )
 
 
 def stage_of(folder: Folder) -> Folder | None:

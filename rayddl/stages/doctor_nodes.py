@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +11,7 @@ from rayddl.errors import UserError
 from rayddl.stages.runtime import machine, nodes
 from rayddl.stages.runtime.doctor import SMALL_SHM, Finding, State, driver_gpus, try_torch
 from rayddl.stages.runtime.nodes import Answer, Node
+from rayddl.version import installed
 
 SECONDS = 240.0
 """How long all nodes together may take: importing torch from a cold disk takes a minute."""
@@ -55,14 +55,7 @@ def look_around() -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Python's version and those of installed libraries; ``None`` for what is not installed."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return {"python": platform.python_version(), **{name: installed(name) for name in LIBRARIES}}
 
 
 def row(node: Node, answer: Answer, here: Mapping[str, str | None]) -> Finding:

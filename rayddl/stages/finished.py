@@ -9,12 +9,12 @@ from importlib import metadata
 import numpy as np
 import pyarrow as pa
 
-import rayddl
 from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError
 from rayddl.report.values import Columns, Pictures, Stage
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Input
+from rayddl.version import __version__
 
 PAGE = "report.html"
 """The file of a stage that writes a page."""
@@ -45,15 +45,19 @@ def columns(found: Input, name: str, wanted: Iterable[str]) -> Columns:
         table = tables.read(found.folder, name)
     except FileNotFoundError as error:
         raise ArtifactError(
-            f"{where} is missing, though stage {found.stage!r} is finished; {again}"
+            f"{where} is missing, though stage {found.stage!r} is finished; {again}",
+            code="stage-table-missing",
         ) from error
     except pa.ArrowInvalid as error:
-        raise ArtifactError(f"{where} is no Parquet file: {error}; {again}") from error
+        raise ArtifactError(
+            f"{where} is no Parquet file: {error}; {again}", code="stage-table-unreadable"
+        ) from error
     lacking = [column for column in wanted if column not in table]
     if lacking:
         raise ArtifactError(
             f"{where} lacks the column {lacking[0]!r}; it has {', '.join(table)}. Another version of rayddl "
-            f"made it: {again}"
+            f"made it: {again}",
+            code="stage-table-lacks-column",
         )
     # Nulls become NaN here, and texts stay texts.
     return {
@@ -67,4 +71,4 @@ def columns(found: Input, name: str, wanted: Iterable[str]) -> Columns:
 def versions() -> dict[str, str]:
     """What a page was made with."""
     packages = {name: metadata.version(name) for name in ("torch", "ray", "numpy")}
-    return {"rayddl": rayddl.__version__, **packages, "python": platform.python_version()}
+    return {"rayddl": __version__, **packages, "python": platform.python_version()}

@@ -98,7 +98,9 @@ class StageConfig(Config):
     """True if a set of this kind is made for students that learn from soft labels."""
 
     kind: str
+    """What the stage does; the kinds are listed below."""
     resources: Resources = Resources()
+    """CPUs, GPUs and memory of one worker, and how many workers run at the same time."""
 
     def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
         """What is wrong between this stage and the ones it reads, by the fields that name them."""
@@ -140,9 +142,10 @@ class NetStageConfig(Augmented, StageConfig):
     """The keys of stages that train networks."""
 
     precision: Precision = "fp32"
-    """What convolutions are computed in. Parameters, sums and updates are float32 in each."""
+    """The number format of convolutions; parameters, sums and updates are float32 in all three."""
     compile: bool | None = None
-    """Compile the steps; default: where the work is long enough to pay for it."""
+    """Compile the training steps with ``torch.compile``. Default: if the work is long enough to repay
+    compilation."""
 
 
 def without_resources(config: StageConfig) -> dict[str, Any]:

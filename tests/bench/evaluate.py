@@ -39,7 +39,10 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     net, shape, count = NetConfig.model_validate(row["net"]), tuple(row["shape"]), row["images"]
-    steps, protocol = make_steps(flat(net, shape, 10), compile_=False), Protocol(row["epochs"], 0.01, ())
+    steps, protocol = (
+        make_steps(flat(net, shape, 10), compile_=False),
+        Protocol(epochs=row["epochs"], lr=0.01, augment="none"),
+    )
     x, y = torch.randn(count, *shape), torch.arange(count) % 10
     seeds = list(range(row["seeds"]))
     starts = torch.stack([initial(net, shape, 10, seed=s) for s in seeds])

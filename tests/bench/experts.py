@@ -65,20 +65,22 @@ def _reference(row: dict[str, Any], x: Any, y: Any) -> Any:
 
 
 def _ours(row: dict[str, Any], x: Any, y: Any) -> Any:
-    from rayddl.data.config import AUGMENTATIONS
     from rayddl.methods.training.steps import steps_for
-    from rayddl.methods.trajectories.expert import Images, Recipe, training_steps
+    from rayddl.methods.trajectories.expert import Images, training_steps
     from rayddl.methods.trajectories.interleave import Lanes
+    from rayddl.methods.trajectories.settings import ExpertSettings
     from rayddl.nets.build import initial
     from rayddl.nets.config import NetConfig
 
     config, shape = NetConfig(), (3, 32, 32)
     steps = steps_for(config, shape, 10, row["precision"], True, row.get("graphs", False))
-    recipe = Recipe(1, 0.01, 0.0, 0.0, BATCH, AUGMENTATIONS)
+    settings = ExpertSettings(epochs=1, batch=BATCH)
     start, train, few = initial(config, shape, 10, seed=0), Images(x, y), Images(x[:BATCH], y[:BATCH])
 
     def epoch() -> None:
-        going = [training_steps(steps, recipe, start, train, few, 10, i) for i in range(row.get("turns", 1))]
+        going = [
+            training_steps(steps, settings, start, train, few, 10, i) for i in range(row.get("turns", 1))
+        ]
         lanes = Lanes(going, x.device)
         while lanes:
             lanes.turn()

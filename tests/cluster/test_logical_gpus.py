@@ -30,7 +30,7 @@ EVERY_KIND = f"""
 name: kinds
 source: {{name: digits}}
 stages:
-  experts: {{kind: experts, net: {NET}, count: 5, epochs: 4, batch: 256, augment: flip_color, compile: false}}
+  experts: {{kind: experts, net: {NET}, count: 4, epochs: 4, batch: 256, augment: flip_color, compile: false}}
   distill: &distill
     {{kind: match, experts: experts, ipc: 1, iterations: 12, syn_steps: 4, expert_epochs: 1, max_start_epoch: 3,
      lr_image: 20, lr_student: 0.05, augment: flip_color, compile: false, evaluate_every: 6, evaluate_epochs: 5,
@@ -41,7 +41,7 @@ stages:
      allow_weak: true, compile: false, resources: {{num_cpus: 0.5}}}}
   picked: {{kind: rded, teacher: teacher, ipc: 1, factor: 1, mipc: 60, num_crops: 5, precision: fp32}}
   herded: {{kind: coreset, method: herding, ipc: 1, features: teacher, resources: {{at_once: 1}}}}
-  hard: {{kind: evaluate, set: distill, seeds: 5, epochs: 5, compile: false, together: false, random: false}}
+  hard: {{kind: evaluate, set: distill, seeds: 2, epochs: 5, compile: false, together: false, random: false}}
   soft: {{kind: evaluate, set: picked, observer: teacher, seeds: 1, epochs: 1, random: false, compile: false}}
   searched: &search
     {{kind: tune, of: distill, samples: 2, space: {{lr_image: {{choice: [10, 30]}}}}, searcher: random, held_out: 1,

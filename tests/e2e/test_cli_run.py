@@ -171,7 +171,7 @@ def test_crash(rayddl: Rayddl, tmp_path: Path) -> None:
 
     assert ended.returncode == 1
     assert ended.stderr == (
-        "error: stage 'first' stopped on an error that rayddl does not know: RuntimeError: the stage broke\n"
+        "error: stage 'first' stopped on an unexpected error: RuntimeError: the stage broke\n"
         f"  its traceback is in runs/{folder}/error.txt; "
         "what was done so far is kept, and the same command goes on from there\n"
     )

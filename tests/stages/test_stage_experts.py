@@ -17,10 +17,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from rayddl import seeds
-from rayddl.data.config import augmentation_names
 from rayddl.methods.trajectories import files
 from rayddl.methods.trajectories.convex import convexify
-from rayddl.methods.trajectories.expert import Recipe, Training, train_expert
+from rayddl.methods.trajectories.expert import Training
 from rayddl.nets.build import initial
 from rayddl.stages.experts import stage as experts
 from rayddl.stages.experts import worker as expertwork
@@ -31,6 +30,7 @@ from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.runtime.sources import fit_space, publish
 from rayddl.stages.settings import without_resources
 from rayddl.storage import Folder
+from tests.experts import train_expert
 
 pytestmark = pytest.mark.ray
 
@@ -190,9 +190,8 @@ def unfinished(stages: Any, index: int, epochs: int) -> Training:
     config = stages.experts_config()
     seed = seeds.derive(seeds.derive(stages.seed, "experts"), "expert", index)
     start = initial(config.net, (1, 8, 8), 10, seed=seeds.derive(seed, "start"))
-    augment = augmentation_names(config.augment)
-    recipe = Recipe(epochs, config.lr, config.momentum, config.weight_decay, config.batch, augment)
-    training = train_expert(stages.steps, recipe, start, *stages.splits, 10, seed)
+    config = config.model_copy(update={"epochs": epochs})
+    training = train_expert(stages.steps, config, start, *stages.splits, 10, seed)
     slow = tuple(type(e)(e.epoch, e.train_loss, e.test_accuracy, e.step_norm, 7.0) for e in training.history)
     return Training(training.snapshots, training.velocity, slow)
 
@@ -249,18 +248,21 @@ def test_how_many_a_worker_trains(stages):
     cpu, gpu = Share(1, 0, None, 2), Share(1, 0.25, None, 4, gpus=1)
 
     def together(share: Share, missing: int, **settings: Any) -> int:
-        job = SimpleNamespace(config=stages.experts_config(**settings))
+        config = stages.experts_config(**settings)
+        job = SimpleNamespace(config=config, compile=bool(config.compile))
         return experts._together(job, None, share, free, missing)
 
     assert together(cpu, 100) == 1
     assert together(cpu, 3, experts_per_task=8) == 3
     assert together(gpu, 100, experts_per_task=8) == 8
     assert together(gpu, 100, cuda_graphs=True, compile=True) == 1
+    assert together(gpu, 100, compile=True) == 1
     assert together(gpu, 4) == 1
     assert free.asked == []
     assert together(gpu, 100) == 25
     assert together(gpu, 5) == 2
-    assert free.asked == [25, 2]
+    assert together(gpu, 5, cuda_graphs=False, compile=True) == 2
+    assert free.asked == [25, 2, 2]
 
 
 class Measuring:

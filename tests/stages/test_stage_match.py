@@ -13,12 +13,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from rayddl.data.pixels.space import Normalise
-from rayddl.errors import ArtifactError
 from rayddl.methods.trajectories import files
 from rayddl.stages.context import Input
 from rayddl.stages.match import worker as matcher
 from rayddl.stages.runtime.sources import publish
 from rayddl.storage import Folder
+from tests.raising import raises
 
 pytestmark = pytest.mark.ray
 
@@ -243,20 +243,20 @@ def test_the_literatures_rate_is_the_students_where_none_is_given(stages, convex
 
 
 def test_graphs_are_handed_to_the_steps(stages, convex, mct, monkeypatch, tmp_path):
-    """``cuda_graphs`` reaches the student's step functions, and is refused without compiling."""
+    """``cuda_graphs`` reaches the student's step functions, is on for GPUs, and is refused without compiling."""
     asked: list[Any] = []
     monkeypatch.setattr(matcher, "steps_for", lambda *given: asked.append(given) or stages.steps)
     trajectories = [files.open_trajectory(convex.out, files.file_name(i), "convex") for i in range(3)]
     monkeypatch.setattr(files, "open_trajectory", lambda *_: trajectories[0])
-    for graphs in (False, True):
+    for graphs, device in ((False, "cuda"), (True, "cpu"), (None, "cpu"), (None, "cuda")):
         config = stages.match_config(compile=None, cuda_graphs=graphs)
         job = SimpleNamespace(
             config=config, source=publish(stages.source_config), experts=convex.out, count=3, compile=True,
             net=stages.experts_config().net, labels=torch.arange(10), seed=0,
         )  # fmt: skip
-        matcher.make_matcher(job, torch.device("cpu"))
+        matcher.make_matcher(job, SimpleNamespace(type=device))
 
-    assert [given[4:] for given in asked] == [(True, False), (True, True)]
+    assert [given[4:] for given in asked] == [(True, False), (True, True), (True, False), (True, True)]
     with pytest.raises(ValidationError, match="leave compile out or set it to true"):
         stages.match_config(compile=False, cuda_graphs=True)
 
@@ -274,5 +274,5 @@ def test_a_set_of_another_pixel_space_is_started_from_as_pixels(stages, convex, 
 
 def test_a_set_of_another_size_cannot_be_started_from(stages, convex, mct, tmp_path):
     """The message has both numbers."""
-    with pytest.raises(ArtifactError, match="its images per class are 1, and 2 are wanted"):
+    with raises("start-set-does-not-fit"):
         stages.match(convex, tmp_path, start=mct, ipc=2)

@@ -154,10 +154,10 @@ def test_a_run_gone_astray_stops_with_the_facts_and_keeps_the_last_good_set(stag
     assert text.startswith("diverged at iteration ")
     for fact in ("expert ", "start epoch ", "lr_image 2e+07", "student learning rate 0.05"):
         assert fact in text
-    assert "It was taken back 1 times with a tenth of the rates each time." in text
+    assert "The last good state was restored 1 times, each time with a tenth of the rates." in text
     assert "Try a smaller lr_image (it was 2e+08) or lr_lr (it was 0.0001)." in text
     assert progress.notes == [
-        "iteration 0: went astray and was taken back; rates are now 0.1 of the definition's"
+        "iteration 0: diverged; restored the last good state with rates at 0.1 of the definition's"
     ]
     images, labels, lr = matcher.read_snapshot(_folder(tmp_path), "last-good.safetensors")
     assert (tuple(images.shape), labels.tolist()) == ((10, 1, 8, 8), list(range(10)))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -17,7 +18,6 @@ from ray import cloudpickle
 from rayddl import seeds
 from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
-from rayddl.errors import StageError
 from rayddl.methods.training.observer import Observer
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
@@ -30,6 +30,7 @@ from rayddl.stages.teacher.settings import TeacherConfig
 from rayddl.stages.tune import stage as tune
 from rayddl.stages.tune.settings import TuneConfig
 from rayddl.storage import Folder
+from tests.raising import raises
 
 pytestmark = pytest.mark.ray
 
@@ -41,7 +42,7 @@ def test_resources_that_no_node_has_are_refused_before_any_trial(stages, tmp_pat
     """What one trial asks for is compared with the nodes at once."""
     config = {"kind": "tune", "of": "distill", "space": {"lr_image": {"uniform": [1, 2]}}}
     context = _context(stages, tmp_path, stages.match_config(), {})
-    with pytest.raises(StageError, match="one worker asks for 64 CPU, and no node has that"):
+    with raises("no-node-fits"):
         tune.run(TuneConfig.model_validate({**config, "resources": {"num_cpus": 64}}), context)
     assert not (tmp_path / "trials").exists()
 
@@ -201,9 +202,10 @@ def test_experts_are_varied_and_shared(stages, tmp_path):
 
 @dataclass
 class _Look:
-    """A progress that looks at something whenever it is told anything."""
+    """A progress that looks at something at every update. Like a display's, its file cannot be pickled."""
 
     look: Any
+    file: Any = field(default_factory=lambda: open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
     def update(self, done: float, total: float, metric: str = "") -> None:
         del done, total, metric

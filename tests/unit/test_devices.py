@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,10 +12,12 @@ from rayddl.data.config import AUGMENTATIONS
 from rayddl.data.pixels import augment
 from rayddl.methods.matching.gradient import MODES, MetaGradient, StudentRun
 from rayddl.methods.training.steps import make_steps, steps_for
-from rayddl.methods.trajectories.expert import Images, Recipe, Training, train_expert, training_steps
+from rayddl.methods.trajectories.expert import Images, Training, training_steps
 from rayddl.methods.trajectories.interleave import Lanes
+from rayddl.methods.trajectories.settings import ExpertSettings
 from rayddl.nets.build import flat, initial
 from rayddl.nets.config import NetConfig
+from tests.experts import train_expert
 
 SHAPE, CLASSES, COUNT = (3, 16, 16), 4, 8
 NET = NetConfig(depth=2, width=8)
@@ -86,12 +87,12 @@ def test_experts_in_turns_are_those_alone(device: torch.device) -> None:
     x, y = torch.randn(40, *SHAPE, generator=draws), torch.randint(CLASSES, (40,), generator=draws)
     train, test = Images(x.to(device), y.to(device)), Images(x[:10].to(device), y[:10].to(device))
     steps = make_steps(flat(NET, SHAPE, CLASSES), compile_=False)
-    recipe = Recipe(3, 0.05, 0.9, 5e-4, 16, AUGMENTATIONS)
+    settings = ExpertSettings(epochs=3, lr=0.05, momentum=0.9, weight_decay=5e-4, batch=16)
     starts = [initial(NET, SHAPE, CLASSES, seed=i) for i in range(3)]
     told: list[int] = []
 
     def going(place: int) -> Generator[None, None, Training]:
-        longer = replace(recipe, epochs=3 + place)
+        longer = settings.model_copy(update={"epochs": 3 + place})
         return training_steps(
             steps, longer, starts[place], train, test, CLASSES, place, lambda _: told.append(place)
         )
@@ -101,7 +102,7 @@ def test_experts_in_turns_are_those_alone(device: torch.device) -> None:
     while lanes:
         together |= dict(lanes.turn())
     alone = [
-        train_expert(steps, replace(recipe, epochs=3 + i), starts[i], train, test, CLASSES, i)
+        train_expert(steps, settings.model_copy(update={"epochs": 3 + i}), starts[i], train, test, CLASSES, i)
         for i in range(3)
     ]
 

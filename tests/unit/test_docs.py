@@ -12,6 +12,8 @@ import pytest
 import typer.main
 
 from rayddl.cli.app import app
+from rayddl.pipeline.definition import reference
+from rayddl.stages.kinds import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -92,3 +94,19 @@ def test_every_option_of_the_manifest_is_in_the_table() -> None:
     }
     rows = [line for line in text_of(ROOT / "docs" / "cluster.md").splitlines() if line.startswith("| `--")]
     assert options == {word for row in rows for word in re.findall(r"`(--[\w-]+)", row.split("|")[1])}
+
+
+def test_the_reference_is_current() -> None:
+    """docs/reference.md is what the settings say."""
+    written = text_of(ROOT / "docs" / "reference.md")
+    renew = "uv run python -m rayddl.pipeline.definition.reference > docs/reference.md"
+    assert written == reference.page(), f"renew it: {renew}"
+
+
+def test_the_reference_explains_every_key() -> None:
+    """No key without a meaning, no type without words, and nothing of Python's or of Sphinx's."""
+    page = reference.page()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    assert [row[0] for row in rows if len(row) != 4 or row[3].strip(" |") == ""] == []
+    assert re.findall(r"another value|:\w+:`|typing|NoneType|<class", page) == []
+    assert all(f"## `kind: {name}`" in page for name in KINDS)

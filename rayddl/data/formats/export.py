@@ -35,14 +35,15 @@ def export_set(folder: Folder, form: str, to: Folder) -> list[str]:
     :class:`ArtifactError` when the set is incomplete.
     """
     if form not in FORMATS:
-        raise UserError(f"unknown format {form!r}; known: {', '.join(FORMATS)}")
+        raise UserError(f"unknown format {form!r}; known: {', '.join(FORMATS)}", code="unknown-format")
     forms = {"imagefolder": _pictures, "parquet": _table, "webdataset": _shards, "pt": _tensors, "hf": _hub}
     files = dict(forms[form](folder))
     there = sorted(name for name in files if to.has(name))
     if there:
         raise UserError(
             f"{to.path(there[0])} exists already, and an export never writes over a file; "
-            "choose another folder with --to, or remove it"
+            "choose another folder with --to, or remove it",
+            code="export-exists",
         )
     for name, data in files.items():
         to.write(name, data)
@@ -53,14 +54,20 @@ def _pictures(folder: Folder) -> Iterator[tuple[str, bytes]]:
     inside = folder.child(_PICTURES)
     names = list(inside.files())
     if not names:
-        raise ArtifactError(f"the set in {folder} has no images/; copy the whole set, or make it again")
+        raise ArtifactError(
+            f"the set in {folder} has no images/; copy the whole set, or make it again",
+            code="set-without-images",
+        )
     for name in names:
         yield name, inside.read(name)
 
 
 def _table(folder: Folder) -> Iterator[tuple[str, bytes]]:
     if not folder.has(_TABLE):
-        raise ArtifactError(f"the set in {folder} has no {_TABLE}; copy the whole set, or make it again")
+        raise ArtifactError(
+            f"the set in {folder} has no {_TABLE}; copy the whole set, or make it again",
+            code="set-without-table",
+        )
     yield _TABLE, folder.read(_TABLE)
 
 

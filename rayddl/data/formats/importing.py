@@ -54,7 +54,7 @@ def form_of(folder: Folder) -> Form:
         return "parquet"
     if any("/" in name for name, _ in trees.list_images(folder)):
         return "imagefolder"
-    raise ArtifactError(f"there is no set in {folder}: looked for {LOOKED_FOR}.")
+    raise ArtifactError(f"there is no set in {folder}: looked for {LOOKED_FOR}.", code="no-set-here")
 
 
 def bring(folder: Folder, form: Form, home: Home) -> DistilledSet:
@@ -79,17 +79,20 @@ def _pair(folder: Folder, home: Home) -> DistilledSet:
     if made.space.shape != home.shape:
         raise ArtifactError(
             f"the images in {folder} are {made.space.shape} (channels, height, width), the source's {home.shape}. "
-            "Name the source that they were made from."
+            "Name the source that they were made from.",
+            code="images-of-another-shape",
         )
     labels = made.labels
     if labels.ndim == 2 and labels.shape[1] != len(home.classes):
         raise ArtifactError(
-            f"the labels in {folder} are of {labels.shape[1]} classes, the source has {len(home.classes)}."
+            f"the labels in {folder} are of {labels.shape[1]} classes, the source has {len(home.classes)}.",
+            code="labels-of-other-classes",
         )
     if labels.ndim == 1 and int(labels.max()) >= len(home.classes):
         raise ArtifactError(
             f"the labels in {folder} go up to {int(labels.max())}, and the source has {len(home.classes)} classes, "
-            "numbered from 0."
+            "numbered from 0.",
+            code="label-beyond-classes",
         )
     # As the published codes store them: encoded as the real images were when the set was made.
     return replace(made, classes=home.classes, space=home.space, info={"method": "imported"})
@@ -117,7 +120,8 @@ def _table(folder: Folder, home: Home) -> tuple[Tensor, Tensor, Tensor | None]:
         cells = table["image"].to_pylist()
     except (KeyError, pa.ArrowException, SourceError) as error:
         raise ArtifactError(
-            f"{where} cannot be read as a set: {error}. Expected the columns image and label."
+            f"{where} cannot be read as a set: {error}. Expected the columns image and label.",
+            code="set-table-unreadable",
         ) from error
     places = _places(column.vocabulary, home, where)
     blobs = [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
@@ -154,7 +158,8 @@ def _places(names: Sequence[str], home: Home, where: str) -> dict[str, int]:
     if unknown:
         raise ArtifactError(
             f"{where} has classes that the source has not: {shown(unknown)}. The source's are {shown(home.classes)}. "
-            "Name the source that the set was made from."
+            "Name the source that the set was made from.",
+            code="classes-not-of-source",
         )
     return {name: known[name] for name in names}
 
@@ -166,7 +171,10 @@ def _decoded(encoded: Sequence[Encoded], home: Home) -> tuple[Tensor, Tensor]:
     stacked, labels = [], []
     for image in decode([encoded], size):
         if isinstance(image.pixels, str):
-            raise ArtifactError(f"{image.name} cannot be read: {image.pixels}. Mend it, or remove it.")
+            raise ArtifactError(
+                f"{image.name} cannot be read: {image.pixels}. Repair it, or remove it.",
+                code="image-unreadable",
+            )
         pixels = image.pixels if image.pixels.ndim == 3 else image.pixels[..., None]
         if pixels.shape[2] != channels:
             pixels = (
@@ -177,7 +185,8 @@ def _decoded(encoded: Sequence[Encoded], home: Home) -> tuple[Tensor, Tensor]:
         if pixels.shape[:2] != (height, width):
             raise ArtifactError(
                 f"{image.name} has {pixels.shape[0]} x {pixels.shape[1]} pixels, the source's images "
-                f"{height} x {width}."
+                f"{height} x {width}.",
+                code="image-of-another-size",
             )
         stacked.append(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
         labels.append(image.label)

@@ -40,13 +40,15 @@ def load_pair(folder: Folder) -> DistilledSet:
     images, labels = _tensor(folder, IMAGES), _tensor(folder, LABELS)
     if images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
         raise ArtifactError(
-            f"{folder.path(IMAGES)} holds {images.dtype} {tuple(images.shape)}, expected float images [N, C, H, W]"
+            f"{folder.path(IMAGES)} holds {images.dtype} {tuple(images.shape)}, expected float images [N, C, H, W]",
+            code="pt-images-malformed",
         )
     labels = labels.float() if labels.is_floating_point() else labels.to(torch.int64)
     if len(labels) != len(images) or labels.ndim != (2 if labels.is_floating_point() else 1):
         raise ArtifactError(
             f"{folder.path(LABELS)} holds {labels.dtype} {tuple(labels.shape)}, expected int64 [{len(images)}] or "
-            f"float [{len(images)}, K] as there are {len(images)} images"
+            f"float [{len(images)}, K] as there are {len(images)} images",
+            code="pt-labels-malformed",
         )
     images = images.float()
     return _own(folder, images, labels) if folder.has(META) else _foreign(folder, images, labels)
@@ -60,7 +62,8 @@ def _own(folder: Folder, images: Tensor, labels: Tensor) -> DistilledSet:
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ArtifactError(
             f"{folder.path(META)} or {SPACE} beside it is missing or no part of an export: {error}. Copy all files "
-            f"of the export, or remove {META} to read the tensors alone."
+            f"of the export, or remove {META} to read the tensors alone.",
+            code="pt-export-incomplete",
         ) from error
     return DistilledSet(images, labels, rate, classes, space, info)
 
@@ -91,10 +94,12 @@ def _tensor(folder: Folder, name: str) -> Tensor:
         except tensorfiles.NotTensors as error:
             raise ArtifactError(
                 f"{folder.path(name)} is no file of plain tensors: {error}. Files that need code to be read are not "
-                "opened."
+                "opened.",
+                code="pt-not-tensors",
             ) from error
     if not isinstance(found, Tensor):
         raise ArtifactError(
-            f"{folder.path(name)} holds {type(found).__name__}, expected one tensor; save it alone."
+            f"{folder.path(name)} holds {type(found).__name__}, expected one tensor; save it alone.",
+            code="pt-not-one-tensor",
         )
     return found.detach()

@@ -71,7 +71,7 @@ def _decode_one(item: Encoded, size: int | None) -> _Outcome:
         data = item.read()
         pixels = read_image(data, size)
     except Exception as error:  # a broken file raises anything from the parser it meets
-        pixels = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        pixels = reason(error)
     return _Outcome(Decoded(item.name, item.label, pixels), len(data))
 
 
@@ -160,3 +160,8 @@ def _threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return min(8, len(os.sched_getaffinity(0)))
     return min(8, os.cpu_count() or 1)
+
+
+def reason(error: Exception) -> str:
+    """The first line of what ``error`` says, at most 300 characters; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -75,15 +75,20 @@ class PixelSpace(ABC):
         kinds: dict[str, type[Normalise | Zca]] = {"normalise": Normalise, "zca": Zca}
         kind = parts.get("kind")
         if kind not in kinds:
-            raise ArtifactError(f"unknown pixel space {kind!r}; known: {', '.join(kinds)}")
+            raise ArtifactError(
+                f"unknown pixel space {kind!r}; known: {', '.join(kinds)}", code="unknown-pixel-space"
+            )
         try:
             space: PixelSpace = kinds[kind]._restore(parts, tensors)
         except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"the pixel space {kind!r} is incomplete: {error}") from error
+            raise ArtifactError(
+                f"the pixel space {kind!r} is incomplete: {error}", code="pixel-space-incomplete"
+            ) from error
         if space.fingerprint != parts.get("fingerprint"):
             raise ArtifactError(
                 f"the numbers of the pixel space {kind!r} were altered: they give the fingerprint "
-                f"{space.fingerprint}, stored is {parts.get('fingerprint')}"
+                f"{space.fingerprint}, stored is {parts.get('fingerprint')}",
+                code="pixel-space-altered",
             )
         return space
 
@@ -231,10 +236,13 @@ def _fit_zca(images: Tensor) -> Zca:
         raise SourceError(
             f"space: zca needs a {size:,} x {size:,} matrix for images of {channels} x {height} x {width} "
             f"pixels; it is offered up to 64 x 64 RGB ({ZCA_LARGEST:,} numbers per image). "
-            "Set source.space=normalise, or a smaller source.size."
+            "Set source.space=normalise, or a smaller source.size.",
+            code="images-too-large-for-zca",
         )
     if len(images) < 2:
-        raise SourceError(f"space: zca needs at least 2 training images, found {len(images)}")
+        raise SourceError(
+            f"space: zca needs at least 2 training images, found {len(images)}", code="too-few-images-for-zca"
+        )
     count, sums, products = moments(images)
     values, vectors = torch.linalg.eigh(covariance(count, sums, products))
     spread = values.clamp(min=0) + ZCA_EPS

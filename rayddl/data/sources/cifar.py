@@ -40,7 +40,8 @@ def identity(config: SourceConfig) -> dict[str, Any]:
         raise SourceError(
             f"source {config.name}: not found in {place(root)}. Looked for {published.folder}/ with "
             f"{', '.join(published.files)}; missing: {', '.join(missing)}. Set source.root to the folder "
-            f"that holds {published.folder}, or source.download=true to fetch it there."
+            f"that holds {published.folder}, or source.download=true to fetch it there.",
+            code="cifar-not-found",
         )
     return {"published": published.folder}
 
@@ -61,7 +62,8 @@ def load(config: SourceConfig, fingerprint: str) -> Source:
         except (RuntimeError, OSError, EOFError) as error:
             raise SourceError(
                 f"source {config.name}: the files in {config.root} cannot be used: {error}. Remove the "
-                f"folder {_PUBLISHED[config.name].folder} and set source.download=true to fetch it again."
+                f"folder {_PUBLISHED[config.name].folder} and set source.download=true to fetch it again.",
+                code="cifar-damaged",
             ) from error
         images = torch.from_numpy(fit_all(data.data, config.size)).permute(0, 3, 1, 2).contiguous()
         return ImageDataset(images, torch.tensor(data.targets, dtype=torch.int64), tuple(data.classes))
@@ -73,12 +75,14 @@ def _root(config: SourceConfig) -> Folder:
     if config.root is None:
         raise SourceError(
             f"source {config.name} needs source.root: the folder that holds "
-            f"{_PUBLISHED[config.name].folder}, or that it is to be downloaded into (source.download=true)."
+            f"{_PUBLISHED[config.name].folder}, or that it is to be downloaded into (source.download=true).",
+            code="cifar-without-root",
         )
     root = Folder(config.root)
     if root.local is None:
         raise SourceError(
             f"source {config.name} is read from a local folder, source.root={config.root} is not one. "
-            "Copy it to a local folder, or use source.name=parquet, which reads from any URI."
+            "Copy it to a local folder, or use source.name=parquet, which reads from any URI.",
+            code="cifar-root-not-local",
         )
     return root

@@ -64,7 +64,8 @@ def judged(config: SourceConfig, root: Folder, splits: dict[str, Split]) -> Surv
     if strangers:
         raise SourceError(
             f"{where}: {splits['test'].folder} has classes that {splits['train'].folder} has not: "
-            f"{shown(strangers)}. Classes are matched by folder name."
+            f"{shown(strangers)}. Classes are matched by folder name.",
+            code="test-classes-not-in-train",
         )
     return Survey(classes, splits)
 
@@ -87,7 +88,8 @@ def _list(root: Folder, split: str, config: SourceConfig) -> Split:
     if not folder.exists():
         raise SourceError(
             f"source imagefolder in {place(root)}: there is no folder {split}. It holds: "
-            f"{shown(root.folders(), 10) or 'no folder'}. Expected:\n{_tree(config)}"
+            f"{shown(root.folders(), 10) or 'no folder'}. Expected:\n{_tree(config)}",
+            code="split-folder-missing",
         )
     return by_class_folder(folder, config, _tree(config))
 
@@ -109,7 +111,8 @@ def refuse_empty(config: SourceConfig, folder: Folder, empty: Sequence[str]) -> 
     if empty:
         raise SourceError(
             f"source {config.name}: no image in the class folders {shown(empty)} of {place(folder)}. Looked "
-            f"for endings {', '.join(EXTENSIONS)}. Add images or remove the folders."
+            f"for endings {', '.join(EXTENSIONS)}. Add images or remove the folders.",
+            code="class-folders-empty",
         )
 
 

@@ -58,20 +58,24 @@ def decoded(config: SourceConfig) -> tuple[ImageDataset, ImageDataset]:
     except RayddlError:
         raise
     except Exception as error:  # a plugin's code raises anything
-        raise PluginError(f"{where} of plugin {plugin} failed: {type(error).__name__}: {error}") from error
+        raise PluginError(
+            f"{where} of plugin {plugin} failed: {type(error).__name__}: {error}", code="plugin-source-failed"
+        ) from error
     classes = _classes(given, max(int(labels.max(initial=-1)) for _, labels in found.values()) + 1)
     for name, (images, labels) in found.items():
         if len(labels) != len(images) or not len(labels) or labels.min() < 0 or labels.max() >= len(classes):
             raise SourceError(
                 f"{where}, {name}: {len(images)} images with {len(labels)} labels; expected a label for each, from 0 "
-                f"to {len(classes) - 1}"
+                f"to {len(classes) - 1}",
+                code="images-without-label",
             )
     refuse_one_class(classes, where, "labels")
     refuse_absent_classes(found["train"][1].tolist(), classes, config)
     shapes = {images.shape[1:] for images, _ in found.values()}
     if len(shapes) > 1:
         raise SourceError(
-            f"{where}: the splits' images differ in shape, {' and '.join(map(str, shapes))}; set size"
+            f"{where}: the splits' images differ in shape, {' and '.join(map(str, sorted(shapes)))}; set source.size",
+            code="images-of-several-sizes",
         )
     return _made(found["train"], classes), _made(found["test"], classes)
 
@@ -80,7 +84,8 @@ def _splits(given: Any, where: str) -> Splits:
     if not isinstance(given, Splits):
         raise PluginError(
             f"{where} is {type(given).__name__}; expected rayddl.Splits(train, test), or a function of the "
-            "definition's source that returns it"
+            "definition's source that returns it",
+            code="plugin-source-not-splits",
         )
     return given
 
@@ -115,7 +120,8 @@ def _arrays(split: Any, config: SourceConfig, name: str) -> tuple[NDArray[np.uin
         ):
             raise SourceError(
                 f"{where}: images are {images.dtype} {list(images.shape)}; expected uint8 [N, C, H, W] or "
-                "[N, H, W, C] with 1 or 3 channels"
+                "[N, H, W, C] with 1 or 3 channels",
+                code="images-malformed",
             )
         if images.shape[1] in CHANNELS:
             images = images.transpose(0, 2, 3, 1)
@@ -127,7 +133,9 @@ def _arrays(split: Any, config: SourceConfig, name: str) -> tuple[NDArray[np.uin
         targets.append(int(label))
     if len({each.shape for each in pixels}) > 1:
         if {each.shape[:2] for each in pixels} != {pixels[0].shape[:2]}:
-            raise SourceError(f"{where}: images differ in size; set source.size")
+            raise SourceError(
+                f"{where}: images differ in size; set source.size", code="images-of-several-sizes"
+            )
         # A grey image among coloured ones.
         pixels = [each if each.shape[2] == 3 else each.repeat(3, 2) for each in pixels]
     return np.stack(pixels) if pixels else np.zeros((0, 1, 1, 1), np.uint8), np.array(targets, np.int64)
@@ -158,7 +166,8 @@ def _pixels(image: Any, size: int | None, where: str) -> NDArray[np.uint8]:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in CHANNELS:
         raise SourceError(
             f"{where} is {array.dtype} {list(array.shape)}; expected a PIL image, or a tensor [C, H, W] of uint8 or of "
-            "floats in 0..1 (without Normalize: rayddl scales pixels itself)"
+            "floats in 0..1 (without Normalize: rayddl scales pixels itself)",
+            code="images-malformed",
         )
     if size is None:
         return array

@@ -60,7 +60,8 @@ def _split(root: Folder, name: str, config: SourceConfig) -> Folder:
     if not folder.exists():
         raise SourceError(
             f"source imagenet in {place(root)}: there is no folder {name}. It holds: "
-            f"{shown(root.folders(), 10) or 'no folder'}. Expected:\n{_tree(config)}"
+            f"{shown(root.folders(), 10) or 'no folder'}. Expected:\n{_tree(config)}",
+            code="imagenet-split-missing",
         )
     return folder
 
@@ -74,7 +75,8 @@ def _wanted(folder: Folder, config: SourceConfig) -> tuple[str, ...]:
     raise SourceError(
         f"source imagenet: {place(folder)} has no class folder named by a WordNet id such as n01440764. It "
         f"holds: {found}. Expected:\n{_tree(config)}\n"
-        "Folders of other names are read with source.name=imagefolder."
+        "Folders of other names are read with source.name=imagefolder.",
+        code="imagenet-without-class-folders",
     )
 
 
@@ -91,7 +93,8 @@ def _refuse_missing(config: SourceConfig, root: Folder, parts: dict[str, Folder]
         raise SourceError(
             f"source imagenet in {place(root)}: the subset {config.subset!r} is made of {len(wanted)} class folders, "
             "and not all are there:\n" + "\n".join(lacking) + f"\nExpected:\n{_tree(config)}\n"
-            "Add them, or set source.subset to one that is there; without it every class folder is taken."
+            "Add them, or set source.subset to one that is there; without it every class folder is taken.",
+            code="imagenet-subset-incomplete",
         )
 
 

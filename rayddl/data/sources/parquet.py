@@ -136,14 +136,19 @@ def _survey(config: SourceConfig) -> _Survey:
     where = f"source parquet in {config.root}"
     repeated = sorted({name for name in classes if classes.count(name) > 1})
     if repeated:
-        raise SourceError(f"{where}: class names must differ, found more than once: {shown(repeated)}.")
+        raise SourceError(
+            f"{where}: class names must differ, found more than once: {shown(repeated)}.",
+            code="class-names-repeated",
+        )
     refuse_one_class(
         classes, where, f"the labels in column {config.label_column!r} of {shown(found['train'])}"
     )
     survey = _Survey(folder, classes, {split: _in(folder, classes, ts) for split, ts in tables.items()})
     for split, members in survey.splits.items():
         if not sum(len(labels) for _, labels in members):
-            raise SourceError(f"{where}: the {split} split has no rows ({shown(found[split])}).")
+            raise SourceError(
+                f"{where}: the {split} split has no rows ({shown(found[split])}).", code="split-without-rows"
+            )
     present = np.unique(np.concatenate([labels for _, labels in survey.splits["train"]]))
     refuse_absent_classes(present.tolist(), classes, config)
     return survey
@@ -164,7 +169,9 @@ def _table(config: SourceConfig, folder: Folder, name: str) -> _Table:
             _refuse_wrong_columns(config, where, file.schema_arrow)
             column = file.read(columns=[config.label_column]).column(config.label_column)
         except (pa.ArrowException, OSError) as error:
-            raise SourceError(f"{where} cannot be read as Parquet: {error}") from error
+            raise SourceError(
+                f"{where} cannot be read as Parquet: {error}", code="parquet-unreadable"
+            ) from error
     metadata = file.schema_arrow.metadata or {}
     return _Table(name, size, footer, parquet_labels.read(column, metadata, where, config.label_column))
 
@@ -186,11 +193,15 @@ def _refuse_wrong_columns(config: SourceConfig, where: str, schema: pa.Schema) -
     )
     for key, name, fits, expected in wanted:
         if name not in schema.names:
-            raise SourceError(f"{where} has no column {name!r}; it has: {columns}. Set source.{key}.")
+            raise SourceError(
+                f"{where} has no column {name!r}; it has: {columns}. Set source.{key}.",
+                code="parquet-column-missing",
+            )
         if not fits(schema.field(name).type):
             raise SourceError(
                 f"{where}: column {name!r} must hold {expected}, it is {schema.field(name).type}. The "
-                f"columns are: {columns}. Set source.{key}."
+                f"columns are: {columns}. Set source.{key}.",
+                code="parquet-column-of-another-type",
             )
 
 
@@ -226,7 +237,9 @@ def _batches(stream: pa.NativeFile, column: str, where: str) -> Iterator[pa.Reco
     try:
         yield from pq.ParquetFile(stream).iter_batches(_ROWS_AT_ONCE, columns=[column])
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{where} is damaged in column {column!r}: {error}. Copy it again.") from error
+        raise SourceError(
+            f"{where} is damaged in column {column!r}: {error}. Copy it again.", code="parquet-damaged"
+        ) from error
 
 
 def _readers(folder: Folder, column: pa.Array) -> list[Callable[[], bytes]]:

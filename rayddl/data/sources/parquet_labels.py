@@ -34,7 +34,8 @@ def read(column: pa.ChunkedArray, metadata: dict[bytes, bytes], where: str, key:
     """
     if column.null_count:
         raise SourceError(
-            f"{where}: column {key!r} has {column.null_count:,} empty labels of {len(column):,}."
+            f"{where}: column {key!r} has {column.null_count:,} empty labels of {len(column):,}.",
+            code="labels-empty",
         )
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -46,7 +47,8 @@ def read(column: pa.ChunkedArray, metadata: dict[bytes, bytes], where: str, key:
     if distinct and not (distinct[0] >= 0 and distinct[-1] < len(names)):
         raise SourceError(
             f"{where}: labels in column {key!r} run from {distinct[0]} to {distinct[-1]}, but there are "
-            f"{len(names)} class names, so 0 to {len(names) - 1} are expected."
+            f"{len(names)} class names, so 0 to {len(names) - 1} are expected.",
+            code="labels-beyond-class-names",
         )
     return Column(_numpy(column), names, named=True)
 
@@ -100,7 +102,8 @@ def by_name(column: Column, names: tuple[str, ...], where: str) -> Labels:
     if unknown:
         raise SourceError(
             f"{where} has labels that are no class of the train split: {shown(unknown)}. The classes are: "
-            f"{shown(names, 10)}."
+            f"{shown(names, 10)}.",
+            code="labels-not-in-train",
         )
     positions = np.array([index.get(name, -1) for name in column.vocabulary], dtype=np.int64)
     return positions[column.codes]

@@ -43,5 +43,6 @@ def refuse_short(classes: Sequence[str], counts: Sequence[int], wanted: int) -> 
         others = f", and {len(short) - 1} more classes are short" if len(short) > 1 else ""
         raise SourceError(
             f"class {name!r} has {found} images and {wanted} are asked for{others}. Lower ipc, or say what to do "
-            "with short_class: cap (fewer images of that class) or repeat (some of them more than once)."
+            "with short_class: cap (fewer images of that class) or repeat (some of them more than once).",
+            code="class-too-small",
         )

@@ -20,7 +20,8 @@ def refuse_absent_classes(labels: Iterable[int], classes: tuple[str, ...], confi
         raise SourceError(
             f"source {config.name} in {config.root}: {len(absent)} of {len(classes)} classes have no "
             f"readable training image: {shown(absent)}. Every class needs at least one; take the others "
-            "out of the class names, or add images."
+            "out of the class names, or add images.",
+            code="classes-without-images",
         )
 
 
@@ -28,7 +29,10 @@ def refuse_one_class(classes: tuple[str, ...], where: str, looked_for: str) -> N
     """Raise :class:`SourceError` when there is but one class (or none) to tell apart."""
     if len(classes) < 2:
         found = f"only the class {classes[0]!r}" if classes else "no class"
-        raise SourceError(f"{where}: found {found}, at least two are needed. Looked for {looked_for}.")
+        raise SourceError(
+            f"{where}: found {found}, at least two are needed. Looked for {looked_for}.",
+            code="too-few-classes",
+        )
 
 
 def shown(names: Sequence[str], most: int = SHOWN) -> str:
@@ -41,19 +45,22 @@ def open_root(config: SourceConfig, looked_for: str) -> Folder:
     """The source's folder. Raises :class:`SourceError` when none is set or there is no such folder."""
     if config.root is None:
         raise SourceError(
-            f"source {config.name} needs source.root: the folder (or URI) that holds {looked_for}."
+            f"source {config.name} needs source.root: the folder (or URI) that holds {looked_for}.",
+            code="source-without-root",
         )
     try:
         folder = Folder(config.root)
         exists = folder.exists()
     except (OSError, ValueError, NotImplementedError) as error:
         raise SourceError(
-            f"source {config.name}: source.root={config.root} cannot be opened: {error}"
+            f"source {config.name}: source.root={config.root} cannot be opened: {error}",
+            code="root-cannot-be-opened",
         ) from error
     if not exists:
         raise SourceError(
             f"source {config.name}: there is no folder {place(folder)}. Looked for {looked_for} in it. "
-            "Set source.root."
+            "Set source.root.",
+            code="root-missing",
         )
     return folder
 

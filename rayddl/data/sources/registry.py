@@ -113,5 +113,6 @@ def _unreadable(config: SourceConfig) -> Iterator[None]:
     except OSError as error:
         raise SourceError(
             f"source {config.name} in {config.root} cannot be read: {error}. Check that it is there and may "
-            "be read by this user."
+            "be read by this user.",
+            code="source-unreadable",
         ) from error

@@ -35,12 +35,13 @@ def find(config: SourceConfig, folder: Folder, ending: str) -> dict[str, list[st
             found[split] = next(filter(None, (_matches(folder, p) for p in tried)), [])
             _refuse_mixture(config, folder, split, found[split], ending)
         if not found[split]:
-            raise SourceError(_nothing(config, folder, split, tried, ending))
+            raise SourceError(_nothing(config, folder, split, tried, ending), code="split-without-files")
     shared = sorted(set(found["train"]) & set(found["test"]))
     if shared:
         raise SourceError(
             f"source {config.name} in {place(folder)}: {shown(shared)} would be in the train and in the test "
-            "split. Set source.train and source.test so that no file is in both."
+            "split. Set source.train and source.test so that no file is in both.",
+            code="file-in-both-splits",
         )
     return found
 
@@ -66,7 +67,8 @@ def _refuse_mixture(
         raise SourceError(
             f"source {config.name} in {place(folder)}: the {split} split could be any of several data sets: "
             f"{shown(names)}. Say which with source.train and source.test, for example --set "
-            f"source.{split}={names[0]} (a glob takes several files)."
+            f"source.{split}={names[0]} (a glob takes several files).",
+            code="split-ambiguous",
         )
 
 

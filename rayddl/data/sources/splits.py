@@ -112,7 +112,8 @@ def _refuse_too_many_bad(config: SourceConfig, splits: Sequence[_Split]) -> None
             f"({len(bad) / total:.1%}; source.max_bad_fraction allows {config.max_bad_fraction:.1%}):\n"
             + "\n".join(f"  {reason}" for reason in bad[:SHOWN])
             + (f"\n  and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else "")
-            + "\nRepair or remove them, or raise source.max_bad_fraction."
+            + "\nRepair or remove them, or raise source.max_bad_fraction.",
+            code="too-many-bad-images",
         )
 
 
@@ -129,7 +130,8 @@ def _refuse_mixed_sizes(config: SourceConfig, splits: Sequence[_Split]) -> None:
     more = f" and {len(found) - SHOWN:,} other sizes" if len(found) > SHOWN else ""
     raise SourceError(
         f"source {config.name} in {config.root}: images must be of one size, found (width x height) "
-        f"{', '.join(sizes)}{more}. Set source.size to the side in pixels that all are brought to."
+        f"{', '.join(sizes)}{more}. Set source.size to the side in pixels that all are brought to.",
+        code="images-of-several-sizes",
     )
 
 

@@ -64,7 +64,8 @@ def _refuse_missing(root: Folder, config: SourceConfig) -> None:
         raise SourceError(
             f"source tinyimagenet in {place(root)}: missing: {', '.join(missing)}. It holds: "
             f"{shown(held, 10) or 'nothing'}. Expected:\n{_tree(config)}\n"
-            "A copy whose val/ was sorted into class folders is read with source.name=imagefolder."
+            "A copy whose val/ was sorted into class folders is read with source.name=imagefolder.",
+            code="tinyimagenet-incomplete",
         )
 
 
@@ -85,7 +86,8 @@ def _refuse_difference(folder: Folder, classes: tuple[str, ...], there: set[str]
         parts += [f"folders that it does not list: {shown(strange)}"] if strange else []
         raise SourceError(
             f"source tinyimagenet: {place(folder)} does not agree with wnids.txt: {'; '.join(parts)}. Unpack "
-            "the archive again, or keep the ids of the classes you want in wnids.txt and their folders."
+            "the archive again, or keep the ids of the classes you want in wnids.txt and their folders.",
+            code="tinyimagenet-classes-disagree",
         )
 
 
@@ -99,7 +101,8 @@ def _val(folder: Folder, classes: set[str], config: SourceConfig) -> Split:
         parts += [f"{len(absent)} lines without an image: {shown(absent)}"] if absent else []
         raise SourceError(
             f"source tinyimagenet: {folder.path(_ANNOTATIONS)} does not agree with {place(folder)}/images: "
-            f"{'; '.join(parts)}. Unpack the archive again."
+            f"{'; '.join(parts)}. Unpack the archive again.",
+            code="tinyimagenet-annotations-disagree",
         )
     files = tuple(ImageFile(f"images/{name}", labels[name], size) for name, size in sizes.items())
     return Split(folder, files)
@@ -117,7 +120,8 @@ def _annotations(folder: Folder, classes: set[str]) -> dict[str, str]:
             found = f"the class {wnid!r}, which wnids.txt does not list" if wnid else f"{line[:60]!r}"
             raise SourceError(
                 f"source tinyimagenet: {folder.path(_ANNOTATIONS)}, line {number}: expected an image's name, a tab "
-                f"and its class's id, found {found}."
+                f"and its class's id, found {found}.",
+                code="tinyimagenet-annotation-malformed",
             )
         labels[name] = wnid
     return labels

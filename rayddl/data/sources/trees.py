@@ -101,5 +101,6 @@ def refuse_no_images(name: str, folder: str, split: Sized, looked_for: str, tree
     if not split:
         raise SourceError(
             f"source {name}: no image in {folder}. Looked for {looked_for} with an ending of "
-            f"{', '.join(EXTENSIONS)}. Expected:\n{tree}"
+            f"{', '.join(EXTENSIONS)}. Expected:\n{tree}",
+            code="tree-without-images",
         )

@@ -145,7 +145,10 @@ def _survey(config: SourceConfig) -> _Survey:
     }
     for split, members in splits.items():
         if not sum(len(labels) for _, labels in members):
-            raise SourceError(f"{where}: the {split} split has no images ({shown(found[split])}).")
+            raise SourceError(
+                f"{where}: the {split} split has no images ({shown(found[split])}).",
+                code="split-without-images",
+            )
     present = np.unique(np.concatenate([labels for _, labels in splits["train"]]))
     refuse_absent_classes(present.tolist(), classes, config)
     return _Survey(folder, classes, splits)
@@ -177,7 +180,8 @@ def _scanned(folder: Folder, name: str, bytes_: int, modified: datetime | None) 
         except tarfile.TarError as error:
             raise SourceError(
                 f"{where} cannot be read as a plain tar file: {error} (after {len(samples.images):,} images). "
-                "Compressed shards are to be unpacked; a damaged one is to be copied again."
+                "Compressed shards are to be unpacked; a damaged one is to be copied again.",
+                code="shard-unreadable",
             ) from error
     return samples.shard(name, where)
 
@@ -199,7 +203,8 @@ class _Samples:
             if key in self.images:
                 raise SourceError(
                     f"{where}: the sample {key} has two images, the second is {member.name}. Expected one: "
-                    "give every image a name of its own up to the first dot."
+                    "give every image a name of its own up to the first dot.",
+                    code="sample-with-two-images",
                 )
             self.images[key] = (member.offset_data, member.size)
         elif kind in _LABELS and (kind == "cls" or key not in self.labels):
@@ -212,7 +217,8 @@ class _Samples:
         if unlabelled:
             raise SourceError(
                 f"{where}: {len(unlabelled):,} of {len(self.images):,} images have no label: {shown(unlabelled)}. "
-                f"Expected {_EXPECTED}."
+                f"Expected {_EXPECTED}.",
+                code="images-without-label",
             )
         places = np.array(list(self.images.values()), dtype=np.int64).reshape(-1, 2)
         labels = tuple(self.labels[key] for key in self.images)

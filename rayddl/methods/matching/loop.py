@@ -64,7 +64,8 @@ class Matcher:
         raise StageError(
             f"no expert moves over {self.settings.expert_epochs:g} epochs from epochs up to "
             f"{self.settings.upper(iteration):g}: {REDRAWS} windows were tried in iteration {iteration + 1}. "
-            "Check the experts' curves, raise expert_epochs, or lower max_start_epoch."
+            "Check the experts' curves, raise expert_epochs, or lower max_start_epoch.",
+            code="experts-do-not-move",
         )
 
     def gradient(self, state: State, iteration: int, worker: int = 0) -> tuple[MetaGradient, Facts]:
@@ -158,9 +159,10 @@ class Loop:
             raise DivergedError(
                 f"diverged at iteration {iteration + 1}: {wrong} (expert {facts.expert}, start epoch "
                 f"{facts.start:.2f}, lr_image {settings.lr_image * self.state.scale:.3g}, student learning rate "
-                f"{float(self.state.lr):.3g}). It was taken back {settings.retries} times with a tenth of the "
-                f"rates each time. The last good set, of iteration {self.anchor.iteration}, is kept. "
-                f"Try a smaller lr_image (it was {settings.lr_image:g}) or lr_lr (it was {settings.lr_lr:g})."
+                f"{float(self.state.lr):.3g}). The last good state was restored {settings.retries} times, each time "
+                f"with a tenth of the rates. The last good set, of iteration {self.anchor.iteration}, is kept. "
+                f"Try a smaller lr_image (it was {settings.lr_image:g}) or lr_lr (it was {settings.lr_lr:g}).",
+                code="matching-diverged",
             )
         self.anchor = self.state = replace(
             self.anchor, retries=tries, scale=self.state.scale * 0.1, moments={}

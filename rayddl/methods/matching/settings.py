@@ -26,19 +26,22 @@ class WindowRule(Config):
     """
 
     trajectory: Literal["convex", "snapshots"] = "convex"
-    """``convex``: MCT. ``snapshots``: MTT."""
+    """``convex``: MCT's convexified trajectory. ``snapshots``: the experts' own parameters (MTT)."""
     expert_epochs: float = Field(gt=0)
-    """M: epochs of the expert that the student is to cover. Whole for ``snapshots``."""
+    """M: epochs of the expert between a window's start and its target (MTT section 3.2). Whole for
+    ``snapshots``."""
     max_start_epoch: float = Field(gt=0)
-    """T+: the latest epoch a window may start at (exclusive for ``snapshots``)."""
+    """T+: the latest epoch at which a window may start (exclusive for ``snapshots``)."""
     continuous: bool = True
-    """Real start epochs when ``trajectory: convex`` (MCT's continuous sampling); whole ones if false."""
+    """``convex``: draw real-valued start epochs (MCT section 3.3, continuous sampling); false draws whole
+    ones."""
     min_start_epoch: float = Field(default=0.0, ge=0)
-    """The earliest epoch a window may start at (DATM's T-)."""
+    """The earliest epoch at which a window may start (DATM's T-)."""
     first_start_epoch: float | None = Field(default=None, gt=0)
-    """Where the upper end of the start range begins when it grows (DATM's T); default: it is fixed."""
+    """The upper end of the start range in iteration 0, if the range grows (DATM's T). Default: it does not
+    grow."""
     grow_iterations: int = Field(default=0, ge=0)
-    """Iterations over which the upper end grows to ``max_start_epoch``."""
+    """Iterations over which the upper end of the start range grows to ``max_start_epoch``."""
 
     def upper(self, iteration: int) -> float:
         """The upper end of the start range at ``iteration`` (counted from 0)."""
@@ -63,37 +66,40 @@ class Settings(WindowRule, Augmented):
     """How synthetic images are updated. Names are the papers'."""
 
     syn_steps: int = Field(ge=1)
-    """N: student steps on the synthetic set in one iteration."""
+    """N: student steps on the synthetic set in one iteration (MTT section 3.2)."""
     batch_syn: int | None = Field(default=None, ge=1)
-    """Synthetic images in one student step; default: all of them."""
+    """Synthetic images in one student step (MTT section 3.3). Default: all of them."""
     lr_image: float = Field(default=1000.0, gt=0)
+    """Learning rate of the synthetic images."""
     lr_lr: float = Field(default=1e-5, ge=0)
-    """Rate at which the student's learning rate is learned; 0 keeps it."""
+    """Learning rate of the student's learning rate; 0 keeps that constant."""
     lr_student: float | None = Field(default=None, gt=0)
-    """The student's learning rate at the start; default: that of ``start_set``'s set, else 0.01."""
+    """The student's learning rate in iteration 0. Default: that of the set of ``start_set``, else 0.01."""
     momentum: float = Field(default=0.5, ge=0, lt=1)
-    """Momentum of the images' and the learning rate's updates."""
+    """Momentum of the updates of the images and of the student's learning rate."""
     gradient: Literal["exact", "truncated", "unrolled"] = "exact"
-    """``exact``: constant memory. ``truncated``: TESLA's. ``unrolled``: autograd, as MTT publishes it."""
+    """``exact``: the whole meta-gradient in the memory of one step. ``truncated``: TESLA's. ``unrolled``:
+    autograd through all steps, as MTT's code does."""
     labels: Literal["hard", "expert", "learned"] = "hard"
-    """``hard``: MTT and MCT. ``expert``: TESLA's soft labels, the softmax of the expert at the window's end.
-    ``learned``: DATM's, logits that start as the experts' and are learned."""
+    """``hard``: class indices (MTT, MCT). ``expert``: softmax of the expert at the window's end (TESLA).
+    ``learned``: logits that start as the experts' and are learned (DATM)."""
     lr_label: float = Field(default=1.0, gt=0)
-    """Rate of the label logits when ``labels: learned``."""
+    """``labels: learned``: learning rate of the label logits."""
     start_noise: float = Field(default=0.0, ge=0)
-    """Relative noise on the start parameters."""
+    """Standard deviation of noise on a window's start parameters, relative to theirs."""
     image_optimizer: Literal["sgd", "adam"] = "sgd"
     """``sgd`` with ``momentum``, as published; ``adam`` (0.9, 0.999) for images."""
     image_decay: float = Field(default=0.0, ge=0)
-    """Weight decay on the images, towards the mean pixel of the model space."""
+    """Weight decay of the images, towards the mean pixel of the pixel space."""
     clip: float | None = Field(default=None, gt=0)
-    """Largest norm of the images' gradient; default: unbounded."""
+    """Largest norm of the images' gradient. Default: not clipped."""
     lr_space: Literal["linear", "log"] = "linear"
-    """What the student's learning rate is learned as; ``linear`` is published."""
+    """Learn the student's learning rate itself (``linear``, as published) or its logarithm (``log``)."""
     workers: int = Field(default=1, ge=1)
-    """Windows averaged in one update, each computed by a worker of its own."""
+    """Windows averaged in one update, each computed by its own worker."""
     retries: int = Field(default=3, ge=0)
-    """Times a run that diverges is restored, with a tenth of the rates, before it counts as diverged."""
+    """Restarts from the last good state, with a tenth of the learning rates, before a run counts as
+    diverged."""
 
     @property
     def first_lr(self) -> float:

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
+from rayddl.data.config import Augmented
 from rayddl.data.pixels import augment
+from rayddl.methods.training.settings import HARD_BATCH, HARD_EPOCHS, StudentSettings
 from rayddl.methods.training.steps import Steps, one_hot, sgd
 from rayddl.seeds import generator
 
 
-@dataclass(frozen=True)
-class Protocol:
+class Protocol(StudentSettings, Augmented):
     """How a student is trained: SGD, the rate cut to a tenth halfway, augmentation at every step."""
 
-    epochs: int
+    epochs: int = HARD_EPOCHS
     lr: float
-    augment: tuple[str, ...]
-    batch: int = 256
+    batch: int = HARD_BATCH
     momentum: float = 0.9
     weight_decay: float = 5e-4
 
@@ -31,7 +30,7 @@ class Protocol:
 
     def augmented(self, x: Tensor, draws: Generator) -> Tensor:
         """A batch ``[B, C, H, W]`` as one of the augmentations shows it."""
-        return augment.apply(x, augment.draw(self.augment, tuple(x.shape), draws))
+        return augment.apply(x, augment.draw(self.augmentations, tuple(x.shape), draws))
 
     def update(self, theta: Tensor, gradient: Tensor, velocity: Tensor, lr: float) -> None:
         """One step of SGD, in place."""

@@ -46,7 +46,8 @@ class Frame:
         if images.shape[1] not in (1, channels):
             raise ArtifactError(
                 f"the observer sees images of {channels} channel, and these have {images.shape[1]}. Take an "
-                "observer that was trained on images like these."
+                "observer that was trained on images like these.",
+                code="observer-of-other-channels",
             )
         if tuple(images.shape[2:]) != (height, width):
             images = torch.cat([_cut(part, height, width) for part in images.split(BATCH)])

@@ -18,6 +18,7 @@ from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from rayddl import sealed
+from rayddl.data.pixels.space import Normalise
 from rayddl.errors import ArtifactError
 from rayddl.methods.training.input_spec import Frame, Shape
 from rayddl.nets.build import build
@@ -64,6 +65,12 @@ class Observer:
     def frame(self) -> Frame:
         """What it is shown."""
         return Frame(self.shape, self.mean, self.std)
+
+    @property
+    def space(self) -> Normalise:
+        """The pixel space of its input."""
+        mean, std = (torch.tensor(values, dtype=torch.float64) for values in (self.mean, self.std))
+        return Normalise(self.shape, mean, std)
 
     def on(self, device: torch.device, precision: str = "fp32") -> Observer:
         """A copy on ``device``, channels last, whose convolutions are computed in ``precision``."""
@@ -133,7 +140,8 @@ class Observer:
             )
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError, ValidationError) as error:
             raise ArtifactError(
-                f"the observer in {folder} is incomplete or inconsistent: {error}. Run its teacher stage again."
+                f"the observer in {folder} is incomplete or inconsistent: {error}. Run its teacher stage again.",
+                code="observer-inconsistent",
             ) from error
 
 
@@ -181,11 +189,13 @@ def _refuse_unmatched(known: Sequence[str], wanted: Sequence[str]) -> None:
         raise ArtifactError(
             f"the observer has no output for {len(missing)} of {len(wanted)} classes: {names}{more}. It knows "
             f"{len(known)} classes, such as {', '.join(repr(n) for n in near)}. Classes are matched by name: "
-            "take a teacher of this source, or say with the teacher's classes: what its outputs stand for."
+            "take a teacher of this source, or say with the teacher's classes: what its outputs stand for.",
+            code="observer-lacks-classes",
         )
     twice = [name for name, count in Counter(known).items() if count > 1 and name in wanted]
     if twice:
         raise ArtifactError(
-            f"the observer has two outputs named {twice[0]!r}, so its classes cannot be told by name. Give the "
-            "teacher classes: a file with a name of its own for every output."
+            f"the observer has two outputs named {twice[0]!r}, so its classes cannot be distinguished by name. Give "
+            "the teacher classes: a file with a name of its own for every output.",
+            code="observer-outputs-ambiguous",
         )

@@ -48,7 +48,8 @@ def torchvision_weights(net: NetConfig, *, download: bool) -> Ready:
     if not net.name.startswith(TORCHVISION):
         raise ArtifactError(
             f"weights: DEFAULT are torchvision's, and {net.name} is no network of torchvision. Use one of those, "
-            f"e.g. net: tv_resnet18, or leave weights out to train {net.name} here."
+            f"e.g. net: tv_resnet18, or leave weights out to train {net.name} here.",
+            code="weights-not-of-torchvision",
         )
     weights: Any = models.get_model_weights(net.name.removeprefix(TORCHVISION)).DEFAULT
     file = os.path.basename(urlparse(weights.url).path)
@@ -62,7 +63,8 @@ def torchvision_weights(net: NetConfig, *, download: bool) -> Ready:
     else:
         raise ArtifactError(
             f"the weights of {net.name} are not in torch hub's cache: looked for {path}. Set download: true, or "
-            f"put the file from {weights.url} there."
+            f"put the file from {weights.url} there.",
+            code="weights-not-in-cache",
         )
     shown = weights.transforms()
     side = shown.crop_size[0]
@@ -77,7 +79,8 @@ def _checked(data: bytes, path: str) -> State:
     if not found.startswith(wanted):
         raise ArtifactError(
             f"{path} was altered: its SHA-256 is {found[: len(wanted)]}…, its name says {wanted}. Delete it, "
-            "and set download: true to fetch it again."
+            "and set download: true to fetch it again.",
+            code="weights-altered",
         )
     return unwrapped(data, path)
 
@@ -92,7 +95,9 @@ def read_state(where: str) -> State:
         try:
             return dict(safetensors.load(data))
         except SafetensorError as error:
-            raise ArtifactError(f"{where} is no whole safetensors file: {error}.") from error
+            raise ArtifactError(
+                f"{where} is no whole safetensors file: {error}.", code="safetensors-damaged"
+            ) from error
     return unwrapped(data, where)
 
 
@@ -103,17 +108,22 @@ def unwrapped(data: bytes, where: str) -> State:
     except tensorfiles.NotTensors as error:
         raise ArtifactError(
             f"{where} cannot be read as a file of weights: {error} Only tensors are accepted: save the "
-            "network's state_dict()."
+            "network's state_dict().",
+            code="weights-unreadable",
         ) from error
     for key in WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
     if not isinstance(found, Mapping) or not found:
-        raise ArtifactError(f"{where} holds a {type(found).__name__}, expected a state dict of tensors.")
+        raise ArtifactError(
+            f"{where} holds a {type(found).__name__}, expected a state dict of tensors.",
+            code="weights-not-a-mapping",
+        )
     state = {str(k).removeprefix("module."): v for k, v in found.items() if isinstance(v, Tensor)}
     if not state:
         raise ArtifactError(
-            f"{where} holds no tensors, expected a state dict; it has {', '.join(map(str, found))}."
+            f"{where} holds no tensors, expected a state dict; it has {', '.join(map(str, found))}.",
+            code="weights-without-tensors",
         )
     return state
 
@@ -123,7 +133,9 @@ def _read(where: str, what: str) -> bytes:
     try:
         return folder.read(name)
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{what} cannot be read: {where} ({error}).") from error
+        raise ArtifactError(
+            f"{what} cannot be read: {where} ({error}).", code="teacher-file-unreadable"
+        ) from error
 
 
 def fill(module: nn.Module, state: State, net: NetConfig, where: str) -> None:
@@ -137,13 +149,17 @@ def fill(module: nn.Module, state: State, net: NetConfig, where: str) -> None:
     if own.keys() != state.keys():
         fits = [t.shape for t in own.values()] == [t.shape for t in state.values()]
         if not fits or where.endswith(".safetensors"):
-            raise ArtifactError(f"the weights in {where} are not those of {net.label}: {_misfit(own, state)}")
+            raise ArtifactError(
+                f"the weights in {where} are not those of {net.label}: {_misfit(own, state)}",
+                code="weights-of-other-parameters",
+            )
         state = dict(zip(own, state.values(), strict=True))
     wrong = next((name for name, t in own.items() if t.shape != state[name].shape), None)
     if wrong is not None:
         raise ArtifactError(
             f"the weights in {where} are not those of {net.label}: {wrong} is {list(state[wrong].shape)}, expected "
-            f"{list(own[wrong].shape)}. Compare net, the images' size and the number of classes with the weights'."
+            f"{list(own[wrong].shape)}. Compare net, the images' size and the number of classes with the weights'.",
+            code="weights-of-another-shape",
         )
     module.load_state_dict(dict(state))
 
@@ -184,7 +200,8 @@ def read_names(where: str) -> tuple[tuple[str, ...], ...]:
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ArtifactError(
             f"{where} does not name outputs: {error!r}. Expected a list of names, or an object with the keys "
-            '"0", "1", …'
+            '"0", "1", …',
+            code="class-file-malformed",
         ) from error
 
 

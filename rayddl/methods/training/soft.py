@@ -26,13 +26,11 @@ from rayddl import plugins
 from rayddl.methods.training import checkpoint, mixes
 from rayddl.methods.training.input_spec import Frame, in_unit
 from rayddl.methods.training.mixes import Draws
+from rayddl.methods.training.settings import KL, SOFT_EPOCHS, SOFT_LR, StudentSettings
 from rayddl.nets.build import TORCHVISION
 from rayddl.nets.compiling import compiled
 from rayddl.seeds import derive, generator
 
-EPOCHS = 300
-KL = "kl"
-LR = 1e-3
 LR_OF = {
     "vgg11": 5e-4,
     "efficientnet_b0": 2e-3,
@@ -41,18 +39,17 @@ LR_OF = {
     "vit_b_16": 1e-4,
     "swin_v2_t": 1e-4,
 }
-"""Learning rates published for single students; :data:`LR` for the others."""
+"""Learning rates published for single students; :data:`SOFT_LR` for the others."""
 
 
-@dataclass(frozen=True)
-class SoftProtocol:
+class SoftProtocol(StudentSettings):
     """How a student is trained on soft labels."""
 
+    epochs: int = SOFT_EPOCHS
+    lr: float = SOFT_LR
     batch: int
     factor: int = 1
     """Patches per side of an image; 1 for real ones."""
-    epochs: int = EPOCHS
-    lr: float = LR
     weight_decay: float = 0.01
     """On weights of more than one dimension; biases and norms have none."""
     temperature: float = 20.0
@@ -60,7 +57,7 @@ class SoftProtocol:
     plain: bool = False
     """Show whole images as they are, only their order drawn: no augmentation."""
     loss: str = KL
-    """What students minimise: the divergence of the published protocol, or a plugin's loss."""
+    """What students minimise: the published protocol's divergence, or a plugin's loss."""
 
     def lr_in(self, epoch: int) -> float:
         """The learning rate of ``epoch``, counted from 0."""
@@ -80,7 +77,7 @@ class SoftProtocol:
 
 def published_lr(net: str) -> float:
     """The published learning rate of the student named ``net``."""
-    return LR_OF.get(net.removeprefix(TORCHVISION), LR)
+    return LR_OF.get(net.removeprefix(TORCHVISION), SOFT_LR)
 
 
 def published_batch(ipc: int, classes: int, count: int) -> int:

@@ -29,9 +29,6 @@ _META = "labels.json"
 KIND = sealed.Kind("rayddl soft labels", 1, _META, "soft labels", "", "evaluate the set again")
 PART_BYTES = 32 * 2**20
 """About as much as one file holds."""
-# Labels are stored of augmented views: without augmentation there is nothing to store. What is learned of them is each
-# student's own.
-_NO_PART = ("plain", "loss")
 _SMALL = {"rows": torch.uint8, "columns": torch.uint8, "boxes": torch.int16, "cuts": torch.int16}
 
 
@@ -65,9 +62,9 @@ class Index:
         return {
             "classes": list(self.classes),
             "frame": {"shape": list(frame.shape), "mean": list(frame.mean), "std": list(frame.std)},
-            "protocol": {
-                f.name: getattr(protocol, f.name) for f in fields(protocol) if f.name not in _NO_PART
-            },
+            # Labels are stored of augmented views: without augmentation there is nothing to store. The loss is each
+            # student's own.
+            "protocol": protocol.model_dump(exclude={"plain", "loss"}),
             "images": self.images,
             "count": self.count,
             "epochs_a_part": self.epochs_a_part,
@@ -134,7 +131,8 @@ class StoredLabels:
             self.index = Index.from_json(meta)
         except (KeyError, IndexError, TypeError) as error:
             raise ArtifactError(
-                f"the soft labels in {folder} are incomplete: {error}. Evaluate the set again."
+                f"the soft labels in {folder} are incomplete: {error}. Evaluate the set again.",
+                code="soft-labels-incomplete",
             ) from error
         self._open: tuple[str, range, list[Lecture]] = ("", range(0), [])
 
@@ -143,7 +141,8 @@ class StoredLabels:
         if name_of(images) != self.index.images:
             raise ArtifactError(
                 f"the soft labels in {self._folder} were made for other images than the set's. Evaluate the "
-                "set again to label it anew."
+                "set again to label it anew.",
+                code="soft-labels-of-other-images",
             )
 
     def refuse_fewer(self, epochs: int, classes: tuple[str, ...]) -> None:
@@ -151,12 +150,14 @@ class StoredLabels:
         if self.index.classes != classes:
             raise ArtifactError(
                 f"the soft labels in {self._folder} are of other classes than the source's, or in another order. "
-                "Evaluate on the source that the set was made from."
+                "Evaluate on the source that the set was made from.",
+                code="soft-labels-of-other-classes",
             )
         if self.index.protocol.epochs < epochs:
             raise ArtifactError(
                 f"the soft labels in {self._folder} are of {self.index.protocol.epochs} epochs, and {epochs} are "
-                "asked for. Lower epochs, or give the observer that labels more."
+                "asked for. Lower epochs, or give the observer that labels more.",
+                code="soft-labels-too-short",
             )
 
     def __call__(self, epoch: int) -> Lecture:

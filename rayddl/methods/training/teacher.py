@@ -14,36 +14,12 @@ from torch.nn import functional as F
 from rayddl.data.pixels import augment
 from rayddl.methods.training import checkpoint
 from rayddl.methods.training.input_spec import BATCH, Frame
+from rayddl.methods.training.settings import TeacherSettings
 from rayddl.methods.training.soft import Manner
 from rayddl.nets.compiling import compiled
 from rayddl.seeds import derive, generator
 
 COLUMNS = ("epoch", "train_loss", "test_accuracy", "lr", "seconds")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a teacher is trained."""
-
-    epochs: int
-    lr: float
-    """At its highest."""
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    batch: int = 128
-    warmup: float = 5.0
-    """Epochs in which the learning rate rises from nothing; a fifth of all where that is less."""
-    label_smoothing: float = 0.0
-    augment: tuple[str, ...] = ("crop", "flip")
-    """All of them, one after the other, on every batch."""
-
-    def lr_at(self, step: int, steps_an_epoch: int) -> float:
-        """The learning rate of ``step``, counted from 0: up in a straight line, then down a cosine to 0."""
-        whole = self.epochs * steps_an_epoch
-        rising = min(self.warmup, self.epochs / 5) * steps_an_epoch
-        if step < rising:
-            return self.lr * (step + 1) / (math.floor(rising) + 1)
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rising) / (whole - rising)))
 
 
 @dataclass(frozen=True)
@@ -64,7 +40,7 @@ class TeacherTraining:
     def __init__(
         self,
         module: nn.Module,
-        recipe: Recipe,
+        settings: TeacherSettings,
         frame: Frame,
         images: Tensor,
         labels: Tensor,
@@ -75,21 +51,21 @@ class TeacherTraining:
         self.module: nn.Module = module.to(manner.device).to(memory_format=torch.channels_last)
         self.module.requires_grad_(True)
         self.history: list[Epoch] = []
-        self._recipe, self._frame, self._manner, self._seed = recipe, frame, manner, seed
+        self._settings, self._frame, self._manner, self._seed = settings, frame, manner, seed
         self._images, self._labels = images, labels
         # A single image that is left over is passed by: batch norm has no variance of it.
-        self._steps = max(1, -(-(len(labels) - 1) // recipe.batch))
+        self._steps = max(1, -(-(len(labels) - 1) // settings.batch))
         self._step, self._seconds = 0, 0.0
         self._loss = self._nothing()
         self._optimiser = torch.optim.SGD(
             self.module.parameters(),
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
         )
 
         def loss(x: Tensor, y: Tensor) -> Tensor:
-            return F.cross_entropy(self.module(x).float(), y, label_smoothing=recipe.label_smoothing)
+            return F.cross_entropy(self.module(x).float(), y, label_smoothing=settings.label_smoothing)
 
         self._plain = loss
         self._fast = compiled(loss, wanted=manner.compile)
@@ -118,13 +94,13 @@ class TeacherTraining:
     def run(
         self, test: Callable[[], float], on_step: Callable[[TeacherTraining], None] = lambda _: None
     ) -> nn.Module:
-        """Train to the recipe's last epoch; the network, in eval mode.
+        """Train to the last epoch; the network, in eval mode.
 
         ``test`` measures the held-out accuracy, in 0..1, after each epoch; ``on_step`` is called after each
         step, and may :meth:`dump`.
         """
         with checkpoint.own_noise(self._manner.device):
-            while len(self.history) < self._recipe.epochs:
+            while len(self.history) < self._settings.epochs:
                 self._one_epoch(test, on_step)
         self.module.eval()
         return self.module
@@ -132,7 +108,7 @@ class TeacherTraining:
     def _one_epoch(self, test: Callable[[], float], on_step: Callable[[TeacherTraining], None]) -> None:
         epoch, began = len(self.history), time.perf_counter() - self._seconds
         draws = generator(self._seed, "order", epoch)
-        batches = torch.randperm(len(self._labels), generator=draws).split(self._recipe.batch)
+        batches = torch.randperm(len(self._labels), generator=draws).split(self._settings.batch)
         self.module.train()
         while self._step < self._steps:
             picked = batches[self._step]
@@ -152,17 +128,17 @@ class TeacherTraining:
         return torch.zeros((), dtype=torch.float64, device=self._manner.device)
 
     def _learn(self, picked: Tensor, epoch: int) -> Tensor:
-        device, recipe = self._manner.device, self._recipe
+        device, settings = self._manner.device, self._settings
         torch.manual_seed(derive(self._seed, "noise", epoch, self._step))
         for group in self._optimiser.param_groups:
-            group["lr"] = recipe.lr_at(epoch * self._steps + self._step, self._steps)
+            group["lr"] = settings.lr_at(epoch * self._steps + self._step, self._steps)
         x = self._images[picked.to(self._images.device)].to(device, non_blocking=True)
         y = self._labels[picked.to(self._labels.device)].to(device, non_blocking=True)
         x = self._frame.normalised(x).contiguous(memory_format=torch.channels_last)
         draws = generator(self._seed, "augment", epoch, self._step)
-        for name in recipe.augment:
+        for name in settings.augmentations:
             x = augment.apply(x, augment.draw((name,), tuple(x.shape), draws))
-        usual = len(picked) == min(recipe.batch, len(self._labels))
+        usual = len(picked) == min(settings.batch, len(self._labels))
         loss = (self._fast if usual else self._plain)(x, y)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()

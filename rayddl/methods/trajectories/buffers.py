@@ -35,7 +35,8 @@ def buffers(path: str) -> list[Path]:
     if not found:
         raise ArtifactError(
             f"no expert buffers at {path}: looked for a file, or a folder with replay_buffer_0.pt, "
-            "replay_buffer_1.pt, …"
+            "replay_buffer_1.pt, …",
+            code="no-expert-buffers",
         )
     return [file for _, file in found]
 
@@ -61,11 +62,13 @@ def _load(file: Path) -> list[Any]:
     except tensorfiles.NotTensors as error:
         raise ArtifactError(
             f"{file} cannot be read as tensors alone ({error}). "
-            "Save it again with torch.save as nested lists of tensors."
+            "Save it again with torch.save as nested lists of tensors.",
+            code="buffer-unreadable",
         ) from error
     if not (isinstance(found, list) and found and all(isinstance(e, list) and len(e) > 1 for e in found)):
         raise ArtifactError(
-            f"{file} is not an expert buffer: expected a list of experts, each a list of snapshots"
+            f"{file} is not an expert buffer: expected a list of experts, each a list of snapshots",
+            code="buffer-malformed",
         )
     return found
 
@@ -82,6 +85,7 @@ def _flat(file: Path, index: int, snapshot: Any, shapes: Sequence[torch.Size]) -
         first = next(differing, f"{len(actual)} tensors, the network has {len(wanted)}")
         raise ArtifactError(
             f"expert {index} of {file} belongs to another network: {first}. "
-            "Say which one with the stage's net (name, depth, width, norm)."
+            "Say which one with the stage's net (name, depth, width, norm).",
+            code="buffer-of-another-network",
         )
     return torch.cat([p.detach().reshape(-1).float() for p in snapshot])

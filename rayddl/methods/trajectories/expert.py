@@ -15,20 +15,8 @@ from rayddl.data.pixels import augment
 from rayddl.data.pixels.space import PixelSpace
 from rayddl.methods.training.metrics import accuracy
 from rayddl.methods.training.steps import Steps, one_hot, sgd
-from rayddl.methods.trajectories.interleave import Lanes
+from rayddl.methods.trajectories.settings import ExpertSettings
 from rayddl.seeds import generator
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How an expert is trained."""
-
-    epochs: int
-    lr: float
-    momentum: float
-    weight_decay: float
-    batch: int
-    augment: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -86,31 +74,9 @@ def load_training(data: bytes) -> Training:
     return Training(tuple(tensors["snapshots"]), tensors.get("velocity"), history, tensors.get("statistics"))
 
 
-def train_expert(
-    steps: Steps,
-    recipe: Recipe,
-    start: Training | Tensor,
-    train: Images,
-    test: Images,
-    classes: int,
-    seed: int,
-    on_epoch: Callable[[Training], None] = lambda _: None,
-) -> Training:
-    """Train from parameters ``[P]``, or go on from an unfinished training, to ``recipe.epochs``.
-
-    ``seed`` is the expert's own. ``on_epoch`` sees the training after every epoch.
-    """
-    going = training_steps(steps, recipe, start, train, test, classes, seed, on_epoch)
-    lanes: Lanes[Training] = Lanes([going], train.x.device)
-    ended: list[tuple[int, Training]] = []
-    while not ended:
-        ended = lanes.turn()
-    return ended[0][1]
-
-
 def training_steps(
     steps: Steps,
-    recipe: Recipe,
+    settings: ExpertSettings,
     start: Training | Tensor,
     train: Images,
     test: Images,
@@ -118,7 +84,11 @@ def training_steps(
     seed: int,
     on_epoch: Callable[[Training], None] = lambda _: None,
 ) -> Generator[None, None, Training]:
-    """:func:`train_expert`, pausing after every SGD step; it returns the training."""
+    """Train from parameters ``[P]``, or go on from an unfinished training, to ``settings.length``.
+
+    Pauses after every SGD step, and returns the training. ``seed`` is the expert's own. ``on_epoch`` gets the
+    training after every epoch.
+    """
     if isinstance(start, Tensor):
         statistics = steps.fresh_statistics(train.x.device)
         tested = _tested(start.to(train.x.device), statistics)
@@ -126,8 +96,8 @@ def training_steps(
         training = Training((start.detach().cpu().clone(),), None, (first,), statistics)
     else:
         training = start
-    while len(training.snapshots) <= recipe.epochs:
-        training = yield from _one_epoch(steps, recipe, training, train, test, classes, seed)
+    while len(training.snapshots) <= settings.length:
+        training = yield from _one_epoch(steps, settings, training, train, test, classes, seed)
         on_epoch(training)
     return training
 
@@ -141,13 +111,19 @@ class _Running:
 
 
 def _one_epoch(
-    steps: Steps, recipe: Recipe, training: Training, train: Images, test: Images, classes: int, seed: int
+    steps: Steps,
+    settings: ExpertSettings,
+    training: Training,
+    train: Images,
+    test: Images,
+    classes: int,
+    seed: int,
 ) -> Generator[None, None, Training]:
     began = time.perf_counter()
     epoch, device = len(training.snapshots), train.x.device
     before = training.snapshots[-1]
     velocity = training.velocity
-    if velocity is None and recipe.momentum:
+    if velocity is None and settings.momentum:
         velocity = torch.zeros_like(before)
     run = _Running(
         before.to(device, copy=True),
@@ -157,15 +133,15 @@ def _one_epoch(
     run.loss = run.loss.to(device)
     draws = generator(seed, "epoch", epoch)
     order = torch.randperm(len(train.y), generator=draws).to(device)
-    for picked in order.split(recipe.batch):
+    for picked in order.split(settings.batch):
         x = train.x[picked]
-        drawn = augment.draw(recipe.augment, tuple(x.shape), draws)
+        drawn = augment.draw(settings.augmentations, tuple(x.shape), draws)
         x, y = augment.apply(x, drawn), one_hot(train.y[picked], classes)
-        usual = len(picked) == recipe.batch
+        usual = len(picked) == settings.batch
         gradient, value, run.statistics = steps.training(run.theta, run.statistics, x, y, usual=usual)
         sgd(
             run.theta, gradient, run.velocity,
-            lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
+            lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay,
         )  # fmt: skip
         run.loss += value * len(picked)
         yield

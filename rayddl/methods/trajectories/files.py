@@ -110,11 +110,13 @@ def read_header(folder: Folder, name: str) -> tuple[str, Header]:
         raise
     except Exception as error:
         raise ArtifactError(
-            f"{path} is not an expert's file ({error}). Delete it and run the same command again to train it anew."
+            f"{path} is not an expert's file ({error}). Delete it and run the same command again to train it anew.",
+            code="expert-file-unreadable",
         ) from error
     if version > FORMAT:
         raise ArtifactError(
-            f"{path} has format {version}; this rayddl reads up to {FORMAT}. Install the version that made it."
+            f"{path} has format {version}; this rayddl reads up to {FORMAT}. Install the version that made it.",
+            code="expert-file-too-new",
         )
     return head["keep"], Header(tuple(head["sizes"]), tuple(head["epochs"]), head["info"])
 
@@ -131,7 +133,8 @@ def open_trajectory(folder: Folder, name: str, kind: str, epochs: Sequence[int] 
         if keep != "all":
             raise ArtifactError(
                 f"{folder.path(name)} kept only its waypoints, and trajectory: snapshots needs every epoch. "
-                "Train the experts with keep: all, or match with trajectory: convex."
+                "Train the experts with keep: all, or match with trajectory: convex.",
+                code="snapshots-not-kept",
             )
         if folder.local is not None:
             return SnapshotTrajectory(_Rows(str(folder.local / name)))  # type: ignore[arg-type]  # rows on demand
@@ -141,5 +144,7 @@ def open_trajectory(folder: Folder, name: str, kind: str, epochs: Sequence[int] 
         try:
             return convexify(tensors["snapshots"].float(), header.sizes, epochs)
         except ValueError as error:
-            raise ArtifactError(f"{folder.path(name)} cannot be convexified: {error}") from error
+            raise ArtifactError(
+                f"{folder.path(name)} cannot be convexified: {error}", code="waypoints-do-not-fit"
+            ) from error
     return ConvexTrajectory(tensors["waypoints"], header.epochs, tensors["lengths"], header.sizes)

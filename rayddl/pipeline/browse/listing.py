@@ -15,8 +15,8 @@ from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import artifacts, records
 from rayddl.pipeline.display import pace
-from rayddl.pipeline.display.tables import rows_table
 from rayddl.pipeline.plan import SHOWN_DIGITS
+from rayddl.pipeline.tables import rows_table
 from rayddl.storage import Folder
 
 _STAGE_FOLDER = re.compile(rf"(?P<stage>[a-z][a-z0-9_-]*)-[0-9a-f]{{{SHOWN_DIGITS}}}")
@@ -104,7 +104,9 @@ def listing(out: str) -> Listing:
         names = [name for name in folder.folders() if _STAGE_FOLDER.fullmatch(name)]
         files = list(records.names(folder))
     except (OSError, ValueError) as error:
-        raise UserError(f"--out {scrub(out)!r} cannot be read: {scrub(str(error))}") from error
+        raise UserError(
+            f"--out {scrub(out)!r} cannot be read: {scrub(str(error))}", code="out-unreadable"
+        ) from error
     found = {name: _found(folder, name) for name in names}
     return Listing(out, tuple(_run(folder, file, found) for file in files), tuple(found.values()))
 

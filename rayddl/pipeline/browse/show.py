@@ -16,8 +16,8 @@ from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import artifacts, records
 from rayddl.pipeline.artifacts import Artifact
 from rayddl.pipeline.display import pace
-from rayddl.pipeline.display.tables import places_table, rows_table
 from rayddl.pipeline.sets import SET_FILE, find_record
+from rayddl.pipeline.tables import places_table, rows_table
 from rayddl.storage import Folder
 
 
@@ -63,15 +63,20 @@ def inspect(where: str, out: str, *, verify: bool = False) -> Inspected:
             return _run(*found, verify)
         held = folder.files()
     except ValueError as error:
-        raise UserError(f"{scrub(where)!r} is no place that can be read: {scrub(str(error))}") from error
+        raise UserError(
+            f"{scrub(where)!r} cannot be read as a folder or URI: {scrub(str(error))}",
+            code="place-unreadable",
+        ) from error
     if artifacts.ERROR in held:
         raise ArtifactError(
             f"the stage in {scrub(where)} did not finish; its error is in {artifacts.ERROR} there. "
-            "Run its definition again to go on"
+            "Run its definition again to go on",
+            code="stage-failed",
         )
     raise ArtifactError(
         f"nothing to show at {scrub(where)!r}: looked for {artifacts.MANIFEST}, {SET_FILE} and a run of that "
-        f"name in {scrub(out)!r}; rayddl list shows what there is"
+        f"name in {scrub(out)!r}; rayddl list shows what there is",
+        code="nothing-to-show",
     )
 
 
@@ -97,10 +102,14 @@ def _set(folder: Folder, verify: bool) -> Inspected:
         meta = folder.read_json(SET_FILE)
     except ValueError as error:
         raise ArtifactError(
-            f"{scrub(folder.path(SET_FILE))} is not JSON: {error}; make the set again"
+            f"{scrub(folder.path(SET_FILE))} is not JSON: {error}; make the set again",
+            code="set-document-not-json",
         ) from error
     if not isinstance(meta, dict):
-        raise ArtifactError(f"{scrub(folder.path(SET_FILE))} does not describe a set; make the set again")
+        raise ArtifactError(
+            f"{scrub(folder.path(SET_FILE))} does not describe a set; make the set again",
+            code="set-document-malformed",
+        )
     checked = _verified(folder, meta) if verify else ""
     files = folder.files()
     head = {
@@ -119,13 +128,15 @@ def _verified(folder: Folder, meta: Mapping[str, Any]) -> str:
     for name, entry in listed.items():
         if not folder.has(name):
             raise ArtifactError(
-                f"{scrub(folder.path(name))} is missing; copy the whole set, or make it again"
+                f"{scrub(folder.path(name))} is missing; copy the whole set, or make it again",
+                code="set-file-missing",
             )
         actual, expected = hashlib.sha256(folder.read(name)).hexdigest(), entry.get("sha256")
         if actual != expected:
             raise ArtifactError(
                 f"{scrub(folder.path(name))} was altered: its sha256 is {actual}, {SET_FILE} says "
-                f"{expected}; restore it, or make the set again"
+                f"{expected}; restore it, or make the set again",
+                code="set-file-altered",
             )
     return f", the hash of {', '.join(listed)} matches" if listed else ", none with a hash"
 

@@ -15,8 +15,8 @@ from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import artifacts, records
 from rayddl.pipeline.browse.listing import age
 from rayddl.pipeline.display import pace
-from rayddl.pipeline.display.tables import rows_table
 from rayddl.pipeline.sets import find_record
+from rayddl.pipeline.tables import rows_table
 from rayddl.storage import Folder
 
 SILENT_SECONDS = 120.0
@@ -119,7 +119,8 @@ def run_status(where: str, out: str, now: datetime | None = None) -> RunStatus |
         found = find_record(where, out)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{scrub(where)!r} in {scrub(out)!r} cannot be looked for: {scrub(str(error))}"
+            f"{scrub(where)!r} in {scrub(out)!r} cannot be looked for: {scrub(str(error))}",
+            code="run-lookup-failed",
         ) from error
     if found is None:
         return None
@@ -133,7 +134,8 @@ def run_status(where: str, out: str, now: datetime | None = None) -> RunStatus |
         )
     except (KeyError, TypeError) as error:
         raise ArtifactError(
-            f"{scrub(folder.path(file))} is not a run record: {error} is missing in it"
+            f"{scrub(folder.path(file))} is not a run record: {error} is missing in it",
+            code="run-record-incomplete",
         ) from error
     return RunStatus(str(record.get("name", file)), scrub(folder.path(file)), stages)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from rayddl.pipeline.definition.problems import Key, Place, Problems, shown
+from rayddl.pipeline.definition.problems import UNSET, Key, Place, Problems, shown
 
 _TAG = "tag:yaml.org,2002:"
 _MOST_NODES = 100_000
@@ -72,13 +72,15 @@ def parse(text: str, file: str, problems: Problems, *, lines: bool = True, key: 
         line = mark.line + 1 if mark and lines else None
         written = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
         hint = "; inside { } and [ ] a ${NAME} needs quotes" if "${" in written else ""
-        problems.add(Place(file, line), key, f"not valid YAML: {error.problem or error.context}{hint}")
+        problems.add(
+            Place(file, line), key, f"not valid YAML: {error.problem or error.context}{hint}", code="not-yaml"
+        )
         return Document(None, {}, file)
     except yaml.YAMLError as error:
-        problems.add(Place(file), key, f"not valid YAML: {' '.join(str(error).split())}")
+        problems.add(Place(file), key, f"not valid YAML: {' '.join(str(error).split())}", code="not-yaml")
         return Document(None, {}, file)
     except RecursionError:
-        problems.add(Place(file), key, "not usable: values are nested too deeply")
+        problems.add(Place(file), key, "values are nested too deeply", code="nested-too-deeply")
         return Document(None, {}, file)
     reader = _Reader(file, problems, lines)
     value = None if node is None else reader.read(node, key)
@@ -102,7 +104,12 @@ class _Reader:
         self.seen += 1
         if self.seen > _MOST_NODES or id(node) in self.open:
             # Aliases of aliases grow without bound from a few lines; an alias may even hold itself.
-            self.problems.add(place, (), f"more than {_MOST_NODES} values, or an alias that holds itself")
+            self.problems.add(
+                place,
+                (),
+                f"more than {_MOST_NODES} values, or an alias that holds itself",
+                code="too-many-values",
+            )
             return None
         self.open.add(id(node))
         try:
@@ -112,7 +119,9 @@ class _Reader:
                 return [self.read(item, (*key, i)) for i, item in enumerate(node.value)]
             if isinstance(node, yaml.ScalarNode):
                 return self._scalar(node, key)
-            self.problems.add(place, key, f"the tag {_short(node.tag)!r} is not allowed")
+            self.problems.add(
+                place, key, f"the tag {_short(node.tag)!r} is not allowed", code="tag-not-allowed"
+            )
             return None
         finally:
             self.open.discard(id(node))
@@ -128,12 +137,17 @@ class _Reader:
                 continue
             name = name_node.value
             if not isinstance(name_node, yaml.ScalarNode) or name_node.tag != f"{_TAG}str":
-                self.problems.add(place, key, f"the key {_raw(name_node)} is not text; put it in quotes")
+                self.problems.add(
+                    place,
+                    key,
+                    f"the key {_raw(name_node)} is not text; put it in quotes",
+                    code="key-not-text",
+                )
                 continue
             if name in own:
                 earlier = first[name].line
                 text = f"duplicate key{f'; first written on line {earlier}' if earlier else ''}"
-                self.problems.add(place, (*key, name), text)
+                self.problems.add(place, (*key, name), text, code="duplicate-key")
                 continue
             first[name] = place
             self.places[(*key, name)] = place
@@ -144,7 +158,7 @@ class _Reader:
         value = self.read(node, key)
         if isinstance(value, dict):
             return value
-        self.problems.add(self._place(node), key, "'<<' takes one mapping")
+        self.problems.add(self._place(node), key, "'<<' takes one mapping", code="merge-not-a-mapping")
         return {}
 
     def _scalar(self, node: yaml.ScalarNode, key: Key) -> Any:
@@ -157,9 +171,16 @@ class _Reader:
         try:
             return _typed(tag, text)
         except KeyError:
-            self.problems.add(self._place(node), key, f"the tag {_short(node.tag)!r} is not allowed")
+            self.problems.add(
+                self._place(node), key, f"the tag {_short(node.tag)!r} is not allowed", code="tag-not-allowed"
+            )
         except ValueError:
-            self.problems.add(self._place(node), key, f"{shown(text)} does not fit {_short(tag)!r}")
+            self.problems.add(
+                self._place(node),
+                key,
+                f"{shown(text)} does not fit {_short(tag)!r}",
+                code="value-of-another-type",
+            )
         return None
 
     def _substituted(self, node: yaml.ScalarNode, key: Key) -> str:
@@ -172,12 +193,12 @@ class _Reader:
                 return value
             if default is None:
                 text = f"the environment variable {name} is not set; set it, or give a default: "
-                self.problems.add(place, key, text + f"${{{name}:-value}}", variable=True)
+                self.problems.add(place, key, text + f"${{{name}:-value}}", code=UNSET)
             return default or ""
 
         if "${" in _SUBSTITUTION.sub("", node.value):
             text = f"{shown(node.value)} is not a substitution; write ${{NAME}} or ${{NAME:-default}}"
-            self.problems.add(place, key, text)
+            self.problems.add(place, key, text, code="substitution-malformed")
             return str(node.value)
         return _SUBSTITUTION.sub(replacement, node.value)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
-from rayddl.pipeline.definition.problems import Key
+from rayddl.pipeline.definition.problems import Fault
 from rayddl.pipeline.definition.schema import marks
 from rayddl.plugins import suggestion
 from rayddl.stages.kinds import Kind
@@ -42,7 +42,7 @@ def templates(config: StageConfig) -> dict[str, str]:
 
 def wrong_names(
     stage: str, config: StageConfig, kinds: Mapping[str, Kind | None], known: Mapping[str, Kind]
-) -> Iterator[tuple[Key, str]]:
+) -> Iterator[Fault]:
     """What is wrong with the names that a stage gives.
 
     ``kinds`` is every stage's kind, ``None`` where it is not one of the ``known`` kinds.
@@ -55,13 +55,19 @@ def wrong_names(
             if name == EVERY:
                 continue
             if name == stage:
-                yield (field,), f"{name!r} is this stage itself; expected {wanted}"
+                yield Fault((field,), f"{name!r} is this stage itself; expected {wanted}", "reads-itself")
             elif name not in kinds:
                 hint = suggestion(name, fitting, "stages that would do")
-                yield (field,), f"there is no stage {name!r}; expected {wanted}; {hint}"
+                yield Fault(
+                    (field,), f"there is no stage {name!r}; expected {wanted}; {hint}", "unknown-stage"
+                )
             elif (kind := kinds[name]) and not mark.fits(kind.config):
                 hint = suggestion(name, fitting, "stages that would do")
-                yield (field,), f"{name!r} is of kind {kind.name}; expected {wanted}; {hint}"
+                yield Fault(
+                    (field,),
+                    f"{name!r} is of kind {kind.name}; expected {wanted}; {hint}",
+                    "stage-of-another-kind",
+                )
 
 
 def links(configs: Mapping[str, StageConfig]) -> dict[str, Links]:

@@ -20,7 +20,7 @@ from rayddl.pipeline.definition import graph, reading
 from rayddl.pipeline.definition import overrides as overriding
 from rayddl.pipeline.definition.document import Document
 from rayddl.pipeline.definition.overrides import Overrides
-from rayddl.pipeline.definition.problems import Key, Problems, shown
+from rayddl.pipeline.definition.problems import Fault, Key, Problems, shown
 from rayddl.pipeline.definition.schema import Shape, booleans_for_numbers, explain
 from rayddl.plugins import Plugin, active, loaded, suggestion
 from rayddl.stages.kinds import Kind, known
@@ -33,13 +33,22 @@ _RESERVED = ("name", "seed", "source", "stages", "description", "extends")
 
 
 class Top(Config):
-    """The keys of a definition beside ``extends``."""
+    """The keys of a definition. Besides them, ``extends: FILE`` takes another definition as the base of this
+    one.
+    """
 
     name: str
+    """Names the run and its record: small letters, digits, ``.``, ``_`` and ``-``, a letter or digit
+    first."""
     seed: int = Field(default=0, ge=0)
+    """Seed of everything random; stages derive their own from it."""
     source: SourceConfig
+    """The real images."""
     stages: dict[str, Any] = Field(min_length=1)
+    """The stages: a name of your choice for each, with its settings. A stage that names another one reads
+    it."""
     description: str | None = None
+    """Free text about the run."""
 
     @field_validator("name")
     @classmethod
@@ -155,15 +164,15 @@ def _linked(
 ) -> tuple[Stage, ...]:
     before = len(problems.found)
     for stage, config in configs.items():
-        for key, text in graph.wrong_names(stage, config, kinds, known):
-            _note(document, problems, ("stages", stage, *key), text)
+        for fault in graph.wrong_names(stage, config, kinds, known):
+            _note(document, problems, fault, ("stages", stage))
     if len(problems.found) > before:
         return ()
     links = graph.links(configs)
     _, circle = graph.order({stage: graph.reads(links[stage]) for stage in configs})
     if circle:
         text = f"stages read each other in a circle: {' → '.join(circle)}"
-        _note(document, problems, ("stages", circle[0]), text)
+        _note(document, problems, Fault(("stages", circle[0]), text, "stages-in-a-circle"))
         return ()
     # Readers that were refused above would have had a say, so nothing is told about half a definition.
     whole = _resolved(configs, links) if len(configs) == len(kinds) else configs
@@ -171,7 +180,7 @@ def _linked(
         needed = (*graph.reads(links[stage]), *graph.templates(config).values())
         if all(name in whole for name in needed):
             for text in config.check(graph.by_field(config, links[stage], whole)):
-                _note(document, problems, ("stages", stage), text)
+                _note(document, problems, Fault(("stages", stage), text, "stages-do-not-fit"))
     return tuple(
         Stage(name, kind, whole[name], links[name]) for name, kind in kinds.items() if kind and name in whole
     )
@@ -204,12 +213,11 @@ def _reading(
 def _check_name(name: str, document: Document, problems: Problems) -> None:
     key = ("stages", name)
     if name in _RESERVED:
-        _note(
-            document, problems, key, f"{name!r} is a word of the definition itself; name the stage otherwise"
-        )
+        text = f"{name!r} is a key of the definition itself; give the stage another name"
+        _note(document, problems, Fault(key, text, "stage-name-reserved"))
     elif not _STAGE_NAME.fullmatch(name):
         text = f"{shown(name)} is not a stage name; expected small letters, digits, '_' and '-', letter first"
-        _note(document, problems, key, text)
+        _note(document, problems, Fault(key, text, "stage-name-malformed"))
 
 
 def _kind(
@@ -218,13 +226,14 @@ def _kind(
     key: Key = ("stages", name)
     if not isinstance(value, dict):
         text = f"{shown(value)} is not a mapping; expected at least the key kind: {', '.join(kinds)}"
-        _note(document, problems, key, text)
+        _note(document, problems, Fault(key, text, "stage-not-a-mapping"))
     elif "kind" not in value:
-        _note(document, problems, (*key, "kind"), f"missing; expected one of {', '.join(kinds)}")
+        text = f"missing; expected one of {', '.join(kinds)}"
+        _note(document, problems, Fault((*key, "kind"), text, "missing-key"))
     elif str(value["kind"]) not in kinds:
         hint = suggestion(value["kind"], kinds, "known kinds")
         text = f"{shown(value['kind'])} is not a stage kind; {hint}; {loaded()}"
-        _note(document, problems, (*key, "kind"), text)
+        _note(document, problems, Fault((*key, "kind"), text, "unknown-kind"))
     else:
         return kinds[str(value["kind"])]
     return None
@@ -234,18 +243,19 @@ def _checked(
     model: type[_Model], value: Any, key: Key, document: Document, problems: Problems
 ) -> _Model | None:
     """``value`` read as a ``model``, or ``None`` with what is wrong added to ``problems``."""
-    for inner, text in booleans_for_numbers(value, Shape(model)):
-        _note(document, problems, (*key, *inner), text)
+    for fault in booleans_for_numbers(value, Shape(model)):
+        _note(document, problems, fault, key)
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        for inner, text in explain(error, model):
-            _note(document, problems, (*key, *inner), text)
+        for fault in explain(error, model):
+            _note(document, problems, fault, key)
     return None
 
 
-def _note(document: Document, problems: Problems, key: Key, text: str) -> None:
-    problems.add(document.place(key), key, text)
+def _note(document: Document, problems: Problems, fault: Fault, below: Key = ()) -> None:
+    key = (*below, *fault.key)
+    problems.add(document.place(key), key, fault.text, code=fault.code)
 
 
 def _written(config: BaseModel) -> dict[str, Any]:

@@ -54,12 +54,14 @@ def _parsed(text: str, problems: Problems) -> tuple[Place, str, Any] | None:
     name, equals, value = text.partition("=")
     place = Place(f"--set {text}")
     if not equals or not name.strip():
-        problems.add(place, (), "expected KEY=VALUE, for example --set experts.count=20")
+        problems.add(
+            place, (), "expected KEY=VALUE, for example --set experts.count=20", code="override-malformed"
+        )
         return None
     own = Problems()
     document = parse(value, place.file, own, lines=False)
     for problem in own.found:
-        problems.add(problem.place, problem.key, problem.text)
+        problems.add(problem.place, problem.key, problem.text, code=problem.code)
     return None if own.found else (place, name.strip(), document.value)
 
 
@@ -72,7 +74,7 @@ def _key(name: str, value: Any, place: Place, problems: Problems) -> Key | None:
     first = parts[0] if parts else ""
     if not all(parts) or first not in (*names, *TOP_KEYS):
         hint = suggestion(first, [*names, *TOP_KEYS], "an override starts with one of")
-        problems.add(place, (), f"there is no stage {first or name!r}; {hint}")
+        problems.add(place, (), f"there is no stage {first or name!r}; {hint}", code="override-of-nothing")
         return None
     return tuple(parts) if first not in names else ("stages", *parts)
 
@@ -92,8 +94,8 @@ class _Target:
         kind = self.kinds.get(str(stage.get("kind"))) if isinstance(stage, dict) else None
         return shape_at(kind.config, _numbered(key[2:])) if kind else None
 
-    def refuse(self, key: Key, text: str) -> None:
-        self.problems.add(self.place, key, text)
+    def refuse(self, key: Key, text: str, *, code: str) -> None:
+        self.problems.add(self.place, key, text, code=code)
 
 
 def _set(value: Any, key: Key, depth: int, new: Any, target: _Target) -> Any:
@@ -104,14 +106,16 @@ def _set(value: Any, key: Key, depth: int, new: Any, target: _Target) -> Any:
     if isinstance(value, list):
         if not str(part).isdigit() or int(part) >= len(value):
             text = f"a list of {len(value)}: take an item by its number, from 0 on, or set the whole list"
-            target.refuse(here, text)
+            target.refuse(here, text, code="not-an-item")
             return value
         index = int(part)
         return [*value[:index], _set(value[index], key, depth + 1, new, target), *value[index + 1 :]]
     if not isinstance(value, dict | None):
         mapping = _spelled_out(value, target.shape(here))
         if mapping is None:
-            target.refuse(here, f"{shown(value)} has no keys; set {dotted(here)} as a whole")
+            target.refuse(
+                here, f"{shown(value)} has no keys; set {dotted(here)} as a whole", code="value-without-keys"
+            )
             return value
         value = mapping
     inner = value or {}

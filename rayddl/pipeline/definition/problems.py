@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from rayddl.credentials import scrub
 from rayddl.errors import DefinitionError
@@ -12,6 +12,8 @@ from rayddl.errors import DefinitionError
 Key: TypeAlias = tuple[str | int, ...]
 """A place in a definition, e.g. ``("stages", "evaluate", "nets", 0, "depth")``."""
 
+UNSET = "variable-not-set"
+"""The code of an unset variable: no problem any more once something else stands in its place."""
 _LONGEST_VALUE = 60
 
 
@@ -26,6 +28,14 @@ class Place:
         return self.file if self.line is None else f"{self.file}:{self.line}"
 
 
+class Fault(NamedTuple):
+    """One thing to put right, before it is known where it was written."""
+
+    key: Key
+    text: str
+    code: str
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing to put right."""
@@ -33,12 +43,16 @@ class Problem:
     place: Place
     key: Key
     text: str
-    variable: bool = False
-    """An unset variable: no problem any more once something else stands in its place."""
+    code: str
+    """The kind of fault, as :attr:`rayddl.errors.RayddlError.code`."""
 
     def __str__(self) -> str:
         where = dotted(self.key)
         return f"{self.place}: {where}: {self.text}" if where else f"{self.place}: {self.text}"
+
+    def to_json(self) -> dict[str, str]:
+        """The problem as JSON values."""
+        return {"place": str(self.place), "key": dotted(self.key), "code": self.code, "text": self.text}
 
 
 @dataclass
@@ -47,18 +61,21 @@ class Problems:
 
     found: list[Problem] = field(default_factory=list)
 
-    def add(self, place: Place, key: Key, text: str, *, variable: bool = False) -> None:
+    def add(self, place: Place, key: Key, text: str, *, code: str) -> None:
         """Note a problem, once however often it is met.
 
         Nothing more is said about the value of a variable that is not set.
         """
-        problem = Problem(place, key, text, variable)
-        if problem not in self.found and not any(p.variable and p.key == key for p in self.found):
+        problem = Problem(place, key, text, code)
+        if problem not in self.found and not any(p.code == UNSET and p.key == key for p in self.found):
             self.found.append(problem)
 
     def settle(self, places: Mapping[Key, Place]) -> None:
-        """Drop the unset variables whose place was taken by another file or an override."""
-        self.found = [p for p in self.found if not p.variable or places.get(p.key) == p.place]
+        """Drop the unset variables whose place was taken by another file or an override.
+
+        Those of an override have no key, and stay.
+        """
+        self.found = [p for p in self.found if p.code != UNSET or not p.key or places.get(p.key) == p.place]
 
     def raise_any(self, subject: str) -> None:
         """Raise one :class:`DefinitionError` with all of them, if there are any."""
@@ -68,7 +85,11 @@ class Problems:
         files = list(dict.fromkeys(problem.place.file for problem in self.found))
         ordered = sorted(self.found, key=lambda p: (files.index(p.place.file), p.place.line or 0))
         lines = "\n".join(f"  {problem}" for problem in ordered)
-        raise DefinitionError(f"{count} in {subject}; nothing was started.\n{lines}")
+        raise DefinitionError(
+            f"{count} in {subject}; nothing was started.\n{lines}",
+            code="definition-refused",
+            problems=[problem.to_json() for problem in ordered],
+        )
 
 
 def dotted(key: Key) -> str:

@@ -37,7 +37,8 @@ def find(name: str | os.PathLike[str]) -> Path:
     wanted = given.name if given.suffix in _SUFFIXES else f"{given.name}.yaml"
     raise DefinitionError(
         f"no definition {str(name)!r}: looked for {', '.join(str(c) for c in candidates[:3])}; "
-        + suggestion(wanted, known, f"definitions in {FOLDER}/")
+        + suggestion(wanted, known, f"definitions in {FOLDER}/"),
+        code="no-definition",
     )
 
 
@@ -56,17 +57,22 @@ def _read(path: Path, chain: tuple[Path, ...], problems: Problems) -> Document:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        problems.add(Place(str(path)), (), f"cannot be read: {error.strerror}")
+        problems.add(Place(str(path)), (), f"cannot be read: {error.strerror}", code="definition-unreadable")
         return Document({}, {}, str(path))
     except UnicodeDecodeError as error:
-        problems.add(Place(str(path)), (), f"is not UTF-8 text (byte {error.start})")
+        problems.add(Place(str(path)), (), f"is not UTF-8 text (byte {error.start})", code="not-utf-8")
         return Document({}, {}, str(path))
     before = len(problems.found)
     document = parse(text, str(path), problems)
     if not isinstance(document.value, dict):
         if len(problems.found) == before:
             text = "is empty" if document.value is None else "is not a mapping"
-            problems.add(Place(str(path)), (), f"{text}; a definition has the keys name, source, stages")
+            problems.add(
+                Place(str(path)),
+                (),
+                f"{text}; a definition has the keys name, source, stages",
+                code="not-a-definition",
+            )
         return Document({}, {}, str(path))
     return _extended(document, path, (*chain, path), problems)
 
@@ -79,17 +85,27 @@ def _extended(document: Document, path: Path, chain: tuple[Path, ...], problems:
         {k: v for k, v in document.value.items() if k != "extends"}, document.places, document.file
     )
     if not isinstance(named, str) or not named:
-        problems.add(place, ("extends",), f"{shown(named)} is not a file name")
+        problems.add(place, ("extends",), f"{shown(named)} is not a file name", code="extends-not-a-name")
         return own
     base = Path(os.path.normpath(path.parent / named))
     if base.resolve() in [earlier.resolve() for earlier in chain]:
         links = " → ".join(str(p) for p in (*chain, base))
-        problems.add(place, ("extends",), f"goes round in a circle: {links}")
+        problems.add(
+            place,
+            ("extends",),
+            f"the files extend each other in a circle: {links}",
+            code="extends-in-a-circle",
+        )
         return own
     if not base.is_file():
         known = [file.name for file in _definitions(base.parent) if file not in chain]
         text = f"there is no file {str(base)!r}; "
-        problems.add(place, ("extends",), text + suggestion(base.name, known, "definitions there"))
+        problems.add(
+            place,
+            ("extends",),
+            text + suggestion(base.name, known, "definitions there"),
+            code="extends-missing",
+        )
         return own
     return merged(_read(base, chain, problems), own)
 

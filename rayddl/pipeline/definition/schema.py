@@ -13,26 +13,26 @@ from pydantic_core import ErrorDetails
 
 from rayddl import plugins
 from rayddl.config import UNKNOWN, Registered
-from rayddl.pipeline.definition.problems import Key, shown
+from rayddl.pipeline.definition.problems import Fault, Key, shown
 from rayddl.plugins import suggestion
 
-_SIMPLE = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+_SIMPLE = {int: "an integer", float: "a number", bool: "true or false", str: "text", Any: "any value"}
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 _NOT = {
-    "int": "is not a whole number",
-    "float": "is not a number",
-    "bool": "is not true or false",
-    "string": "is not text",
-    "tuple": "is not a list",
-    "list": "is not a list",
-    "dict": "is not a mapping",
-    "mapping": "is not a mapping",
-    "model": "is not a mapping",
-    "literal": "is not known",
-    "greater": "is out of range",
-    "less": "is out of range",
-    "finite": "is not finite",
-    "too": "has the wrong length",
+    "int": " is not a whole number",
+    "float": " is not a number",
+    "bool": " is not true or false",
+    "string": " is not text",
+    "tuple": " is not a list",
+    "list": " is not a list",
+    "dict": " is not a mapping",
+    "mapping": " is not a mapping",
+    "model": " is not a mapping",
+    "literal": " is not known",
+    "greater": " is out of range",
+    "less": " is out of range",
+    "finite": " is not finite",
+    "too": " has the wrong length",
 }
 
 
@@ -116,19 +116,21 @@ def marks(field: FieldInfo, wanted: type[Any]) -> list[Any]:
     return found
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[Key, str]]:
+def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[Fault]:
     """Each thing that pydantic found wrong: the key inside ``model`` and a sentence about it."""
     for details in error.errors(include_url=False):
-        yield _key(details["loc"], model), _sentence(details, model)
+        yield Fault(_key(details["loc"], model), *_sentence(details, model))
 
 
-def booleans_for_numbers(value: Any, shape: Shape | None, key: Key = ()) -> Iterator[tuple[Key, str]]:
+def booleans_for_numbers(value: Any, shape: Shape | None, key: Key = ()) -> Iterator[Fault]:
     """Where ``true`` or ``false`` stands for a number: pydantic would take them for 1 and 0."""
     if shape is None:
         return
     if isinstance(value, bool):
         if all(a.annotation in (int, float) for a in shape.alternatives()):
-            yield key, f"{shown(value)} is not a number; expected {shape.words()}"
+            yield Fault(
+                key, f"{shown(value)} is not a number; expected {shape.words()}", "value-of-another-type"
+            )
     elif isinstance(value, dict):
         for name, item in value.items():
             yield from booleans_for_numbers(item, shape.below(name), (*key, name))
@@ -137,28 +139,33 @@ def booleans_for_numbers(value: Any, shape: Shape | None, key: Key = ()) -> Iter
             yield from booleans_for_numbers(item, shape.below(index), (*key, index))
 
 
-def _sentence(details: ErrorDetails, model: type[BaseModel]) -> str:
+def _sentence(details: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
+    """What is wrong, and its code."""
     kind, value, key = details["type"], details["input"], _key(details["loc"], model)
     if kind == "extra_forbidden":
         parent = shape_at(model, key[:-1])
         models = [shape.model for shape in parent.alternatives() if shape.model] if parent else []
         known = [name for found in models for name in found.model_fields]
-        return f"unknown key; {suggestion(key[-1], known, 'known keys')}"
+        return f"unknown key; {suggestion(key[-1], known, 'known keys')}", "unknown-key"
     shape = shape_at(model, key)
     expected = f"; expected {shape.words()}" if shape and key else ""
     if kind == "missing":
-        return f"missing{expected}"
+        return f"missing{expected}", "missing-key"
     if kind == "value_error":
         reason = str(details.get("ctx", {}).get("error", details["msg"]))
-        return f"{shown(value)}: {reason}" if key and not isinstance(value, dict) else reason
-    if kind == UNKNOWN or (kind == "literal_error" and shape):
-        known = [str(a) for s in (shape.alternatives() if shape else ()) for a in get_args(s.annotation)]
-        text = f"is not known; {suggestion(value, known, 'expected one of')}"
-        return f"{shown(value)} {details['msg'] if kind == UNKNOWN else text}"
+        text = f"{shown(value)}: {reason}" if key and not isinstance(value, dict) else reason
+        return text, "refused-value"
+    if kind == UNKNOWN:
+        text = details["msg"]
+    elif kind == "literal_error" and shape:
+        known = [str(a) for s in shape.alternatives() for a in get_args(s.annotation)]
+        kind, text = UNKNOWN, f"is not known; {suggestion(value, known, 'expected one of')}"
+    if kind == UNKNOWN:
+        return f"{shown(value)} {text}", "unknown-value"
     if kind.startswith("greater") or kind.startswith("less"):
-        return f"{shown(value)} is out of range{expected}"
-    told = _NOT.get(kind.split("_")[0])
-    return f"{shown(value)} {told}{expected}" if told else f"{shown(value)}: {details['msg']}{expected}"
+        return f"{shown(value)} is out of range{expected}", "value-out-of-range"
+    wrong = _NOT.get(kind.split("_")[0], f": {details['msg']}")
+    return f"{shown(value)}{wrong}{expected}", "value-of-another-type"
 
 
 def _key(location: Sequence[str | int], model: type[BaseModel]) -> Key:

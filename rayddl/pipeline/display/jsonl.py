@@ -11,7 +11,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO
 
 from rayddl.credentials import scrub
-from rayddl.pipeline.display.base import Closing, Ending
+from rayddl.errors import DefinitionError, RayddlError
+from rayddl.pipeline.display.base import Closing, Display, Ending
 from rayddl.pipeline.display.pace import Clock, Pace
 from rayddl.pipeline.plan import Plan
 from rayddl.stages.context import Progress
@@ -19,8 +20,8 @@ from rayddl.stages.context import Progress
 _BETWEEN = 1.0
 
 
-class JsonLines:
-    """A :class:`~rayddl.pipeline.display.base.Display` of events: ``plan``, ``note``, ``progress`` (at most
+class JsonLines(Display):
+    """Events: ``plan``, ``note``, ``progress`` (at most
     one a second and the last), ``stage_done``, ``result``, ``error``.
     """
 
@@ -42,34 +43,30 @@ class JsonLines:
         self.emit("plan", **plan.to_json())
 
     def status(self, text: str) -> AbstractContextManager[None]:
-        """Show ``text`` while the block runs."""
         self.note(text)
         return nullcontext()
 
     def note(self, text: str) -> None:
-        """Show a line worth keeping."""
         self.emit("note", text=text)
 
     def begin(self, stage: str) -> Progress:
-        """Start a stage; what it reports goes through the line returned."""
         return _Line(self, stage, Pace(self._clock), self._clock)
 
     def end(self, stage: str, ending: Ending, seconds: float, details: Mapping[str, Any]) -> None:
-        """Close a stage."""
         self.emit("stage_done", stage=stage, state=ending, seconds=round(seconds, 3), **details)
 
     def result(self, closing: Closing) -> None:
-        """Show the tables and where things lie."""
         tables = {stage: [dict(row) for row in rows] for stage, rows in closing.tables.items()}
         self.emit("result", tables=tables, places=dict(closing.places), **closing.details)
 
     def error(self, error: BaseException, message: str, exit_code: int) -> bool:
-        """Take an error in; whether it was told here."""
-        self.emit("error", error=type(error).__name__, message=message, exit_code=exit_code)
+        known = {"code": error.code} if isinstance(error, RayddlError) else {}
+        problems = {"problems": error.problems} if isinstance(error, DefinitionError) else {}
+        name = type(error).__name__
+        self.emit("error", error=name, **known, message=message, exit_code=exit_code, **problems)
         return True
 
     def close(self) -> None:
-        """Leave the stream as it was."""
         self._stream.flush()
 
 

@@ -15,10 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from rayddl.pipeline.display import pace
-from rayddl.pipeline.display.base import Closing, Ending
+from rayddl.pipeline.display.base import Closing, Display, Ending
 from rayddl.pipeline.display.pace import Clock, Pace
-from rayddl.pipeline.display.tables import places_table, plan_table, rows_table
 from rayddl.pipeline.plan import Plan
+from rayddl.pipeline.tables import places_table, rows_table
 from rayddl.stages.context import Progress
 
 _FRAMES_A_SECOND = 4
@@ -33,8 +33,8 @@ _MARKS = {
 _ASCII_MARKS = {"done": "ok", "cached": "ok", "failed": "!!", "interrupted": "--"}
 
 
-class Terminal:
-    """A :class:`~rayddl.pipeline.display.base.Display` for people."""
+class Terminal(Display):
+    """For people at a terminal."""
 
     def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
         self._console = console
@@ -44,13 +44,11 @@ class Terminal:
         self._name_width = 0
 
     def plan(self, plan: Plan) -> None:
-        """Show the plan."""
         self._name_width = max((len(stage.name) for stage in plan.stages), default=0)
-        self._console.print(plan_table(plan))
+        self._console.print(plan)
         self._console.print()
 
     def status(self, text: str) -> AbstractContextManager[None]:
-        """Show ``text`` while the block runs."""
         return self._waiting(text)
 
     @contextmanager
@@ -59,11 +57,9 @@ class Terminal:
             yield
 
     def note(self, text: str) -> None:
-        """Show a line worth keeping."""
         self._console.print(Text(f"  {text}", style="dim"))
 
     def begin(self, stage: str) -> Progress:
-        """Start a stage; what it reports goes through the line returned."""
         self.close()
         self._line = _Line(self, stage, Pace(self._clock), self._spinner(), self._name_width)
         self._live = self._shown(self._line)
@@ -71,7 +67,6 @@ class Terminal:
         return self._line
 
     def end(self, stage: str, ending: Ending, seconds: float, details: Mapping[str, Any]) -> None:
-        """Close a stage."""
         del details
         metric = self._line.metric if self._line and ending != "cached" else ""
         self.close()
@@ -88,7 +83,6 @@ class Terminal:
         self._console.print(line, no_wrap=True, overflow="ellipsis")
 
     def result(self, closing: Closing) -> None:
-        """Show the tables and where things lie."""
         self.close()
         for stage, rows in closing.tables.items():
             self._console.print()
@@ -98,13 +92,11 @@ class Terminal:
             self._console.print(places_table(closing.places))
 
     def error(self, error: BaseException, message: str, exit_code: int) -> bool:
-        """Take an error in; whether it was told here."""
         del error, message, exit_code
         self.close()
         return False
 
     def close(self) -> None:
-        """Leave the stream as it was."""
         if self._live is not None:
             self._live.stop()
         self._live = self._line = None

@@ -9,18 +9,18 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO
 
 from rayddl.pipeline.display import pace
-from rayddl.pipeline.display.base import Closing, Ending
+from rayddl.pipeline.display.base import Closing, Display, Ending
 from rayddl.pipeline.display.pace import Clock, Pace
-from rayddl.pipeline.display.tables import as_text, places_table, plan_table, rows_table
 from rayddl.pipeline.plan import Plan
+from rayddl.pipeline.tables import as_text, places_table, rows_table
 from rayddl.stages.context import Progress, Silent
 
 BETWEEN = 10.0
 """Seconds between two lines about the same stage."""
 
 
-class Plain:
-    """A :class:`~rayddl.pipeline.display.base.Display` of lines. ``quiet`` leaves only the result."""
+class Plain(Display):
+    """Plain lines. ``quiet`` leaves only the result."""
 
     def __init__(
         self, stream: TextIO | None = None, *, quiet: bool = False, clock: Clock = time.monotonic
@@ -37,20 +37,16 @@ class Plain:
             print(text, file=self._stream or sys.stdout, flush=True)
 
     def plan(self, plan: Plan) -> None:
-        """Show the plan."""
-        self.say(as_text(plan_table(plan)) + "\n")
+        self.say(as_text(plan) + "\n")
 
     def status(self, text: str) -> AbstractContextManager[None]:
-        """Show ``text`` while the block runs."""
         self.say(text)
         return nullcontext()
 
     def note(self, text: str) -> None:
-        """Show a line worth keeping."""
         self.say(text)
 
     def begin(self, stage: str) -> Progress:
-        """Start a stage; what it reports goes through the line returned."""
         if self._quiet:
             return Silent()
         self.say(f"{stage}: started")
@@ -58,7 +54,6 @@ class Plain:
         return self._line
 
     def end(self, stage: str, ending: Ending, seconds: float, details: Mapping[str, Any]) -> None:
-        """Close a stage."""
         del details
         last = self._line.last() if self._line else []
         self._line = None
@@ -66,19 +61,10 @@ class Plain:
         self.say(f"{stage}: {', '.join(parts)}")
 
     def result(self, closing: Closing) -> None:
-        """Show the tables and where things lie."""
         for stage, rows in closing.tables.items():
             self.say(f"\n{as_text(rows_table(rows, stage))}", always=True)
         if closing.places:
             self.say(f"\n{as_text(places_table(closing.places))}", always=True)
-
-    def error(self, error: BaseException, message: str, exit_code: int) -> bool:
-        """Take an error in; whether it was told here."""
-        del error, message, exit_code
-        return False
-
-    def close(self) -> None:
-        """Leave the stream as it was."""
 
 
 class _Line:

@@ -8,7 +8,7 @@ from rayddl.stages.settings import Reads, StageConfig
 
 
 class CompareConfig(StageConfig):
-    """One table and one page over the sets that evaluate stages judged."""
+    """One table and one page over all sets that evaluate stages have evaluated."""
 
     produces: ClassVar[str] = "page"
 
@@ -16,4 +16,4 @@ class CompareConfig(StageConfig):
     of: Annotated[tuple[str, ...], Reads(("judgement",))] = ("*",)
     """The evaluate stages to compare; ``"*"`` is every one."""
     runs: tuple[str, ...] = ()
-    """Folders or URIs of finished evaluate stages of other runs, to stand beside them."""
+    """Folders or URIs of finished evaluate stages of other runs, to compare with these."""

@@ -38,7 +38,8 @@ def run(config: CompareConfig, context: Context) -> Result:
         found.append((name, key, judged))
     if not found:
         raise ArtifactError(
-            "there is nothing to compare: the definition has no evaluate stage, and runs names none."
+            "there is nothing to compare: the definition has no evaluate stage, and runs names none.",
+            code="no-judgements",
         )
     shown = {key: d for key, d in definitions.items() if key in {k for _, k, _ in found}}
     comparison = Comparison(own, tuple(_judged(*each) for each in found), shown, versions())
@@ -60,10 +61,13 @@ def outside(folder: Folder) -> tuple[Input, str, Mapping[str, Any]]:
         kind, stage = manifest["kind"], manifest["stage"]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
-            f"{folder} is no finished stage ({type(error).__name__}: {error}); name the folder of an evaluate stage."
+            f"{folder} is no finished stage ({type(error).__name__}: {error}); name the folder of an evaluate stage.",
+            code="judgement-not-finished",
         ) from error
     if produced(kind) != "judgement":
-        raise ArtifactError(f"{folder} is of kind {kind}; name the folder of an evaluate stage.")
+        raise ArtifactError(
+            f"{folder} is of kind {kind}; name the folder of an evaluate stage.", code="not-a-judgement"
+        )
     found = Input(stage, kind, folder, manifest["config"], manifest["summary"])
     definition = manifest.get("definition") or _kept(folder).info.get("definition") or {}
     return found, str(definition.get("name") or str(folder).rstrip("/").rsplit("/", 1)[-1]), definition

@@ -24,25 +24,25 @@ plugins.shipped("selections", METHODS)
 
 
 class CoresetConfig(StageConfig):
-    """Real images chosen class by class: the baselines that distilled sets are judged against."""
+    """Real images chosen class by class: the baselines with which distilled sets are compared."""
 
     produces: ClassVar[str] = "set"
 
     kind: Literal["coreset"]
     method: Annotated[str, Registered("selections")]
-    """``herding``: the mean of the chosen follows the class's mean. ``kcenter``: each is the farthest from
-    those before it, beginning with the one nearest to the mean. Plugins add others."""
+    """``random``; ``herding``: the mean of the chosen images follows the class's mean; ``kcenter``: each
+    image is the farthest from those before it, beginning with the one nearest to the mean. Plugins add others."""
     ipc: int = Field(ge=1)
     """Images per class."""
     features: Annotated[str | None, Reads(("experts", "teacher"))] = None
-    """What images are compared by: what the last layer of the first expert, or of a teacher, is given.
-    Default: their pixels in model space. Files that a teacher sees are read as they are needed; without
-    one the source is decoded whole."""
+    """The features by which images are compared: the last layer's input in the first expert, or in a teacher.
+    Default: their pixels in the pixel space. With a teacher, files are read as needed; otherwise the source
+    is decoded whole."""
     mipc: int | None = Field(default=None, ge=1)
-    """Images per class that are looked at, drawn at random; default: all."""
+    """Images per class to choose from, drawn at random. Default: all."""
     short_class: Literal["error", "cap", "repeat"] = "error"
-    """What to do with a class of fewer than ``ipc`` readable images: refuse it, take fewer of it, or take
-    some of them more than once."""
+    """A class of fewer than ``ipc`` readable images: refuse it, take fewer of it, or take some of them more
+    than once."""
 
     def asks(self, have: Capacity) -> Sequence[Ask]:
         """One worker."""

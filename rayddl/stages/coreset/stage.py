@@ -15,7 +15,7 @@ from torch.nn.utils import vector_to_parameters
 from rayddl import seeds
 from rayddl.data.config import DSA
 from rayddl.data.distilled import LR_STUDENT, DistilledSet
-from rayddl.data.pixels.space import Normalise, PixelSpace
+from rayddl.data.pixels.space import PixelSpace
 from rayddl.data.sources import picking
 from rayddl.data.sources import registry as sources
 from rayddl.data.sources.listing import Listing
@@ -118,11 +118,11 @@ def _streamed(listing: Listing, observer: Observer, stage: str) -> _Given:
     if observer.shape[1] != observer.shape[2]:
         raise ArtifactError(
             f"the observer of {stage!r} takes {observer.shape[1]} x {observer.shape[2]} pixels; images are cut "
-            "square here. Set source.size, and train it on square images."
+            "square here. Set source.size, and train it on square images.",
+            code="observer-not-square",
         )
-    mean, std = (torch.tensor(v, dtype=torch.float64) for v in (observer.mean, observer.std))
-    space = Normalise(observer.shape, mean, std)
-    return _Given(listing, space, Features(partial(_framed, observer.frame), observer.module), observer.net)
+    features = Features(partial(_framed, observer.frame), observer.module)
+    return _Given(listing, observer.space, features, observer.net)
 
 
 def _framed(frame: Frame, images: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ def _expert(found: Input, net: NetConfig, shape: tuple[int, int, int], classes: 
     """The first expert as it was when its training ended."""
     trajectory = files.open_trajectory(found.folder, files.file_name(0), "convex")
     if has_batch_norm(net, shape, classes):
-        raise ArtifactError(BATCH_NORM.format(found.stage))
+        raise ArtifactError(BATCH_NORM.format(found.stage), code="experts-with-batch-norm")
     module = build(net, shape, classes, seed=0).requires_grad_(False).eval()
     vector_to_parameters(trajectory.at(trajectory.last), module.parameters())
     return module
@@ -201,7 +201,8 @@ def _refuse_bad(bad: Sequence[str], context: Context, looked_at: int) -> None:
     if len(bad) > allowed * looked_at:
         raise SourceError(
             f"{len(bad)} of {looked_at:,} images cannot be read, more than max_bad_fraction ({allowed:g}) allows: "
-            f"{shown(list(bad), 3)}. Mend or remove them, or raise source.max_bad_fraction."
+            f"{shown(list(bad), 3)}. Repair or remove them, or raise source.max_bad_fraction.",
+            code="too-many-bad-images",
         )
 
 

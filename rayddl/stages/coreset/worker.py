@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rayddl import plugins, seeds
 from rayddl.data.pixels.cutting import opened
-from rayddl.data.pixels.decode import read_image
+from rayddl.data.pixels.decode import read_image, reason
 from rayddl.data.sources import picking
 from rayddl.data.sources.listing import Blob, Listing
 from rayddl.errors import PluginError
@@ -93,7 +93,8 @@ def _selected(job: Job, label: int, features: Tensor) -> list[int]:
         raise PluginError(
             f"selection {name!r} of plugin {plugins.owner('selections', name)} returned {order[:10]} for {count} of "
             f"{len(features)} images of class {job.listing.classes[label]!r}; expected {count} different indices from "
-            f"0 to {len(features) - 1}"
+            f"0 to {len(features) - 1}",
+            code="plugin-selection-output",
         )
     return order
 
@@ -189,16 +190,12 @@ def _read(job: Job, positions: NDArray[np.int64]) -> Iterator[tuple[int, Tensor 
 
 def _image(blob: Blob, shape: tuple[int, int, int]) -> Tensor | str:
     if isinstance(blob, Exception):
-        return _reason(blob)
+        return reason(blob)
     try:
         pixels = blob if isinstance(blob, np.ndarray) else _channels_first(read_image(blob, shape[1]))
         return opened(pixels, shape[0]).pixels(1)[0].contiguous()
     except Exception as error:  # a broken file raises anything from the parser it meets
-        return _reason(error)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        return reason(error)
 
 
 def _channels_first(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from rayddl.methods.training.settings import HARD_BATCH, HARD_EPOCHS, SOFT_EPOCHS
 from rayddl.nets.config import NetConfig
 from rayddl.stages.estimates import Estimate, Outlook, Stages, made, net_of, training
-from rayddl.stages.evaluate.settings import HARD_BATCH, HARD_EPOCHS, SOFT_EPOCHS, EvaluateConfig
+from rayddl.stages.evaluate.settings import EvaluateConfig
 from rayddl.stages.settings import StageConfig
 
 RESULT = 400

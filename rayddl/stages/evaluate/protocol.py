@@ -15,6 +15,7 @@ from rayddl.data.sources import picking
 from rayddl.errors import ArtifactError
 from rayddl.methods.training import softlabels
 from rayddl.methods.training.hard import Protocol
+from rayddl.methods.training.settings import HARD_BATCH, HARD_EPOCHS, SOFT_EPOCHS
 from rayddl.methods.training.soft import SoftProtocol, published_batch, published_lr
 from rayddl.methods.training.softlabels import Index, StoredLabels
 from rayddl.nets.config import NetConfig
@@ -22,7 +23,7 @@ from rayddl.nets.cost import eager_seconds, faster_together, forward_flops, wort
 from rayddl.stages.context import Progress
 from rayddl.stages.evaluate import lr_search
 from rayddl.stages.evaluate import worker as students
-from rayddl.stages.evaluate.settings import HARD_BATCH, HARD_EPOCHS, SOFT_EPOCHS, EvaluateConfig
+from rayddl.stages.evaluate.settings import EvaluateConfig
 from rayddl.stages.evaluate.soft_labels import Teaching
 from rayddl.stages.runtime import listings
 from rayddl.stages.runtime.backend import Backend, OnRay
@@ -77,7 +78,10 @@ def nets_of(config: EvaluateConfig, made: DistilledSet) -> tuple[NetConfig, ...]
     if config.nets is not None:
         return config.nets
     if made.info.get("net") is None:
-        raise ArtifactError("the set was made without a network: say with nets which ones to train.")
+        raise ArtifactError(
+            "the set was made without a network: name the networks to train with nets.",
+            code="set-without-network",
+        )
     return (NetConfig.model_validate(made.info["net"]),)
 
 
@@ -242,7 +246,7 @@ def largest(task: Task, lessons: Sequence[students.Lesson]) -> tuple[students.Le
     batch = max(getattr(lesson.protocol, "batch", 1) for lesson in lessons)
     some = torch.arange(batch) % len(shown.images)
     labels = None if shown.labels is None else shown.labels[some]
-    protocol = replace(shown.protocol, epochs=1, batch=batch)
+    protocol = shown.protocol.model_copy(update={"epochs": 1, "batch": batch})
     lesson = replace(shown, name="tried", images=shown.images[some], labels=labels, protocol=protocol)
     work = [forward_flops(net, task.shape, len(task.source.classes)) for net in task.nets]
     return lesson, task.nets[work.index(max(work))]
@@ -297,9 +301,8 @@ def _can_be_asked(task: Task) -> bool:
 
 def _bare(protocol: Protocol | SoftProtocol) -> Protocol | SoftProtocol:
     """The same without augmentation."""
-    if isinstance(protocol, Protocol):
-        return replace(protocol, augment=())
-    return replace(protocol, plain=True)
+    bare = {"augment": "none"} if isinstance(protocol, Protocol) else {"plain": True}
+    return protocol.model_copy(update=bare)
 
 
 def _distilled(task: Task, protocol: Protocol | SoftProtocol) -> students.Lesson:
@@ -319,34 +322,36 @@ def _refuse_other_shape(task: Task) -> None:
         raise ArtifactError(
             f"the set's images are {shape} (channels, height, width) and the source's "
             f"{task.source.shape}: students of hard labels are tested on images of one size. Set source.size, "
-            f"or use protocol: soft{without}."
+            f"or use protocol: soft{without}.",
+            code="set-of-another-size",
         )
 
 
 def _hard_protocols(task: Task) -> tuple[Protocol, Protocol]:
     """Hard labels for the set and for the whole data. Beside soft ones, rate and batch are those of hard labels."""
     config, own = task.config, task.made.lr_student
-    assert config.epochs is not None
-    lr, batch = (config.lr or own, config.batch) if task.teaching is None else (own, HARD_BATCH)
-    hard = Protocol(config.epochs, lr, config.augmentations, batch or HARD_BATCH)
-    return hard, replace(hard, epochs=config.whole_epochs, lr=WHOLE_LR)
+    if task.teaching is None:
+        hard = Protocol.of(config, lr=config.lr or own)
+    else:
+        hard = Protocol.of(config, lr=own, batch=HARD_BATCH)
+    return hard, hard.model_copy(update={"epochs": config.whole_epochs, "lr": WHOLE_LR})
 
 
 def _protocols(task: Task) -> Sequence[Protocol | SoftProtocol]:
     """For the set, for random images, and for all of them."""
-    config, made = task.config, task.made
-    assert config.epochs is not None
-    assert config.batch is not None
+    config = task.config
     if task.teaching is None:
         hard, whole = _hard_protocols(task)
         return hard, hard, whole
-    soft = SoftProtocol(config.batch, int(made.info.get("factor", 1)), config.epochs, loss=config.loss)
+    soft = SoftProtocol.of(config, factor=int(task.made.info.get("factor", 1)))
     stored = task.teaching.stored
     if stored is not None and softlabels.has_labels(stored):
         # What was shown is stored, and with it the batches that it was shown in.
-        soft = replace(StoredLabels(stored).index.protocol, epochs=config.epochs, loss=config.loss)
-    real = replace(soft, factor=1)
-    return soft, real, replace(real, epochs=config.whole_epochs, batch=max(config.batch, WHOLE_BATCH))
+        own = {"epochs": config.epochs, "loss": config.loss}
+        soft = StoredLabels(stored).index.protocol.model_copy(update=own)
+    real = soft.model_copy(update={"factor": 1})
+    more = {"epochs": config.whole_epochs, "batch": max(config.batch or 1, WHOLE_BATCH)}
+    return soft, real, real.model_copy(update=more)
 
 
 def _store_labels(

@@ -9,65 +9,56 @@ from pydantic import Field, model_validator
 
 from rayddl import plugins
 from rayddl.config import Registered
+from rayddl.methods.training.settings import HARD_BATCH, HARD_EPOCHS, KL, StudentSettings
 from rayddl.nets.config import NetConfig
 from rayddl.stages.settings import NetStageConfig, Reads, StageConfig
 
-HARD_EPOCHS = 1000
-HARD_BATCH = 256
-SOFT_EPOCHS = 300
-KL = "kl"
 plugins.shipped("losses", (KL,))
 NO_OBSERVER = (
     "soft labels come from an observer: set observer to the name of a teacher stage, or protocol: hard"
 )
 
 
-class EvaluateConfig(NetStageConfig):
-    """Students trained on the distilled set, beside random real images."""
+class EvaluateConfig(StudentSettings, NetStageConfig):
+    """Students trained on the distilled set, compared with students of random real images."""
 
     produces: ClassVar[str] = "judgement"
 
     kind: Literal["evaluate"]
     set: Annotated[str, Reads(("set",))]
+    """The stage whose set is evaluated."""
     protocol: Literal["hard", "soft"] | None = None
-    """``hard``: MTT's, on the labels of the images. ``soft``: RDED's, on what ``observer`` says of them;
-    the accuracy is that after the last epoch. Default: what the set was made for."""
+    """``hard``: MTT's, with the images' labels. ``soft``: RDED's, with the labels that ``observer`` gives;
+    the accuracy is that after the last epoch. Default: the one for which the set was made."""
     observer: Annotated[str | None, Reads(("teacher",))] = None
-    """The teacher that labels, for ``protocol: soft``."""
+    """``soft``: the teacher that labels."""
     labels: Literal["live", "stored"] = "live"
-    """``soft``: ``live`` asks the observer at every step. ``stored`` asks once, keeps its answers (float16)
-    and what was shown with the set, and teaches every student of the set by them: the set can then be used
-    without the observer."""
+    """``soft``: ``live`` labels at every step. ``stored`` labels once and keeps the labels (float16) and the
+    crops with the set, for all its students: the set can then be used without the observer."""
     loss: Annotated[str, Registered("losses")] = KL
     """``soft``: what students minimise. ``kl``: the published divergence at temperature 20. Plugins add others."""
     nets: tuple[NetConfig, ...] | None = Field(default=None, min_length=1)
-    """Networks to train; default: the one that the set was made with."""
+    """Networks of the students. Default: the one with which the set was made."""
     seeds: int = Field(default=5, ge=1)
-    """Students per net and set."""
-    epochs: int | None = Field(default=None, ge=1)
-    """Default: 1000 for ``hard``, 300 for ``soft``."""
-    lr: float | None = Field(default=None, gt=0)
-    """Learning rate. Default for ``hard``: the set's own for the set, the same for random images; for
-    ``soft`` what is published for the student, mostly 0.001."""
+    """Students per network and set."""
     lr_grid: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, min_length=2)
-    """Rates to try, in place of ``lr``: for each net and each kind of data, one student for each rate is judged on
-    a part of the train split, which it is not taught, and the best rate is taken. The held-out images have no
-    say in it."""
+    """Learning rates to choose from, instead of ``lr``: for each network and kind of data, one student per
+    rate is evaluated on a part of the train split that it is not trained on, and the best rate is taken.
+    Held-out images are not used."""
     grid_images: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the train split that rates of ``lr_grid`` are judged on."""
-    batch: int | None = Field(default=None, ge=1)
-    """Default: 256 for ``hard``; for ``soft`` 10, 50 or 100 from IPC 1, 10 or 50 on, twice that from 100
-    classes on, at most the whole set."""
+    """Share of the train split on which the rates of ``lr_grid`` are compared."""
     random: bool = True
     """Also train on as many random real images, a fresh draw per seed."""
     whole: bool = False
     """Also train on the whole train split."""
     whole_epochs: int = Field(default=50, ge=1)
+    """Epochs of students of the whole train split."""
     ranking: bool = False
-    """Also train what DD-Ranking's scores are made of: the set and random images without augmentation, the
-    whole data, and for soft labels the set and the whole data by hard ones."""
+    """Also train the students that DD-Ranking's scores need: on the set and random images without
+    augmentation, on the whole train split, and for soft labels on the set and the whole train split with hard
+    ones."""
     together: bool | None = None
-    """Train the seeds of a network side by side on one device; default: where that is faster."""
+    """Train the seeds of a network together on one device. Default: if that is faster."""
 
     @model_validator(mode="before")
     @classmethod

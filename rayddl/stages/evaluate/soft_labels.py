@@ -47,7 +47,10 @@ def of_stage(config: EvaluateConfig, made: DistilledSet, context: Context) -> Te
     """
     if config.observer is None:
         if soft(config, made):
-            raise ArtifactError(f"the set of {config.set!r} was made for soft labels; {NO_OBSERVER}.")
+            raise ArtifactError(
+                f"the set of {config.set!r} was made for soft labels; {NO_OBSERVER}.",
+                code="observer-not-named",
+            )
         return None
     folder = context.inputs[config.observer].folder.child("observer")
     observer = Observer.load(folder).pruned(made.classes)
@@ -86,7 +89,8 @@ def of_set(config: EvaluateConfig, made: DistilledSet, folder: Folder, given: st
         raise ArtifactError(
             f"{folder} was made for soft labels, and the observer that gives them is not there"
             + (f" (looked for {noted['folder']})" if noted.get("folder") else "")
-            + ". Name it with --observer PATH: the folder of the teacher stage."
+            + ". Name it with --observer PATH: the folder of the teacher stage.",
+            code="observer-gone",
         )
     observer = None if found is None else Observer.load(found).pruned(made.classes)
     return Teaching(observer, stored, noted or None)
@@ -99,7 +103,8 @@ def _found(folder: Folder, noted: Mapping[str, Any], given: str | None) -> Folde
         if found is None:
             raise ArtifactError(
                 f"there is no observer in {given}: looked for observer.json there and in its folder observer. "
-                "Name the folder of a teacher stage."
+                "Name the folder of a teacher stage.",
+                code="no-observer-here",
             )
         return found
     places = [folder.child(INSIDE)]

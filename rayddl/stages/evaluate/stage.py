@@ -136,7 +136,8 @@ def evaluate_set(
     made = DistilledSet.load(folder)
     if "source" not in made.info:
         raise ArtifactError(
-            f"{folder} does not say which images it was made from, so nothing can be held out."
+            f"{folder} does not say which images it was made from, so nothing can be held out.",
+            code="set-without-source",
         )
     stored: dict[str, Any] = dict(made.info.get("protocol", {}))
     asked = {"nets": nets, "seeds": seeds, "epochs": epochs}
@@ -173,7 +174,8 @@ def read(model: type[_Model], value: Any, folder: Folder) -> _Model:
         place = ".".join(str(part) for part in first["loc"])
         raise ArtifactError(
             f"{folder} cannot be judged as it says: {place}: {first['input']!r} {first['msg']}. If a plugin registers "
-            "that, load it with --plugin"
+            "that, load it with --plugin",
+            code="set-names-unknown",
         ) from error
 
 
@@ -211,7 +213,8 @@ def refuse_other_classes(made: DistilledSet, source: SharedSource) -> None:
         )
         raise ArtifactError(
             f"the set's classes are not the source's: {first[0]!r} stands where the source has {first[1]!r}. "
-            "Evaluate on the source that the set was made from."
+            "Evaluate on the source that the set was made from.",
+            code="set-of-other-classes",
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -133,7 +133,7 @@ def teach_together(shared: Class, group: Sequence[Student], *lessons: Lesson) ->
     assert isinstance(first.protocol, Protocol)
     source, net, classes = shared.source, group[0].net, len(shared.source.classes)
     steps = steps_for(net, source.shape, classes, shared.precision, shared.compile)
-    protocol = replace(first.protocol, lr=group[0].lr or first.protocol.lr)
+    protocol = first.protocol.at(group[0].lr)
     train, test = splits(source, shared.space, device)
     own = [_taught(lesson, train, None) for lesson in lessons]
     own_seeds = [_seed(shared, student) for student in group]
@@ -225,7 +225,7 @@ def _hard(
     if student.trial:
         places = _trials_on(shared, lesson).to(device)
         test = Images(train.x[places], train.y[places])
-    protocol = replace(lesson.protocol, lr=student.lr or lesson.protocol.lr)
+    protocol = lesson.protocol.at(student.lr)
     start = initial(student.net, source.shape, classes, seed=seeds.derive(seed, "start")).to(device)
     told = reporter(shared, [student], protocol.epochs)
     theta = train_student(steps, protocol, start, taught.x, taught.y, classes, seed, told)
@@ -255,7 +255,7 @@ def softly(
             kept[places] = False
             images = train[kept]
     images = frame.fitted(images if lesson.picked is None else images[lesson.picked])
-    protocol = replace(lesson.protocol, lr=student.lr or lesson.protocol.lr)
+    protocol = lesson.protocol.at(student.lr)
     observer = None
     if lesson.stored is None:
         seen: Observer = ray.get(shared.observer)

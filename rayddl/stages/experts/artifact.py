@@ -106,12 +106,14 @@ def refuse_other_experts(experts: Input, source: SharedSource, name: str) -> Non
         raise ArtifactError(
             f"the experts of {experts.stage!r} were trained in pixel space {kind} on images {images[:12]}; the "
             f"source {name!r} is {source.space_kind} on {source.fingerprint[:12]}. "
-            "Match with the source that trained them, or train new ones."
+            "Match with the source that trained them, or train new ones.",
+            code="experts-of-another-source",
         )
     if list(experts.summary["classes"]) != list(source.classes):
         raise ArtifactError(
             f"the experts of {experts.stage!r} know the classes {_short(experts.summary['classes'])}, the source has "
-            f"{_short(source.classes)}. Classes are matched by name and order; train new experts."
+            f"{_short(source.classes)}. Classes are matched by name and order; train new experts.",
+            code="experts-of-other-classes",
         )
 
 

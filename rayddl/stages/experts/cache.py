@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +15,7 @@ from rayddl.stages.context import Context, Input
 from rayddl.stages.experts import stage as experts
 from rayddl.stages.experts.settings import ExpertsConfig
 from rayddl.stages.runtime.in_process import InProcess, InTurn, done
-from rayddl.stages.runtime.workers import Work, Workers
+from rayddl.stages.runtime.workers import Task, Workers
 from rayddl.stages.settings import without_resources
 from rayddl.storage import Folder
 
@@ -59,25 +59,19 @@ class _InCommon(InTurn):
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
 
-    def each(
-        self,
-        units: Iterable[Any],
-        work: Callable[[Any], Work],
-        name: Callable[[Any], str],
-        idle: Callable[[], None] = lambda: None,
-    ) -> Iterator[tuple[Any, Any]]:
-        waiting = list(units)
+    def results(self, tasks: Sequence[Task], idle: Callable[[], None]) -> Iterator[tuple[Any, Any]]:
+        waiting = list(tasks)
         while waiting:
             before = len(waiting)
-            for unit in list(waiting):
+            for task in list(waiting):
                 try:
                     # Two that do the same unit write the same bytes: a lock saves work, no result depends on it.
-                    with locks.exclusive(self._folder, f"{name(unit)}.lock"):
-                        result = done(work(unit))
+                    with locks.exclusive(self._folder, f"{task.name}.lock"):
+                        result = done(task.work)
                 except locks.Busy:
                     continue
-                waiting.remove(unit)
-                yield unit, result
+                waiting.remove(task)
+                yield task.unit, result
             if len(waiting) == before:
                 idle()
                 time.sleep(POLL_SECONDS)

@@ -64,13 +64,15 @@ def import_file(job: Job, file: str, start: int, total: int) -> float:
         if last > len(snapshots) - 1:
             raise ArtifactError(
                 f"epochs is {config.epochs}, but expert {index} in {file} has {len(snapshots) - 1}; "
-                "leave epochs out to take all of them."
+                "leave epochs out to take all of them.",
+                code="buffer-too-short",
             )
         hits = accuracy(steps, snapshots[last].to(device), test.x, test.y)
         if hits < CHANCE_TIMES / classes:
             raise ArtifactError(
                 f"expert {index} in {file} gets {100 * hits:.1f} % of the held-out images right, about as many as "
-                f"guessing does. Check source.space ({source.space_kind} here), the images, and the order of classes."
+                f"guessing does. Check source.space ({source.space_kind} here), the images, and the order of classes.",
+                code="buffer-guesses",
             )
         worst = min(worst, hits)
         training = Training(tuple(snapshots[: last + 1]), None, _history(snapshots[: last + 1], hits))

@@ -8,42 +8,38 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from rayddl.config import OnDisk
+from rayddl.methods.trajectories.settings import ExpertSettings
 from rayddl.nets.config import NetConfig
 from rayddl.stages.settings import NetStageConfig, StageConfig
 
 CONVEX_EPOCHS = 50
 
 
-class ExpertsConfig(NetStageConfig):
+class ExpertsConfig(ExpertSettings, NetStageConfig):
     """Trajectories of networks trained on the real images (MTT section 3.1)."""
 
     produces: ClassVar[str] = "experts"
 
     kind: Literal["experts"]
     net: NetConfig = NetConfig()
+    """The network that is trained."""
     replay: Annotated[str | None, OnDisk()] = None
-    """A ``replay_buffer_N.pt`` of the published code, or a folder of them, to import instead of training.
-    They must come from the definition's source in its pixel space; settings of training do not apply."""
+    """A ``replay_buffer_N.pt`` of MTT's code, or a folder of them, to import instead of training. Its experts
+    must be of the definition's source in its pixel space; settings of training do not apply."""
     count: int = Field(default=100, ge=1)
-    """Experts to train; of imported ones the largest number to take."""
-    epochs: int | None = Field(default=None, ge=1)
-    """E: epochs of each expert. Default: 50 for ``keep: convex``, whose end point is the last epoch;
-    for ``keep: all`` the ``max_start_epoch + expert_epochs`` of the stages that read it."""
+    """Experts to train; with ``replay`` the largest number to import."""
     keep: Literal["convex", "all"] = "convex"
-    """``convex``: waypoints and the step table (MCT). ``all``: a snapshot per epoch (MTT)."""
+    """``convex``: waypoints and the table of step lengths (MCT). ``all``: a snapshot per epoch (MTT)."""
     waypoints: tuple[int, ...] | None = None
-    """Epochs of the waypoints when ``keep: convex``; default ``[0, epochs]``."""
-    lr: float = Field(default=0.01, gt=0)
-    momentum: float = Field(default=0.0, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)
-    batch: int = Field(default=256, ge=1)
+    """``keep: convex``: epochs of the waypoints. Default: ``[0, epochs]``."""
     disk: Literal["float32", "bfloat16"] = "float32"
-    """The type parameters are stored in."""
-    cuda_graphs: bool = False
-    """Replay compiled steps as CUDA graphs on a GPU, which saves most of their launches' time."""
+    """The number format in which parameters are stored."""
+    cuda_graphs: bool | None = None
+    """On a GPU, replay compiled steps as CUDA graphs, which saves most of the launch time. Default: yes, unless
+    ``experts_per_task`` is above 1."""
     experts_per_task: int | None = Field(default=None, ge=1)
-    """Experts that a task trains in turns, each on a CUDA stream of its own; default: as many as memory holds
-    and measured throughput grows with on a GPU, 1 elsewhere. Changes no number, so no fingerprint."""
+    """Experts that one task trains in turns, each on its own CUDA stream. Default: on a GPU as many as memory
+    allows and measured throughput grows with, elsewhere 1. Changes no result and no fingerprint."""
 
     @model_validator(mode="after")
     def _graphs_alone(self) -> ExpertsConfig:
@@ -72,12 +68,6 @@ class ExpertsConfig(NetStageConfig):
         """The experts' own."""
         del stages
         return self.net
-
-    @property
-    def length(self) -> int:
-        """Epochs, once :meth:`resolved` has filled them in."""
-        assert self.epochs is not None
-        return self.epochs
 
     def resolved(self, readers: Sequence[StageConfig]) -> ExpertsConfig:
         """With ``epochs`` filled in. How long imported experts are is seen when they are read."""

@@ -105,6 +105,6 @@ def _together(job: Job, shared: Any, share: Share, free: Workers, missing: int) 
         return min(config.experts_per_task, missing)
     # No worker is to wait while another has several.
     most = -(-missing // share.at_once)
-    if most == 1 or not share.num_gpus or config.cuda_graphs:
+    if most == 1 or not share.num_gpus or (job.compile and config.cuda_graphs is not False):
         return 1
     return int(free.one((measured, shared, most, min(share.num_gpus, 1.0)), "experts measured"))

@@ -5,16 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
 
 import torch
 
 from rayddl import seeds
-from rayddl.data.config import augmentation_names
 from rayddl.methods.training.steps import steps_for
 from rayddl.methods.trajectories import files
-from rayddl.methods.trajectories.expert import Recipe, Training, load_training, training_steps
+from rayddl.methods.trajectories.expert import Training, load_training, training_steps
 from rayddl.methods.trajectories.interleave import Lanes, worthwhile
+from rayddl.methods.trajectories.settings import ExpertSettings
 from rayddl.nets.build import initial
 from rayddl.stages.experts.artifact import Job, contents, partial_name
 from rayddl.stages.runtime import devices
@@ -73,8 +72,11 @@ class Trainer:
     def __init__(self, job: Job, device: torch.device) -> None:
         config = job.config
         self._job, self._device, self._classes = job, device, len(job.source.classes)
+        graphs = config.cuda_graphs
+        if graphs is None:
+            graphs = device.type == "cuda" and (config.experts_per_task or 1) == 1
         self.steps = steps_for(
-            config.net, job.source.shape, self._classes, config.precision, job.compile, config.cuda_graphs
+            config.net, job.source.shape, self._classes, config.precision, job.compile, graphs
         )
         self._train, self._test = splits(job.source, job.space, device)
 
@@ -92,11 +94,11 @@ class Trainer:
                 saved = time.monotonic()
 
         start = load_training(job.out.read(name)) if job.out.has(name) else self._initial(index)
-        return self._steps(index, start, _recipe(job), on_epoch)
+        return self._steps(index, start, job.config, on_epoch)
 
     def rate(self, count: int) -> float:
         """SGD steps a second of ``count`` experts in turns; what they train is not kept."""
-        endless = replace(_recipe(self._job), epochs=sys.maxsize)
+        endless = self._job.config.model_copy(update={"epochs": sys.maxsize})
         statistics = self.steps.fresh_statistics(self._device)
         starts = [Training((self._initial(i),), None, (), statistics) for i in range(count)]
         lanes = Lanes([self._steps(i, start, endless) for i, start in enumerate(starts)], self._device)
@@ -117,27 +119,15 @@ class Trainer:
         self,
         index: int,
         start: Training | torch.Tensor,
-        recipe: Recipe,
+        settings: ExpertSettings,
         on_epoch: Callable[[Training], None] = lambda _: None,
     ) -> Generator[None, None, Training]:
         seed = seeds.derive(self._job.seed, "expert", index)
         return training_steps(
-            self.steps, recipe, start, self._train, self._test, self._classes, seed, on_epoch
+            self.steps, settings, start, self._train, self._test, self._classes, seed, on_epoch
         )
 
     def _initial(self, index: int) -> torch.Tensor:
         job = self._job
         seed = seeds.derive(seeds.derive(job.seed, "expert", index), "start")
         return initial(job.config.net, job.source.shape, self._classes, seed=seed)
-
-
-def _recipe(job: Job) -> Recipe:
-    config = job.config
-    return Recipe(
-        config.length,
-        config.lr,
-        config.momentum,
-        config.weight_decay,
-        config.batch,
-        augmentation_names(config.augment),
-    )

@@ -10,20 +10,21 @@ from rayddl.stages.settings import StageConfig
 
 
 class ImportedConfig(StageConfig):
-    """A set that was made elsewhere, to be judged and compared with others."""
+    """A set made by other code, to evaluate it and compare it with others."""
 
     produces: ClassVar[str] = "set"
 
     kind: Literal["imported"]
     path: str
-    """A folder or URI: ``images_best.pt`` and ``labels_best.pt`` of other code, a rayddl set, folders of images
-    by class, or a Parquet table. Images of ``.pt`` files are taken to be in the source's pixel space, and numbers
-    to be its classes in their order."""
+    """A folder or URI: other code's ``images_best.pt`` and ``labels_best.pt``, a rayddl set, folders of
+    images by class, or a Parquet table. Images of ``.pt`` files must be in the source's pixel space; numbers
+    are its classes in their order."""
     form: Literal["set", "pt", "imagefolder", "parquet"] | None = None
-    """Default: what is there."""
+    """Which of these it is. Default: found out from the files."""
     method: str = Field(default="imported", min_length=1)
-    """What tables and pages call it; a rayddl set keeps its own name unless another is given."""
+    """The method's name in tables and pages; a rayddl set keeps its own unless another is given."""
     lr_student: float | None = Field(default=None, gt=0)
-    """The rate that the set was made for; default: what lies with it, else 0.01."""
+    """The student's learning rate for which the set was made. Default: the one stored with it, else 0.01."""
     sha256: str | None = None
-    """The hash of the set's images and labels, as ``rayddl show`` of this stage tells it: others are refused."""
+    """SHA-256 of the set's images and labels, as ``rayddl show`` prints it for this stage: any other set is
+    refused."""

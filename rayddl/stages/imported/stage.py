@@ -23,7 +23,10 @@ def run(config: ImportedConfig, context: Context) -> Result:
     began = time.perf_counter()
     folder = Folder(config.path)
     if not folder.exists():
-        raise ArtifactError(f"there is no folder {folder}: it should hold {importing.LOOKED_FOR}.")
+        raise ArtifactError(
+            f"there is no folder {folder}: it should hold {importing.LOOKED_FOR}.",
+            code="import-folder-missing",
+        )
     form = config.form or importing.form_of(folder)
     source = load(context.source)
     home = Home(
@@ -34,8 +37,9 @@ def run(config: ImportedConfig, context: Context) -> Result:
     found = digest(made)
     if config.sha256 is not None and config.sha256 != found:
         raise ArtifactError(
-            f"the set in {folder} is not the one that is meant: its images and labels hash to {found}, sha256 says "
-            f"{config.sha256}. Put the right one there, or leave sha256 out."
+            f"the set in {folder} is not the expected one: its images and labels hash to {found}, sha256 says "
+            f"{config.sha256}. Put the right one there, or leave sha256 out.",
+            code="import-of-another-hash",
         )
     info = {
         "protocol": {"name": "hard", "augment": DSA},
@@ -76,5 +80,6 @@ def _refuse_other_classes(made: DistilledSet, home: Home, folder: Folder) -> Non
         )
         raise ArtifactError(
             f"the set in {folder} is not of this source: its classes have {first[0]!r} where the source has "
-            f"{first[1]!r}. Name the source that it was made from."
+            f"{first[1]!r}. Name the source that it was made from.",
+            code="set-of-other-classes",
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -11,9 +11,7 @@ from rayddl.report import numbers
 from rayddl.report.charts import Band, Chart, Dots, Line, Mark
 from rayddl.report.curves import Floats, by_value
 from rayddl.report.sections import Section
-
-if TYPE_CHECKING:
-    from rayddl.stages.match.report import Match
+from rayddl.stages.match.finished import Match
 
 TINTS = ("set", "loss", "experts", "whole", "random")
 Chain: TypeAlias = "Sequence[Match]"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -15,12 +14,13 @@ from rayddl.report import numbers
 from rayddl.report.charts import Band, Chart, Dots, Hint, Line, Rule, Strip
 from rayddl.report.curves import Floats, Summary, by_bin, by_value, smoothed, thinned
 from rayddl.report.pictures import gallery
-from rayddl.report.run import Part, Place, Run, Shown
+from rayddl.report.run import Part, Place, Run
 from rayddl.report.sections import Fact, Section, links_to, slug
-from rayddl.report.values import Columns, Pictures, number
+from rayddl.report.values import Columns, number
 from rayddl.stages.context import Input
 from rayddl.stages.finished import as_stage, columns, pictures
 from rayddl.stages.match import methods
+from rayddl.stages.match.finished import Match
 
 BINS = 12
 RAW_AT_MOST = 600
@@ -32,18 +32,6 @@ METHODS = {
 TINT = "loss"
 COLUMNS = ("iteration", "loss", "lr_student", "start", "seconds")
 ACCURACY = ("iteration", "seed", "accuracy")
-
-
-@dataclass(frozen=True)
-class Match(Shown):
-    """A distillation: one row of ``metrics`` per iteration, of ``accuracy`` per seed and check."""
-
-    place: ClassVar[Place] = Place.MADE
-    poster: ClassVar[bool] = True
-
-    metrics: Columns
-    accuracy: Columns
-    pictures: Pictures = field(kw_only=True)
 
 
 def read(found: Input) -> Match:

@@ -30,28 +30,31 @@ class MatchConfig(Settings, NetStageConfig):
 
     kind: Literal["match"]
     experts: Annotated[str, Reads(("experts",))]
+    """The stage whose experts are matched."""
     ipc: int = Field(ge=1)
     """Images per class."""
     iterations: int = Field(default=5000, ge=1)
-    """Outer iterations."""
+    """Updates of the synthetic images."""
     start_from: Literal["real", "noise"] = "real"
+    """Initial images: random real ones of each class, or Gaussian noise."""
     start_set: Annotated[str | None, Reads(("set",))] = None
-    """A set to start from instead, of ``ipc`` images per class: RDED's, for one, or what another stage matched,
-    which goes on exactly where the pixel space is the same."""
+    """A stage whose set is the initial images, with ``ipc`` of each class; another ``match`` stage is
+    continued exactly if the pixel space is the same."""
     short_class: Literal["error", "cap", "repeat"] = "error"
-    """What to do with a class of fewer than ``ipc`` real images: refuse it, make fewer images of it, or
-    start from some of them more than once."""
+    """A class of fewer than ``ipc`` real images: refuse it, make fewer images of it, or start from some of
+    them more than once."""
     waypoints: tuple[int, ...] | None = None
-    """Epochs of the waypoints when ``trajectory: convex`` reads experts kept whole (``keep: all``), so that several
-    choices can be compared on the same experts; default: 0 and their last epoch."""
-    cuda_graphs: bool = False
-    """Replay the student's compiled steps as CUDA graphs on a GPU, which saves most of their launches' time."""
+    """``trajectory: convex`` with experts of ``keep: all``: epochs of the waypoints, so that several choices
+    can be compared on the same experts. Default: 0 and the experts' last epoch."""
+    cuda_graphs: bool | None = None
+    """On a GPU, replay the student's compiled steps as CUDA graphs, which saves most of the launch time.
+    Default: yes."""
     evaluate_every: int | None = Field(default=None, ge=1)
-    """Iterations between short evaluations beside the matching; default: none."""
+    """Iterations between short evaluations that run during the matching. Default: none."""
     evaluate_epochs: int = Field(default=300, ge=1)
-    """Epochs of those evaluations' students (hard-label protocol)."""
+    """Epochs of the students of short evaluations (hard labels)."""
     evaluate_seeds: int = Field(default=1, ge=1)
-    """Students in each of them."""
+    """Students of one short evaluation."""
 
     @model_validator(mode="after")
     def _window_makes_sense(self) -> MatchConfig:

@@ -193,7 +193,7 @@ def shared_by(job: matcher.Job) -> students.Class:
 def lesson_of(job: matcher.Job, kept: matcher.Snapshot, name: str) -> students.Lesson:
     """What students of a set are taught."""
     images, labels, lr = kept
-    protocol = Protocol(job.config.evaluate_epochs, lr, job.config.augmentations)
+    protocol = Protocol(epochs=job.config.evaluate_epochs, lr=lr, augment=job.config.augment)
     return students.Lesson(name, images, labels, None, protocol)
 
 

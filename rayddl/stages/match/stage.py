@@ -130,7 +130,8 @@ def _from_set(job: matcher.Job, config: MatchConfig, inputs: Mapping[str, Input]
         if their != our:
             raise ArtifactError(
                 f"the set of {config.start_set!r} cannot be started from: its {what} are {their}, and {our} are "
-                "wanted. Make it from the same source, with the same ipc."
+                "wanted. Make it from the same source, with the same ipc.",
+                code="start-set-does-not-fit",
             )
     config = config.model_copy(update={"lr_student": config.lr_student or made.lr_student})
     return replace(job, config=config, labels=made.hard_labels, picked=None, given=made)
@@ -179,12 +180,12 @@ def _distil(worker: Any, job: matcher.Job, context: Context, short: ShortEvaluat
             where = workers.get(worker.advance.remote(stop, SLICE_SECONDS), "the matching loop")
             if where.retries > told:
                 progress.note(
-                    f"iteration {where.iteration}: went astray and was taken back; rates are now "
+                    f"iteration {where.iteration}: diverged; restored the last good state with rates at "
                     f"{0.1**where.retries:g} of the definition's"
                 )
             if where.diverged is not None:
                 workers.get(worker.keep.remote("last-good.safetensors", None), "keeping the set")
-                raise DivergedError(where.diverged)
+                raise DivergedError(where.diverged, code="matching-diverged")
             shown = f"loss {where.loss:.3f}  lr {where.lr:.4f}{short.latest()}"
             progress.update(where.iteration, config.iterations, shown)
         short.begin(worker, stop)

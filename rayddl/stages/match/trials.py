@@ -114,7 +114,7 @@ class MatchTrial:
         """Match up to iteration ``until`` and judge the set there."""
         where = self._worker.advance(until, float("inf"))
         if where.diverged is not None:
-            raise DivergedError(where.diverged)
+            raise DivergedError(where.diverged, code="matching-diverged")
         kept, seeds = self._worker.standing(), range(self._job.config.evaluate_seeds)
         accuracies = [taught(self._job, kept, "short", seed, f"student-{until:06d}") for seed in seeds]
         losses = self._worker.rows(until)["loss"][-match.FIRST_AND_LAST :]

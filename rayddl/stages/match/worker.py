@@ -86,7 +86,8 @@ def make_matcher(job: Job, device: torch.device) -> Matcher:
         for i in range(job.count)
     ]
     _refuse_short(job, trajectories)
-    steps = steps_for(job.net, job.source.shape, classes, config.precision, job.compile, config.cuda_graphs)
+    graphs = device.type == "cuda" if config.cuda_graphs is None else config.cuda_graphs
+    steps = steps_for(job.net, job.source.shape, classes, config.precision, job.compile, graphs)
     return Matcher(steps, config, trajectories, job.labels, classes, job.seed, device)
 
 
@@ -98,7 +99,8 @@ def _refuse_short(job: Job, trajectories: Sequence[Trajectory]) -> None:
         raise ArtifactError(
             f"windows reach epoch {needed} (max_start_epoch {job.config.max_start_epoch:g} + expert_epochs "
             f"{job.config.expert_epochs:g}), but an expert in {job.experts} has {shortest} epochs. "
-            "Lower max_start_epoch or expert_epochs, or use longer experts."
+            "Lower max_start_epoch or expert_epochs, or use longer experts.",
+            code="experts-too-short",
         )
 
 

@@ -72,7 +72,7 @@ def select(job: Job, context: Context) -> tuple[Rows, list[str], float]:
             saved = time.monotonic()
     if not seen.done.all():
         _save(seen, context.out)
-        raise StageError(_missing(seen, names))
+        raise StageError(_missing(seen, names), code="images-missing")
     rate = (seen.images - before) / max(time.perf_counter() - began, 1e-9)
     _save(seen, context.out)
     rows = seen.best.rows()
@@ -99,7 +99,8 @@ def _refuse_too_many_bad(context: Context, seen: _Seen, total: int) -> None:
         raise SourceError(
             f"source {source.name} in {source.root}: {len(seen.bad):,} of {seen.images:,} images so far cannot be "
             f"read (source.max_bad_fraction allows {source.max_bad_fraction:.1%} of {total:,}):\n"
-            f"{examples}\nRepair or remove them, or raise source.max_bad_fraction."
+            f"{examples}\nRepair or remove them, or raise source.max_bad_fraction.",
+            code="too-many-bad-images",
         )
 
 
@@ -143,5 +144,6 @@ def refuse_short(
         raise SourceError(
             f"class {name!r} has {count} {what}, and {config.ipc} images of {config.factor} x {config.factor} patches "
             f"need {needed}{others}. Lower ipc or factor, or say what to do with short_class: cap (fewer images "
-            "of that class) or repeat (some patches more than once)."
+            "of that class) or repeat (some patches more than once).",
+            code="class-too-small-for-patches",
         )

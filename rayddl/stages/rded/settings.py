@@ -14,7 +14,7 @@ from rayddl.stages.settings import Precision, Reads, StageConfig, Tunable
 
 
 class RdedConfig(StageConfig):
-    """The most realistic crops of real images, several on one image (Sun et al. 2024)."""
+    """The most realistic crops of real images, several on one image (RDED, Sun et al. 2024)."""
 
     produces: ClassVar[str] = "set"
     soft: ClassVar[bool] = True
@@ -22,29 +22,30 @@ class RdedConfig(StageConfig):
 
     kind: Literal["rded"]
     teacher: Annotated[str, Reads(("teacher",))]
-    """The observer that scores."""
+    """The observer that scores the crops."""
     ipc: int = Field(ge=1)
     """Images per class."""
     factor: int = Field(default=2, ge=1, le=8)
     """Patches along one side of an image; published: 1 at 32 and 64 pixels, 2 at 224."""
     num_crops: int = Field(default=5, ge=1)
-    """K: random crops of each image, of which the best counts."""
+    """K: random crops of each image; the one with the best score is kept."""
     mipc: int = Field(default=300, ge=1)
-    """Images per class that are looked at."""
+    """Real images per class that are cropped and scored."""
     scoring: Literal["published", "native"] = "published"
-    """``published``: the patch amid zeros, at the observer's size. ``native``: the patch as it is, decoded
-    no larger than it needs; cheaper, for observers that take any size. The two choose differently: of 40
-    patches a class of Tiny-ImageNet they had 19 % of the images in common, where chance gives 13 %."""
+    """``published``: the observer sees the patch surrounded by zeros, at its own input size. ``native``: it
+    sees the patch alone, decoded no larger than needed; cheaper, for observers that take any size. The two
+    choose differently: of 40 patches a class of Tiny-ImageNet they had 19 % of the images in common, where
+    chance gives 13 %."""
     precision: Precision = "bf16"
-    """What the observer computes in."""
+    """The number format in which the observer computes."""
     batch: int | None = Field(default=None, ge=1)
-    """Patches scored together; default: by device and size."""
+    """Patches scored together. Default: by device and size."""
     short_class: Literal["error", "cap", "repeat"] = "error"
-    """What to do with a class of fewer than ``factor² ipc`` readable images: refuse it, make fewer images of
-    it, or use some patches more than once."""
+    """A class of fewer than ``factor² ipc`` readable images: refuse it, make fewer images of it, or use some
+    patches more than once."""
     decoders: Resources = Resources()
-    """What a worker that decodes asks for, where the observer has a GPU. Without one, decoding and scoring
-    share a worker, which asks for ``resources``."""
+    """Resources of a worker that decodes, if the observer has a GPU. Without one, the same worker decodes and
+    scores, and has ``resources``."""
 
     def asks(self, have: Capacity) -> Sequence[Ask]:
         """Scoring workers, and decoding ones."""

@@ -10,11 +10,9 @@ import time
 from typing import Any
 
 import numpy as np
-import torch
 
 from rayddl import seeds
 from rayddl.data.distilled import LR_STUDENT, DistilledSet
-from rayddl.data.pixels.space import Normalise
 from rayddl.data.sources.listing import Listing
 from rayddl.errors import ArtifactError
 from rayddl.methods.patches import boxes
@@ -43,6 +41,8 @@ TYPES = {
 
 def run(config: RdedConfig, context: Context) -> Result:
     """Select, stitch and write the set; resumes where a killed run stood."""
+    import ray
+
     context.backend.start()
     began = time.perf_counter()
     job, listed = prepared(config, context)
@@ -51,8 +51,7 @@ def run(config: RdedConfig, context: Context) -> Result:
     picked = layout(rows, job)
     images, labels = stitch_all(job, rows, picked, context)
     _write_winners(context.out, rows, job.listing)
-    seen: Observer = _get(job.observer)
-    space = Normalise(job.shape, _double(seen.mean), _double(seen.std))
+    seen: Observer = ray.get(job.observer)
     info = {
         "method": "RDED",
         "net": seen.net.model_dump(mode="json"),
@@ -63,7 +62,7 @@ def run(config: RdedConfig, context: Context) -> Result:
         "protocol": {"name": "soft"},
         "observer": {"stage": config.teacher, "accuracy": seen.accuracy},
     }
-    made = DistilledSet(images, labels, LR_STUDENT, job.listing.classes, space, info)
+    made = DistilledSet(images, labels, LR_STUDENT, job.listing.classes, seen.space, info)
     made.save(context.out.child("set"))
     context.out.delete(PROGRESS_FILE)
     seconds = time.perf_counter() - began
@@ -82,16 +81,6 @@ def run(config: RdedConfig, context: Context) -> Result:
         "seconds": seconds,
     }
     return Result(summary)
-
-
-def _double(values: tuple[float, ...]) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def _get(reference: Any) -> Any:
-    import ray
-
-    return ray.get(reference)
 
 
 def prepared(config: RdedConfig, context: Context) -> tuple[Job, int]:
@@ -123,12 +112,14 @@ def _refuse_mixed_sides(observer: Observer, config: RdedConfig) -> None:
     if height != width:
         raise ArtifactError(
             f"the observer of {config.teacher!r} takes {height} x {width} pixels; RDED's crops are square. "
-            "Set source.size, and train it on square images."
+            "Set source.size, and train it on square images.",
+            code="observer-not-square",
         )
     if height // config.factor < 4:
         raise ArtifactError(
             f"factor {config.factor} leaves patches of {height // config.factor} pixels of images of {height}; "
-            "lower factor."
+            "lower factor.",
+            code="patches-too-small",
         )
 
 

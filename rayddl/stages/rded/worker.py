@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rayddl.data.pixels.cutting import cut, opened
+from rayddl.data.pixels.decode import reason
 from rayddl.data.sources.listing import Blob, Listing
 from rayddl.methods.patches import boxes, stitch
 from rayddl.methods.patches.score import Scorer
@@ -80,17 +81,13 @@ def _crops(job: Job, name: str, blob: Blob) -> tuple[NDArray[np.int32], NDArray[
     """Boxes and crops of an image, or why it cannot be read."""
     config = job.config
     if isinstance(blob, Exception):
-        return _reason(blob)
+        return reason(blob)
     try:
         image = opened(blob, job.shape[0])
         found = boxes.crops(job.crop_seed, name, image.height, image.width, config.num_crops)
         return found, cut(image, found, job.patch, reduced=config.scoring == "native").numpy()
     except Exception as error:  # a broken file raises anything from the parser it meets
-        return _reason(error)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        return reason(error)
 
 
 class Judge:

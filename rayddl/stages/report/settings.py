@@ -8,7 +8,7 @@ from rayddl.stages.settings import Reads, StageConfig
 
 
 class ReportConfig(StageConfig):
-    """One self-contained page about the run."""
+    """One self-contained HTML page about the run."""
 
     produces: ClassVar[str] = "page"
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import rayddl
 from rayddl.errors import UserError
 from rayddl.stages.runtime import driver
 
@@ -47,7 +46,7 @@ def start(address: str, env: Mapping[str, str]) -> None:
                 logging_level=logging.ERROR,
             )
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise UserError(_refusal(address, error)) from error
+        raise UserError(_refusal(address, error), code="attach-failed") from error
 
 
 def environment(env: Mapping[str, str], *, clean: bool = False) -> dict[str, Any]:
@@ -64,7 +63,7 @@ def environment(env: Mapping[str, str], *, clean: bool = False) -> dict[str, Any
     made: dict[str, Any] = {"env_vars": {name: v for name, v in wanted.items() if name not in given}}
     if job.get("working_dir") or job.get("py_modules"):
         return made
-    made |= {"py_modules": [str(Path(rayddl.__file__).parent)], "excludes": list(_LEFT_OUT)}
+    made |= {"py_modules": [str(Path(__file__).parents[2])], "excludes": list(_LEFT_OUT)}
     if not clean:
         made["worker_process_setup_hook"] = _shipped_first()
     return made

@@ -104,7 +104,8 @@ def parse(text: str) -> Group:
     if found is None:
         raise UserError(
             f"--grows {text!r} is not a group of nodes; expected how many at most and what each has, as in "
-            "4xCPU:8,GPU:1"
+            "4xCPU:8,GPU:1",
+            code="grows-malformed",
         )
     each = dict(item.split(":") for item in found["each"].split(","))
     return Group(int(found["count"]), {name: float(value) for name, value in each.items()})

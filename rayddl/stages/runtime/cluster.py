@@ -154,13 +154,15 @@ def refuse_unfit(ask: Ask, have: Capacity, where: str = "") -> None:
     if not have.may_hold(needs):
         raise StageError(
             f"{where}{who} asks for {capacity.described(needs)}, and no node has that ({have}). "
-            "Lower the stage's resources, or add a node that has them."
+            "Lower the stage's resources, or add a node that has them.",
+            code="no-node-fits",
         )
     if ask.together and have.fits(needs) < count:
         raise StageError(
             f"{where}{share.at_once} workers run together at {share.num_cpus:g} CPU and {share.num_gpus:g} GPU each. "
             f"That takes {capacity.described(needs)} in {count} places, and the cluster has {have.fits(needs)} of them "
-            f"({have}). Lower the stage's workers or its resources, or add nodes."
+            f"({have}). Lower the stage's workers or its resources, or add nodes.",
+            code="cluster-too-small",
         )
 
 
@@ -206,7 +208,8 @@ class Waiting:
         if now - self._began > WAIT_SECONDS:
             raise StageError(
                 f"no node with {text} came within {WAIT_SECONDS / 60:.0f} min ({have}). `ray status` and "
-                "`ray monitor cluster.yaml` say what keeps the autoscaler; what was done so far is kept."
+                "`ray monitor cluster.yaml` say what keeps the autoscaler; what was done so far is kept.",
+                code="no-node-came",
             )
         self._note(f"waiting for a node with {text}, {minutes:.0f} min: the autoscaler is asked for one")
 

@@ -57,12 +57,29 @@ def enter(threads: int, precision: str = "fp32", unit: str = "") -> torch.device
         raise StageError(
             f"Ray assigned GPU {gpus[0]} of node {_node()} to {unit or 'a worker'}, and torch sees no GPU there (torch "
             f"{torch.__version__}, built for {torch.version.cuda or 'CPUs only'}). Install a torch that fits the "
-            "node's driver, or start the node with --num-gpus 0."
+            "node's driver, or start the node with --num-gpus 0.",
+            code="torch-sees-no-gpu",
         )
     tf32 = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
+    repeatable()
     return torch.device("cuda", 0)
+
+
+def repeatable() -> None:
+    """Have CUDA give the same bits for the same work: a resumed run is then one that was never interrupted.
+
+    Sums by atomic additions and some of cuDNN's algorithms differ from call to call. What torch has no repeatable
+    version of still runs, with a warning in the worker's log.
+    """
+    import torch
+
+    # Read by cuBLAS when it starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Only of use to find reads of memory that was never written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def record(gpu: str, unit: str) -> None:

@@ -6,7 +6,6 @@ process down with it.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -25,6 +24,7 @@ from rich.text import Text
 
 from rayddl.stages.runtime import machine
 from rayddl.storage import Folder
+from rayddl.version import installed
 
 State: TypeAlias = Literal["fine", "worse", "fails"]
 """``worse``: works, but slower or with less. ``fails``: something will not work."""
@@ -125,10 +125,10 @@ def _python() -> Finding:
 
 
 def _library(name: str) -> Finding:
-    try:
-        return Finding(name, importlib.metadata.version(name))
-    except importlib.metadata.PackageNotFoundError:
+    found = installed(name)
+    if found is None:
         return Finding(name, "not installed", "fails", "nothing can run without it: uv sync")
+    return Finding(name, found)
 
 
 def try_torch() -> dict[str, Any]:

@@ -82,16 +82,21 @@ def explain(error: BaseException, what: str) -> NoReturn:
     if isinstance(cause, RayddlError):
         raise cause from None
     if out_of_memory(error):
-        raise StageError(_too_large(what, str(_inner(error)))) from error
+        raise StageError(_too_large(what, str(_inner(error))), code="out-of-memory") from error
     if isinstance(_inner(error), ray.exceptions.RuntimeEnvSetupError):
         raise StageError(
             f"{what} found no environment on its node: {_last(_inner(error))} `rayddl doctor --address` says which "
-            f"nodes cannot set up what a run brings along. {_KEPT}"
+            f"nodes cannot set up what a run brings along. {_KEPT}",
+            code="environment-not-set-up",
         ) from error
     if isinstance(error, ray.exceptions.RayActorError) and error.actor_init_failed:
-        raise StageError(f"{what} could not start its worker: {_last(error)} {_KEPT}") from error
+        raise StageError(
+            f"{what} could not start its worker: {_last(error)} {_KEPT}", code="worker-not-started"
+        ) from error
     if lost(error):
-        raise StageError(f"{what} lost its worker too often: {_short(_inner(error))} {_KEPT}") from error
+        raise StageError(
+            f"{what} lost its worker too often: {_short(_inner(error))} {_KEPT}", code="worker-lost"
+        ) from error
     raise error
 
 

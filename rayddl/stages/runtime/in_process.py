@@ -4,7 +4,7 @@ the caller holds. Units of work are done one after another, on the device that t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from rayddl.stages.runtime.backend import Note, quiet
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.progress import LocalTally, Tally
 from rayddl.stages.runtime.sizes import Ask, Resources, Share
-from rayddl.stages.runtime.workers import Work, Workers
+from rayddl.stages.runtime.workers import Task, Work, Workers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,16 +25,10 @@ if TYPE_CHECKING:
 class InTurn(Workers):
     """Does one unit after another. What a unit raises is raised here as it is."""
 
-    def each(
-        self,
-        units: Iterable[Any],
-        work: Callable[[Any], Work],
-        name: Callable[[Any], str],
-        idle: Callable[[], None] = lambda: None,
-    ) -> Iterator[tuple[Any, Any]]:
-        del name, idle
-        for unit in units:
-            yield unit, done(work(unit))
+    def results(self, tasks: Sequence[Task], idle: Callable[[], None]) -> Iterator[tuple[Any, Any]]:
+        del idle
+        for task in tasks:
+            yield task.unit, done(task.work)
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def _start_patiently(running: _Local, folder: str, num_cpus: int, num_gpus: int 
         if failure is None:
             return
         failures.append(failure)
-    raise StageError(_refusal(failures[-1], folder, running.log)) from failures[-1]
+    raise StageError(_refusal(failures[-1], folder, running.log), code="ray-not-started") from failures[-1]
 
 
 def _attempted(running: _Local, folder: str, num_cpus: int, num_gpus: int | None) -> Exception | None:
@@ -282,7 +282,8 @@ def _short_folder() -> str:
     raise UserError(
         f"Ray needs a temporary folder: the path of {wanted} is too long (its sockets below it may have "
         f"{machine.SOCKET_PATH_BYTES} bytes) or it cannot be written, and neither can /tmp. "
-        "Set TMPDIR to a short path that can be written."
+        "Set TMPDIR to a short path that can be written.",
+        code="no-temporary-folder",
     )
 
 

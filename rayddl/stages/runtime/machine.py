@@ -16,6 +16,7 @@ from pathlib import Path
 _SYSTEM = Path("/")
 # cgroup v1 writes "no limit" as the largest page-aligned 63-bit number.
 _UNLIMITED = 1 << 60
+_MEMORY_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - looked at, never written
 _TEMPORARY = "/tmp"  # noqa: S108 - Ray's own choice, which is only reported here
 SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107
@@ -35,7 +36,7 @@ def cpus(root: Path = _SYSTEM) -> int:
 def memory_bytes(root: Path = _SYSTEM) -> int:
     """Bytes of memory that this process may use: the machine's, or the cgroup's limit if that is less."""
     whole = _meminfo(root) or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([whole, *_memory_limits(root)])
+    return min([whole, *(limit for limit, _ in _memory_limits(root))])
 
 
 def free_bytes(root: Path = _SYSTEM) -> int:
@@ -43,7 +44,7 @@ def free_bytes(root: Path = _SYSTEM) -> int:
     cgroup has left if that is less.
     """
     free = _meminfo(root, "MemAvailable") or memory_bytes(root)
-    return max(0, min([free, *_memory_left(root)]))
+    return max(0, min([free, *(left for _, left in _memory_limits(root))]))
 
 
 def gpu_bytes() -> tuple[int, ...]:
@@ -99,25 +100,15 @@ def _cpu_quotas(root: Path) -> Iterator[float]:
             yield int(quota) / int(period)
 
 
-def _memory_limits(root: Path) -> Iterator[int]:
+def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
+    """Bytes that the process's cgroups allow, and bytes that each has left."""
     for folder in _cgroup_folders(root, "memory"):
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            limit = _text(folder / name)
-            if limit.isdigit() and 0 < int(limit) < _UNLIMITED:
-                yield int(limit)
-
-
-def _memory_left(root: Path) -> Iterator[int]:
-    for folder in _cgroup_folders(root, "memory"):
-        for limit_name, used_name in (
-            ("memory.max", "memory.current"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-        ):
+        for limit_name, used_name in _MEMORY_FILES:
             limit, used = _text(folder / limit_name), _text(folder / used_name)
-            if limit.isdigit() and used.isdigit() and 0 < int(limit) < _UNLIMITED:
+            if limit.isdigit() and 0 < int(limit) < _UNLIMITED:
                 # Cached files count as used, and are given back when memory is asked for.
-                cached = _cached(folder)
-                yield int(limit) - int(used) + cached
+                taken = int(used) - _cached(folder) if used.isdigit() else 0
+                yield int(limit), int(limit) - taken
 
 
 def _cached(folder: Path) -> int:

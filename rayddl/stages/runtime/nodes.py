@@ -146,7 +146,7 @@ def refuse_unseen(places: Mapping[str, str], note: Callable[[str], None]) -> Non
             else:
                 _reached.add((node.id, option, path))
     for option, reasons in blind.items():
-        raise UserError(unseen(option, local[option], reasons))
+        raise UserError(unseen(option, local[option], reasons), code="path-not-on-node")
 
 
 def look(

@@ -25,14 +25,16 @@ BESIDE = 0.25
 
 
 class Resources(Config):
-    """What one worker of the stage asks Ray for. Never part of a fingerprint."""
+    """What one worker of the stage requests from Ray. Changes no result and no fingerprint."""
 
     num_cpus: float | None = Field(default=None, gt=0)
+    """CPUs of one worker. Default: by the kind of work and the cluster's CPUs."""
     num_gpus: float | None = Field(default=None, ge=0)
+    """GPUs of one worker, also a fraction. Default: by the kind of work and the cluster's GPUs."""
     memory: int | None = Field(default=None, gt=0)
-    """Bytes of heap."""
+    """Heap memory of one worker in bytes. Default: not limited."""
     at_once: int | None = Field(default=None, ge=1)
-    """Units of work in flight; default: as many as the cluster's resources hold."""
+    """Workers that run at the same time. Default: as many as the cluster's resources allow."""
 
 
 @dataclass(frozen=True)

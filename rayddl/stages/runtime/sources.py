@@ -150,7 +150,8 @@ def read_space(folder: Folder, source: SharedSource) -> PixelSpace:
         kind, _, images = str(head["id"]).partition(":")
         raise ArtifactError(
             f"{folder} was made in pixel space {kind} of the images {images[:12]}, but this definition's source "
-            f"has {source.space_kind} of {source.fingerprint[:12]}. Use the source that made it, or make it anew."
+            f"has {source.space_kind} of {source.fingerprint[:12]}. Use the source that made it, or make it anew.",
+            code="artifact-of-another-source",
         )
     return PixelSpace.from_parts(head["space"], load(folder.read(SPACE_FILE)))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
@@ -62,10 +62,23 @@ class Places(Protocol):
         """End the workers."""
 
 
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A unit, and what people read of it."""
+
+    unit: Any
+    made: Callable[[Any], Work]
+    name: str
+
+    @property
+    def work(self) -> Work:
+        """The work that the unit is; its arguments are made when they are wanted."""
+        return self.made(self.unit)
+
+
 class Workers(ABC):
     """Does units of work."""
 
-    @abstractmethod
     def each(
         self,
         units: Iterable[Any],
@@ -77,6 +90,11 @@ class Workers(ABC):
 
         ``name`` is what people read of a unit. ``idle`` is called while workers of other processes are waited for.
         """
+        return self.results([Task(unit, work, name(unit)) for unit in units], idle)
+
+    @abstractmethod
+    def results(self, tasks: Sequence[Task], idle: Callable[[], None]) -> Iterator[tuple[Any, Any]]:
+        """``(unit, result)`` of every task: see :meth:`each`."""
 
     def one(self, work: Work, name: str) -> Any:
         """The result of a single unit."""
@@ -94,21 +112,15 @@ class RayWorkers(Workers):
     def __init__(self, places: Places, most: int) -> None:
         self._places, self._most = places, most
 
-    def each(
-        self,
-        units: Iterable[Any],
-        work: Callable[[Any], Work],
-        name: Callable[[Any], str],
-        idle: Callable[[], None] = lambda: None,
-    ) -> Iterator[tuple[Any, Any]]:
+    def results(self, tasks: Sequence[Task], idle: Callable[[], None]) -> Iterator[tuple[Any, Any]]:
         import ray
 
-        waiting, running = deque(units), dict[Any, Any]()
+        waiting, running = deque(tasks), dict[Any, Task]()
         losses: Counter[tuple[str, bool]] = Counter()
         try:
             while waiting or running:
                 while waiting and len(running) < self._most:
-                    ref = self._places.begin(plugin_code.carried(work(waiting[0])), name(waiting[0]))
+                    ref = self._places.begin(plugin_code.carried(waiting[0].work), waiting[0].name)
                     if ref is None:
                         break
                     running[ref] = waiting.popleft()
@@ -116,20 +128,20 @@ class RayWorkers(Workers):
                 done = _finished(running)
                 idle()
                 for ref in done:
-                    unit = running.pop(ref)
+                    task = running.pop(ref)
                     try:
                         result = ray.get(ref)
                     except ray.exceptions.RayError as error:
                         full, lost = failures.out_of_memory(error), failures.lost(error)
                         self._places.end(ref, lost=full or lost)
-                        losses[name(unit), full] += 1
+                        losses[task.name, full] += 1
                         most = failures.OOM_RETRIES if full else RETRIES
-                        if not (full or lost) or losses[name(unit), full] > most:
-                            failures.explain(error, name(unit))
-                        waiting.appendleft(unit)
+                        if not (full or lost) or losses[task.name, full] > most:
+                            failures.explain(error, task.name)
+                        waiting.appendleft(task)
                         continue
                     self._places.end(ref, lost=False)
-                    yield unit, result
+                    yield task.unit, result
         finally:
             for ref in running:
                 # Interrupted in a write, a worker would close the file: object storage then has it, cut off, as whole.

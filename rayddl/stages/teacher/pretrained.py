@@ -25,7 +25,8 @@ def observer_of(config: TeacherConfig, source: SharedSource) -> Observer:
     if not len(mean) == len(std) == shape[0]:
         raise ArtifactError(
             f"mean and std have {len(mean)} and {len(std)} numbers, and the network sees {shape[0]} channels: give "
-            "one for each."
+            "one for each.",
+            code="mean-of-other-channels",
         )
     module = build(config.net, shape, len(names), seed=0)
     _refuse_other_number(names, ready.outputs_of(module.state_dict(), state))
@@ -65,7 +66,8 @@ def _known(names: tuple[str, ...], source: SharedSource) -> tuple[str, ...]:
         raise ArtifactError(
             f"the source's classes are WordNet ids ({source.classes[0]!r} …) and torchvision names its outputs in "
             f"words ({names[0]!r} …). Set classes: to a file with a line for each of its {len(names)} outputs, "
-            "WordNet id first."
+            "WordNet id first.",
+            code="classes-are-wordnet-ids",
         )
     return names
 
@@ -73,5 +75,6 @@ def _known(names: tuple[str, ...], source: SharedSource) -> tuple[str, ...]:
 def _refuse_other_number(names: tuple[str, ...], outputs: int) -> None:
     if len(names) != outputs:
         raise ArtifactError(
-            f"classes: names {len(names)} outputs, and the weights have {outputs}. Name every output, in order."
+            f"classes: names {len(names)} outputs, and the weights have {outputs}. Name every output, in order.",
+            code="classes-miscounted",
         )

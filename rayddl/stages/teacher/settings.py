@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from rayddl.config import OnDisk
+from rayddl.methods.training.settings import TeacherSettings
 from rayddl.nets.config import NetConfig
 from rayddl.stages.runtime import sizes
 from rayddl.stages.runtime.capacity import Capacity
@@ -18,45 +19,35 @@ DEFAULT = "DEFAULT"
 AS_SOURCE = "source"
 
 
-class TeacherConfig(NetStageConfig):
-    """An observer: a network trained on the real images, or one that is trained already (RDED)."""
+class TeacherConfig(TeacherSettings, NetStageConfig):
+    """An observer: a network trained on the real images, or a pretrained one (RDED)."""
 
     produces: ClassVar[str] = "teacher"
     tunable: ClassVar[Tunable | None] = Tunable({"accuracy": "max"}, "rayddl.stages.teacher.trials:trials")
 
     kind: Literal["teacher"]
     net: NetConfig = NetConfig()
-    epochs: int = Field(default=50, ge=1)
-    lr: float = Field(default=0.05, gt=0)
-    """The highest learning rate: after the warm-up, from where it follows a cosine down to 0."""
-    warmup: float = Field(default=5.0, ge=0)
-    """Epochs of warm-up; a fifth of all where that is less."""
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=5e-4, ge=0)
-    batch: int = Field(default=128, ge=2)
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    augment: str = "crop_flip"
-    """Augmentations joined by ``_``, or ``none``; a teacher's batches get all of them, one after the other.
-    ``crop`` shifts by up to an eighth of a side."""
+    """The observer's network."""
     weights: Annotated[str | None, OnDisk((DEFAULT,))] = Field(default=None, min_length=1)
     """``DEFAULT``: torchvision's weights of ``net``. Otherwise the path or URI of a state dict, ``.pt``,
-    ``.pth`` or ``.safetensors``; settings of training do not apply."""
+    ``.pth`` or ``.safetensors``; settings of training do not apply. Default: train here."""
     download: bool = False
-    """Fetch ``weights: DEFAULT`` where torch hub's cache lacks them."""
+    """Fetch ``weights: DEFAULT`` if torch hub's cache lacks them."""
     classes: Annotated[tuple[str, ...] | str | None, OnDisk((AS_SOURCE,))] = None
-    """What the outputs of ``weights`` stand for, in order: a list of names, the path of a text file with a
+    """The classes of the outputs of ``weights``, in order: a list of names, the path of a text file with a
     line per output (several names with tabs between, any of which may match) or of a JSON file; ``source``
-    for the source's classes in its order. Default: torchvision's names for its own weights."""
+    for the source's classes in their order. Default: torchvision's names for its own weights."""
     size: int | None = Field(default=None, ge=4)
-    """Side in pixels of what a ready network sees; default: what torchvision says, else the source's."""
+    """Side in pixels of a pretrained network's input. Default: torchvision's, else the source's."""
     mean: tuple[float, ...] | None = None
-    """Per channel, of pixels in 0..1, as the ready network was trained with; default: what torchvision
-    says, else the source's."""
+    """Per-channel mean, of pixels in 0..1, with which a pretrained network was trained. Default:
+    torchvision's, else the source's."""
     std: tuple[float, ...] | None = None
+    """Per-channel standard deviation, as for ``mean``."""
     check_sample: int = Field(default=10_000, ge=1)
-    """Held-out images that the accuracy is measured on: all of them, or so many drawn at random."""
+    """Held-out images on which the accuracy is measured, drawn at random if there are more."""
     allow_weak: bool = False
-    """Accept a teacher that all but guesses."""
+    """Accept a teacher that is hardly better than guessing."""
 
     def network(self, stages: Mapping[str, StageConfig]) -> NetConfig:
         """The observer's own."""

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 
 from rayddl import seeds
-from rayddl.data.config import SourceConfig, augmentation_names
+from rayddl.data.config import SourceConfig
 from rayddl.errors import ArtifactError, StageError
 from rayddl.methods.training.input_spec import Frame, moments
 from rayddl.methods.training.observer import Observer, frozen, is_observer
 from rayddl.methods.training.soft import Manner
 from rayddl.methods.training.teacher import (
     COLUMNS,
-    Recipe,
     TeacherTraining,
     Verdict,
     predictions,
@@ -140,17 +139,19 @@ def refuse_weak(verdict: Verdict, config: TeacherConfig) -> None:
     anyway = "Set allow_weak: true to use it all the same."
     if config.weights is None:
         raise StageError(
-            f"{found}. Its training failed: try a lower lr, more epochs, or another net. {anyway}"
+            f"{found}. Its training failed: try a lower lr, more epochs, or another net. {anyway}",
+            code="teacher-training-failed",
         )
     order = (
-        f"Its outputs do tell the classes apart ({100 * verdict.reordered:.1f} % under other names), so the order "
+        f"Its outputs do separate the classes ({100 * verdict.reordered:.1f} % under other names), so the order "
         "of the classes is wrong"
         if verdict.shuffled
         else "The commonest cause is the order of the classes"
     )
     raise ArtifactError(
         f"{found}. {order}: check classes, which must name the outputs of {config.weights!r} in their order. Then "
-        f"mean, std and size, which must be those it was trained with. {anyway}"
+        f"mean, std and size, which must be those it was trained with. {anyway}",
+        code="teacher-guesses",
     )
 
 
@@ -172,7 +173,7 @@ def _trained(job: Job, device: torch.device, test: tuple[torch.Tensor, torch.Ten
     module = build(config.net, source.shape, classes, seed=start, precision=config.precision)
     training = TeacherTraining(
         module,
-        _recipe(config),
+        config,
         frame,
         on_device(images, device),
         labels,
@@ -205,19 +206,6 @@ def _trained(job: Job, device: torch.device, test: tuple[torch.Tensor, torch.Ten
     made = build(config.net, source.shape, classes, seed=start)
     made.load_state_dict(training.module.state_dict())
     return Observer(frozen(made), config.net, source.classes, source.shape, mean, std)
-
-
-def _recipe(config: TeacherConfig) -> Recipe:
-    return Recipe(
-        config.epochs,
-        config.lr,
-        config.momentum,
-        config.weight_decay,
-        config.batch,
-        config.warmup,
-        config.label_smoothing,
-        augmentation_names(config.augment),
-    )
 
 
 def _summary(job: Job) -> dict[str, Any]:

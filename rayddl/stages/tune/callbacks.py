@@ -13,7 +13,7 @@ from rayddl.stages.context import Progress
 from rayddl.stages.tune.outcome import best_of, shown
 from rayddl.stages.tune.plan import Search
 from rayddl.stages.tune.searcher import Numbered
-from rayddl.stages.tune.store import REPORTS, Book, Ended, Row
+from rayddl.stages.tune.store import Book, Ended, Row
 from rayddl.stages.tune.trial import Running, Work
 
 SHOW_SECONDS = 0.5
@@ -78,6 +78,11 @@ class Watch(Callback):
         best = best_of(work.search, self.rows.values())
         self._kept = best.number if best else 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune stores its callbacks for a restart of its own, which is never used. A display with an open file, such as
+        # that of `--json`, could not be stored.
+        return {}
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended by itself or was stopped by the scheduler."""
         self._end(trial, "stopped")
@@ -138,6 +143,4 @@ class Watch(Callback):
 
 def row_of(work: Work, number: int, how: Ended) -> Row:
     """A trial's row from what it left at work."""
-    folder = Book(work.out).at_work(number)
-    settings = folder.read_json(REPORTS if folder.has(REPORTS) else "trial.json")["settings"]
-    return Running(work, number, settings).row(how)
+    return Running(work, number, Book(work.out).settings(number)).row(how)

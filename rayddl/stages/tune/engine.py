@@ -45,8 +45,9 @@ def run(work: Work, share: Share, progress: Progress, *, tensorboard: bool = Fal
     if not any(row.sound for row in rows.values()):
         reasons = list(dict.fromkeys(row.reason or row.ended for row in rows.values()))
         raise StageError(
-            f"none of {len(rows)} trials came to a figure: {'; '.join(reasons[:3]) or 'the budget was used up'}. "
-            "Try the template by itself, or a narrower space."
+            f"none of {len(rows)} trials produced a result: {'; '.join(reasons[:3]) or 'the budget was used up'}. "
+            "Try the template by itself, or a narrower space.",
+            code="no-trial-succeeded",
         )
     return rows
 

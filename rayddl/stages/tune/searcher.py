@@ -26,7 +26,7 @@ class Numbered(Searcher):
         """The number of each trial under the name that Tune has for it."""
         ended, begun = book.ended(), book.begun()
         for row in ended.values():
-            self._learn(row)
+            self.learn(row)
         # A number beyond the last is that of what is run after the search.
         begun = {number: settings for number, settings in begun.items() if number < search.samples}
         self._unfinished = deque(sorted(begun.items()))
@@ -55,9 +55,6 @@ class Numbered(Searcher):
 
     def learn(self, row: Row) -> None:
         """Take in how a trial ended. One that has no figure counts as the worst there is."""
-        self._learn(row)
-
-    def _learn(self, row: Row) -> None:
         self._suggest.tell(row.number, row.settings, row.value)
 
     def save(self, checkpoint_path: str) -> None:

@@ -18,12 +18,14 @@ SAMPLES = 20
 
 
 class Students(Config):
-    """How sets are judged during a search where the template has no short evaluations of its own."""
+    """Short evaluations of a search whose template has none of its own."""
 
     net: NetConfig | None = None
-    """Default: the set's own network."""
+    """Network of the students. Default: the one with which the set was made."""
     epochs: int = Field(default=30, ge=1)
+    """Epochs of a student."""
     seeds: int = Field(default=1, ge=1)
+    """Students per trial."""
 
 
 class TuneConfig(StageConfig):
@@ -33,39 +35,43 @@ class TuneConfig(StageConfig):
 
     kind: Literal["tune"]
     of: Annotated[str, Template()]
-    """The template: the stage whose settings are searched. It runs by itself only if another stage reads it."""
+    """The template: the stage whose settings are searched. It runs by itself only if another stage reads
+    it."""
     also: Annotated[tuple[str, ...], Template(("experts",))] = ()
-    """Stages that the template reads and that are varied with it: their settings are ``<stage>.<key>``."""
+    """Stages read by the template whose settings vary too, as ``<stage>.<key>``."""
     space: dict[str, Entry] = Field(min_length=1)
     """What varies: keys of the template, nested ones with dots, and ``<stage>.<key>`` for ``also``."""
     metric: str = "accuracy"
+    """What is optimised: a figure that trials of the template's kind report."""
     mode: Mode | None = None
-    """Default: what is better for the metric."""
+    """Maximise or minimise the metric. Default: whichever is better for it."""
     samples: int | None = Field(default=None, ge=1)
-    """Trials, the template's own settings being the first. Default: 20, or every combination of a grid."""
+    """Trials; the first has the template's own settings. Default: 20, or every combination of a grid."""
     max_iterations: int | None = Field(default=None, ge=1)
-    """Length of a trial in the template's iterations; default: the template's own."""
+    """Length of a trial in the template's iterations. Default: the template's own."""
     report_every: int | None = Field(default=None, ge=1)
-    """Iterations between two reports; default: the template's ``evaluate_every``, or an eighth of the length."""
+    """Iterations between two reports. Default: the template's ``evaluate_every``, or an eighth of the
+    length."""
     time_budget: float | None = Field(default=None, gt=0)
-    """Seconds after which the search ends with what it has."""
+    """Seconds after which the search ends with the trials finished so far. Default: no limit."""
     cost_budget: float | None = Field(default=None, gt=0)
-    """Seconds of trials' work, summed over all trials, after which the search ends."""
+    """Seconds of work, summed over all trials, after which the search ends. Default: no limit."""
     searcher: Literal["random", "grid", "optuna"] = "optuna"
-    """``optuna``: the tree-structured Parzen estimator."""
+    """How settings are proposed: ``random``, ``grid``, or ``optuna``'s tree-structured Parzen estimator."""
     scheduler: Literal["none", "asha"] = "none"
+    """``asha`` stops weak trials early; ``none`` lets each run to its end."""
     grace: int | None = Field(default=None, ge=1)
-    """Iterations before ``asha`` may stop a trial; default: one report."""
+    """``asha``: iterations before a trial may be stopped. Default: one report."""
     reduction: int = Field(default=3, ge=2)
-    """``asha``: of so many trials one goes on at each rung."""
+    """``asha``: at each rung one trial in this many continues."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the search's own choices. What a trial does is seeded as the template is."""
+    """Seed of the search's proposals; trials are seeded as the template is."""
     students: Students = Students()
-    """Short evaluations of sets. ``match`` has its own: ``evaluate_epochs``, ``evaluate_seeds``."""
+    """Short evaluations of a trial's set; ``match`` has its own (``evaluate_epochs``, ``evaluate_seeds``)."""
     held_out: int = Field(default=5, ge=1)
-    """Fresh seeds on which the best settings and the template's own are compared after the search."""
+    """Fresh seeds on which the best settings are compared with the template's own after the search."""
     tensorboard: bool = False
-    """Also write TensorBoard files, into the stage's folder."""
+    """Also write TensorBoard files into the stage's folder."""
 
     @field_validator("space")
     @classmethod

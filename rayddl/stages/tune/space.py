@@ -23,12 +23,14 @@ DIGITS = 4
 
 
 class Entry(Config):
-    """What one setting varies over; exactly one of the forms, with ``when`` beside it if it is conditional."""
+    """The values of one setting: exactly one of the first six keys, and ``when`` if the setting is
+    conditional.
+    """
 
     uniform: tuple[float, float] | None = None
-    """Any number between the two."""
+    """Any number between the two, uniformly."""
     loguniform: tuple[float, float] | None = None
-    """Any number between the two, every factor equally likely."""
+    """Any number between the two, uniformly in its logarithm."""
     randint: tuple[int, int] | None = None
     """A whole number between the two, both included."""
     quniform: tuple[float, float, float] | None = None
@@ -36,9 +38,10 @@ class Entry(Config):
     choice: tuple[Any, ...] | None = Field(default=None, min_length=1)
     """One of the values listed."""
     grid: tuple[Any, ...] | None = Field(default=None, min_length=1)
-    """Each of the values listed, as often as the others: combinations of grids are gone through in turn."""
+    """Each of the values listed, equally often: combinations of grids are tried one after the other."""
     when: dict[str, Any] | None = None
-    """Values of other settings, one or a list for each, without which this one keeps the template's value."""
+    """Conditions: values of other settings, one or a list for each, outside which this one keeps the
+    template's value."""
 
     @model_validator(mode="after")
     def _one_form(self) -> Entry:

@@ -82,9 +82,10 @@ class Book:
         """The trials that have begun and not ended, with their settings."""
         work, over = self.out.child(WORK), set(self.ended())
         numbers = [int(name) for name in work.folders() if name.isdigit()]
-        return {n: self._settings(n) for n in numbers if n not in over and self.at_work(n).has("trial.json")}
+        return {n: self.settings(n) for n in numbers if n not in over and self.at_work(n).has("trial.json")}
 
-    def _settings(self, number: int) -> Settings:
+    def settings(self, number: int) -> Settings:
+        """The settings of a trial that has begun."""
         folder = self.at_work(number)
         name = REPORTS if folder.has(REPORTS) else "trial.json"
         settings: Settings = folder.read_json(name)["settings"]

@@ -185,5 +185,5 @@ class Running:
 def _finite(metric: str, metrics: Mapping[str, float], stop: int) -> float:
     value = float(metrics[metric])
     if not math.isfinite(value):
-        raise DivergedError(f"{metric} is {value} at iteration {stop}")
+        raise DivergedError(f"{metric} is {value} at iteration {stop}", code="metric-not-finite")
     return value

@@ -121,9 +121,9 @@ class Cluster:
         process.wait(60)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def make_cluster() -> Iterator[Callable[[], Cluster]]:
-    """Starts clusters, and stops them after the test."""
+    """Starts clusters, and stops them after the module's tests."""
     with ExitStack() as made:
 
         def make() -> Cluster:
@@ -155,7 +155,7 @@ def bare_python(tmp_path: Path) -> str:
     return str(folder / "bin" / "python")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def unshared() -> None:
     """Skips where a process may not have mounts of its own."""
     tried = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,35 +67,18 @@ def test_nodes_without_the_package(make_cluster, bare_python, definition) -> Non
     assert list(definition.glob("runs/.rayddl-seen-*")) == []
 
 
-def test_a_local_out_that_a_node_does_not_see(make_cluster, unshared, definition) -> None:
-    """A run with a folder that one node does not see is refused before a stage starts, and one that all nodes see
-    is not. A dead node and a head without CPUs do not count.
-    """
+@pytest.fixture(scope="module")
+def blind(make_cluster, unshared) -> tuple[Any, Path, Any]:
+    """A cluster, a folder, and the cluster's one node, which does not see the folder."""
     cluster = make_cluster()
     hidden = cluster.folder / "here"
     hidden.mkdir()
-    cluster.node()
-    blind = cluster.node(hidden=hidden)
-    refused = cluster.rayddl("run", "small.yaml", "--out", str(hidden / "runs"), cwd=definition)
-    shared = cluster.rayddl("run", "small.yaml", "--out", str(definition / "runs"), cwd=definition)
-    cluster.kill(blind)
-    alive = cluster.rayddl("run", "small.yaml", "--out", str(hidden / "runs"), cwd=definition)
-
-    assert refused.returncode == 2, refused.stderr
-    assert "has no such folder" in refused.stderr
-    assert "s3://bucket/runs" in refused.stderr
-    assert shared.returncode == 0, shared.stderr
-    assert alive.returncode == 0, alive.stderr
-    record = json.loads((hidden / "runs" / "small.run.json").read_text())
-    assert record["stages"]["experts"]["state"] == "done"
+    return cluster, hidden, cluster.node(hidden=hidden)
 
 
-def test_evaluate_where_workers_share_out_alone(make_cluster, unshared, definition) -> None:
+def test_evaluate_where_workers_share_out_alone(blind, definition) -> None:
     """`rayddl evaluate` leaves what workers write where they all see it, not in this machine's temporary folder."""
-    cluster = make_cluster()
-    hidden = cluster.folder / "here"
-    hidden.mkdir()
-    cluster.node(hidden=hidden)
+    cluster, hidden, _ = blind
     (definition / "small.yaml").write_text(CORESET)
     made = cluster.rayddl("run", "small.yaml", "--out", str(definition / "runs"), cwd=definition)
     assert made.returncode == 0, made.stderr
@@ -107,3 +91,23 @@ def test_evaluate_where_workers_share_out_alone(make_cluster, unshared, definiti
     assert judged.returncode == 0, judged.stderr
     assert "convnet" in judged.stdout
     assert list(definition.glob("runs/.*")) == []
+
+
+def test_a_local_out_that_a_node_does_not_see(blind, definition) -> None:
+    """A run with a folder that one node does not see is refused before a stage starts, and one that all nodes see
+    is not. A dead node and a head without CPUs do not count.
+    """
+    cluster, hidden, node = blind
+    cluster.node()
+    refused = cluster.rayddl("run", "small.yaml", "--out", str(hidden / "runs"), cwd=definition)
+    shared = cluster.rayddl("run", "small.yaml", "--out", str(definition / "runs"), cwd=definition)
+    cluster.kill(node)
+    alive = cluster.rayddl("run", "small.yaml", "--out", str(hidden / "runs"), cwd=definition)
+
+    assert refused.returncode == 2, refused.stderr
+    assert "has no such folder" in refused.stderr
+    assert "s3://bucket/runs" in refused.stderr
+    assert shared.returncode == 0, shared.stderr
+    assert alive.returncode == 0, alive.stderr
+    record = json.loads((hidden / "runs" / "small.run.json").read_text())
+    assert record["stages"]["experts"]["state"] == "done"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -15,11 +16,16 @@ def the(rows: list[dict[str, str]], found: str) -> dict[str, str]:
     return row
 
 
-def test_nodes_that_would_fail(make_cluster, bare_python, unshared, tmp_path) -> None:
+@pytest.fixture(scope="module")
+def cluster(make_cluster) -> Any:
+    """A cluster of a head alone."""
+    return make_cluster()
+
+
+def test_nodes_that_would_fail(cluster, bare_python, unshared, tmp_path) -> None:
     """A node that Ray was told GPUs of that it does not have, one without torch, and one that does not see --out are
     named with what to do; a node that only lacks rayddl, and the head without CPUs, are fine.
     """
-    cluster = make_cluster()
     hidden = cluster.folder / "here"
     hidden.mkdir()
     cluster.node("--num-gpus=2", python=bare_python, hidden=hidden)
@@ -49,9 +55,8 @@ def test_nodes_that_would_fail(make_cluster, bare_python, unshared, tmp_path) ->
     assert "torch cannot be imported" in plain["advice"]
 
 
-def test_clusters_that_cannot_be_used(make_cluster, tmp_path) -> None:
+def test_clusters_that_cannot_be_used(cluster, tmp_path) -> None:
     """A cluster that does not answer, and one whose token is another, are a row that fails, with what to do."""
-    cluster = make_cluster()
     refused = cluster.rayddl("doctor", "--json", cwd=tmp_path, RAY_AUTH_TOKEN="f" * 64)
     address, cluster.address = cluster.address, "127.0.0.1:9"
     absent = cluster.rayddl("doctor", "--json", cwd=tmp_path)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import rayddl
-from rayddl.errors import UserError
 from rayddl.stages.runtime import attach
+from tests.raising import raises
 
 HOME = str(Path(rayddl.__file__).parent)
 
@@ -74,16 +74,14 @@ def test_the_shipped_copy_is_the_one_imported(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    "error",
     [
-        (RuntimeError("Version mismatch: The cluster was started with: Ray: 2.59.0"), "runs other versions"),
-        (RuntimeError("RPC error: InvalidAuthToken: Authentication token is missing"), "asks for a token"),
-        (ConnectionError("Could not find any running Ray instance"), "ray start --head"),
+        RuntimeError("Version mismatch: The cluster was started with: Ray: 2.59.0"),
+        RuntimeError("RPC error: InvalidAuthToken: Authentication token is missing"),
+        ConnectionError("Could not find any running Ray instance"),
     ],
 )
-def test_a_cluster_that_cannot_be_used(
-    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, job
-) -> None:
+def test_a_cluster_that_cannot_be_used(error: Exception, monkeypatch: pytest.MonkeyPatch, job) -> None:
     """What keeps this process from a cluster is said with what to do, whatever Ray wraps it in."""
     ray = pytest.importorskip("ray")
 
@@ -91,5 +89,5 @@ def test_a_cluster_that_cannot_be_used(
         raise ConnectionError("Failed to connect to Ray cluster") from error
 
     monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(UserError, match=said):
+    with raises("attach-failed"):
         attach.start("auto", {})

@@ -18,6 +18,7 @@ from rayddl.errors import StageError, UserError
 from rayddl.stages.runtime import capacity, cluster, sizes
 from rayddl.stages.runtime.capacity import HEAD, Capacity, Group
 from rayddl.stages.runtime.sizes import Ask, Resources
+from tests.raising import raises
 
 SIZES = st.lists(st.integers(0, 64).map(float), min_size=1, max_size=6)
 GPUS = Group(4, {"CPU": 8.0, "GPU": 1.0})
@@ -216,7 +217,7 @@ def test_a_worker_that_fits_nowhere_is_refused_by_its_stage(have) -> None:
         "stage 'b': one worker asks for 8 CPU, and no node has that (nodes: 4 CPU, 0 GPU, 0 memory; 2 CPU, 0 GPU, "
         "0 memory). Lower the stage's resources, or add a node that has them."
     )
-    with pytest.raises(StageError, match="stage 'c': one of its decoders asks for 1 CPU, 1e\\+12 memory"):
+    with raises("no-node-fits"):
         cluster.require({"c": asking("decoders", num_cpus=1, memory=10**12)})
     with pytest.raises(StageError) as caught:
         cluster.require({"d": asking(together=4, num_cpus=2)})
@@ -249,9 +250,7 @@ def test_waiting_has_an_end(have, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that never comes ends the run, with what keeps the autoscaler to be looked up."""
     monkeypatch.setattr(cluster, "WAIT_SECONDS", -1.0)
     held = have(of(0, groups=(GPUS,)))
-    with pytest.raises(
-        StageError, match=r"no node with 1 CPU, 1 GPU came within .*; to come at most: 4xCPU:8,GPU:1"
-    ):
+    with raises("no-node-came"):
         cluster.wait_for({"CPU": 1.0, "GPU": 1.0})
     assert held[-1] == "node"
 

@@ -8,6 +8,7 @@ ray = pytest.importorskip("ray")
 
 from rayddl.errors import SourceError, StageError  # noqa: E402
 from rayddl.stages.runtime import failures  # noqa: E402
+from tests.raising import raises  # noqa: E402
 
 # As Ray 2.60 writes it, without the lines on the object store.
 OOM = """\
@@ -119,8 +120,8 @@ class TestKinds:
 
     def test_errors_of_the_work(self) -> None:
         """An error that rayddl raised comes out as it went in; any other one is left alone."""
-        refused = SourceError("no images in /data")
-        with pytest.raises(SourceError, match="no images in /data"):
+        refused = SourceError("no images in /data", code="for-a-test")
+        with raises("for-a-test"):
             failures.explain(ray.exceptions.RayTaskError("f", "Traceback", refused), "unit 3")
         mistake = ray.exceptions.RayTaskError("f", "Traceback", KeyError("loss"))
         assert not failures.lost(mistake)

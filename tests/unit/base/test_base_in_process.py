@@ -39,7 +39,7 @@ def test_what_a_unit_raises_is_raised_as_it_is() -> None:
     """No error of another process stands between: a diverged trial is told from a failed one."""
 
     def unit() -> None:
-        raise StageError("no")
+        raise StageError("no", code="for-a-test")
 
     backend = InProcess()
     with backend.opened(backend.spread(Resources(), units=1), "units") as free, pytest.raises(StageError):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from rayddl.pipeline.definition import load as definition
 from rayddl.stages.runtime import cluster, sizes
@@ -145,3 +146,142 @@ def test_all_slots_have_room_at_once(nodes: list[dict[str, float]], units: int, 
     assert group.gpus == min(workers, total)
     assert room_for(tuple(Ask("resources", group, together=True).placed), have)
     assert group.per_slot * group.num_gpus + (sizes.BESIDE if beside else 0) <= 1.0001
+
+
+def asked(**settings: float) -> Resources:
+    return Resources.model_validate(settings)
+
+
+def nodes(*each: tuple[float, float]) -> Capacity:
+    """Nodes of so many CPUs and GPUs."""
+    return Capacity(tuple({"CPU": float(cpus), "GPU": float(gpus)} for cpus, gpus in each))
+
+
+MIXED = nodes((4, 1), (16, 2))
+MEMORY = Capacity(({"CPU": 8.0, "memory": 20.0},))
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [
+        # Without GPUs a CPU each, as many at once as the nodes hold, one at least.
+        (sizes.spread(ANY, of(1, 4, 0), units=9), Share(1.0, 0.0, None, 4)),
+        (sizes.spread(ANY, of(1, 4, 0), units=0), Share(1.0, 0.0, None, 1)),
+        (sizes.spread(asked(at_once=2), of(1, 4, 0), units=9), Share(1.0, 0.0, None, 2)),
+        (sizes.spread(asked(num_cpus=3, memory=5), MEMORY, units=9), Share(3.0, 0.0, 5, 2)),
+        (sizes.spread(asked(memory=15), MEMORY, units=9), Share(1.0, 0.0, 15, 1)),
+        (sizes.spread(ANY, of(2, 8, 2), units=9, gpu=False), Share(1.0, 0.0, None, 9)),
+        # Shares of a GPU as asked for: three of 0.3 on each, one of a whole.
+        (sizes.spread(asked(num_gpus=0.3), of(1, 8, 2), units=99), Share(1.0, 0.3, None, 6, gpus=2)),
+        (sizes.spread(asked(num_gpus=1), of(1, 8, 2), units=99), Share(1.0, 1.0, None, 2, gpus=2)),
+        (sizes.spread(asked(memory=7), of(1, 8, 2), units=4), Share(1.0, 0.5, 7, 4, gpus=2)),
+        # No more on a GPU than its CPUs allow, and one at least.
+        (sizes.spread(asked(num_cpus=0.5), of(1, 1, 1), units=99), Share(0.5, 0.5, None, 2, gpus=1)),
+        (sizes.spread(asked(num_cpus=4), of(1, 2, 1), units=99), Share(4.0, 1.0, None, 1, gpus=1)),
+        (sizes.spread(ANY, of(1, 2, 1), units=3), Share(0.666, 0.333, None, 3, gpus=1)),
+        (sizes.spread(ANY, of(1, 2, 1), units=7, fill=True), Share(0.5, 0.25, None, 4, gpus=1)),
+        (sizes.spread(ANY, of(2, 8, 2), units=7, fill=True), Share(1.0, 1.0, None, 4, gpus=4)),
+        (sizes.spread(ANY, MIXED, units=7), Share(1.0, 0.333, None, 7, gpus=3)),
+        # Without GPUs one worker takes a node, but for a CPU kept; several take one CPU each, or less.
+        (sizes.together(ANY, of(1, 4, 0), workers=1), Share(4, 0.0, None, 1)),
+        (sizes.together(ANY, of(1, 4, 0), workers=1, beside=True), Share(3, 0.0, None, 1)),
+        (sizes.together(ANY, of(1, 1, 0), workers=1, beside=True), Share(1, 0.0, None, 1)),
+        (sizes.together(ANY, of(1, 1.5, 0), workers=1), Share(1, 0.0, None, 1)),
+        (sizes.together(ANY, of(1, 2, 0), workers=3), Share(0.666, 0.0, None, 3)),
+        (sizes.together(ANY, of(1, 9, 0), workers=3), Share(1.0, 0.0, None, 3)),
+        (sizes.together(asked(num_cpus=2, memory=7), of(1, 9, 0), workers=3), Share(2, 0.0, 7, 3)),
+        # On GPUs whole CPUs of the slot, eight at most; beside them one, and a quarter of the GPU.
+        (sizes.together(ANY, of(1, 12, 2), workers=3), Share(3.0, 0.5, None, 3, gpus=2)),
+        (
+            sizes.together(ANY, of(1, 12, 2), workers=3, beside=True),
+            Share(2.0, 0.375, None, 3, gpus=2, beside=1.0),
+        ),
+        (
+            sizes.together(ANY, of(1, 1, 1), workers=1, beside=True),
+            Share(0.5, 0.75, None, 1, gpus=1, beside=0.5),
+        ),
+        (sizes.together(asked(num_gpus=0.5), of(1, 12, 2), workers=5), Share(3.0, 0.5, None, 5, gpus=3)),
+        (sizes.together(asked(num_gpus=0.3), of(1, 12, 1), workers=5), Share(2.0, 0.3, None, 5, gpus=2)),
+        (
+            sizes.together(asked(num_gpus=1, memory=5), of(1, 12, 2), workers=2, beside=True),
+            Share(5.0, 1.0, 5, 2, gpus=2, beside=1.0),
+        ),
+        (
+            sizes.together(asked(num_gpus=2), of(1, 12, 4), workers=2, beside=True),
+            Share(5.0, 2.0, None, 2, gpus=2, beside=1.0),
+        ),
+        (sizes.together(asked(num_gpus=2), of(1, 12, 4), workers=5), Share(6.0, 2.0, None, 5, gpus=5)),
+        (sizes.together(ANY, MIXED, workers=3), Share(4.0, 1.0, None, 3, gpus=3)),
+        (sizes.together(ANY, MIXED, workers=2), Share(8.0, 1.0, None, 2, gpus=2)),
+        (sizes.together(ANY, nodes((64, 1), (64, 1)), workers=2), Share(8.0, 1.0, None, 2, gpus=2)),
+        (sizes.alone(asked(num_cpus=2), nodes((64, 1))), Share(2, 1.0, None, 1, gpus=1)),
+    ],
+)
+def test_shares_worked_out_by_hand(share: Share, expected: Share) -> None:
+    """What one worker gets, and how many run at once, case by case."""
+    assert share == expected
+
+
+@pytest.mark.parametrize(
+    ("found", "judges", "cutters"),
+    [
+        (sizes.streamed(ANY, ANY, of(1, 8, 0)), Share(1.0, 0.0, None, 8), None),
+        (sizes.streamed(asked(at_once=3, memory=5), ANY, MEMORY), Share(1.0, 0.0, 5, 3), None),
+        (sizes.streamed(ANY, ANY, nodes((8, 2), (16, 0))), Share(1.0, 1.0, None, 2), Share(1.0, 0.0, None, 23)),
+        (
+            sizes.streamed(
+                asked(num_gpus=0.5, num_cpus=2, memory=4, at_once=3), asked(num_cpus=2, memory=5, at_once=2),
+                nodes((8, 2), (16, 0)),
+            ),
+            Share(2, 0.5, 4, 3),
+            Share(2, 0.0, 5, 2),
+        ),
+        (
+            sizes.streamed(asked(num_gpus=0.5), asked(num_cpus=3), nodes((8, 2), (16, 0))),
+            Share(1.0, 0.5, None, 4),
+            Share(3, 0.0, None, 7),
+        ),
+        (
+            sizes.streamed(asked(num_gpus=2), ANY, nodes((8, 2), (16, 1))),
+            Share(1.0, 2.0, None, 1),
+            Share(1.0, 0.0, None, 23),
+        ),
+        (sizes.streamed(ANY, ANY, nodes((1, 1))), Share(0.5, 1.0, None, 1), Share(0.5, 0.0, None, 1)),
+        (sizes.streamed(ANY, ANY, nodes((0, 1))), Share(0.0, 1.0, None, 1), Share(0.0, 0.0, None, 1)),
+    ],
+)  # fmt: skip
+def test_streams_worked_out_by_hand(
+    found: tuple[Share, Share | None], judges: Share, cutters: Share | None
+) -> None:
+    """A scoring worker for every GPU or share of one, and as many decoding ones as have a CPU where one scores."""
+    assert found == (judges, cutters)
+
+
+def test_what_a_share_asks_of_ray() -> None:
+    """Options of a worker, its threads, and the slots of GPUs with the memory of all that share them."""
+    plain, shared = Share(0.5, 0.0, None, 3), Share(2.5, 0.25, 100, 5, gpus=2, beside=1.0)
+
+    assert plain.options == {"num_cpus": 0.5, "num_gpus": 0.0}
+    assert shared.options == {"num_cpus": 2.5, "num_gpus": 0.25, "memory": 100}
+    assert (plain.threads, shared.threads) == (1, 2)
+    assert (plain.per_slot, shared.per_slot) == (1, 3)
+    assert (plain.slots, plain.needs) == ((), {"CPU": 0.5})
+    assert shared.slots == (
+        {"GPU": 1.0, "CPU": 8.5, "memory": 300.0}, {"GPU": 1.0, "CPU": 7.5, "memory": 300.0},
+    )  # fmt: skip
+    assert shared.needs == shared.slots[0]
+    assert Share(1.0, 2.0, 9, 1).needs == {"CPU": 1.0, "GPU": 2.0, "memory": 9.0}
+    assert list(Ask("resources", shared).placed) == [shared.slots[0]]
+    assert list(Ask("resources", shared, together=True).placed) == list(shared.slots)
+    assert list(Ask("resources", plain, together=True).placed) == [{"CPU": 0.5}] * 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "least", "below"),
+    [("num_cpus", 0.001, 0), ("num_gpus", 0, -0.1), ("memory", 1, 0), ("at_once", 1, 0)],
+)
+def test_resources_have_least_values(setting: str, least: float, below: float) -> None:
+    """What no worker could run with is refused."""
+    assert getattr(asked(**{setting: least}), setting) == least
+    with pytest.raises(ValidationError, match=setting):
+        asked(**{setting: below})

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rayddl.cli.app import app
-from rayddl.errors import PathError
 from rayddl.storage import Folder, split
+from tests.raising import raises
 
 OPTIONS = "?endpoint_override=http%3A%2F%2F127.0.0.1%3A9&region=eu-central-1"
 
@@ -71,7 +71,7 @@ def test_a_name_cannot_leave_its_folder(tmp_path: Path, name: str) -> None:
         folder.delete,
         lambda n: folder.write(n, b""),
     ):
-        with pytest.raises(PathError, match="does not stay inside its folder"):
+        with raises("path-leaves-folder"):
             act(name)
 
 

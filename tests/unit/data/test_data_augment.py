@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -192,7 +190,7 @@ def test_flip_and_crop_move_pixels_without_changing_them(seed: int, side: int) -
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_derivatives_of_every_mode_and_order(name: str) -> None:
     """Reverse, forward, batched, reverse over reverse and forward over reverse all check in float64."""
-    shape = (2, 3, 5, 5)
+    shape = (2, 2, 4, 4)
     x = torch.randn(shape, dtype=torch.float64, generator=generator(1)).requires_grad_()
     choice = drawn(name, shape)
 
@@ -340,15 +338,22 @@ def test_a_draw_for_another_number_of_images_is_refused() -> None:
         apply(torch.zeros(4, 3, 8, 8), drawn("flip", (5, 3, 8, 8)))
 
 
-def test_a_draw_is_the_same_in_another_process() -> None:
-    """Nothing but the seed decides: a fresh interpreter draws the same numbers."""
-    code = (
-        "import torch; from rayddl.data.pixels.augment import draw;"
-        "d = draw(('color', 'scale'), (3, 3, 8, 8), torch.Generator().manual_seed(4));"
-        "print(d.name, [p.tolist() for p in d.params])"
-    )
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    here = draw(("color", "scale"), (3, 3, 8, 8), generator(4))
+KNOWN = {
+    "color": [0.059092, -0.408543, 0.420006, 0.014389, 0.538962, 1.492895],
+    "crop": [-1, 0, 1, -1],
+    "cutout": [3, 4, 2, 3],
+    "flip": [0, 1],
+    "scale": [1.038334, 0.866867, 0.910334, 0.835971],
+    "rotate": [0.030941, -0.213913],
+}
 
-    assert here is not None
-    assert there.strip() == f"{here.name} {[p.tolist() for p in here.params]}"
+
+def test_known_draws_are_known() -> None:
+    """Nothing but the seed decides, in any process: changing a draw makes everybody's results void."""
+    for name, numbers in KNOWN.items():
+        assert torch.stack(drawn(name, (2, 3, 8, 8), 4).params).double().flatten().tolist() == pytest.approx(
+            numbers, abs=1e-6
+        )
+    chosen = draw(AUGMENTATIONS, (2, 3, 8, 8), generator(4))
+    assert chosen is not None
+    assert chosen.name == "scale"

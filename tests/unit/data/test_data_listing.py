@@ -15,9 +15,9 @@ from PIL import Image
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import registry as sources
 from rayddl.data.sources.listing import CHUNK, FileStore, Listing, ParquetStore, sorted_listing
-from rayddl.errors import SourceError
 from rayddl.methods.patches.boxes import preselected
 from rayddl.storage import Folder
+from tests.raising import raises
 
 
 def _png(value: int) -> bytes:
@@ -128,7 +128,7 @@ def test_sources_that_are_always_decoded_have_no_listing() -> None:
 
 def test_a_missing_folder_is_refused_with_its_place(tmp_path: Path) -> None:
     """Listing says the same as loading does."""
-    with pytest.raises(SourceError, match="there is no folder"):
+    with raises("root-missing"):
         sources.listing(SourceConfig(name="imagefolder", root=str(tmp_path / "gone")))
 
 

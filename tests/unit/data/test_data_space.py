@@ -8,8 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rayddl.data.pixels import space
 from rayddl.data.pixels.space import ZCA_EPS, Normalise, PixelSpace, Zca, fit
-from rayddl.errors import ArtifactError, SourceError
+from rayddl.data.pixels.whitening import moments
+from rayddl.errors import SourceError
+from tests.raising import raises
 
 KINDS = ["normalise", "zca"]
 
@@ -136,6 +139,15 @@ def test_statistics_are_exact_over_many_chunks() -> None:
     assert reversed_.fingerprint == space.fingerprint
 
 
+def test_sums_of_a_thousand_products_are_exact() -> None:
+    """1,024 products of 2^14 and one of 1: a float32 sum of all would lose the last."""
+    images = torch.zeros(1025, 1, 1, 1, dtype=torch.uint8)
+    images[-1] = 129
+    count, sums, products = moments(images)
+
+    assert (count, sums.tolist(), products.tolist()) == (1025, [1 - 1024 * 128], [[1 + 1024 * 2.0**14]])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_fingerprint_follows_the_images(kind: str) -> None:
     """One changed byte changes it; the number of threads and the layout in memory do not."""
@@ -171,6 +183,52 @@ def test_encoding_does_not_depend_on_the_batch(kind: str) -> None:
     assert torch.equal(images, before)
 
 
+@pytest.mark.parametrize(
+    ("kind", "fingerprint"),
+    [
+        ("normalise", "1f756becd30922b82a2961fbc8c8a2b84dbf8fa5e53cbf48c2b5b93059072e77"),
+        ("zca", "043fa38eb32f3a9a2599238282c56d39205d9e453e3ea1d07340df1ba50f4a59"),
+    ],
+)
+def test_fingerprints_are_known(kind: str, fingerprint: str) -> None:
+    """Of known images, on any machine: changing it makes everybody's results void."""
+    images = torch.arange(5 * 12).view(5, 3, 2, 2).mul(37).remainder(256).to(torch.uint8)
+    assert fit(kind, images).fingerprint == fingerprint
+
+
+def test_whitening_has_a_largest_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 x 64 RGB, and what has no more numbers than that."""
+    assert space.ZCA_LARGEST == 12_288
+    monkeypatch.setattr(space, "ZCA_LARGEST", 12)
+    assert fit("zca", noise(3, (3, 2, 2))).kind == "zca"
+    with raises("images-too-large-for-zca"):
+        fit("zca", noise(3, (3, 1, 5)))
+    assert fit("zca", noise(2, (1, 2, 2))).kind == "zca"
+
+
+def test_a_constant_channel_has_the_least_deviation() -> None:
+    """A quarter of a grey level is divided by, and whitening adds a tenth to every variance."""
+    images = noise(20, (2, 4, 4))
+    images[:, 1] = 77
+    assert float(fit("normalise", images).tensors()["std"][1]) == 1e-3
+    assert zca_of(images).eps == 0.1
+
+
+def test_many_images_are_encoded_as_few() -> None:
+    """More than are encoded at a time, the last part not full."""
+    images = noise(4099, (1, 2, 2))
+    whitened = zca_of(images)
+    encoded = whitened.encode(images)
+    expected = (images.flatten(1).double() / 255 - whitened.mean.double()) @ whitened.whiten.double()
+
+    torch.testing.assert_close(encoded.flatten(1).double(), expected, rtol=0, atol=1e-5)
+    assert torch.equal((whitened.decode(encoded) * 255).round().to(torch.uint8), images)
+    flat = images.double() / 255
+    assert float(fit("normalise", images).tensors()["mean"][0]) == pytest.approx(
+        float(flat.mean()), rel=1e-12
+    )
+
+
 def test_too_large_images_are_not_whitened() -> None:
     """The message gives the matrix's size, the limit and both ways out."""
     with pytest.raises(SourceError) as caught:
@@ -184,7 +242,7 @@ def test_too_large_images_are_not_whitened() -> None:
 
 def test_a_single_image_is_not_whitened() -> None:
     """One image has no covariance."""
-    with pytest.raises(SourceError, match="space: zca needs at least 2 training images, found 1"):
+    with raises("too-few-images-for-zca"):
         fit("zca", torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
 
 
@@ -194,6 +252,8 @@ def test_images_of_another_shape_are_refused() -> None:
 
     with pytest.raises(ValueError, match=r"fitted on images of shape \(3, 4, 4\), got \(1, 4, 4\)"):
         space.encode(noise(2, (1, 4, 4)))
+    with pytest.raises(ValueError, match=r"fitted on images of shape \(3, 4, 4\), got \(1, 4, 4\)"):
+        space.invert(torch.zeros(2, 1, 4, 4))
 
 
 def test_an_unknown_kind_is_refused() -> None:
@@ -202,7 +262,7 @@ def test_an_unknown_kind_is_refused() -> None:
 
     with pytest.raises(ValueError, match="unknown pixel space 'pca'; known: normalise, zca"):
         fit("pca", noise(10, (3, 4, 4)))
-    with pytest.raises(ArtifactError, match="unknown pixel space 'pca'; known: normalise, zca"):
+    with raises("unknown-pixel-space"):
         PixelSpace.from_parts({**space.to_json(), "kind": "pca"}, space.tensors())
 
 
@@ -212,10 +272,10 @@ def test_missing_or_altered_numbers_are_refused(kind: str) -> None:
     space, other = fit(kind, noise(10, (3, 4, 4))), fit(kind, noise(10, (3, 4, 4), seed=1))
     tensors = space.tensors()
 
-    with pytest.raises(ArtifactError, match=f"the pixel space '{kind}' is incomplete: 'mean'"):
+    with raises("pixel-space-incomplete"):
         PixelSpace.from_parts(space.to_json(), {n: t for n, t in tensors.items() if n != "mean"})
     parts = {**space.to_json(), "fingerprint": other.fingerprint}
-    with pytest.raises(ArtifactError, match=r"were altered: they give the fingerprint \w+, stored is \w+"):
+    with raises("pixel-space-altered"):
         PixelSpace.from_parts(parts, tensors)
-    with pytest.raises(ArtifactError, match=r"is incomplete: mean has shape \(1,\), expected \(\d+,\)"):
+    with raises("pixel-space-incomplete"):
         PixelSpace.from_parts(space.to_json(), {name: t[:1] for name, t in tensors.items()})

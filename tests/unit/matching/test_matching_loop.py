@@ -9,19 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayddl.errors import DivergedError, StageError
-from rayddl.methods.matching.gradient import MetaGradient
+from rayddl.methods.matching import loop as loops
+from rayddl.methods.matching.gradient import StudentRun
 from rayddl.methods.matching.loop import ANCHOR, Loop, Matcher
-from rayddl.methods.matching.settings import Settings
-from rayddl.methods.matching.state import State, average, first_state, load_state, symptom, update
+from rayddl.methods.matching.settings import Settings, WindowRule
+from rayddl.methods.matching.state import State, first_state, load_state
+from rayddl.methods.matching.windows import expert_at
 from rayddl.methods.training.steps import make_steps
 from rayddl.methods.trajectories.convex import SnapshotTrajectory, convexify
 from rayddl.nets.build import flat, initial
 from rayddl.nets.config import NetConfig
+from rayddl.seeds import generator
+from tests.raising import raises
 
 SHAPE, CLASSES = (1, 8, 8), 3
 CONFIG = NetConfig(depth=1, width=4)
 CPU = torch.device("cpu")
+WINDOWS = WindowRule(max_start_epoch=2, expert_epochs=1)
 
 
 def config(**changes: Any) -> Settings:
@@ -136,15 +140,13 @@ def test_rows_record_every_iteration() -> None:
 
     assert [row[0] for row in loop.rows] == [1, 2, 3, 4, 5]
     assert loop.rows[-1][2] == float(loop.state.lr)
-    assert all(0 <= row[3] <= 2 for row in loop.rows)
+    assert all(0 <= row[3] <= 2 and 0 < row[5] < 3600 for row in loop.rows)
 
 
 def test_a_rate_far_too_high_ends_as_diverged() -> None:
     """A thousand times lr_image is noticed at once, taken back three times, and named."""
     loop = begin(config(lr_image=5e10))
-    with pytest.raises(
-        DivergedError, match=r"diverged at iteration 1: .*pixels grew.*taken back 3 times.*smaller lr_image"
-    ):
+    with raises("matching-diverged"):
         run(loop, 5)
 
     assert torch.isfinite(loop.anchor.images).all()
@@ -175,36 +177,12 @@ def test_taken_back_to_the_last_anchor() -> None:
     assert torch.equal(loop.state.images, anchored.images)
 
 
-@pytest.mark.parametrize(
-    ("change", "loss", "text"),
-    [
-        ({}, float("nan"), "the matching loss is nan"),
-        ({}, float("inf"), "the matching loss is inf"),
-        (
-            {"lr": torch.tensor(-0.01, dtype=torch.float64)},
-            1.0,
-            "learning rate went to -0.01, outside 0.0005 to 5",
-        ),
-        ({"lr": torch.tensor(6.0, dtype=torch.float64)}, 1.0, "learning rate went to 6"),
-        ({"images": torch.full((2, 1, 8, 8), float("nan"))}, 1.0, "pixels are not finite"),
-        ({"images": torch.randn(2, 1, 8, 8) * 100}, 1.0, "pixels grew to"),
-        ({"images": torch.zeros(2, 1, 8, 8)}, 1.0, "an image went flat"),
-    ],
-)
-def test_symptoms_are_named(change: dict[str, Any], loss: float, text: str) -> None:
-    """Each way of going astray is noticed and said in words."""
-    state = first_state(torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), None, config())
-
-    assert symptom(state, 1.0, config(), 1.0) is None
-    assert text in (symptom(replace(state, **change), loss, config(), 1.0) or "")
-
-
 def test_standing_experts_end_the_run_with_advice() -> None:
     """Experts that do not move are skipped, and an error when there are no others."""
     loop = begin(config(continuous=False))
     standing = SnapshotTrajectory(snapshots(0)[:1].expand(4, -1))
     all_still = Loop.begin(replace(loop.matcher, trajectories=[standing]), loop.state)
-    with pytest.raises(StageError, match=r"no expert moves over 1 epochs.*raise expert_epochs"):
+    with raises("experts-do-not-move"):
         all_still.step()
     some = Loop.begin(
         replace(loop.matcher, trajectories=[standing, SnapshotTrajectory(snapshots(1))]), loop.state
@@ -215,74 +193,92 @@ def test_standing_experts_end_the_run_with_advice() -> None:
     assert {row[4] for row in some.rows} == {1}
 
 
-def test_momentum_and_learning_rate_update_as_sgd() -> None:
-    """Two updates equal torch.optim.SGD's on the same gradients."""
-    settings = config(lr_image=2.0, lr_lr=0.5)
-    images, rate = torch.ones(2, 1, 4, 4), torch.tensor(0.05, dtype=torch.float64)
-    gradients = [torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(i)) for i in range(2)]
-    state = first_state(images, None, settings)
-    leaf, alpha = images.clone().requires_grad_(), rate.clone().requires_grad_()
-    sgd = torch.optim.SGD([{"params": [leaf], "lr": 2.0}, {"params": [alpha], "lr": 0.5}], momentum=0.5)
-    for i, g in enumerate(gradients):
-        one = MetaGradient(torch.tensor(1.0), g, torch.zeros(2, 3), torch.tensor(0.01 * (i + 1)))
-        state = update(state, one, settings)
-        leaf.grad, alpha.grad = g, torch.tensor(0.01 * (i + 1), dtype=torch.float64)
-        sgd.step()
+def students(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> list[StudentRun]:
+    """The runs of the students of three iterations, in order; nothing is updated."""
+    seen: list[StudentRun] = []
 
-    torch.testing.assert_close(state.images, leaf.detach(), rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(state.lr, alpha.detach(), rtol=1e-6, atol=0)
+    def look(steps: Any, run: StudentRun, start_P: Tensor, target_P: Tensor) -> Any:
+        seen.append(run)
+
+    monkeypatch.setitem(loops.MODES, "exact", look)
+    for iteration in range(3):
+        loop._here(loop.state, iteration)
+    return seen
 
 
-def test_adam_equals_torchs() -> None:
-    """Three updates equal torch.optim.Adam's on the same gradients."""
-    settings = config(lr_image=0.1, lr_lr=0.0, image_optimizer="adam")
-    state = first_state(torch.ones(2, 1, 4, 4), None, settings)
-    leaf = torch.ones(2, 1, 4, 4, requires_grad=True)
-    adam = torch.optim.Adam([leaf], lr=0.1)
-    for i in range(3):
-        g = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(i))
-        state = update(
-            state, MetaGradient(torch.tensor(1.0), g, torch.zeros(2, 3), torch.tensor(0.0)), settings
-        )
-        leaf.grad = g
-        adam.step()
-
-    torch.testing.assert_close(state.images, leaf.detach(), rtol=1e-5, atol=1e-6)
-
-
-def test_learned_labels_follow_autograd() -> None:
-    """The logits' update is the probabilities' gradient pulled back through the softmax."""
-    settings = config(labels="learned", lr_label=2.0, momentum=0.0)
-    logits = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
-    g = torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
-    state = first_state(torch.ones(2, 1, 4, 4), logits, settings)
-    after = update(
-        state, MetaGradient(torch.tensor(1.0), torch.zeros(2, 1, 4, 4), g, torch.tensor(0.0)), settings
-    )
-    leaf = logits.clone().requires_grad_()
-    (leaf.softmax(1) * g).sum().backward()
-    assert after.logits is not None
-    assert leaf.grad is not None
-
-    torch.testing.assert_close(after.logits, logits - 2.0 * leaf.grad)
-
-
-def test_clip_bounds_the_gradient() -> None:
-    """With clip, an update's step is no longer than rate times clip."""
-    settings = config(clip=0.5, lr_image=1.0, momentum=0.0)
-    state = first_state(torch.zeros(2, 1, 4, 4), None, settings)
-    g = MetaGradient(torch.tensor(1.0), torch.ones(2, 1, 4, 4), torch.zeros(2, 3), torch.tensor(0.0))
-
-    assert float(update(state, g, settings).images.norm()) == pytest.approx(0.5)
-
-
-def test_average_of_one_is_that_one() -> None:
-    """A meta-batch of one leaves the gradient as it is; of two it is the mean."""
-    g = [
-        MetaGradient(torch.tensor(v), torch.full((1,), v), torch.full((1,), v), torch.tensor(v))
-        for v in (1.0, 3.0)
+def test_every_student_draws_by_iteration_and_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a student sees follows from the seed, the iteration and the worker, and no two see the same."""
+    seen = students(begin(config(batch_syn=4, syn_steps=3, workers=3)), monkeypatch)
+    expected = [
+        [torch.randperm(6, generator=draws)[:4].tolist() for _ in range(3)]
+        for draws in (generator(11, "student", slot) for slot in range(9))
     ]
 
-    assert average(g[:1]) is g[0]
-    assert float(average(g).loss) == 2.0
-    assert float(average(g).images) == 2.0
+    assert [[p.tolist() for p in run.picks] for run in seen] == expected
+    assert len({str(picks) for picks in expected}) == 9
+
+
+@pytest.mark.parametrize(("batch", "size", "steps"), [(None, 6, 5), (2, 2, 8), (4, 4, 3), (100, 6, 3)])
+def test_a_pass_shows_no_image_twice(
+    batch: int | None, size: int, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step has ``batch_syn`` images, or all there are; within a pass over the set none comes again."""
+    seen = students(begin(config(batch_syn=batch, syn_steps=steps)), monkeypatch)
+    for run in seen:
+        assert [len(p) for p in run.picks] == [size] * steps
+        a_pass = 6 // size
+        for start in range(0, steps, a_pass):
+            shown = torch.cat(list(run.picks[start : start + a_pass])).tolist()
+            assert len(set(shown)) == len(shown)
+            assert set(shown) <= set(range(6))
+        assert len({str(p.tolist()) for p in run.picks}) > 1
+        assert len(run.draws) == steps
+
+
+def test_students_are_taught_the_labels_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their classes; the softmax of the learned logits; or what the expert at the window's end says of the images."""
+    (hard, *_), (learned, *_), (expert, *_) = (
+        students(begin(config(labels=labels)), monkeypatch) for labels in ("hard", "learned", "expert")
+    )
+    loop = begin(config(labels="expert"))
+    target = loop.matcher.window(0)[0].target_P
+    said = loop.matcher.steps.net(target, loop.state.images).softmax(1)
+
+    assert hard.labels.tolist() == torch.eye(3).repeat_interleave(2, 0).tolist()
+    torch.testing.assert_close(learned.labels, (3 * torch.eye(3)).repeat_interleave(2, 0).softmax(1))
+    torch.testing.assert_close(expert.labels, said)
+    assert torch.equal(loop.matcher.probabilities(loop.state), hard.labels)
+
+
+def test_windows_follow_from_seed_iteration_and_worker() -> None:
+    """Every worker of every iteration has its own window, drawn anew where the expert stands still."""
+    loop = begin(config(workers=2))
+    moving = loop.matcher.trajectories
+    found = [loop.matcher.window(i, w) for i in range(3) for w in range(2)]
+    starts = [WINDOWS.start(0, generator(11, "window", slot, 0)) for slot in range(6)]
+    experts = [expert_at(slot, 3, 11) for slot in range(6)]
+    assert [(f.expert, f.start, f.skipped) for _, f in found] == [
+        (e, s, 0) for e, s in zip(experts, starts, strict=True)
+    ]
+    still = convexify(snapshots(0)[:1].expand(4, -1), loop.matcher.steps.net.sizes)
+    mixed = replace(loop.matcher, trajectories=[still, moving[1], still])
+    for slot in range(4):
+        order = [expert_at(slot + attempt, 3, 11) for attempt in range(9)]
+        _, facts = mixed.window(slot // 2, slot % 2)
+        assert facts.skipped == order.index(1)
+        assert facts.start == WINDOWS.start(0, generator(11, "window", slot, facts.skipped))
+
+
+def test_noise_on_the_start_is_relative(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``start_noise`` moves each parameter by its own size times a normal number; the target stays."""
+    starts: list[tuple[Tensor, Tensor]] = []
+    monkeypatch.setitem(
+        loops.MODES, "exact", lambda steps, run, start, target: starts.append((start, target))
+    )
+    loop = begin(config(start_noise=0.25))
+    loop.matcher.gradient(loop.state, 0)
+    window = loop.matcher.window(0)[0]
+    noise = torch.randn(window.start_P.shape, generator=generator(11, "student", 0))
+
+    torch.testing.assert_close(starts[0][0], window.start_P + 0.25 * window.start_P.abs() * noise)
+    assert torch.equal(starts[0][1], window.target_P)

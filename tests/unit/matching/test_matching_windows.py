@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any, Literal
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from rayddl.methods.matching.settings import WindowRule
-from rayddl.methods.matching.windows import cut, expert_at
+from rayddl.methods.matching.settings import Settings, WindowRule
+from rayddl.methods.matching.windows import Window, cut, expert_at
 from rayddl.methods.trajectories.convex import SnapshotTrajectory, convexify
 from rayddl.seeds import generator
 
+LEAST: dict[str, Any] = {"syn_steps": 1, "expert_epochs": 1, "max_start_epoch": 1}
+"""What a definition has to say."""
 SNAPSHOTS = torch.randn(9, 6, generator=torch.Generator().manual_seed(0)).cumsum(0)
 
 
@@ -55,6 +62,9 @@ def test_range_grows_with_the_iterations() -> None:
 
     assert [rule.upper(i) for i in (0, 50, 100, 1000)] == [2, 6, 10, 10]
     assert WindowRule(max_start_epoch=10, expert_epochs=2, continuous=True).upper(0) == 10
+    # Without iterations to grow in, or without a first value, the range is the whole one.
+    assert rule.model_copy(update={"grow_iterations": 0}).upper(0) == 10
+    assert rule.model_copy(update={"first_start_epoch": None}).upper(50) == 10
 
 
 def test_target_is_clipped_to_the_end() -> None:
@@ -107,3 +117,77 @@ def test_every_pass_uses_every_expert_once() -> None:
 
     assert all(sorted(order) == list(range(7)) for order in passes)
     assert len({tuple(order) for order in passes}) > 1
+    assert [passes[1][i] for i in range(7)] == torch.randperm(7, generator=generator(3, "pass", 1)).tolist()
+
+
+@pytest.mark.parametrize("trajectory", ["convex", "snapshots"])
+def test_starts_are_shares_of_the_range(trajectory: Literal["convex", "snapshots"]) -> None:
+    """One uniform number is brought to the range at that iteration: real for ``convex``, whole for ``snapshots``."""
+    rule = WindowRule(
+        trajectory=trajectory, min_start_epoch=2, max_start_epoch=9, first_start_epoch=4, grow_iterations=10,
+        expert_epochs=2,
+    )  # fmt: skip
+    for seed in range(20):
+        share = float(torch.rand((), generator=generator(seed), dtype=torch.float64))
+        expected = 2 + share * (6.5 - 2) if trajectory == "convex" else 2 + math.floor(share * 4)
+        assert rule.start(5, generator(seed)) == pytest.approx(expected)
+
+
+def test_a_range_of_less_than_an_epoch_starts_at_its_beginning() -> None:
+    """Whole epochs from 3 up to 3.5: only 3."""
+    rule = WindowRule(min_start_epoch=3, max_start_epoch=3.5, expert_epochs=1, continuous=False)
+    assert {rule.start(0, generator(seed)) for seed in range(20)} == {3.0}
+
+
+def test_still_is_a_ten_thousandth_of_the_norm() -> None:
+    """An expert that moves by less than 1e-4 of its parameters' norm is still, as is one that is zero throughout."""
+    start = torch.full((16,), 2.0, dtype=torch.float64)
+    way = torch.eye(16, dtype=torch.float64)[3] * float(start.norm()) * 1e-4
+    assert Window(0, 0.0, start, start + 0.99 * way).still
+    assert not Window(0, 0.0, start, start + 1.01 * way).still
+    assert Window(0, 0.0, torch.zeros(4), torch.zeros(4)).still
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("min_start_epoch", 0), ("grow_iterations", 0), ("syn_steps", 1), ("batch_syn", 1), ("lr_lr", 0),
+        ("momentum", 0), ("start_noise", 0), ("image_decay", 0), ("workers", 1), ("retries", 0),
+    ],
+)  # fmt: skip
+def test_least_values_of_settings(name: str, least: int) -> None:
+    """The least value is taken, and what is below it is refused."""
+    assert getattr(Settings.model_validate({**LEAST, name: least}), name) == least
+    with pytest.raises(ValidationError, match=f"{name}\n.*greater than or equal to {least}"):
+        Settings.model_validate({**LEAST, name: least - 1})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["expert_epochs", "max_start_epoch", "first_start_epoch", "lr_image", "lr_student", "lr_label", "clip"],
+)
+def test_settings_that_must_be_above_zero(name: str) -> None:
+    """Any positive number is taken, zero is refused."""
+    assert getattr(Settings.model_validate({**LEAST, name: 0.01}), name) == 0.01
+    with pytest.raises(ValidationError, match=f"{name}\n.*greater than 0 "):
+        Settings.model_validate({**LEAST, name: 0})
+
+
+def test_momentum_stays_below_one() -> None:
+    """A momentum of 1 never forgets, and is refused."""
+    assert Settings.model_validate({**LEAST, "momentum": 0.99}).momentum == 0.99
+    with pytest.raises(ValidationError, match=r"momentum\n.*less than 1 "):
+        Settings.model_validate({**LEAST, "momentum": 1})
+
+
+def test_defaults_are_the_published_numbers() -> None:
+    """What a definition leaves out is what MTT's and MCT's papers use."""
+    found = Settings.model_validate(LEAST).model_dump(exclude=set(LEAST), exclude_none=True)
+    assert found == {
+        "trajectory": "convex", "continuous": True, "min_start_epoch": 0.0, "grow_iterations": 0,
+        "augment": "color_crop_cutout_flip_scale_rotate", "lr_image": 1000.0, "lr_lr": 1e-5, "momentum": 0.5,
+        "gradient": "exact", "labels": "hard", "lr_label": 1.0, "start_noise": 0.0, "image_optimizer": "sgd",
+        "image_decay": 0.0, "lr_space": "linear", "workers": 1, "retries": 3,
+    }  # fmt: skip
+    assert Settings.model_validate(LEAST).first_lr == 0.01
+    assert Settings.model_validate({**LEAST, "lr_student": 0.5}).first_lr == 0.5

@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 from rayddl.nets.build import build, flat, initial
 from rayddl.nets.config import NetConfig
+from tests.raising import raises
 
 NORMS = {
     "instance": lambda width: nn.GroupNorm(width, width),
@@ -116,5 +117,5 @@ def test_flat_equals_the_module(norm: str) -> None:
 
 def test_depth_beyond_the_side_is_refused() -> None:
     """A net deeper than the images can be halved names the largest depth."""
-    with pytest.raises(ValueError, match=r"depth 4 .* 8x8 .* largest depth for them is 3"):
+    with raises("images-too-small-for-depth"):
         build(NetConfig(depth=4), (1, 8, 8), 2, seed=0)

@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from torch import nn
 from torchvision import models
 
-from rayddl.errors import NetError
 from rayddl.nets.build import BUILDERS, TORCHVISION, build, flat, initial
 from rayddl.nets.config import NORMS, NetConfig
 from rayddl.nets.cost import forward_flops, worth_compiling
+from tests.raising import raises
 
 NORM_LAYERS = {
     "instance": lambda width: nn.GroupNorm(width, width),
@@ -149,22 +149,22 @@ def test_every_name_is_built_and_has_norms() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "shape", "told"),
+    ("said", "shape", "code"),
     [
-        ("vgg11", (1, 8, 8), r"vgg11 halves the side 5 times, which 8x8 images .* at least 32"),
-        ("alexnet", (3, 7, 9), r"alexnet halves the side 3 times, which 7x9 images .* at least 8"),
-        ("lenet", (1, 15, 15), r"lenet leaves nothing of 15x15 images .* at least 16"),
-        ("resnet18", (1, 8, 8), r"resnet18 brings 8x8 images down to one pixel.* above 8, or norm: batch"),
+        ("vgg11", (1, 8, 8), "images-too-small-for-vgg"),
+        ("alexnet", (3, 7, 9), "images-too-small-for-alexnet"),
+        ("lenet", (1, 15, 15), "images-too-small-for-lenet"),
+        ("resnet18", (1, 8, 8), "images-too-small-for-resnet"),
         ("resnet18", (3, 65, 65), None),
     ],
 )
-def test_impossible_sizes_are_refused(said: str, shape: tuple[int, int, int], told: str | None) -> None:
+def test_impossible_sizes_are_refused(said: str, shape: tuple[int, int, int], code: str | None) -> None:
     """A network that images are too small for names the smallest side that will do, and no larger one."""
     config = NetConfig.model_validate(said)
-    if told is None:
+    if code is None:
         assert build(config, shape, 2, seed=0)(random(shape, dtype=torch.float32)).shape == (2, 2)
     else:
-        with pytest.raises(NetError, match=told):
+        with raises(code):
             build(config, shape, 2, seed=0)
 
 

@@ -42,13 +42,44 @@ def test_areas_and_places_are_spread_evenly() -> None:
     expected = np.quantile(np.random.default_rng(0).uniform(*SCALE, 200_000), [0.1, 0.5, 0.9])
     assert np.quantile(area, [0.1, 0.5, 0.9]) == pytest.approx(expected, abs=0.02)
     free = found[:, 2] < 350
-    place = found[free, 0] / (400 - found[free, 2])
-    assert np.quantile(place, [0.25, 0.5, 0.75]) == pytest.approx([0.25, 0.5, 0.75], abs=0.03)
+    places = found[free, :2] / (400 - found[free, 2:])
+    for place in places.T:
+        assert np.quantile(place, [0.25, 0.5, 0.75]) == pytest.approx([0.25, 0.5, 0.75], abs=0.03)
+    # Of the three numbers of a crop none follows from another.
+    together = np.corrcoef(np.column_stack([places, found[free, 2]]).T)
+    assert np.abs(together - np.eye(3)).max() < 0.05
+
+
+def test_every_place_of_a_crop_occurs() -> None:
+    """On 3 x 4 pixels a square of 2 stands at all of its six places, at the last row and column, too."""
+    found = np.concatenate([crops(2, str(k), 3, 4, 5) for k in range(400)])
+    assert {(int(t), int(x)) for t, x, side in found if side == 2} == {
+        (t, x) for t in range(2) for x in range(3)
+    }
+    assert set(found[:, 2].tolist()) == {1, 2, 3}
+
+
+def test_a_square_that_does_not_fit_is_drawn_again() -> None:
+    """On a wide image shares of the area are those that fit a square, spread as torchvision's are."""
+    found = np.concatenate([crops(1, str(k), 100, 200, 5) for k in range(1000)]).astype(float)
+    area = found[:, 2] ** 2 / (100 * 200)
+    expected = np.quantile(np.random.default_rng(0).uniform(SCALE[0], 0.5, 200_000), [0.1, 0.5, 0.9])
+    assert np.quantile(area, [0.1, 0.5, 0.9]) == pytest.approx(expected, abs=0.02)
+    assert found[:, 2].max() == 100
+
+
+def test_crops_of_a_known_image_are_known() -> None:
+    """Boxes follow from seed and name on any machine: changing them makes everybody's sets void."""
+    assert SCALE == (0.08, 1.0)
+    assert crops(3, "cat/1.jpg", 200, 300, 2).tolist() == [[45, 115, 143], [65, 98, 105]]
+    assert ranks(3, ["cat/1.jpg", "cat/2.jpg"]).tolist() == [7470676417003241884, 30327745046085497]
 
 
 def test_a_very_long_image_falls_back_to_its_centre() -> None:
-    """Where no drawn square fits, the largest centred square is taken."""
+    """Where no drawn square fits, the largest centred square is taken, of a tall image as of a wide one."""
     assert (crops(0, "strip", 1, 1000, 5) == np.array([0, 499, 1])).all()
+    assert (crops(0, "strip", 1000, 1, 5) == np.array([499, 0, 1])).all()
+    assert (crops(0, "strip", 3, 1000, 5) == np.array([0, 498, 3])).all()
 
 
 def test_the_subset_has_mipc_of_each_class_and_is_the_same_in_any_order() -> None:

@@ -93,3 +93,9 @@ def test_stitching_puts_each_patch_in_its_tile() -> None:
     image = stitched(patches, 9, 2)
     assert [int(image[0, y, x]) for y in (0, 8) for x in (0, 8)] == [1, 2, 3, 4]
     assert [int((image[0] == k).sum()) for k in (1, 2, 3, 4)] == [25, 20, 20, 16]
+
+
+def test_one_patch_is_the_whole_image() -> None:
+    """At factor 1 the patch fills the image, and no pixel changes."""
+    patch = _numbers(3, 5, 5)
+    assert torch.equal(stitched([patch], 5, 1), patch)

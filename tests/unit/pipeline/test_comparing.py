@@ -22,7 +22,6 @@ from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.pixels import space
 from rayddl.data.sources.bundled import load as load_digits
-from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import artifacts, comparing
 from rayddl.pipeline.artifacts import ordered_json
 from rayddl.pipeline.definition import load as definitions
@@ -31,6 +30,7 @@ from rayddl.stages.context import Context
 from rayddl.stages.imported import stage as imported
 from rayddl.stages.imported.settings import ImportedConfig
 from rayddl.storage import Folder
+from tests.raising import raises
 
 SOURCE = {"name": "digits", "root": None, "space": "normalise"}
 PROTOCOL = {
@@ -149,27 +149,19 @@ def test_again_judges_all_alike(judge: Judge) -> None:
 
 def test_what_cannot_be_compared_is_said(judge: Judge, tmp_path: Path, digits: DistilledSet) -> None:
     """No such place, a set without a source, settings without a use, and soft labels without a teacher."""
-    with pytest.raises(
-        ArtifactError, match=r"nothing to compare at 'nowhere/x': there is no such folder, and no run"
-    ):
+    with raises("nothing-to-compare"):
         comparing.resolve("nowhere/x", "runs")
     foreign = comparing.resolve(str(pair(tmp_path / "mtt", digits)), "runs")
-    with pytest.raises(UserError, match=r"none of these sets says which images it was made from; name a run"):
+    with raises("sets-without-source"):
         comparing.definition(foreign)
-    with pytest.raises(
-        UserError, match=r"everything is judged already: other nets, seeds or epochs need --again"
-    ):
+    with raises("everything-judged"):
         comparing.definition(comparing.resolve(str(judge("a")), "runs"), epochs=3)
     soft = comparing.resolve(str(judge("s", name="soft")), "runs")
-    with pytest.raises(
-        UserError, match=r"was judged by soft labels, which need its teacher; to judge other sets"
-    ):
+    with raises("set-needs-its-teacher"):
         comparing.definition([*soft, *foreign])
     stage = Folder(str(tmp_path / "runs" / "teacher-0123456789ab"))
     artifacts.seal(stage, {**artifacts.open_artifact(judge("a")).manifest, "kind": "teacher"})
-    with pytest.raises(
-        ArtifactError, match=r"is a stage of kind teacher and holds no set; name a run, an evaluate"
-    ):
+    with raises("stage-holds-no-set"):
         comparing.resolve(str(stage), "runs")
 
 
@@ -220,14 +212,10 @@ def test_a_result_shows_its_page(judge: Judge, tmp_path: Path, monkeypatch: pyte
     found.show()
     assert seen[1].startswith('<iframe srcdoc="&lt;!DOCTYPE html&gt;')
 
-    with pytest.raises(
-        UserError, match=r"the run has no page to show; add a stage of kind report, or of kind"
-    ):
+    with raises("run-without-page"):
         replace(found, artifacts={}).show()
     Path(str(found.report)).unlink()
-    with pytest.raises(
-        UserError, match=r"report\.html does not lie on this machine; copy it here and open it"
-    ):
+    with raises("page-not-local"):
         found.show()
 
 
@@ -249,11 +237,7 @@ def test_an_imported_set_is_one_of_the_source(tmp_path: Path, digits: DistilledS
         "digits",
     )
     assert run(sha256=found["sha256"])["ipc"] == 1
-    with pytest.raises(
-        ArtifactError, match=r"is not the one that is meant: its images and labels hash to [0-9a-f]+"
-    ):
+    with raises("import-of-another-hash"):
         run(sha256="0" * 64)
-    with pytest.raises(
-        ArtifactError, match=r"there is no folder .*nowhere: it should hold set\.json, images_best\.pt"
-    ):
+    with raises("import-folder-missing"):
         run(path=str(tmp_path / "nowhere"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rayddl.pipeline.display.tables import as_text
+from rayddl.pipeline.tables import as_text
 from rayddl.stages import doctor_nodes
 from rayddl.stages.runtime import doctor
 from rayddl.stages.runtime.doctor import Finding

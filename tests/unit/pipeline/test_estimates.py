@@ -17,7 +17,7 @@ from rayddl.nets.config import NetConfig
 from rayddl.pipeline import estimating
 from rayddl.pipeline import plan as plans
 from rayddl.pipeline.definition import load as definition
-from rayddl.pipeline.display.tables import as_text
+from rayddl.pipeline.tables import as_text
 from rayddl.stages import estimates
 from rayddl.stages.estimates import Machine, Outlook
 from rayddl.stages.experts.settings import ExpertsConfig

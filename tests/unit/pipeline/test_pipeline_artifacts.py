@@ -13,6 +13,7 @@ import rayddl
 from rayddl.errors import ArtifactError
 from rayddl.pipeline import artifacts
 from rayddl.storage import Folder
+from tests.raising import raises
 
 DESCRIPTION = {
     "stage": "first",
@@ -56,16 +57,39 @@ class TestSealed:
         }
         assert artifact.bytes == 10
 
+    def test_what_was_written_down(self, sealed: Path) -> None:
+        """Stage, kind, fingerprint, summary and time are those handed over; a reader gets them as its input."""
+        artifact = artifacts.open_artifact(Folder(str(sealed)))
+
+        assert (artifact.stage, artifact.kind, artifact.fingerprint) == ("first", "make", "f" * 64)
+        assert (artifact.summary, artifact.seconds) == ({"b": 1, "a": [1, 2]}, 1.5)
+        assert artifact.table == ({"net": "convnet", "accuracy": "61 ± 1"},)
+        read = artifact.as_input({"cpu": 2.0})
+        assert (read.stage, read.kind, read.config, read.summary) == (
+            "first", "make", {"kind": "make"}, {"b": 1, "a": [1, 2]},
+        )  # fmt: skip
+        assert (read.folder, read.spent) == (artifact.folder, {"cpu": 2.0})
+
+    def test_an_artifact_of_before_times_were_kept(self, sealed: Path) -> None:
+        """A manifest without seconds counts as none."""
+        path = sealed / "manifest.json"
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "seconds"}))
+
+        assert artifacts.open_artifact(Folder(str(sealed))).seconds == 0.0
+
     def test_large_files_are_not_hashed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Above a size only the bytes are counted."""
+        """From a size on, 64 MiB, only the bytes are counted."""
+        assert artifacts._HASHED_BELOW == 64 * 2**20
         monkeypatch.setattr(artifacts, "_HASHED_BELOW", 4)
         folder = Folder(str(tmp_path / "x"))
         folder.write("large", b"12345")
         folder.write("small", b"123")
+        folder.write("limit", b"1234")
 
         artifact = artifacts.seal(folder, DESCRIPTION)
 
         assert artifact.files["large"] == {"bytes": 5}
+        assert artifact.files["limit"] == {"bytes": 4}
         assert set(artifact.files["small"]) == {"bytes", "sha256"}
 
     def test_credentials_are_not_stored(self, sealed: Path) -> None:
@@ -178,32 +202,33 @@ class TestRefused:
 
     def test_other_fingerprint(self, sealed: Path) -> None:
         """A folder that holds something else than expected is refused with both fingerprints."""
-        with pytest.raises(ArtifactError, match=f"holds the artifact {'f' * 64}, expected {'0' * 64}"):
+        with raises("artifact-of-another-fingerprint"):
             artifacts.open_artifact(Folder(str(sealed)), fingerprint="0" * 64)
 
     @pytest.mark.parametrize(
-        ("text", "expected"),
+        ("text", "code"),
         [
-            ("{", "manifest.json is not JSON"),
-            ("[]", "manifest.json is not a manifest: it has no format version"),
-            ('{"format": 1}', "manifest.json lacks stage, kind, fingerprint"),
+            ("{", "manifest-not-json"),
+            ("[]", "manifest-without-format"),
+            ('{"format": 1}', "manifest-incomplete"),
         ],
     )
-    def test_not_a_manifest(self, sealed: Path, text: str, expected: str) -> None:
+    def test_not_a_manifest(self, sealed: Path, text: str, code: str) -> None:
         """Anything else under that name is refused with what is wrong about it."""
         (sealed / "manifest.json").write_text(text)
-        with pytest.raises(ArtifactError, match=expected):
+        with raises(code):
             artifacts.open_artifact(Folder(str(sealed)))
 
-    def test_files_that_are_no_list(self, sealed: Path) -> None:
-        """A manifest whose list of files cannot be read is refused."""
-        altered(sealed, files={"a.bin": 5})
-        with pytest.raises(ArtifactError, match="has no readable list of files"):
+    @pytest.mark.parametrize("files", [{"a.bin": 5}, {"a.bin": {"bytes": "5"}}, ["a.bin"], [], None])
+    def test_files_that_cannot_be_read(self, sealed: Path, files: Any) -> None:
+        """A manifest whose files are not named with their sizes is refused, a list of names too."""
+        altered(sealed, files=files)
+        with raises("manifest-without-files"):
             artifacts.open_artifact(Folder(str(sealed)))
 
     def test_files_outside_the_folder(self, sealed: Path, tmp_path: Path) -> None:
         """A listed name cannot reach outside the folder."""
         (tmp_path / "secret").write_text("x")
         altered(sealed, files={"../secret": {"bytes": 1, "sha256": ""}})
-        with pytest.raises(ArtifactError, match=r"/\.\./secret is missing"):
+        with raises("artifact-file-missing"):
             artifacts.open_artifact(Folder(str(sealed)), verify=True)

@@ -272,14 +272,15 @@ class TestJson:
         assert [json.loads(text)["done"] for text in stream.getvalue().splitlines()] == [1, 1000]
 
     def test_error(self) -> None:
-        """An error is an event with its class, message and exit code, without credentials."""
+        """An error is an event with its class, code, message and exit code, without credentials."""
         stream = io.StringIO()
-        told = JsonLines(stream).error(StageError("x"), "lost s3://key:hush@bucket/x", 1)
+        told = JsonLines(stream).error(StageError("x", code="for-a-test"), "lost s3://key:hush@bucket/x", 1)
 
         assert told
         assert json.loads(stream.getvalue()) == {
             "event": "error",
             "error": "StageError",
+            "code": "for-a-test",
             "message": "lost s3://bucket/x",
             "exit_code": 1,
         }

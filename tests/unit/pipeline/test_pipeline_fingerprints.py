@@ -150,3 +150,26 @@ def test_folder_name(lab: Any) -> None:
 def test_stable_over_versions(lab: Any) -> None:
     """The fingerprint of a known definition is a known one: changing it makes everybody's results void."""
     assert lab.fingerprints(BASE)["one"] == "c96b7881d8522a65745ec24869663946a6302281a88a6eb8aa4f7e82d73f3ec2"
+
+
+def test_a_plan_as_json(lab: Any, three: dict[str, Any]) -> None:
+    """Everything that a person or a program is shown of a plan, stage by stage, and no credentials."""
+    lab.run(three, ["page.of=[first]"])
+    plan = lab.plan(three, ["seed=0"])
+    prints = [stage.fingerprint for stage in plan.stages]
+    folders = [
+        f"{lab.out}/{name}-{print_[:12]}" for name, print_ in zip(three["stages"], prints, strict=True)
+    ]
+
+    assert plan.to_json() == {
+        "name": "three", "seed": 0, "out": str(lab.out), "source_fingerprint": "a-source",
+        "stages": [
+            {"stage": "first", "kind": "make", "reads": [], "state": "done", "fingerprint": prints[0],
+             "folder": folders[0]},
+            {"stage": "second", "kind": "use", "reads": ["first"], "state": "done", "fingerprint": prints[1],
+             "folder": folders[1]},
+            {"stage": "page", "kind": "page", "reads": ["first", "second"], "state": "new",
+             "fingerprint": prints[2], "folder": folders[2]},
+        ],
+    }  # fmt: skip
+    assert [stage.artifact is not None for stage in plan.stages] == [True, True, False]

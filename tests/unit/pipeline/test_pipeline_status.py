@@ -9,11 +9,12 @@ import pytest
 from typer.testing import CliRunner
 
 from rayddl.cli.app import app
-from rayddl.errors import ArtifactError, StageError
+from rayddl.errors import StageError
 from rayddl.pipeline.browse.status import RunStatus, run_status
 from rayddl.pipeline.display import heartbeat
 from rayddl.pipeline.display.heartbeat import Heartbeat
 from rayddl.stages.context import Context, Result, Silent
+from tests.raising import raises
 
 
 def status(lab: Any, seconds: float = 0.0) -> RunStatus:
@@ -51,7 +52,7 @@ def test_a_failed_run_says_why(lab, three) -> None:
     """The error of the stage that failed is in the status, and nothing counts as running."""
 
     def work(config: Any, context: Context) -> Result:
-        raise StageError("the disk is full")
+        raise StageError("the disk is full", code="for-a-test")
 
     lab.works["second"] = work
     with pytest.raises(StageError):
@@ -85,9 +86,7 @@ def test_a_record_that_is_none_is_refused(lab) -> None:
     """Damage is told with the file's name."""
     lab.out.mkdir()
     (lab.out / "three.run.json").write_text('{"format": 1, "stages": {"first": {}}}')
-    with pytest.raises(
-        ArtifactError, match=r"three\.run\.json is not a run record: 'folder' is missing in it"
-    ):
+    with raises("run-record-incomplete"):
         status(lab)
 
 

@@ -88,6 +88,14 @@ def test_the_templates_settings_are_part_of_the_search(tmp_path):
     assert fingerprint(path, "search", "search.seed=1") != same
 
 
+def test_the_fingerprint_of_a_search_is_known(tmp_path):
+    """With a template in it: changing it makes everybody's searches void."""
+    assert (
+        fingerprint(written(tmp_path), "search")
+        == "3d519b6843981b0f7b2f6588999d8884434e072a00ec22375acc48b250395662"
+    )
+
+
 @pytest.mark.parametrize(
     ("search", "expected"),
     [

@@ -16,7 +16,7 @@ from rayddl.stages.evaluate.report import Evaluate
 from rayddl.stages.experts import report as experts
 from rayddl.stages.experts.report import Experts
 from rayddl.stages.match import report as match
-from rayddl.stages.match.report import Match
+from rayddl.stages.match.finished import Match
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

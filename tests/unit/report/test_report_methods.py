@@ -12,7 +12,7 @@ from rayddl.report.charts import Band, Dots, Line
 from rayddl.report.drawing import draw
 from rayddl.report.page import render
 from rayddl.stages.match import methods
-from rayddl.stages.match.report import Match
+from rayddl.stages.match.finished import Match
 
 
 def _by(make: Any, method: str, name: str, accuracies: list[float], seconds: float) -> Match:

@@ -17,6 +17,7 @@ from rayddl.stages.context import Context, Input
 from rayddl.stages.report.settings import ReportConfig
 from rayddl.stages.report.stage import run
 from rayddl.storage import Folder
+from tests.raising import raises
 
 INTEGERS = {"expert", "epoch", "iteration", "seed"}
 TEXTS = {"data", "net"}
@@ -141,9 +142,7 @@ def test_broken_table_is_named(context: Context) -> None:
     """A table that is not Parquet is refused with its path."""
     context.inputs["evaluate"].folder.write("students.parquet", b"not a table")
 
-    with pytest.raises(
-        ArtifactError, match=r"students\.parquet is no Parquet file: .*; delete the stage's folder"
-    ):
+    with raises("stage-table-unreadable"):
         run(CONFIG, context)
 
 

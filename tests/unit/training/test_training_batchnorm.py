@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,10 +9,12 @@ from torch import Tensor, nn
 from rayddl.methods.training.hard import Protocol, train_student
 from rayddl.methods.training.metrics import accuracy
 from rayddl.methods.training.steps import make_steps
-from rayddl.methods.trajectories.expert import Images, Recipe, load_training, train_expert
+from rayddl.methods.trajectories.expert import Images, load_training
+from rayddl.methods.trajectories.settings import ExpertSettings
 from rayddl.nets.build import build, flat, initial
 from rayddl.nets.config import NetConfig
 from rayddl.seeds import generator
+from tests.experts import train_expert
 
 CONFIG, SHAPE, CLASSES = NetConfig(depth=2, width=4, norm="batch"), (1, 8, 8), 3
 STEPS = make_steps(flat(CONFIG, SHAPE, CLASSES), compile_=False)
@@ -37,7 +37,7 @@ def running(net: nn.Module) -> Tensor:
 def test_student_equals_torchs_module() -> None:
     """Parameters and running statistics are those of a module trained by torch.optim.SGD."""
     x, y = data(7)
-    protocol = Protocol(epochs=6, lr=0.05, augment=(), batch=4)
+    protocol = Protocol(epochs=6, lr=0.05, augment="none", batch=4)
     actual = train_student(STEPS, protocol, initial(CONFIG, SHAPE, CLASSES, seed=1), x, y, CLASSES, seed=5)
 
     net, draws = build(CONFIG, SHAPE, CLASSES, seed=1).train(), generator(5, "student")
@@ -60,7 +60,13 @@ def test_a_tested_student_does_not_depend_on_its_company() -> None:
     """With running statistics an image's logits are its own; without, they depend on the batch."""
     x, y = data(12)
     theta = train_student(
-        STEPS, Protocol(3, 0.05, ()), initial(CONFIG, SHAPE, CLASSES, seed=1), x, y, CLASSES, seed=5
+        STEPS,
+        Protocol(epochs=3, lr=0.05, augment="none"),
+        initial(CONFIG, SHAPE, CLASSES, seed=1),
+        x,
+        y,
+        CLASSES,
+        seed=5,
     )
     parameters = theta[: sum(STEPS.net.sizes)]
 
@@ -76,19 +82,23 @@ def test_networks_without_batch_norm_have_no_statistics() -> None:
 
     assert steps.net.statistics is None
     assert steps.fresh_statistics(torch.device("cpu")) is None
-    assert len(train_student(steps, Protocol(1, 0.1, ()), start, *data(4), CLASSES, seed=5)) == len(start)
+    assert len(
+        train_student(steps, Protocol(epochs=1, lr=0.1, augment="none"), start, *data(4), CLASSES, seed=5)
+    ) == len(start)
 
 
 def test_expert_is_tested_by_statistics_that_survive_an_interruption() -> None:
     """An expert resumed from bytes has the accuracies and statistics of one trained at a stretch."""
     train, test = Images(*data(50)), Images(*data(30, seed=1))
-    recipe = Recipe(3, 0.05, 0.9, 1e-4, 16, ())
+    settings = ExpertSettings(epochs=3, lr=0.05, momentum=0.9, weight_decay=1e-4, batch=16, augment="none")
     start = initial(CONFIG, SHAPE, CLASSES, seed=2)
-    whole = train_expert(STEPS, recipe, start, train, test, CLASSES, seed=9)
-    part = train_expert(STEPS, replace(recipe, epochs=1), start, train, test, CLASSES, seed=9)
+    whole = train_expert(STEPS, settings, start, train, test, CLASSES, seed=9)
+    part = train_expert(STEPS, settings.model_copy(update={"epochs": 1}), start, train, test, CLASSES, seed=9)
     for epochs in (2, 3):
         again = load_training(part.dump())
-        part = train_expert(STEPS, replace(recipe, epochs=epochs), again, train, test, CLASSES, seed=9)
+        part = train_expert(
+            STEPS, settings.model_copy(update={"epochs": epochs}), again, train, test, CLASSES, seed=9
+        )
 
     assert whole.statistics is not None
     assert part.statistics is not None

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from rayddl.data.pixels import augment
 from rayddl.methods.training.hard import Protocol, train_student, train_together
 from rayddl.methods.training.metrics import accuracy
 from rayddl.methods.training.steps import make_steps, one_hot
-from rayddl.methods.trajectories.expert import Images, Recipe, load_training, train_expert
+from rayddl.methods.trajectories.expert import Images, Training, load_training
+from rayddl.methods.trajectories.settings import ExpertSettings
 from rayddl.nets.build import build, flat, initial
 from rayddl.nets.config import NetConfig
 from rayddl.seeds import derive, generator
+from tests.experts import train_expert
 
 CONFIG, SHAPE, CLASSES = NetConfig(depth=1, width=4), (1, 8, 8), 3
 STEPS = make_steps(flat(CONFIG, SHAPE, CLASSES), compile_=False)
@@ -33,7 +35,7 @@ def vector(net: nn.Module) -> Tensor:
 def test_student_equals_torchs_sgd() -> None:
     """The hard protocol is torch.optim.SGD with the rate cut and momentum fresh after the middle."""
     x, y = data(6)
-    protocol = Protocol(epochs=6, lr=0.1, augment=(), batch=4)
+    protocol = Protocol(epochs=6, lr=0.1, augment="none", batch=4)
     actual = train_student(STEPS, protocol, initial(CONFIG, SHAPE, CLASSES, seed=1), x, y, CLASSES, seed=5)
 
     net, draws, lr = build(CONFIG, SHAPE, CLASSES, seed=1), generator(5, "student"), 0.1
@@ -55,7 +57,7 @@ def test_student_equals_torchs_sgd() -> None:
 def test_student_learns_soft_labels() -> None:
     """Probabilities as labels give the gradient of the soft cross-entropy."""
     x, y = data(6)
-    protocol = Protocol(epochs=3, lr=0.1, augment=())
+    protocol = Protocol(epochs=3, lr=0.1, augment="none")
     start = initial(CONFIG, SHAPE, CLASSES, seed=1)
 
     hard = train_student(STEPS, protocol, start, x, y, CLASSES, seed=5)
@@ -75,7 +77,7 @@ def test_students_side_by_side_are_the_ones_trained_alone(net: NetConfig) -> Non
     images = [torch.randn(7, *shape, generator=draws) for _ in range(3)]
     labels = [torch.randint(CLASSES, (7,), generator=draws) for _ in range(3)]
     starts = torch.stack([initial(net, shape, CLASSES, seed=s) for s in range(3)])
-    protocol = Protocol(epochs=5, lr=0.05, augment=("flip", "crop", "color"), batch=4)
+    protocol = Protocol(epochs=5, lr=0.05, augment="flip_crop_color", batch=4)
     seeds = [11, 12, 13]
 
     found = train_together(steps, protocol, starts, images, labels, CLASSES, seeds)
@@ -101,13 +103,21 @@ def test_accuracy_counts_hits_over_any_batches() -> None:
 def test_expert_is_the_same_however_it_is_interrupted(momentum: float) -> None:
     """An expert resumed from bytes after every epoch equals one trained at a stretch, bit for bit."""
     train, test = Images(*data(50)), Images(*data(20, seed=1))
-    recipe = Recipe(4, 0.05, momentum, 1e-4, 16, ("flip", "crop"))
+    settings = ExpertSettings(
+        epochs=4, lr=0.05, momentum=momentum, weight_decay=1e-4, batch=16, augment="flip_crop"
+    )
     start = initial(CONFIG, SHAPE, CLASSES, seed=2)
-    whole = train_expert(STEPS, recipe, start, train, test, CLASSES, seed=9)
-    part = train_expert(STEPS, replace(recipe, epochs=1), start, train, test, CLASSES, seed=9)
+    whole = train_expert(STEPS, settings, start, train, test, CLASSES, seed=9)
+    part = train_expert(STEPS, settings.model_copy(update={"epochs": 1}), start, train, test, CLASSES, seed=9)
     for epochs in (2, 3, 4):
         part = train_expert(
-            STEPS, replace(recipe, epochs=epochs), load_training(part.dump()), train, test, CLASSES, seed=9
+            STEPS,
+            settings.model_copy(update={"epochs": epochs}),
+            load_training(part.dump()),
+            train,
+            test,
+            CLASSES,
+            seed=9,
         )
 
     assert len(whole.snapshots) == 5
@@ -116,28 +126,71 @@ def test_expert_is_the_same_however_it_is_interrupted(momentum: float) -> None:
     assert [e.test_accuracy for e in whole.history] == [e.test_accuracy for e in part.history]
 
 
-def test_expert_epoch_equals_torchs_sgd() -> None:
-    """An expert's epoch is plain SGD over a permutation of the images, the odd last batch included."""
+@pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.9, 0.01)])
+def test_an_experts_epochs_are_those_of_torchs_sgd(momentum: float, decay: float) -> None:
+    """Plain SGD over permutations of the images, odd last batches included, and what is recorded of each epoch."""
     x, y = data(20)
-    recipe = Recipe(1, 0.1, 0.0, 0.0, 8, ())
-    expert = train_expert(
-        STEPS, recipe, initial(CONFIG, SHAPE, CLASSES, seed=2), Images(x, y), Images(x, y), CLASSES, 3
+    start, test = initial(CONFIG, SHAPE, CLASSES, seed=2), Images(*data(30, seed=1))
+    settings = ExpertSettings(
+        epochs=2, lr=0.1, momentum=momentum, weight_decay=decay, batch=8, augment="none"
     )
+    told: list[tuple[int, bytes, Training]] = []
+    expert = train_expert(
+        STEPS, settings, start, Images(x, y), test, CLASSES, 3,
+        lambda now: told.append((len(now.snapshots), now.dump(), now)),
+    )  # fmt: skip
 
     net = build(CONFIG, SHAPE, CLASSES, seed=2)
-    params = dict(net.named_parameters())
-    for picked in torch.randperm(20, generator=generator(3, "epoch", 1)).split(8):
-        loss = nn.functional.cross_entropy(functional_call(net, params, (x[picked],)), y[picked])
-        grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
-        params = {
-            n: p if g is None else (p - 0.1 * g).detach().requires_grad_()
-            for (n, p), g in zip(params.items(), grads, strict=True)
-        }
-    expected = torch.cat([p.detach().reshape(-1) for p in params.values()])
-    torch.testing.assert_close(expert.snapshots[1], expected, rtol=1e-5, atol=1e-6)
-    assert expert.history[1].step_norm == pytest.approx(
-        float((expert.snapshots[1] - expert.snapshots[0]).norm()), rel=1e-5
+    sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=momentum, weight_decay=decay)
+    before = vector(net)
+    first = expert.history[0]
+    assert (first.epoch, first.step_norm, first.seconds) == (0, 0.0, 0.0)
+    assert math.isnan(first.train_loss)
+    assert first.test_accuracy == accuracy(STEPS, start, test.x, test.y)
+    for epoch in (1, 2):
+        total = 0.0
+        for picked in torch.randperm(20, generator=generator(3, "epoch", epoch)).split(8):
+            sgd.zero_grad()
+            loss = nn.functional.cross_entropy(net(x[picked]), y[picked])
+            loss.backward()
+            for p in net.parameters():
+                # A bias that instance norm removes has no gradient here, a zero one there.
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            sgd.step()
+            total += float(loss.detach()) * len(picked)
+        record, after = expert.history[epoch], expert.snapshots[epoch]
+        torch.testing.assert_close(after, vector(net), rtol=1e-4, atol=1e-5)
+        assert (record.epoch, record.train_loss) == (epoch, pytest.approx(total / 20, rel=1e-4))
+        assert record.test_accuracy == accuracy(STEPS, after, test.x, test.y)
+        assert record.step_norm == pytest.approx(float((vector(net) - before).norm()), rel=1e-3)
+        assert 0 < record.seconds < 3600
+        before = vector(net)
+    assert [count for count, _, _ in told] == [2, 3]
+    # What was seen after the first epoch is not changed by the second.
+    assert told[0][1] == told[0][2].dump()
+    assert expert.table()[:, 0].tolist() == [0, 1, 2]
+    assert load_training(expert.dump()).history[1:] == expert.history[1:]
+
+
+def test_an_experts_augmentation_is_drawn_batch_by_batch() -> None:
+    """The permutation and every batch's augmentation come from one generator of the epoch."""
+    x, y = data(6)
+    start = initial(CONFIG, SHAPE, CLASSES, seed=2)
+    made = train_expert(
+        STEPS,
+        ExpertSettings(epochs=1, lr=0.1, batch=4, augment="scale_crop"),
+        start,
+        Images(x, y),
+        Images(x, y),
+        CLASSES,
+        3,
     )
+    draws, theta = generator(3, "epoch", 1), start.clone()
+    for picked in torch.randperm(6, generator=draws).split(4):
+        shown = augment.apply(x[picked], augment.draw(("scale", "crop"), tuple(x[picked].shape), draws))
+        theta -= 0.1 * STEPS.gradient(theta, shown, one_hot(y[picked], CLASSES))[0]
+
+    torch.testing.assert_close(made.snapshots[1], theta, rtol=1e-5, atol=1e-6)
 
 
 def test_derived_seeds_are_stable_and_distinct() -> None:
@@ -146,3 +199,7 @@ def test_derived_seeds_are_stable_and_distinct() -> None:
     purposes = [(0, "a", 1), (0, "a", "1"), (0, "a1"), (1, "a", 1), (0, "a", 1, 0), (0, "b", 1)]
     assert len({derive(*p) for p in purposes}) == len(purposes)
     assert derive(0, "experts", 3) == 8552806044242020746
+    assert all(0 <= derive(seed, "x") < 2**63 for seed in range(100))
+    assert max(derive(seed, "x") for seed in range(100)) > 2**62
+    drawn = torch.rand(3, generator=generator(0, "experts", 3))
+    assert torch.equal(drawn, torch.rand(3, generator=torch.Generator().manual_seed(8552806044242020746)))

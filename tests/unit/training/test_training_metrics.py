@@ -124,3 +124,10 @@ def test_scores_that_lack_a_lesson_are_left_out() -> None:
     """Nothing is made up: without the whole data there is neither recovery nor label-robust score."""
     assert set(scores.scores({"distilled": [0.5], "random": [0.4]}, soft=False)) == {"over_random"}
     assert scores.scores({"distilled": [0.5]}, soft=False) == {}
+
+
+def test_no_share_of_a_whole_that_learned_nothing() -> None:
+    """A seed whose whole data give an accuracy of 0 has no share, and leaves the others'."""
+    found = {"distilled": [0.5, 0.4], "whole": [0.0, 0.8]}
+    assert scores.scores(found, soft=False)["of_whole"] == {"mean": 0.5, "std": 0.0}
+    assert "of_whole" not in scores.scores({"distilled": [0.5], "whole": [0.0]}, soft=False)

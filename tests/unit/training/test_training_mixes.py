@@ -164,4 +164,19 @@ def test_unmixed_shows_every_image_once_as_it_is(count: int, batch: int, factor:
 
     torch.testing.assert_close(seen, images[draws.picked])
     assert sorted(draws.picked.tolist()) == list(range(count))
+    assert draws.cuts.tolist() == [[0, 0, 0, 0]] * -(-count // batch)
     assert draws.picked.tolist() != list(range(count))
+
+
+def test_known_draws_are_known() -> None:
+    """An epoch follows from the generator alone: changing it makes everybody's soft labels void."""
+    found = epoch(3, (16, 16), (16, 16), batch=3, factor=2)
+    assert found.boxes.tolist() == [[3, 0, 13, 13], [2, 4, 14, 11], [2, 0, 14, 16]]
+    assert found.cuts.tolist() == [[5, 4, 16, 16]]
+    assert (found.picked.tolist(), found.partners.tolist()) == ([2, 0, 1], [1, 0, 2])
+
+
+def test_boxes_of_the_whole_height_fit() -> None:
+    """They are taken as drawn, and not replaced by the middle of the image."""
+    boxes = epoch(500, (8, 12), (8, 8), batch=10, factor=2).boxes
+    assert boxes[boxes[:, 2] == 8][:, 3].unique().tolist() == [6, 7, 8, 9, 10, 11]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from rayddl.errors import ArtifactError
 from rayddl.methods.training import softlabels
 from rayddl.methods.training.input_spec import Frame
 from rayddl.methods.training.mixes import shown
@@ -29,10 +27,12 @@ from rayddl.methods.training.soft import (
     published_lr,
     softened,
 )
-from rayddl.methods.training.softlabels import Index, StoredLabels
+from rayddl.methods.training.softlabels import Index, StoredLabels, has_labels
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
+from rayddl.seeds import generator
 from rayddl.storage import Folder
+from tests.raising import raises
 
 NET, SHAPE, CLASSES = NetConfig(depth=1, width=4, norm="batch"), (1, 8, 8), ("a", "b", "c")
 FRAME = Frame(SHAPE, (0.3,), (0.4,))
@@ -71,7 +71,8 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 def test_a_student_equals_a_plain_loop_of_torchs_modules() -> None:
     """KLDivLoss, AdamW in two groups and LambdaLR, written out, give the same student."""
     images, seen = pixels(), observer()
-    made = training(images, drawn(), seen).run()
+    trained = training(images, drawn(), seen)
+    made = trained.run()
 
     student, T = network(2), 20.0
     weights = [p for n, p in student.named_parameters() if n.endswith("weight") and p.ndim > 1]
@@ -84,6 +85,7 @@ def test_a_student_equals_a_plain_loop_of_torchs_modules() -> None:
     criterion = nn.KLDivLoss(reduction="batchmean")
     student.train()
     for epoch in range(3):
+        total = 0.0
         for part in drawn()(epoch).draws.batches(4):
             x = (shown(images[part.picked].float() / 255, part, (8, 8)) - 0.3) / 0.4
             target = torch.softmax(seen(x) / T, 1)
@@ -91,7 +93,9 @@ def test_a_student_equals_a_plain_loop_of_torchs_modules() -> None:
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
+            total += float(loss.detach()) * len(x)
         schedule.step()
+        assert trained.losses[epoch] == pytest.approx(total / 10, rel=1e-3)
     assert made.state_dict().keys() == student.state_dict().keys()
     for name, value in made.state_dict().items():
         # Batch norm takes the bias out again: its gradient is rounding noise, which AdamW scales up.
@@ -184,6 +188,64 @@ def test_training_leaves_the_global_generators_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
+class Counting(nn.Module):
+    """An observer that writes down how many images it is shown at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen, self.counts = observer(), []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.counts.append(len(x))
+        logits: Tensor = self.seen(x)
+        return logits
+
+
+@pytest.mark.parametrize(("count", "batches"), [(10, [4, 4, 2]), (9, [4, 4]), (3, [3]), (1, [1])])
+def test_a_single_image_left_over_is_passed_by(count: int, batches: list[int]) -> None:
+    """Batch norm has no variance of it; a set of one image is shown all the same."""
+    seen = Counting()
+    training(pixels(count), drawn(count), seen).run()
+    assert seen.counts == batches * 3
+
+
+def test_noise_follows_from_seed_and_epoch() -> None:
+    """With dropout, too, a student that is resumed has the bits of one trained at a stretch."""
+
+    def made() -> SoftTraining:
+        student = nn.Sequential(nn.Dropout(0.5), network(2))
+        return SoftTraining(student, PROTOCOL, FRAME, pixels(), drawn(), observer(), MANNER, seed=5)
+
+    kept: list[bytes] = []
+    whole = made().run(lambda now: kept.append(now.dump()))
+    part = made()
+    part.resume(kept[0])
+    assert same(part.run(), whole)
+
+
+def test_every_epoch_is_drawn_anew_by_its_number() -> None:
+    """The seed and the epoch decide; a plain protocol shows images as they are, in the same way."""
+    for protocol in (PROTOCOL, PROTOCOL.model_copy(update={"plain": True})):
+        one, again, other = (protocol.draw(e, 10, SHAPE[1:], FRAME, SEED) for e in (0, 0, 1))
+        assert torch.equal(one.picked, again.picked)
+        assert not torch.equal(one.picked, other.picked)
+        first = torch.randperm(10, generator=generator(SEED, "soft", 1))
+        assert torch.equal(other.picked, first)
+        assert torch.equal(one.boxes, torch.tensor([[0, 0, 8, 8]]).expand(10, -1)) == protocol.plain
+        assert bool(one.cuts.any()) != protocol.plain
+    assert not PROTOCOL.model_copy(update={"cutmix": False}).draw(0, 10, SHAPE[1:], FRAME, SEED).cuts.any()
+
+
+def test_numbers_of_the_published_protocol() -> None:
+    """What a definition leaves out is what the published code uses."""
+    found = SoftProtocol(batch=10)
+    assert (found.epochs, found.lr, found.weight_decay, found.temperature) == (300, 1e-3, 0.01, 20.0)
+    assert (found.factor, found.cutmix, found.plain) == (1, True, False)
+    assert {name: published_lr(name) for name in ("efficientnet_b0", "alexnet", "vit_b_16", "swin_v2_t")} == {
+        "efficientnet_b0": 2e-3, "alexnet": 1e-4, "vit_b_16": 1e-4, "swin_v2_t": 1e-4,
+    }  # fmt: skip
+
+
 def stored(folder: Folder, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> StoredLabels:
     """Labels in several files, as the stage writes them."""
     monkeypatch.setattr(softlabels, "PART_BYTES", 600)
@@ -238,39 +300,63 @@ def test_stored_labels_teach_what_the_rounded_live_ones_teach(
     assert same(training(images, labels, None).run(), training(images, drawn(), Rounding()).run())
 
 
+def test_labels_are_stored_in_files_of_some_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """270 bytes an epoch: two in a file of 600, one where not even one fits; a file that is open is not read again."""
+    folder = Folder(str(tmp_path))
+    labels = stored(folder, pixels(), monkeypatch)
+
+    assert list(labels.index.parts()) == [
+        ("labels-0000.safetensors", range(2)), ("labels-0001.safetensors", range(2, 3)),
+    ]  # fmt: skip
+    assert has_labels(folder)
+    first = labels(0)
+    folder.delete("labels-0000.safetensors")
+    assert labels(0) is first
+    assert torch.equal(labels(1).draws.picked, drawn()(1).draws.picked)
+    labels(2)
+    with raises("sealed-file-missing"):
+        labels(0)
+    with pytest.raises(IndexError, match="epoch 3 of 3"):
+        labels(3)
+    for size, epochs in ((540, 2), (539, 1), (1, 1)):
+        monkeypatch.setattr(softlabels, "PART_BYTES", size)
+        assert Index.of(pixels(), CLASSES, FRAME, PROTOCOL).epochs_a_part == epochs
+    assert not has_labels(Folder(str(tmp_path / "none")))
+
+
 def test_altered_or_foreign_labels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Missing, changed and newer files, other images, classes and lengths are told apart."""
     images, folder = pixels(), Folder(str(tmp_path))
-    with pytest.raises(ArtifactError, match=r"holds no whole soft labels: labels\.json is missing"):
+    with raises("document-missing"):
         StoredLabels(folder)
     labels = stored(folder, images, monkeypatch)
     labels.refuse_other_images(images)
     labels.refuse_fewer(3, CLASSES)
-    with pytest.raises(ArtifactError, match="made for other images than the set's"):
+    with raises("soft-labels-of-other-images"):
         labels.refuse_other_images(images.flip(0))
-    with pytest.raises(ArtifactError, match="are of other classes than the source's"):
+    with raises("soft-labels-of-other-classes"):
         labels.refuse_fewer(3, CLASSES[::-1])
-    with pytest.raises(ArtifactError, match=r"are of 3 epochs, and 4 are asked for\. Lower epochs, or give"):
+    with raises("soft-labels-too-short"):
         labels.refuse_fewer(4, CLASSES)
     data = folder.read("labels-0000.safetensors")
     folder.write("labels-0000.safetensors", data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(ArtifactError, match=r"labels-0000\.safetensors was altered"):
+    with raises("sealed-file-altered"):
         StoredLabels(folder)(0)
     folder.delete("labels-0000.safetensors")
-    with pytest.raises(ArtifactError, match=r"labels-0000\.safetensors is missing"):
+    with raises("sealed-file-missing"):
         StoredLabels(folder)(0)
     meta = folder.read_json("labels.json")
     folder.write_json("labels.json", {**meta, "version": 7})
-    with pytest.raises(ArtifactError, match="have format version 7, this rayddl reads up to 1"):
+    with raises("document-too-new"):
         StoredLabels(folder)
     folder.write_json("labels.json", {k: v for k, v in meta.items() if k != "count"})
-    with pytest.raises(ArtifactError, match="are incomplete: 'count'"):
+    with raises("soft-labels-incomplete"):
         StoredLabels(folder)
 
 
 def test_the_index_says_everything_again(tmp_path: Path) -> None:
     """What describes the labels comes back equal from JSON."""
-    index = Index.of(pixels(), CLASSES, FRAME, replace(PROTOCOL, cutmix=False, lr=0.5))
+    index = Index.of(pixels(), CLASSES, FRAME, PROTOCOL.model_copy(update={"cutmix": False, "lr": 0.5}))
     folder = Folder(str(tmp_path))
     folder.write_json("x.json", index.to_json())
     assert Index.from_json(folder.read_json("x.json")) == index

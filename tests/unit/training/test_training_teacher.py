@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from rayddl.data.pixels import augment
 from rayddl.methods.training.input_spec import Frame
+from rayddl.methods.training.settings import TeacherSettings
 from rayddl.methods.training.soft import Manner
-from rayddl.methods.training.teacher import Recipe, TeacherTraining, Verdict, predictions, share_right
+from rayddl.methods.training.teacher import TeacherTraining, Verdict, outputs, predictions, share_right
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
 from rayddl.seeds import generator
@@ -19,7 +20,7 @@ from rayddl.seeds import generator
 NET, SHAPE, CLASSES = NetConfig(depth=1, width=4, norm="batch"), (1, 8, 8), 3
 FRAME = Frame(SHAPE, (0.3,), (0.4,))
 MANNER = Manner(torch.device("cpu"))
-RECIPE = Recipe(epochs=3, lr=0.1, batch=4, warmup=1.0, label_smoothing=0.1)
+SETTINGS = TeacherSettings(epochs=3, lr=0.1, batch=4, warmup=1.0, label_smoothing=0.1)
 
 
 def data(count: int = 10) -> tuple[Tensor, Tensor]:
@@ -33,7 +34,7 @@ def network() -> nn.Module:
 
 
 def training(count: int = 10) -> TeacherTraining:
-    return TeacherTraining(network(), RECIPE, FRAME, *data(count), MANNER, seed=7)
+    return TeacherTraining(network(), SETTINGS, FRAME, *data(count), MANNER, seed=7)
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
@@ -43,12 +44,14 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 def test_a_teacher_equals_torchs_sgd() -> None:
     """SGD with momentum and decay on smoothed labels, shifted and flipped, in a plain loop."""
-    made, (images, labels) = training().run(lambda: 0.5), data()
+    trained, (images, labels) = training(), data()
+    made = trained.run(lambda: 0.5)
 
     net = network().train()
     sgd = torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4)
     criterion, at = nn.CrossEntropyLoss(label_smoothing=0.1), 0
     for epoch in range(3):
+        total = 0.0
         order = torch.randperm(10, generator=generator(7, "order", epoch))
         for step, picked in enumerate(order.split(4)):
             draws = generator(7, "augment", epoch, step)
@@ -56,19 +59,25 @@ def test_a_teacher_equals_torchs_sgd() -> None:
             for name in ("crop", "flip"):
                 x = augment.apply(x, augment.draw((name,), tuple(x.shape), draws))
             for group in sgd.param_groups:
-                group["lr"] = RECIPE.lr_at(at, 3)
+                group["lr"] = SETTINGS.lr_at(at, 3)
             sgd.zero_grad()
-            criterion(net(x), labels[picked]).backward()
+            loss = criterion(net(x), labels[picked])
+            loss.backward()
             sgd.step()
             at += 1
+            total += float(loss.detach()) * len(picked)
+        record = trained.history[epoch]
+        assert (record.epoch, record.test_accuracy, record.lr) == (epoch + 1, 0.5, SETTINGS.lr_at(at - 1, 3))
+        assert record.train_loss == pytest.approx(total / 10, rel=1e-4)
+        assert 0 < record.seconds < 3600
     for a, b in zip(made.state_dict().values(), net.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
     """Warm-up to the highest rate, then torch's cosine over what is left, to almost nothing."""
-    recipe = Recipe(epochs=20, lr=0.2, warmup=2.0)
-    rates = [recipe.lr_at(step, 10) for step in range(200)]
+    settings = TeacherSettings(epochs=20, lr=0.2, warmup=2.0)
+    rates = [settings.lr_at(step, 10) for step in range(200)]
     assert rates[:20] == pytest.approx([0.2 * (s + 1) / 21 for s in range(20)])
     assert rates[20] == 0.2
     optimiser = torch.optim.SGD([torch.zeros(1)], lr=0.2)
@@ -77,7 +86,13 @@ def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
         assert rate == pytest.approx(schedule.get_last_lr()[0], abs=1e-9)
         optimiser.step()
         schedule.step()
-    assert Recipe(epochs=5, lr=1.0, warmup=9.0).lr_at(10, 10) == 1.0
+    assert TeacherSettings(epochs=5, lr=1.0, warmup=9.0).lr_at(10, 10) == 1.0
+    # A fifth of three epochs of three steps is 1.8 steps: up in two, and down from there.
+    short = TeacherSettings(epochs=3, lr=1.0)
+    assert [short.lr_at(step, 3) for step in range(3)] == pytest.approx(
+        [0.5, 1.0, 0.5 * (1 + math.cos(math.pi * 0.2 / 7.2))]
+    )
+    assert TeacherSettings(epochs=3, lr=0.3, warmup=0.0).lr_at(0, 3) == 0.3
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5])
@@ -101,6 +116,37 @@ def test_a_single_image_left_over_is_passed_by() -> None:
     told: list[float] = []
     training(9).run(lambda: 0.0, lambda now: told.append(now.done))
     assert told == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
+
+
+def test_a_set_of_one_image_is_learned() -> None:
+    """A single image that is the whole set is a batch, one an epoch."""
+    told: list[float] = []
+    training(1).run(lambda: 0.0, lambda now: told.append(now.done))
+    assert told == [1.0, 2.0, 3.0]
+
+
+def test_noise_follows_from_seed_epoch_and_step() -> None:
+    """With dropout, too, a teacher that is resumed has the bits of one trained at a stretch."""
+
+    def made() -> TeacherTraining:
+        module = nn.Sequential(nn.Dropout(0.5), network())
+        return TeacherTraining(module, SETTINGS, FRAME, *data(), MANNER, seed=7)
+
+    dumps: list[bytes] = []
+    whole = made().run(lambda: 0.25, lambda now: dumps.append(now.dump()))
+    for stop in (1, 3):
+        part = made()
+        part.resume(dumps[stop - 1])
+        assert same(part.run(lambda: 0.25), whole)
+
+
+def test_what_is_shown_to_a_network_fits_its_frame() -> None:
+    """Images of another size are brought to the frame first, and a network at rest stays so."""
+    net, large = network().eval(), torch.randint(256, (3, 1, 16, 16), dtype=torch.uint8)
+    (found,) = outputs(net, FRAME, large, MANNER.device)
+    torch.testing.assert_close(found, net(FRAME.normalised(FRAME.fitted(large))))
+    assert not found.requires_grad
+    assert not net.training
 
 
 def test_predictions_are_made_in_eval_mode_over_any_batches() -> None:
@@ -158,3 +204,22 @@ def test_the_bar_is_three_times_chance_for_many_classes() -> None:
     assert Verdict(0, 0, 1, 100).bar == pytest.approx(0.03)
     assert Verdict(0, 0, 1, 2).bar == pytest.approx(0.6)
     assert math.isclose(Verdict(0, 0, 1, 10).bar, 0.28)
+
+
+def test_weak_and_shuffled_at_the_edge() -> None:
+    """Two deviations below the bar is weak; an order at fault has to do twice as well as the bar, and thrice itself."""
+    # Ten classes: a bar of 0.28, whose deviation over 2016 images is 0.01.
+    assert Verdict(0.2599, 0, 2016, 10).weak
+    assert not Verdict(0.2601, 0, 2016, 10).weak
+    assert Verdict(0.1, 0.57, 2016, 10).shuffled
+    assert not Verdict(0.1, 0.55, 2016, 10).shuffled
+    assert not Verdict(0.2, 0.59, 2016, 10).shuffled
+    assert Verdict(0.2, 0.61, 2016, 10).shuffled
+    assert not Verdict(0.3, 0.95, 2016, 10).shuffled
+
+
+def test_a_verdict_counts_predictions() -> None:
+    """Shares of right answers, as they are and with every class by its most frequent output."""
+    verdict = Verdict.of(torch.tensor([0, 2, 2, 2]), torch.tensor([0, 1, 1, 2]), 3)
+    assert verdict == Verdict(0.5, 1.0, 4, 3)
+    assert Verdict.of(torch.tensor([0, 2, 1, 2]), torch.tensor([0, 1, 1, 2]), 3) == Verdict(0.75, 0.75, 4, 3)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 
-from rayddl.errors import ArtifactError
 from rayddl.methods.trajectories import files
 from rayddl.methods.trajectories.convex import ConvexTrajectory, SnapshotTrajectory, convexify
 from rayddl.storage import Folder
+from tests.raising import raises
 
 SIZES = (4, 2)
 HEADER = files.Header(SIZES, (0, 3), {"classes": ["a", "b"]})
@@ -22,9 +22,11 @@ def snapshots() -> torch.Tensor:
     return torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(params=["path", "uri"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
-    """A folder by path, and the same by URI."""
+@pytest.fixture(params=["path", "uri", "remote"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
+    """A folder by path, the same by URI, and as on a filesystem whose files cannot be opened in part."""
+    if request.param == "remote":
+        monkeypatch.setattr(Folder, "local", None)
     return Folder(str(tmp_path) if request.param == "path" else tmp_path.as_uri())
 
 
@@ -53,10 +55,36 @@ def test_convex_round_trip(folder: Folder) -> None:
     assert torch.equal(files.read_history(folder, "e"), HISTORY)
 
 
+def test_waypoints_of_the_readers_choice(folder: Folder) -> None:
+    """An expert kept whole is convexified at the epochs that are asked for, if they go from its first to its last."""
+    folder.write("e", files.dump_snapshots(snapshots(), HEADER, torch.float32, HISTORY))
+    found = files.open_trajectory(folder, "e", "convex", (0, 1, 3))
+
+    assert torch.equal(found.at(2.5), convexify(snapshots(), SIZES, (0, 1, 3)).at(2.5))
+    assert files.read_header(folder, "e") == ("all", HEADER)
+    assert torch.equal(files.read_history(folder, "e"), HISTORY)
+    with raises("waypoints-do-not-fit"):
+        files.open_trajectory(folder, "e", "convex", (0, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parameters_are_kept_in_the_type_asked_for(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Parameters in half the bytes; lengths and the history stay in float64."""
+    data = files.dump_snapshots(snapshots(), HEADER, dtype, HISTORY)
+    kept = load(data)
+    assert (kept["snapshots"].dtype, kept["history"].dtype) == (dtype, torch.float64)
+    kept = load(files.dump_convex(convexify(snapshots(), SIZES), HEADER, dtype, HISTORY))
+    assert (kept["waypoints"].dtype, kept["lengths"].dtype) == (dtype, torch.float64)
+    folder = Folder(str(tmp_path))
+    folder.write(files.file_name(7), data)
+    assert folder.names() == ["expert-0007.safetensors"]
+    assert files.open_trajectory(folder, files.file_name(7), "snapshots").at(2).dtype == torch.float32
+
+
 def test_waypoints_alone_are_no_snapshots(folder: Folder) -> None:
     """Asking a convex expert for snapshots says how to get them."""
     folder.write("e", files.dump_convex(convexify(snapshots(), SIZES), HEADER, torch.float32, HISTORY))
-    with pytest.raises(ArtifactError, match=r"kept only its waypoints.*keep: all.*trajectory: convex"):
+    with raises("snapshots-not-kept"):
         files.open_trajectory(folder, "e", "snapshots")
 
 
@@ -65,7 +93,7 @@ def test_other_files_are_refused(tmp_path: Path, data: bytes) -> None:
     """A file that is no expert's is refused with its path and what to do."""
     folder = Folder(str(tmp_path))
     folder.write("e", data)
-    with pytest.raises(ArtifactError, match=r"is not an expert's file .*Delete it and run the same command"):
+    with raises("expert-file-unreadable"):
         files.open_trajectory(folder, "e", "convex")
 
 
@@ -73,5 +101,5 @@ def test_newer_format_is_refused(tmp_path: Path) -> None:
     """A file from a newer rayddl is refused naming both versions."""
     folder = Folder(str(tmp_path))
     folder.write("e", save({"x": torch.ones(1)}, {"rayddl": '{"format": 99}'}))
-    with pytest.raises(ArtifactError, match="has format 99; this rayddl reads up to 1"):
+    with raises("expert-file-too-new"):
         files.read_header(folder, "e")

@@ -58,3 +58,8 @@ def test_doubled_as_long_as_it_gains(gains: list[float], most: int) -> None:
     assert all(rates[i + 1] >= GAIN * rates[i] for i in range(taken))
     assert 2 * best > most or rates[taken + 1] < GAIN * rates[taken]
     assert len(set(asked)) == len(asked)
+
+
+def test_as_many_as_allowed_where_every_doubling_gains() -> None:
+    """Doubled up to the most itself, where that is a power of two."""
+    assert [worthwhile(float, most) for most in (1, 2, 7, 8, 9)] == [1, 2, 4, 8, 8]

@@ -41,7 +41,7 @@ class KnownTrial:
         self.trace += range(self.at + 1, until + 1)
         self.at = until
         if self.ticket.settings.get("lr", 0) > 0.9:
-            raise DivergedError("the loss is nan")
+            raise DivergedError("the loss is nan", code="for-a-test")
         if self.ticket.settings.get("mix") == 0.123:
             return {"accuracy": math.nan}
         if self.ticket.settings.get("mix") == 0.321:

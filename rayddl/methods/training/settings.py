@@ -1,0 +1,70 @@
+"""The settings that decide teachers and students; importing them imports no torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pydantic import Field
+from typing_extensions import Self
+
+from rayddl.config import Config
+from rayddl.data.config import Augmented
+
+HARD_EPOCHS, HARD_BATCH = 1000, 256
+SOFT_EPOCHS, SOFT_LR = 300, 1e-3
+KL = "kl"
+"""The loss of the published soft-label protocol."""
+
+
+class TeacherSettings(Augmented):
+    """How a teacher is trained: SGD with momentum and a warmed-up cosine."""
+
+    epochs: int = Field(default=50, ge=1)
+    """Epochs of training."""
+    lr: float = Field(default=0.05, gt=0)
+    """The highest learning rate, reached after the warm-up; from there it follows a cosine down to 0."""
+    warmup: float = Field(default=5.0, ge=0)
+    """Epochs of linear warm-up, at most a fifth of ``epochs``."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of SGD."""
+    weight_decay: float = Field(default=5e-4, ge=0)
+    """Weight decay of SGD."""
+    batch: int = Field(default=128, ge=2)
+    """Real images in one step."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Label smoothing of the cross-entropy."""
+    augment: str = "crop_flip"
+    """Augmentations joined by ``_``, or ``none``; all of them are applied to every batch, one after the
+    other. ``crop`` shifts by up to an eighth of a side."""
+
+    def lr_at(self, step: int, steps_an_epoch: int) -> float:
+        """The learning rate of ``step``, counted from 0: up in a straight line, then down a cosine to 0."""
+        whole = self.epochs * steps_an_epoch
+        rising = min(self.warmup, self.epochs / 5) * steps_an_epoch
+        if step < rising:
+            return self.lr * (step + 1) / (math.floor(rising) + 1)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rising) / (whole - rising)))
+
+
+class StudentSettings(Config):
+    """What can be set of students' training, by either protocol; a protocol has defaults for what is left open."""
+
+    epochs: int | None = Field(default=None, ge=1)
+    """Epochs of a student. Default: 1000 for ``hard``, 300 for ``soft``."""
+    lr: float | None = Field(default=None, gt=0)
+    """Learning rate. Default for ``hard``: the set's own, also for random images; for ``soft`` the published
+    one of the network, mostly 0.001."""
+    batch: int | None = Field(default=None, ge=1)
+    """Images in one step. Default: 256 for ``hard``; for ``soft`` 10, 50 or 100 from IPC 1, 10 or 50 on,
+    twice that from 100 classes on, at most the whole set."""
+
+    @classmethod
+    def of(cls, settings: StudentSettings, **settled: Any) -> Self:
+        """A protocol with what ``settings`` set, and ``settled`` in place of that."""
+        given = settings.model_dump(include=set(cls.model_fields), exclude_none=True)
+        return cls(**{**given, **settled})
+
+    def at(self, lr: float | None) -> Self:
+        """With the learning rate ``lr``, if there is one."""
+        return self if lr is None else self.model_copy(update={"lr": lr})

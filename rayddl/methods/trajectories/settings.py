@@ -1,0 +1,29 @@
+"""The settings that decide an expert; importing them imports no torch."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from rayddl.data.config import Augmented
+
+
+class ExpertSettings(Augmented):
+    """How an expert is trained: SGD at a constant rate (MTT, section 3.1)."""
+
+    epochs: int | None = Field(default=None, ge=1)
+    """E: epochs of each expert. Default: 50 for ``keep: convex``, whose end point is the last epoch;
+    for ``keep: all`` the ``max_start_epoch + expert_epochs`` of the stages that read it."""
+    lr: float = Field(default=0.01, gt=0)
+    """Learning rate, constant over the epochs."""
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """Momentum of SGD."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Weight decay of SGD."""
+    batch: int = Field(default=256, ge=1)
+    """Real images in one step."""
+
+    @property
+    def length(self) -> int:
+        """Epochs, once they are known."""
+        assert self.epochs is not None
+        return self.epochs

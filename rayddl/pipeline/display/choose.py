@@ -1,0 +1,22 @@
+"""The display that fits standard output."""
+
+from __future__ import annotations
+
+from rayddl.pipeline.display.base import Display
+
+
+def choose(*, as_json: bool = False, quiet: bool = False) -> Display:
+    """The display that fits what standard output is: a terminal, a pipe, or asked for as JSON."""
+    if as_json:
+        from rayddl.pipeline.display.jsonl import JsonLines, private_stdout
+
+        return JsonLines(private_stdout())
+    from rich.console import Console
+
+    from rayddl.pipeline.display.live import Terminal
+    from rayddl.pipeline.display.plain import Plain
+
+    console = Console(highlight=False)
+    if not quiet and console.is_terminal and not console.is_dumb_terminal:
+        return Terminal(console)
+    return Plain(quiet=quiet)

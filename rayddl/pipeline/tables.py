@@ -1,0 +1,70 @@
+"""Rows as tables for a terminal or a log."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+PIPED_WIDTH = 240
+"""Columns where nobody's window limits them: a log keeps whole folder names."""
+
+_STATE_STYLES = {
+    "done": "green",
+    "cached": "green",
+    "partial": "yellow",
+    "new": "",
+    "failed": "red",
+    "interrupted": "yellow",
+    "waiting": "dim",
+    "altered": "red",
+}
+
+
+def rows_table(rows: Sequence[Mapping[str, str]], title: str = "") -> Table:
+    """Rows with the same keys as a table; figures stand right."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=Text(title, style="bold") if title else None,
+        title_justify="left",
+        header_style="dim",
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1),
+    )
+    for name in columns:
+        figures = all(_is_figure(str(row.get(name, ""))) for row in rows)
+        table.add_column(name, justify="right" if figures else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(name, str(row.get(name, ""))) for name in columns))
+    return table
+
+
+def places_table(places: Mapping[str, str]) -> Table:
+    """Names and paths; a path is never cut, so that it can be copied."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, path in places.items():
+        table.add_row(Text(name), Text(path))
+    return table
+
+
+def as_text(renderable: RenderableType, width: int = PIPED_WIDTH) -> str:
+    """What is drawn, without colours or trailing blanks."""
+    stream = io.StringIO()
+    Console(file=stream, width=width, color_system=None, force_terminal=False).print(renderable)
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
+
+
+def _cell(column: str, value: str) -> Text:
+    return Text(value, style=_STATE_STYLES.get(value, "") if column == "state" else "")
+
+
+def _is_figure(text: str) -> bool:
+    return not text or text[0].isdigit() or (text[0] in "-+±" and text[1:2].isdigit())
