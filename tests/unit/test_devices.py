@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 
 import pytest
@@ -17,6 +18,7 @@ from rayddl.methods.trajectories.interleave import Lanes
 from rayddl.methods.trajectories.settings import ExpertSettings
 from rayddl.nets.build import flat, initial
 from rayddl.nets.config import NetConfig
+from rayddl.stages.runtime import devices
 from tests.experts import train_expert
 
 SHAPE, CLASSES, COUNT = (3, 16, 16), 4, 8
@@ -78,6 +80,43 @@ def test_graphs_change_nothing(device: torch.device) -> None:
 
     for part in ("loss", "images", "labels", "lr"):
         torch.testing.assert_close(getattr(replayed, part), getattr(plain, part), rtol=1e-5, atol=1e-7)
+
+
+@pytest.fixture
+def repeatable(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    """A worker's settings of CUDA, undone afterwards."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    devices.repeatable()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = fills
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+@pytest.mark.parametrize("mode", MODES)
+def test_a_device_repeats_its_bits(repeatable: None, mode: str, device: torch.device) -> None:
+    """The same meta-gradient three times over, augmentation included."""
+    first, *again = (gradient_on(device, mode, torch.float32, graphs=None) for _ in range(3))
+
+    assert all(torch.equal(one.images, first.images) and torch.equal(one.lr, first.lr) for one in again)
+
+
+def test_a_worker_on_a_gpu_is_repeatable(repeatable: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's choices are fixed before the device is used; a worker on a CPU leaves torch as it is."""
+    torch.use_deterministic_algorithms(False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "assigned", lambda: ())
+    assert devices.enter(torch.get_num_threads()) == torch.device("cpu")
+    assert not torch.are_deterministic_algorithms_enabled()
+
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.delenv(devices.LOGICAL, raising=False)
+    monkeypatch.setattr(devices, "assigned", lambda: ("0",))
+    assert devices.enter(torch.get_num_threads()) == torch.device("cuda", 0)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)
