@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -191,6 +193,47 @@ def test_an_experts_augmentation_is_drawn_batch_by_batch() -> None:
         theta -= 0.1 * STEPS.gradient(theta, shown, one_hot(y[picked], CLASSES))[0]
 
     torch.testing.assert_close(made.snapshots[1], theta, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_uncompiled_steps_have_the_bits_of_the_functional_interface(norm: str) -> None:
+    """Gradient, loss and running statistics, under ``no_grad`` too."""
+    net = NetConfig(depth=2, width=8, norm=norm)
+    steps = make_steps(flat(net, SHAPE, CLASSES), compile_=False)
+    x, y = data(7)
+    labels, theta = one_hot(y, CLASSES), initial(net, SHAPE, CLASSES, seed=4)
+    before = steps.fresh_statistics(torch.device("cpu"))
+
+    def objective(theta_P: Tensor) -> tuple[Tensor, Tensor]:
+        tracked = (steps.net(theta_P, x), x) if before is None else steps.net.track(theta_P, before, x)
+        out, after = tracked
+        return nn.functional.cross_entropy(out, labels), after
+
+    gradient, (value, after) = torch.func.grad_and_value(objective, has_aux=True)(theta)
+    with torch.no_grad():
+        found = steps.training(theta, before, x, labels, usual=True)
+
+    assert torch.equal(found[0], gradient)
+    assert torch.equal(found[1], value)
+    assert (found[2] is None) == (norm == "instance")
+    assert found[2] is None or torch.equal(found[2], after)
+    assert not any(part is not None and part.requires_grad for part in found)
+
+
+def test_uncompiled_steps_do_not_load_the_compiler() -> None:
+    """A worker whose steps are not compiled starts without torch's compiler, which takes seconds to import."""
+    code = """
+import sys, torch
+from rayddl.methods.training.steps import steps_for
+from rayddl.nets.build import initial
+from rayddl.nets.config import NetConfig
+net = NetConfig(depth=1, width=4)
+steps = steps_for(net, (1, 8, 8), 2, "fp32", False)
+steps.gradient(initial(net, (1, 8, 8), 2, seed=0), torch.zeros(3, 1, 8, 8), torch.ones(3, 2) / 2)
+print("torch._dynamo" in sys.modules)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"
 
 
 def test_derived_seeds_are_stable_and_distinct() -> None:
