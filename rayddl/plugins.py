@@ -12,12 +12,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from rayddl.errors import PluginError
-
-if TYPE_CHECKING:
-    from rayddl.stages.kinds import Kind
 
 NOUNS = {
     "nets": "network",
@@ -61,7 +58,8 @@ class Plugin:
     """``(num_classes, channels, size) -> nn.Module``."""
     sources: Mapping[str, Any] = field(default_factory=dict)
     """:class:`Splits`, or a function of the definition's ``source`` that returns them."""
-    kinds: Sequence[Kind] = ()
+    kinds: Sequence[Any] = ()
+    """Of :class:`rayddl.Kind`."""
     selections: Mapping[str, Callable[[Any, int], Any]] = field(default_factory=dict)
     """``(features, count) -> indices`` for ``kind: coreset``: features float32 ``[n, D]`` of one class, the indices of
     ``count`` different rows."""
