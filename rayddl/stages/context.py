@@ -1,4 +1,4 @@
-"""What a stage is handed, and what it hands back."""
+"""The arguments that a stage's run function receives besides its settings, and its result."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rayddl.storage import Folder
 
 
 class Progress(Protocol):
-    """One stage's live line."""
+    """The progress display of one stage."""
 
     def update(self, done: float, total: float, metric: str = "") -> None:
-        """``done`` of ``total`` units are finished; ``metric`` is the last figure worth showing."""
+        """Show that ``done`` of ``total`` units are finished; ``metric`` is the latest result, as text."""
 
     def note(self, text: str) -> None:
-        """A line worth keeping on the screen: a retry, a skipped image, a missing compiler."""
+        """Print a line that stays on the screen: a retry, a skipped image, a missing compiler."""
 
 
 class Silent:
@@ -35,7 +35,7 @@ class Silent:
 
 @dataclass(frozen=True)
 class Input:
-    """A finished stage that another one reads."""
+    """A finished stage that another stage reads."""
 
     stage: str
     """The stage's name in the definition."""
@@ -44,17 +44,17 @@ class Input:
     config: Mapping[str, Any]
     """The stage's settings as JSON values."""
     summary: Mapping[str, Any]
-    """What the stage handed back when it finished."""
+    """:attr:`Result.summary` of the stage."""
     spent: Mapping[str, float] = field(default_factory=dict)
-    """Seconds of it and of every stage that it hangs on, by name."""
+    """Seconds of the stage and of every stage that it depends on, by name."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """Everything around a stage's own settings.
+    """Inputs, output folder and workers of a stage's run.
 
-    ``inputs`` maps a stage's name to what it left. ``out`` may hold files of an earlier, killed
-    attempt with the same fingerprint: a stage goes on from them.
+    ``inputs`` maps names of finished stages to their outputs. ``out`` may hold files of an earlier, killed
+    attempt with the same fingerprint: a stage resumes from them.
     """
 
     stage: str
@@ -68,9 +68,9 @@ class Context:
     """The whole definition as JSON values, for provenance and the report."""
     progress: Progress = field(default_factory=Silent)
     templates: Mapping[str, StageConfig] = field(default_factory=dict)
-    """The settings of the stages that this one runs itself, by their names."""
+    """The settings of the stages that this stage runs itself, by their names."""
     backend: Backend = field(default_factory=OnRay)
-    """Does the stage's work."""
+    """Runs the stage's units of work."""
 
     def seed_of(self) -> int:
         """The seed of this stage's random choices."""
@@ -79,11 +79,10 @@ class Context:
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished stage hands back.
+    """The result of a finished stage.
 
-    ``summary`` is stored in the manifest: plain JSON values, among them whatever the result table
-    and the report show. ``table`` is what a person sees at the end of the run, if anything: a list
-    of rows with the same keys.
+    ``summary`` is stored in the manifest: plain JSON values, including all that the report shows. ``table`` is
+    printed at the end of the run, if not empty: a list of rows with the same keys.
     """
 
     summary: Mapping[str, Any]

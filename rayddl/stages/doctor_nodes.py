@@ -1,4 +1,4 @@
-"""Looks at a Ray cluster before a run does: every node's versions, GPUs, memory and view of ``--out``."""
+"""Checks a Ray cluster before a run: every node's versions, GPUs, memory and access to ``--out``."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from rayddl.stages.runtime.nodes import Answer, Node
 from rayddl.version import installed
 
 SECONDS = 240.0
-"""How long all nodes together may take: importing torch from a cold disk takes a minute."""
+"""Time limit for the answers of all nodes: importing torch from a cold disk takes a minute."""
 LIBRARIES = ("ray", "torch", "torchvision", "rayddl")
 _GIB = 1 << 30
 
 
 def examine(address: str, out: str, seconds: float = SECONDS) -> list[Finding]:
-    """Everything looked at on the cluster at ``address``: the cluster, then a row for each node that is alive.
+    """The findings about the cluster at ``address``: one for the cluster, then one for each node that is alive.
 
-    Attaches this process to the cluster as a run does, and leaves it. Never waits much longer than ``seconds``.
+    Attaches this process to the cluster for the call. Waits little longer than ``seconds``.
     """
     from rayddl.stages.runtime import cluster
 
@@ -41,7 +41,7 @@ def examine(address: str, out: str, seconds: float = SECONDS) -> list[Finding]:
 
 
 def look_around() -> dict[str, Any]:
-    """What this machine is, as JSON values: runs on a node."""
+    """Versions, resources and GPU checks of this machine, as JSON values. Runs on every node."""
     return {
         **versions(),
         "cpus": machine.cpus(),
@@ -59,7 +59,7 @@ def versions() -> dict[str, str | None]:
 
 
 def row(node: Node, answer: Answer, here: Mapping[str, str | None]) -> Finding:
-    """What a node is, and what would go wrong on it; ``here`` are the versions on this machine."""
+    """The finding about one node; ``here`` are the versions on this machine."""
     name, found = f"{'head' if nodes.HEAD in node.resources else 'node'} {node}", _offers(node)
     if answer.error:
         return Finding(
@@ -86,7 +86,7 @@ def row(node: Node, answer: Answer, here: Mapping[str, str | None]) -> Finding:
 def _wrong(
     node: Node, told: Mapping[str, Any], here: Mapping[str, str | None]
 ) -> Iterator[tuple[State, str]]:
-    """What would go wrong on a node."""
+    """Yield the problems of a node: state and text."""
     probe = told["probe"]
     if "torch_error" in probe:
         yield "fails", f"torch cannot be imported: {probe['torch_error']}"
@@ -181,7 +181,7 @@ def _rows(out: str, there: tuple[Node, ...], answers: Mapping[Node, Answer]) -> 
             return
         seen = nodes.look({nodes.OUT: path}, answering)
     except (OSError, ValueError):
-        # The finding about --out on this machine says so.
+        # The finding about --out on this machine reports it.
         return
     name = f"--out {path} on every node"
     wrong = [

@@ -1,4 +1,4 @@
-"""What all kinds' estimates have in common: the machine, the source, and how a worker's memory adds up."""
+"""Shared parts of all kinds' estimates: the machine, the source, and formulas for a worker's memory."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ Stages: TypeAlias = Mapping[str, StageConfig]
 FLOAT = 4
 """Bytes of a float32."""
 PAGE_PROCESS = 300 * 2**20
-"""Bytes of the process that draws a page; it needs neither torch nor Ray."""
+"""Bytes of a process that renders a page; it imports neither torch nor Ray."""
 PROCESS = 600 * 2**20
-"""Bytes of a worker that has imported torch and Ray and done nothing yet; on a GPU, next to nothing of it."""
+"""Bytes of main memory of a worker that has only imported torch and Ray; its GPU memory is negligible."""
 
 STEP = 8
-"""Numbers held in a gradient step for every one that a forward pass keeps."""
+"""Numbers held in a gradient step for each number that a forward pass keeps."""
 JUDGED = 256
-"""Images of the held-out split that are judged together."""
+"""Held-out images in one batch of a test."""
 VECTORS = 6
-"""Parameter vectors in a training: parameters, gradient, momentum and what an update makes."""
+"""Parameter vectors in a training: parameters, gradient, momentum and the result of an update."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What this machine has to offer."""
+    """Resources of this machine."""
 
     cpus: int
     memory: int
-    """Bytes free."""
+    """Free bytes of main memory."""
     gpus: tuple[int, ...]
-    """Bytes free of each GPU."""
+    """Free bytes of each GPU."""
 
     @classmethod
     def here(cls) -> Machine:
-        """The machine at hand, as it is now."""
+        """This machine with its current free memory."""
         return cls(machine.cpus(), machine.free_bytes(), machine.gpu_bytes())
 
     @property
@@ -53,25 +53,25 @@ class Machine:
         return Capacity(({"CPU": float(self.cpus), "GPU": float(len(self.gpus))},))
 
     def share(self, asked: Resources, units: int, *, gpu: bool = True) -> Share:
-        """What each of ``units`` independent units of work gets; ``gpu``: whether they have a use of one."""
+        """The resources of a worker for ``units`` independent units of work; ``gpu``: whether they can use a GPU."""
         return sizes.spread(asked, self.have, units=units, gpu=gpu)
 
     def room(self, share: Share) -> int:
-        """Bytes that one worker of ``share`` may take: of its GPU, else of memory. A definition for another
-        machine may ask for GPUs where there are none.
+        """Bytes available to one worker of ``share``: on its GPU, else in main memory. A definition for another
+        machine may ask for GPUs that this machine lacks.
         """
         if share.num_gpus and self.gpus:
             return int(min(self.gpus) * min(1.0, share.num_gpus))
         return self.memory // share.at_once
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The machine as JSON values."""
         return {"cpus": self.cpus, "free_memory": self.memory, "free_gpu_memory": list(self.gpus)}
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What an estimate is made from beside settings."""
+    """Inputs of an estimate besides the settings."""
 
     source: SourceConfig
     glance: Glance
@@ -79,44 +79,44 @@ class Outlook:
 
     @property
     def resident(self) -> int:
-        """Bytes of both splits in model space, which a worker keeps on its device."""
+        """Bytes of both splits in model space (float32), which a worker keeps on its device."""
         return (self.glance.train + self.glance.test) * self.glance.numbers * FLOAT
 
     @property
     def space(self) -> int:
-        """Bytes of the pixel space where it is stored: two triangles for ``zca``, else a few numbers."""
+        """Bytes of the stored pixel space: two triangular matrices for ``zca``, else a few numbers."""
         side = self.glance.numbers
         return FLOAT * side * (side + 2) if self.source.space == "zca" else 16 * self.glance.shape[0]
 
 
 def outlook(source: SourceConfig) -> Outlook:
-    """The outlook on this machine. Reads listings and a few headers."""
+    """The outlook for ``source`` on this machine. Reads listings and a few image headers."""
     return Outlook(source, glance(source), Machine.here())
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a stage will take."""
+    """The estimated resources of a stage."""
 
     work: str
     """Units of work, in words."""
     at_once: int
     """Workers that run at once on this machine."""
     memory: int | None = None
-    """Peak bytes in one worker, on its device; ``None`` where it cannot be told."""
+    """Peak bytes in one worker, on its device; ``None`` if unknown."""
     written: int | None = None
-    """Bytes that the stage leaves."""
+    """Bytes of the stage's output."""
     device: str = "memory"
-    """``memory`` or ``GPU``: what ``memory`` is taken from."""
+    """``memory`` or ``GPU``: the kind of memory that ``memory`` counts."""
     measured: bool = False
-    """Whether ``memory`` was measured; else it is a formula's."""
+    """True if ``memory`` was measured, false if it is computed by formula."""
     notes: tuple[str, ...] = ()
-    """What else is worth knowing: what would not fit, and what would."""
+    """Further remarks: what does not fit, and which setting would."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Further figures, for JSON."""
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; bytes are whole numbers."""
+        """The estimate as JSON values; bytes are integers."""
         return {
             "work": self.work,
             "at_once": self.at_once,
@@ -130,7 +130,7 @@ class Estimate:
 
 
 def made(work: str, share: Share, outlook: Outlook, memory: int | None, written: int | None) -> Estimate:
-    """An estimate, with a note where what runs at once needs more than there is."""
+    """An estimate, with a note if the concurrent workers need more memory than is free."""
     device = "GPU" if share.num_gpus else "memory"
     room = outlook.machine.room(share)
     notes = (too_much(memory, room, share.at_once, device),) if memory is not None and memory > room else ()
@@ -138,7 +138,7 @@ def made(work: str, share: Share, outlook: Outlook, memory: int | None, written:
 
 
 def too_much(memory: int, room: int, at_once: int, device: str) -> str:
-    """What is said of workers that do not fit."""
+    """The note for workers that do not fit into memory."""
     kind = "GPU memory" if device == "GPU" else "memory"
     if at_once == 1:
         return f"needs {shown(memory)}, and {shown(room)} of {kind} are free"
@@ -150,15 +150,15 @@ def too_much(memory: int, room: int, at_once: int, device: str) -> str:
 
 @dataclass(frozen=True)
 class Outline:
-    """The size of a network for images of some shape."""
+    """The size of a network for a given image shape."""
 
     parameters: int
     activations: int
-    """Numbers that one image's forward pass keeps."""
+    """Numbers that the forward pass of one image keeps."""
 
 
 def outline(net: NetConfig, glance: Glance) -> Outline | None:
-    """The size of a ConvNet, by arithmetic; ``None`` for other networks, which have to be built to tell."""
+    """The computed size of a ConvNet; ``None`` for other networks, whose size is known only once they are built."""
     if net.name != "convnet":
         return None
     channels, *sides = glance.shape
@@ -174,8 +174,8 @@ def outline(net: NetConfig, glance: Glance) -> Outline | None:
 
 
 def training(nets: Sequence[NetConfig], batch: int, share: Share, outlook: Outlook) -> int | None:
-    """Peak bytes of a worker that trains any of ``nets`` on the source: both splits in model space, and a step
-    or a look at held-out images. ``None`` where a network's size cannot be told.
+    """Peak bytes of a worker that trains any of ``nets`` on the source: both splits in model space, and a training
+    step or a test batch. ``None`` if the size of a network is unknown.
     """
     sizes = [outline(net, outlook.glance) for net in nets]
     if None in sizes:
@@ -189,12 +189,12 @@ def training(nets: Sequence[NetConfig], batch: int, share: Share, outlook: Outlo
 
 
 def net_of(stages: Stages, config: StageConfig | None) -> NetConfig:
-    """The network that a stage trains or makes its set with; the default one where its settings name none."""
+    """The network that a stage trains or makes its set with; the default network if its settings name none."""
     return (config.network(stages) if config else None) or NetConfig()
 
 
 def shown(count: int) -> str:
-    """Bytes for a person: ``1.3 GiB``."""
+    """``count`` bytes as text: ``1.3 GiB``."""
     value = float(count)
     for unit in ("B", "KiB", "MiB"):
         if value < 1000:

@@ -1,4 +1,4 @@
-"""Reads what finished stages left, for the pages that show them."""
+"""Reads outputs of finished stages for reports."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from rayddl.stages.context import Context, Input
 from rayddl.version import __version__
 
 PAGE = "report.html"
-"""The file of a stage that writes a page."""
+"""The file name of a report."""
 
 
 def in_order(context: Context) -> list[Input]:
-    """The inputs in the definition's order; those that it does not name come last."""
+    """The inputs in the definition's order; inputs that it does not name come last."""
     names: Iterable[str] = context.definition.get("stages") or ()
     rank = {name: i for i, name in enumerate(names)}
     return sorted(context.inputs.values(), key=lambda i: (rank.get(i.stage, len(rank)), i.stage))
 
 
 def as_stage(found: Input, tint: str = "random") -> Stage:
-    """A finished stage as pages show it, in the colour ``tint``."""
+    """A finished stage as reports show it, in the colour ``tint``."""
     return Stage(found.stage, found.kind, found.folder.name, found.config, found.summary, tint)
 
 
 def pictures(made: DistilledSet) -> Pictures:
-    """The set's images to look at."""
+    """The set's images for display."""
     return Pictures(made.pixels().numpy(), made.hard_labels.numpy(), made.classes)
 
 
 def columns(found: Input, name: str, wanted: Iterable[str]) -> Columns:
-    """The ``wanted`` columns of a stage's table. Raises :class:`ArtifactError` where they are not there."""
+    """The ``wanted`` columns of a stage's table. Raises :class:`ArtifactError` for missing ones."""
     where = found.folder.path(name)
     again = "delete the stage's folder and run again to make it anew"
     try:
@@ -59,7 +59,7 @@ def columns(found: Input, name: str, wanted: Iterable[str]) -> Columns:
             f"made it: {again}",
             code="stage-table-lacks-column",
         )
-    # Nulls become NaN here, and texts stay texts.
+    # Nulls become NaN; texts are unchanged.
     return {
         column: np.array(
             [np.nan if v is None else v for v in table[column]], None if table[column] else float
@@ -69,6 +69,6 @@ def columns(found: Input, name: str, wanted: Iterable[str]) -> Columns:
 
 
 def versions() -> dict[str, str]:
-    """What a page was made with."""
+    """Versions of the software that made the report."""
     packages = {name: metadata.version(name) for name in ("torch", "ray", "numpy")}
     return {"rayddl": __version__, **packages, "python": platform.python_version()}

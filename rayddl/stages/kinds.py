@@ -1,8 +1,8 @@
-"""The stage kinds: the one list that the pipeline floor reads, one line for each of rayddl's own.
+"""The registry of stage kinds, read by the pipeline floor: one line for each of rayddl's own.
 
-A kind is a folder. Beside ``settings`` and ``stage`` it may have ``estimate`` (what a stage will take) and
-``report`` (its sections of the page), which are found there by name; what a stage produces and how it is tuned is
-declared by the settings class. ``stage`` is imported only when a stage of the kind runs, and with it torch and Ray.
+A kind is a folder. Besides ``settings`` and ``stage`` it may have the modules ``estimate`` (resources) and
+``report`` (sections of the page), which are found by name. The settings class declares what a stage produces and
+how it is tuned. ``stage``, and with it torch and Ray, is imported only when a stage of the kind runs.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kind:
-    """A stage kind: its settings, its format's version, and what it needs to run.
+    """A stage kind: its name, settings class and version of the output.
 
-    ``version`` enters the fingerprint: raise it when the kind's output changes for the same settings.
+    ``version`` is part of the fingerprint: raise it when the kind's output changes for the same settings.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Kind:
     version: int = 1
     needs_ray: bool = True
     reads_source: bool = field(default=False, kw_only=True)
-    """Its workers read the source's files where they lie."""
+    """True if its workers read the source's files themselves."""
 
     @property
     def run(self) -> Callable[[StageConfig, Context], Result]:
@@ -58,24 +58,24 @@ class Kind:
 
     @property
     def folder(self) -> str:
-        """The package that the kind's settings stand in."""
+        """The package that contains the kind's settings."""
         return self.config.__module__.rpartition(".")[0]
 
     def optional(self, name: str) -> Any | None:
-        """The module ``name`` of the kind's folder; ``None`` where it has none."""
+        """The module ``name`` of the kind's folder; ``None`` if there is none."""
         try:
             found = find_spec(f"{self.folder}.{name}") if self.folder else None
-        except ModuleNotFoundError:  # the settings of a kind from outside may stand in no package
+        except ModuleNotFoundError:  # a plugin's settings module may be outside a package
             return None
         return self.module(name) if found else None
 
     def estimate(
         self, config: StageConfig, stages: Mapping[str, StageConfig], outlook: Any, *, measure: bool = False
     ) -> Estimate | None:
-        """What a stage of this kind will take; ``None`` for a kind that cannot tell. Imports neither torch
-        nor Ray. ``stages`` are all settings of the definition, ``outlook`` is :func:`outlook`'s.
+        """The estimate of a stage of this kind; ``None`` for a kind without estimates. Imports neither torch
+        nor Ray. ``stages`` are all settings of the definition, ``outlook`` is the result of :func:`outlook`.
 
-        With ``measure``, kinds that can do so try a step in another process, which takes a while.
+        With ``measure``, kinds that support it run a step in another process, which takes up to minutes.
         """
         module = self.optional("estimate")
         if module is None:
@@ -86,7 +86,7 @@ class Kind:
 
 
 def outlook(source: SourceConfig) -> Any:
-    """What estimates are made from beside settings: the size of the source, and this machine."""
+    """Inputs of estimates besides settings: the size of the source, and this machine's resources."""
     base = importlib.import_module("rayddl.stages.estimates")
     return base.outlook(source)
 
@@ -106,22 +106,22 @@ KINDS: dict[str, Kind] = {
         Kind("report", ReportConfig, version=2, needs_ray=False),
     )
 }
-"""rayddl's own."""
+"""rayddl's own kinds, by name."""
 plugins.shipped("kinds", KINDS)
 
 
 def known() -> dict[str, Kind]:
-    """Every kind by its name: rayddl's own, then those of the plugins."""
+    """Every kind by its name: rayddl's own, then those of plugins."""
     return KINDS | {kind.name: kind for plugin in plugins.active() for kind in plugin.kinds}
 
 
 def judges(first: str = "") -> list[Kind]:
-    """The kinds that judge sets, the one named ``first`` before the others."""
+    """The kinds that evaluate sets, the one named ``first`` before the others."""
     found = [kind for kind in known().values() if kind.config.produces == "judgement"]
     return sorted(found, key=lambda kind: kind.name != first)
 
 
 def produced(kind: str) -> str:
-    """What stages of the kind named ``kind`` produce; nothing for a kind that is not known."""
+    """The product of stages of the kind named ``kind``; empty for an unknown kind."""
     found = known().get(kind)
     return found.config.produces if found else ""

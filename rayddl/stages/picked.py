@@ -1,6 +1,6 @@
-"""Sets that were picked from real images, or made elsewhere, on the page: their images and what they come from.
+"""The report section of sets of selected or imported images: their images and their origin.
 
-A kind that makes such sets has this ``read`` and ``part`` in its module ``report``.
+A kind that makes such sets imports ``read`` and ``part`` into its module ``report``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TINT = "random"
 
 @dataclass(frozen=True)
 class Picked(Shown):
-    """A set of images that exist elsewhere."""
+    """A set of selected or imported images."""
 
     place: ClassVar[Place] = Place.PICKED
 
@@ -31,18 +31,18 @@ class Picked(Shown):
 
 
 def read(found: Input) -> Picked:
-    """A finished stage that left a set."""
+    """Read a finished stage that wrote a set."""
     return Picked(as_stage(found, TINT), pictures=pictures(DistilledSet.load(found.folder.child("set"))))
 
 
 def part(made: Sequence[Picked], run: Run) -> Part:
-    """A section for each."""
+    """A section per stage."""
     alone = len(run.at(Place.MADE, Place.PICKED)) == 1
     return Part(Place.PICKED, tuple((Place.PICKED, section(each, alone, run.budget)) for each in made))
 
 
 def section(made: Picked, alone: bool, budget: int) -> Section:
-    """One set: its images by class, and what it was picked from."""
+    """The section of one set: its images by class, and their origin."""
     stage = made.stage
     return Section(
         key=slug(stage.kind, stage.name),

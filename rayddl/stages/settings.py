@@ -1,8 +1,8 @@
-"""What the settings of all stage kinds have in common; a kind's own stand in its folder.
+"""The shared base of the settings of all stage kinds; a kind's own settings are in its folder.
 
 Imports neither torch nor Ray.
 
-A field that names another stage is marked with :class:`Reads`; those marks are the stage graph.
+A field that names another stage is annotated with :class:`Reads`; these annotations define the stage graph.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from rayddl.stages.runtime.sizes import Ask, Resources
 
 
 def _producer(products: Sequence[str]) -> str:
-    """``a stage that produces experts or a teacher``."""
+    """The products as text: ``a stage that produces experts or a teacher``."""
     named = [product if product.endswith("s") else f"a {product}" for product in products]
     return f"a stage that produces {' or '.join(named)}"
 
 
 @dataclass(frozen=True)
 class Reads:
-    """Marks a field as the name of a stage whose output is read, with the products that will do.
+    """Marks a field as the name of a stage whose output is read, with the accepted products.
 
-    The field is a name, ``None`` (nothing read), or a tuple of names. ``"*"`` in a tuple stands for
-    every other stage that does not itself read this one.
+    The field is a name, ``None`` (nothing is read), or a tuple of names. ``"*"`` in a tuple means every
+    other stage that does not itself read this one.
     """
 
     produces: tuple[str, ...]
@@ -42,20 +42,20 @@ class Reads:
 
     @property
     def wanted(self) -> str:
-        """What the stage must be, for an error message."""
+        """The condition on the stage, for an error message."""
         return _producer(self.produces)
 
 
 @dataclass(frozen=True)
 class Template:
-    """Marks a field as the name of a stage that this one runs itself, with settings of its own choice.
+    """Marks a field as the name of a stage that this one runs itself, with varied settings.
 
-    What the named stage reads is read by this one, except stages that are templates of it too. A stage that
-    is only a template does not run by itself; its settings are part of this one's fingerprint.
+    This stage also reads the inputs of the named stage, except other templates of this stage. A stage that is
+    only a template does not run by itself; its settings are part of this stage's fingerprint.
     """
 
     produces: tuple[str, ...] | None = None
-    """The products that will do; ``None``: any stage that declares how it is tuned."""
+    """The accepted products; ``None``: any stage that declares :class:`Tunable`."""
 
     def fits(self, config: type[StageConfig]) -> bool:
         """True if a stage with settings of this class can be the template."""
@@ -63,7 +63,7 @@ class Template:
 
     @property
     def wanted(self) -> str:
-        """What the stage must be, for an error message."""
+        """The condition on the stage, for an error message."""
         if self.produces is None:
             return "a stage that can be tuned"
         return _producer(self.produces)
@@ -74,28 +74,28 @@ Mode = Literal["max", "min"]
 
 @dataclass(frozen=True)
 class Tunable:
-    """How trials of a kind are run, and what they report: what a search has to know of the kind."""
+    """Declares for a search how trials of a kind are run, and which metrics they report."""
 
     metrics: Mapping[str, Mode]
-    """Each metric, and whether more or less of it is better."""
+    """Each metric with the direction in which it improves."""
     trials: str
-    """``module:function`` that makes the trials; it is called with the search's settings and context, and returns
-    a :class:`rayddl.stages.tune.trial.Trials`."""
+    """``module:function`` of the trials' factory, which takes the search's settings and context, and returns a
+    :class:`rayddl.stages.tune.trial.Trials`."""
     length: str | None = None
-    """The setting that says how long a trial is, where it reports on its way; else it reports once."""
+    """The setting for a trial's length, if trials report several times; ``None``: they report once, at the end."""
     fixed: tuple[str, ...] = ()
-    """Settings that a space cannot change: with them, trials could not be compared."""
+    """Settings that a space cannot vary, because trials would not be comparable."""
 
 
 class StageConfig(Config):
     """The keys that every stage has."""
 
     produces: ClassVar[str] = ""
-    """What other stages read of it: ``experts``, ``set``, ``teacher``, ``judgement`` or ``page``."""
+    """The product that other stages read: ``experts``, ``set``, ``teacher``, ``judgement`` or ``page``."""
     tunable: ClassVar[Tunable | None] = None
-    """How stages of this kind are tuned; ``None`` where they cannot be."""
+    """How stages of this kind are tuned; ``None`` if they cannot be tuned."""
     soft: ClassVar[bool] = False
-    """True if a set of this kind is made for students that learn from soft labels."""
+    """True if sets of this kind are made for students of soft labels."""
 
     kind: str
     """What the stage does; the kinds are listed below."""
@@ -103,26 +103,26 @@ class StageConfig(Config):
     """CPUs, GPUs and memory of one worker, and how many workers run at the same time."""
 
     def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
-        """What is wrong between this stage and the ones it reads, by the fields that name them."""
+        """Problems between this stage and the stages ``reads``, given by the fields that name them."""
         del reads
         return []
 
     def resolved(self, readers: Sequence[StageConfig]) -> StageConfig:
-        """The config with defaults filled in that depend on the stages that read it."""
+        """The settings with defaults filled in that depend on the stages that read this one."""
         del readers
         return self
 
     def as_readers(self, templates: Mapping[str, StageConfig]) -> Sequence[StageConfig]:
-        """The settings that count for the stages this one reads: its own, or those of what it runs."""
+        """The settings that determine what is read: this stage's own, or those of the stages that it runs."""
         del templates
         return (self,)
 
     def asks(self, have: Capacity) -> Sequence[Ask]:
-        """Everything that has to fit on the cluster ``have`` for this stage to run."""
+        """The workers that must fit on the cluster ``have`` for this stage to run."""
         return (Ask("resources", sizes.spread(self.resources, have, units=1)),)
 
     def network(self, stages: Mapping[str, StageConfig]) -> NetConfig | None:
-        """The network that this stage trains, or makes its set with; ``None`` where the settings name none.
+        """The network that this stage trains, or makes its set with; ``None`` if the settings name none.
 
         ``stages`` are the settings of all stages, by name.
         """
@@ -149,10 +149,10 @@ class NetStageConfig(Augmented, StageConfig):
 
 
 def without_resources(config: StageConfig) -> dict[str, Any]:
-    """The settings that decide the result, as JSON values: what a fingerprint hashes.
+    """The settings that determine the result, as JSON values: the input of the fingerprint.
 
-    Defaults are left out, so that a new setting whose default changes nothing moves no folder. Whoever
-    changes what a default means raises the kind's version.
+    Defaults are omitted, so that a new setting with a neutral default changes no fingerprint. A change of a
+    default's meaning requires a new version of the kind.
     """
     apart = {"resources", "decoders", "experts_per_task"}
     return config.model_dump(mode="json", exclude=apart, exclude_defaults=True)

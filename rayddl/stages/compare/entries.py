@@ -1,4 +1,4 @@
-"""The sets of a comparison, as its page names them."""
+"""The evaluated sets of a comparison, with their labels and colours on the page."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from rayddl.report.values import Columns, Pictures, Stage, number
 from rayddl.stages.evaluate.figures import Row, rows_of
 
 TINTS = 8
-"""Colours told apart; more methods begin again, with another dash."""
+"""Number of distinct colours; further methods reuse them with another dash pattern."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A set that an evaluate stage judged, as a comparison shows it."""
+    """A set that an evaluate stage evaluated, as a comparison shows it."""
 
     run: str
-    """The name of the definition that it belongs to."""
+    """The name of its definition."""
     key: str
-    """Names the definition among those on the page."""
+    """The key of its definition on the page."""
     stage: Stage
     """The evaluate stage."""
     pictures: Pictures
@@ -32,28 +32,28 @@ class Judged:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that a page of several sets shows."""
+    """The contents of a comparison's page."""
 
     name: str
     judged: tuple[Judged, ...]
     definitions: Mapping[str, Mapping[str, Any]]
-    """The definitions that made them, by their keys."""
+    """The definitions of the sets, by their keys."""
     versions: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One judged set as the page names it."""
+    """One evaluated set with its label on the page."""
 
     judged: Judged
     label: str
-    """Unique on the page: method and images per class, and where it comes from if that is not enough."""
+    """Unique on the page: method and images per class, with run or stage added where these are equal."""
     method: str
     tint: str
     rows: tuple[Row, ...]
-    """Its students' figures by network: those taught by the set."""
+    """Results of the students trained on the set, by network."""
     random: tuple[Row, ...]
-    """Those taught by as many random images."""
+    """Results of the students trained on as many random images, by network."""
 
     @property
     def ipc(self) -> int:
@@ -62,27 +62,27 @@ class Entry:
 
     @property
     def images(self) -> int:
-        """Images in all."""
+        """The number of images."""
         return self.rows[0].images if self.rows else 0
 
     @property
     def seconds(self) -> float:
-        """Seconds of all stages that made it; NaN where nobody knows."""
+        """Seconds of all stages that made the set; NaN if unknown."""
         spent = self.judged.stage.summary.get("spent") or {}
         return sum(number(v) for v in spent.values()) if spent else math.nan
 
     @property
     def link(self) -> Link:
-        """To the definition that made it."""
+        """The link to the set's definition."""
         return Link(self.judged.stage.name, f"{self.judged.key}-{slug('stage', self.judged.stage.name)}")
 
     def of(self, net: str) -> Row | None:
-        """The figures of one network."""
+        """The results of one network; ``None`` if the set has none."""
         return next((row for row in self.rows if row.net == net), None)
 
 
 def entries(comparison: Comparison) -> tuple[Entry, ...]:
-    """The judged sets in their order: by method as they come, then by images per class."""
+    """The evaluated sets, ordered by first appearance of the method, then by images per class."""
     methods = list(dict.fromkeys(_method(j) for j in comparison.judged))
     plain = [f"{_method(j)}, IPC {int(j.stage.summary.get('ipc') or 0)}" for j in comparison.judged]
     found = []
@@ -108,7 +108,7 @@ def _method(judged: Judged) -> str:
 
 
 def _from(judged: Judged, others: Sequence[Judged], labels: Sequence[str], label: str) -> str:
-    """What tells sets of the same method and size apart: their run, their stage, or both."""
+    """The text that distinguishes sets of the same method and size: their run, their stage, or both."""
     alike = [other for other, own in zip(others, labels, strict=True) if own == label]
     if len({other.run for other in alike}) == len(alike):
         return judged.run
@@ -118,5 +118,5 @@ def _from(judged: Judged, others: Sequence[Judged], labels: Sequence[str], label
 
 
 def nets_of(found: Sequence[Entry]) -> list[str]:
-    """Every network, in the order in which they come."""
+    """Every network, in order of first appearance."""
     return list(dict.fromkeys(row.net for entry in found for row in entry.rows))

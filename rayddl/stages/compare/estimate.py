@@ -1,4 +1,4 @@
-"""What ``kind: compare`` will take."""
+"""The resource estimate of ``kind: compare``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rayddl.stages.estimates import PAGE_PROCESS, Estimate, Outlook, Stages
 
 
 def estimate(config: CompareConfig, stages: Stages, outlook: Outlook) -> Estimate:
-    """One page, some hundred kilobytes a set."""
+    """One page with some hundred kilobytes per set."""
     del outlook
     named = [name for name in config.of if name != "*"]
     every = [name for name, stage in stages.items() if stage.produces == "judgement"]

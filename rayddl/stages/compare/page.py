@@ -1,4 +1,4 @@
-"""A comparison's page: the sets that evaluate stages judged, side by side."""
+"""The page of a comparison: the sets that evaluate stages evaluated, side by side."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ SCORES = {
     "lrs": "Label-robust",
     "ars": "Augmentation-robust",
 }
-"""Scores that have a column, where any set has them, and what it is called."""
+"""Scores that get a column if any set has them, with the column's title."""
 DODGE = 0.05
-"""How far neighbouring error bars stand apart, of the distance between two numbers of images."""
+"""Offset of neighbouring error bars, as a share of the distance between two numbers of images."""
 
 
 def render(comparison: Comparison) -> str:
@@ -40,7 +40,7 @@ def render(comparison: Comparison) -> str:
 
 
 def _definitions(comparison: Comparison) -> Iterable[Section]:
-    """The definitions that made the sets, each to be found from its figures."""
+    """A section with each set's definition, linked from its results."""
     several = len(comparison.definitions) > 1
     for key, definition in comparison.definitions.items():
         name = str(definition.get("name") or key)
@@ -49,7 +49,7 @@ def _definitions(comparison: Comparison) -> Iterable[Section]:
 
 
 def headline(comparison: Comparison) -> Headline:
-    """The best set at the smallest size, and how many it stands among."""
+    """The best set at the smallest size, and the number of sets of that size."""
     found = entries(comparison)
     best = max(
         ((row.mean, entry, row) for entry in found for row in entry.rows if math.isfinite(row.mean)),
@@ -112,7 +112,7 @@ def sections(comparison: Comparison, budget: int) -> Iterator[Section]:
 
 
 def _by_ipc(found: Sequence[Entry], net: str) -> Chart:
-    """Lines of one network: a method each, over the images per class."""
+    """The accuracy of one network over the images per class, a line per method."""
     sizes = sorted({entry.ipc for entry in found})
     methods = list(dict.fromkeys(entry.method for entry in found))
     marks: list[Mark] = []
@@ -145,7 +145,7 @@ def _by_ipc(found: Sequence[Entry], net: str) -> Chart:
 
 
 def _by_time(found: Sequence[Entry], net: str) -> Chart:
-    """One spot a set: seconds to make it, and what it teaches one network."""
+    """The accuracy of one network over the seconds to make the set, a point per set."""
     own = [(e, row) for e in found if (row := e.of(net)) is not None and e.seconds > 0]
     seconds = [e.seconds for e, _ in own]
     lines = [
@@ -183,7 +183,7 @@ def _legend(found: Sequence[Entry]) -> tuple[tuple[str, str], ...]:
 
 
 def _table(found: Sequence[Entry]) -> Table:
-    """Every set and network in one line."""
+    """A table with a row for every set and network."""
     known = [name for name in SCORES if any(name in _scores(e, row) for e in found for row in e.rows)]
     top5 = any(math.isfinite(row.top5) for e in found for row in e.rows)
     timed = any(math.isfinite(e.seconds) for e in found)
@@ -236,7 +236,7 @@ def _scores(entry: Entry, row: Row) -> Mapping[str, Any]:
 
 
 def _gain(entry: Entry, row: Row, found: Sequence[Entry]) -> float:
-    """Over as many random images: its own, else those of a random set of the same size in the comparison."""
+    """Accuracy minus that of as many random images: the set's own, else those of a random set of the same size."""
     own = next((r for r in entry.random if r.net == row.net), None)
     if own is not None:
         return row.mean - own.mean
@@ -246,7 +246,7 @@ def _gain(entry: Entry, row: Row, found: Sequence[Entry]) -> float:
 
 
 def _heat(found: Sequence[Entry]) -> Table:
-    """Sets down, networks across, the accuracy as a colour and as a number."""
+    """A heat map of accuracies: a row per set, a column per network."""
     nets = nets_of(found)
     means = [row.mean for e in found for row in e.rows if math.isfinite(row.mean)]
     low, high = (min(means), max(means)) if means else (0.0, 1.0)

@@ -1,4 +1,4 @@
-"""How the sets of a comparison were judged: what is the same for all, and what differs."""
+"""The evaluation protocols of a comparison's sets: settings they share, and settings that differ."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rayddl.stages.evaluate.figures import PROTOCOL
 
 
 def section(found: Sequence[Entry]) -> Section:
-    """What all sets have in common in how they were judged, and what they have not."""
+    """The section with the protocol settings that all sets share, and those that differ."""
     told = [entry.judged.stage.summary.get("protocol") or {} for entry in found]
     keys = [key for key in (*PROTOCOL, "lr_grid", "seeds") if any(p.get(key) is not None for p in told)]
     texts = {key: [_plain(p.get(key)) for p in told] for key in keys}

@@ -1,4 +1,4 @@
-"""``kind: compare``: one table and one page over the sets that evaluate stages judged."""
+"""``kind: compare``: one table and one page over the sets that evaluate stages evaluated."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TYPES = {
 
 
 def run(config: CompareConfig, context: Context) -> Result:
-    """Write ``report.html`` and ``comparison.parquet``. Raises :class:`ArtifactError` for a set that is not whole."""
+    """Write ``report.html`` and ``comparison.parquet``. Raises :class:`ArtifactError` for an incomplete set."""
     own = str(context.definition.get("name") or "run")
     found = [(own, "d0", each) for each in in_order(context)]
     definitions: dict[str, Mapping[str, Any]] = {"d0": context.definition}
@@ -55,7 +55,7 @@ def run(config: CompareConfig, context: Context) -> Result:
 
 
 def outside(folder: Folder) -> tuple[Input, str, Mapping[str, Any]]:
-    """The finished evaluate stage in ``folder``, the name of its run, and the definition that made its set."""
+    """The finished evaluate stage in ``folder``, the name of its run, and its definition."""
     try:
         manifest = folder.read_json(MANIFEST)
         kind, stage = manifest["kind"], manifest["stage"]

@@ -1,4 +1,4 @@
-"""What ``kind: coreset`` will take."""
+"""The resource estimate of ``kind: coreset``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from rayddl.stages.coreset.settings import CoresetConfig
 from rayddl.stages.estimates import FLOAT, PROCESS, Estimate, Outlook, Stages
 
 FEATURES = 2**28
-"""Bytes of features that a task holds, unless one class has more."""
+"""Most bytes of features that a task holds, unless one class has more."""
 WIDTH = 2048
-"""Features of an image, where a network makes them: the most that the usual ones have."""
+"""Upper bound for the number of features per image that common networks compute."""
 
 
 def estimate(config: CoresetConfig, stages: Stages, outlook: Outlook) -> Estimate:
-    """A task per few classes, with their features; the images chosen, as bytes."""
+    """A task for every few classes, which holds their features; the chosen images as uint8."""
     glance = outlook.glance
     share = outlook.machine.share(config.resources, glance.classes, gpu=False)
     per_class = -(-glance.train // glance.classes)

@@ -15,7 +15,7 @@ from rayddl.stages.runtime.sizes import Ask, Share
 from rayddl.stages.settings import Reads, StageConfig
 
 METHODS = {"random": "random", "herding": "herding", "kcenter": "k-center"}
-"""rayddl's own selections, and what pages call them."""
+"""rayddl's own selection methods, with their titles on pages."""
 BATCH_NORM = (
     "the experts of {!r} have batch norm, and trajectories carry no running statistics; take features from a teacher, "
     "or leave features out"
@@ -49,12 +49,12 @@ class CoresetConfig(StageConfig):
         return (Ask("resources", self.share(have, 1)),)
 
     def share(self, have: Capacity, units: int) -> Share:
-        """What each of ``units`` groups of classes gets: a GPU only where a network makes features of images."""
+        """The resources of a worker for ``units`` groups of classes; a GPU only if a network computes features."""
         networked = self.features is not None and self.method != "random"
         return sizes.spread(self.resources, have, units=units, gpu=networked)
 
     def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
-        """Features need a network that trajectories hold all of."""
+        """Problems with ``features``: trajectories must hold all state of the network."""
         problems = []
         if self.mipc is not None and self.mipc < self.ipc and self.short_class == "error":
             problems.append(

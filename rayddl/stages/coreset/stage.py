@@ -1,4 +1,4 @@
-"""``kind: coreset``: real images chosen class by class, as Ray tasks of some classes each."""
+"""``kind: coreset``: selection of real images class by class, in tasks of some classes each."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ from rayddl.stages.runtime.sizes import Ask, Share
 from rayddl.stages.runtime.sources import fit_space, publish, read_space
 
 FEATURE_BYTES = 2**28
-"""Features that one task holds, unless a single class has more."""
+"""Most features that one task holds, unless a single class has more."""
 TYPES = {"class": "string", "rank": "int64", "image": "string"}
 
 
 @dataclass(frozen=True)
 class _Given:
-    """What there is to choose from, and what it is compared by."""
+    """The images to select from, their pixel space, and the features that compare them."""
 
     listing: Listing
     space: PixelSpace
@@ -54,7 +54,7 @@ class _Given:
 
 
 def run(config: CoresetConfig, context: Context) -> Result:
-    """Choose from the classes that are not done yet, and write the set."""
+    """Select images of the classes without a result file, and write the set."""
     began = time.perf_counter()
     context.backend.start()
     given = _given(config, context)
@@ -87,10 +87,10 @@ def run(config: CoresetConfig, context: Context) -> Result:
 
 
 def _given(config: CoresetConfig, context: Context) -> _Given:
-    """Images, their pixel space and what they are compared by.
+    """The images to select from, their pixel space and features.
 
-    A teacher knows its input's scaling, so files can be read as they are needed; for all else the pixel
-    space is fitted on the whole train split.
+    A teacher stores its pixel scaling, so files can be read as needed; otherwise the pixel space is fitted on
+    the whole train split.
     """
     found = None if config.features is None else context.inputs[config.features]
     observer = None
@@ -130,7 +130,7 @@ def _framed(frame: Frame, images: Tensor) -> Tensor:
 
 
 def _expert(found: Input, net: NetConfig, shape: tuple[int, int, int], classes: int) -> torch.nn.Module:
-    """The first expert as it was when its training ended."""
+    """The first expert with its parameters at the end of training."""
     trajectory = files.open_trajectory(found.folder, files.file_name(0), "convex")
     if has_batch_norm(net, shape, classes):
         raise ArtifactError(BATCH_NORM.format(found.stage), code="experts-with-batch-norm")
@@ -176,8 +176,8 @@ def _named(labels: Sequence[int]) -> str:
 
 
 def _groups(missing: Sequence[int], given: _Given, job: Job, at_once: int) -> list[list[int]]:
-    """Neighbouring classes that are chosen from together: few passes over files that mix their classes,
-    and no more features in one task than are allowed.
+    """Groups of neighbouring classes, one group per task. Large groups need few passes over files of mixed classes;
+    the features of one group stay within the limit.
     """
     counts = given.listing.counts()
     per_image = 4 * given.features.width(job.shape) if job.config.method != "random" else 0

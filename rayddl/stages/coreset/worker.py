@@ -1,4 +1,4 @@
-"""What coreset's workers do: read the images of some classes, compare them, keep the chosen ones."""
+"""Units of work of ``kind: coreset``: read the images of some classes, select some, and write them."""
 
 from __future__ import annotations
 
@@ -29,37 +29,37 @@ GREEDY = {"herding": herding, "kcenter": k_center}
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker is sent."""
+    """The arguments that all tasks of the stage share."""
 
     config: CoresetConfig
     listing: Listing
-    """The images that are looked at."""
+    """The images to select from."""
     shape: tuple[int, int, int]
     """(C, H, W) of the chosen images."""
     features: Any
-    """The reference of the :class:`Features`."""
+    """Reference to the :class:`Features` in the object store."""
     out: Folder
     seed: int
     threads: int
 
     def file(self, label: int) -> str:
-        """Where a class's chosen images wait for the others."""
+        """The file of a class's selected images."""
         return f"class-{label:05d}.safetensors"
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The images chosen of one class, and what could not be read of it."""
+    """The selected images of one class, and the images that could not be read."""
 
     images: Tensor
-    """uint8 ``[n, C, H, W]``, in the order chosen."""
+    """uint8 ``[n, C, H, W]``, in the order of selection."""
     positions: Tensor
-    """int64 ``[n]``, in the listing."""
+    """int64 ``[n]``: positions in the listing."""
     bad: tuple[str, ...]
 
 
 def choose(job: Job, labels: list[int]) -> None:
-    """Choose from the classes ``labels`` and write a file for each; those that are there are left alone."""
+    """Select images of each class in ``labels`` and write a file per class; classes that have a file are skipped."""
     missing = [label for label in labels if not job.out.has(job.file(label))]
     if not missing:
         return
@@ -81,7 +81,7 @@ def choose(job: Job, labels: list[int]) -> None:
 
 
 def _selected(job: Job, label: int, features: Tensor) -> list[int]:
-    """The rows of ``features`` that are chosen of a class, in the order chosen."""
+    """The selected rows of ``features`` of one class, in the order of selection."""
     name, count = job.config.method, min(job.config.ipc, len(features))
     if name in GREEDY:
         return GREEDY[name](features, count)
@@ -100,7 +100,7 @@ def _selected(job: Job, label: int, features: Tensor) -> list[int]:
 
 
 def read_chosen(job: Job, label: int) -> Chosen:
-    """What :func:`choose` wrote of a class."""
+    """Read the file that :func:`choose` wrote for a class."""
     tensors = load(job.out.read(job.file(label)))
     bad = bytes(tensors["bad"].tolist()).decode()
     return Chosen(tensors["images"], tensors["positions"], tuple(bad.split("\n")) if bad else ())
@@ -113,7 +113,7 @@ def _keep(job: Job, label: int, chosen: Chosen) -> None:
 
 
 class _Gathered:
-    """Features of one class, computed as soon as a batch of its images is there."""
+    """Collects the features of one class, computed batch by batch."""
 
     def __init__(self, features: Features) -> None:
         self._of = features
@@ -135,7 +135,7 @@ class _Gathered:
 
 
 def _gathered(job: Job, features: Features, labels: list[int]) -> dict[int, _Gathered]:
-    # Batches are formed within a class, so that features do not depend on which classes come together.
+    # Batches are formed within a class, so that features do not depend on the grouping of classes.
     found = {label: _Gathered(features) for label in labels}
     for position, image in _read(job, np.flatnonzero(np.isin(job.listing.labels, labels))):
         mine = found[int(job.listing.labels[position])]
@@ -182,7 +182,7 @@ def _filled(job: Job, order: list[int]) -> list[int]:
 
 
 def _read(job: Job, positions: NDArray[np.int64]) -> Iterator[tuple[int, Tensor | str]]:
-    """Each position and its image as uint8 ``[C, H, W]``, or why it cannot be read; a few are held."""
+    """Yield each position with its image, uint8 ``[C, H, W]``, or the reason why it cannot be read."""
     for part in np.array_split(positions, max(1, -(-len(positions) // BATCH))):
         for position, blob in zip(part.tolist(), job.listing.read(part), strict=True):
             yield position, _image(blob, job.shape)
@@ -194,7 +194,7 @@ def _image(blob: Blob, shape: tuple[int, int, int]) -> Tensor | str:
     try:
         pixels = blob if isinstance(blob, np.ndarray) else _channels_first(read_image(blob, shape[1]))
         return opened(pixels, shape[0]).pixels(1)[0].contiguous()
-    except Exception as error:  # a broken file raises anything from the parser it meets
+    except Exception as error:  # parsers raise any exception for a broken file
         return reason(error)
 
 
@@ -203,5 +203,5 @@ def _channels_first(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _whole(image: Tensor | str) -> Tensor:
-    assert not isinstance(image, str)  # it was read a moment ago
+    assert not isinstance(image, str)  # the same file was readable before
     return image

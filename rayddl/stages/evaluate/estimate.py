@@ -1,4 +1,4 @@
-"""What ``kind: evaluate`` will take."""
+"""The resource estimate of ``kind: evaluate``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rayddl.stages.settings import StageConfig
 RESULT = 400
 """Bytes of one student's result."""
 SOFT_BATCH = 200
-"""The largest batch that the soft-label protocol publishes."""
+"""The largest batch of the published soft-label protocol."""
 
 
 def estimate(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Estimate:
-    """The whole data in model space and one step of the largest network in a worker; a small file per student."""
+    """A worker holds the whole data in model space and one step of the largest network; a small file per student."""
     of = stages.get(config.set)
     soft = config.protocol == "soft" or (config.protocol is None and of is not None and of.soft)
     nets = list(_nets(config, of, stages))

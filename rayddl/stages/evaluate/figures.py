@@ -1,4 +1,4 @@
-"""What evaluate stages found, as the pages that show it read it: rows of accuracies, and what they are held against."""
+"""Results of evaluate stages as pages read them: rows of accuracies, and comparisons with random images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rayddl.stages.finished import columns
 CONFUSION = ("data", "net", "true", "predicted", "count")
 ORDER = ("distilled", "random", "whole", "distilled-bare", "random-bare", "distilled-hard", "whole-hard")
 HOW = {"": "", "bare": ", not augmented", "hard": ", hard labels"}
-"""What the endings of lessons' names mean."""
+"""Texts for the suffixes of training data's names."""
 PROTOCOL = {
     "name": "protocol",
     "labels": "labels",
@@ -25,12 +25,12 @@ PROTOCOL = {
     "augment": "augmentation",
     "precision": "precision",
 }
-"""The settings of a protocol that are shown, and what they are called."""
+"""The protocol settings that are shown, with their titles."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of an evaluate stage's result: a net taught by one kind of data."""
+    """One row of an evaluate stage's result: a network trained on one kind of data."""
 
     stage: str
     data: str
@@ -40,16 +40,16 @@ class Row:
     std: float
     accuracies: tuple[float, ...]
     top5: float = math.nan
-    """The mean share of right answers among the five likeliest; NaN where it says nothing."""
+    """Mean top-5 accuracy; NaN with at most five classes."""
 
     @property
     def text(self) -> str:
-        """``71.2 ± 1.3 %``."""
+        """Mean and standard deviation as text: ``71.2 ± 1.3 %``."""
         return numbers.spread(self.mean, self.std, len(self.accuracies) > 1)
 
     @property
     def what(self) -> str:
-        """``10 distilled images``."""
+        """The training data as text: ``10 distilled images``."""
         plain, _, how = self.data.partition("-")
         kind = {"distilled": "distilled ", "random": "random real ", "whole": ""}.get(plain, f"{plain} ")
         every = "all " if plain == "whole" else ""
@@ -58,7 +58,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Duel:
-    """A net taught by the distilled set, and by what it is held against."""
+    """The results of one network trained on the distilled set and on the data it is compared with."""
 
     distilled: Row
     random: Row | None
@@ -66,12 +66,12 @@ class Duel:
 
     @property
     def gain(self) -> float:
-        """Distilled minus random, as a share."""
+        """Accuracy on distilled minus accuracy on random images, as a share of 1."""
         return self.distilled.mean - self.random.mean if self.random else math.nan
 
 
 def rows(stages: Iterable[Stage]) -> list[Row]:
-    """The rows of all evaluate stages, by stage, then net, distilled first."""
+    """The rows of all evaluate stages, by stage, then network, distilled first."""
     found = [row for stage in stages for row in rows_of(stage)]
     nets = list(dict.fromkeys((r.stage, r.net) for r in found))
     rank = {data: i for i, data in enumerate(ORDER)}
@@ -79,12 +79,12 @@ def rows(stages: Iterable[Stage]) -> list[Row]:
 
 
 def rows_of(stage: Stage) -> list[Row]:
-    """The rows of one evaluate stage as they come."""
+    """The rows of one evaluate stage, in stored order."""
     return [_row(stage.name, r) for r in stage.summary.get("rows", ())]
 
 
 def duels(found: Sequence[Row]) -> list[Duel]:
-    """One for every distilled row, in order."""
+    """One duel for every distilled row, in order."""
     by_key = {(r.stage, r.net, r.data): r for r in found}
     return [
         Duel(r, by_key.get((r.stage, r.net, "random")), by_key.get((r.stage, r.net, "whole")))
@@ -94,13 +94,13 @@ def duels(found: Sequence[Row]) -> list[Duel]:
 
 
 def best(found: Sequence[Duel]) -> Duel | None:
-    """The duel whose distilled accuracy is highest."""
+    """The duel with the highest distilled accuracy."""
     finite = [d for d in found if math.isfinite(d.distilled.mean)]
     return max(finite, key=lambda d: d.distilled.mean, default=None)
 
 
 def confusion_of(found: Input) -> Columns | None:
-    """One row per student and entry of its confusion matrix, zeros left out; ``None`` in older folders."""
+    """One row per student and nonzero entry of its confusion matrix; ``None`` in older folders."""
     return columns(found, "confusion.parquet", CONFUSION) if found.folder.has("confusion.parquet") else None
 
 

@@ -1,4 +1,4 @@
-"""Learning rates chosen from a grid, on a part of the train split."""
+"""Learning rates selected from a grid, on a validation part of the train split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rayddl.stages.runtime.sources import SharedSource
 from rayddl.stages.runtime.workers import Work, Workers
 
 Rates = Mapping[tuple[str, NetConfig], float]
-"""By lesson and network."""
+"""Learning rates by the training data's name and network."""
 
 
 def found(
@@ -29,9 +29,9 @@ def found(
     free: Workers,
     progress: Progress,
 ) -> Rates:
-    """The rate of ``config.lr_grid`` whose student is best, for each lesson and network; empty without a grid.
+    """The best rate of ``config.lr_grid`` for each training data and network; empty without a grid.
 
-    Students learn from what the first seed is taught. Of equal rates the one named first is taken.
+    Trial students train on the first seed's data. Ties go to the rate listed first.
     """
     grid = config.lr_grid or ()
     if not grid:
@@ -63,7 +63,7 @@ def found(
 
 
 def held_back(source: SharedSource, share: float, seed: int) -> torch.Tensor:
-    """Indices of ``share`` of the train split, at least one image a class in the mean, in rising order."""
+    """int64 indices of ``share`` of the train split, ascending; on average at least one image per class."""
     count = source.counts[0]
     many = min(max(round(count * share), len(source.classes)), count - 1)
     return torch.randperm(count, generator=seeds.generator(seed, "grid"))[:many].sort().values

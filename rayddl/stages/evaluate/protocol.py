@@ -1,4 +1,4 @@
-"""What students are taught, by which protocol, and how all of them are set to work."""
+"""Training data and protocols of students, and the distribution of students to workers."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from rayddl.stages.runtime.workers import Work, Workers
 from rayddl.storage import Folder
 
 WHOLE_LR = 0.01
-"""The literature's rate for the ConvNet on all real images (hard labels)."""
+"""Learning rate for the ConvNet on all real images in the literature (hard labels)."""
 WHOLE_BATCH = 100
-"""At least this many of all real images are learned together (soft labels)."""
+"""Minimum batch size for all real images (soft labels)."""
 LONG_SECONDS = 10.0
-"""A student that takes longer tells how far it is; the worker that collects it has to be started first."""
+"""Students expected to run longer than this many seconds report progress; others need no progress actor."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One judgement: the settled settings, the set, and what it is held against."""
+    """One evaluation: the resolved settings, the set, and the source it is tested on."""
 
     config: EvaluateConfig
     made: DistilledSet
@@ -50,10 +50,10 @@ class Task:
     """``None``: hard labels."""
     seed: int
     listed: SourceConfig | None = None
-    """The source whose train split is to be read where it lies, where ``source`` has but the held-out one."""
+    """The source whose train split is read from its files, if ``source`` holds only the held-out split."""
     backend: Backend = field(default_factory=OnRay)
     name: str = "distilled"
-    """What results call the set; students are seeded with it."""
+    """The set's name in results; students' seeds depend on it."""
     seeds: Sequence[int] = ()
     """The students' seeds; default: as many as the settings ask for, from 0."""
 
@@ -69,12 +69,12 @@ class Task:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what students see."""
+        """(C, H, W) of students' input."""
         return self.source.shape if self.teaching is None else self.teaching.frame.shape
 
 
 def nets_of(config: EvaluateConfig, made: DistilledSet) -> tuple[NetConfig, ...]:
-    """The networks asked for, else the one that the set was made with."""
+    """The networks in the settings, else the one that the set was made with. Raises :class:`ArtifactError`."""
     if config.nets is not None:
         return config.nets
     if made.info.get("net") is None:
@@ -88,9 +88,9 @@ def nets_of(config: EvaluateConfig, made: DistilledSet) -> tuple[NetConfig, ...]
 def settled(
     config: EvaluateConfig, made: DistilledSet, source: SharedSource, teaching: Teaching | None
 ) -> EvaluateConfig:
-    """``config`` with everything decided that it leaves open: protocol, epochs, batch, compilation.
+    """``config`` with protocol, epochs, batch and compilation filled in.
 
-    Figures are reached again to the last bit only with the same decisions, so they are stored with the set.
+    Results are bit-identical only for the same values, so these are stored with the set.
     """
     chosen: dict[str, Any] = {"protocol": "hard" if teaching is None else "soft"}
     if teaching is None:
@@ -106,7 +106,7 @@ def settled(
 
 
 def _steps(task: Task) -> tuple[int, int]:
-    """Images in a batch of the set, and the steps that teach it to one student."""
+    """Images in a batch of the set, and the training steps of one student."""
     config, count = task.config, len(task.made)
     assert config.batch is not None
     assert config.epochs is not None
@@ -123,7 +123,7 @@ def _worthwhile(task: Task) -> bool:
 
 
 def _long(task: Task) -> bool:
-    """Whether one student takes so long that its progress is to be seen."""
+    """True if one student is expected to take longer than :data:`LONG_SECONDS`."""
     classes, (batch, steps) = len(task.source.classes), _steps(task)
     if task.config.whole:
         return True
@@ -132,7 +132,7 @@ def _long(task: Task) -> bool:
 
 
 def judge(task: Task, out: Folder, progress: Progress) -> list[dict[str, Any]]:
-    """The result of every student: lessons x nets x seeds, in that order."""
+    """The results of all students: training data x networks x seeds, in that order."""
     config, backend = task.config, task.backend
     lessons = lessons_of(task)
     units = len(lessons) * len(task.nets) * len(task.each_seed)
@@ -177,7 +177,7 @@ def _judged(
     done, shown = before, ""
 
     def show() -> None:
-        # Those that have finished count as a whole, whatever a lost tally has forgotten of them.
+        # Finished students count fully: a restarted counter has lost their reports.
         progress.update(max(done, before + tally.done() if tally else 0), len(plan), shown)
 
     tally = task.backend.tally(show) if _long(task) else None
@@ -196,7 +196,7 @@ def _judged(
 def _grouped(
     task: Task, lesson: students.Lesson, net: NetConfig, found: float | None, name: str
 ) -> list[tuple[students.Student, ...]]:
-    """The students of a network, one for each seed; those in one group are trained in one go."""
+    """The students of a network, one per seed, in groups that are trained together."""
     lr = found or _lr(task, lesson, net)
     everyone = tuple(students.Student(lesson.name, net, s, f"{name}-{s}.json", lr) for s in task.each_seed)
     return [everyone] if _side_by_side(task, lesson, net) else [(student,) for student in everyone]
@@ -236,9 +236,9 @@ def _class(task: Task, out: Folder, threads: int) -> students.Class:
 
 
 def largest(task: Task, lessons: Sequence[students.Lesson]) -> tuple[students.Lesson, NetConfig] | None:
-    """A lesson of one batch, and the network that takes most: what a student needs of a GPU is tried with them.
+    """Training data of one batch, and the most expensive network: a student's memory is measured with them.
 
-    ``None`` where labels are yet to be made.
+    ``None`` if soft labels are not stored yet.
     """
     shown = lessons[0]
     if shown.images is None or shown.stored is not None:
@@ -253,11 +253,11 @@ def largest(task: Task, lessons: Sequence[students.Lesson]) -> tuple[students.Le
 
 
 Lessons = list[tuple[students.Lesson, Callable[[int], students.Lesson]]]
-"""Each lesson as the first student is taught it, and as the student of a seed is."""
+"""Pairs: training data of the first seed, and a function that returns a seed's training data."""
 
 
 def lessons_of(task: Task) -> Lessons:
-    """The set itself, then random real images and the whole data where asked for."""
+    """The set, then random real images and the whole train split, as far as the settings ask for them."""
     import ray
 
     config, source, made = task.config, task.source, task.made
@@ -295,12 +295,12 @@ def lessons_of(task: Task) -> Lessons:
 
 
 def _can_be_asked(task: Task) -> bool:
-    """Whether labels can be had for other images, or other views, than those stored."""
+    """True if labels are available for other images, or other crops, than those stored."""
     return task.teaching is None or task.teaching.observer is not None
 
 
 def _bare(protocol: Protocol | SoftProtocol) -> Protocol | SoftProtocol:
-    """The same without augmentation."""
+    """``protocol`` without augmentation."""
     bare = {"augment": "none"} if isinstance(protocol, Protocol) else {"plain": True}
     return protocol.model_copy(update=bare)
 
@@ -328,7 +328,7 @@ def _refuse_other_shape(task: Task) -> None:
 
 
 def _hard_protocols(task: Task) -> tuple[Protocol, Protocol]:
-    """Hard labels for the set and for the whole data. Beside soft ones, rate and batch are those of hard labels."""
+    """Hard-label protocols for the set and the whole data; next to soft labels, rate and batch are the default ones."""
     config, own = task.config, task.made.lr_student
     if task.teaching is None:
         hard = Protocol.of(config, lr=config.lr or own)
@@ -338,7 +338,7 @@ def _hard_protocols(task: Task) -> tuple[Protocol, Protocol]:
 
 
 def _protocols(task: Task) -> Sequence[Protocol | SoftProtocol]:
-    """For the set, for random images, and for all of them."""
+    """The protocols for the set, for random images, and for the whole train split."""
     config = task.config
     if task.teaching is None:
         hard, whole = _hard_protocols(task)
@@ -346,7 +346,7 @@ def _protocols(task: Task) -> Sequence[Protocol | SoftProtocol]:
     soft = SoftProtocol.of(config, factor=int(task.made.info.get("factor", 1)))
     stored = task.teaching.stored
     if stored is not None and softlabels.has_labels(stored):
-        # What was shown is stored, and with it the batches that it was shown in.
+        # Stored labels belong to stored crops in stored batches.
         own = {"epochs": config.epochs, "loss": config.loss}
         soft = StoredLabels(stored).index.protocol.model_copy(update=own)
     real = soft.model_copy(update={"factor": 1})
@@ -357,7 +357,7 @@ def _protocols(task: Task) -> Sequence[Protocol | SoftProtocol]:
 def _store_labels(
     shared: Any, lesson: students.Lesson, task: Task, free: Workers, progress: Progress
 ) -> None:
-    """Make the soft labels that are to be stored and are not there yet; refuse those of other images."""
+    """Compute the missing files of stored soft labels. Raises :class:`ArtifactError` for labels of other images."""
     if lesson.stored is None:
         return
     images, protocol = _pixels(lesson), lesson.protocol

@@ -1,4 +1,4 @@
-"""``kind: evaluate`` on the page: one comparison over all of them, and each one's students."""
+"""The report section of ``kind: evaluate``: one comparison over all stages, and the students of each."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ SCORES = {
     "lrs": ("Label-robust score", "percent"),
     "ars": ("Augmentation-robust score", "percent"),
 }
-"""Scores in the order shown: what they are called, and their unit."""
+"""Scores in the order shown, with title and unit."""
 OPEN_STUDENTS = 12
-"""Students above which their table is folded away."""
+"""Number of students above which their table is collapsed."""
 TINT = "set"
 STUDENTS = ("data", "net", "seed", "accuracy", "seconds")
 
 
 @dataclass(frozen=True)
 class Evaluate(Shown):
-    """A judgement: one row of ``students`` per trained student.
+    """A finished evaluation: one row of ``students`` per trained student.
 
-    ``confusion`` has one row per student and entry of its confusion matrix, zeros left out.
+    ``confusion`` has one row per student and nonzero entry of its confusion matrix.
     """
 
     place: ClassVar[Place] = Place.STUDENTS
@@ -52,7 +52,7 @@ class Evaluate(Shown):
 
 
 def read(found: Input) -> Evaluate:
-    """A finished evaluate stage."""
+    """Read a finished evaluate stage."""
     confusion = confusion_of(found)
     classes = KIND.read(found.folder.child("set"))["classes"] if confusion is not None else ()
     students = columns(found, "students.parquet", STUDENTS)
@@ -60,7 +60,7 @@ def read(found: Input) -> Evaluate:
 
 
 def part(evaluations: Sequence[Evaluate], run: Run) -> Part:
-    """What all of them found at the top, and a section for the students of each."""
+    """The comparison of all evaluations, then a section for the students of each."""
     stages = [evaluation.stage for evaluation in evaluations]
     duel = best(duels(rows(stages)))
     compared = comparison(stages, _classes(run))
@@ -98,7 +98,7 @@ def _gains(duel: Duel) -> Iterable[Fact]:
 
 
 def comparison(stages: Sequence[Stage], classes: int) -> Section | None:
-    """All evaluate rows on one axis and in one table; guessing among ``classes``, unless 0, as a line."""
+    """All evaluate rows on one axis and in one table; a line marks chance among ``classes``, unless that is 0."""
     found = rows(stages)
     if not found:
         return None
@@ -131,7 +131,7 @@ def comparison(stages: Sequence[Stage], classes: int) -> Section | None:
 
 
 def section(evaluation: Evaluate, alone: bool) -> Section:
-    """One evaluate stage: its protocol and every student."""
+    """The section of one evaluate stage: its protocol and every student."""
     stage = evaluation.stage
     students = _students(evaluation)
     folded = len(students.rows) > OPEN_STUDENTS
@@ -150,7 +150,7 @@ def section(evaluation: Evaluate, alone: bool) -> Section:
 
 
 def _matrices(evaluation: Evaluate) -> tuple[Matrix, ...]:
-    """What students of the set take for what, for each network."""
+    """The confusion matrix of the set's students, for each network."""
     confusion, nets = evaluation.confusion, dict.fromkeys(r.net for r in rows_of(evaluation.stage))
     if confusion is None:
         return ()
@@ -159,7 +159,7 @@ def _matrices(evaluation: Evaluate) -> tuple[Matrix, ...]:
 
 
 def _scores(stage: Stage) -> tuple[Table, ...]:
-    """What the accuracies are worth, by network; nothing where only random images stand beside the set."""
+    """The scores by network; empty if the set is compared with random images only."""
     scores = stage.summary.get("scores") or {}
     known = [name for name in SCORES if any(name in found for found in scores.values())]
     if not set(known) - {"over_random"}:
@@ -254,7 +254,7 @@ def _protocol(protocol: Any, summary: Any, seconds: float) -> Iterable[Fact]:
 
 
 def _observer(observer: Any) -> Iterable[Fact]:
-    """The network that gave the soft labels, and how often it is right itself."""
+    """The network that computed the soft labels, and its own accuracy."""
     if isinstance(observer, dict) and observer.get("net"):
         right = number(observer.get("accuracy"))
         known = f", {numbers.percent(right)} right" if math.isfinite(right) else ""
@@ -262,7 +262,7 @@ def _observer(observer: Any) -> Iterable[Fact]:
 
 
 def _spaced(value: Any) -> str:
-    """``color_crop`` as ``color, crop``, so that a long one can break over lines."""
+    """``color_crop`` as ``color, crop``, so that long values can wrap."""
     return str(value).replace("_", ", ")
 
 

@@ -63,7 +63,7 @@ class EvaluateConfig(StudentSettings, NetStageConfig):
     @model_validator(mode="before")
     @classmethod
     def _hard_defaults_spelt_out(cls, value: Any) -> Any:
-        """Without an observer nothing can be soft; hard's defaults, written down, change no fingerprint."""
+        """Drop explicit defaults of the hard protocol if there is no observer: they change no fingerprint."""
         if not isinstance(value, Mapping) or value.get("observer") or value.get("protocol") == "soft":
             return value
         spelt = {"epochs": HARD_EPOCHS, "batch": HARD_BATCH}
@@ -80,7 +80,7 @@ class EvaluateConfig(StudentSettings, NetStageConfig):
         return self
 
     def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
-        """Soft labels need an observer."""
+        """Problems with the protocol: soft labels need an observer."""
         of = reads.get("set")
         soft = self.protocol == "soft" or (self.protocol is None and of is not None and of.soft)
         if self.loss != KL and not soft and self.observer is None:

@@ -1,4 +1,4 @@
-"""Where an evaluation finds its observer, and how a set carries it."""
+"""The observer of an evaluation: where it is found, and its copy within the set."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from rayddl.stages.evaluate.settings import NO_OBSERVER, EvaluateConfig
 from rayddl.storage import Folder
 
 CARRIED_BYTES = 64 * 2**20
-"""Observers smaller than this are copied into the sets judged with them."""
+"""Observers of fewer bytes are copied into the sets evaluated with them."""
 INSIDE, LABELS = "observer", "labels"
-"""Folders within a set's."""
+"""Folders within a set's folder."""
 
 
 @dataclass(frozen=True)
 class Teaching:
-    """What soft labels come from: an observer, answers stored with the set, or both."""
+    """The origin of soft labels: an observer, logits stored with the set, or both."""
 
     observer: Observer | None
     stored: Folder | None = None
-    """A folder of soft labels, whole or to be made."""
+    """A folder of soft labels, complete or still to be computed."""
     where: Mapping[str, Any] | None = None
-    """What is written down of the observer."""
+    """The description of the observer that is stored with the set."""
 
     @property
     def frame(self) -> Frame:
-        """What students are shown."""
+        """The input specification of the students."""
         if self.observer is not None:
             return self.observer.frame
         assert self.stored is not None
@@ -41,9 +41,9 @@ class Teaching:
 
 
 def of_stage(config: EvaluateConfig, made: DistilledSet, context: Context) -> Teaching | None:
-    """The observer that an evaluate stage names; ``None`` for hard labels.
+    """The teaching that an evaluate stage's settings name; ``None`` for hard labels.
 
-    Raises :class:`ArtifactError` for a set made for soft labels without one.
+    Raises :class:`ArtifactError` for a set made for soft labels if no observer is named.
     """
     if config.observer is None:
         if soft(config, made):
@@ -66,16 +66,16 @@ def of_stage(config: EvaluateConfig, made: DistilledSet, context: Context) -> Te
 
 
 def carry(teaching: Teaching, into: Folder) -> None:
-    """Copy the observer into the set's folder ``into`` where it is small."""
+    """Copy a small observer into the set's folder ``into``."""
     if teaching.observer is not None and teaching.where and teaching.where["folder"] == INSIDE:
         teaching.observer.save(into.child(INSIDE))
 
 
 def of_set(config: EvaluateConfig, made: DistilledSet, folder: Folder, given: str | None) -> Teaching | None:
-    """The observer, or the stored answers, that the set in ``folder`` was judged with.
+    """The observer, or the stored logits, that the set in ``folder`` was evaluated with.
 
-    ``given`` is an observer's folder or its teacher stage's, in place of the stored one. Raises
-    :class:`ArtifactError` where soft labels are asked for and none can be had.
+    ``given`` is the folder of an observer or a teacher stage, and replaces the stored one. Raises
+    :class:`ArtifactError` if the protocol needs soft labels and none are available.
     """
     if given is None and not soft(config, made):
         return None
@@ -114,7 +114,7 @@ def _found(folder: Folder, noted: Mapping[str, Any], given: str | None) -> Folde
 
 
 def soft(config: EvaluateConfig, made: DistilledSet) -> bool:
-    """Whether the students learn from soft labels: as asked, else as the set was made for."""
+    """True if the students train on soft labels: by the settings, else by the set's default."""
     if config.protocol is not None or config.observer is not None:
         return config.protocol != "hard"
     return bool(made.info.get("protocol", {}).get("name") == "soft")

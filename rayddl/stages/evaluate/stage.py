@@ -1,4 +1,4 @@
-"""``kind: evaluate``: nets x seeds as Ray tasks, beside random real images, by hard or soft labels."""
+"""``kind: evaluate``: students of networks x seeds, on the set and on random real images, with hard or soft labels."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CONFUSION = {
 
 
 def run(config: EvaluateConfig, context: Context) -> Result:
-    """Train the students whose results are not there yet, and judge the set."""
+    """Train the students that have no result file yet, and evaluate the set."""
     began = time.perf_counter()
     context.backend.start()
     made = DistilledSet.load(context.inputs[config.set].folder.child("set"))
@@ -83,17 +83,17 @@ def run(config: EvaluateConfig, context: Context) -> Result:
 
 
 def _spent(made: DistilledSet, read: Input) -> dict[str, float]:
-    """Seconds of the stages behind the set. To have imported one is not to have made it."""
+    """Seconds of the stages that made the set; empty for an imported set, whose making was not timed."""
     return dict(made.info.get("metrics", {}).get("spent", {}) if "imported" in made.info else read.spent)
 
 
 def _bytes(made: DistilledSet) -> int:
-    """What the images and labels of the set take as they are stored."""
+    """Bytes of the set's stored images and labels."""
     return made.stored.nbytes + made.labels.nbytes
 
 
 def _confusions(found: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The students' confusion matrices, one entry a row."""
+    """The students' confusion matrices as columns, one entry per row."""
     columns: dict[str, list[Any]] = {name: [] for name in CONFUSION}
     for result in found:
         entries = result["confused"]
@@ -105,7 +105,7 @@ def _confusions(found: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def scores_of(found: Sequence[dict[str, Any]], *, soft: bool) -> dict[str, dict[str, dict[str, float]]]:
-    """For each network the scores that its students allow."""
+    """For each network the scores that its students' accuracies allow."""
     by_net: dict[str, dict[str, list[float]]] = {}
     for result in found:
         by_net.setdefault(result["net"], {}).setdefault(result["data"], []).append(result["accuracy"])
@@ -123,13 +123,12 @@ def evaluate_set(
     progress: Progress | None = None,
     scratch: Folder | None = None,
 ) -> Result:
-    """Judge a distilled set by the protocol stored with it; arguments override single settings.
+    """Evaluate a distilled set by the protocol stored with it; arguments override single settings.
 
-    ``root`` is where the source's files lie now, if they have moved; ``observer`` is the folder of the
-    teacher whose soft labels are to be learned, in place of the set's own. ``scratch`` is an empty folder that
-    every worker sees; default: a temporary one of this machine. Raises
-    :class:`ArtifactError` for a set that says nothing about its source, and for one made for soft labels
-    whose observer cannot be found.
+    ``root`` is the current folder of the source's files, if they have moved; ``observer`` is the folder of the
+    teacher that computes soft labels, in place of the set's own. ``scratch`` is an empty folder that every
+    worker can access; default: a temporary folder on this machine. Raises :class:`ArtifactError` for a set
+    without a description of its source, and for a set made for soft labels whose observer cannot be found.
     """
     import tempfile
 
@@ -166,7 +165,7 @@ def evaluate_set(
 
 
 def read(model: type[_Model], value: Any, folder: Folder) -> _Model:
-    """What the set in ``folder`` says of itself. Raises :class:`ArtifactError` for names that are not registered."""
+    """Validate metadata of the set in ``folder``. Raises :class:`ArtifactError` for names that are not registered."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -182,8 +181,8 @@ def read(model: type[_Model], value: Any, folder: Folder) -> _Model:
 def _task(
     config: EvaluateConfig, made: DistilledSet, described: SourceConfig, teaching: Teaching | None, seed: int
 ) -> Task:
-    """The judgement with everything settled. Soft labels need no more of the source than is held out, unless
-    students are to learn all of it, or to be compared on a part of it.
+    """The evaluation with all settings resolved. With soft labels only the held-out split is loaded, unless students
+    train on the whole train split, or learning rates are compared on a part of it.
     """
     whole = teaching is None or config.whole or config.ranking or config.lr_grid is not None
     source = publish(described) if whole else publish_held_out(described)
@@ -193,19 +192,19 @@ def _task(
 
 
 def _settings(stored: dict[str, Any], observer: str | None) -> dict[str, Any]:
-    """The settings of a stored protocol, as those of an evaluate stage."""
+    """The settings of an evaluate stage for a stored protocol."""
     own = {"kind": "evaluate", "set": "set", "protocol": stored.get("name", "hard")}
     if observer is not None and own["protocol"] == "hard":
-        # Another protocol than the set was judged by: its numbers do not carry over.
+        # Another protocol than the stored one: its epochs, batch and rates do not apply.
         return {**own, "protocol": "soft", **{k: stored[k] for k in ("nets", "seeds") if k in stored}}
     known = {k: v for k, v in stored.items() if k in EvaluateConfig.model_fields and k != "observer"}
-    # Figures that were reached before students were trained side by side are reached again without.
+    # Sets of versions that trained one student at a time get the same results only without batching.
     earlier = {"together": False} if "seeds" in stored else {}
     return {**earlier, **known, **own}
 
 
 def refuse_other_classes(made: DistilledSet, source: SharedSource) -> None:
-    """Labels are positions: the set's classes must be the source's, in the same order."""
+    """Raise :class:`ArtifactError` unless set and source have the same classes in the same order."""
     if tuple(made.classes) != tuple(source.classes):
         first = next(
             (pair for pair in zip(made.classes, source.classes, strict=False) if pair[0] != pair[1]),
@@ -219,7 +218,7 @@ def refuse_other_classes(made: DistilledSet, source: SharedSource) -> None:
 
 
 def recipe(task: Task) -> dict[str, Any]:
-    """What another judge needs to reach the same figures: an evaluate stage's settings, as JSON."""
+    """The settings of an evaluate stage that reproduce the results, as JSON values."""
     config, made = task.config, task.made
     nets = [net.model_dump(mode="json") for net in nets_of(config, made)]
     if task.teaching is None:
@@ -230,23 +229,23 @@ def recipe(task: Task) -> dict[str, Any]:
     kept = config.model_dump(
         mode="json", include={"seeds", "epochs", "batch", "precision", "compile", "labels"}
     )
-    # A recipe that was written without one is of the published loss.
+    # A recipe without a loss uses the published one.
     kept |= config.model_dump(include={"loss"}, exclude_defaults=True)
     rates = {published_lr(net.name) for net in task.nets}
-    # Rates of their own for several nets are looked up again.
+    # Different default rates of several networks are not stored.
     lr = config.lr or (rates.pop() if len(rates) == 1 else None)
     return {"name": "soft", "nets": nets, **_rates(config, lr), **kept, "observer": task.teaching.where}
 
 
 def _rates(config: EvaluateConfig, lr: float | None) -> dict[str, Any]:
-    """The rate, or how it is found."""
+    """The learning rate, or the settings of its search."""
     if config.lr_grid is None:
         return {"lr": lr}
     return config.model_dump(mode="json", include={"lr_grid", "grid_images"})
 
 
 def summarise(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation per lesson and net, over seeds."""
+    """Mean and standard deviation over seeds, for each training data and network."""
     groups: dict[tuple[str, str], list[float]] = {}
     for result in found:
         groups.setdefault((result["data"], result["net"]), []).append(float(result["accuracy"]))
@@ -265,13 +264,13 @@ def summarise(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _looser(values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean and deviation of the top-5 accuracies, where there are any."""
+    """Mean and standard deviation of the top-5 accuracies, if there are any."""
     known = [value for value in values if value is not None]
     return {"top5": {"mean": statistics.fmean(known), "std": statistics.pstdev(known)}} if known else {}
 
 
 HOW = {"": "", "bare": ", not augmented", "hard": ", hard labels"}
-"""What the endings of lessons' names mean."""
+"""Texts for the suffixes of training data's names."""
 
 
 def _shown(name: str, row: dict[str, Any]) -> dict[str, str]:

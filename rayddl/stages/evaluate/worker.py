@@ -1,4 +1,4 @@
-"""Students trained as Ray tasks, by the hard- or the soft-label protocol, one result file each."""
+"""Units of work that train students by the hard-label or the soft-label protocol, one result file each."""
 
 from __future__ import annotations
 
@@ -35,66 +35,66 @@ from rayddl.stages.runtime.sources import SharedSource, on_device, splits, tenso
 from rayddl.storage import Folder
 
 PARTIAL_SECONDS = 60.0
-"""Seconds of a student's soft-label training that a lost worker may cost."""
+"""Seconds of a student's soft-label training between two partial files."""
 REPORT_SECONDS = 2.0
-"""Seconds between two words of a training about how far it is."""
+"""Seconds between two progress reports of a training."""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What students are taught: images and labels, or indices into the train split."""
+    """Training data of students: images and labels, or int64 indices ``picked`` into the train split."""
 
     name: str
-    """Names the lesson in results: ``distilled``, ``random``, ``whole``."""
+    """The name in results: ``distilled``, ``random``, ``whole``."""
     images: torch.Tensor | None
-    """In model space, or for soft labels uint8."""
+    """``[N, C, H, W]``: float32 in model space; uint8 for soft labels."""
     labels: torch.Tensor | None
     picked: torch.Tensor | None
     protocol: Protocol | SoftProtocol
     stored: Folder | None = None
-    """Where the soft labels of ``images`` are, if the observer is not to be asked."""
+    """The folder of stored soft labels of ``images``, in place of the observer."""
     drawn: bool = False
-    """Whether each seed is taught other images."""
+    """True if each seed has its own random images."""
 
 
 @dataclass(frozen=True)
 class Student:
-    """One student: a lesson, a network, a seed, and where its result goes."""
+    """One student: the name of its training data, its network, its seed, and its result file."""
 
     lesson: str
     net: NetConfig
     seed: int
     file: str
     lr: float | None = None
-    """In place of the lesson's."""
+    """Learning rate in place of the training data's protocol's."""
     trial: bool = False
-    """Judged on the part of the train split that is held out for finding rates, and not taught it."""
+    """Tested on the validation part of the train split that compares learning rates, and not trained on it."""
 
 
 @dataclass(frozen=True)
 class Class:
-    """What all students share."""
+    """Arguments that all students share."""
 
     source: SharedSource
     space: Any
-    """The reference of the pixel space."""
+    """Reference to the pixel space in the object store."""
     out: Folder
     seed: int
     precision: str
     compile: bool
     threads: int
     frame: Frame | None = None
-    """What is shown to students of soft labels."""
+    """The input specification of students of soft labels."""
     observer: Any = None
-    """The reference of their observer."""
+    """Reference to their observer in the object store."""
     trials_on: torch.Tensor | None = None
-    """Indices into the train split on which :attr:`Student.trial` students are judged."""
+    """int64 indices into the train split, on which :attr:`Student.trial` students are tested."""
     tally: Tally | None = None
-    """Gets reports of long trainings."""
+    """Receives progress reports of long trainings."""
 
 
 def teach(shared: Class, lesson: Lesson, student: Student) -> dict[str, Any]:
-    """Train and test one student; writes its result file, or reads it where it is there already."""
+    """Train and test one student, and write its result file; an existing file is read instead."""
     if shared.out.has(student.file):
         result: dict[str, Any] = shared.out.read_json(student.file)
         return result
@@ -107,7 +107,7 @@ def teach(shared: Class, lesson: Lesson, student: Student) -> dict[str, Any]:
 
 
 def named(group: Sequence[Student]) -> str:
-    """What a dashboard calls these students."""
+    """The name of these students on the dashboard."""
     first = group[0]
     seeds_ = f"seed {first.seed}" if len(group) == 1 else f"seeds {first.seed}–{group[-1].seed}"
     trial = f" at {first.lr:g}" if first.trial and first.lr is not None else ""
@@ -115,7 +115,7 @@ def named(group: Sequence[Student]) -> str:
 
 
 def tried(shared: Class, lesson: Lesson, net: NetConfig) -> None:
-    """Train a student for an epoch of one batch that is not kept: what it takes of a GPU is measured around it."""
+    """Train a student for one epoch of one batch, without a result file, so that the caller can measure GPU memory."""
     device = devices.enter(shared.threads, shared.precision, "student tried")
     student = Student(lesson.name, net, 0, "student-tried.json", lesson.protocol.lr)
     taught = softly if isinstance(lesson.protocol, SoftProtocol) else _hard
@@ -123,10 +123,10 @@ def tried(shared: Class, lesson: Lesson, net: NetConfig) -> None:
 
 
 def teach_together(shared: Class, group: Sequence[Student], *lessons: Lesson) -> list[dict[str, Any]]:
-    """Train the students of ``group`` side by side, each on its own of ``lessons``; writes their result files.
+    """Train the students of ``group`` together, each on its own data, and write their result files.
 
-    They have one network, hard labels and one rate. All are trained, also where a result is there already:
-    what a student becomes depends, in its last bits, on how many are trained with it.
+    They share the network and the learning rate, and use hard labels. Students that have a result file are
+    trained too: the last bits of a result depend on the number of students trained together.
     """
     device = devices.enter(shared.threads, shared.precision, named(group))
     began, first = time.perf_counter(), lessons[0]
@@ -153,7 +153,7 @@ def teach_together(shared: Class, group: Sequence[Student], *lessons: Lesson) ->
 
 
 def reporter(shared: Class, group: Sequence[Student], epochs: int) -> Callable[[int], None]:
-    """What is to be called with the epochs done: tells the tally now and then, and at the end."""
+    """A callback for the number of epochs done: reports every :data:`REPORT_SECONDS` and at the end."""
     last = time.monotonic()
 
     def tell(done: int) -> None:
@@ -191,7 +191,7 @@ def _written(
 
 
 def _taught(lesson: Lesson, train: Images, without: torch.Tensor | None) -> Images:
-    """What ``lesson`` shows, in model space; of the whole train split all but the images ``without``."""
+    """The training images in model space; for the whole train split all but the indices ``without``."""
     if lesson.picked is not None:
         picked = lesson.picked.to(train.x.device)
         return Images(train.x[picked], train.y[picked])
@@ -206,7 +206,7 @@ def _taught(lesson: Lesson, train: Images, without: torch.Tensor | None) -> Imag
 
 
 def _trials_on(shared: Class, lesson: Lesson) -> torch.Tensor:
-    """Where a trial of ``lesson`` is judged: the part held out for that, less what the lesson shows of it."""
+    """int64 indices that a trial is tested on: the validation part without images in the training data."""
     assert shared.trials_on is not None
     if lesson.picked is None:
         return shared.trials_on
@@ -216,7 +216,7 @@ def _trials_on(shared: Class, lesson: Lesson) -> torch.Tensor:
 def _hard(
     shared: Class, lesson: Lesson, student: Student, seed: int, device: torch.device
 ) -> tuple[int, Score]:
-    """The number of images, and how the student answers."""
+    """Train with hard labels: the number of training images, and the score."""
     assert isinstance(lesson.protocol, Protocol)
     source, classes = shared.source, len(shared.source.classes)
     steps = steps_for(student.net, source.shape, classes, shared.precision, shared.compile)
@@ -235,9 +235,9 @@ def _hard(
 def softly(
     shared: Class, lesson: Lesson, student: Student, seed: int, device: torch.device
 ) -> tuple[int, Score]:
-    """The number of images, and how the student answers after the last epoch of soft labels.
+    """Train with soft labels: the number of training images, and the score after the last epoch.
 
-    A long training leaves a partial file once a minute, and goes on from it.
+    A long training writes a partial file once a minute, and resumes from it.
     """
     import ray
 
@@ -297,7 +297,7 @@ def softly(
 def lectures(
     lesson: Lesson, protocol: SoftProtocol, images: torch.Tensor, frame: Frame, seed: int
 ) -> Lectures:
-    """What is shown in each epoch: as stored, or drawn for the student whose ``seed`` it is."""
+    """The crops of each epoch: as stored, or drawn at random with ``seed``."""
     if lesson.stored is not None:
         return StoredLabels(lesson.stored)
     sides = (int(images.shape[2]), int(images.shape[3]))
@@ -305,7 +305,7 @@ def lectures(
 
 
 def label(shared: Class, lesson: Lesson, index: Index, part: tuple[str, range]) -> None:
-    """Ask the observer about some epochs of ``lesson``, and write its answers into ``lesson.stored``."""
+    """Compute the observer's logits for the epochs of ``part``, and write them into the folder ``stored``."""
     import ray
 
     assert lesson.stored is not None

@@ -1,4 +1,4 @@
-"""What an experts stage leaves: a file per expert, the table of their epochs, the summary."""
+"""The output of an experts stage: a file per expert, the table of their epochs, the summary."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ TYPES = {
     "seconds": "double",
 }
 PARTIAL = "partial-"
-"""How the names of unfinished experts' files begin."""
+"""Prefix of the names of unfinished experts' files."""
 COLUMNS = ("epoch", "train_loss", "test_accuracy", "step_norm", "seconds")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every expert's task is sent."""
+    """The arguments that all tasks of the stage share."""
 
     config: ExpertsConfig
     source: SharedSource
     space: Any
-    """The reference of the pixel space."""
+    """Reference to the pixel space in the object store."""
     out: Folder
     seed: int
     compile: bool
@@ -47,7 +47,7 @@ class Job:
 
 
 def partial_name(index: int) -> str:
-    """The file of expert ``index`` while it is trained."""
+    """The name of the partial file of expert ``index``."""
     return f"{PARTIAL}{index:04d}.safetensors"
 
 
@@ -69,7 +69,7 @@ def contents(job: Job, steps: Steps, training: Training) -> bytes:
 
 
 def summary(job: Job, count: int) -> dict[str, Any]:
-    """Write the table of all epochs; what is known of ``count`` finished experts, as JSON values."""
+    """Write the table of all epochs, and return the summary of ``count`` finished experts as JSON values."""
     config, out = job.config, job.out
     names = [files.file_name(i) for i in range(count)]
     histories = [files.read_history(out, name) for name in names]
@@ -99,7 +99,7 @@ def summary(job: Job, count: int) -> dict[str, Any]:
 
 
 def refuse_other_experts(experts: Input, source: SharedSource, name: str) -> None:
-    """Experts must come from the same images, in the same pixel space, with the same classes."""
+    """Raise :class:`ArtifactError` unless the experts have the source's images, pixel space and classes."""
     theirs, ours = experts.summary["space"], source.space_id
     if theirs != ours:
         kind, _, images = str(theirs).partition(":")

@@ -1,4 +1,4 @@
-"""Experts that trials share: trained once for each way of training them, by whichever trial comes first."""
+"""Experts that trials share: trained once for each combination of settings, by the first trial that needs them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ DONE = "summary.json"
 
 
 def experts_for(config: ExpertsConfig, context: Context, shelf: Folder, threads: int) -> Input:
-    """The experts that ``config`` asks for: the stage itself, in this process, as far as they are not there.
+    """The experts of ``config`` as an input; missing ones are trained by the experts stage in this process.
 
-    Several trials that want the same ones share the work: each takes the experts that no other has taken.
+    Trials that need the same experts divide the work: each trains those that no other process is training.
     """
     folder = shelf.child(fingerprint(config))
     if not folder.has(DONE):
@@ -36,17 +36,17 @@ def experts_for(config: ExpertsConfig, context: Context, shelf: Folder, threads:
 
 
 def fingerprint(config: ExpertsConfig) -> str:
-    """Names a way of training experts."""
+    """The first 12 hexadecimal digits of the SHA-256 of the settings that determine the experts."""
     text = json.dumps(without_resources(config), sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shared(InProcess):
-    """Units of work that several processes have in common: each does those that no other is at."""
+    """Runs units of work in this process, and divides them with other processes that use the same folder."""
 
     folder: Folder
-    """Holds a lock for each unit that is worked on."""
+    """Contains a lock file for each unit that is being run."""
 
     def opened(self, *args: Any, **options: Any) -> AbstractContextManager[Workers]:
         del args, options
@@ -54,7 +54,7 @@ class Shared(InProcess):
 
 
 class _InCommon(InTurn):
-    """A unit that another process has done meanwhile is done again: units skip what is there already."""
+    """Runs every unit, also those that another process has finished: units skip existing results."""
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
@@ -65,7 +65,7 @@ class _InCommon(InTurn):
             before = len(waiting)
             for task in list(waiting):
                 try:
-                    # Two that do the same unit write the same bytes: a lock saves work, no result depends on it.
+                    # Two processes that run the same unit write the same bytes: the lock only saves work.
                     with locks.exclusive(self._folder, f"{task.name}.lock"):
                         result = done(task.work)
                 except locks.Busy:

@@ -1,4 +1,4 @@
-"""What ``kind: experts`` will take."""
+"""The resource estimate of ``kind: experts``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ON_DISK = {"float32": 4, "bfloat16": 2}
 
 
 def estimate(config: ExpertsConfig, stages: Stages, outlook: Outlook) -> Estimate:
-    """The whole data in model space, one step, and a trajectory in a worker; a file per expert."""
+    """A worker holds the whole data in model space, one step, and a trajectory; a file per expert."""
     del stages
     if config.replay is not None:
         return Estimate(f"up to {config.count} imported experts", 1)
@@ -21,7 +21,7 @@ def estimate(config: ExpertsConfig, stages: Stages, outlook: Outlook) -> Estimat
     if size is None or memory is None:
         return made(work, share, outlook, None, None)
     if share.num_gpus:
-        # Beside a GPU the snapshots wait in the machine's memory; every stream keeps a step's memory of its own.
+        # With a GPU, snapshots are held in main memory; every stream has its own memory for a step.
         memory += (turns - 1) * (memory - outlook.resident)
     else:
         memory += turns * (epochs + 1) * size.parameters * FLOAT

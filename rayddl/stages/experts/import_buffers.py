@@ -1,4 +1,4 @@
-"""Experts imported from buffers of the published code, one Ray task per buffer file."""
+"""Import of experts from MTT's replay buffers, one Ray task per buffer file."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from rayddl.stages.runtime import devices, workers
 from rayddl.stages.runtime.sources import splits
 
 CHANCE_TIMES = 1.5
-"""Imported experts must be this many times better than guessing on the held-out images."""
+"""Least accuracy of imported experts on held-out images, as a multiple of chance."""
 
 
 def import_all(job: Job, context: Context, path: str) -> int:
-    """Convert the experts at ``path`` that are not there yet; how many there are in all."""
+    """Convert the experts at ``path`` that have no file yet, and return the number of all experts."""
     found = replay.buffers(path)
     share = context.backend.spread(job.config.resources, units=len(found))
     starts, total = [], 0
@@ -46,9 +46,9 @@ def import_all(job: Job, context: Context, path: str) -> int:
 
 
 def import_file(job: Job, file: str, start: int, total: int) -> float:
-    """Write the experts of one buffer file; the weakest one's test accuracy.
+    """Write the experts of one buffer file, and return the lowest test accuracy among them.
 
-    Raises :class:`ArtifactError` where an expert does no better than guessing: it was trained in
+    Raises :class:`ArtifactError` for an expert with about chance accuracy: it was trained in
     another pixel space, on other images, or with other class numbers.
     """
     device = devices.enter(job.threads, job.config.precision, f"experts of {Path(file).name}")
@@ -81,7 +81,7 @@ def import_file(job: Job, file: str, start: int, total: int) -> float:
 
 
 def _history(snapshots: torch.Tensor, hits: float) -> tuple[Epoch, ...]:
-    # A buffer holds no curves; the last accuracy is measured, the rest is unknown.
+    # A buffer contains no metrics: the last accuracy is measured, all others are unknown.
     steps = [
         0.0,
         *(float((b - a).double().norm()) for a, b in itertools.pairwise(snapshots)),

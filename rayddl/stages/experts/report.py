@@ -1,4 +1,4 @@
-"""``kind: experts`` on the page: how well the teachers learned, and what their trajectories take on disk."""
+"""The report section of ``kind: experts``: training curves, and the trajectories' size on disk."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from rayddl.stages.context import Input
 from rayddl.stages.finished import as_stage, columns
 
 LINES_AT_MOST = 40
-"""Single experts drawn behind the mean."""
+"""Largest number of single experts drawn behind the mean."""
 TINT = "experts"
 COLUMNS = ("expert", "epoch", "train_loss", "test_accuracy", "step_norm")
 
 
 @dataclass(frozen=True)
 class Experts(Shown):
-    """Expert trajectories. ``metrics`` has one row per expert and epoch, epoch 0 being the start."""
+    """Expert trajectories. ``metrics`` has one row per expert and epoch; epoch 0 is the initialisation."""
 
     place: ClassVar[Place] = Place.TRAINED
 
@@ -37,12 +37,12 @@ class Experts(Shown):
 
 
 def read(found: Input) -> Experts:
-    """A finished experts stage."""
+    """Read a finished experts stage."""
     return Experts(as_stage(found, TINT), columns(found, "metrics.parquet", COLUMNS))
 
 
 def part(all_experts: Sequence[Experts], run: Run) -> Part:
-    """A section for each, and what all of them take on disk."""
+    """A section per stage, and one on the size of all trajectories on disk."""
     alone = len(all_experts) == 1
     sections = [(Place.TRAINED, section(experts, alone)) for experts in all_experts]
     stored, smaller = storage(all_experts), ratio(all_experts)
@@ -62,7 +62,7 @@ def _headline(experts: Experts, run: Run) -> Markup:
 
 
 def section(experts: Experts, alone: bool) -> Section:
-    """One experts stage: its curves."""
+    """The section of one experts stage: its training curves."""
     stage = experts.stage
     key = slug("experts", stage.name)
     charts = (
@@ -88,7 +88,7 @@ def section(experts: Experts, alone: bool) -> Section:
 
 
 def storage(all_experts: Sequence[Experts]) -> Section | None:
-    """What was kept of the trajectories, beside what a snapshot after every epoch would take."""
+    """The size of the stored trajectories, compared with a snapshot after every epoch."""
     known = [
         e for e in all_experts if math.isfinite(_bytes(e, "kept")) and math.isfinite(_bytes(e, "snapshots"))
     ]
@@ -115,7 +115,7 @@ def storage(all_experts: Sequence[Experts]) -> Section | None:
 
 
 def ratio(all_experts: Sequence[Experts]) -> float:
-    """How many times smaller the kept trajectories are than snapshots of every epoch; NaN if unknown."""
+    """The size of snapshots of every epoch divided by that of the stored trajectories; NaN if unknown."""
     kept, full = (sum(_bytes(e, what) for e in all_experts) for what in ("kept", "snapshots"))
     return full / kept if kept > 0 else math.nan
 
@@ -157,7 +157,7 @@ def _chart(
     experts: Experts, key: str, column: str, title: str, *, note: str = "", shares: bool = False
 ) -> Chart:
     m = experts.metrics
-    # The start has neither a training loss nor a step: its rows would draw a gap or a false zero.
+    # Epoch 0 has neither a training loss nor a step: its rows would draw a gap or a false zero.
     rows = np.ones(len(m["epoch"]), bool) if shares else m["epoch"] > 0
     epochs, values, who = m["epoch"][rows], m[column][rows].astype(np.float64), m["expert"][rows]
     curve = by_value(epochs, values)

@@ -65,12 +65,12 @@ class ExpertsConfig(ExpertSettings, NetStageConfig):
         return self
 
     def network(self, stages: Mapping[str, StageConfig]) -> NetConfig:
-        """The experts' own."""
+        """The experts' network."""
         del stages
         return self.net
 
     def resolved(self, readers: Sequence[StageConfig]) -> ExpertsConfig:
-        """With ``epochs`` filled in. How long imported experts are is seen when they are read."""
+        """The settings with ``epochs`` filled in. Imported experts' length is known only after import."""
         if self.epochs is not None or self.replay is not None:
             return self
         windows = [r.last_epoch for r in readers if r.last_epoch is not None]

@@ -1,4 +1,4 @@
-"""``kind: experts``: expert trajectories as Ray tasks, one file per expert as it finishes."""
+"""``kind: experts``: training of expert trajectories in parallel, one file per finished expert (MTT section 3.1)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rayddl.stages.runtime.workers import Workers
 
 
 def run(config: ExpertsConfig, context: Context) -> Result:
-    """Train the experts that are not there yet."""
+    """Train the experts that have no file yet."""
     import ray
 
     began = time.perf_counter()
@@ -47,7 +47,9 @@ def run(config: ExpertsConfig, context: Context) -> Result:
     if missing:
         _train_missing(job, share, missing, context)
     for name in context.out.names():
-        if name.startswith(PARTIAL):  # of a worker killed between writing its file and removing this
+        if name.startswith(
+            PARTIAL
+        ):  # its worker was killed between writing the expert and deleting this file
             context.out.delete(name)
     return Result({**summary(job, config.count), "seconds": time.perf_counter() - began})
 
@@ -55,7 +57,7 @@ def run(config: ExpertsConfig, context: Context) -> Result:
 def import_experts(
     config: ExpertsConfig, context: Context, source: SharedSource, fitted: PixelSpace
 ) -> dict[str, Any]:
-    """Take the experts from the published code's buffers; the stage's summary."""
+    """Import the experts from MTT's buffers, and return the stage's summary."""
     import ray
 
     job = Job(config, source, ray.put(fitted), context.out, context.seed_of(), compile=False, threads=1)
@@ -63,7 +65,7 @@ def import_experts(
 
 
 def compiled(config: ExpertsConfig, source: SharedSource) -> bool:
-    """Whether the experts' steps are compiled: as asked, else where it pays."""
+    """True if the experts' steps are compiled: as set, else if the run is long enough to repay compilation."""
     if config.compile is not None or config.cuda_graphs:
         return config.compile is not False
     steps = -(-source.counts[0] // config.batch) * config.length * config.count
@@ -94,16 +96,16 @@ def _train_missing(job: Job, share: Share, missing: list[int], context: Context)
 
 
 def _named(indices: Sequence[int]) -> str:
-    """``experts 12–15`` of the experts that a worker trains in turns."""
+    """The name of a unit of experts: ``experts 12–15``."""
     return f"expert {indices[0]}" if len(indices) == 1 else f"experts {indices[0]}–{indices[-1]}"
 
 
 def _together(job: Job, shared: Any, share: Share, free: Workers, missing: int) -> int:
-    """How many experts a worker trains in turns: as asked, else what a GPU was seen to gain from."""
+    """The number of experts per task, trained in turns: as set, else measured on a GPU."""
     config = job.config
     if config.experts_per_task is not None:
         return min(config.experts_per_task, missing)
-    # No worker is to wait while another has several.
+    # Spread evenly: no worker is idle while another trains several experts.
     most = -(-missing // share.at_once)
     if most == 1 or not share.num_gpus or (job.compile and config.cuda_graphs is not False):
         return 1

@@ -1,4 +1,4 @@
-"""What an experts stage's workers do: train experts in turns, and measure how many at once pay."""
+"""Units of work of ``kind: experts``: train experts in turns, and measure the best number per task."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from rayddl.stages.runtime.progress import Tally
 from rayddl.stages.runtime.sources import splits
 
 PARTIAL_SECONDS = 60.0
-"""Seconds of training that a lost worker may cost."""
+"""Seconds of training between two partial files."""
 WARM, TIMED = 5, 30
-"""Steps of each expert before the clock starts, and under it."""
+"""Steps of each expert before, and during, a measurement of throughput."""
 MEMORY_SHARE = 0.8
-"""Share of a GPU's free memory that experts in turns may fill."""
+"""Share of a GPU's free memory available to the experts of one task."""
 
 
 def train_some(job: Job, indices: Sequence[int], tally: Tally) -> None:
-    """Train experts ``indices`` in turns and write their files; goes on from partial ones if there are any."""
+    """Train experts ``indices`` in turns and write their files; resumes from partial files."""
     device = devices.enter(job.threads, job.config.precision, f"expert {indices[0]}")
     missing = [i for i in indices if not job.out.has(files.file_name(i))]
     if not missing:
@@ -43,16 +43,16 @@ def train_some(job: Job, indices: Sequence[int], tally: Tally) -> None:
 
 
 def tried(job: Job) -> None:
-    """Train an expert for some steps that are not kept: what it takes of a GPU is measured around it."""
+    """Train an expert for some steps and discard it, so that the caller can measure GPU memory."""
     device = devices.enter(job.threads, job.config.precision, "experts tried")
     Trainer(job, device).rate(1)
 
 
 def measured(job: Job, most: int, gpu: float) -> int:
-    """How many experts, ``most`` at most, to train in turns on the share ``gpu`` of a worker's GPU.
+    """The best number of experts per task, at most ``most``, on the share ``gpu`` of a worker's GPU.
 
-    Taken from the memory of one and from the steps that 1, 2, 4, ... at once take in a second; 1 where the
-    worker has no GPU.
+    Determined by the memory of one expert, and by the steps per second of 1, 2, 4, ... experts; 1 without a
+    GPU.
     """
     device = devices.enter(job.threads, job.config.precision, "experts measured")
     if device.type != "cuda":
@@ -67,7 +67,7 @@ def measured(job: Job, most: int, gpu: float) -> int:
 
 
 class Trainer:
-    """What all experts of a process share: images and step functions, on ``device``."""
+    """Images and step functions on ``device``, shared by all experts of a process."""
 
     def __init__(self, job: Job, device: torch.device) -> None:
         config = job.config
@@ -81,7 +81,7 @@ class Trainer:
         self._train, self._test = splits(job.source, job.space, device)
 
     def lane(self, index: int, tally: Tally) -> Generator[None, None, Training]:
-        """Expert ``index``, paused after every SGD step; ``tally`` gets a report of every epoch."""
+        """The training of expert ``index``, which yields after every SGD step; ``tally`` gets a report per epoch."""
         job, name = self._job, partial_name(index)
         saved, epochs = time.monotonic(), job.config.length
 
@@ -97,7 +97,7 @@ class Trainer:
         return self._steps(index, start, job.config, on_epoch)
 
     def rate(self, count: int) -> float:
-        """SGD steps a second of ``count`` experts in turns; what they train is not kept."""
+        """SGD steps per second of ``count`` experts in turns; their parameters are discarded."""
         endless = self._job.config.model_copy(update={"epochs": sys.maxsize})
         statistics = self.steps.fresh_statistics(self._device)
         starts = [Training((self._initial(i),), None, (), statistics) for i in range(count)]

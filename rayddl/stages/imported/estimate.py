@@ -1,4 +1,4 @@
-"""What ``kind: imported`` will take."""
+"""The resource estimate of ``kind: imported``."""
 
 from __future__ import annotations
 

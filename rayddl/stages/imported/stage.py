@@ -1,4 +1,4 @@
-"""``kind: imported``: a set that was made elsewhere, as one of this source."""
+"""``kind: imported``: a set made by other code, converted to this source."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rayddl.storage import Folder
 
 
 def run(config: ImportedConfig, context: Context) -> Result:
-    """Read the set, bring it to the source, and keep it."""
+    """Read the set, convert it to the source, and write it."""
     began = time.perf_counter()
     folder = Folder(config.path)
     if not folder.exists():
@@ -64,7 +64,7 @@ def run(config: ImportedConfig, context: Context) -> Result:
 
 
 def digest(made: DistilledSet) -> str:
-    """The hash of a set's images and labels."""
+    """The SHA-256 of a set's images and labels, in hexadecimal digits."""
     hashed = hashlib.sha256()
     for tensor in (made.stored, made.labels):
         hashed.update(str((tensor.dtype, tuple(tensor.shape))).encode())

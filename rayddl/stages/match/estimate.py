@@ -1,4 +1,4 @@
-"""What ``kind: match`` will take: by formula, or measured on one step in a process of its own."""
+"""The resource estimate of ``kind: match``: by formula, or measured on one step in a child process."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from rayddl.stages.match.settings import MatchConfig
 from rayddl.stages.runtime.sizes import Share
 
 COMPILED, EAGER = 6, 31
-"""Numbers held in one exact step for every one that a forward pass keeps, by whether it is compiled."""
+"""Numbers held in one exact step for each number that a forward pass keeps, by whether the step is compiled."""
 COMPILER = 320 * 2**20
-"""Bytes that compiling leaves in the process."""
+"""Bytes that the process holds after compilation."""
 UNROLLED = 10
-"""The same for every further step that autograd keeps."""
+"""The same for each further step in autograd's graph."""
 VECTORS = 8
-"""Parameter vectors that a worker holds beside the student's path."""
+"""Parameter vectors that a worker holds besides the student's trajectory."""
 SETS = 5
-"""Copies of the set: images, gradient, momentum, the last good state, and what an update makes."""
+"""Copies of the set: images, gradient, momentum, the last good state, and the result of an update."""
 HEADROOM = 0.9
-"""Share of what is free that a batch may fill."""
+"""Share of free memory available to a batch."""
 FEWEST = 32
-"""Images that a measurement looks at when the setting's batch has fewer: of less, noise is most."""
+"""Least batch size of a measurement: below it, noise exceeds the memory of the images."""
 
 
 def estimate(config: MatchConfig, stages: Stages, outlook: Outlook) -> Estimate:
-    """Parameter vectors for every student step, the set's copies, and one step's activations, by formula."""
+    """The estimate by formula: a parameter vector per student step, the set's copies, and one step's activations."""
     size, share = outline(net_of(stages, config), outlook.glance), config.share(outlook.machine.have)
     memory = None if size is None else _by_formula(config, size, share, outlook, _batch(config, outlook))
     return made(_work(config), share, outlook, memory, _written(config, outlook))
 
 
 def measure(config: MatchConfig, stages: Stages, outlook: Outlook) -> Estimate:
-    """The same with the memory of one step measured at two batches, and the largest ``batch_syn`` that fits."""
+    """The estimate from one step measured at two batch sizes, with the largest ``batch_syn`` that fits."""
     guess = estimate(config, stages, outlook)
     share, images, batch = (
         config.share(outlook.machine.have),
@@ -102,8 +102,8 @@ def _fitting(fits: int, images: int, config: MatchConfig, room: int) -> str:
 
 
 def _line(config: MatchConfig, job: trial.Job, found: trial.Found) -> tuple[float, float] | str:
-    """Bytes as a + b * batch, through two measured points. Autograd through all steps keeps every step:
-    there, what a second step adds is counted for each further one.
+    """Coefficients (a, b) of bytes = a + b * batch, from two measured points. Autograd through all steps keeps every
+    step: there, the memory of a second step is counted for each further step.
     """
     fixed, per_image = _through(job.batches, found.bytes)
     if config.gradient != "unrolled" or config.syn_steps == 1:
@@ -125,11 +125,11 @@ def _through(batches: tuple[int, int], found: tuple[int, int]) -> tuple[float, f
 
 
 def _tried(config: MatchConfig, stages: Stages, outlook: Outlook, share: Share) -> tuple[int, int]:
-    """The setting's batch and another one; smaller where half of the room would not hold it."""
+    """Two batch sizes to measure: the setting's and another one; smaller if they exceed half of the free memory."""
     batch, size = _batch(config, outlook), outline(net_of(stages, config), outlook.glance)
     low, high = (batch, max(2 * batch, FEWEST)) if batch < FEWEST else (batch // 2, batch)
     if size is not None:
-        # The cautious way: a step that is compiled takes less.
+        # An upper bound: a compiled step needs less.
         steps = 2 if config.gradient == "unrolled" else 1
         once = config.model_copy(update={"syn_steps": steps, "compile": False})
         none, one = (_by_formula(once, size, share, outlook, b) for b in (0, 1))
@@ -158,13 +158,13 @@ def _by_formula(
 
 
 def _around(config: MatchConfig, outlook: Outlook) -> int:
-    """Bytes beside the step itself: the set's copies, and the real images that it starts from."""
+    """Bytes besides the step: the set's copies, and the real images of its initialisation."""
     held = outlook.resident if config.start_from == "real" else 0
     return held + SETS * _images(config, outlook) * outlook.glance.numbers * FLOAT
 
 
 def _written(config: MatchConfig, outlook: Outlook) -> int:
-    """Bytes of the set: as tensors, as pictures in two forms and in the grid; and its pixel space."""
+    """Bytes of the set's files: tensors, images in two formats and in the grid, and the pixel space."""
     return _images(config, outlook) * outlook.glance.numbers * (FLOAT + 3) + outlook.space
 
 

@@ -1,4 +1,4 @@
-"""A finished match stage, as the page shows it."""
+"""A finished match stage, as the report shows it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rayddl.report.values import Columns, Pictures
 
 @dataclass(frozen=True)
 class Match(Shown):
-    """A distillation: one row of ``metrics`` per iteration, of ``accuracy`` per seed and check."""
+    """A distillation: ``metrics`` has a row per iteration, ``accuracy`` a row per seed and short evaluation."""
 
     place: ClassVar[Place] = Place.MADE
     poster: ClassVar[bool] = True

@@ -1,7 +1,7 @@
-"""One matching step tried out in a process of its own, for its peak memory.
+"""Measures the peak memory of one matching step in a child process.
 
-A process, because what an allocator once took it keeps: the peak of a second trial in the same one would be
-the first one's. The child is this module run as a program.
+In a child process, because allocators keep freed memory: a second measurement in the same process would return
+the first one's peak. The child runs this module as a program.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any, Literal
 from rayddl.stages.runtime import cluster, plugin_code
 
 SECONDS = 900
-"""How long a trial may take; compiling is most of it."""
+"""Time limit of a measurement; most of it is compilation."""
 PASSES = 12
-"""A matched student step's cost in forward passes, as the stage counts it."""
+"""Cost of a matched student step in forward passes, as in the stage."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A step to try, at two batches, the smaller first."""
+    """A step to measure at two batch sizes, the smaller first."""
 
     net: dict[str, Any]
     shape: tuple[int, int, int]
@@ -38,23 +38,23 @@ class Job:
     augment: tuple[str, ...]
     compile: bool | None
     work: int
-    """Steps of the whole run: what decides whether they are compiled where ``compile`` leaves it open."""
+    """Steps of the whole run, which decide on compilation if ``compile`` is ``None``."""
     gpu: bool
     threads: int
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a trial tells."""
+    """The result of a measurement."""
 
     bytes: tuple[int, int]
-    """The peak at either batch."""
+    """Peak bytes at each batch size."""
     parameters: int
     compiled: bool
 
 
 def run(job: Job) -> Found | str:
-    """Try ``job`` in a child process; where that fails, why, in a few words."""
+    """Measure ``job`` in a child process; on failure return the reason as text."""
     words = [sys.executable, "-m", __name__, json.dumps(asdict(job))]
     try:
         ended = subprocess.run(
@@ -77,8 +77,8 @@ def run(job: Job) -> Found | str:
 
 
 def peaks(job: Job) -> Found:
-    """The trial itself. Every augmentation is tried, since each takes its own memory."""
-    import ray  # noqa: F401  # a worker has it in memory
+    """Measure in this process. Every augmentation runs, since their memory differs."""
+    import ray  # noqa: F401  # part of a worker's memory
     import torch
 
     from rayddl.methods.training.steps import steps_for
@@ -124,7 +124,7 @@ def _step(job: Job, batch: int, steps: Any, ends: list[Any]) -> None:
 
 def _high_water() -> int:
     """The most memory that this process had resident."""
-    # The kernel's own mark: what getrusage tells includes the parent's size at the fork.
+    # getrusage includes the parent's size at the fork; the kernel's high-water mark does not.
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text(encoding="ascii").splitlines():

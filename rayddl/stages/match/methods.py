@@ -1,4 +1,4 @@
-"""Matches by several methods in one run, side by side: accuracy against iterations and against time."""
+"""Comparison of several matching methods in one run: accuracy against iterations and against time."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from rayddl.stages.match.finished import Match
 
 TINTS = ("set", "loss", "experts", "whole", "random")
 Chain: TypeAlias = "Sequence[Match]"
-"""One run: a match, or several of which each goes on from the one before."""
+"""One run: a match, or several matches of which each continues the previous one."""
 
 
 def section(matches: Sequence[Match]) -> Section | None:
-    """The curves of every method; ``None`` where there is one method, or no short evaluations.
+    """The curves of every method; ``None`` for a single method, or without short evaluations.
 
-    A match that goes on from another one of the same method (``start_set``) makes one run with it.
+    A match that continues another one of the same method (``start_set``) forms one run with it.
     """
     groups: dict[str, list[Chain]] = {}
     judged = [m for m in matches if len(m.accuracy["accuracy"])]
@@ -65,7 +65,7 @@ def _chart(groups: dict[str, list[Chain]], *, timed: bool) -> Chart:
     ends = []
     for tint, (name, chains) in zip(TINTS, groups.items(), strict=False):
         runs = [_run(chain, timed) for chain in chains]
-        # A run that stopped early has no say on what comes after.
+        # A run that stopped early does not contribute to later iterations.
         x = _mean([at for at, _ in runs])
         y = np.concatenate([values for _, values in runs])
         step = np.concatenate([np.arange(len(values)) for _, values in runs])
@@ -91,14 +91,14 @@ def _chart(groups: dict[str, list[Chain]], *, timed: bool) -> Chart:
 
 
 def _run(chain: Chain, timed: bool) -> tuple[Floats, Floats]:
-    """Where a run was judged, and its accuracy there."""
+    """Iterations, or seconds, of a run's short evaluations, and the accuracies."""
     x: list[Floats] = []
     y: list[Floats] = []
     done = 0.0
     for match in chain:
         found = by_value(match.accuracy["iteration"], match.accuracy["accuracy"])
         scale = float(np.nanmedian(match.metrics["seconds"])) if timed else 1.0
-        # What it goes on from was judged already, at its end.
+        # The initial set was already evaluated at the end of the previous match.
         new = slice(1 if x and found.x[0] == 0 else 0, None)
         x.append(done + found.x[new] * scale)
         y.append(found.mean[new])
@@ -107,7 +107,7 @@ def _run(chain: Chain, timed: bool) -> tuple[Floats, Floats]:
 
 
 def _mean(series: Sequence[Floats]) -> Floats:
-    """The mean of what there is at each place of series of unequal length."""
+    """The mean at each index of series of unequal length, over the series that reach it."""
     longest = max(len(s) for s in series)
     padded = np.full((len(series), longest), np.nan)
     for row, values in zip(padded, series, strict=True):

@@ -1,4 +1,4 @@
-"""``kind: match`` on the page: the images, and how they came about."""
+"""The report section of ``kind: match``: the images, and the curves of the distillation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rayddl.stages.match.finished import Match
 
 BINS = 12
 RAW_AT_MOST = 600
-"""Iterations up to which each one's loss is drawn."""
+"""Largest number of iterations for which single losses are drawn."""
 METHODS = {
     "MCT": "matching convexified trajectories (MCT)",
     "MTT": "matching training trajectories (MTT)",
@@ -35,7 +35,7 @@ ACCURACY = ("iteration", "seed", "accuracy")
 
 
 def read(found: Input) -> Match:
-    """A finished match stage."""
+    """Read a finished match stage."""
     made = DistilledSet.load(found.folder.child("set"))
     return Match(
         as_stage(found, TINT),
@@ -47,7 +47,7 @@ def read(found: Input) -> Match:
 
 
 def part(matches: Sequence[Match], run: Run) -> Part:
-    """A section for each, and one that compares their methods."""
+    """A section per stage, and one that compares the methods."""
     compared = methods.section(matches)
     alone = len(matches) == 1
     each = [(Place.MADE, section(match, alone, run.budget)) for match in matches]
@@ -69,7 +69,7 @@ def _headline(match: Match) -> Markup:
 
 
 def section(match: Match, alone: bool, budget: int) -> Section:
-    """One match stage: images by class and the curves of its making."""
+    """The section of one match stage: images by class and the curves of the distillation."""
     stage = match.stage
     key = slug("match", stage.name)
     method = str(stage.summary.get("method", ""))
@@ -228,7 +228,7 @@ def _edges(starts: Floats, latest: float) -> Floats:
 
 
 def _window(iterations: int) -> int:
-    """Iterations in a running mean: a twentieth of the run, odd, so that it is centred."""
+    """The window of the running mean: a twentieth of the run, odd, so that it is centred."""
     return max(1, iterations // 20) | 1
 
 

@@ -76,26 +76,26 @@ class MatchConfig(Settings, NetStageConfig):
         return self
 
     def asks(self, have: Capacity) -> Sequence[Ask]:
-        """Workers that only run together."""
+        """The workers of the matching loop, which must run at the same time."""
         return (Ask("resources", self.share(have), together=True),)
 
     def share(self, have: Capacity) -> Share:
-        """What each worker gets of the cluster ``have``, with a part kept for short evaluations."""
+        """The resources of each worker on the cluster ``have``, with a part kept for short evaluations."""
         beside = self.evaluate_every is not None
         return sizes.together(self.resources, have, workers=self.workers, beside=beside)
 
     def network(self, stages: Mapping[str, StageConfig]) -> NetConfig | None:
-        """The experts'."""
+        """The experts' network."""
         experts = stages.get(self.experts)
         return experts.network(stages) if experts else None
 
     @property
     def last_epoch(self) -> int:
-        """Where the latest window ends."""
+        """The last epoch of the latest window."""
         return math.ceil(self.max_start_epoch + self.expert_epochs)
 
     def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
-        """The experts must be long enough and kept in the form that is matched."""
+        """Problems with the experts: they must be long enough and stored in the form that is matched."""
         experts = reads.get("experts")
         if not isinstance(experts, ExpertsConfig):
             return []

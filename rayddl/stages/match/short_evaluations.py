@@ -1,4 +1,4 @@
-"""Students trained on the set as it stands at some iterations, beside the matching loop and never in its way."""
+"""Short evaluations: students trained on the set of some iterations, in parallel to the matching loop."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from rayddl.stages.runtime import cluster, plugin_code, workers
 from rayddl.stages.runtime.groups import Group
 
 BACKLOG = 8
-"""Evaluations that wait at most. Where they come due faster than they are done, the oldest are left out."""
+"""Most evaluations in the queue. If they become due faster than they finish, the oldest are dropped."""
 
 
 GRACE_SECONDS = 30.0
-"""How long the matching's end waits for evaluations in any case; beyond that, as long as the last one takes."""
+"""Least time limit for evaluations after the last iteration; extended until the last iteration's are done."""
 LEFT = ("snapshot-", "student-")
-"""How the names of files begin that are of no use once all have ended."""
+"""Prefixes of the names of files that are deleted at the stage's end."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class _Due:
 
     @property
     def file(self) -> str:
-        """Where its result goes."""
+        """The name of its result file."""
         return f"student-{self.iteration:06d}-{self.seed}.json"
 
 
 class ShortEvaluations:
-    """The evaluations of a match stage: on a share of its first GPU, or as tasks on CPUs that it leaves."""
+    """Runs the short evaluations of a match stage: on a share of its first GPU, or on CPUs that it does not use."""
 
     def __init__(self, job: matcher.Job, context: Context, group: Group) -> None:
         import ray
@@ -48,7 +48,7 @@ class ShortEvaluations:
         self._job, self._context, self._group = job, context, group
         self._waiting: deque[_Due] = deque()
         self._running: dict[Any, tuple[_Due, Any]] = {}
-        """By the reference of the result: the student, and its place."""
+        """Student and place, by the reference to the result."""
         self._found: dict[_Due, float] = {}
         self._left_out: set[int] = set()
         self._lessons: dict[int, Any] = {}
@@ -59,7 +59,7 @@ class ShortEvaluations:
             self._places.extend(self._beside())
 
     def begin(self, worker: Any, iteration: int) -> None:
-        """Have the students of ``iteration`` trained: the loop stands there, or has left a snapshot of it."""
+        """Queue the students of ``iteration``: the loop is at this iteration, or has written a snapshot of it."""
         config, out = self._job.config, self._context.out
         if not config.evaluate_every:
             return
@@ -77,7 +77,7 @@ class ShortEvaluations:
         self._look(0)
 
     def latest(self) -> str:
-        """The newest accuracy, for the progress line."""
+        """The latest accuracy as text for the progress line."""
         self._look(0)
         if not self._found:
             return ""
@@ -85,10 +85,10 @@ class ShortEvaluations:
         return f"  accuracy {100 * self._found[newest]:.1f} %"
 
     def finish(self) -> list[tuple[int, int, float]]:
-        """The rows of all, which are also written: iteration, seed, accuracy.
+        """Write and return the rows of all evaluations: (iteration, seed, accuracy).
 
-        The matching has ended, and its places are free: the last evaluation gets them, and the others have as long
-        as it takes, or :data:`GRACE_SECONDS`.
+        The matching has ended. The last iteration's evaluation uses its resources; the others run until it ends, at
+        least for :data:`GRACE_SECONDS`.
         """
         import ray
 
@@ -120,7 +120,7 @@ class ShortEvaluations:
         return rows
 
     def _beside(self) -> Iterator[Any]:
-        """Places for students while the matching goes on: an actor on the GPU, or ``None`` for a task on a CPU."""
+        """Yield places for students during the matching: an actor on the GPU, or ``None`` for a task on a CPU."""
         if self._group.share.gpus:
             yield self._actor()
             return
@@ -128,7 +128,7 @@ class ShortEvaluations:
         yield from [None] * int(sum(n.get("CPU", 0) for n in cluster.capacity_now().nodes) - taken)
 
     def _freed(self) -> Iterator[Any]:
-        """Places that the matching's end frees, for the last evaluation."""
+        """Yield places on the resources that the matching has released, for the last evaluation."""
         if self._group.share.gpus:
             if self._running:
                 yield self._actor()
@@ -149,7 +149,7 @@ class ShortEvaluations:
         return [due for due, _ in self._running.values()]
 
     def _look(self, timeout: float) -> None:
-        """Take in what has finished, and begin what there are places for."""
+        """Collect finished students, and start queued ones on free places."""
         import ray
 
         if self._running:
@@ -174,7 +174,7 @@ class ShortEvaluations:
 
         if iteration not in self._lessons:
             kept = matcher.read_snapshot(self._context.out, _snapshot(iteration))
-            # Only students of one evaluation share it.
+            # Only students of the same evaluation share it.
             self._lessons = {iteration: ray.put(lesson_of(self._job, kept, f"iteration {iteration}"))}
         return self._lessons[iteration]
 
@@ -184,14 +184,14 @@ class ShortEvaluations:
 
 
 def shared_by(job: matcher.Job) -> students.Class:
-    """What the students of all evaluations share."""
+    """The arguments that the students of all evaluations share."""
     return students.Class(
         job.source, job.space, job.out, job.seed, job.config.precision, job.compile, threads=1
     )
 
 
 def lesson_of(job: matcher.Job, kept: matcher.Snapshot, name: str) -> students.Lesson:
-    """What students of a set are taught."""
+    """The training data of a snapshot's students."""
     images, labels, lr = kept
     protocol = Protocol(epochs=job.config.evaluate_epochs, lr=lr, augment=job.config.augment)
     return students.Lesson(name, images, labels, None, protocol)

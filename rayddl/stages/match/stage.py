@@ -1,4 +1,4 @@
-"""``kind: match``: MTT and MCT. The loop runs in one actor; short evaluations run beside it."""
+"""``kind: match``: MTT and MCT. The loop runs in one actor, in parallel to short evaluations."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.runtime.sources import SharedSource, publish, read_space, tensor
 
 SLICE_SECONDS = 1.0
-"""How long the loop runs between two looks at it."""
+"""Seconds of the loop between two progress updates."""
 PAUSE_SECONDS = 5.0
-"""How long an interrupted loop may take to finish its iteration and checkpoint."""
+"""Time limit for an interrupted loop to finish its iteration and write a checkpoint."""
 TYPES = {
     "iteration": "int64",
     "loss": "double",
@@ -46,11 +46,11 @@ BATCH_NORM = (
     "statistics of each synthetic batch; the literature matches with norm: instance"
 )
 FIRST_AND_LAST = 10
-"""Iterations whose mean loss stands for a run's start and end."""
+"""Number of iterations over which the loss at a run's start and end is averaged."""
 
 
 def run(config: MatchConfig, context: Context) -> Result:
-    """Distil, or go on distilling, and write the set."""
+    """Distil, or resume distilling, and write the set."""
     began = time.perf_counter()
     context.backend.start()
     job, share = prepared(config, context)
@@ -75,7 +75,7 @@ def run(config: MatchConfig, context: Context) -> Result:
 
 
 def started(config: MatchConfig, source: SharedSource, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The synthetic images' labels, and the real images that they start from."""
+    """int64 labels of the synthetic images, and indices of the real images of their initialisation, if any."""
     import ray
 
     classes = len(source.classes)
@@ -88,8 +88,8 @@ def started(config: MatchConfig, source: SharedSource, seed: int) -> tuple[torch
 
 
 def prepared(config: MatchConfig, context: Context) -> tuple[matcher.Job, Share]:
-    """What the workers are sent, and what each of them gets. Raises :class:`ArtifactError` for experts, or a set to
-    start from, that do not fit the source.
+    """The workers' arguments, and the resources of each worker. Raises :class:`ArtifactError` for experts, or an
+    initial set, that do not fit the source.
     """
     import ray
 
@@ -117,7 +117,7 @@ def prepared(config: MatchConfig, context: Context) -> tuple[matcher.Job, Share]
 
 
 def _from_set(job: matcher.Job, config: MatchConfig, inputs: Mapping[str, Input]) -> matcher.Job:
-    """The job with ``start_set``'s images and learning rate to start from, if the definition names one.
+    """The job with images and learning rate of ``start_set``, if the definition names one.
 
     Raises :class:`ArtifactError` for a set of other classes, another shape or another number of images.
     """
@@ -138,7 +138,7 @@ def _from_set(job: matcher.Job, config: MatchConfig, inputs: Mapping[str, Input]
 
 
 def compiled(config: MatchConfig, net: NetConfig, source: SharedSource, images: int) -> bool:
-    """Whether the student's steps on so many synthetic images are compiled: as asked, else where it pays."""
+    """True if the student's steps are compiled: as set, else if the run is long enough to repay compilation."""
     if config.compile is not None or config.cuda_graphs:
         return config.compile is not False
     batch, steps = min(config.batch_syn or images, images), config.iterations * config.syn_steps
@@ -147,7 +147,7 @@ def compiled(config: MatchConfig, net: NetConfig, source: SharedSource, images: 
 
 @contextmanager
 def _at_work(job: matcher.Job, group: Group) -> Iterator[Any]:
-    """The loop's actor, with its helpers; they end with the block, whatever still knows of them."""
+    """The loop's actor for the block; it and its helpers are killed at the end of the block."""
     import ray
 
     retries = {"max_restarts": workers.RETRIES, "max_task_retries": workers.RETRIES}
@@ -210,7 +210,7 @@ def _method(config: MatchConfig) -> str:
 def made_of(
     kept: matcher.Snapshot, config: MatchConfig, context: Context, job: matcher.Job, iteration: int
 ) -> DistilledSet:
-    """The set of ``iteration``, with what it says of itself."""
+    """The set of ``iteration``, with its metadata."""
     images, labels, lr = kept
     info = {
         "method": _method(config),

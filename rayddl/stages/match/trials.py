@@ -1,4 +1,4 @@
-"""Trials of ``kind: match``: the stage's own loop in slices, judged by the stage's own short evaluations."""
+"""Trials of ``kind: match``: the stage's loop in slices, evaluated by the stage's short evaluations."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from rayddl.stages.tune.trial import HELD_OUT, Ticket
 from rayddl.storage import Folder
 
 SHELF = "work/experts"
-"""Where experts lie that trials have trained."""
+"""The folder of the experts that trials have trained."""
 
 
 def trials(
     config: TuneConfig, templates: Mapping[str, StageConfig], context: Context, out: Folder
 ) -> MatchTrials:
-    """What makes the trials of a search over a match stage; ``out`` is the search's folder."""
+    """The factory of the trials of a search over a match stage; ``out`` is the search's folder."""
     source, template = publish(context.source), templates[config.of]
     assert isinstance(template, MatchConfig)
-    # Experts that are varied with the template are no input: trials train them.
+    # Experts whose settings are searched too are no input: trials train them.
     experts = context.inputs.get(template.experts)
     if experts is not None:
         refuse_other_experts(experts, source, context.source.name)
@@ -53,16 +53,16 @@ class MatchTrials:
     config: TuneConfig
     templates: Mapping[str, StageConfig]
     context: Context
-    """The template's, as if it ran by itself: its name and the run's seed decide a trial's randomness."""
+    """The template's context: its name and the run's seed determine a trial's random numbers."""
     source: SharedSource
     out: Folder
 
     def __call__(self, ticket: Ticket) -> MatchTrial:
-        """The trial, which does nothing before it is asked to."""
+        """A trial that has not started."""
         return MatchTrial(*self._job(ticket))
 
     def held_out(self, ticket: Ticket, seed: int) -> float:
-        """The accuracy of a student with a seed that the search never saw, on what the trial made."""
+        """The accuracy of a student with a seed that the search did not use, on the trial's set."""
         job, _ = self._job(ticket)
         made = DistilledSet.load(ticket.folder.child(MADE).child("set"))
         job = replace(job, out=ticket.folder.child("held-out"))
@@ -70,7 +70,7 @@ class MatchTrials:
         return taught(job, kept, HELD_OUT, seed, "held-out")
 
     def pinned(self, settings: Settings, iteration: int) -> Mapping[str, Any]:
-        """Whether the steps were compiled, which a shorter run might decide otherwise."""
+        """The setting ``compile`` as the trial resolved it: a shorter run might resolve it differently."""
         found = configured(self.config, self.templates, settings)
         config = found[self.config.of]
         assert isinstance(config, MatchConfig)
@@ -104,14 +104,14 @@ class MatchTrials:
 
 
 class MatchTrial:
-    """A matching run that stops where it is asked to and measures its set there."""
+    """A matching run that stops at given iterations and evaluates its set there."""
 
     def __init__(self, job: matcher.Job, context: Context) -> None:
         self._job, self._context = job, context
         self._worker = matcher.MatchWorker(cluster.packed(job), [])
 
     def reach(self, until: int) -> Mapping[str, float]:
-        """Match up to iteration ``until`` and judge the set there."""
+        """Match up to iteration ``until``, and return the metrics of the set at that iteration."""
         where = self._worker.advance(until, float("inf"))
         if where.diverged is not None:
             raise DivergedError(where.diverged, code="matching-diverged")
@@ -121,22 +121,22 @@ class MatchTrial:
         return {"accuracy": fmean(accuracies), "loss": fmean(losses), "lr_student": where.lr}
 
     def save(self) -> bytes:
-        """The state, the one that it can be restored to, and the rows: everything a run depends on."""
+        """The complete state of the run: the current state, the last good state, and the rows."""
         return self._worker.state()
 
     def load(self, data: bytes) -> None:
-        """Continue from ``data``, or from a checkpoint of the same run that is further on."""
+        """Continue from ``data``, or from a checkpoint of the same run at a later iteration."""
         self._worker.restore(data)
 
     def leave(self) -> None:
-        """Write the set as it stands."""
+        """Write the current set."""
         job, where = self._job, self._worker.advance(0, 0.0)
         made = match.made_of(self._worker.standing(), job.config, self._context, job, where.iteration)
         made.save(job.out.child(MADE).child("set"))
 
 
 def taught(job: matcher.Job, kept: matcher.Snapshot, name: str, seed: int, file: str) -> float:
-    """The accuracy of one student, taught as a match stage's short evaluations teach it."""
+    """The accuracy of one student, trained as in a match stage's short evaluations."""
     student = students.Student(name, job.net, seed, f"{file}-{seed}.json")
     lesson = short_evaluations.lesson_of(job, kept, name)
     result = in_process.done((students.teach, short_evaluations.shared_by(job), lesson, student))

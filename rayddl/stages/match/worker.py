@@ -1,4 +1,4 @@
-"""A matching run inside a worker: made from settings and files, checkpointed, stopped and resumed."""
+"""Actors that run the matching loop: built from settings and files, checkpointed, stopped and resumed."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ from rayddl.storage import Folder
 
 CHECKPOINT = "checkpoint.safetensors"
 CHECKPOINT_SECONDS = 30.0
-"""Seconds of matching that a lost worker may cost."""
+"""Seconds of matching between two checkpoints."""
 LABEL_EXPERTS = 5
-"""Experts whose logits, averaged, are the start of learned labels."""
+"""Number of experts whose mean logits initialise learned labels."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a matching worker is sent."""
+    """The arguments of a matching actor."""
 
     config: MatchConfig
     net: NetConfig
     source: SharedSource
     space: Any
-    """The reference of the pixel space."""
+    """Reference to the pixel space in the object store."""
     experts: Folder
     count: int
     out: Folder
     seed: int
     labels: Tensor
-    """Int64 labels of the synthetic images, in class order."""
+    """int64 ``[N]``: labels of the synthetic images, in class order."""
     picked: Tensor | None
-    """The real images to start from, as indices into the train split; ``None``: noise, or ``given``."""
+    """int64 ``[N]``: the initial real images as indices into the train split; ``None``: noise, or ``given``."""
     compile: bool
     threads: int
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     given: DistilledSet | None = None
-    """A set to start from, its images in the order of ``labels``."""
+    """The initial set, its images in the order of ``labels``."""
     name: str = "match"
-    """What a dashboard calls the worker."""
+    """The worker's name on the dashboard."""
 
 
 Snapshot: TypeAlias = tuple[Tensor, Tensor, float]
@@ -67,7 +67,7 @@ Snapshot: TypeAlias = tuple[Tensor, Tensor, float]
 
 @dataclass(frozen=True)
 class Where:
-    """How far a run is."""
+    """The progress of a run."""
 
     iteration: int
     loss: float
@@ -78,7 +78,7 @@ class Where:
 
 
 def make_matcher(job: Job, device: torch.device) -> Matcher:
-    """The fixed parts of the run, on ``device``. Raises ``ArtifactError`` for experts that do not fit."""
+    """The matcher of the run, on ``device``. Raises :class:`ArtifactError` for experts that do not fit."""
     classes = len(job.source.classes)
     config = job.config
     trajectories = [
@@ -92,7 +92,7 @@ def make_matcher(job: Job, device: torch.device) -> Matcher:
 
 
 def _refuse_short(job: Job, trajectories: Sequence[Trajectory]) -> None:
-    # A definition is checked for this before it runs; imported experts show their length only now.
+    # The definition's check covers trained experts; imported ones' length is known only now.
     needed = math.ceil(job.config.max_start_epoch + job.config.expert_epochs)
     shortest = min(t.last for t in trajectories)
     if shortest < needed:
@@ -105,12 +105,12 @@ def _refuse_short(job: Job, trajectories: Sequence[Trajectory]) -> None:
 
 
 def starting_images(job: Job, device: torch.device) -> Tensor:
-    """The images a run starts from, in class order: those given, the real ones picked, or unit noise."""
+    """The initial images ``[N, C, H, W]`` in model space, in class order: given, real, or unit Gaussian noise."""
     if job.given is not None:
         import ray
 
         space = ray.get(job.space)
-        # Pixels are rounded and clamped, and matched images reach far beyond black and white.
+        # Pixels are rounded and clamped, but matched images exceed the range of pixels.
         same = space.fingerprint == job.given.space.fingerprint
         images: Tensor = job.given.images if same else space.encode(job.given.pixels())
         return images.to(device)
@@ -125,7 +125,7 @@ def _start(job: Job, matcher: Matcher) -> State:
     images = starting_images(job, matcher.device)
     logits = None
     if job.config.labels == "learned":
-        # A share of the hard label keeps the classes apart where the experts are still unsure.
+        # A share of the hard label separates the classes if the experts' logits are uncertain.
         reach = job.config.max_start_epoch + job.config.expert_epochs
         some = matcher.trajectories[:LABEL_EXPERTS]
         with torch.no_grad():
@@ -147,7 +147,7 @@ class WindowWorker:
         return make_matcher(self._job, self._device)
 
     def gradient(self, state: dict[str, Any], iteration: int, worker: int) -> tuple[dict[str, Any], Facts]:
-        """The meta-gradient of window ``worker`` of ``iteration``, as arrays."""
+        """The meta-gradient of window ``worker`` of ``iteration`` as NumPy arrays, and its figures."""
         logits = state["logits"]
         here = State(
             iteration,
@@ -162,7 +162,7 @@ class WindowWorker:
 
 
 class MatchWorker:
-    """An actor that runs the outer loop. Started anew, it goes on from its last checkpoint."""
+    """An actor that runs the outer loop. After a restart it resumes from its last checkpoint."""
 
     def __init__(self, packed: bytes, helpers: list[Any]) -> None:
         self._job: Job = cluster.unpacked(packed)
@@ -218,7 +218,7 @@ class MatchWorker:
         return got
 
     def advance(self, until: int, seconds: float) -> Where:
-        """Go on to iteration ``until``, for about ``seconds`` at most."""
+        """Run to iteration ``until``, for at most about ``seconds``, and return the progress."""
         deadline = time.monotonic() + seconds
         while self._diverged is None and self._loop.state.iteration < until and time.monotonic() < deadline:
             try:
@@ -232,7 +232,7 @@ class MatchWorker:
         return Where(state.iteration, loss, float(state.lr), state.retries, state.skipped, self._diverged)
 
     def _checkpoint(self) -> None:
-        # Only states that a run can be taken back to are saved: a resumed run then has the same one.
+        # Only states that a diverged run is restored to are saved, so that a resumed run has the same one.
         anchor = self._loop.anchor
         early = time.monotonic() - self._saved < self._job.checkpoint_seconds
         if early or anchor.iteration <= self._saved_at:
@@ -243,16 +243,16 @@ class MatchWorker:
         self._saved, self._saved_at = time.monotonic(), anchor.iteration
 
     def pause(self) -> int:
-        """Checkpoint the run where it stands, between two anchors; the iteration, where the next attempt starts."""
+        """Write a checkpoint of the current state, and return its iteration, where the next attempt resumes."""
         self._job.out.write(CHECKPOINT, self.state())
         self._saved, self._saved_at = time.monotonic(), self._loop.state.iteration
         return self._saved_at
 
     def state(self) -> bytes:
-        """The run where it stands, for :meth:`restore`.
+        """The current state of the run as bytes, for :meth:`restore`.
 
-        With the state goes its anchor, so that a resumed run that diverges is restored to the same state as one
-        that was never paused.
+        Includes the anchor (last good state), so that a resumed run that diverges is restored to the same state as
+        an uninterrupted one.
         """
         loop = self._loop
         rows = torch.tensor(loop.rows, dtype=torch.float64)
@@ -261,9 +261,9 @@ class MatchWorker:
         return loop.state.dump(rows=rows, start_rms=rms, anchor=anchor)
 
     def restore(self, data: bytes) -> None:
-        """Continue from ``data``, which :meth:`state` returned, or from this run's checkpoint if that is further on.
+        """Continue from ``data``, the result of :meth:`state`, or from this run's checkpoint if it is later.
 
-        The result is the same, bit for bit, as that of a run that was never stopped.
+        The result is bit-identical to that of an uninterrupted run.
         """
         loop = self._resumed(data)
         if self._job.out.has(CHECKPOINT):
@@ -272,20 +272,18 @@ class MatchWorker:
         self._begin(loop)
 
     def _reach(self, iteration: int) -> None:
-        # A worker started anew stands at its checkpoint, behind where the driver saw it last.
+        # A restarted worker is at its checkpoint, an earlier iteration than the driver last received.
         self.advance(iteration, float("inf"))
 
     def keep(self, name: str, iteration: int | None) -> None:
-        """Write the set as it stands at ``iteration``, for :func:`read_snapshot`; ``None``: the last
-        state that was good.
-        """
+        """Write the set at ``iteration``, for :func:`read_snapshot`; ``None``: at the last good state."""
         if iteration is not None:
             self._reach(iteration)
         images, labels, lr = self._set_of(self._loop.anchor if iteration is None else self._loop.state)
         self._job.out.write(name, save({"images": images, "labels": labels, "lr": lr}))
 
     def standing(self) -> Snapshot:
-        """The set where the run stands."""
+        """The current set."""
         images, labels, lr = self._set_of(self._loop.state)
         return images, labels, float(lr)
 
@@ -303,12 +301,12 @@ class MatchWorker:
         return torch.stack([self._matcher.probabilities(state, t.to(self._device)) for t in targets]).mean(0)
 
     def rows(self, iteration: int) -> dict[str, list[float]]:
-        """What was recorded of every iteration up to ``iteration``, by column."""
+        """The metrics of every iteration up to ``iteration``, by column."""
         self._reach(iteration)
         return {name: [row[k] for row in self._loop.rows] for k, name in enumerate(COLUMNS)}
 
 
 def read_snapshot(folder: Folder, name: str) -> Snapshot:
-    """What :meth:`MatchWorker.keep` wrote."""
+    """Read the file that :meth:`MatchWorker.keep` wrote."""
     tensors = load(folder.read(name))
     return tensors["images"], tensors["labels"], float(tensors["lr"])

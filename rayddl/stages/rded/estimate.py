@@ -1,4 +1,4 @@
-"""What ``kind: rded`` will take."""
+"""The resource estimate of ``kind: rded``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rayddl.stages.runtime import sizes
 
 
 def estimate(config: RdedConfig, stages: Stages, outlook: Outlook) -> Estimate:
-    """A stream of crops: memory hangs on the observer and is not told; the stitched images, as bytes."""
+    """A stream of crops, without memory, which depends on the observer; the stitched images as uint8."""
     del stages
     glance = outlook.glance
     images = min(config.mipc * glance.classes, glance.train)

@@ -1,4 +1,4 @@
-"""``kind: rded`` on the page: its images, as any set that is picked."""
+"""The report section of ``kind: rded``: its images, as for every set of selected images."""
 
 from rayddl.stages.picked import TINT, part, read
 

@@ -1,4 +1,4 @@
-"""RDED's winners out of the stream of scored images, kept on disk while it runs."""
+"""Selection of RDED's best crops from the stream of scored images, with partial results on disk."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from rayddl.storage import Folder
 
 PROGRESS_FILE = "progress.safetensors"
 SAVE_SECONDS = 20.0
-"""How much of the stream a killed driver may lose."""
+"""Seconds of the stream between two partial results."""
 COLUMNS = ("image", "label", "score", "crop", "box")
 
 
 @dataclass
 class _Seen:
-    """What the stream has told so far."""
+    """The results of the stream so far."""
 
     best: Best
     done: NDArray[np.bool_]
-    """By position in the listing: whether the image was scored, or cannot be read."""
+    """By position in the listing: true if the image was scored, or cannot be read."""
     bad: list[str]
 
     @property
     def images(self) -> int:
-        """Images that are done."""
+        """The number of images that are done."""
         return int(self.done.sum())
 
     def take(self, block: Block, names: pa.Array) -> None:
-        """Take in what came back of some images; of those that were taken in before, nothing."""
+        """Add the results of some images; results of images that are done are ignored."""
         places = np.asarray(block["image"], np.int64)
         first = np.zeros(len(places), bool)
         first[np.unique(places, return_index=True)[1]] = True
@@ -54,7 +54,7 @@ class _Seen:
 
 
 def select(job: Job, context: Context) -> tuple[Rows, list[str], float]:
-    """The winners of all classes, what could not be read, and images per second."""
+    """The best crops of all classes, the unreadable images with reasons, and images per second."""
     seen, total = _resumed(job, context.out), len(job.listing)
     before, began, saved = seen.images, time.perf_counter(), time.monotonic()
     names = job.listing.names
@@ -82,7 +82,7 @@ def select(job: Job, context: Context) -> tuple[Rows, list[str], float]:
 
 
 def _missing(seen: _Seen, names: pa.Array) -> str:
-    """An internal error: a stream that ends leaves no image out."""
+    """The message of an internal error: the stream ended without some images."""
     missing = np.flatnonzero(~seen.done)
     named = ", ".join(repr(names[int(i)].as_py()) for i in missing[:5])
     more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
@@ -122,7 +122,7 @@ def _save(seen: _Seen, out: Folder) -> None:
 def _resumed(job: Job, out: Folder) -> _Seen:
     best = Best(job.per_class, len(job.listing.classes))
     kept = load(out.read(PROGRESS_FILE)) if out.has(PROGRESS_FILE) else {}
-    if "seen" in kept or "done" not in kept:  # of a version that counted chunks, not images
+    if "seen" in kept or "done" not in kept:  # written by a version that counted chunks, not images
         return _Seen(best, np.zeros(len(job.listing), bool), [])
     best.add(Rows(*(kept[n].numpy() for n in COLUMNS)))
     bad = bytes(kept["bad"].tolist()).decode()
@@ -132,7 +132,7 @@ def _resumed(job: Job, out: Folder) -> _Seen:
 def refuse_short(
     config: RdedConfig, classes: tuple[str, ...], counts: NDArray[np.int64], needed: int, what: str
 ) -> None:
-    """Raise :class:`SourceError` for a class without ``needed`` patches, unless the config has an answer."""
+    """Raise :class:`SourceError` for a class of fewer than ``needed`` patches, unless ``short_class`` allows it."""
     short = [
         (n, int(c))
         for n, c in zip(classes, counts, strict=True)

@@ -48,12 +48,12 @@ class RdedConfig(StageConfig):
     scores, and has ``resources``."""
 
     def asks(self, have: Capacity) -> Sequence[Ask]:
-        """Scoring workers, and decoding ones."""
+        """Scoring workers, and decoding workers if the observer has a GPU."""
         judges, cutters = sizes.streamed(self.resources, self.decoders, have)
         return (Ask("resources", judges), *([Ask("decoders", cutters)] if cutters else []))
 
     def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
-        """More patches cannot be chosen than images are looked at."""
+        """Problems with ``mipc``: at most one patch of each scored image is selected."""
         del reads
         needed = self.factor**2 * self.ipc
         if needed > self.mipc and self.short_class == "error":

@@ -1,7 +1,7 @@
-"""``kind: rded``: the most realistic crops of every class, stitched (Sun et al. 2024), as a Ray Data stream.
+"""``kind: rded``: selects and stitches the most realistic crops of every class (Sun et al. 2024), with Ray Data.
 
-The listing is drawn from before any image is read; what comes back from the workers is one scored box
-per image at most, and the driver holds the best of each class.
+The listing is subsampled before any image is read. Workers return at most one scored box per image, and the
+driver keeps the best of each class.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TYPES = {
 
 
 def run(config: RdedConfig, context: Context) -> Result:
-    """Select, stitch and write the set; resumes where a killed run stood."""
+    """Select, stitch and write the set; resumes from partial results of a killed run."""
     import ray
 
     context.backend.start()
@@ -84,9 +84,9 @@ def run(config: RdedConfig, context: Context) -> Result:
 
 
 def prepared(config: RdedConfig, context: Context) -> tuple[Job, int]:
-    """What the workers are sent, and how many images the whole listing has. Reads no image.
+    """The workers' arguments, and the number of images in the whole listing. Reads no image.
 
-    Raises :class:`ArtifactError` for an observer that does not know the source's classes.
+    Raises :class:`ArtifactError` for an observer without outputs for the source's classes.
     """
     import ray
 

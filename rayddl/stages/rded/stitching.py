@@ -1,4 +1,4 @@
-"""Winners cut again and put on the distilled images, some classes at a time."""
+"""Cuts the selected crops again and stitches them into distilled images, some classes at a time."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rayddl.stages.runtime.workers import Work
 CLASSES_A_TASK = 16
 
 Layout = dict[int, list[list[int]]]
-"""For each class, for each of its images, the positions of its patches in the winners' rows."""
+"""For each class, for each of its images, the positions of its patches in the selected rows."""
 
 
 def layout(rows: Rows, job: Job) -> Layout:
-    """Which winner stands where. ``rows`` are sorted by class and rank.
+    """The layout of the selected crops ``rows``, which are sorted by class and rank.
 
-    A class with too few winners makes fewer images (``short_class: cap``), at least one, or shows some of
-    them again (``repeat``).
+    A class with too few crops gets fewer images (``short_class: cap``), at least one, or repeats some crops
+    (``repeat``).
     """
     config, per_image = job.config, job.config.factor**2
     result: Layout = {}

@@ -1,4 +1,4 @@
-"""What the stream of images runs in its workers: a row is an image, on its way in and out."""
+"""The worker functions of the stream of images: every row in and out is one image."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from rayddl.stages.runtime.streams import Block, Steps
 
 
 def steps(job: Job) -> Steps:
-    """Cutting and judging the images of ``job``'s listing."""
+    """The steps of the stream: cut crops from the images of ``job``'s listing, and score them."""
     import ray
 
     config = job.config
     return Steps(
         "image",
-        # A reference, packed, so that every task does not carry the listing.
+        # A packed reference: tasks do not contain the listing.
         cluster.packed(ray.put(job)),
         rded_cut,
         RdedJudge,
         rded_cut_and_judge,
         chunk=listing.CHUNK,
-        # As many images as are scored in one go.
+        # As many images as one scoring batch has crops of.
         judged=max(1, (config.batch or GPU_BATCH) // config.num_crops),
         judges_at_once=config.resources.at_once,
         cutters_at_once=config.decoders.at_once,
@@ -32,7 +32,7 @@ def steps(job: Job) -> Steps:
 
 
 class RdedJudge:
-    """Scores what cutters cut: an actor, because a GPU task would start CUDA anew each time."""
+    """Scores crops. An actor, because every GPU task would initialise CUDA again."""
 
     def __init__(self, sent: bytes) -> None:
         self._judge = Judge(_job(sent))
@@ -42,12 +42,12 @@ class RdedJudge:
 
 
 def rded_cut(block: Block, sent: bytes) -> Block:
-    """The crops of some images."""
+    """The crops of the images of ``block``."""
     return cut_images(_opened(sent)[0], block["image"])
 
 
 def rded_cut_and_judge(block: Block, sent: bytes) -> Block:
-    """Cuts and scores some images in one process, so that crops never leave it."""
+    """The best crops of the images of ``block``, cut and scored in one process, so that no crops are transferred."""
     job, judge = _opened(sent)
     return judge()(cut_images(job, block["image"]))
 
@@ -61,7 +61,7 @@ def _job(sent: bytes) -> Job:
 
 @lru_cache(maxsize=1)
 def _opened(sent: bytes) -> tuple[Job, Callable[[], Judge]]:
-    """The job and its judge, fetched and made once per process."""
+    """The job, and a function that returns its judge; both are created once per process."""
     job = _job(sent)
     devices.enter(job.threads, unit="rded cut")
     return job, cache(lambda: Judge(job))

@@ -1,4 +1,4 @@
-"""Trials of ``kind: rded``: each selects a set, judged by short students of it."""
+"""Trials of ``kind: rded``: each selects a set, and evaluates it with short student trainings."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from rayddl.storage import Folder
 def trials(
     config: TuneConfig, templates: Mapping[str, StageConfig], context: Context, out: Folder
 ) -> RdedTrials:
-    """What makes the trials of a search over an rded stage."""
+    """The factory of the trials of a search over an rded stage."""
     del out
-    # Students of selected crops are but tested on the source.
+    # Students of selected crops need only the held-out split.
     return RdedTrials(config, templates, context, publish_held_out(context.source))
 
 
@@ -33,12 +33,12 @@ class RdedTrials(StageTrials):
     """Makes trials of an rded stage."""
 
     def run(self, ticket: Ticket) -> float:
-        """Select and stitch the images; the mean accuracy of short students of them."""
+        """Select and stitch the images, and return the mean accuracy of short student trainings."""
         rded.run(self.template(ticket), self.here(ticket, ticket.folder.child(MADE)))
         return fmean(self._judged(ticket, ticket.folder, "short", range(self.config.students.seeds)))
 
     def held_out(self, ticket: Ticket, seed: int) -> float:
-        """A fresh student of the set that the trial made."""
+        """The accuracy of a student of the trial's set with seed ``seed``."""
         return fmean(self._judged(ticket, ticket.folder.child(f"held-out-{seed}"), HELD_OUT, (seed,)))
 
     def template(self, ticket: Ticket) -> RdedConfig:
@@ -48,7 +48,7 @@ class RdedTrials(StageTrials):
         return config
 
     def _judged(self, ticket: Ticket, folder: Folder, name: str, seeds: Sequence[int]) -> list[float]:
-        """The accuracies of students of the set that the trial made."""
+        """The accuracies of students of the trial's set, one per seed."""
         made = DistilledSet.load(ticket.folder.child(MADE).child("set"))
         asked = self.config.students
         nets = None if asked.net is None else (asked.net,)

@@ -1,4 +1,4 @@
-"""What RDED's workers do: read a chunk of the listing, cut crops, score them, stitch winners."""
+"""Units of work of ``kind: rded``: read a chunk of the listing, cut crops, score them, stitch the selected ones."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from rayddl.stages.runtime import devices
 from rayddl.stages.runtime.streams import Block
 
 PADDED_BYTES = 24 * 2**20
-"""float32 input that one batch may hold on a CPU: about what stays in its caches' reach."""
+"""Most bytes of float32 input in one CPU batch, so that it about fits into the caches."""
 GPU_BATCH = 1280
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker is sent."""
+    """The arguments that all workers of the stage share."""
 
     config: RdedConfig
     listing: Listing
@@ -37,24 +37,24 @@ class Job:
     """(C, H, W) of the observer's input and of the distilled images."""
     crop_seed: int
     observer: Any
-    """The reference of the :class:`Observer`."""
+    """Reference to the :class:`Observer` in the object store."""
     threads: int
 
     @property
     def patch(self) -> int:
-        """Side in pixels that crops are brought to."""
+        """Side in pixels to which crops are resized."""
         return self.shape[1] // self.config.factor
 
     @property
     def per_class(self) -> int:
-        """Patches to find for each class."""
+        """The number of patches to select for each class."""
         return self.config.factor**2 * self.config.ipc
 
 
 def cut_images(job: Job, positions: NDArray[np.int64]) -> Block:
-    """The crops of the images at ``positions`` of the listing, which rise, a row per image.
+    """The crops of the images at ascending ``positions`` of the listing, a row per image.
 
-    ``bad`` is why an image cannot be read, or empty; the other columns of such a row mean nothing.
+    ``bad`` is the reason why an image cannot be read, or empty; other columns of an unreadable image are undefined.
     """
     config = job.config
     count, channels, side = len(positions), job.shape[0], job.patch
@@ -78,7 +78,7 @@ def cut_images(job: Job, positions: NDArray[np.int64]) -> Block:
 
 
 def _crops(job: Job, name: str, blob: Blob) -> tuple[NDArray[np.int32], NDArray[np.uint8]] | str:
-    """Boxes and crops of an image, or why it cannot be read."""
+    """Boxes and crops of an image, or the reason why it cannot be read."""
     config = job.config
     if isinstance(blob, Exception):
         return reason(blob)
@@ -86,12 +86,12 @@ def _crops(job: Job, name: str, blob: Blob) -> tuple[NDArray[np.int32], NDArray[
         image = opened(blob, job.shape[0])
         found = boxes.crops(job.crop_seed, name, image.height, image.width, config.num_crops)
         return found, cut(image, found, job.patch, reduced=config.scoring == "native").numpy()
-    except Exception as error:  # a broken file raises anything from the parser it meets
+    except Exception as error:  # parsers raise any exception for a broken file
         return reason(error)
 
 
 class Judge:
-    """Scores cut crops, in a process of its own with the device that Ray gave it."""
+    """Scores crops with the observer, on the device that Ray assigned to the process."""
 
     def __init__(self, job: Job) -> None:
         import ray
@@ -115,7 +115,7 @@ class Judge:
         )
 
     def __call__(self, block: Block) -> Block:
-        """The best crop of each image, a row for every row of ``block``."""
+        """The best crop of each image: a row for every row of ``block``."""
         crops, readable = self._job.config.num_crops, np.flatnonzero(block["bad"] == "")
         count, each = len(block["image"]), np.arange(len(readable))
         picked = torch.from_numpy(np.array(block["patch"][readable])).flatten(0, 1)
@@ -134,10 +134,10 @@ class Judge:
 
 
 def stitch_classes(job: Job, winners: Rows, per_class: dict[int, list[list[int]]]) -> NDArray[np.uint8]:
-    """The images of some classes, uint8 ``[n, C, H, W]``: winners cut again at their tiles' sizes.
+    """The images of some classes, uint8 ``[n, C, H, W]``: the selected crops, cut again at their tiles' sizes.
 
-    ``winners`` are rows of those classes; ``per_class`` says which of them stand on each image, class
-    by class, as positions in ``winners``.
+    ``winners`` are the selected rows of those classes; ``per_class`` lists the crops of each image, class by
+    class, as positions in ``winners``.
     """
     torch.set_num_threads(job.threads)
     spans = stitch.tiles(job.shape[1], job.config.factor)

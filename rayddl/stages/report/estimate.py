@@ -1,4 +1,4 @@
-"""What ``kind: report`` will take."""
+"""The resource estimate of ``kind: report``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rayddl.stages.report.settings import ReportConfig
 
 
 def estimate(config: ReportConfig, stages: Stages, outlook: Outlook) -> Estimate:
-    """One page, a few hundred kilobytes a stage."""
+    """One page with a few hundred kilobytes per stage."""
     del outlook
     shown = len(stages) - 1 if "*" in config.of else len(config.of)
     return Estimate("1 page", 1, PAGE_PROCESS, shown * 300_000)

@@ -1,9 +1,9 @@
 """``kind: report``: one self-contained page about the stages it names.
 
-What a stage looks like on the page its kind decides, in the module ``report`` of the kind's folder: ``read(found)``
-gives a :class:`rayddl.report.run.Shown`, ``part(shown, run)`` makes a :class:`rayddl.report.run.Part` of all that
-the kind has in the run, and ``TINT`` is the colour of the kind's bars. Stages of kinds without it appear with their
-folder and time only.
+The module ``report`` of a kind's folder renders its stages: ``read(found)`` returns a
+:class:`rayddl.report.run.Shown`, ``part(shown, run)`` returns a :class:`rayddl.report.run.Part` for all stages of
+the kind, and ``TINT`` is the colour of the kind's bars. Stages of kinds without it are listed with folder and time
+only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rayddl.stages.report.settings import ReportConfig
 
 
 def run(config: ReportConfig, context: Context) -> Result:
-    """Write ``report.html``. Raises :class:`ArtifactError` for an input that is not whole."""
+    """Write ``report.html``. Raises :class:`ArtifactError` for an incomplete input."""
     del config
     inputs = in_order(context)
     total = len(inputs) + 1

@@ -1,1 +1,1 @@
-"""Ray and nothing but: starting it, what workers get of it, and how units of work are handed to them."""
+"""The interface to Ray: start and stop, resources of workers, and distribution of units of work."""

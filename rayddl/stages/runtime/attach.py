@@ -1,4 +1,4 @@
-"""Attaching to a Ray cluster that runs already."""
+"""Attaches this process to a running Ray cluster."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from rayddl.errors import UserError
 from rayddl.stages.runtime import driver
 
 CONNECT_SECONDS = 10.0
-"""How long a cluster that is asked for may take to answer."""
+"""Time limit for a connection to the cluster's address."""
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Where Ray's job server leaves, for the driver that it starts, what the job was submitted with."""
+"""The environment variable in which Ray's job server passes the job's configuration to the driver."""
 _LEFT_OUT = ("__pycache__", "*.pyc")
 _HOW_TO_ASK = (
     "export RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token (the head's file of that name) or in "
@@ -26,18 +26,18 @@ _HOW_TO_ASK = (
 
 
 def start(address: str, env: Mapping[str, str]) -> None:
-    """Attach this process to the cluster at ``address``; its workers have the variables ``env``, and this
-    process's copy of the package.
+    """Attach this process to the cluster at ``address``; workers get the variables ``env``, and this process's
+    copy of the package.
 
-    Raises :class:`UserError` where no cluster answers, or one that this process does not fit.
+    Raises :class:`UserError` if no cluster answers, or if its versions do not fit this process.
     """
-    # This process's C++ part writes to the terminal otherwise; what matters reaches the user as an error.
+    # Otherwise Ray's C++ library writes to the terminal; relevant failures are raised as errors.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     try:
         knock(address)
-        # Set to be quiet, the C++ part says so in a line of its own.
+        # The C++ library prints a line about its log level.
         with driver.stderr_into(os.devnull):
             ray.init(
                 address=address,
@@ -50,15 +50,15 @@ def start(address: str, env: Mapping[str, str]) -> None:
 
 
 def environment(env: Mapping[str, str], *, clean: bool = False) -> dict[str, Any]:
-    """The runtime environment of workers on a cluster: the variables ``env``, and the package as it is imported
-    here, so that nodes need its dependencies alone.
+    """The runtime environment of workers on a cluster: the variables ``env``, and this process's copy of the package,
+    so that nodes need only its dependencies.
 
-    A driver that runs inside a submitted job adds no second package to what the job has brought, and none of the
-    variables that the job sets: Ray refuses both. ``clean`` workers import nothing from the driver's folders.
+    In a submitted job, the package and the variables of the job are left out: Ray refuses both. ``clean`` workers
+    import nothing from the driver's folders.
     """
     job = _job()
     given = job.get("env_vars") or {}
-    # Workers with num_gpus=0 then see the node's GPUs in every version of Ray; devices come from what it assigns.
+    # Workers with num_gpus=0 then see the node's GPUs in every version of Ray; devices are chosen by assignment.
     wanted = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", **env}
     made: dict[str, Any] = {"env_vars": {name: v for name, v in wanted.items() if name not in given}}
     if job.get("working_dir") or job.get("py_modules"):
@@ -70,8 +70,8 @@ def environment(env: Mapping[str, str], *, clean: bool = False) -> dict[str, Any
 
 
 def knock(address: str) -> None:
-    """Raise ``OSError`` where no machine answers at ``HOST:PORT``; anything else, such as ``auto``, passes."""
-    # Left alone, Ray waits minutes for a machine that does not answer.
+    """Raise ``OSError`` if no machine answers at ``HOST:PORT``; other addresses, such as ``auto``, are not checked."""
+    # Ray itself waits minutes for a machine that does not answer.
     place, _, port = address.removeprefix("ray://").rpartition(":")
     if place and port.isdigit():
         with socket.create_connection((place.strip("[]"), int(port)), timeout=CONNECT_SECONDS):
@@ -79,7 +79,7 @@ def knock(address: str) -> None:
 
 
 def _job() -> dict[str, Any]:
-    """What the job that this process runs in was submitted with; empty outside one."""
+    """The configuration of the submitted job that this process runs in; empty outside a job."""
     try:
         found = json.loads(os.environ.get(JOB, "{}")).get("runtime_env")
     except (ValueError, AttributeError):
@@ -88,11 +88,11 @@ def _job() -> dict[str, Any]:
 
 
 def _shipped_first() -> Callable[[], None]:
-    """What a worker runs first. With its first task Ray puts the driver's folder before what is shipped, and on
-    another machine an older checkout may lie in the same place; a package that is imported already stays.
+    """A setup function for workers that imports the shipped package. With the first task Ray puts the driver's folder
+    first on the path, where another machine may have an older checkout; an imported package is kept.
     """
 
-    # A function inside a function is sent whole, where any other is sent as the place to import it from.
+    # A nested function is pickled by value; a module-level one would be imported on the worker.
     def shipped_first() -> None:
         import importlib
         import os
@@ -101,7 +101,7 @@ def _shipped_first() -> Callable[[], None]:
 
         paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
         sys.path[:0] = [path for path in paths if f"{os.sep}py_modules_files{os.sep}" in path]
-        with suppress(Exception):  # the task that needs it says what is wrong
+        with suppress(Exception):  # the task that needs it reports the problem
             importlib.import_module("rayddl")
 
     return shipped_first

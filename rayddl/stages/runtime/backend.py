@@ -1,7 +1,7 @@
-"""Where a stage's work is done: by Ray's workers, or in this process.
+"""Backends that run a stage's work: Ray's workers, or this process.
 
-A stage asks its context's backend for workers and never Ray itself, so the same code runs in both. Importing this
-imports neither torch nor Ray.
+Stages request workers from their context's backend, never from Ray, so the same code runs in both. Importing this
+module imports neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ Note: TypeAlias = Callable[[str], None]
 
 
 def quiet(text: str) -> None:
-    """Takes a note and shows it to nobody."""
+    """Discard a note."""
     del text
 
 
 class Backend(Protocol):
-    """What a stage asks for."""
+    """The interface that stages use to run work."""
 
     def start(self) -> None:
-        """Make workers available. Called by every stage first."""
+        """Make workers available. Every stage calls this first."""
 
     def sized(self, ask: Callable[[Capacity], Ask]) -> Share:
-        """What each worker gets. Raises :class:`StageError` where it can never be placed."""
+        """The resources of each worker. Raises :class:`StageError` if it can never be placed."""
 
     def spread(
         self, asked: Resources, *, units: int, gpu: bool = True, fill: bool = False, key: str = "resources"
     ) -> Share:
-        """What each worker gets of ``units`` independent units of work: see :func:`sizes.spread`."""
+        """The resources of each worker for ``units`` independent units of work: see :func:`sizes.spread`."""
 
     def opened(
         self, share: Share, what: str, *, need: Work | None = None, note: Note = quiet
@@ -50,22 +50,22 @@ class Backend(Protocol):
         """Workers for the block: see :func:`workers.opened`."""
 
     def put(self, value: Any) -> Any:
-        """``value`` as an argument of many units of work, which get the value itself."""
+        """A reference to ``value``, as an argument of many units of work, which receive the value."""
 
     def tally(self, heard: Callable[[], None]) -> Tally:
-        """A new tally of progress. ``heard`` is called after every report that is made in this process."""
+        """A new counter of progress. ``heard`` is called after every report made in this process."""
 
     def stream(
         self, rows: NDArray[np.int64], steps: Steps, asks: Callable[[Capacity], Sequence[Ask]], note: Note
     ) -> Iterator[Block]:
-        """The outcome of ``rows``, in any order and any portions.
+        """The results of ``rows``, in blocks of any size and order.
 
-        ``asks`` says what a judge asks for, and a cutter where cutters are apart from judges.
+        ``asks`` returns the resources of a scoring worker, and of a cropping worker if these are separate.
         """
 
 
 class OnRay:
-    """Workers of the Ray cluster that runs, or is to be started."""
+    """Workers of the Ray cluster, which is started if none runs."""
 
     def start(self) -> None:
         cluster.start()

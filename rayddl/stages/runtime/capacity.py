@@ -1,4 +1,4 @@
-"""What a cluster can hold: the nodes it has, and those that an autoscaler may bring. Knows no Ray."""
+"""The capacity of a cluster: its nodes, and those that an autoscaler may add. Does not import Ray."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ import yaml
 from rayddl.errors import UserError
 
 LAUNCHED = "~/ray_bootstrap_config.yaml"
-"""Where Ray's launcher leaves, on a cluster's head, what the autoscaler may bring."""
+"""The file on a cluster's head in which Ray's launcher stores the autoscaler's configuration."""
 HEAD = "node:__internal_head__"
-"""The resource that Ray gives to the head alone."""
+"""The resource that only the head node has."""
 _GROUP = re.compile(r"(?P<count>\d+)\s*x\s*(?P<each>\w+:\d+(?:\.\d+)?(?:,\w+:\d+(?:\.\d+)?)*)")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Nodes alike that may come and go."""
+    """A group of equal nodes that an autoscaler adds and removes."""
 
     most: int
     resources: Mapping[str, float]
 
     def __str__(self) -> str:
-        # Memory in bytes has to be written out in full: `:g` rounds it, and writes an exponent.
+        # Memory in bytes needs all digits: `:g` rounds it and writes an exponent.
         return f"{self.most}x{','.join(f'{name}:{value:.15g}' for name, value in self.resources.items())}"
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """Resources of each node by Ray's names, and the groups that may bring more."""
+    """Resources of each node by Ray's names, and the groups of an autoscaler."""
 
     nodes: tuple[Mapping[str, float], ...]
     groups: tuple[Group, ...] = ()
 
     @property
     def most(self) -> tuple[Mapping[str, float], ...]:
-        """The nodes there can be at most: those present, and those of the groups that are still to come.
+        """The nodes of the cluster at its largest: those present, and those that the groups may still add.
 
-        A present node of a group's CPUs and GPUs counts as one of that group's; the head never does.
+        A present node with a group's CPUs and GPUs counts as a member of that group; the head never does.
         """
-        # Groups alike, such as spot machines and their full-price substitute, cannot be told apart by their nodes.
+        # Equal groups, such as spot and on-demand machines, cannot be distinguished by their nodes.
         present = Counter(_shape(node) for node in self.nodes if HEAD not in node)
         coming = []
         for group in self.groups:
@@ -58,36 +58,36 @@ class Capacity:
         return (*self.nodes, *coming)
 
     def total(self, name: str) -> float:
-        """All there can be of one resource."""
+        """The sum of one resource over the nodes of :attr:`most`."""
         return sum(float(node.get(name, 0)) for node in self.most)
 
     def largest(self, name: str) -> float:
-        """The most that one node has, or may have, of a resource."""
+        """The largest amount of a resource on one node of :attr:`most`."""
         return max((float(node.get(name, 0)) for node in self.most), default=0.0)
 
     def holds(self, needs: Mapping[str, float]) -> bool:
-        """True if a node that is present has ``needs`` in all."""
+        """True if a present node satisfies ``needs``, by its total resources."""
         return any(_times(node, needs) >= 1 for node in self.nodes)
 
     def may_hold(self, needs: Mapping[str, float]) -> bool:
-        """True if a node that is present or may come has ``needs`` in all."""
+        """True if an existing or autoscalable node satisfies ``needs``, by its total resources."""
         return any(_times(node, needs) >= 1 for node in self.most)
 
     def fits(self, needs: Mapping[str, float]) -> int:
-        """How many times ``needs`` fits, each time on one node; ``sys.maxsize`` if it asks for nothing and
-        there is a node.
+        """The number of times that ``needs`` fits, each time on one node; ``sys.maxsize`` if it is empty and a node
+        exists.
         """
         return min(sum(_times(node, needs) for node in self.most), sys.maxsize)
 
     def part(self, name: str, units: int, most: float) -> float:
-        """The largest share of a resource, ``most`` at most, of which ``units`` fit, each on one node; 0 where
-        there is none.
+        """The largest share of a resource, at most ``most``, of which ``units`` fit, each on one node; 0 if there is
+        none.
         """
         if units * most <= self.total(name) and self.fits({name: most}) >= units:
             return most
         values = {float(node.get(name, 0)) for node in self.most}
-        # A node is best used by a whole number of shares. Rounded down to what Ray counts in, so that the
-        # shares never exceed the node.
+        # A node is divided into a whole number of shares, rounded down to Ray's resolution so that their sum does
+        # not exceed the node.
         shares = {math.floor(value / k * 1000) / 1000 for value in values for k in range(1, units + 1)}
         fitting = [s for s in shares if 0 < s <= most and self.fits({name: s}) >= units]
         return max(fitting, default=0.0)
@@ -99,7 +99,7 @@ class Capacity:
 
 
 def parse(text: str) -> Group:
-    """The group that ``4xCPU:8,GPU:1`` means. Raises :class:`UserError`."""
+    """Parse a group such as ``4xCPU:8,GPU:1``. Raises :class:`UserError`."""
     found = _GROUP.fullmatch(text.strip())
     if found is None:
         raise UserError(
@@ -112,14 +112,14 @@ def parse(text: str) -> Group:
 
 
 def launched(path: str = LAUNCHED) -> tuple[Group, ...]:
-    """The groups of a cluster that Ray's launcher made, on its head; empty anywhere else."""
+    """The autoscaler's groups, on the head of a cluster that Ray's launcher made; empty elsewhere."""
     try:
         told = yaml.safe_load(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
         types = told["available_node_types"]
         return tuple(
             Group(int(kind.get("max_workers", 0)), {k: float(v) for k, v in kind["resources"].items()})
             for kind in types.values()
-            # The head's own type has none unless the file says so; Ray does not count the head itself.
+            # The head's node type has max_workers 0 by default; Ray does not count the head itself.
             if kind.get("max_workers", 0)
         )
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError):
@@ -127,7 +127,7 @@ def launched(path: str = LAUNCHED) -> tuple[Group, ...]:
 
 
 def described(needs: Mapping[str, float]) -> str:
-    """``1 CPU, 2 GPU`` of what is needed."""
+    """``needs`` as text: ``1 CPU, 2 GPU``."""
     return ", ".join(f"{value:g} {name}" for name, value in needs.items() if value) or "nothing"
 
 
@@ -137,7 +137,7 @@ def _times(node: Mapping[str, float], needs: Mapping[str, float]) -> int:
 
 
 def _shape(node: Mapping[str, float]) -> tuple[float, float]:
-    """What a node is recognised by: Ray adds its address, memory and the GPU's type to what the group says."""
+    """The CPUs and GPUs of a node, which identify its group: Ray adds further resources to the group's."""
     return float(node.get("CPU", 0)), float(node.get("GPU", 0))
 
 

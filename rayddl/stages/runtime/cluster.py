@@ -1,4 +1,4 @@
-"""Ray itself: starting it, and holding what stages ask for against the cluster.
+"""Starts Ray or attaches to it, and checks stages' requests against the cluster's capacity.
 
 Ray is imported inside functions, after the environment that it reads at import has been set.
 """
@@ -29,13 +29,13 @@ from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask, Resources, Share
 
 WAIT_SECONDS = 20 * 60.0
-"""How long a node that an autoscaler may bring is waited for."""
+"""Time limit for an autoscaler to add a node."""
 QUIET_SECONDS, NOTE_SECONDS = 10.0, 60.0
-"""Before the first note on what is waited for, and between two of them."""
+"""Seconds before the first note on waiting, and between two notes."""
 POLL_SECONDS = 2.0
 
 WORKER_ENV = {
-    # glibc otherwise returns every large block to the kernel and asks for it again at the next step.
+    # Otherwise glibc returns every large block to the kernel and requests it again at the next step.
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_MMAP_THRESHOLD_": "100000000000",
 }
@@ -49,7 +49,7 @@ class _Wanted:
     groups: tuple[capacity.Group, ...] = ()
     note: Callable[[str], None] = lambda text: None
     started: bool = False
-    """Whether the Ray that runs is ours to stop."""
+    """True if :func:`start` started Ray or attached to it, so that :func:`stop` has to undo it."""
 
 
 _wanted = _Wanted()
@@ -62,10 +62,10 @@ def configure(
     grows: Sequence[str] = (),
     note: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Say what :func:`start` is to start or attach to. ``address="auto"`` is the running cluster.
+    """Set what :func:`start` starts or attaches to. ``address="auto"`` is the running cluster.
 
-    ``grows`` are groups of nodes that an autoscaler may bring, each as ``4xCPU:8,GPU:1``; ``note`` takes what
-    a person should know while nodes are waited for. Raises :class:`UserError` for a group that is none.
+    ``grows`` are groups of nodes that an autoscaler may add, each as ``4xCPU:8,GPU:1``; ``note`` receives messages
+    while a run waits for nodes. Raises :class:`UserError` for an invalid group.
     """
     groups = tuple(capacity.parse(text) for text in grows)
     _wanted.address, _wanted.num_cpus, _wanted.num_gpus = address, num_cpus, num_gpus
@@ -73,15 +73,15 @@ def configure(
 
 
 def start() -> None:
-    """Start Ray on this machine, or attach to the cluster asked for. Does nothing when it runs.
+    """Start Ray on this machine, or attach to the configured cluster. Does nothing if Ray runs.
 
-    Raises :class:`UserError` where the temporary folder's path is too long for Ray's sockets or the
-    cluster cannot be reached, and :class:`StageError` where a local Ray does not come up.
+    Raises :class:`UserError` if the temporary folder's path is too long for Ray's sockets or the cluster cannot be
+    reached, and :class:`StageError` if a local Ray does not start.
     """
-    # Ray reads this at import; left on, its hook rebuilds the environment in every worker.
+    # Ray reads this at import; its default hook would rebuild the environment in every worker.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # This process, which owns the tasks, reads it, whatever the cluster was started with.
+    # Read by this process, which owns the tasks, independent of the cluster's configuration.
     os.environ.setdefault("RAY_task_oom_retries", str(failures.OOM_RETRIES))
     import ray
 
@@ -97,7 +97,7 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Stop, or leave, what :func:`start` started; a Ray that ran before stays."""
+    """Stop the Ray that :func:`start` started, or detach from the cluster; a Ray that ran before is kept."""
     import ray
 
     if _wanted.started:
@@ -107,7 +107,7 @@ def stop() -> None:
 
 
 def capacity_now() -> Capacity:
-    """The nodes of the cluster at hand, and those that its autoscaler may bring."""
+    """The nodes of the current cluster, and those that its autoscaler may add."""
     import ray
 
     nodes = tuple({k: float(v) for k, v in n["Resources"].items()} for n in ray.nodes() if n["Alive"])
@@ -115,13 +115,13 @@ def capacity_now() -> Capacity:
 
 
 Asks: TypeAlias = Callable[[Capacity], Sequence[Ask]]
-"""What a stage's workers ask of a cluster: :meth:`StageConfig.asks` of its settings."""
+"""The resources that a stage's workers request: :meth:`StageConfig.asks` of its settings."""
 
 
 def require(asks: Mapping[str, Asks], have: Capacity | None = None) -> None:
-    """Raise :class:`StageError` for what a stage asks for and neither the cluster nor its autoscaler can ever give.
+    """Raise :class:`StageError` for a request that neither the cluster nor its autoscaler can ever satisfy.
 
-    ``asks`` are the stages' by their names; ``have`` is the cluster at hand unless it is given.
+    ``asks`` are the stages' requests by stage name; ``have`` defaults to the current cluster.
     """
     have = have or capacity_now()
     for stage, asked in asks.items():
@@ -130,7 +130,7 @@ def require(asks: Mapping[str, Asks], have: Capacity | None = None) -> None:
 
 
 def sized(ask: Callable[[Capacity], Ask]) -> Share:
-    """What each worker gets of the cluster at hand. Raises :class:`StageError` where it can never be placed."""
+    """The resources of each worker on the current cluster. Raises :class:`StageError` if it can never be placed."""
     have = capacity_now()
     asked = ask(have)
     refuse_unfit(asked, have)
@@ -140,14 +140,14 @@ def sized(ask: Callable[[Capacity], Ask]) -> Share:
 def spread(
     asked: Resources, *, units: int, gpu: bool = True, fill: bool = False, key: str = "resources"
 ) -> Share:
-    """:func:`sizes.spread` on the cluster at hand. ``key`` is the setting that holds ``asked``."""
+    """:func:`sizes.spread` on the current cluster. ``key`` is the name of the setting ``asked``."""
     return sized(lambda have: Ask(key, sizes.spread(asked, have, units=units, gpu=gpu, fill=fill)))
 
 
 def refuse_unfit(ask: Ask, have: Capacity, where: str = "") -> None:
-    """Raise :class:`StageError` where no node can ever hold a worker, or the cluster not all that run together.
+    """Raise :class:`StageError` if no node can ever hold a worker, or the cluster cannot hold concurrent ones.
 
-    ``where`` begins the message.
+    ``where`` is the prefix of the message.
     """
     share, needs, count = ask.share, ask.share.needs, len(tuple(ask.placed))
     who = "one worker" if ask.key == "resources" else f"one of its {ask.key}"
@@ -167,35 +167,35 @@ def refuse_unfit(ask: Ask, have: Capacity, where: str = "") -> None:
 
 
 def reach(places: Mapping[str, str]) -> None:
-    """Have every node see what workers read and write; ``places`` are folders by the options that name them.
+    """Check that every node can access ``places``: folders by the options that name them.
 
-    Cheap where no node has come since the last call. Raises :class:`UserError` for a node that does not see one.
+    Cheap if no node has joined since the last call. Raises :class:`UserError` for a node without access.
     """
     nodes.refuse_unseen(places, _wanted.note)
 
 
 def observe(run: str, stage: str, progress: Mapping[str, Any]) -> None:
-    """Have Ray's metrics show how far a stage is."""
+    """Set Ray's metrics of a stage's progress."""
     metrics.progress(run, stage, progress)
 
 
 class Waiting:
-    """Says what work waits for, and ends the wait for a node that never comes."""
+    """Notes what work waits for, and raises an error if no node is added in time."""
 
     def __init__(self, needs: Mapping[str, float], note: Callable[[str], None] | None = None) -> None:
         self._needs, self._note = needs, note or _wanted.note
         self.over()
 
     def over(self) -> None:
-        """Nothing is waited for any more; :meth:`look` begins anew."""
+        """Reset the timer: the wait has ended."""
         self._began = time.monotonic()
         self._next = self._began + QUIET_SECONDS
 
     def look(self) -> None:
-        """To be called while work waits: notes now and then what for.
+        """Call repeatedly while work waits: notes at intervals what it waits for.
 
-        Raises :class:`StageError` where no node that is there could hold it and none has come for a long time. What
-        other runs hold is waited for without end.
+        Raises :class:`StageError` if no present node could hold it and none was added within :data:`WAIT_SECONDS`. The
+        wait for resources in use by other runs has no limit.
         """
         now = time.monotonic()
         if now < self._next:
@@ -215,13 +215,13 @@ class Waiting:
 
 
 def wait_for(needs: Mapping[str, float], note: Callable[[str], None] | None = None) -> None:
-    """Wait until a node is there that can hold ``needs``, busy or not; autoscalers see that one is wanted."""
+    """Wait until a node exists that can hold ``needs``, busy or not, and request one from the autoscaler."""
     if capacity_now().holds(needs):
         return
     from ray.util.placement_group import remove_placement_group
 
     waiting = Waiting(needs, note)
-    # A group that is pending is this run's own demand: it adds to that of others, and ends with it.
+    # A pending placement group is a demand of this run: it adds to other runs' demands, and ends with the run.
     wanted = held([needs], "node")
     try:
         while not capacity_now().holds(needs):
@@ -232,12 +232,12 @@ def wait_for(needs: Mapping[str, float], note: Callable[[str], None] | None = No
 
 
 def held(bundles: Sequence[Mapping[str, float]], what: str) -> Any:
-    """A placement group of ``bundles``: all of them, each on one node, or none. Pending ones are seen by autoscalers,
-    and stand in Ray's lists under ``what`` they are for.
+    """A placement group of all ``bundles``, each on one node. A pending group is a demand on the autoscaler; ``what``
+    is part of its name.
     """
     from ray.util.placement_group import placement_group
 
-    # Names are unique in a cluster.
+    # Names have to be unique in a cluster.
     return placement_group([dict(bundle) for bundle in bundles], name=f"rayddl {what} {secrets.token_hex(4)}")
 
 
@@ -249,10 +249,10 @@ def _free(needs: Mapping[str, float]) -> str:
 
 
 def packed(job: Any) -> bytes:
-    """``job``, and the plugins' code, for an actor's constructor, to be opened with :func:`unpacked`.
+    """Pickle ``job`` and the plugins' code for an actor's constructor; :func:`unpacked` is the inverse.
 
-    Packed references stay alive as long as the session, so that an actor started anew finds them. It is
-    opened by this session's own processes alone: what it holds is written nowhere and read from no file.
+    Packed references live as long as the session, so that a restarted actor can use them. Only processes of this
+    session unpickle the bytes, which are never written to a file.
     """
     from ray import cloudpickle
 
@@ -261,10 +261,10 @@ def packed(job: Any) -> bytes:
 
 
 def unpacked(data: bytes) -> Any:
-    """What :func:`packed` was given."""
+    """The job that was passed to :func:`packed`."""
     from ray import cloudpickle
 
     code, job = cloudpickle.loads(data)
-    # The job may be made of plugins' classes.
+    # The job may contain instances of plugins' classes.
     plugin_code.adopt(code)
     return cloudpickle.loads(job)

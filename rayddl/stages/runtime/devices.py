@@ -1,9 +1,9 @@
-"""The device of a worker: what Ray assigned to it, and nothing else.
+"""The device of a worker: only what Ray assigned to it.
 
-``RAYDDL_LOGICAL_GPUS=FILE`` is the switch of the tests: nodes that were started with ``num_gpus`` on machines without
-any have *logical* GPUs. A worker with one then computes on the CPU, and appends a JSON line with node, GPU, process and
-unit of work to FILE. ``RAYDDL_LOGICAL_GPU_BYTES`` is what each of them is taken to hold. Both are set where the run is
-started, and travel to its workers.
+``RAYDDL_LOGICAL_GPUS=FILE`` is for tests: nodes that were started with ``num_gpus`` on machines without GPUs have
+*logical* GPUs. A worker with one computes on the CPU, and appends a JSON line with node, GPU, process and unit of work
+to FILE. ``RAYDDL_LOGICAL_GPU_BYTES`` is the assumed memory of each. Both are set for the driver, which passes them to
+its workers.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
 LOGICAL = "RAYDDL_LOGICAL_GPUS"
 LOGICAL_BYTES = "RAYDDL_LOGICAL_GPU_BYTES"
 CONTEXT_BYTES = 512 * 2**20
-"""Of a GPU, what a process takes beside torch's own memory: CUDA's context and its libraries."""
+"""Bytes of GPU memory of a process besides torch's allocations: CUDA's context and libraries."""
 MEMORY_SHARE = 0.9
-"""Share of a GPU's free memory that further workers may fill."""
+"""Share of a GPU's free memory available to further workers."""
 
 
 def switches() -> dict[str, str]:
-    """The switch of the tests as it stands here, for workers on other nodes."""
+    """The test variables of this process, for workers on other nodes."""
     return {name: os.environ[name] for name in (LOGICAL, LOGICAL_BYTES) if name in os.environ}
 
 
 def assigned() -> tuple[str, ...]:
-    """The GPUs that Ray assigned to this worker, by its node's numbers."""
+    """The GPUs that Ray assigned to this worker, as indices on its node."""
     import ray
 
     return tuple(str(i) for i in ray.get_runtime_context().get_accelerator_ids().get("GPU", []))
 
 
 def enter(threads: int, precision: str = "fp32", unit: str = "") -> torch.device:
-    """Set up this worker process for a unit of work; the device that Ray assigned to it.
+    """Set up this worker process for a unit of work, and return the device that Ray assigned to it.
 
-    Raises :class:`StageError` where Ray assigned a GPU that torch cannot see: the work would run on a CPU unnoticed.
+    Raises :class:`StageError` if torch cannot see the assigned GPU: the work would silently run on a CPU.
     """
     import torch
 
@@ -68,38 +68,38 @@ def enter(threads: int, precision: str = "fp32", unit: str = "") -> torch.device
 
 
 def repeatable() -> None:
-    """Have CUDA give the same bits for the same work: a resumed run is then one that was never interrupted.
+    """Make CUDA's results bit-identical between calls, so that a resumed run equals an uninterrupted one.
 
-    Sums by atomic additions and some of cuDNN's algorithms differ from call to call. What torch has no repeatable
-    version of still runs, with a warning in the worker's log.
+    Atomic additions and some of cuDNN's algorithms differ between calls. Operations without a deterministic version
+    still run, with a warning in the worker's log.
     """
     import torch
 
-    # Read by cuBLAS when it starts.
+    # cuBLAS reads this at its start.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Only of use to find reads of memory that was never written.
+    # Needed only to detect reads of uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def record(gpu: str, unit: str) -> None:
-    """Write down where a unit of work begins on a logical GPU."""
+    """Append the start of a unit of work on a logical GPU to the file of ``RAYDDL_LOGICAL_GPUS``."""
     line = json.dumps({"node": _node(), "gpu": gpu, "process": os.getpid(), "unit": unit})
-    # A line at once: several processes append to the same file.
+    # One write per line: several processes append to the same file.
     with open(os.environ[LOGICAL], "a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 
 def taken(function: Callable[..., Any], *args: Any) -> tuple[int, int]:
-    """Bytes that ``function(*args)`` takes of this worker's GPU at most, and bytes that were free there before."""
+    """Peak bytes that ``function(*args)`` uses on this worker's GPU, and bytes that were free before."""
     import torch
 
     if LOGICAL in os.environ:
         before = _status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # begins the high-water mark anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the high-water mark
         function(*args)
         need = _status("VmHWM") - before
-        # Of what is not there nothing can be measured: whoever works there already takes as much.
+        # A logical GPU has no memory to measure: the first worker is assumed to use as much.
         return need, int(os.environ.get(LOGICAL_BYTES) or 2**40) - need
     free = int(torch.cuda.mem_get_info()[0] * MEMORY_SHARE)
     torch.cuda.reset_peak_memory_stats()

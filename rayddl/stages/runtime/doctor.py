@@ -1,7 +1,6 @@
-"""Looks at this machine before a run does: what it offers, what would go wrong, what to do.
+"""Checks this machine before a run: its resources, problems, and advice.
 
-Torch and torchvision are tried in a process of their own: a pair that does not fit can take the
-process down with it.
+Torch and torchvision are imported in a child process, because incompatible versions can crash the process.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from rayddl.storage import Folder
 from rayddl.version import installed
 
 State: TypeAlias = Literal["fine", "worse", "fails"]
-"""``worse``: works, but slower or with less. ``fails``: something will not work."""
+"""``worse``: works, but slower or with fewer features. ``fails``: something will not work."""
 
 _GIB = 1 << 30
 SMALL_SHM = _GIB // 4
@@ -68,13 +67,13 @@ int main() { return omp_get_max_threads() > 0; }
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at."""
+    """The result of one check."""
 
     name: str
     found: str
     state: State = "fine"
     advice: str = ""
-    """What would go wrong and what to do about it."""
+    """The problem and its remedy."""
 
     def to_json(self) -> dict[str, str]:
         """The finding as JSON values."""
@@ -85,7 +84,7 @@ Probe: TypeAlias = Callable[[], dict[str, Any]]
 
 
 def examine(out: str = "runs", probe: Probe | None = None) -> list[Finding]:
-    """Everything looked at, in the order a run needs it. ``probe`` tries torch and torchvision."""
+    """The findings of all checks, in the order a run needs them. ``probe`` imports torch and torchvision."""
     torch = (probe or try_torch)()
     return [
         _python(),
@@ -103,7 +102,7 @@ def examine(out: str = "runs", probe: Probe | None = None) -> list[Finding]:
 
 
 def table(findings: list[Finding]) -> Table:
-    """The findings for a person; what is wrong stands under its row."""
+    """The findings as a table; problems are below their row."""
     styles = {"fine": "green", "worse": "yellow", "fails": "red"}
     drawn = Table(box=box.SIMPLE_HEAD, header_style="dim", show_edge=False, pad_edge=False, padding=(0, 1))
     for column in ("", "looked at", "found"):
@@ -132,7 +131,7 @@ def _library(name: str) -> Finding:
 
 
 def try_torch() -> dict[str, Any]:
-    """What torch and torchvision say of themselves in a process of their own, or why they cannot."""
+    """Properties of torch and torchvision, read in a child process; or the reason why they cannot be imported."""
     try:
         ended = subprocess.run(
             [sys.executable, "-c", _TORCH_PROBE], capture_output=True, text=True, timeout=180, check=False
@@ -189,7 +188,7 @@ def _shared_memory(free: int) -> Finding:
 
 
 def driver_gpus() -> list[str]:
-    """Names of the GPUs that NVIDIA's driver lists."""
+    """The names of the GPUs that NVIDIA's driver lists."""
     try:
         asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         ended = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=False)

@@ -1,4 +1,4 @@
-"""What Ray may do to the process that starts it: signals, environment, output, and the processes it leaves."""
+"""Limits Ray's side effects on the process that starts it: signals, environment, output, remaining processes."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from typing import Any
 from rayddl import interrupts
 
 MARK = "RAYDDL_RAY"
-"""The variable by which the processes of one local Ray are known, in their environment alone."""
+"""The environment variable that identifies the processes of one local Ray."""
 GRACE_SECONDS = 1.0
-"""How long processes of a Ray that has been stopped may take to end."""
+"""Time limit for the processes of a stopped Ray to end."""
 
 
 @contextmanager
 def signals_kept() -> Iterator[None]:
-    """Keep the command line's signal handlers while Ray starts, and put them back afterwards.
+    """Keep the command line's signal handlers while Ray starts, and restore them afterwards.
 
-    Ray has SIGTERM raise ``SystemExit``, then hands it to its crash handler. In a Python program, whose
-    handlers are not ours, it may.
+    Ray makes SIGTERM raise ``SystemExit``, then passes it to its crash handler. In programs without the command
+    line's handlers, this is left unchanged.
     """
     if not interrupts.installed():
         yield
         return
-    # Tune would take Ctrl-C for itself.
+    # Otherwise Tune handles Ctrl-C itself.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     from ray._private import utils
 
-    # The crash handler logs from inside the signal, may deadlock there, and has the process aborted: until it is
-    # replaced again the signals wait, and so they do in the threads that Ray's C++ makes meanwhile.
+    # The crash handler logs inside the signal handler, may deadlock there, and aborts the process: signals are
+    # blocked until it is replaced, also in the threads that Ray's C++ library creates meanwhile.
     with (
         interrupts.held(),
         interrupts.unheard(),
@@ -51,7 +51,7 @@ def signals_kept() -> Iterator[None]:
 
 @contextmanager
 def signals_kept_at_the_end() -> Iterator[None]:
-    """Put the command line's signal handlers back while Ray stops: it leaves SIGTERM to end the process."""
+    """Restore the command line's signal handlers while Ray stops: Ray resets SIGTERM to its default."""
     from ray._private import worker
 
     node: Any = worker._global_node
@@ -61,7 +61,7 @@ def signals_kept_at_the_end() -> Iterator[None]:
     kill = node.kill_all_processes
 
     def kill_all_processes(*args: Any, **more: Any) -> Any:
-        # What takes its time, right after Ray's C++ has given the signals up.
+        # This function takes long, and runs right after Ray's C++ library has released the signals.
         interrupts.reinstall()
         return kill(*args, **more)
 
@@ -73,7 +73,7 @@ def signals_kept_at_the_end() -> Iterator[None]:
 
 
 def _silent_once_caught() -> None:
-    """Keep Ray from printing that tasks failed whose workers an interrupted command has ended itself."""
+    """Suppress Ray's lines on failed tasks after an interrupt: the command itself has ended their workers."""
     from ray._private import worker
 
     printing: Any = worker.print_to_stdstream
@@ -87,9 +87,9 @@ def _silent_once_caught() -> None:
 
 
 def quiet() -> None:
-    """Keep Ray's own lines about lost workers and nodes out of the terminal: they go to the log ``rayddl.ray``.
+    """Redirect Ray's lines about lost workers and nodes from the terminal to the log ``rayddl.ray``.
 
-    What they mean to the user is said by the stage that lost something. The nodes' own logs have them as well.
+    The stage that lost a worker reports it to the user. The nodes' own logs contain the lines too.
     """
     worker: Any = importlib.import_module("ray._private.worker")
     log = logging.getLogger("rayddl.ray")
@@ -104,11 +104,11 @@ def quiet() -> None:
 
 @contextmanager
 def children_spared() -> Iterator[None]:
-    """Processes that Ray starts in the block do not hear signals that are sent to the whole process group.
+    """Processes that Ray starts in the block do not receive signals to the whole process group.
 
-    A terminal that is closed, Ctrl-C and schedulers send those. Ray's processes would be gone before what they
-    hold is written, and Ray ends the driver when they are. SIGTERM sent to one of them it does hear, though
-    this thread may have it wait: Ray ends them by it.
+    Closed terminals, Ctrl-C and schedulers send such signals. They would end Ray's processes before the stage has
+    written its state, and then Ray ends the driver. SIGTERM to a single process still works, although this thread
+    may block it: Ray ends its processes by it.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -118,7 +118,7 @@ def children_spared() -> Iterator[None]:
     start = services.start_ray_process
 
     def spared(*args: Any, **more: Any) -> Any:
-        # A mask is inherited.
+        # Child processes inherit the mask.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         try:
@@ -129,7 +129,7 @@ def children_spared() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(replaced(services, "start_ray_process", spared))
         if sys.platform == "linux":
-            # Elsewhere Ray ends them as a group when the driver dies.
+            # On other systems Ray ends them as a group when the driver dies.
             apart = partial(services.ConsolePopen, start_new_session=True)
             stack.enter_context(replaced(services, "ConsolePopen", apart))
         yield
@@ -137,7 +137,7 @@ def children_spared() -> Iterator[None]:
 
 @contextmanager
 def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    """``module.name`` is ``value`` in the block. Does nothing where a version of Ray has no such name."""
+    """Set ``module.name`` to ``value`` in the block. Does nothing if the version of Ray has no such name."""
     if not hasattr(module, name):
         yield
         return
@@ -151,7 +151,7 @@ def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def variables(wanted: Mapping[str, str]) -> Iterator[None]:
-    """The environment has ``wanted`` in the block, and afterwards what it had before."""
+    """Set the environment variables ``wanted`` in the block, and restore the previous ones afterwards."""
     give_back = set_variables(wanted)
     try:
         yield
@@ -160,7 +160,7 @@ def variables(wanted: Mapping[str, str]) -> Iterator[None]:
 
 
 def set_variables(wanted: Mapping[str, str]) -> Callable[[], None]:
-    """Set environment variables; what is returned undoes it."""
+    """Set environment variables, and return a function that restores the previous ones."""
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
 
@@ -176,7 +176,7 @@ def set_variables(wanted: Mapping[str, str]) -> Callable[[], None]:
 
 @contextmanager
 def stderr_into(path: str) -> Iterator[None]:
-    """Standard error of this process, its C++ libraries and the processes it starts goes to the end of ``path``."""
+    """Append standard error of this process, its C++ libraries and its child processes to the file ``path``."""
     sys.stderr.flush()
     terminal = os.dup(2)
     log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -192,13 +192,13 @@ def stderr_into(path: str) -> Iterator[None]:
 
 
 def processes() -> Any:
-    """The module psutil, which comes with Ray."""
+    """The module psutil, which is installed with Ray."""
     importlib.import_module("ray")
     return importlib.import_module("psutil")
 
 
 def marked(mark: str) -> list[Any]:
-    """The processes, as psutil's, whose environment has :data:`MARK` set to ``mark``."""
+    """The processes (psutil's) whose environment variable :data:`MARK` is ``mark``."""
     psutil = processes()
     found = []
     for process in psutil.process_iter():
@@ -209,17 +209,17 @@ def marked(mark: str) -> list[Any]:
 
 
 def end_marked(mark: str, grace: float = GRACE_SECONDS) -> None:
-    """Kill the processes of :func:`marked` that are still there after ``grace`` seconds."""
+    """Kill the processes of :func:`marked` that still run after ``grace`` seconds."""
     psutil = processes()
     deadline = time.monotonic() + grace
     _, left = psutil.wait_procs(marked(mark), timeout=grace)
     while left:
-        # The raylet last: a driver that is still attached does not outlive it.
+        # The raylet last: an attached driver ends with it.
         for process in sorted(left, key=_is_raylet):
             with suppress(psutil.Error):
                 process.kill()
         psutil.wait_procs(left, timeout=GRACE_SECONDS)
-        # One that was being started while we looked.
+        # Processes that were started during the search.
         left = marked(mark) if time.monotonic() < deadline + 5 * GRACE_SECONDS else []
 
 

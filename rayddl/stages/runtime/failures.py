@@ -1,4 +1,4 @@
-"""What Ray's errors mean: whether another try is worth it, and what the user can change."""
+"""Classifies Ray's errors: whether a retry may succeed, and what the user can change."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import NoReturn
 from rayddl.errors import RayddlError, StageError
 
 OOM_RETRIES = 3
-"""Times that a unit of work is tried again after its worker was killed for lack of memory. Ray's own default is
-no limit: a unit that never fits would be tried for ever."""
+"""Retries of a unit of work whose worker was killed for lack of memory. Ray's default is unlimited: a unit that
+never fits would be retried for ever."""
 
 _KEPT = "What was finished is kept; run the same command to continue."
 _HELD = re.compile(r"memory used=(?P<gib>[\d.]+)GB")
@@ -25,26 +25,26 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Shortage:
-    """What Ray's memory monitor says of a worker that it killed, in GiB."""
+    """The figures that Ray's memory monitor reports on a killed worker, in GiB."""
 
     node: str
     held: float
-    """What the worker had when it was killed."""
+    """Memory of the worker when it was killed."""
     used: float
-    """What all processes of the node had."""
+    """Memory of all processes of the node."""
     most: float
-    """What they may have before workers are killed."""
+    """The limit for all processes, above which workers are killed."""
     whole: float
     """The node's memory."""
 
     @property
     def others(self) -> float:
-        """What everything but the worker had."""
+        """Memory of all processes except the worker."""
         return max(0.0, self.used - self.held)
 
     @property
     def left(self) -> float:
-        """What there was for the worker."""
+        """Memory that was available to the worker."""
         return max(0.0, self.most - self.others)
 
 
@@ -56,7 +56,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def lost(error: BaseException) -> bool:
-    """True if a worker, its node or its result is gone for a reason outside the work, so that another try may
+    """True if a worker, its node or its result was lost for a reason outside the work, so that a retry may
     succeed. False for lack of memory (:func:`out_of_memory`) and for an actor whose constructor raised.
     """
     import ray
@@ -64,17 +64,17 @@ def lost(error: BaseException) -> bool:
     known, error = ray.exceptions, _inner(error)
     if isinstance(error, known.RayActorError):
         return not error.actor_init_failed
-    # An owner that is gone is this process or what it has started; nothing can be asked of it again.
+    # The lost owner is this process or one of its actors, which cannot be retried.
     hopeless = (known.OwnerDiedError, known.ObjectFreedError, known.ReferenceCountingAssertionError)
     gone = (known.WorkerCrashedError, known.NodeDiedError, known.LocalRayletDiedError, known.ObjectLostError)
     return isinstance(error, gone) and not isinstance(error, hopeless)
 
 
 def explain(error: BaseException, what: str) -> NoReturn:
-    """Raise what a failed task means to the user; ``what`` names it, as in ``unit 3``.
+    """Raise the user's error for a failed task; ``what`` names the task, as in ``unit 3``.
 
-    An error that rayddl raised on purpose comes out as it went in; a worker that died for lack of
-    memory, or too often, becomes a :class:`StageError` that says what to change.
+    rayddl's own errors are raised unchanged; for a worker that died for lack of memory, or too often, raises a
+    :class:`StageError` with advice.
     """
     import ray
 
@@ -101,9 +101,9 @@ def explain(error: BaseException, what: str) -> NoReturn:
 
 
 def shortage(text: str) -> Shortage | None:
-    """The figures in the text of Ray's ``OutOfMemoryError``; ``None`` if it has none."""
+    """Parse the figures in the text of Ray's ``OutOfMemoryError``; ``None`` if it has none."""
     node = _NODE.search(text)
-    # Several workers may be killed together, and the error does not say which of them was this one.
+    # Several workers may be killed together, and the error does not identify this one.
     killed = [line for line in text.splitlines() if line.lstrip().startswith("Selected to kill")]
     held = [float(found["gib"]) for found in _HELD.finditer("\n".join(killed) or text)]
     if node is None or not held:
@@ -136,7 +136,7 @@ def _gib(value: float) -> str:
 
 
 def _inner(error: BaseException) -> BaseException:
-    """What was raised: a task that asked for the result of another one passes its error on, wrapped."""
+    """The original error: a task that depends on a failed one raises that one's error, wrapped."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, Exception) else error
 
@@ -147,7 +147,7 @@ def _short(error: BaseException) -> str:
 
 
 def _last(error: BaseException) -> str:
-    """What was raised stands at the end of a traceback."""
+    """The last line of a traceback, which contains the error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return _sentence(lines[-1] if lines else type(error).__name__)
 

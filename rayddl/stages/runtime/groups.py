@@ -1,4 +1,4 @@
-"""Actors that need each other: all of them have their places, or none of them has."""
+"""Gang scheduling of actors: either all of them have resources, or none of them."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ POLL_SECONDS = 1.0
 
 
 class Group:
-    """Places for ``share.at_once`` workers, held together: two runs never hold half of a cluster each and wait."""
+    """Resources for ``share.at_once`` workers, reserved together, so that two runs cannot block each other."""
 
     def __init__(self, share: Share, what: str) -> None:
         self.share = share
         self._held = cluster.held(tuple(Ask("resources", share, together=True).placed), what)
 
     def wait(self, note: Callable[[str], None]) -> None:
-        """Wait until the places are there; ``note`` takes what they wait for. Raises :class:`StageError`."""
+        """Wait until the resources are reserved; ``note`` receives messages meanwhile. Raises :class:`StageError`."""
         waiting = cluster.Waiting(self.share.needs, note)
         while not self._held.wait(POLL_SECONDS):
             waiting.look()
 
     def options(self, index: int) -> dict[str, Any]:
-        """For ``.options(...)`` of worker ``index``; on GPUs workers are dealt out in turns."""
+        """Arguments of ``.options(...)`` for worker ``index``; workers are assigned to GPUs in turns."""
         bundle = index % self.share.gpus if self.share.gpus else index
         return {**self.share.options, "scheduling_strategy": self._strategy(bundle)}
 
     def beside(self) -> dict[str, Any] | None:
-        """For ``.options(...)`` of an actor on the share of the first GPU that is kept; ``None`` without GPUs."""
+        """Arguments of ``.options(...)`` for an actor on the reserved share of the first GPU; ``None`` without GPUs."""
         if not self.share.gpus:
             return None
         kept = self.share.beside
         return {"num_cpus": kept, "num_gpus": BESIDE, "scheduling_strategy": self._strategy(0)}
 
     def close(self) -> None:
-        """Give the places back; actors in them end."""
+        """Release the resources, which ends their actors."""
         from ray.util.placement_group import remove_placement_group
 
         remove_placement_group(self._held)
@@ -51,7 +51,7 @@ class Group:
 
 @contextmanager
 def opened(share: Share, what: str, note: Callable[[str], None]) -> Iterator[Group]:
-    """The places of a :class:`Group`, once all of them are there, for the block."""
+    """A :class:`Group` with all its resources reserved, for the block."""
     group = Group(share, what)
     try:
         group.wait(note)

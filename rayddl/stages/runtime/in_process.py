@@ -1,5 +1,5 @@
 """A backend within this process, for callers that are workers themselves: Ray's tasks would wait for the CPUs that
-the caller holds. Units of work are done one after another, on the device that the caller has.
+the caller holds. Units of work run one after another, on the caller's device.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class InTurn(Workers):
-    """Does one unit after another. What a unit raises is raised here as it is."""
+    """Runs one unit after another. Errors of a unit are raised unchanged."""
 
     def results(self, tasks: Sequence[Task], idle: Callable[[], None]) -> Iterator[tuple[Any, Any]]:
         del idle
@@ -33,7 +33,7 @@ class InTurn(Workers):
 
 @dataclass(frozen=True)
 class InProcess:
-    """Workers of ``threads`` torch threads in this process. Ray's object store is used, where there is one."""
+    """Workers of ``threads`` torch threads in this process, which use Ray's object store if Ray runs."""
 
     threads: int = 1
 
@@ -74,12 +74,12 @@ class InProcess:
 
     @property
     def _share(self) -> Share:
-        # The caller's GPU, if it has one, is found by the work itself.
+        # The work finds the caller's GPU itself.
         return Share(float(self.threads), 0.0, None, 1)
 
 
 def done(work: Work) -> Any:
-    """The result of ``work``, done here. The caller's torch threads are as before."""
+    """Run ``work`` in this process and return its result. Restores the caller's number of torch threads."""
     import torch
 
     threads = torch.get_num_threads()

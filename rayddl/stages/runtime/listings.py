@@ -1,4 +1,4 @@
-"""The train split of a source as a listing: files where they lie, or images in the object store."""
+"""The train split of a source as a listing: of its files, or of images in the object store."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from rayddl.stages.runtime.sources import SharedSource, publish
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """Images that lie decoded in Ray's object store."""
+    """Decoded images in Ray's object store."""
 
     reference: Any
-    """Of uint8 ``[N, C, H, W]``."""
+    """Reference to a uint8 array ``[N, C, H, W]``."""
 
     def read(self, listing: Listing) -> Iterator[Blob]:
         import ray
@@ -35,16 +35,16 @@ class ObjectStore:
 
 
 def listing_of(config: SourceConfig) -> Listing:
-    """The train split's images, none of them read where the source is files of any size.
+    """The listing of the train split; images in files are not read.
 
-    Small sources that are decoded whole anyway (``digits``, ``cifar10`` …) are taken from the object store.
+    Small sources that are always decoded whole (``digits``, ``cifar10`` …) are listed from the object store.
     """
     found = sources.listing(config)
     return found if found is not None else of_shared(publish(config))
 
 
 def of_shared(source: SharedSource) -> Listing:
-    """The train split of a source that is in the object store."""
+    """The listing of the train split of a source in the object store."""
     import ray
 
     labels = np.array(ray.get(source.refs[1]), dtype=np.int32)
@@ -54,11 +54,11 @@ def of_shared(source: SharedSource) -> Listing:
 
 
 def drawn(config: SourceConfig, ipc: int, draws: torch.Generator) -> torch.Tensor:
-    """``ipc`` random images of every class of the train split, read where they lie: uint8 ``[N, C, H, W]``.
+    """``ipc`` random images of every class of the train split, read from files: uint8 ``[N, C, H, W]``.
 
-    The same, in the same order, as :func:`~rayddl.data.sources.picking.per_class` picks of the split in memory.
-    Others are drawn for those that cannot be read; a class with too few gives what it has. Raises
-    :class:`SourceError` for images of several sizes.
+    The same images, in the same order, as :func:`~rayddl.data.sources.picking.per_class` selects from the split in
+    memory. Unreadable images are replaced by further draws; a class with too few images contributes all of them.
+    Raises :class:`SourceError` for images of several sizes.
     """
     listed = sources.listing(config)
     assert listed is not None

@@ -1,4 +1,4 @@
-"""Ray on this machine alone: on loopback, behind a token of its own, and gone with this process."""
+"""A local Ray: it listens on loopback only, requires a token, and ends with this process."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from rayddl.errors import StageError, UserError
 from rayddl.stages.runtime import driver, machine
 
 STORE_SHARE = 0.3
-"""Share of memory, and of shared memory at most nearly all, that the object store takes."""
+"""Share of memory for the object store, which is also limited to nearly all of the shared memory."""
 START_SECONDS = 120.0
-"""How long each part of Ray may take to come up on a busy machine; Ray itself gives 30."""
+"""Time limit for the start of each part of Ray on a busy machine; Ray's own limit is 30 seconds."""
 ATTEMPTS = 2
 LOOPBACK = "127.0.0.1"
 LOCAL_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Ray's switch for machines that are no part of a cluster: 127.0.0.1 is not replaced by the outward address."""
+"""Ray's variable for machines outside a cluster: 127.0.0.1 is not replaced by the machine's external address."""
 AGENT_PORTS = (
     "metrics_agent_port",
     "metrics_export_port",
     "dashboard_agent_listen_port",
     "runtime_env_agent_port",
 )
-"""Ray's names of its agents' ports: as parameters, and of the files that the raylet reads them from."""
+"""Names of the ports of Ray's agents: as parameters, and of the files from which the raylet reads them."""
 
 
 @dataclass
 class _Local:
-    """The local Ray that runs."""
+    """The running local Ray."""
 
     mark: str
     log: str
@@ -52,18 +52,17 @@ _running: _Local | None = None
 
 
 def start(env: dict[str, str], num_cpus: int | None = None, num_gpus: int | None = None) -> None:
-    """Start a Ray that ends with this process; its workers have the variables ``env``.
+    """Start a Ray that ends with this process; its workers get the variables ``env``.
 
-    It listens on loopback alone and asks for a random token, which this process and its children have in
-    their environment until :func:`stop`. ``RAY_AUTH_*`` variables that are set already stay as they are. Raises
-    :class:`UserError` where the temporary folder's path is too long for Ray's sockets, and
-    :class:`StageError` where Ray does not come up.
+    It listens on loopback only and requires a random token, which is in the environment of this process and its
+    children until :func:`stop`. Existing ``RAY_AUTH_*`` variables are unchanged. Raises :class:`UserError` if the
+    temporary folder's path is too long for Ray's sockets, and :class:`StageError` if Ray does not start.
     """
-    global _running  # noqa: PLW0603  # a process has one Ray
+    global _running  # noqa: PLW0603  # one Ray per process
     folder = _short_folder()
     descriptor, log = tempfile.mkstemp(prefix="rayddl-ray-", suffix=".log", dir=os.path.dirname(folder))
     os.close(descriptor)
-    # Workers of a local Ray inherit this process's environment.
+    # Workers of a local Ray inherit the environment of this process.
     unset = {name: value for name, value in {**env, **LOCAL_ONLY}.items() if name not in os.environ}
     mark = secrets.token_hex(8)
     killed_at_last = interrupts.add_last(lambda: driver.end_marked(mark, 0.0))
@@ -79,7 +78,7 @@ def start(env: dict[str, str], num_cpus: int | None = None, num_gpus: int | None
 
 
 def stop(*, keep_log: bool = False) -> None:
-    """Stop the Ray that :func:`start` started, with every process of it, and give the environment back."""
+    """Stop the Ray that :func:`start` started, with all its processes, and restore the environment."""
     global _running
     ended, _running = _running, None
     if ended is None:
@@ -105,12 +104,12 @@ def _start_patiently(running: _Local, folder: str, num_cpus: int, num_gpus: int 
 
 
 def _attempted(running: _Local, folder: str, num_cpus: int, num_gpus: int | None) -> Exception | None:
-    """Start Ray; if that fails, what was raised, after everything that had started is gone."""
+    """Start Ray; on failure return the error after all its processes have ended."""
     with driver.stderr_into(running.log):
         try:
             with _started_with(running.mark):
                 _init(folder, num_cpus, num_gpus)
-        except Exception as error:  # Ray raises a bare Exception for a node that does not register
+        except Exception as error:  # Ray raises a plain Exception for a node that does not register
             traceback.print_exc(file=sys.__stderr__)
             _clear(running.mark)
             return error
@@ -133,7 +132,7 @@ def _init(folder: str, num_cpus: int, num_gpus: int | None) -> None:
     )
     node: Any = ray._private.worker._global_node
     with suppress(OSError, AttributeError):
-        # Ray lets everybody in: the sockets below have no token.
+        # Ray's folder is open to all users, and its sockets require no token.
         os.chmod(node.get_session_dir_path(), 0o700)
 
 
@@ -156,13 +155,13 @@ def _refusal(error: Exception, folder: str, log: str) -> str:
 
 @contextmanager
 def _started_with(mark: str) -> Iterator[None]:
-    """What Ray is started under: loopback, patience, and processes that can be found again."""
+    """Settings for the start of Ray: loopback, longer time limits, and a mark on its processes."""
     from ray._private import ray_constants, services
 
     wait = str(int(START_SECONDS))
     patient = {
         driver.MARK: mark,
-        # Otherwise setting their titles overwrites the environment of Ray's agents, and with it the mark.
+        # Otherwise process titles overwrite the environment of Ray's agents, and with it the mark.
         "SPT_NOENV": "1",
         "RAY_gcs_server_port_wait_time_s": wait,
         "RAY_agent_register_timeout_ms": f"{wait}000",
@@ -171,13 +170,13 @@ def _started_with(mark: str) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(driver.variables(patient))
         stack.enter_context(driver.children_spared())
-        # What LOCAL_ONLY says, which Ray has read already if it was imported before: with an outward address its
+        # The same as LOCAL_ONLY, which Ray has already read if it was imported before: with an external address its
         # processes would listen on every interface.
         stack.enter_context(driver.replaced(ray_constants, "ENABLE_RAY_CLUSTER", False))
         ports = _free_ports(AGENT_PORTS)
         given = driver.replaced(services, "start_raylet", _with_ports(services.start_raylet, ports))
         stack.enter_context(given)
-        # The 30 seconds that a node may take to register stand in the middle of a function.
+        # Ray's limit of 30 seconds for a node to register is a constant inside a function.
         stack.enter_context(
             driver.replaced(services, "get_node", _patient(services.get_node, ports.values()))
         )
@@ -185,11 +184,11 @@ def _started_with(mark: str) -> Iterator[None]:
 
 
 def _with_ports(start_raylet: Callable[..., Any], ports: Mapping[str, int]) -> Callable[..., Any]:
-    """``start_raylet`` with ``ports`` for Ray's agents.
+    """Wrap ``start_raylet`` so that it sets ``ports`` for Ray's agents.
 
-    For a port that it does not know the raylet waits until the agent has written it to a file: 15 seconds,
-    fixed, then it aborts. On a busy machine the agents take longer than that to import what they need, and
-    where another Ray has their usual port they retry for 4 seconds as well.
+    For an unknown port the raylet waits until the agent has written it to a file: at most 15 seconds, then it
+    aborts. On a busy machine the agents' imports take longer than that, and if another Ray uses their default port
+    they retry for 4 seconds more.
     """
     parameters = inspect.signature(start_raylet)
 
@@ -206,7 +205,7 @@ def _with_ports(start_raylet: Callable[..., Any], ports: Mapping[str, int]) -> C
 
 
 def _free_ports(names: Sequence[str]) -> dict[str, int]:
-    """Free ports of loopback, by name."""
+    """Free ports of the loopback interface, by name."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in names]
         for each in sockets:
@@ -215,15 +214,15 @@ def _free_ports(names: Sequence[str]) -> dict[str, int]:
 
 
 def _patient(ask: Callable[..., Any], ports: Iterable[int]) -> Callable[..., Any]:
-    """``ask`` for the node, repeated until it and the agents are there, the raylet is gone, or the time is up.
+    """Wrap ``ask`` so that it repeats until node and agents run, the raylet has ended, or the time limit is reached.
 
-    The agents are waited for here because Ray does it next where nothing can interrupt it.
+    It waits for the agents here because Ray's own wait, which follows, cannot be interrupted.
     """
 
     def get_node(*args: Any, **more: Any) -> Any:
         deadline = time.monotonic() + START_SECONDS
         while True:
-            # Nothing is half made here that a stop would not end.
+            # An interrupt is safe here: stop ends everything that has started.
             interrupts.check()
             late = time.monotonic() > deadline or not _raylet_runs()
             try:
@@ -254,7 +253,7 @@ def _raylet_runs() -> bool:
 
 
 def _asks_for_token() -> Callable[[], None]:
-    """Have the next Ray ask for a token: the user's if one is set, else a new one. What is returned undoes it."""
+    """Make the next Ray require a token: the user's if set, else a new one. Returns a function that undoes it."""
     wanted: dict[str, str] = {}
     if os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
         wanted["RAY_AUTH_MODE"] = "token"
@@ -266,7 +265,7 @@ def _asks_for_token() -> Callable[[], None]:
 
 
 def _forget_token() -> None:
-    """Have Ray read ``RAY_AUTH_*`` again: it keeps what it read first, for the whole process."""
+    """Make Ray read ``RAY_AUTH_*`` again: it caches the values for the whole process."""
     raylet: Any = importlib.import_module("ray._raylet")
     with suppress(AttributeError):
         raylet.Config.initialize("")
@@ -288,8 +287,8 @@ def _short_folder() -> str:
 
 
 def store_bytes() -> int:
-    """Bytes of the object store."""
+    """The size of the object store in bytes."""
     memory, shared = machine.memory_bytes(), machine.shm_bytes()
     wanted = int(memory * STORE_SHARE)
-    # Beyond /dev/shm Ray falls back to files in /tmp, or refuses to start.
+    # If /dev/shm is too small, Ray falls back to files in /tmp, or does not start.
     return max(min(wanted, int(shared * 0.9)), 80 * 2**20)

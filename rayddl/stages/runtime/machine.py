@@ -1,7 +1,7 @@
-"""What this machine, or this container, really offers. Imports neither torch nor Ray.
+"""The resources available in this machine or container. Imports neither torch nor Ray.
 
-Ray and torch read the whole machine's figures, which are wrong in containers: a cgroup or an
-affinity mask may allow far less.
+Ray and torch read the whole machine's resources, which is wrong in containers: a cgroup or an affinity mask may
+allow far less.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ _SYSTEM = Path("/")
 # cgroup v1 writes "no limit" as the largest page-aligned 63-bit number.
 _UNLIMITED = 1 << 60
 _MEMORY_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
-SHARED_MEMORY = "/dev/shm"  # noqa: S108 - looked at, never written
-_TEMPORARY = "/tmp"  # noqa: S108 - Ray's own choice, which is only reported here
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - only its free space is read
+_TEMPORARY = "/tmp"  # noqa: S108 - Ray's default, which is only reported here
 SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107
-"""The longest path a Unix socket may have."""
+"""The longest path of a Unix socket, in bytes."""
 
 
 def cpus(root: Path = _SYSTEM) -> int:
     """Whole CPUs that this process may use: the affinity mask and the cgroup quota, at least 1.
 
-    ``root`` is where ``/proc`` and ``/sys`` are looked for.
+    ``root`` is the folder that contains ``/proc`` and ``/sys``.
     """
     affine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for quota in _cpu_quotas(root) if quota > 0]
@@ -34,21 +34,21 @@ def cpus(root: Path = _SYSTEM) -> int:
 
 
 def memory_bytes(root: Path = _SYSTEM) -> int:
-    """Bytes of memory that this process may use: the machine's, or the cgroup's limit if that is less."""
+    """Bytes of memory that this process may use: the machine's memory, or the cgroup's limit if that is less."""
     whole = _meminfo(root) or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([whole, *(limit for limit, _ in _memory_limits(root))])
 
 
 def free_bytes(root: Path = _SYSTEM) -> int:
-    """Bytes of memory that this process could still take: what the machine has available, or what its
-    cgroup has left if that is less.
+    """Bytes of memory that this process can still allocate: the machine's available memory, or the remainder of
+    its cgroup's limit if that is less.
     """
     free = _meminfo(root, "MemAvailable") or memory_bytes(root)
     return max(0, min([free, *(left for _, left in _memory_limits(root))]))
 
 
 def gpu_bytes() -> tuple[int, ...]:
-    """Free bytes of each GPU that this process may use, as ``nvidia-smi`` tells them; empty without one."""
+    """Free bytes of each GPU that this process may use, from ``nvidia-smi``; empty without GPUs."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     program = shutil.which("nvidia-smi")
     if program is None or visible == "":
@@ -68,7 +68,7 @@ def gpu_bytes() -> tuple[int, ...]:
 
 
 def shm_bytes(path: str = SHARED_MEMORY) -> int:
-    """Free bytes of shared memory, 0 where there is none. Ray keeps its object store there."""
+    """Free bytes of shared memory, which holds Ray's object store; 0 if there is none."""
     try:
         stats = os.statvfs(path)
     except OSError:
@@ -77,7 +77,7 @@ def shm_bytes(path: str = SHARED_MEMORY) -> int:
 
 
 def temporary_folder() -> str:
-    """The folder that Ray takes for its sessions unless it is told another."""
+    """Ray's default folder for its sessions."""
     for variable in ("RAY_TMPDIR", "TMPDIR"):
         if os.environ.get(variable):
             return os.path.join(os.environ[variable], "ray")
@@ -85,7 +85,7 @@ def temporary_folder() -> str:
 
 
 def socket_path_bytes(temporary: str) -> int:
-    """Bytes in the longest Unix socket path that Ray makes when its sessions lie in ``temporary``."""
+    """The length in bytes of the longest Unix socket path that Ray creates for sessions in ``temporary``."""
     session = "session_2000-01-01_00-00-00_000000_4194304"
     return len(os.fsencode(os.path.join(os.path.abspath(temporary), session, "sockets", "plasma_store.1")))
 
@@ -101,12 +101,12 @@ def _cpu_quotas(root: Path) -> Iterator[float]:
 
 
 def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
-    """Bytes that the process's cgroups allow, and bytes that each has left."""
+    """Pairs for each cgroup of the process: its limit, and its remainder, in bytes."""
     for folder in _cgroup_folders(root, "memory"):
         for limit_name, used_name in _MEMORY_FILES:
             limit, used = _text(folder / limit_name), _text(folder / used_name)
             if limit.isdigit() and 0 < int(limit) < _UNLIMITED:
-                # Cached files count as used, and are given back when memory is asked for.
+                # Cached files count as used, but the kernel frees them on demand.
                 taken = int(used) - _cached(folder) if used.isdigit() else 0
                 yield int(limit), int(limit) - taken
 
@@ -120,7 +120,7 @@ def _cached(folder: Path) -> int:
 
 
 def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
-    """The process's cgroup and its ancestors, of version 2 and of version 1: each may hold a limit."""
+    """The folders of the process's cgroup and its ancestors, versions 1 and 2: each may have a limit."""
     mounts = {"": root / "sys/fs/cgroup", controller: root / "sys/fs/cgroup" / controller}
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
@@ -130,7 +130,7 @@ def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
         parts = Path(path.lstrip("/")).parts
         for depth in range(len(parts), 0, -1):
             yield mounts[matching].joinpath(*parts[:depth])
-    # In a container the path above is often the host's and not visible; the mount itself is ours.
+    # In a container the path above is often the host's and not visible; the mount is the container's cgroup.
     yield from mounts.values()
 
 

@@ -1,4 +1,4 @@
-"""How far a run is, as metrics of Ray: its dashboard, and whatever scrapes it, show them."""
+"""Progress of a run as metrics of Ray, for its dashboard and for Prometheus."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _gauges = _Gauges()
 
 
 def progress(run: str, stage: str, told: Mapping[str, Any]) -> None:
-    """Set down how far a stage is; ``told`` holds ``done``, ``total`` and ``rate``."""
+    """Set the gauges of a stage's progress from ``told``: ``done``, ``total`` and ``rate`` (units per second)."""
     _gauges.tags = {"run": run, "stage": stage}
     _set("rayddl_units_done", told["done"])
     _set("rayddl_units_total", told["total"])
@@ -34,7 +34,7 @@ def progress(run: str, stage: str, told: Mapping[str, Any]) -> None:
 
 
 def depth(in_flight: int, queued: int) -> None:
-    """Set down how much work the stage that runs has handed out, and how much it keeps."""
+    """Set the gauges of the running stage's units: submitted to workers, and queued."""
     _set("rayddl_units_in_flight", in_flight)
     _set("rayddl_units_queued", queued)
 

@@ -1,4 +1,4 @@
-"""The nodes of the cluster at hand: which there are, what each answers, and whether each sees a folder."""
+"""The nodes of the current cluster: their list, calls on each of them, and their access to folders."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from rayddl.errors import UserError
 from rayddl.storage import Folder
 
 ANSWER_SECONDS = 60.0
-"""How long nodes may take for an answer: a worker has to start, and what the run ships has to arrive."""
+"""Time limit for nodes' answers: a worker has to start, and receive the run's package."""
 POLL_SECONDS = 1.0
 LOOK_SECONDS = 10.0
-"""How long a node looks for a file that was just written: network file systems show it late."""
+"""Time limit for a new file to appear on a node: network file systems have delays."""
 HEAD = "node:__internal_head__"
-"""The resource by which Ray marks the head."""
+"""The resource that identifies the head node."""
 GONE = "it left the cluster"
 OUT = "--out"
-"""The place that workers write to."""
+"""The option that names the folder into which workers write."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Node:
 
     @property
     def works(self) -> bool:
-        """True if units of work may run there: every one takes a part of a CPU or GPU."""
+        """True if units of work may run on the node: each needs a share of a CPU or GPU."""
         return self.resources.get("CPU", 0) > 0 or self.resources.get("GPU", 0) > 0
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a node answers, or why it does not."""
+    """A node's answer, or the reason why there is none."""
 
     value: Any = None
     error: str = ""
@@ -54,21 +54,21 @@ class Answer:
 
 @dataclass(frozen=True)
 class Place:
-    """A folder that all nodes must see, and the file by which it is recognised."""
+    """A folder that all nodes must access, and a file in it that identifies it."""
 
     option: str
     path: str
     mark: str
     written: bool = False
-    """Workers write into it."""
+    """True if workers write into it."""
 
 
 _reached: set[tuple[str, str, str]] = set()
-"""Nodes by id, with the option and the path that each of them sees. Nodes have ids of their own everywhere."""
+"""Checks that succeeded: (node id, option, path). Node ids are unique across clusters."""
 
 
 def alive() -> tuple[Node, ...]:
-    """The nodes that are there now, the head first."""
+    """The nodes that are alive, the head first."""
     import ray
 
     found = [
@@ -87,10 +87,10 @@ def alive() -> tuple[Node, ...]:
 def ask(
     function: Callable[..., Any], asked: Iterable[Node], *args: Any, seconds: float = ANSWER_SECONDS
 ) -> dict[Node, Answer]:
-    """What ``function(*args)`` returns on each node, all asked at once; it takes no CPU there.
+    """Call ``function(*args)`` on all nodes at once, without reserving a CPU, and return the answers.
 
-    Never waits longer than ``seconds``; a node that fails or does not answer has its reason as its answer. Send a
-    function that was made inside another one: it is sent whole, and runs where rayddl cannot be imported.
+    Waits at most ``seconds``; the answer of a failed or silent node is the reason. ``function`` should be a nested
+    function: it is pickled by value, and also runs on nodes that cannot import rayddl.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -118,11 +118,10 @@ def ask(
 
 
 def refuse_unseen(places: Mapping[str, str], note: Callable[[str], None]) -> None:
-    """Have every node that works see the local folders among ``places``, by the options that name them.
+    """Check that every node with workers can access the local folders among ``places``, by option.
 
-    Nodes are asked once for each place; with none to ask it costs one look at the list of nodes. A node that does
-    not answer is a ``note``, and is asked again at the next call. Raises :class:`UserError` for nodes that do not
-    see a folder.
+    Each node is checked once for each place. A node that does not answer is reported by ``note``, and is checked
+    again at the next call. Raises :class:`UserError` for nodes that cannot access a folder.
     """
     local = {option: path for option, uri in places.items() if (path := local_folder(uri)) is not None}
     fresh = [
@@ -152,14 +151,14 @@ def refuse_unseen(places: Mapping[str, str], note: Callable[[str], None]) -> Non
 def look(
     places: Mapping[str, str], asked: Sequence[Node], seconds: float = ANSWER_SECONDS
 ) -> dict[Node, Answer]:
-    """What is wrong on each node with the local folders ``places``, by option; empty where all is well."""
+    """Check the local folders ``places`` on each node: problems by option, empty if there are none."""
     with _marked(places) as marked:
         sent = [(place.option, place.path, place.mark, place.written) for place in marked]
         return ask(_looker(), asked, sent, LOOK_SECONDS, seconds=seconds)
 
 
 def unseen(option: str, path: str, reasons: Sequence[str]) -> str:
-    """The message for nodes that do not see a folder; each reason begins with its node."""
+    """The error message for nodes that cannot access a folder; each reason begins with the node's name."""
     told = "; ".join(f"node {reason}" for reason in reasons[:3])
     more = f"; and {len(reasons) - 3} more nodes" if len(reasons) > 3 else ""
     use = "write their results there" if option == OUT else "read it there"
@@ -170,32 +169,32 @@ def unseen(option: str, path: str, reasons: Sequence[str]) -> str:
 
 
 def local_folder(uri: str) -> str | None:
-    """The full path of a local folder; ``None`` for a place that every machine reaches by its URI."""
+    """The full path of a local folder; ``None`` for a remote URI, which every machine can access."""
     place = Folder(uri).local
     return None if place is None else str(place)
 
 
 def _others() -> list[Node]:
-    """The nodes that work; none where the driver's own is the only one."""
+    """The nodes with workers; empty if the driver's node is the only one."""
     import ray
     from ray.util import client
 
     there = [node for node in alive() if node.works]
-    # A client of ray:// runs on no node.
+    # A client of ray:// runs outside the cluster.
     own = "" if client.ray.is_connected() else ray.get_runtime_context().get_node_id()
     return [] if all(node.id == own for node in there) else there
 
 
 @contextmanager
 def _marked(places: Mapping[str, str]) -> Iterator[list[Place]]:
-    """The places with a file in each to recognise it by: a new one where workers write, else one that is there."""
+    """The places with an identifying file in each: a new one if workers write into it, else an existing one."""
     marked: list[Place] = []
     made: list[Path] = []
     name = f".rayddl-seen-{uuid.uuid4().hex}"
     try:
         for option, path in places.items():
             if option == OUT:
-                # A folder that only this question needed is not left behind.
+                # Folders created only for this check are removed.
                 made += [folder for folder in (Path(path), *Path(path).parents) if not folder.exists()]
                 Folder(path).write(name, b"")
                 marked.append(Place(option, path, os.path.join(path, name), written=True))
@@ -212,7 +211,7 @@ def _marked(places: Mapping[str, str]) -> Iterator[list[Place]]:
 
 
 def _first_inside(path: str) -> str:
-    # The mount point of a folder that is not mounted is there too, and empty.
+    # If a folder is not mounted, its mount point exists, but is empty.
     try:
         return os.path.join(path, min(os.listdir(path)))
     except (OSError, ValueError):
@@ -244,6 +243,6 @@ def _answer(ref: Any) -> Answer:
 
     try:
         return Answer(ray.get(ref))
-    except Exception as error:  # whatever keeps a node from answering is its answer
+    except Exception as error:  # every failure is the node's answer
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return Answer(error=(lines[-1] if lines else type(error).__name__)[:300])

@@ -1,7 +1,7 @@
-"""Plugins in other processes: their code travels with the work, to any Ray that runs.
+"""Sends plugins' code to other processes together with the work.
 
-A worker need not have a plugin installed, nor see its file: it gets the source of the plugin's modules, and imports
-them from there. Sources of images stay behind: images reach workers through the object store.
+Workers need neither an installed plugin nor access to its file: they receive the source code of the plugin's modules
+and import it. Image sources are not sent: images reach workers through the object store.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from rayddl import plugins
 from rayddl.plugins import Plugin, sources_of, top_of
 
 _NOT_SENT = ("__main__", "builtins", "rayddl")
-"""Modules that are sent within what uses them, or are there already."""
+"""Modules that are pickled by value, or exist on every worker."""
 
 
 @dataclass(frozen=True)
 class _Code:
-    """Everything that is sent. Opened by this session's own processes alone."""
+    """The code that is sent. Only processes of this session unpickle it."""
 
     modules: dict[str, tuple[str, str]]
-    """The file and the source of each module."""
+    """The file path and the source code of each module, by module name."""
     packages: frozenset[str]
     plugins: bytes
 
 
 def shipped() -> bytes:
-    """The plugins that this process works with, for :func:`adopt`; empty where there are none."""
+    """The active plugins of this process as bytes, for :func:`adopt`; empty without plugins."""
     if _adopted is not None:
         return _adopted[0]
     active = plugins.active()
@@ -61,7 +61,7 @@ def _packed(active: tuple[Plugin, ...]) -> bytes:
 
 
 def _modules(plugin: Plugin) -> Iterator[str]:
-    """The module that declares the plugin, and those that its functions stand in, but for installed libraries."""
+    """The modules that define the plugin and its functions, except installed libraries."""
     if plugin.module is not None:
         yield plugin.module
     values: Iterable[Any] = (
@@ -83,14 +83,14 @@ _adopted: tuple[bytes, _Sent] | None = None
 
 
 def adopt(code: bytes) -> None:
-    """Work with the plugins of another process, which gave ``code``; done once for the same."""
-    global _adopted  # noqa: PLW0603  # modules are those of the whole process
+    """Activate the plugins in ``code``, the result of :func:`shipped` in another process; does nothing if repeated."""
+    global _adopted  # noqa: PLW0603  # imported modules are global to the process
     if not code or code == shipped():
         return
     found: _Code = pickle.loads(code)  # noqa: S301  # from this session's own driver
     if _adopted is not None:
         sys.meta_path.remove(_adopted[1])
-    # Modules of an earlier run, or that were imported from disk, may be older.
+    # Modules of an earlier run, or modules imported from disk, may be older.
     for name in (*found.modules, *(_adopted[1].code.modules if _adopted else ())):
         sys.modules.pop(name, None)
     _adopted = code, _Sent(found)
@@ -99,7 +99,7 @@ def adopt(code: bytes) -> None:
 
 
 class _Sent(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
-    """Imports the modules that were sent."""
+    """Imports modules from the received source code."""
 
     def __init__(self, code: _Code) -> None:
         self.code = code
@@ -111,7 +111,7 @@ class _Sent(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         origin = self.code.modules[fullname][0]
         spec = importlib.util.spec_from_loader(fullname, self, origin=origin)
         if spec is not None and fullname in self.code.packages:
-            # Whatever else lies there is found where the folder is seen.
+            # Other files of the package are found if the folder is accessible.
             spec.submodule_search_locations = [str(Path(origin).parent)]
         return spec
 
@@ -123,18 +123,18 @@ class _Sent(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
 
 
 def carried(work: tuple[Any, ...]) -> tuple[Any, ...]:
-    """``work`` with the plugins' code, which the worker takes first; as it is where there are no plugins."""
+    """``work`` wrapped with the plugins' code, which the worker activates first; unchanged without plugins."""
     code = shipped()
     if not code:
         return work
     import ray
 
-    # Ray opens what is an argument itself before the code is there, and what is inside a list after.
+    # Ray unpickles direct arguments before the code is active; a reference inside a list is resolved afterwards.
     return (perform, code, [ray.put(work)])
 
 
 def perform(code: bytes, sent: list[Any]) -> Any:
-    """In a worker: the result of what :func:`carried` was given."""
+    """In a worker: run the work that was passed to :func:`carried`, and return its result."""
     import ray
 
     adopt(code)

@@ -1,4 +1,4 @@
-"""Progress of units of work while they run: workers report it, the stage reads it."""
+"""Counters of progress: workers report the progress of running units, the stage reads the sum."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any, Protocol
 
 
 class Tally(Protocol):
-    """Progress of all workers together. What is sent to workers is the tally itself."""
+    """Counts the progress of all workers. It is sent to workers as an argument."""
 
     def say(self, who: str, done: float, metric: str) -> None:
-        """Report that ``who`` has done so many units; ``metric`` is its last figure."""
+        """Report that ``who`` has finished ``done`` units; ``metric`` is its latest result, as text."""
 
     def read(self) -> tuple[float, str]:
-        """Units done by all, and the last reported figure; zero and nothing while it cannot be reached."""
+        """The sum of units done, and the last reported metric; ``(0.0, "")`` while the counter is unreachable."""
 
     def done(self) -> float:
-        """Units done by all, as far as is known without waiting."""
+        """The sum of units done, as of the last answer: does not wait."""
 
 
 class LocalTally:
-    """A tally in this process. ``heard`` is called after every report."""
+    """A counter in this process. ``heard`` is called after every report."""
 
     def __init__(self, heard: Callable[[], None] = lambda: None) -> None:
         self._said: dict[str, tuple[float, str]] = {}
@@ -40,7 +40,7 @@ class LocalTally:
 
 
 class RayTally:
-    """A tally in an actor, which needs no CPU of its own. Lost with its node, it is started again empty."""
+    """A counter in an actor, which reserves no CPU. After the loss of its node it restarts empty."""
 
     def __init__(self, handle: Any) -> None:
         self._handle, self._done = handle, 0.0
@@ -51,7 +51,7 @@ class RayTally:
 
     @classmethod
     def open(cls) -> RayTally:
-        """A new one."""
+        """Start a new counter."""
         import ray
 
         options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 3}
@@ -76,7 +76,7 @@ class RayTally:
             self._asked = self._handle.read.remote()
         answered, _ = ray.wait([self._asked], timeout=0)
         if answered:
-            with suppress(ray.exceptions.RayError):  # lost with its node, and restarting
+            with suppress(ray.exceptions.RayError):  # restarting after the loss of its node
                 self._done = float(ray.get(self._asked)[0])
             self._asked = None
         return self._done

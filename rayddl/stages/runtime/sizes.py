@@ -1,7 +1,7 @@
-"""What a stage's workers ask of a cluster, from its settings and the cluster's nodes. Imports neither torch nor Ray.
+"""Resources of a stage's workers, from settings and the cluster's nodes. Imports neither torch nor Ray.
 
-A worker on a GPU lives in a *slot*: one GPU (or as many as a worker asks for) with the CPUs of the workers that
-share it. Ray packs fractions of a GPU onto the same one, so slots, and not fractions, spread work over all GPUs.
+A worker on a GPU runs in a *slot*: one GPU (or several, if a worker requests them) with the CPUs of the workers that
+share it. Ray packs fractions onto the same GPU, so slots, and not fractions, distribute work over all GPUs.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from rayddl.config import Config
 from rayddl.stages.runtime.capacity import Capacity
 
 SHARED = 4
-"""Processes that share a GPU at most, unless a stage's resources say otherwise."""
+"""Most processes that share a GPU, unless set in a stage's resources."""
 GPU_CPUS = 8.0
-"""CPUs that a worker alone on a GPU asks for at most: they launch kernels, and feed and judge."""
+"""Most CPUs of a single worker on a GPU: they launch kernels, load data and run tests."""
 BESIDE = 0.25
-"""Share of a GPU kept for short evaluations beside matching."""
+"""Share of a GPU reserved for short evaluations during matching."""
 
 
 class Resources(Config):
@@ -39,36 +39,36 @@ class Resources(Config):
 
 @dataclass(frozen=True)
 class Share:
-    """What one worker of a stage gets, and how many run at once."""
+    """The resources of one worker of a stage, and the number of concurrent workers."""
 
     num_cpus: float
     num_gpus: float
     memory: int | None
     at_once: int
     gpus: int = 0
-    """Slots of GPUs; 0 where workers have none."""
+    """The number of GPU slots; 0 if workers have no GPU."""
     beside: float = 0.0
-    """CPUs kept in the first slot for short evaluations, with :data:`BESIDE` of its GPU."""
+    """CPUs reserved in the first slot for short evaluations, with :data:`BESIDE` of its GPU."""
 
     @property
     def options(self) -> dict[str, Any]:
-        """For ``.options(...)`` of a task or actor."""
+        """Arguments of ``.options(...)`` for a task or actor."""
         asked: dict[str, Any] = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
         return asked if self.memory is None else {**asked, "memory": self.memory}
 
     @property
     def threads(self) -> int:
-        """Torch threads of the worker."""
+        """The number of torch threads of a worker."""
         return max(1, int(self.num_cpus))
 
     @property
     def per_slot(self) -> int:
-        """Workers in one slot at most."""
+        """The largest number of workers in one slot."""
         return -(-self.at_once // self.gpus) if self.gpus else 1
 
     @property
     def slots(self) -> tuple[Mapping[str, float], ...]:
-        """What each slot takes of a node, by Ray's names."""
+        """The resources of each slot, by Ray's names."""
         whole = {
             "GPU": max(1.0, self.num_gpus),
             "CPU": _rounded(self.per_slot * self.num_cpus),
@@ -79,7 +79,7 @@ class Share:
 
     @property
     def needs(self) -> Mapping[str, float]:
-        """What the largest thing that Ray places at once takes of a node: a slot, or a worker without a GPU."""
+        """The resources of the largest unit that Ray places on one node: a slot, or a worker without a GPU."""
         if self.gpus:
             return self.slots[0]
         return _named({"CPU": self.num_cpus, "GPU": self.num_gpus, "memory": float(self.memory or 0)})
@@ -87,16 +87,16 @@ class Share:
 
 @dataclass(frozen=True)
 class Ask:
-    """What workers of a stage ask for, and whether all of them only run together."""
+    """The resources that a stage's workers request, and whether all workers must run at once."""
 
     key: str
-    """The setting that changes it."""
+    """The setting that changes the request."""
     share: Share
     together: bool = False
 
     @property
     def placed(self) -> Iterator[Mapping[str, float]]:
-        """Everything that has to be on the cluster at once for the stage to run."""
+        """Yield the resources that the stage needs at the same time, per unit of placement."""
         if not self.together:
             yield self.share.needs
         elif self.share.gpus:
@@ -106,11 +106,11 @@ class Ask:
 
 
 def spread(asked: Resources, have: Capacity, *, units: int, gpu: bool = True, fill: bool = False) -> Share:
-    """For ``units`` independent units of work: every GPU is used before any is shared, by :data:`SHARED` workers at
-    most; without GPUs, or where the work has no use of one (``gpu``), a CPU each.
+    """The share for ``units`` independent units of work: every GPU is used before any is shared, by at most
+    :data:`SHARED` workers; without GPUs, or for work that cannot use one (``gpu``), a CPU each.
 
-    With ``fill``, a GPU is shared only by as many workers as units fill on all GPUs: for callers that leave it to Ray
-    where workers go.
+    With ``fill``, a GPU is shared only by as many workers as there are units for all GPUs: for callers that let Ray
+    place the workers.
     """
     wanted = max(1, min(units, asked.at_once or units))
     per_gpu = _gpu_of(asked, have) if gpu else 0.0
@@ -130,15 +130,15 @@ def spread(asked: Resources, have: Capacity, *, units: int, gpu: bool = True, fi
 
 
 def alone(asked: Resources, have: Capacity) -> Share:
-    """For one worker that takes what a node gives: a GPU with its CPUs, :data:`GPU_CPUS` at most, else all CPUs."""
+    """The share for one worker with a whole node: a GPU with at most :data:`GPU_CPUS` CPUs, else all CPUs."""
     return together(asked, have, workers=1)
 
 
 def together(asked: Resources, have: Capacity, *, workers: int, beside: bool = False) -> Share:
-    """For ``workers`` that stay until all is done, and need each other: every GPU is used before any is shared.
+    """The share for ``workers`` that must all run until the end: every GPU is used before any is shared.
 
-    ``beside`` keeps a share of the first GPU, or a CPU, for short evaluations. One worker alone takes all CPUs of a
-    node without GPUs; several take one each, or less where more do not fit.
+    ``beside`` reserves a share of the first GPU, or a CPU, for short evaluations. Without GPUs a single worker gets all
+    CPUs of a node; several workers get one each, or less if these do not fit.
     """
     per_gpu = _gpu_of(asked, have)
     if not per_gpu:
@@ -159,10 +159,10 @@ def together(asked: Resources, have: Capacity, *, workers: int, beside: bool = F
 
 
 def streamed(asked: Resources, decoders: Resources, have: Capacity) -> tuple[Share, Share | None]:
-    """For a stream of images: scoring workers, one on each GPU, and decoding ones on CPUs, as many as the cluster has
-    room for at any time. Without GPUs the second is ``None``, and scoring workers decode for themselves.
+    """The shares for a stream of images: one scoring worker per GPU, and decoding workers on the remaining CPUs of the
+    cluster. Without GPUs the second share is ``None``, and scoring workers decode too.
 
-    On a node of one CPU and one GPU each has half of the CPU: either alone would wait for the other.
+    On a node of one CPU and one GPU each worker gets half of the CPU: with a whole CPU, one would block the other.
     """
     per_gpu = _gpu_of(asked, have)
     if not per_gpu:
@@ -173,7 +173,7 @@ def streamed(asked: Resources, decoders: Resources, have: Capacity) -> tuple[Sha
     cpus = asked.num_cpus if asked.num_cpus is not None else min(1.0, _rounded(beside / 2))
     count = int(sum(node["GPU"] / per_gpu + 1e-6 for node in holding)) or 1
     judges = Share(cpus, per_gpu, asked.memory, min(count, asked.at_once or count))
-    # What is left where a judge is, and all of the nodes without GPUs.
+    # The remaining CPUs of nodes with a scoring worker, and all CPUs of nodes without GPUs.
     left = [float(n.get("CPU", 0)) - cpus * (float(n.get("GPU", 0)) >= per_gpu) for n in have.most]
     free = decoders.num_cpus if decoders.num_cpus is not None else min(1.0, _rounded(max(left, default=1.0)))
     fits = int(sum(max(0.0, value) / free + 1e-6 for value in left)) if free > 0 else 1
@@ -182,7 +182,7 @@ def streamed(asked: Resources, decoders: Resources, have: Capacity) -> tuple[Sha
 
 
 def _gpu_of(asked: Resources, have: Capacity) -> float:
-    """The share of a GPU that a worker asks for, at first a whole one; 0 where the cluster has none."""
+    """The GPUs of one worker, by default a whole one; 0 if the cluster has none."""
     if asked.num_gpus is not None:
         return asked.num_gpus
     return 1.0 if have.total("GPU") else 0.0
@@ -195,17 +195,17 @@ def _on_cpus(asked: Resources, have: Capacity, wanted: int, cpus: float) -> Shar
 
 
 def _holding(have: Capacity, gpus: float) -> tuple[Mapping[str, float], ...]:
-    """The nodes, there or to come, that have so many GPUs."""
+    """The existing or autoscalable nodes with at least ``gpus`` GPUs."""
     return tuple(node for node in have.most if float(node.get("GPU", 0)) >= gpus)
 
 
 def _beside(node: Mapping[str, float], gpus: float) -> float:
-    """CPUs of a node for every slot of so many GPUs on it."""
+    """CPUs of a node per slot of ``gpus`` GPUs."""
     return float(node.get("CPU", 0)) / (float(node["GPU"]) // max(1.0, gpus))
 
 
 def _cpus_beside(have: Capacity, gpus: float, slots: int) -> float:
-    """The most CPUs, up to :data:`GPU_CPUS`, that so many slots can have each."""
+    """The largest number of CPUs per slot, up to :data:`GPU_CPUS`, with which ``slots`` slots fit."""
     values = sorted({_rounded(min(GPU_CPUS, _beside(n, gpus))) for n in _holding(have, gpus)}, reverse=True)
     fitting = (v for v in values if have.fits({"GPU": gpus, "CPU": v}) >= slots)
     return next(fitting, values[-1] if values else 1.0)
@@ -216,10 +216,10 @@ def _named(needs: Mapping[str, float]) -> dict[str, float]:
 
 
 def _rounded(value: float) -> float:
-    """Down to what Ray counts in, so that shares never exceed what they are shares of."""
+    """``value`` rounded down to Ray's resolution, so that the sum of shares never exceeds the node."""
     return math.floor(value * 1000 + 1e-6) / 1000
 
 
 def _whole(value: float) -> float:
-    """Whole CPUs where there is one at least."""
+    """``value`` rounded down to an integer if it is at least 1."""
     return float(math.floor(value)) if value >= 1 else value

@@ -1,4 +1,4 @@
-"""The real images, loaded once per run and shared through the object store."""
+"""Real images, loaded once per run and shared through the object store."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SPACE_FILE = "space.safetensors"
 
 @dataclass(frozen=True)
 class SharedSource:
-    """A source in the object store. Cheap to send to a task."""
+    """A source in the object store. It holds references, so that it is cheap to send to a task."""
 
     refs: tuple[Any, Any, Any, Any]
-    """Train images uint8 ``[N, C, H, W]``, train labels, test images, test labels; the first two are ``None``
-    where the train split was left where it lies."""
+    """Train images uint8 ``[N, C, H, W]``, train labels, test images, test labels; the first two are ``None`` if
+    the train split was not loaded."""
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     fingerprint: str
@@ -40,8 +40,8 @@ class SharedSource:
 
     @property
     def space_id(self) -> str:
-        """Names the pixel space by what it is fitted on, not by its floating-point numbers, which
-        differ in the last bits between machines.
+        """An identifier of the pixel space by the data it is fitted on, not by its floating-point numbers, which differ
+        in the last bits between machines.
         """
         return f"{self.space_kind}:{self.fingerprint}"
 
@@ -51,7 +51,7 @@ plugins.on_change(_published.clear)
 
 
 def publish(config: SourceConfig) -> SharedSource:
-    """The source in the object store of the Ray that runs; loaded at the first call of a session."""
+    """The source in Ray's object store; loaded at the first call of a session."""
     key = _key(config)
     if key not in _published:
         source = sources.load(config)
@@ -68,9 +68,9 @@ def publish(config: SourceConfig) -> SharedSource:
 
 
 def publish_held_out(config: SourceConfig) -> SharedSource:
-    """The held-out split alone in the object store: the train split may be larger than any memory.
+    """The source with only its held-out split in the object store: the train split may exceed memory.
 
-    Sources that are always decoded whole are published whole, as is one that was already.
+    Sources that are always decoded whole, or are published already, are published whole.
     """
     key = _key(config, held_out=True)
     if key not in _published:
@@ -92,8 +92,8 @@ def publish_held_out(config: SourceConfig) -> SharedSource:
 
 
 def adopt(config: SourceConfig, source: SharedSource) -> None:
-    """Have :func:`publish` and :func:`publish_held_out` of this process return ``source``, which another one
-    published.
+    """Make :func:`publish` and :func:`publish_held_out` of this process return ``source``, which another process
+    has published.
     """
     _published[_key(config, held_out=source.refs[0] is None)] = source
 
@@ -102,7 +102,7 @@ def _key(config: SourceConfig, *, held_out: bool = False) -> str:
     import ray
 
     runtime = ray.get_runtime_context()
-    # Every local Ray counts its jobs from 1: the node's random id tells one Ray from the next.
+    # Every local Ray numbers its jobs from 1: the node's random id distinguishes sessions.
     session = f"{runtime.get_node_id()}:{runtime.get_job_id()}"
     return f"{'held out:' if held_out else ''}{session}:{config.model_dump_json()}"
 
@@ -114,14 +114,14 @@ def _put(split: ImageDataset) -> tuple[Any, Any]:
 
 
 def tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
-    """An array of the object store as a tensor that shares its memory and must not be written."""
+    """An array of the object store as a tensor that shares its read-only memory."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
 
 
 def on_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """uint8 ``images`` on ``device`` where they take no more than a quarter of what is free, else as they are."""
+    """uint8 ``images`` on ``device`` if they need at most a quarter of its free memory, else unchanged."""
     if device.type != "cuda":
         return images
     free, _ = torch.cuda.mem_get_info(device)
@@ -129,9 +129,9 @@ def on_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def fit_space(source: SharedSource, folder: Folder) -> PixelSpace:
-    """The source's pixel space: read from ``folder`` if it was kept there, else fitted and kept.
+    """The source's pixel space: read from ``folder`` if it is stored there, else fitted and stored.
 
-    Raises :class:`ArtifactError` where the folder's space belongs to other images.
+    Raises :class:`ArtifactError` if the stored space was fitted on other images.
     """
     if folder.has(SPACE_FILE):
         return read_space(folder, source)
@@ -144,7 +144,7 @@ def fit_space(source: SharedSource, folder: Folder) -> PixelSpace:
 
 
 def read_space(folder: Folder, source: SharedSource) -> PixelSpace:
-    """The space kept in ``folder``. Raises :class:`ArtifactError` where it belongs to other images."""
+    """The pixel space stored in ``folder``. Raises :class:`ArtifactError` if it was fitted on other images."""
     head = folder.read_json("space.json")
     if head["id"] != source.space_id:
         kind, _, images = str(head["id"]).partition(":")
@@ -160,9 +160,9 @@ _encoded: dict[tuple[str, str], tuple[Images, Images]] = {}
 
 
 def splits(source: SharedSource, fitted: Any, device: torch.device) -> tuple[Images, Images]:
-    """Train and test images in model space on ``device``; a worker process encodes them once.
+    """Train and test images in model space (float32) on ``device``; a worker process encodes them once.
 
-    ``fitted`` is the reference of the :class:`PixelSpace`.
+    ``fitted`` is a reference to the :class:`PixelSpace`.
     """
     import ray
 

@@ -1,4 +1,4 @@
-"""Rows through two kinds of workers as a Ray Data job: one kind cuts, the other judges."""
+"""A Ray Data pipeline of two steps: crop and score."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from rayddl.stages.runtime import failures
 from rayddl.stages.runtime.sizes import Share
 
 Block = dict[str, NDArray[Any]]
-"""Columns of a batch, as Ray Data hands them over."""
+"""Columns of a batch, in Ray Data's format."""
 
 SILENCE_SECONDS = 60.0
-"""Time without a finished row after which the stream says what it waits for."""
+"""Seconds without a finished row after which the stream notes what it waits for."""
 CHUNKS_A_BLOCK = 8
-"""What one task works on at most. Between two tasks a worker stands still for a fifth of a second."""
+"""Most chunks of one task. Between two tasks a worker is idle for a fifth of a second."""
 BLOCKS_A_WORKER = 8
-"""Tasks for each worker at least, where there are chunks enough: a lost one then repeats little, and the last
-ones end together.
+"""Least number of tasks per worker, if there are enough chunks: a lost task then repeats little work, and the
+workers end at about the same time.
 """
 
 
 @dataclass(frozen=True)
 class Steps:
-    """What is done to rows. Functions are module-level: their names are what a dashboard shows."""
+    """The functions that process rows. They are module-level, since the dashboard shows their names."""
 
     column: str
-    """The column of a block that holds the rows' numbers."""
+    """The column of a block that contains the rows' numbers."""
     sent: bytes
-    """Sent to every worker with each block."""
+    """Bytes that are sent with each block."""
     cut: Callable[[Block, bytes], Block]
     judge: Callable[[bytes], Callable[[Block], Block]]
-    """A class: an instance stays in its process."""
+    """The class of the scoring actor."""
     both: Callable[[Block, bytes], Block]
-    """Cuts and judges in one process."""
+    """Crops and scores in one process."""
     chunk: int
-    """Rows that are cut in one call."""
+    """Rows per call of the cropping step."""
     judged: int
-    """Rows that are judged in one call, where judges are apart from cutters."""
+    """Rows per call of the scoring step, if it has separate workers."""
     judges_at_once: int | None = None
     cutters_at_once: int | None = None
 
 
 def in_turn(rows: NDArray[np.int64], steps: Steps) -> Iterator[Block]:
-    """The outcome of ``rows``, worked on in this process, chunk after chunk."""
+    """The results of ``rows``, computed in this process, chunk by chunk."""
     for start in range(0, len(rows), steps.chunk):
         yield steps.both({steps.column: rows[start : start + steps.chunk]}, steps.sent)
 
@@ -64,10 +64,10 @@ def stream(
     cutters: Share | None,
     note: Callable[[str], None],
 ) -> Iterator[Block]:
-    """The outcome of ``rows``, which rise, in the order in which they finish.
+    """The results of ascending ``rows``, in the order in which they finish.
 
-    Nothing depends on how Ray joins or splits blocks. Without ``cutters`` every judge cuts for itself. Ray Data starts
-    as many of both as the cluster has room for at any time; what a lost worker was at is done again.
+    Results do not depend on how Ray joins or splits blocks. Without ``cutters`` scoring workers crop too. Ray Data
+    starts as many workers as fit on the cluster at any time; a lost worker's tasks are repeated.
     """
     import ray
     from ray.data import ActorPoolStrategy, DataContext
@@ -85,7 +85,7 @@ def stream(
         data = _tasks(data, steps, steps.cut, cutters, steps.cutters_at_once).map_batches(
             steps.judge,
             fn_constructor_args=(steps.sent,),
-            # Ray Data joins blocks to that.
+            # Ray Data joins blocks to this size.
             batch_size=steps.judged,
             compute=ActorPoolStrategy(min_size=1, max_size=steps.judges_at_once),
             **_asked(judges),
@@ -100,13 +100,13 @@ def stream(
 
 
 def rows_a_block(rows: int, workers: int, chunk: int) -> int:
-    """How many of ``rows`` a task of ``workers`` at once works on: some chunks."""
+    """The number of rows per task, a multiple of ``chunk``, for ``workers`` concurrent tasks."""
     chunks = -(-rows // chunk)
     return chunk * min(CHUNKS_A_BLOCK, max(1, chunks // (workers * BLOCKS_A_WORKER)))
 
 
 def _tasks(data: Any, steps: Steps, function: Callable[..., Any], share: Share, at_once: int | None) -> Any:
-    """``function`` over all rows of ``data``, as tasks that are done again when their worker is lost."""
+    """Map ``function`` over all rows of ``data``, as tasks that are retried when their worker is lost."""
     return data.map_batches(
         function, fn_kwargs={"sent": steps.sent}, batch_size=steps.chunk, concurrency=at_once, **_asked(share)
     )
@@ -118,7 +118,7 @@ def _asked(share: Share) -> dict[str, Any]:
 
 @contextmanager
 def _watchdog(note: Callable[[str], None], judges: Share, cutters: Share | None) -> Iterator[Any]:
-    """Says once what the stream waits for when nothing has finished for a minute."""
+    """Note once what the stream waits for, when no row has finished for :data:`SILENCE_SECONDS`."""
     last, ended = time.monotonic(), threading.Event()
 
     def alive() -> None:

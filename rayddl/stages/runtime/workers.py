@@ -1,8 +1,8 @@
-"""A stage's units of work, handed to whoever is free: tasks on CPUs, long-lived processes on GPUs.
+"""Distributes a stage's units of work to free workers: tasks on CPUs, long-lived processes on GPUs.
 
-A GPU's workers live in a slot, a placement group of one bundle, and end with their stage: what they keep on the GPU
-is used again by the next unit, and is gone before the next stage begins. A unit whose worker is lost is done again by
-another, a bounded number of times.
+A GPU's workers run in a slot, a placement group of one bundle, and end with their stage: the next unit reuses their
+data on the GPU, which is freed before the next stage begins. A unit whose worker is lost is retried a bounded number
+of times.
 """
 
 from __future__ import annotations
@@ -20,43 +20,43 @@ from rayddl.stages.runtime.sizes import Share
 
 POLL_SECONDS = 0.5
 RETRIES = 5
-"""Times that a unit of work may lose its worker before the run stops."""
+"""Retries of a unit of work whose worker was lost."""
 SETTLE_SECONDS = 20.0
-"""How long a stage works with a process on each GPU before a second one is started: units that are done sooner do not
-pay for it, and GPUs that others hold, or that are yet to come, may be there by then.
+"""Seconds with one process per GPU before a second one is started: short stages do not repay its start, and further
+GPUs may become free or be added meanwhile.
 """
 
 Work: TypeAlias = tuple[Any, ...]
-"""A module-level function and its arguments."""
+"""A unit of work: a module-level function and its arguments."""
 
 
 class Worker:
-    """A process that does one unit after another. What functions cache in it, and its device, stay for the next."""
+    """A process that runs one unit after another. Its caches and its device are kept for the next unit."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def __repr__(self) -> str:
-        # What Ray's dashboard calls it.
+        # The name on Ray's dashboard.
         return self._name
 
     def place(self) -> tuple[str, ...]:
-        """The GPUs that Ray assigned; the first answer says that the process is there."""
+        """The GPUs that Ray assigned; the first answer shows that the process has started."""
         return devices.assigned()
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """``function(*args)``."""
+        """Return ``function(*args)``."""
         return function(*args)
 
 
 class Places(Protocol):
-    """Where units are done."""
+    """The workers that run units."""
 
     def begin(self, work: Work, name: str) -> Any:
-        """The reference of the result; ``None`` where nobody is free."""
+        """Submit a unit: the reference to its result, or ``None`` if no worker is free."""
 
     def end(self, ref: Any, *, lost: bool) -> None:
-        """Its worker is free again, or lost."""
+        """Mark the worker of ``ref`` as free, or as lost."""
 
     def close(self) -> None:
         """End the workers."""
@@ -64,7 +64,7 @@ class Places(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A unit, and what people read of it."""
+    """A unit with its work and its name."""
 
     unit: Any
     made: Callable[[Any], Work]
@@ -72,12 +72,12 @@ class Task:
 
     @property
     def work(self) -> Work:
-        """The work that the unit is; its arguments are made when they are wanted."""
+        """The work of the unit; its arguments are created on access."""
         return self.made(self.unit)
 
 
 class Workers(ABC):
-    """Does units of work."""
+    """Runs units of work."""
 
     def each(
         self,
@@ -86,15 +86,15 @@ class Workers(ABC):
         name: Callable[[Any], str],
         idle: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[Any, Any]]:
-        """``(unit, result)`` of every unit, in the order in which they finish.
+        """Yield ``(unit, result)`` of every unit, in the order in which they finish.
 
-        ``name`` is what people read of a unit. ``idle`` is called while workers of other processes are waited for.
+        ``name`` returns a unit's name for display. ``idle`` is called while waiting for other processes.
         """
         return self.results([Task(unit, work, name(unit)) for unit in units], idle)
 
     @abstractmethod
     def results(self, tasks: Sequence[Task], idle: Callable[[], None]) -> Iterator[tuple[Any, Any]]:
-        """``(unit, result)`` of every task: see :meth:`each`."""
+        """Yield ``(unit, result)`` of every task: see :meth:`each`."""
 
     def one(self, work: Work, name: str) -> Any:
         """The result of a single unit."""
@@ -103,10 +103,10 @@ class Workers(ABC):
 
 
 class RayWorkers(Workers):
-    """Does them in the places that a share of the cluster stands for.
+    """Runs units on the cluster's resources, in ``places``.
 
-    Ray's dashboard and the process list show units' names. Twice a second, while nothing finishes, ``idle`` is called.
-    A failure that is no loss, or one loss too many, ends the work: see :func:`failures.explain`.
+    Ray's dashboard and the process list show units' names. ``idle`` is called twice a second while no unit finishes.
+    A failure other than a lost worker, or too many lost workers, ends the work: see :func:`failures.explain`.
     """
 
     def __init__(self, places: Places, most: int) -> None:
@@ -144,8 +144,8 @@ class RayWorkers(Workers):
                     yield task.unit, result
         finally:
             for ref in running:
-                # Interrupted in a write, a worker would close the file: object storage then has it, cut off, as whole.
-                # Processes of actors, which Ray does not end this way, are killed with their places.
+                # A worker interrupted during a write would close the file, and object storage would keep the truncated
+                # file as complete. Ray does not end actors this way: they are killed with their places.
                 with suppress(ray.exceptions.RayError, ValueError):
                     ray.cancel(ref, force=True)
 
@@ -168,10 +168,10 @@ def opened(
     need: Work | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Workers]:
-    """Workers of ``share`` for the block; those on GPUs are named for ``what`` they do.
+    """Workers of ``share`` for the block; workers on GPUs are named after ``what``.
 
-    Where GPUs are to be shared and ``need`` is given, it is run once, and as many workers share a GPU as its peak of
-    memory allows. ``note`` takes what a person should know.
+    If GPUs are shared and ``need`` is given, it is run once, and its peak memory limits the number of workers per GPU.
+    ``note`` receives messages for the user.
     """
     need = None if need is None else plugin_code.carried(need)
     places: Places = _Slots(share, what, need, note) if share.gpus else _Tasks(share)
@@ -184,12 +184,12 @@ def opened(
 
 
 def run(function: Callable[..., Any], *args: Any) -> Any:
-    """``function(*args)``, as a task of its own."""
+    """Return ``function(*args)``: the function of a task."""
     return function(*args)
 
 
 def get(ref: Any, what: str) -> Any:
-    """The value of ``ref``; a failure is told as :func:`failures.explain` tells it."""
+    """The value of ``ref``; errors are raised by :func:`failures.explain`."""
     import ray
 
     try:
@@ -199,7 +199,7 @@ def get(ref: Any, what: str) -> Any:
 
 
 class _Tasks:
-    """Ray tasks, whose processes Ray uses again: importing and compiling cost more than many units do."""
+    """Ray tasks, whose processes Ray reuses: imports and compilation take longer than many units."""
 
     def __init__(self, share: Share) -> None:
         self._options = {**share.options, "max_retries": 0}
@@ -226,41 +226,41 @@ class _Held:
 
     actor: Any
     arriving: Any
-    """The reference of its first answer; ``None`` once it has come."""
+    """The reference to its first answer; ``None`` after it has started."""
     work: Any = None
-    """The reference of what it is doing."""
+    """The reference to the result of its current unit; ``None`` if it is free."""
 
 
 @dataclass
 class _Slot:
-    """GPUs of one node that are held for the stage, and their workers."""
+    """GPUs of one node that are reserved for the stage, and their workers."""
 
     group: Any
     workers: list[_Held] = field(default_factory=list)
 
     @property
     def ready(self) -> list[_Held]:
-        """The workers that have answered."""
+        """The workers that have started."""
         return [worker for worker in self.workers if worker.arriving is None]
 
     @property
     def busy(self) -> int:
-        """How many of them are at work."""
+        """The number of workers that run a unit."""
         return sum(worker.work is not None for worker in self.workers)
 
 
 class _Slots:
-    """Workers on GPUs: one on each, then a second on each, as far as units and memory go."""
+    """Workers on GPUs: one on each, then further ones on each, as far as units and memory allow."""
 
     def __init__(self, share: Share, what: str, need: Work | None, note: Callable[[str], None]) -> None:
         self._share, self._what, self._need, self._note = share, what, need, note
         self._per_slot = 1
-        """Workers that a slot may have by now."""
+        """The current limit of workers per slot."""
         self._trial: tuple[_Slot, _Held] | None = None
-        """The worker that measures what one takes."""
+        """The slot and the worker that measures memory."""
         self._count = 0
         self._began: float | None = None
-        """When the first worker had come."""
+        """The time at which the first worker had started."""
         self._waiting = cluster.Waiting(share.needs, note)
         self._slots = [_Slot(cluster.held([needs], what)) for needs in share.slots]
 
@@ -295,7 +295,7 @@ class _Slots:
             remove_placement_group(slot.group)
 
     def _look(self) -> None:
-        """Take in who has come and who is gone, and start whoever is missing."""
+        """Update the state of started and lost workers, and start missing ones."""
         self._arrivals()
         self._start(1)
         if not any(slot.ready for slot in self._slots):
@@ -307,7 +307,7 @@ class _Slots:
             self._share_gpus()
 
     def _start(self, per_slot: int) -> None:
-        """Have every slot that is there get its workers: a first one for all, then a second."""
+        """Start workers in every placed slot: a first one in all slots, then further ones up to ``per_slot``."""
         everyone = sum(len(slot.workers) for slot in self._slots)
         for round_ in range(per_slot):
             for slot in self._slots:
@@ -324,11 +324,11 @@ class _Slots:
                     try:
                         ray.get(worker.arriving)
                         worker.arriving = None
-                    except ray.exceptions.RayError:  # its node went while it came
+                    except ray.exceptions.RayError:  # its node was lost during the start
                         self._drop(slot, worker)
 
     def _share_gpus(self) -> None:
-        """Start further workers on each GPU; a first one of them tries what it takes, where that can be tried."""
+        """Start further workers on each GPU; if possible, the first of them measures its memory."""
         if self._need is not None:
             if self._trial is None:
                 self._begin_trial()
@@ -352,7 +352,7 @@ class _Slots:
             self._trial = slot, worker
 
     def _tried(self) -> int | None:
-        """How many workers a GPU holds; ``None`` while that is tried."""
+        """The number of workers that fit on a GPU; ``None`` while that is measured."""
         import ray
 
         assert self._trial is not None
@@ -363,13 +363,13 @@ class _Slots:
         try:
             need, free = ray.get(worker.work)
         except ray.exceptions.RayError:
-            # A second one does not fit, or cannot be tried.
+            # A second worker does not fit, or cannot be measured.
             self._note(f"{self._what}: one on a GPU, not {planned}: a second one failed beside it")
             if worker in slot.workers:
                 self._drop(slot, worker)
             return 1
         worker.work = None
-        # One was at work there already.
+        # The free memory excludes the first worker's.
         fits = max(1, min(planned, 1 + int(free) // max(1, int(need))))
         if fits < planned:
             self._note(

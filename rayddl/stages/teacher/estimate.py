@@ -1,4 +1,4 @@
-"""What ``kind: teacher`` will take."""
+"""The resource estimate of ``kind: teacher``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rayddl.stages.teacher.settings import TeacherConfig
 
 
 def estimate(config: TeacherConfig, stages: Stages, outlook: Outlook) -> Estimate:
-    """The whole data in model space and one training step in one worker; the network's parameters."""
+    """One worker holds the whole data in model space and one training step; the file holds the parameters."""
     del stages
     share = sizes.alone(config.resources, outlook.machine.have)
     if config.weights is not None:

@@ -1,4 +1,4 @@
-"""Observers that are trained already: their weights, and what their outputs stand for."""
+"""Pretrained observers: their weights, and the classes of their outputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rayddl.stages.teacher.settings import AS_SOURCE, DEFAULT, TeacherConfig
 
 
 def observer_of(config: TeacherConfig, source: SharedSource) -> Observer:
-    """The observer whose weights are given, with the outputs of the source's classes."""
+    """The observer with the given weights, restricted to outputs of the source's classes."""
     import ray
 
     state, names, frame = _weights(config, source)
@@ -35,7 +35,7 @@ def observer_of(config: TeacherConfig, source: SharedSource) -> Observer:
 
 
 def _scaled(config: TeacherConfig, source: SharedSource) -> Frame | None:
-    """The source's shape with the pixel scaling that the settings give, if they do."""
+    """The source's shape with the pixel scaling of the settings; ``None`` if they give none."""
     return Frame(source.shape, config.mean, config.std) if config.mean and config.std else None
 
 
@@ -58,7 +58,7 @@ def _names(config: TeacherConfig, source: SharedSource) -> tuple[str, ...]:
 
 
 def _known(names: tuple[str, ...], source: SharedSource) -> tuple[str, ...]:
-    """Torchvision's names, or for the whole of ImageNet its WordNet ids, by which its outputs are sorted."""
+    """Torchvision's names; for the whole of ImageNet its WordNet ids, the order of torchvision's outputs."""
     wnids = all(re.fullmatch(r"n\d{8}", name) for name in source.classes)
     if wnids and len(source.classes) == len(names):
         return tuple(sorted(source.classes))

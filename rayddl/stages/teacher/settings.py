@@ -50,12 +50,12 @@ class TeacherConfig(TeacherSettings, NetStageConfig):
     """Accept a teacher that is hardly better than guessing."""
 
     def network(self, stages: Mapping[str, StageConfig]) -> NetConfig:
-        """The observer's own."""
+        """The observer's network."""
         del stages
         return self.net
 
     def asks(self, have: Capacity) -> Sequence[Ask]:
-        """One worker, which takes what a node gives."""
+        """One worker with all resources of a node."""
         return (Ask("resources", sizes.alone(self.resources, have)),)
 
     @model_validator(mode="after")

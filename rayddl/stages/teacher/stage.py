@@ -1,4 +1,4 @@
-"""``kind: teacher``: an observer, trained on the real images as one Ray task, or taken ready-made."""
+"""``kind: teacher``: an observer, trained on the real images in one task, or pretrained."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from rayddl.stages.teacher.settings import DEFAULT, TeacherConfig
 from rayddl.storage import Folder
 
 PARTIAL_SECONDS = 60.0
-"""Seconds of training that a lost worker may cost."""
+"""Seconds of training between two partial files."""
 PARTIAL, CHECKED = "partial.safetensors", "checked.json"
 TYPES = {
     "epoch": "int64",
@@ -46,7 +46,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Job:
-    """What the teacher's task is sent."""
+    """The arguments of the teacher's task."""
 
     config: TeacherConfig
     source: SharedSource
@@ -55,16 +55,16 @@ class Job:
     compile: bool
     threads: int
     ready: Any = None
-    """The reference of an observer that is trained already."""
+    """Reference to a pretrained observer in the object store."""
 
     @property
     def folder(self) -> Folder:
-        """Where the observer goes."""
+        """The observer's folder."""
         return self.out.child("observer")
 
 
 def run(config: TeacherConfig, context: Context) -> Result:
-    """Train the teacher, or take the ready one, and check it; goes on from a partial training."""
+    """Train the observer, or load a pretrained one, and check it; resumes from a partial training."""
     import ray
 
     began = time.perf_counter()
@@ -92,12 +92,12 @@ def run(config: TeacherConfig, context: Context) -> Result:
 
 def _published(config: TeacherConfig, source: SourceConfig) -> SharedSource:
     scaled = config.weights == DEFAULT or (config.mean is not None and config.std is not None)
-    # A trained one learns from the train split, and one that does not say how pixels are scaled is given its.
+    # Training needs the train split, and so does the pixel scaling if the weights come without one.
     return publish_held_out(source) if config.weights is not None and scaled else publish(source)
 
 
 def compiled(config: TeacherConfig, source: SharedSource) -> bool:
-    """Whether the teacher's steps are compiled: as asked, else where it pays."""
+    """True if the training steps are compiled: as set, else if the run is long enough to repay compilation."""
     if config.compile is not None:
         return config.compile
     steps = -(-source.counts[0] // config.batch) * config.epochs
@@ -105,13 +105,13 @@ def compiled(config: TeacherConfig, source: SharedSource) -> bool:
 
 
 def teach(job: Job, tally: Tally) -> None:
-    """Make the observer."""
+    """Run :func:`make` on the worker's device."""
     device = devices.enter(job.threads, job.config.precision, "teacher")
     make(job, device, lambda done, metric: tally.say("teacher", done, metric))
 
 
 def make(job: Job, device: torch.device, say: Any) -> None:
-    """Train the observer, or take the ready one; measure it, refuse a weak one, and write it."""
+    """Train the observer, or take the pretrained one; measure its accuracy, refuse a weak one, and write it."""
     import ray
 
     test_images, test_labels = (tensor(a) for a in ray.get(list(job.source.refs[2:])))
@@ -131,7 +131,7 @@ def make(job: Job, device: torch.device, say: Any) -> None:
 
 
 def refuse_weak(verdict: Verdict, config: TeacherConfig) -> None:
-    """Raise what a teacher that all but guesses deserves, with the likeliest cause."""
+    """Raise :class:`StageError`, or :class:`ArtifactError` for given weights, with the likeliest cause."""
     found = (
         f"the teacher is right on {100 * verdict.accuracy:.1f} % of {verdict.images:,} held-out images, where "
         f"guessing gives {100 / verdict.classes:.1f} %"
@@ -201,7 +201,7 @@ def _trained(job: Job, device: torch.device, test: tuple[torch.Tensor, torch.Ten
     rows = training.history
     columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
     tables.write(job.out, "metrics.parquet", columns, TYPES)
-    # Kept until the check is passed: a refused teacher is not trained anew by the same command.
+    # Kept until the check passes: the same command does not train a refused teacher again.
     job.out.write(PARTIAL, training.dump())
     made = build(config.net, source.shape, classes, seed=start)
     made.load_state_dict(training.module.state_dict())
@@ -211,7 +211,7 @@ def _trained(job: Job, device: torch.device, test: tuple[torch.Tensor, torch.Ten
 def _summary(job: Job) -> dict[str, Any]:
     config, observer, checked = job.config, Observer.load(job.folder), job.out.read_json(CHECKED)
     trained = config.weights is None
-    job.out.delete(PARTIAL)  # of a worker killed between writing the observer and removing this
+    job.out.delete(PARTIAL)  # its worker was killed between writing the observer and deleting this file
     return {
         "net": config.net.model_dump(mode="json"),
         "classes": list(observer.classes),

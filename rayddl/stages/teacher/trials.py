@@ -1,4 +1,4 @@
-"""Trials of ``kind: teacher``: each trains an observer, judged by its accuracy."""
+"""Trials of ``kind: teacher``: each trains an observer and reports its accuracy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rayddl.storage import Folder
 def trials(
     config: TuneConfig, templates: Mapping[str, StageConfig], context: Context, out: Folder
 ) -> TeacherTrials:
-    """What makes the trials of a search over a teacher stage."""
+    """The factory of the trials of a search over a teacher stage."""
     del out
     return TeacherTrials(config, templates, context, publish(context.source))
 
@@ -30,11 +30,11 @@ class TeacherTrials(StageTrials):
     """Makes trials of a teacher stage."""
 
     def run(self, ticket: Ticket) -> float:
-        """Train the observer; its accuracy."""
+        """Train the observer, and return its accuracy."""
         return self._trained(ticket, self.here(ticket, ticket.folder.child(MADE)))
 
     def held_out(self, ticket: Ticket, seed: int) -> float:
-        """The same training with another seed."""
+        """The accuracy of the same training with seed ``seed``."""
         context = self.here(ticket, ticket.folder.child(f"held-out-{seed}"))
         return self._trained(ticket, replace(context, seed=derive(self.context.seed, HELD_OUT, seed)))
 

@@ -1,7 +1,7 @@
-"""A worker of Ray Tune: runs one trial after another in the same process.
+"""Ray Tune's trainable: a worker that runs one trial after another in the same process.
 
-A class, not a function with a session: a worker goes from one trial to the next without starting anew. Tune's
-checkpoints hold nothing: a trial's own files are enough to resume it.
+It is a class, not a function, so that a process is reused for the next trial. Tune's checkpoints hold only the
+trial's number: a trial resumes from its own files.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-# Settings hold paths relative to where the command was typed. Read by Tune when a trial is set up.
+# Paths in settings are relative to the command's folder. Tune reads this when a trial is set up.
 os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
 
 from ray import tune
@@ -20,21 +20,21 @@ from rayddl.stages.tune.plan import Search
 from rayddl.stages.tune.trial import Running, Work
 
 NUMBER = "number"
-"""The key of a trial's number beside its settings; no setting has that name."""
+"""The key of a trial's number in Tune's configuration; no setting has this name."""
 
 
 class TrialWorker(tune.Trainable):
-    """The worker. Its class carries what all trials share: see :func:`worker_of`."""
+    """Runs trials for Tune. A class attribute holds the search's :class:`Work`: see :func:`worker_of`."""
 
     packed: bytes
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Start with the first trial."""
+        """Open the first trial."""
         self._shared: Work = cluster.unpacked(self.packed)
         self._open(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Go to another trial."""
+        """Open another trial in this process."""
         self._open(new_config)
         return True
 
@@ -43,20 +43,20 @@ class TrialWorker(tune.Trainable):
         self._running = Running(self._shared, config[NUMBER], settings)
 
     def step(self) -> dict[str, Any]:
-        """The next report, for Tune."""
+        """Advance the trial to its next report, and return it as Tune's result."""
         return result_of(self._shared.search, self._running)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Tune asks for a checkpoint of every trial that the scheduler stops; it holds the trial's number alone."""
+        """Write the trial's number: Tune requires a checkpoint of every trial that the scheduler stops."""
         (Path(checkpoint_dir) / NUMBER).write_text(str(self._running.number), encoding="utf-8")
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing: the trial's own files are its state."""
+        """Do nothing: the trial's own files are its state."""
         del checkpoint
 
 
 def result_of(search: Search, running: Running) -> dict[str, Any]:
-    """One step of a trial, as Tune is told of it."""
+    """Advance the trial to its next report, and return it as Tune's result."""
     report = running.step()
     ended = running.ended if running.over else None
     return {
@@ -72,5 +72,5 @@ def result_of(search: Search, running: Running) -> dict[str, Any]:
 
 
 def worker_of(work: Work) -> type[TrialWorker]:
-    """The worker's class for one search: sent to every node once, whatever number of trials it runs."""
+    """The trainable class of one search, which Ray sends to every node once for all trials."""
     return type("TrialWorker", (TrialWorker,), {"packed": cluster.packed(work)})

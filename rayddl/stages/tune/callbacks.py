@@ -1,4 +1,4 @@
-"""What becomes of trials while Ray Tune runs them: rows, the live line, TensorBoard files, budgets."""
+"""Callbacks of Ray Tune during a search: trials' rows, the progress line, budgets."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rayddl.stages.tune.store import Book, Ended, Row
 from rayddl.stages.tune.trial import Running, Work
 
 SHOW_SECONDS = 0.5
-"""Between two changes of the live line."""
+"""Seconds between two updates of the progress line."""
 CLOCK_SECONDS = 10.0
-"""Of a search that a killed driver forgets to count in its budget."""
+"""Seconds between two records of the search's duration: a killed driver loses at most this much of it."""
 Clock = Callable[[], float]
 
 
 class Budget(Stopper):
-    """Ends the search when its time, or its trials' work, is used up, over all attempts together."""
+    """Ends the search when its time budget or cost budget is used up, summed over all attempts."""
 
     def __init__(self, search: Search, book: Book, clock: Clock = time.monotonic) -> None:
         self._search, self._book, self._clock = search, book, clock
@@ -35,23 +35,23 @@ class Budget(Stopper):
 
     @property
     def seconds(self) -> float:
-        """Seconds of the search so far."""
+        """Seconds of the search so far, in all attempts."""
         return self._clock() - self._began
 
     @property
     def left(self) -> float | None:
-        """Seconds that are left of the time budget."""
+        """Remaining seconds of the time budget; ``None`` without one."""
         budget = self._search.time_budget
         return None if budget is None else max(0.0, budget - self.seconds)
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Counts a report's work; ends no single trial."""
+        """Add the report's seconds of work; always false, since single trials are not ended."""
         del trial_id
         self.cost += float(result.get("work_seconds", 0.0))
         return False
 
     def stop_all(self) -> bool:
-        """Whether the search is over."""
+        """True if a budget is used up."""
         if self._clock() - self._noted > CLOCK_SECONDS:
             self._noted = self._clock()
             self._book.note_seconds(self.seconds)
@@ -60,7 +60,7 @@ class Budget(Stopper):
 
 
 class Watch(Callback):
-    """Writes a row for each trial that ends, and tells the live line."""
+    """Writes a row for each trial that ends, and updates the progress line."""
 
     def __init__(
         self,
@@ -79,26 +79,26 @@ class Watch(Callback):
         self._kept = best.number if best else 0
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune stores its callbacks for a restart of its own, which is never used. A display with an open file, such as
-        # that of `--json`, could not be stored.
+        # Tune pickles its callbacks for its own restart, which is not used. A display with an open file, such as that
+        # of `--json`, cannot be pickled.
         return {}
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial has ended by itself or was stopped by the scheduler."""
+        """Write the row of a trial that has ended by itself or was stopped by the scheduler."""
         self._end(trial, "stopped")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's worker was lost too often."""
+        """Write the row of a trial whose worker was lost too often."""
         self._end(trial, "failed")
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Once a turn of Tune's loop."""
+        """Update the progress line: called once per iteration of Tune's loop."""
         if self._clock() - self._shown >= SHOW_SECONDS:
             self._shown = self._clock()
             self.show(sum(trial.status == "RUNNING" for trial in trials))
 
     def close(self) -> None:
-        """Write the rows of trials that were under way when time was up."""
+        """Write the rows of trials that were running when the budget was used up."""
         for number in [n for n in self._searcher.numbers.values() if n not in self.rows]:
             self._write(row_of(self._work, number, "budget"))
         self._book.note_seconds(self._budget.seconds)
@@ -116,14 +116,14 @@ class Watch(Callback):
         self.rows[row.number] = row
         self._searcher.learn(row)
         best = best_of(self._work.search, self.rows.values())
-        # The template's own trial and the best one so far are needed after the search.
+        # The files of the template's own trial and of the best one so far are needed after the search.
         needed = {0, best.number if best else 0}
         for number in {row.number, self._kept} - needed:
             self._book.forget(number)
         self._kept = best.number if best else 0
 
     def show(self, running: int = 0) -> None:
-        """Tell the live line how far the search is."""
+        """Update the progress line; ``running`` is the number of running trials."""
         said = [f"{running} running"] if running else []
         counts = {"stopped": "stopped early", "diverged": "diverged", "failed": "failed"}
         said += [
@@ -142,5 +142,5 @@ class Watch(Callback):
 
 
 def row_of(work: Work, number: int, how: Ended) -> Row:
-    """A trial's row from what it left at work."""
+    """A trial's row, built from the files in its folder."""
     return Running(work, number, Book(work.out).settings(number)).row(how)

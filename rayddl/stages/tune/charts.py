@@ -1,4 +1,4 @@
-"""The charts of a search on the page: all trials on their way, by each setting, and through all of them."""
+"""The charts of a search: trials' metrics over reports, by each setting, and in parallel coordinates."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from rayddl.report.values import Columns
 
 @dataclass(frozen=True)
 class Tune(Shown):
-    """A search: one row of ``trials`` per trial, of ``progress`` per report of each.
+    """A search: ``trials`` has a row per trial, ``progress`` a row per trial and report.
 
-    ``settings`` has one array for each setting searched: numbers, or texts. ``pictures`` are of the best set,
-    where a set was searched for.
+    ``settings`` has one array of numbers or texts for each setting searched. ``pictures`` show the best set, if
+    trials make sets.
     """
 
     place: ClassVar[Place] = Place.SEARCHED
@@ -32,7 +32,7 @@ class Tune(Shown):
 
 
 def ranked(searched: Tune) -> list[int]:
-    """Positions of the trials, the best first; those without a figure last."""
+    """Indices of the trials, the best first; trials without a finite metric are last."""
     t = searched.trials
     sign = -1.0 if searched.stage.summary.get("mode") == "max" else 1.0
     sound = [str(e) not in ("diverged", "failed") for e in t["ended"]]
@@ -51,7 +51,7 @@ def progress(searched: Tune, key: str) -> Chart:
               if str(e) in ("diverged", "failed")}  # fmt: skip
     lines: list[Line | Dots] = []
     for trial in reversed(numbers_of):
-        # The figure of a trial that diverged is a stand-in, and would draw the axis down to it.
+        # A diverged trial's value is a placeholder, which would extend the axis.
         mine = p["trial"] == trial
         x, y = p["iteration"][mine].tolist(), p["metric"][mine].tolist()
         if trial in failed:
@@ -73,7 +73,7 @@ def progress(searched: Tune, key: str) -> Chart:
 
 
 def slices(searched: Tune, key: str) -> Iterable[Chart]:
-    """For each setting, the metric of the trials by their value of it."""
+    """For each setting, a chart of the trials' metric over the setting's value."""
     for name, values in searched.settings.items():
         chart = _slice(searched, f"{key}-{slug(name)}", name, as_values(values))
         if chart is not None:
@@ -118,7 +118,7 @@ def _logarithmic(searched: Tune, name: str) -> bool:
 
 
 def parallel(searched: Tune, key: str) -> Parallel:
-    """A line for each trial through the axes of all settings, to its metric."""
+    """Parallel coordinates: a line per trial through the axes of all settings and the metric."""
     t, order = searched.trials, ranked(searched)
     kept = [i for i in order if str(t["ended"][i]) not in ("diverged", "failed")]
     settings = {name: as_values(values) for name, values in searched.settings.items()}
@@ -147,7 +147,7 @@ def parallel(searched: Tune, key: str) -> Parallel:
 
 
 def figure(searched: Tune, value: float) -> str:
-    """A value of the metric as a person reads it."""
+    """A value of the metric as text."""
     return numbers.percent(value) if shares(searched) else numbers.figure(value)
 
 
@@ -157,7 +157,7 @@ def shares(searched: Tune) -> bool:
 
 
 def as_values(column: Any) -> list[float | str | None]:
-    """Numbers and texts as they are; ``None`` where a setting was not in play."""
+    """The column as numbers and texts; ``None`` for trials in which the setting's condition did not hold."""
     found: list[float | str | None] = []
     for value in column.tolist():
         if isinstance(value, str):
@@ -168,5 +168,5 @@ def as_values(column: Any) -> list[float | str | None]:
 
 
 def as_text(value: float | str | None) -> str:
-    """A setting as a person reads it."""
+    """A setting's value as text."""
     return numbers.ABSENT if value is None else value if isinstance(value, str) else numbers.figure(value, 4)

@@ -1,4 +1,4 @@
-"""Runs a search with Ray Tune, or what is left of it."""
+"""Runs a search, or its remaining trials, with Ray Tune."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from rayddl.stages.tune.trial import Running, Ticket, Work
 from rayddl.storage import Folder
 
 TUNES_OWN = f"{WORK}/tune"
-"""Where Tune keeps its own files; of no use once it has ended."""
+"""The folder of Tune's own files, deleted when it has ended."""
 ENVIRONMENT = {
-    # Ctrl-C ends the command: what has ended is written down, the rest goes on from its own files.
+    # Ctrl-C ends the command: ended trials have their rows, the others resume from their own files.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # No table per trial beside ours.
+    # Trials' rows replace Tune's own files per trial.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
-    # Ray counts who uses it.
+    # No usage statistics are sent.
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
 }
 
 
 def run(work: Work, share: Share, progress: Progress, *, tensorboard: bool = False) -> Mapping[int, Row]:
-    """Run the trials that have not ended; the rows of all, by number.
+    """Run the trials that have not ended, and return the rows of all trials, by number.
 
-    Raises :class:`StageError` where not one of them came to a figure.
+    Raises :class:`StageError` if no trial has a finite metric.
     """
     os.environ.update(ENVIRONMENT)
     from rayddl.stages.tune.callbacks import Budget
@@ -100,7 +100,7 @@ def _absolute(folder: Folder) -> str:
 
 
 def finish(packed: bytes, number: int, settings: Mapping[str, Any], to_its_end: bool) -> Row:
-    """In a worker: have a trial leave what it made, after running it to its end if asked to."""
+    """In a worker: write the trial's output and return its row; with ``to_its_end`` run it to its end first."""
     work: Work = cluster.unpacked(packed)
     running = Running(work, number, dict(settings))
     if to_its_end:
@@ -110,7 +110,7 @@ def finish(packed: bytes, number: int, settings: Mapping[str, Any], to_its_end: 
 
 
 def held_out(packed: bytes, number: int, settings: Mapping[str, Any], seed: int) -> float:
-    """In a worker: how good what a trial made is with a fresh seed."""
+    """In a worker: the metric of a trial's output with a seed that the search did not use."""
     work: Work = cluster.unpacked(packed)
     ticket = Ticket(number, dict(settings), Book(work.out).at_work(number), work.threads)
     return work.make.held_out(ticket, seed)

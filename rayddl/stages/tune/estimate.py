@@ -1,4 +1,4 @@
-"""What ``kind: tune`` will take."""
+"""The resource estimate of ``kind: tune``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rayddl.stages.tune.settings import SAMPLES, TuneConfig, tunable_of
 
 
 def estimate(config: TuneConfig, stages: Stages, outlook: Outlook) -> Estimate:
-    """What one trial with the template's own settings takes, several of them at once."""
+    """The estimate of one trial with the template's own settings, with several trials at once."""
     from rayddl.stages.kinds import known
 
     samples = config.samples or SAMPLES

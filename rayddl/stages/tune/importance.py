@@ -1,4 +1,4 @@
-"""Which settings mattered: functional ANOVA over a forest fitted to the trials (optuna's)."""
+"""Importance of settings: functional ANOVA of a random forest fitted to the trials (optuna's)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from rayddl.stages.tune.store import Row
 from rayddl.stages.tune.suggest import as_parameters
 
 FEWEST = 8
-"""Trials below which a forest says nothing."""
+"""Least number of trials for a meaningful forest."""
 
 
 def importance(search: Search, rows: Iterable[Row]) -> dict[str, Any]:
-    """The share of the variance that each setting explains, with the method's name; or why there is none.
+    """The share of the variance that each setting explains, with the method's name; or the reason for none.
 
-    A setting that was not in play counts as the template's own value where its range holds that, else as the
+    A setting whose condition did not hold counts as the template's value if its range includes that, else as the
     middle of its range.
     """
     import optuna
@@ -35,7 +35,7 @@ def importance(search: Search, rows: Iterable[Row]) -> dict[str, Any]:
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     try:
         values = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    except (RuntimeError, ValueError) as error:  # every trial came to the same figure, say
+    except (RuntimeError, ValueError) as error:  # for example, all trials have the same metric
         return {"method": f"not known: {error}", "values": {}}
     return {"method": "fANOVA", "values": {key: float(value) for key, value in values.items()}}
 

@@ -1,4 +1,4 @@
-"""What a search leaves: two tables, the definition that repeats its winner, and figures for people."""
+"""The output of a search: two tables, the definition that repeats the best trial, and a summary."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Winner:
-    """What the search found, beside what there was before."""
+    """The best settings of a search, compared with the template's own."""
 
     best: Row
     own: Row
     """The template's own settings, at full length."""
     best_held_out: Sequence[float]
     own_held_out: Sequence[float]
-    """Empty where the template's own settings came to no figure."""
+    """Empty if the template's own settings have no finite metric."""
 
     @property
     def margin(self) -> float | None:
-        """By how much the best settings are better, on seeds that the search never saw."""
+        """The difference of held-out means, best minus own settings; ``None`` if the latter is unknown."""
         if not self.own_held_out:
             return None
         return statistics.fmean(self.best_held_out) - statistics.fmean(self.own_held_out)
 
 
 def best_of(search: Search, rows: Iterable[Row]) -> Row | None:
-    """The best of the trials that ran to their end; where none has, the best of those with a figure."""
+    """The best trial that ran to its end; if there is none, the best one with a finite metric."""
     sound = sorted((row for row in rows if row.sound), key=lambda row: row.number)
     best: Row | None = None
     for row in [row for row in sound if row.ended == "whole"] or sound:
@@ -63,12 +63,12 @@ def best_of(search: Search, rows: Iterable[Row]) -> Row | None:
 
 
 def shown(search: Search, value: float) -> str:
-    """A figure of the metric as a person reads it."""
+    """A value of the metric as text."""
     return f"{100 * value:.1f} %" if search.metric == "accuracy" else f"{value:.4g}"
 
 
 def write_tables(out: Folder, search: Search, rows: Sequence[Row]) -> None:
-    """A row per trial, and a row per report of every trial."""
+    """Write two tables: a row per trial, and a row per report of every trial."""
     ordered = sorted(rows, key=lambda row: row.number)
     metrics = sorted({name for row in ordered for report in row.reports for name in report.metrics})
     columns: dict[str, list[Any]] = {
@@ -123,16 +123,16 @@ def write_best(
     winner: Winner,
     pinned: Mapping[str, Any],
 ) -> None:
-    """The whole definition with the winner's settings in the template's place.
+    """Write the whole definition with the winner's settings in the template's place.
 
-    ``pinned`` are settings that a trial decides by its length and that a shorter run would decide otherwise.
+    ``pinned`` are settings that a trial resolved by its length; a shorter run would resolve them differently.
     """
     best = winner.best
     found = configured(config, context.templates, best.settings)
     definition = json.loads(json.dumps(context.definition))
     stages = {name: stage for name, stage in definition["stages"].items() if stage["kind"] != "tune"}
     gone = {name: stage["of"] for name, stage in definition["stages"].items() if stage["kind"] == "tune"}
-    # As many threads as the trial had: sums of floating-point numbers depend on them.
+    # Results are bit-identical only for the trial's number of threads.
     asked = {"num_cpus": share.num_cpus, **({"num_gpus": share.num_gpus} if share.num_gpus else {})}
     for name, varied in found.items():
         stages[name] = varied.model_dump(mode="json", exclude_unset=True) | {"resources": asked}
@@ -172,7 +172,7 @@ def _head(config: TuneConfig, context: Context, search: Search, winner: Winner) 
 def _rename(stage: dict[str, Any], gone: Mapping[str, str]) -> None:
     fields = known()[stage["kind"]].config.model_fields
     for key, value in stage.items():
-        # A mark inside an optional's or a list's annotation is not among the field's own.
+        # Marks inside the annotation of an optional or a tuple are not in the field's own metadata.
         if key not in fields or not (any(isinstance(m, Reads) for m in fields[key].metadata)):
             continue
         if isinstance(value, str):
@@ -182,14 +182,14 @@ def _rename(stage: dict[str, Any], gone: Mapping[str, str]) -> None:
 
 
 def held_out_text(values: Sequence[float]) -> str:
-    """``71.2 ± 0.8 %``."""
+    """Mean and standard deviation as text: ``71.2 ± 0.8 %``."""
     if not values:
         return "–"
     return f"{100 * statistics.fmean(values):.1f} ± {100 * statistics.pstdev(values):.1f} %"
 
 
 def in_words(search: Search, rows: Mapping[int, Row]) -> str:
-    """How the trials ended, in a line."""
+    """A line on how the trials ended."""
     counts = Counter[str](row.ended for row in rows.values())
     by = f" by {search.scheduler}" if search.scheduler != "none" else ""
     parts = [
@@ -199,7 +199,7 @@ def in_words(search: Search, rows: Mapping[int, Row]) -> str:
 
 
 def table(search: Search, rows: Mapping[int, Row], winner: Winner) -> tuple[Mapping[str, str], ...]:
-    """What a person sees at the end: the best settings and the template's own, on held-out seeds."""
+    """The table at the run's end: the best settings and the template's own, on held-out seeds."""
     stopped = sum(row.ended == "stopped" for row in rows.values())
     margin = winner.margin
     lines = []
@@ -224,7 +224,7 @@ def table(search: Search, rows: Mapping[int, Row], winner: Winner) -> tuple[Mapp
 def summary(
     config: TuneConfig, context: Context, search: Search, rows: Mapping[int, Row], winner: Winner
 ) -> dict[str, Any]:
-    """What is known of the search, as JSON values."""
+    """The summary of the search, as JSON values."""
     return {
         "of": config.of,
         "template": context.templates[config.of].kind,

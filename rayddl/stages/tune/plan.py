@@ -1,4 +1,4 @@
-"""A search as plain values: what trials are made of and how long they are, what counts as good."""
+"""A search as plain values: settings and length of its trials, and the metric."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from rayddl.stages.tune.settings import SAMPLES, TuneConfig, base_of, tunable_of
 from rayddl.stages.tune.space import Base, Settings, Space
 
 WORST: Mapping[str, float] = {"max": 0.0, "min": 1e6}
-"""What a trial without a finite figure is given: no real one is worse."""
+"""The metric of a trial without a finite value: no real one is worse."""
 REPORTS = 8
-"""Reports of a trial whose definition does not say how often it reports."""
+"""Default number of reports of a trial."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched, and how."""
+    """The space, the trials and the methods of a search."""
 
     space: Space
     base: Base
-    """What the template itself says for a key."""
+    """Returns the template's own value of a key."""
     metric: str
     mode: Mode
     samples: int
     stops: tuple[int, ...]
-    """The iterations at which a trial reports; the last is its length."""
+    """The iterations at which a trial reports, ascending; the last is its length."""
     searcher: str
     scheduler: str
     grace: int
@@ -41,32 +41,32 @@ class Search:
 
     @property
     def worst(self) -> float:
-        """The figure of a trial that has none."""
+        """The metric of a trial without a finite value."""
         return WORST[self.mode]
 
     def better(self, one: float, other: float) -> bool:
-        """Whether ``one`` beats ``other``."""
+        """True if ``one`` is better than ``other``."""
         return one > other if self.mode == "max" else one < other
 
     def drawn(self, number: int) -> Settings:
-        """The settings of trial ``number`` where they do not hang on other trials."""
+        """The settings of trial ``number``, for searchers that ignore other trials' results."""
         if self.searcher == "grid":
             return spaces.every(self.space, self.base)[number]
         return spaces.draw(self.space, self.base, number, derive(self.seed, "trial", number))
 
     @property
     def own(self) -> Settings:
-        """The template's own settings, as far as they are searched."""
+        """The template's own values of the searched settings."""
         return spaces.assemble(self.space, self.base, lambda key, _: self.base(key))
 
 
 def make(config: TuneConfig, templates: Mapping[str, StageConfig]) -> Search:
-    """The search that a definition asks for."""
+    """The search of a definition's tune stage."""
     base = base_of(config, templates)
     samples = config.samples or SAMPLES
     if config.searcher == "grid":
         combinations = len(spaces.every(config.space, base))
-        # The template's own settings come beside the combinations.
+        # The template's own settings are one trial more than the combinations.
         samples = min(config.samples or combinations + 1, combinations + 1)
     stops = _stops(config, templates[config.of])
     grace = sum(1 for stop in stops if stop < (config.grace or 0)) + 1

@@ -1,4 +1,4 @@
-"""``kind: tune`` on the page: how the trials went, what decided, and how good the winner is."""
+"""The report section of ``kind: tune``: the trials, the importance of settings, and the best settings."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ ENDED = {
     "budget": "budget used up",
 }
 OPEN_TRIALS = 30
-"""Trials above which their table is folded away."""
+"""Number of trials above which their table is collapsed."""
 TINT = "random"
 TRIALS = ("trial", "ended", "reason", "value", "iteration", "seconds")
 PROGRESS = ("trial", "iteration", "metric", "seconds")
 
 
 def read(found: Input) -> Tune:
-    """A finished search."""
+    """Read a finished search."""
     searched = [f"{SETTING}{key}" for key in found.summary["space"]]
     trials = columns(found, "trials.parquet", (*TRIALS, *searched))
     made = found.folder.child("set")
@@ -52,7 +52,7 @@ def read(found: Input) -> Tune:
 
 
 def part(searches: Sequence[Tune], run: Run) -> Part:
-    """A section for each."""
+    """A section per search."""
     alone = len(searches) == 1
     sections = tuple((Place.SEARCHED, section(each, alone, run.budget)) for each in searches)
     lead = Markup("<strong>{}</strong> tried; the best reach <strong>{}</strong> on held-out seeds.").format(
@@ -63,7 +63,7 @@ def part(searches: Sequence[Tune], run: Run) -> Part:
 
 
 def section(searched: Tune, alone: bool, budget: int) -> Section:
-    """One search: its winner, all trials, what mattered."""
+    """The section of one search: its best settings, all trials, and the importance of settings."""
     stage = searched.stage
     key = slug("tune", stage.name)
     table = _table(searched)
@@ -89,7 +89,7 @@ def section(searched: Tune, alone: bool, budget: int) -> Section:
 
 
 def held_out(searched: Tune) -> float:
-    """The best settings' mean on seeds that the search never saw; NaN if unknown."""
+    """The best settings' mean on seeds that the search did not use; NaN if unknown."""
     values = (searched.stage.summary.get("best") or {}).get("held_out") or []
     return float(np.mean(values)) if values else math.nan
 

@@ -1,4 +1,4 @@
-"""Ray Tune's schedulers for a search: which trials may go on."""
+"""Ray Tune's schedulers for a search, which stop weak trials early."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rayddl.stages.tune.plan import Search
 from rayddl.stages.tune.store import Row
 
 VALUE, TIME = "value", "report"
-"""What schedulers look at: the metric, and how many reports a trial has made."""
+"""Keys that schedulers read: the metric, and the number of a trial's reports."""
 
 
 def scheduler_of(search: Search, ended: Iterable[Row] = ()) -> Any:
-    """The scheduler that ``search`` asks for, as far along as the trials that ended in earlier attempts."""
+    """The scheduler of ``search``, with the reports of trials that ended in earlier attempts."""
     if search.scheduler != "asha":
         return FIFOScheduler()
     asha: Any = AsyncHyperBandScheduler(
@@ -33,7 +33,7 @@ def scheduler_of(search: Search, ended: Iterable[Row] = ()) -> Any:
 
 
 def _tell(asha: Any, row: Row) -> None:
-    """Let ``asha`` see a trial that ended before it was made."""
+    """Pass the reports of a trial of an earlier attempt to ``asha``."""
     trial: Any = SimpleNamespace(trial_id=f"earlier-{row.number}")
     asha.on_trial_add(None, trial)
     said: dict[str, Any] = {}

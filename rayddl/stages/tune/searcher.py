@@ -1,4 +1,4 @@
-"""What Ray Tune asks for the next trial: first those that an earlier attempt left unfinished, then new ones."""
+"""Ray Tune's search algorithm: proposes the unfinished trials of earlier attempts first, then new ones."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from rayddl.stages.tune.suggest import suggester
 
 
 class Numbered(Searcher):
-    """Numbers trials and writes down what each begins with, before it begins.
+    """Numbers trials, and stores the settings of each before it begins.
 
-    Trial 0 has the template's own settings: what a search finds has something to beat.
+    Trial 0 has the template's own settings, as the baseline of the search.
     """
 
     def __init__(self, search: Search, book: Book) -> None:
         super().__init__(metric="value", mode=search.mode)
         self._search, self._book, self._suggest = search, book, suggester(search)
         self.numbers: dict[str, int] = {}
-        """The number of each trial under the name that Tune has for it."""
+        """The number of each trial by Tune's id."""
         ended, begun = book.ended(), book.begun()
         for row in ended.values():
             self.learn(row)
-        # A number beyond the last is that of what is run after the search.
+        # Larger numbers belong to runs after the search.
         begun = {number: settings for number, settings in begun.items() if number < search.samples}
         self._unfinished = deque(sorted(begun.items()))
         self._next = max([*ended, *begun], default=-1) + 1
         self.missing = len(begun) + max(0, search.samples - self._next)
-        """Trials that are still to be run."""
+        """The number of trials that are still to be run."""
 
     def suggest(self, trial_id: str) -> Any:
-        """The number and the settings of the next trial."""
+        """The number and the settings of the next trial, as Tune's configuration."""
         if self._unfinished:
             number, settings = self._unfinished.popleft()
         elif self._next < self._search.samples:
@@ -50,17 +50,17 @@ class Numbered(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Nothing yet: what a trial came to is learned from its row, see :meth:`learn`."""
+        """Do nothing: results are taken from trials' rows, see :meth:`learn`."""
         del trial_id, result, error
 
     def learn(self, row: Row) -> None:
-        """Take in how a trial ended. One that has no figure counts as the worst there is."""
+        """Pass a trial's result to the suggester. A trial without a finite metric counts as the worst."""
         self._suggest.tell(row.number, row.settings, row.value)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the book is what a search goes on from."""
+        """Do nothing: a search resumes from its :class:`Book`."""
         del checkpoint_path
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: see :meth:`save`."""
+        """Do nothing: see :meth:`save`."""
         del checkpoint_path

@@ -80,11 +80,11 @@ class TuneConfig(StageConfig):
         return value
 
     def better(self, template: StageConfig) -> Mode:
-        """Whether more or less of the metric is better, which ``template`` reports."""
+        """The direction in which the metric of ``template`` improves: ``max`` or ``min``."""
         return self.mode or tunable_of(template).metrics.get(self.metric, "max")
 
     def as_readers(self, templates: Mapping[str, StageConfig]) -> Sequence[StageConfig]:
-        """The template at the ends of the space: whatever it reads must be fit for those."""
+        """The template's settings at the ends of the space, all of which its inputs must satisfy."""
         if self.of not in templates or any(self._wrong_keys(templates)):
             return ()
         found = (self._template(templates, settings) for settings in self._corners(templates))
@@ -97,7 +97,7 @@ class TuneConfig(StageConfig):
             return None  # told by ``check``
 
     def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
-        """Keys that the template lacks, values that it refuses, and a search that cannot be."""
+        """Problems of the search: unknown keys, invalid values, and contradictory settings."""
         templates = named(self, reads)
         if self.of not in templates:
             return []
@@ -154,13 +154,13 @@ class TuneConfig(StageConfig):
 
 
 def tunable_of(template: StageConfig) -> Tunable:
-    """How the template is tuned: its kind declares it, else a definition does not pass the check of names."""
+    """The declaration of how the template is tuned; the check of the definition refuses kinds without one."""
     assert template.tunable is not None
     return template.tunable
 
 
 def named(config: TuneConfig, reads: Mapping[str, StageConfig]) -> dict[str, StageConfig]:
-    """The stages that are varied, by their names; ``reads`` has them under the fields that name them."""
+    """The varied stages' settings by stage name; ``reads`` has them by the fields that name them."""
     found = {config.of: reads["of"]} if "of" in reads else {}
     for i, name in enumerate(config.also):
         if f"also.{i}" in reads:
@@ -177,7 +177,7 @@ def links_of(config: StageConfig) -> Iterator[tuple[str, str]]:
 
 
 def placed(config: TuneConfig, key: str) -> tuple[str, str]:
-    """The stage that a key of the space belongs to, and the key there."""
+    """The stage of a key of the space, and the key within the stage's settings."""
     first, _, rest = key.partition(".")
     return (first, rest) if rest and first in (config.of, *config.also) else (config.of, key)
 
@@ -204,7 +204,7 @@ def configured(
 
 
 def base_of(config: TuneConfig, templates: Mapping[str, StageConfig]) -> Callable[[str], Any]:
-    """What the templates themselves say for a key."""
+    """A function that returns the templates' own value of a key."""
 
     def say(key: str) -> Any:
         stage, path = placed(config, key)

@@ -1,7 +1,7 @@
-"""A search space as a user writes it: which settings vary, over what, and when.
+"""A search space as in the definition: the settings that vary, their values and conditions.
 
-Every entry maps the unit interval to its values, so that drawing at random, walking to the ends of the
-space and nudging a setting are the same few lines for all of them. Imports neither torch nor Ray.
+Every entry maps the unit interval to its values, so that random draws and the ends of the space need the
+same code for all forms. Imports neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pydantic import Field, model_validator
 from rayddl.config import Config
 
 LAST = math.nextafter(1.0, 0.0)
-"""The largest place inside the unit interval."""
+"""The largest number in [0, 1) that is used."""
 DIGITS = 4
-"""Significant digits of a drawn number: enough to tell settings apart, short enough to be read."""
+"""Significant digits of a drawn number: enough to distinguish settings, and readable."""
 
 
 class Entry(Config):
@@ -63,7 +63,7 @@ class Entry(Config):
 
     @property
     def form(self) -> str:
-        """The name of the form that is used."""
+        """The name of the key that gives the values."""
         return next(name for name in FORMS if getattr(self, name) is not None)
 
     @property
@@ -96,7 +96,7 @@ class Entry(Config):
         return _short(a + place * (b - a), a, b)
 
     def place(self, value: Any) -> float | None:
-        """Where in [0, 1) ``value`` lies; ``None`` where it is no value of this entry."""
+        """The inverse of :meth:`at`: a number in [0, 1); ``None`` if ``value`` is no value of this entry."""
         if self.values is not None:
             found = next((i for i, known in enumerate(self.values) if known == value), None)
             return None if found is None else (found + 0.5) / len(self.values)
@@ -116,11 +116,11 @@ class Entry(Config):
 FORMS = ("uniform", "loguniform", "randint", "quniform", "choice", "grid")
 
 Space: TypeAlias = Mapping[str, Entry]
-"""Settings by their keys, as far as they vary."""
+"""The entries of the varied settings, by key."""
 Settings: TypeAlias = dict[str, Any]
-"""One value for each setting that a trial changes."""
+"""A value for each setting that a trial changes, by key."""
 Base: TypeAlias = Callable[[str], Any]
-"""What the template itself says for a key."""
+"""Returns the template's own value of a key."""
 
 
 def _short(value: float, low: float, high: float) -> float:
@@ -128,7 +128,7 @@ def _short(value: float, low: float, high: float) -> float:
 
 
 def in_order(space: Space) -> list[str]:
-    """The keys so that each comes after those its ``when`` names. Raises ``ValueError`` for a circle."""
+    """The keys in topological order of their conditions. Raises ``ValueError`` for a cycle."""
     done: list[str] = []
     waiting = list(space)
     while waiting:
@@ -141,7 +141,7 @@ def in_order(space: Space) -> list[str]:
 
 
 def holds(when: Mapping[str, Any] | None, settings: Mapping[str, Any], base: Base) -> bool:
-    """Whether every key that ``when`` names has the value, or one of the values, it asks for."""
+    """True if every key in ``when`` has the required value, or one of the required values."""
     for key, wanted in (when or {}).items():
         actual = settings[key] if key in settings else base(key)
         if actual not in wanted if isinstance(wanted, list | tuple) else actual != wanted:
@@ -150,7 +150,7 @@ def holds(when: Mapping[str, Any] | None, settings: Mapping[str, Any], base: Bas
 
 
 def assemble(space: Space, base: Base, pick: Callable[[str, Entry], Any]) -> Settings:
-    """The settings that ``pick`` gives, asked only for entries whose conditions hold."""
+    """The settings that ``pick`` returns, called only for entries whose conditions hold."""
     settings: Settings = {}
     for key in in_order(space):
         if holds(space[key].when, settings, base):
@@ -159,8 +159,8 @@ def assemble(space: Space, base: Base, pick: Callable[[str, Entry], Any]) -> Set
 
 
 def draw(space: Space, base: Base, number: int, seed: int) -> Settings:
-    """Settings drawn at random for trial ``number``; grids take their turn instead."""
-    draws = random.Random(seed)  # noqa: S311  # a search, no secret
+    """Settings of trial ``number``: random draws, and the next combination of grids."""
+    draws = random.Random(seed)  # noqa: S311  # not used for secrets
     turns = turn(space, number)
 
     def pick(key: str, entry: Entry) -> Any:
@@ -171,9 +171,7 @@ def draw(space: Space, base: Base, number: int, seed: int) -> Settings:
 
 
 def turn(space: Space, number: int) -> Settings:
-    """The values of all grids for trial ``number``: after as many trials as there are combinations,
-    each has come once.
-    """
+    """The values of all grids for trial ``number``: combination ``number`` modulo the number of combinations."""
     grids = {key: entry.grid for key, entry in space.items() if entry.grid is not None}
     settings: Settings = {}
     for key, values in grids.items():
@@ -183,7 +181,7 @@ def turn(space: Space, number: int) -> Settings:
 
 
 def every(space: Space, base: Base) -> list[Settings]:
-    """Every combination of a space of lists, each once. Raises ``ValueError`` for a range."""
+    """Every combination of a space of lists. Raises ``ValueError`` for a range."""
     ranges = [key for key, entry in space.items() if entry.values is None]
     if ranges:
         raise ValueError(f"a grid has lists of values only, and {', '.join(ranges)} is a range")
@@ -198,10 +196,10 @@ def every(space: Space, base: Base) -> list[Settings]:
 
 
 def corners(space: Space, base: Base, inside: int = 16) -> Iterator[Settings]:
-    """Settings at the ends of the space, and some from its inside: what must be valid if anything is.
+    """Settings at the ends of the space, and some from its inside, to check the space's validity.
 
-    First everything at its least and at its greatest, then one setting after the other at each of its ends
-    or values (and, for what is conditional, where its conditions hold), then ``inside`` at random.
+    First all settings at their least and at their greatest value, then each setting at each of its ends or values
+    (conditional settings with their conditions satisfied), then ``inside`` random draws.
     """
     for place in (0.0, LAST):
         yield assemble(space, base, _at(place))
@@ -219,12 +217,12 @@ def _at(place: float) -> Callable[[str, Entry], Any]:
 
 
 def _given(values: Settings) -> Callable[[str, Entry], Any]:
-    """Picks ``values``, and for any other setting the middle of its range."""
+    """A function that picks ``values``, and for other settings the middle of the range."""
     return lambda key, entry: values[key] if key in values else entry.at(0.5)
 
 
 def _wanted(space: Space, key: str) -> Settings:
-    """Values under which the entry at ``key`` is in play, as far as the space decides them."""
+    """Values of the space's settings that satisfy the condition of ``key``."""
     found: Settings = {}
     for other, wanted in (space[key].when or {}).items():
         if other in space:

@@ -1,4 +1,4 @@
-"""``kind: tune``: a search for another stage's best settings, and the proof of what it found."""
+"""``kind: tune``: a search for another stage's best settings, and their test on held-out seeds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rayddl.storage import Folder
 
 
 def run(config: TuneConfig, context: Context) -> Result:
-    """Search, or go on searching, and leave the best settings with what they make."""
+    """Search, or resume a search, and write the best settings and the best trial's output."""
     began = time.perf_counter()
     cluster.start()
     search = plan.make(config, context.templates)
@@ -28,7 +28,7 @@ def run(config: TuneConfig, context: Context) -> Result:
     work = Work(search, _trials(config, context), _absolute(context.out), share.threads)
     rows = engine.run(work, share, context.progress, tensorboard=config.tensorboard)
     best = outcome.best_of(search, rows.values())
-    assert best is not None  # the engine refuses a search in which no trial came to a figure
+    assert best is not None  # the engine refuses a search without a finite metric
     proof = _Proof(work, share, context.progress, config.held_out)
     proof.leave(best)
     own = proof.at_full_length(rows[0])
@@ -47,7 +47,7 @@ def run(config: TuneConfig, context: Context) -> Result:
 
 
 def _trials(config: TuneConfig, context: Context) -> Trials:
-    """What makes the trials of the template, as its kind declares it."""
+    """The factory of the template's trials, which its kind declares."""
     module, _, function = tunable_of(context.templates[config.of]).trials.partition(":")
     make: Callable[..., Trials] = getattr(importlib.import_module(module), function)
     as_template = replace(context, stage=config.of, progress=Silent(), templates={})
@@ -60,7 +60,7 @@ def _absolute(folder: Folder) -> Folder:
 
 @dataclass
 class _Proof:
-    """What is run after the search, so that its outcome can be believed."""
+    """Runs after the search that test its outcome."""
 
     work: Work
     share: Share
@@ -71,11 +71,11 @@ class _Proof:
         self._packed = cluster.packed(self.work)
 
     def leave(self, best: Row) -> None:
-        """Have the winner leave in its folder what it made."""
+        """Have the winner write its output into its folder."""
         self._finish(best.number, best.settings, to_its_end=False)
 
     def at_full_length(self, own: Row) -> Row:
-        """The template's own settings, which the scheduler may have stopped early, run to the end."""
+        """The row of the template's own settings, run to the end if the scheduler stopped them early."""
         if own.ended in ("diverged", "failed"):
             return own
         self.progress.update(0, 1, "running the template's own settings to the end")
@@ -89,7 +89,7 @@ class _Proof:
         return row
 
     def held_out(self, row: Row) -> list[float]:
-        """How good what a trial made is, with each of the seeds that the search never saw."""
+        """The metric of a trial's output with each of the held-out seeds."""
         who = "best settings" if row.number else "template's own settings"
         done: dict[int, float] = {}
         share = replace(self.share, num_cpus=min(1.0, self.share.num_cpus))
@@ -105,10 +105,10 @@ class _Proof:
 
 
 def _leave(work: Work, context: Context, number: int) -> None:
-    """Put what the winner made into the stage's folder."""
+    """Copy the winner's output into the stage's folder."""
     made = Book(work.out).at_work(number).child(MADE)
     names = made.files()
-    # What tells a reader that a set or an observer is whole was written last, and is again.
+    # The files that mark a set or an observer as complete are copied last.
     last = [name for name in names if name.endswith(("set.json", "observer.json"))]
     for name in (*(n for n in names if n not in last), *last):
         context.out.write(name, made.read(name))

@@ -1,4 +1,4 @@
-"""Trials of stages that report once, at their end, each run whole in the trial's process."""
+"""Trials of stages that report once, at their end: each runs the whole stage in the trial's process."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from rayddl.storage import Folder
 
 @dataclass(frozen=True)
 class StageTrials(ABC):
-    """Makes trials of a stage. Sent to every worker; a kind says how one is run and judged."""
+    """Makes trials of a stage. Sent to every worker; subclasses define how a trial is run and evaluated."""
 
     config: TuneConfig
     templates: Mapping[str, StageConfig]
     context: Context
-    """The template's, as if it ran by itself."""
+    """The template's context."""
     source: SharedSource
 
     def __call__(self, ticket: Ticket) -> StageTrial:
-        """The trial, which does nothing before it is asked to."""
+        """A trial that has not started."""
         return StageTrial(self, ticket)
 
     def pinned(self, settings: Settings, iteration: int) -> Mapping[str, Any]:
-        """Nothing: these stages have no length."""
+        """Empty: these stages have no length."""
         del settings, iteration
         return {}
 
@@ -47,11 +47,11 @@ class StageTrials(ABC):
 
     @abstractmethod
     def run(self, ticket: Ticket) -> float:
-        """Run the stage into ``made`` in the trial's folder; how good what it made is, 0..1."""
+        """Run the stage into the folder ``made`` of the trial, and return the metric of its output, in [0, 1]."""
 
     @abstractmethod
     def held_out(self, ticket: Ticket, seed: int) -> float:
-        """How good what the trial made, or its settings, are with a seed that no search has seen, 0..1."""
+        """The metric, in [0, 1], of the trial's output or settings with a seed that no search uses."""
 
 
 class StageTrial:
@@ -61,17 +61,17 @@ class StageTrial:
         self._trials, self._ticket = trials, ticket
 
     def reach(self, until: int) -> Mapping[str, float]:
-        """Run it; what an earlier attempt left in the trial's folder is taken up by the stage itself."""
+        """Run the stage, which resumes from files of an earlier attempt in the trial's folder."""
         del until
         return {"accuracy": self._trials.run(self._ticket)}
 
     def save(self) -> bytes:
-        """Nothing: the stage's files are its state."""
+        """Empty: the stage's files are its state."""
         return b""
 
     def load(self, data: bytes) -> None:
-        """Nothing: see :meth:`save`."""
+        """Do nothing: see :meth:`save`."""
         del data
 
     def leave(self) -> None:
-        """Nothing: the stage has left it already."""
+        """Do nothing: the stage has written its output."""

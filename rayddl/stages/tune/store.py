@@ -1,4 +1,4 @@
-"""What is kept of a search while it goes on: a folder per trial at work, a file per trial that has ended.
+"""The files of a search: a folder per running trial, a file per trial that has ended.
 
 ::
 
@@ -8,7 +8,7 @@
     work/0007/made/          what it made
     trials/0007.json         its row, once it has ended; written whole, never again
 
-The files in ``trials`` are the truth: whoever starts the search again runs what has none.
+The files in ``trials`` decide: a resumed search runs every trial that has none.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ TRIALS, WORK = "trials", "work"
 REPORTS, STATE, MADE = "reports.json", "state", "made"
 CLOCK = "clock.json"
 SETTING = "setting."
-"""What the column of a searched setting begins with, in the table of trials."""
+"""Prefix of the columns of searched settings in the table of trials."""
 
 Ended: TypeAlias = Literal["whole", "stopped", "diverged", "failed", "budget"]
-"""``whole``: at its full length. ``stopped``: early, by the scheduler. ``budget``: when time was up."""
+"""``whole``: at its full length. ``stopped``: early, by the scheduler. ``budget``: when a budget was used up."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a trial said at one of its stops."""
+    """A trial's report at one of its stops."""
 
     iteration: int
     value: float
-    """The metric that is searched by."""
+    """The metric that the search optimises."""
     metrics: Mapping[str, float]
     seconds: float
-    """Seconds of work since the report before."""
+    """Seconds of work since the previous report."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,17 @@ class Row:
     settings: Settings
     ended: Ended
     value: float
-    """At its last report; the worst there is where it has no finite one."""
+    """The metric at the last report; the worst value if that is not finite."""
     iteration: int
     seconds: float
     """Seconds of work."""
     reports: tuple[Report, ...] = ()
     reason: str = ""
-    """Why it failed or diverged."""
+    """The reason why it failed or diverged."""
 
     @property
     def sound(self) -> bool:
-        """Whether it came to a figure that counts."""
+        """True if the trial neither failed nor diverged, and has a report."""
         return self.ended in ("whole", "stopped", "budget") and bool(self.reports)
 
 
@@ -71,11 +71,11 @@ class Book:
     out: Folder
 
     def at_work(self, number: int) -> Folder:
-        """The folder of a trial that is under way."""
+        """The folder of a running trial."""
         return self.out.child(f"{WORK}/{number:04d}")
 
     def begin(self, number: int, settings: Settings) -> None:
-        """Write down that a trial begins."""
+        """Record the start of a trial."""
         self.at_work(number).write_json("trial.json", {"number": number, "settings": settings})
 
     def begun(self) -> dict[int, Settings]:
@@ -92,7 +92,7 @@ class Book:
         return settings
 
     def end(self, row: Row) -> None:
-        """Write down that a trial has ended."""
+        """Record the end of a trial."""
         self.out.child(TRIALS).write_json(f"{row.number:04d}.json", asdict(row))
 
     def ended(self) -> dict[int, Row]:
@@ -102,21 +102,21 @@ class Book:
         return {row.number: row for row in rows}
 
     def forget(self, number: int) -> None:
-        """Remove what a trial left at work."""
+        """Delete a trial's working folder."""
         self.out.clear(f"{WORK}/{number:04d}")
 
     def seconds(self) -> float:
-        """How long the search took in earlier attempts."""
+        """Seconds of the search in earlier attempts."""
         folder = self.out.child(WORK)
         return float(folder.read_json(CLOCK)["seconds"]) if folder.has(CLOCK) else 0.0
 
     def note_seconds(self, seconds: float) -> None:
-        """Write down how long the search has taken."""
+        """Record the seconds of the search so far."""
         self.out.child(WORK).write_json(CLOCK, {"seconds": seconds})
 
 
 def _row(found: Mapping[str, Any]) -> Row:
     reports = tuple(Report(**report) for report in found["reports"])
-    # Rows of earlier versions have keys that no row has any more.
+    # Rows of earlier versions have keys that were removed.
     known = {field.name: found[field.name] for field in fields(Row) if field.name in found}
     return Row(**{**known, "reports": reports})

@@ -1,4 +1,4 @@
-"""What to try next. Knows nothing of Ray: asked for settings by number, told figures as they come."""
+"""Proposes the settings of trials from the results of others, by an ask-and-tell interface without Ray."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from rayddl.stages.tune.space import Entry, Settings
 
 
 class Suggest(Protocol):
-    """A way to choose settings."""
+    """A method that proposes settings."""
 
     def ask(self, number: int) -> Settings:
         """The settings of trial ``number``."""
 
     def tell(self, number: int, settings: Settings, value: float) -> None:
-        """Trial ``number`` with ``settings`` ended at ``value``, whoever chose them."""
+        """Record the metric ``value`` of trial ``number`` with ``settings``, which another attempt may have proposed."""
 
 
 class Drawn:
-    """At random, or a grid's combinations in turn: each trial's settings hang on its number alone."""
+    """Random draws, or a grid's combinations in turn: a trial's settings depend only on its number."""
 
     def __init__(self, search: Search) -> None:
         self._search = search
@@ -33,12 +33,12 @@ class Drawn:
         return self._search.drawn(number - 1 if self._search.searcher == "grid" else number)
 
     def tell(self, number: int, settings: Settings, value: float) -> None:
-        """Nothing is learned from it."""
+        """Do nothing."""
         del number, settings, value
 
 
 class Parzen:
-    """Optuna's tree-structured Parzen estimator, with trials told in whatever order they end."""
+    """Optuna's tree-structured Parzen estimator (TPE); trials may end in any order."""
 
     def __init__(self, search: Search) -> None:
         import optuna
@@ -46,12 +46,12 @@ class Parzen:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._search = search
         with warnings.catch_warnings():
-            # Optuna 4 calls constant_liar experimental; 5 has it on by itself.
+            # constant_liar is experimental in optuna 4 and on by default in optuna 5.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(
                 seed=derive(search.seed, "optuna") % 2**32,
                 multivariate=False,
-                # Several trials run at once: what is asked for and not yet told counts as bad near by.
+                # Several trials run at once: running trials count as bad, so that proposals differ from them.
                 constant_liar=True,
                 n_startup_trials=min(10, max(4, search.samples // 4)),
             )
@@ -61,14 +61,14 @@ class Parzen:
         self._asked: dict[int, Any] = {}
 
     def ask(self, number: int) -> Settings:
-        """Chosen by what was told so far."""
+        """Settings proposed from the results so far."""
         trial = self._asked[number] = self._study.ask()
         return spaces.assemble(
             self._search.space, self._search.base, lambda key, entry: _suggested(trial, key, entry)
         )
 
     def tell(self, number: int, settings: Settings, value: float) -> None:
-        """Trials that were asked for elsewhere, by an earlier attempt, are told all the same."""
+        """Record a result, also of a trial that an earlier attempt proposed."""
         import optuna
 
         asked = self._asked.pop(number, None)
@@ -82,7 +82,7 @@ class Parzen:
 
 
 def suggester(search: Search) -> Suggest:
-    """The way that ``search`` asks for."""
+    """The suggester for ``search``."""
     return Parzen(search) if search.searcher == "optuna" else Drawn(search)
 
 
@@ -93,13 +93,13 @@ def _suggested(trial: Any, key: str, entry: Entry) -> Any:
         return int(trial.suggest_int(key, *entry.randint))
     d = distribution_of(entry)
     found = trial.suggest_float(key, d.low, d.high, step=d.step, log=d.log)
-    # Rounded as every drawn number is.
+    # Rounded like every drawn number.
     place = entry.place(found)
     return found if place is None else entry.at(place)
 
 
 def distribution_of(entry: Entry) -> Any:
-    """An entry as one of optuna's distributions; of a list, over the places in it."""
+    """The entry as a distribution of optuna's; for a list, over the indices of its values."""
     from optuna import distributions as d
 
     if entry.values is not None:
@@ -116,7 +116,7 @@ def distribution_of(entry: Entry) -> Any:
 def as_parameters(
     space: spaces.Space, settings: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Settings as optuna stores them; ``None`` where some lie outside the space."""
+    """Settings as optuna's parameters and distributions; ``None`` if some are outside the space."""
     values, distributions = {}, {}
     for key, value in settings.items():
         entry = space[key]

@@ -1,4 +1,4 @@
-"""TensorBoard files beside a search: one folder per trial."""
+"""TensorBoard files of a search: one folder per trial."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOLDER = "tensorboard"
 
 
 class Boards(Callback):
-    """Writes what every trial reports. On a remote filesystem the files arrive at the search's end."""
+    """Writes the reports of every trial. On a remote filesystem the files appear at the search's end."""
 
     def __init__(self, out: Folder, searcher: Numbered) -> None:
         self._out, self._searcher = out, searcher
@@ -30,10 +30,10 @@ class Boards(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """A report: every metric over the trial's iterations."""
+        """Write a report: every metric over the trial's iterations."""
         number = self._searcher.numbers[trial.trial_id]
         if number not in self._writers:
-            # Comes with Ray Tune.
+            # Installed with Ray Tune.
             from tensorboardX import SummaryWriter
 
             self._writers[number] = SummaryWriter(str(self._local / f"trial-{number:04d}"))
@@ -42,7 +42,7 @@ class Boards(Callback):
                 self._writers[number].add_scalar(name.removeprefix("metric_"), value, result["iteration"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's end: its settings beside what it came to."""
+        """Write a trial's settings with its final metric."""
         number = self._searcher.numbers[trial.trial_id]
         writer = self._writers.pop(number, None)
         if writer is not None:
@@ -51,7 +51,7 @@ class Boards(Callback):
             writer.close()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining data."""
         for writer in self._writers.values():
             writer.close()
         if self._out.local is None:

@@ -1,6 +1,6 @@
-"""One trial at work: real stage code, advanced from stop to stop, with everything on disk to go on from.
+"""Runs one trial: the stage's code, advanced from stop to stop, with its state on disk.
 
-Knows nothing of Ray Tune. What a trial says is what Tune is told, by :mod:`rayddl.stages.tune.actor`.
+Does not depend on Ray Tune: :mod:`rayddl.stages.tune.actor` passes the reports to it.
 """
 
 from __future__ import annotations
@@ -19,55 +19,55 @@ from rayddl.stages.tune.store import REPORTS, STATE, Book, Ended, Report, Row
 from rayddl.storage import Folder
 
 HELD_OUT = "held out"
-"""Names what judges the outcome of a search: no trial has anything with its seeds."""
+"""The name from which held-out seeds are derived: no trial uses these seeds."""
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """What a trial is made from."""
+    """The arguments of a trial."""
 
     number: int
     settings: Settings
     folder: Folder
-    """Its own, for whatever it writes."""
+    """The trial's own folder."""
     threads: int
 
 
 class Trial(Protocol):
-    """A stage's work with settings of its own, in pieces."""
+    """A stage's work with the settings of a trial, in resumable parts."""
 
     def reach(self, until: int) -> Mapping[str, float]:
-        """Go on to iteration ``until`` and give the metrics there; at once where it stands there already.
+        """Run to iteration ``until``, unless it is reached already, and return the metrics there.
 
-        Raises :class:`DivergedError` when its numbers left the finite range.
+        Raises :class:`DivergedError` if its numbers are not finite.
         """
 
     def save(self) -> bytes:
-        """Where it stands: what :meth:`load` goes on from with the same result, bit for bit."""
+        """The trial's state as bytes, from which :meth:`load` continues with a bit-identical result."""
 
     def load(self, data: bytes) -> None:
-        """Stand where the trial stood when :meth:`save` was called on it."""
+        """Restore a state that :meth:`save` returned."""
 
     def leave(self) -> None:
-        """Write what it has made into ``made`` in its folder."""
+        """Write its output into the folder ``made`` of its folder."""
 
 
 class Trials(Protocol):
-    """Makes trials of a kind, and judges what one made."""
+    """Makes trials of a kind, and evaluates their outputs."""
 
     def __call__(self, ticket: Ticket) -> Trial:
-        """A trial, which does nothing before it is asked to."""
+        """A trial that has not started."""
 
     def held_out(self, ticket: Ticket, seed: int) -> float:
-        """How good what the trial made, or its settings, are with a seed that no search has seen, 0..1."""
+        """The metric, in [0, 1], of the trial's output or settings with a seed that no search uses."""
 
     def pinned(self, settings: Settings, iteration: int) -> Mapping[str, Any]:
-        """Settings that a trial decided by its full length, if it ended at ``iteration``, before that."""
+        """Settings that a trial resolved by its full length, for one that ended earlier, at ``iteration``."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What every worker of a search is sent."""
+    """The arguments that all workers of a search share."""
 
     search: Search
     make: Trials
@@ -77,7 +77,7 @@ class Work:
 
 
 class Running:
-    """A trial with its reports: those that are on disk are said again, then new ones follow."""
+    """A trial with its reports: first those on disk are repeated, then new ones follow."""
 
     def __init__(self, work: Work, number: int, settings: Settings) -> None:
         self._work, self.number = work, number
@@ -92,21 +92,21 @@ class Running:
 
     @property
     def over(self) -> bool:
-        """Whether it has come to its end, and all of it has been said."""
+        """True if the trial has ended, and all its reports were returned."""
         return self._ended is not None and self._said >= len(self._reports)
 
     @property
     def ended(self) -> tuple[Ended, str] | None:
-        """How it ended by itself, and why; ``None`` while it can go on."""
+        """How the trial ended by itself, and the reason; ``None`` while it can continue."""
         return self._ended
 
     @property
     def said(self) -> int:
-        """Reports said so far."""
+        """The number of reports returned so far."""
         return self._said
 
     def step(self) -> Report:
-        """The next report. Raises nothing: a trial that fails says the worst figure and is :attr:`over`."""
+        """The next report. Raises nothing: a trial that fails reports the worst metric and is :attr:`over`."""
         if self._said == len(self._reports):
             self._go_on()
         self._said += 1
@@ -122,7 +122,7 @@ class Running:
         except DivergedError as error:
             self._fail("diverged", str(error), stop, began)
             return
-        except Exception as error:  # a trial's failure is a row of the table, not the search's end
+        except Exception as error:  # a failed trial is a row of the table and does not end the search
             told = str(error) if isinstance(error, RayddlError) else f"{type(error).__name__}: {error}"
             self._fail("failed", told, stop, began)
             return
@@ -155,7 +155,7 @@ class Running:
         self._folder.write(REPORTS, json.dumps(value, allow_nan=False).encode())
 
     def finish(self) -> Row:
-        """Run to the end, if it has not, and leave what it made."""
+        """Run to the end, write the output, and return the row."""
         while not self.over:
             self.step()
         if self._ended is not None and self._ended[0] == "whole":
@@ -163,11 +163,11 @@ class Running:
         return self.row("whole")
 
     def leave(self) -> None:
-        """Write what it has made, as it stands."""
+        """Write its current output."""
         self._opened().leave()
 
     def row(self, ended: Ended) -> Row:
-        """The trial's row, as it stands; it ended as ``ended`` says unless it ended by itself."""
+        """The trial's current row; ``ended`` applies unless the trial ended by itself."""
         how, reason = self._ended or (ended, "")
         last = self._reports[-1] if self._reports else None
         return Row(
