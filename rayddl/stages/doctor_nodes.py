@@ -34,13 +34,13 @@ def examine(address: str, out: str, seconds: float = SECONDS) -> list[Finding]:
         return [Finding(name, "cannot be used", "fails", str(error))]
     try:
         there = nodes.alive()
-        answers = nodes.ask(_looker(), there, seconds=seconds)
+        answers = nodes.ask(_inspection(), there, seconds=seconds)
         return [_summary(name, there), *_authentication(answers), *_rows(out, there, answers)]
     finally:
         cluster.stop()
 
 
-def look_around() -> dict[str, Any]:
+def inspect_machine() -> dict[str, Any]:
     """Versions, resources and GPU checks of this machine, as JSON values. Runs on every node."""
     return {
         **versions(),
@@ -69,25 +69,25 @@ def row(node: Node, answer: Answer, here: Mapping[str, str | None]) -> Finding:
             f"a task cannot run there: {answer.error}. Give the node the Python and the packages of the others "
             "(its log: /tmp/ray/session_latest/logs), or take it out of the cluster",
         )
-    told: Mapping[str, Any] = answer.value
+    facts: Mapping[str, Any] = answer.value
     apart = [
-        f"{lib} {told[lib] or 'not installed'} (here {here[lib] or 'not installed'})"
+        f"{lib} {facts[lib] or 'not installed'} (here {here[lib] or 'not installed'})"
         for lib in ("python", *LIBRARIES)
-        if told[lib] != here[lib] and (lib != "rayddl" or told[lib] is not None)
+        if facts[lib] != here[lib] and (lib != "rayddl" or facts[lib] is not None)
     ]
-    found = f"{found}, {told['shm'] / _GIB:.1f} GiB free in /dev/shm"
+    found = f"{found}, {facts['shm'] / _GIB:.1f} GiB free in /dev/shm"
     found += f"; {', '.join(apart)}" if apart else ""
-    wrong = [*_wrong(node, told, here)]
+    wrong = [*_wrong(node, facts, here)]
     states = [state for state, _ in wrong]
     worst: State = "fails" if "fails" in states else "worse" if wrong else "fine"
     return Finding(name, found, worst, "; ".join(text for _, text in wrong))
 
 
 def _wrong(
-    node: Node, told: Mapping[str, Any], here: Mapping[str, str | None]
+    node: Node, facts: Mapping[str, Any], here: Mapping[str, str | None]
 ) -> Iterator[tuple[State, str]]:
     """Yield the problems of a node: state and text."""
-    probe = told["probe"]
+    probe = facts["probe"]
     if "torch_error" in probe:
         yield "fails", f"torch cannot be imported: {probe['torch_error']}"
     elif not probe.get("nms"):
@@ -97,20 +97,20 @@ def _wrong(
             f"{probe.get('torchvision_error', 'its operators give wrong results')}",
         )
     else:
-        yield from _gpus(node, probe, told["driver_gpus"])
-        if told["torch"] != here["torch"]:
+        yield from _gpus(node, probe, facts["driver_gpus"])
+        if facts["torch"] != here["torch"]:
             yield (
                 "worse",
                 "another torch may give other last bits: results then depend on which node a unit ran on",
             )
     given = node.resources.get("CPU", 0.0)
-    if given > told["cpus"]:
+    if given > facts["cpus"]:
         yield (
             "worse",
-            f"Ray was told {given:g} CPUs, the node has {told['cpus']}: workers slow each other down; start it "
-            f"with --num-cpus={told['cpus']}",
+            f"Ray was told {given:g} CPUs, the node has {facts['cpus']}: workers slow each other down; start it "
+            f"with --num-cpus={facts['cpus']}",
         )
-    if told["shm"] < SMALL_SHM:
+    if facts["shm"] < SMALL_SHM:
         yield (
             "worse",
             "Ray keeps shared images in /dev/shm and falls back to slower files: docker run --shm-size=2g",
@@ -179,7 +179,7 @@ def _rows(out: str, there: tuple[Node, ...], answers: Mapping[Node, Answer]) -> 
         path = nodes.local_folder(out)
         if path is None or len(answering) < 2:
             return
-        seen = nodes.look({nodes.OUT: path}, answering)
+        seen = nodes.check_folders({nodes.OUT: path}, answering)
     except (OSError, ValueError):
         # The finding about --out on this machine reports it.
         return
@@ -197,10 +197,10 @@ def _rows(out: str, there: tuple[Node, ...], answers: Mapping[Node, Answer]) -> 
         yield Finding(name, f"seen by all {len(seen)} that take work")
 
 
-def _looker() -> Callable[[], dict[str, Any]]:
-    def look() -> dict[str, Any]:
-        from rayddl.stages.doctor_nodes import look_around
+def _inspection() -> Callable[[], dict[str, Any]]:
+    def inspect() -> dict[str, Any]:
+        from rayddl.stages.doctor_nodes import inspect_machine
 
-        return look_around()
+        return inspect_machine()
 
-    return look
+    return inspect

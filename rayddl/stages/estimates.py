@@ -44,7 +44,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> Machine:
-        """This machine with its current free memory."""
+        """Measure this machine with its current free memory."""
         return cls(machine.cpus(), machine.free_bytes(), machine.gpu_bytes())
 
     @property

@@ -42,11 +42,11 @@ def experts(workers: int, units: int, seconds: float) -> Callable[[], None]:
     from rayddl.stages.runtime.sizes import Share
     from rayddl.storage import Folder
 
-    def sleep(job: Any, indices: Any, tally: Any) -> None:
+    def sleep(job: Any, indices: Any, counter: Any) -> None:
         (index,) = indices
         for epoch in range(1, 5):
             time.sleep(seconds / 4)
-            tally.say(f"expert {index}", epoch, "")
+            counter.report(f"expert {index}", epoch, "")
         job.out.write(f"expert-{index:04d}.safetensors", b"x" * 1000)
 
     experts.train_some = sleep
@@ -93,16 +93,16 @@ def evaluation(workers: int, units: int, seconds: float) -> Callable[[], None]:
     from rayddl.data.distilled import DistilledSet
     from rayddl.data.pixels.space import fit
     from rayddl.stages.context import Silent
-    from rayddl.stages.evaluate import protocol as lessons
+    from rayddl.stages.evaluate import protocol
     from rayddl.stages.evaluate import worker as students
     from rayddl.stages.evaluate.settings import EvaluateConfig
     from rayddl.stages.runtime import sources as shared
     from rayddl.storage import Folder
 
-    def sleep(of: Any, lesson: Any, student: Any) -> dict[str, Any]:
-        del lesson
+    def sleep(of: Any, data: Any, student: Any) -> dict[str, Any]:
+        del data
         time.sleep(seconds)
-        result = {"data": student.lesson, "net": "mlp", "seed": student.seed, "images": 10, "accuracy": 0.5}
+        result = {"data": student.data, "net": "mlp", "seed": student.seed, "images": 10, "accuracy": 0.5}
         of.out.write_json(student.file, result)
         return result
 
@@ -116,8 +116,8 @@ def evaluation(workers: int, units: int, seconds: float) -> Callable[[], None]:
         {"kind": "evaluate", "set": "made", "seeds": units // 2, "epochs": 1, "batch": 10, "compile": False,
          "resources": {"num_cpus": 1, "at_once": workers}}
     )  # fmt: skip
-    task = lessons.Task(config, made, source, None, 0)
-    return lambda: lessons.judge(task, Folder(tempfile.mkdtemp()), Silent()) and None
+    task = protocol.Task(config, made, source, None, 0)
+    return lambda: protocol.judge(task, Folder(tempfile.mkdtemp()), Silent()) and None
 
 
 def _scored(image: Any) -> dict[str, Any]:

@@ -33,8 +33,8 @@ def counted(function: Callable[..., Any], name: Callable[..., str]) -> Callable[
 
 if __name__ == "__main__":
     listing.CHUNK = int(os.environ.get("CHUNK", listing.CHUNK))
-    experts.train_some = counted(experts.train_some, lambda job, indices, tally: f"expert {indices[0]}")
-    students.teach = counted(students.teach, lambda shared, lesson, student: f"student {student.file}")
+    experts.train_some = counted(experts.train_some, lambda job, indices, counter: f"expert {indices[0]}")
+    students.teach = counted(students.teach, lambda shared, data, student: f"student {student.file}")
     rded_stream.rded_cut_and_judge = counted(
         rded_stream.rded_cut_and_judge, lambda block, sent: f"chunk {int(block['image'][0])}"
     )

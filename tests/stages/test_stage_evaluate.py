@@ -1,4 +1,4 @@
-"""Evaluation by hard labels on the digits: figures, DD-Ranking's lessons, rates from a grid, side by side."""
+"""Evaluation by hard labels on the digits: figures, DD-Ranking's training data, rates from a grid, side by side."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from rayddl.data.sources import picking
 from rayddl.methods.training.metrics import Confused
 from rayddl.nets.config import NetConfig
 from rayddl.stages.context import Input
-from rayddl.stages.evaluate import protocol as lessons
+from rayddl.stages.evaluate import protocol
 from rayddl.stages.evaluate import stage as evaluate
 from rayddl.stages.evaluate import worker as students
 from rayddl.stages.evaluate.settings import EvaluateConfig
-from rayddl.stages.runtime.progress import LocalTally
+from rayddl.stages.runtime.progress import LocalCounter
 from rayddl.storage import Folder
 
 pytestmark = pytest.mark.ray
@@ -52,7 +52,7 @@ def ranked(stages: Any, picked: Input, tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_ranking_trains_what_its_scores_are_made_of(ranked: Any) -> None:
-    """Five lessons, each with its images; the scores are those of their accuracies."""
+    """Five kinds of training data, each with its images; the scores are those of their accuracies."""
     rows = {row["data"]: row for row in ranked.summary["rows"]}
 
     assert {name: row["images"] for name, row in rows.items()} == {
@@ -132,7 +132,7 @@ def test_a_long_training_is_seen_to_go_on(
     stages: Any, picked: Input, tmp_path: Path, told: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Progress counts parts of students, never goes back, and ends with all of them."""
-    monkeypatch.setattr(lessons, "LONG_SECONDS", 1.0)
+    monkeypatch.setattr(protocol, "LONG_SECONDS", 1.0)
     progress = told()
     slow = {"nets": [{"name": "convnet", "depth": 2, "width": 32}], "epochs": 1500}
     stages.evaluate(picked, tmp_path, progress, random=False, seeds=2, together=False, **(QUICK | slow))
@@ -143,29 +143,29 @@ def test_a_long_training_is_seen_to_go_on(
     assert progress.updates[-1][:2] == (2, 2)
 
 
-class _Said(LocalTally):
-    """A tally that keeps all reports."""
+class _Reports(LocalCounter):
+    """A counter that keeps all reports."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.said: list[tuple[str, float]] = []
+        self.reports: list[tuple[str, float]] = []
 
-    def say(self, who: str, done: float, metric: str) -> None:
-        self.said.append((who, done))
+    def report(self, who: str, done: float, metric: str) -> None:
+        self.reports.append((who, done))
 
 
 def test_a_training_tells_now_and_then_and_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A word every two seconds at most; a group counts as often as it has students."""
-    now, tally = [0.0], _Said()
+    now, counter = [0.0], _Reports()
     monkeypatch.setattr(students.time, "monotonic", lambda: now[0])
     group = [students.Student("distilled", NetConfig(), seed, f"student-{seed}.json") for seed in range(3)]
-    tell = students.reporter(SimpleNamespace(tally=tally), group, 10)  # type: ignore[arg-type]
+    report = students.reporter(SimpleNamespace(counter=counter), group, 10)  # type: ignore[arg-type]
     for epoch in range(1, 12):
         now[0] += 0.6
-        tell(epoch)
-    students.reporter(SimpleNamespace(tally=None), group, 10)(10)  # type: ignore[arg-type]
+        report(epoch)
+    students.reporter(SimpleNamespace(counter=None), group, 10)(10)  # type: ignore[arg-type]
 
-    assert [(who, pytest.approx(done)) for who, done in tally.said] == [
+    assert [(who, pytest.approx(done)) for who, done in counter.reports] == [
         ("student-0.json", 1.2), ("student-0.json", 2.4), ("student-0.json", 3.0), ("student-0.json", 3.0)
     ]  # fmt: skip
 

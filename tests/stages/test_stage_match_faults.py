@@ -139,7 +139,7 @@ def test_evaluations_that_take_too_long_are_left_out(stages, convex, told, tmp_p
     assert made.out.names() == ["accuracy.parquet", "metrics.parquet"]
 
 
-def slowly(shared: Any, lesson: Any, student: Any) -> dict[str, Any]:
+def slowly(shared: Any, data: Any, student: Any) -> dict[str, Any]:
     """A student that takes its time."""
     time.sleep(3.0)
     return {"accuracy": 0.5}

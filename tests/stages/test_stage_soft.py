@@ -225,11 +225,11 @@ def test_a_killed_student_goes_on_bit_for_bit(
     )
     net, seed = NetConfig.model_validate(NET), derive(5, "evaluate")
     out = Folder(str(tmp_path))
-    shared = students.Class(
+    shared = students.Shared(
         publish(SOURCE), None, out, seed, "fp32", False, 1, observer.frame, ray.put(observer)
     )
     protocol = SoftProtocol(batch=10, factor=2, epochs=EPOCHS, lr=LR)
-    lesson = students.Lesson("distilled", made.pixels(), None, None, protocol)
+    data = students.TrainingData("distilled", made.pixels(), None, None, protocol)
     student = students.Student("distilled", net, 0, "student-distilled-0-0.json", LR)
     own = derive(seed, "student", "distilled", net.model_dump_json(), 0)
     write, kept = Folder.write, []
@@ -243,10 +243,10 @@ def test_a_killed_student_goes_on_bit_for_bit(
     monkeypatch.setattr(students, "PARTIAL_SECONDS", 0.0)
     monkeypatch.setattr(Folder, "write", cutting)
     with pytest.raises(cut):
-        students.softly(shared, lesson, student, own, CPU)
+        students.train_soft(shared, data, student, own, CPU)
     partial = "student-distilled-0-0.partial.safetensors"
     assert out.names() == [partial]
-    images, score = students.softly(shared, lesson, student, own, CPU)
+    images, score = students.train_soft(shared, data, student, own, CPU)
 
     assert (images, score.accuracy) == (10 * IPC, live.rows["distilled"]["accuracies"][0])
     assert len(kept) == EPOCHS - 1

@@ -87,7 +87,7 @@ def entries(comparison: Comparison) -> tuple[Entry, ...]:
     plain = [f"{_method(j)}, IPC {int(j.stage.summary.get('ipc') or 0)}" for j in comparison.judged]
     found = []
     for judged, label in zip(comparison.judged, plain, strict=True):
-        told = rows_of(judged.stage)
+        students = rows_of(judged.stage)
         found.append(
             Entry(
                 judged,
@@ -96,8 +96,8 @@ def entries(comparison: Comparison) -> tuple[Entry, ...]:
                 else f"{label} ({_from(judged, comparison.judged, plain, label)})",
                 _method(judged),
                 f"m{methods.index(_method(judged)) % TINTS}",
-                tuple(row for row in told if row.data == "distilled"),
-                tuple(row for row in told if row.data == "random"),
+                tuple(row for row in students if row.data == "distilled"),
+                tuple(row for row in students if row.data == "random"),
             )
         )
     return tuple(sorted(found, key=lambda e: (methods.index(e.method), e.ipc)))

@@ -14,9 +14,9 @@ from rayddl.stages.evaluate.figures import PROTOCOL
 
 def section(found: Sequence[Entry]) -> Section:
     """The section with the protocol settings that all sets share, and those that differ."""
-    told = [entry.judged.stage.summary.get("protocol") or {} for entry in found]
-    keys = [key for key in (*PROTOCOL, "lr_grid", "seeds") if any(p.get(key) is not None for p in told)]
-    texts = {key: [_plain(p.get(key)) for p in told] for key in keys}
+    protocols = [entry.judged.stage.summary.get("protocol") or {} for entry in found]
+    keys = [key for key in (*PROTOCOL, "lr_grid", "seeds") if any(p.get(key) is not None for p in protocols)]
+    texts = {key: [_plain(p.get(key)) for p in protocols] for key in keys}
     differ = [key for key in keys if len(set(texts[key])) > 1]
     facts = tuple(Fact(texts[key][0], _named(key)) for key in keys if key not in differ)
     others = [key for key in differ if key != "lr"]

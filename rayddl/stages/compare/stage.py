@@ -45,12 +45,12 @@ def run(config: CompareConfig, context: Context) -> Result:
     comparison = Comparison(own, tuple(_judged(*each) for each in found), shown, versions())
     page = render(comparison).encode()
     context.out.write(PAGE, page)
-    told = entries(comparison)
-    nets = nets_of(told)
-    lines = list(_lines(told))
+    listed = entries(comparison)
+    nets = nets_of(listed)
+    lines = list(_lines(listed))
     tables.write(context.out, "comparison.parquet", {n: [line[n] for line in lines] for n in TYPES}, TYPES)
     return Result(
-        {"file": PAGE, "bytes": len(page), "rows": lines}, tuple(_shown(entry, nets) for entry in told)
+        {"file": PAGE, "bytes": len(page), "rows": lines}, tuple(_shown(entry, nets) for entry in listed)
     )
 
 
@@ -82,8 +82,8 @@ def _judged(name: str, key: str, found: Input) -> Judged:
     return Judged(name, key, as_stage(found), pictures(made), confusion_of(found))
 
 
-def _lines(told: tuple[Entry, ...]) -> Iterator[dict[str, Any]]:
-    for entry in told:
+def _lines(listed: tuple[Entry, ...]) -> Iterator[dict[str, Any]]:
+    for entry in listed:
         for row in entry.rows:
             yield {
                 "set": entry.label,

@@ -44,7 +44,7 @@ TYPES = {"class": "string", "rank": "int64", "image": "string"}
 
 
 @dataclass(frozen=True)
-class _Given:
+class _Candidates:
     """The images to select from, their pixel space, and the features that compare them."""
 
     listing: Listing
@@ -57,8 +57,8 @@ def run(config: CoresetConfig, context: Context) -> Result:
     """Select images of the classes without a result file, and write the set."""
     began = time.perf_counter()
     context.backend.start()
-    given = _given(config, context)
-    given = _looked_at(config, context, given)
+    given = _candidates(config, context)
+    given = _subsampled(config, context, given)
     job, share = _job(config, context, given)
     labels = list(range(len(given.listing.classes)))
     missing = [label for label in labels if not context.out.has(job.file(label))]
@@ -86,7 +86,7 @@ def run(config: CoresetConfig, context: Context) -> Result:
     return Result(summary)
 
 
-def _given(config: CoresetConfig, context: Context) -> _Given:
+def _candidates(config: CoresetConfig, context: Context) -> _Candidates:
     """The images to select from, their pixel space and features.
 
     A teacher stores its pixel scaling, so files can be read as needed; otherwise the pixel space is fitted on
@@ -103,18 +103,18 @@ def _given(config: CoresetConfig, context: Context) -> _Given:
     listing = of_shared(source)
     if observer is not None:
         features = Features(partial(_framed, observer.frame), observer.module)
-        return _Given(listing, fit_space(source, context.out), features, observer.net)
+        return _Candidates(listing, fit_space(source, context.out), features, observer.net)
     if found is not None:
         refuse_other_experts(found, source, context.source.name)
         space = read_space(found.folder, source)
         net = NetConfig.model_validate(found.summary["net"])
         module = _expert(found, net, source.shape, len(source.classes))
-        return _Given(listing, space, Features(space.encode, module), net)
+        return _Candidates(listing, space, Features(space.encode, module), net)
     space = fit_space(source, context.out)
-    return _Given(listing, space, Features(space.encode), NetConfig())
+    return _Candidates(listing, space, Features(space.encode), NetConfig())
 
 
-def _streamed(listing: Listing, observer: Observer, stage: str) -> _Given:
+def _streamed(listing: Listing, observer: Observer, stage: str) -> _Candidates:
     if observer.shape[1] != observer.shape[2]:
         raise ArtifactError(
             f"the observer of {stage!r} takes {observer.shape[1]} x {observer.shape[2]} pixels; images are cut "
@@ -122,7 +122,7 @@ def _streamed(listing: Listing, observer: Observer, stage: str) -> _Given:
             code="observer-not-square",
         )
     features = Features(partial(_framed, observer.frame), observer.module)
-    return _Given(listing, observer.space, features, observer.net)
+    return _Candidates(listing, observer.space, features, observer.net)
 
 
 def _framed(frame: Frame, images: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ def _expert(found: Input, net: NetConfig, shape: tuple[int, int, int], classes: 
     return module
 
 
-def _looked_at(config: CoresetConfig, context: Context, given: _Given) -> _Given:
+def _subsampled(config: CoresetConfig, context: Context, given: _Candidates) -> _Candidates:
     listing = given.listing
     counts = listing.counts().tolist()
     if config.short_class == "error":
@@ -148,10 +148,10 @@ def _looked_at(config: CoresetConfig, context: Context, given: _Given) -> _Given
         return given
     seed = seeds.derive(context.seed_of(), "looked at")
     picked = preselected(seed, listing.names.to_pylist(), listing.labels, config.mipc)
-    return _Given(listing.take(picked), given.space, given.features, given.net)
+    return _Candidates(listing.take(picked), given.space, given.features, given.net)
 
 
-def _job(config: CoresetConfig, context: Context, given: _Given) -> tuple[Job, Share]:
+def _job(config: CoresetConfig, context: Context, given: _Candidates) -> tuple[Job, Share]:
     import ray
 
     units = len(given.listing.classes)
@@ -175,7 +175,7 @@ def _named(labels: Sequence[int]) -> str:
     return f"coreset of classes {labels[0]}–{labels[-1]}"
 
 
-def _groups(missing: Sequence[int], given: _Given, job: Job, at_once: int) -> list[list[int]]:
+def _groups(missing: Sequence[int], given: _Candidates, job: Job, at_once: int) -> list[list[int]]:
     """Groups of neighbouring classes, one group per task. Large groups need few passes over files of mixed classes;
     the features of one group stay within the limit.
     """
@@ -194,19 +194,21 @@ def _groups(missing: Sequence[int], given: _Given, job: Job, at_once: int) -> li
     return groups
 
 
-def _refuse_bad(bad: Sequence[str], context: Context, looked_at: int) -> None:
+def _refuse_bad(bad: Sequence[str], context: Context, examined: int) -> None:
     allowed = context.source.max_bad_fraction
     for line in bad[:3]:
         context.progress.note(f"skipped an unreadable image: {line}")
-    if len(bad) > allowed * looked_at:
+    if len(bad) > allowed * examined:
         raise SourceError(
-            f"{len(bad)} of {looked_at:,} images cannot be read, more than max_bad_fraction ({allowed:g}) allows: "
+            f"{len(bad)} of {examined:,} images cannot be read, more than max_bad_fraction ({allowed:g}) allows: "
             f"{shown(list(bad), 3)}. Repair or remove them, or raise source.max_bad_fraction.",
             code="too-many-bad-images",
         )
 
 
-def _made(config: CoresetConfig, context: Context, given: _Given, chosen: Sequence[Chosen]) -> DistilledSet:
+def _made(
+    config: CoresetConfig, context: Context, given: _Candidates, chosen: Sequence[Chosen]
+) -> DistilledSet:
     labels = torch.cat([torch.full((len(part.images),), label) for label, part in enumerate(chosen)])
     info = {
         "method": METHODS.get(config.method, config.method),

@@ -19,8 +19,8 @@ def estimate(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Estima
     of = stages.get(config.set)
     soft = config.protocol == "soft" or (config.protocol is None and of is not None and of.soft)
     nets = list(_nets(config, of, stages))
-    lessons = 1 + config.random + (config.whole or config.ranking) + config.ranking * (4 if soft else 2)
-    units = lessons * len(nets) * (config.seeds + len(config.lr_grid or ()))
+    kinds = 1 + config.random + (config.whole or config.ranking) + config.ranking * (4 if soft else 2)
+    units = kinds * len(nets) * (config.seeds + len(config.lr_grid or ()))
     share = outlook.machine.share(config.resources, units)
     observer = stages.get(config.observer or "") if soft else None
     batch = config.batch or (SOFT_BATCH if soft else HARD_BATCH)

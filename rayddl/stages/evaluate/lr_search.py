@@ -23,8 +23,8 @@ Rates = Mapping[tuple[str, NetConfig], float]
 def found(
     config: EvaluateConfig,
     nets: Sequence[NetConfig],
-    lessons: Sequence[students.Lesson],
-    shared: students.Class,
+    kinds: Sequence[students.TrainingData],
+    shared: students.Shared,
     backend: Backend,
     free: Workers,
     progress: Progress,
@@ -38,28 +38,28 @@ def found(
         return {}
     places = held_back(shared.source, config.grid_images, shared.seed)
     trials = {
-        (lesson.name, net, lr): students.Student(
-            lesson.name, net, 0, f"student-trial-{lesson.name}-{n}-{i}.json", lr, trial=True
+        (data.name, net, lr): students.Student(
+            data.name, net, 0, f"student-trial-{data.name}-{n}-{i}.json", lr, trial=True
         )
-        for lesson in lessons
+        for data in kinds
         for n, net in enumerate(nets)
         for i, lr in enumerate(grid)
     }
-    sent = {lesson.name: backend.put(lesson) for lesson in lessons}
+    sent = {data.name: backend.put(data) for data in kinds}
     kept = backend.put(replace(shared, trials_on=places))
 
     def work(student: students.Student) -> Work:
-        return (students.teach, kept, sent[student.lesson], student)
+        return (students.teach, kept, sent[student.data], student)
 
     missing = [student for student in trials.values() if not shared.out.has(student.file)]
     for done, _ in enumerate(free.each(missing, work, lambda student: students.named([student])), 1):
         progress.update(0, 1, f"learning rates: {done} of {len(missing)} students")
     right = {key: shared.out.read_json(student.file)["accuracy"] for key, student in trials.items()}
 
-    def best(lesson: str, net: NetConfig) -> float:
-        return max(grid, key=lambda lr: float(right[lesson, net, lr]))
+    def best(data: str, net: NetConfig) -> float:
+        return max(grid, key=lambda lr: float(right[data, net, lr]))
 
-    return {(lesson.name, net): best(lesson.name, net) for lesson in lessons for net in nets}
+    return {(data.name, net): best(data.name, net) for data in kinds for net in nets}
 
 
 def held_back(source: SharedSource, share: float, seed: int) -> torch.Tensor:

@@ -100,7 +100,7 @@ def settled(
         chosen["epochs"], chosen["batch"] = config.epochs or SOFT_EPOCHS, config.batch or usual
     whole = config.model_copy(update=chosen)
     if whole.compile is None:
-        compile_ = _worthwhile(Task(whole, made, source, teaching, 0))
+        compile_ = _worth_compiling(Task(whole, made, source, teaching, 0))
         whole = whole.model_copy(update={"compile": compile_})
     return whole if whole.together is not None else whole.model_copy(update={"together": True})
 
@@ -114,7 +114,7 @@ def _steps(task: Task) -> tuple[int, int]:
     return batch, (config.epochs + 1) * -(-count // batch)
 
 
-def _worthwhile(task: Task) -> bool:
+def _worth_compiling(task: Task) -> bool:
     classes, (batch, steps) = len(task.source.classes), _steps(task)
     if task.config.whole:
         return True
@@ -134,41 +134,41 @@ def _long(task: Task) -> bool:
 def judge(task: Task, out: Folder, progress: Progress) -> list[dict[str, Any]]:
     """The results of all students: training data x networks x seeds, in that order."""
     config, backend = task.config, task.backend
-    lessons = lessons_of(task)
-    units = len(lessons) * len(task.nets) * len(task.each_seed)
+    kinds = training_data_of(task)
+    units = len(kinds) * len(task.nets) * len(task.each_seed)
     share = backend.spread(config.resources, units=units)
-    shared = _class(task, out, share.threads)
-    trial = largest(task, [lesson for lesson, _ in lessons]) if share.per_slot > 1 else None
+    shared = _shared(task, out, share.threads)
+    trial = largest(task, [data for data, _ in kinds]) if share.per_slot > 1 else None
     need = None if trial is None else (students.tried, backend.put(shared), *trial)
     with backend.opened(share, "students", need=need, note=progress.note) as free:
-        return _judged(task, lessons, shared, free, out, progress)
+        return _judged(task, kinds, shared, free, out, progress)
 
 
 def _judged(
-    task: Task, lessons: Lessons, shared: students.Class, free: Workers, out: Folder, progress: Progress
+    task: Task, kinds: DataPerSeed, shared: students.Shared, free: Workers, out: Folder, progress: Progress
 ) -> list[dict[str, Any]]:
     nets, put = task.nets, task.backend.put
-    _store_labels(put(shared), lessons[0][0], task, free, progress)
+    _store_labels(put(shared), kinds[0][0], task, free, progress)
     found = lr_search.found(
-        task.config, nets, [lesson for lesson, _ in lessons], shared, task.backend, free, progress
+        task.config, nets, [data for data, _ in kinds], shared, task.backend, free, progress
     )
     groups = [
         group
-        for lesson, _ in lessons
+        for data, _ in kinds
         for n, net in enumerate(nets)
-        for group in _grouped(task, lesson, net, found.get((lesson.name, net)), f"student-{lesson.name}-{n}")
+        for group in _grouped(task, data, net, found.get((data.name, net)), f"student-{data.name}-{n}")
     ]
     plan = [student for group in groups for student in group]
     missing = [group for group in groups if any(not out.has(student.file) for student in group)]
     first = task.each_seed[0]
     sent = {
-        (lesson.name, s): put(per_seed(s)) if s == first or lesson.drawn else None
-        for lesson, per_seed in lessons
+        (data.name, s): put(per_seed(s)) if s == first or data.drawn else None
+        for data, per_seed in kinds
         for s in task.each_seed
     }
 
     def work(group: tuple[students.Student, ...]) -> Work:
-        taught = [sent[s.lesson, s.seed] or sent[s.lesson, first] for s in group]
+        taught = [sent[s.data, s.seed] or sent[s.data, first] for s in group]
         if len(group) == 1:
             return (students.teach, kept, taught[0], group[0])
         return (students.teach_together, kept, group, *taught)
@@ -178,51 +178,51 @@ def _judged(
 
     def show() -> None:
         # Finished students count fully: a restarted counter has lost their reports.
-        progress.update(max(done, before + tally.done() if tally else 0), len(plan), shown)
+        progress.update(max(done, before + counter.done() if counter else 0), len(plan), shown)
 
-    tally = task.backend.tally(show) if _long(task) else None
-    kept = put(replace(shared, tally=tally))
+    counter = task.backend.counter(show) if _long(task) else None
+    kept = put(replace(shared, counter=counter))
     progress.update(done, len(plan))
     for group, results in free.each(missing, work, students.named, show):
         for student, result in zip(group, results if len(group) > 1 else [results], strict=True):
             done += 1
             shown = (
-                f"{student.lesson} {student.net.label} seed {student.seed}: {100 * result['accuracy']:.1f} %"
+                f"{student.data} {student.net.label} seed {student.seed}: {100 * result['accuracy']:.1f} %"
             )
             show()
     return [out.read_json(student.file) for student in plan]
 
 
 def _grouped(
-    task: Task, lesson: students.Lesson, net: NetConfig, found: float | None, name: str
+    task: Task, data: students.TrainingData, net: NetConfig, found: float | None, name: str
 ) -> list[tuple[students.Student, ...]]:
     """The students of a network, one per seed, in groups that are trained together."""
-    lr = found or _lr(task, lesson, net)
-    everyone = tuple(students.Student(lesson.name, net, s, f"{name}-{s}.json", lr) for s in task.each_seed)
-    return [everyone] if _side_by_side(task, lesson, net) else [(student,) for student in everyone]
+    lr = found or _lr(task, data, net)
+    everyone = tuple(students.Student(data.name, net, s, f"{name}-{s}.json", lr) for s in task.each_seed)
+    return [everyone] if _trained_together(task, data, net) else [(student,) for student in everyone]
 
 
-def _side_by_side(task: Task, lesson: students.Lesson, net: NetConfig) -> bool:
-    shown = lesson.picked if lesson.picked is not None else lesson.images
-    config, protocol = task.config, lesson.protocol
+def _trained_together(task: Task, data: students.TrainingData, net: NetConfig) -> bool:
+    shown = data.picked if data.picked is not None else data.images
+    config, protocol = task.config, data.protocol
     if not config.together or len(task.each_seed) == 1 or shown is None or not isinstance(protocol, Protocol):
         return False
     batch, classes = min(protocol.batch, len(shown)), len(task.source.classes)
     return faster_together(net, task.source.shape, classes, batch=batch, compile_=bool(config.compile))
 
 
-def _lr(task: Task, lesson: students.Lesson, net: NetConfig) -> float | None:
-    if isinstance(lesson.protocol, Protocol):
+def _lr(task: Task, data: students.TrainingData, net: NetConfig) -> float | None:
+    if isinstance(data.protocol, Protocol):
         return None
     return task.config.lr or published_lr(net.name)
 
 
-def _class(task: Task, out: Folder, threads: int) -> students.Class:
+def _shared(task: Task, out: Folder, threads: int) -> students.Shared:
     import ray
 
     config, teaching = task.config, task.teaching
     observer = None if teaching is None else teaching.observer
-    return students.Class(
+    return students.Shared(
         task.source,
         ray.put(task.made.space),
         out,
@@ -235,84 +235,86 @@ def _class(task: Task, out: Folder, threads: int) -> students.Class:
     )
 
 
-def largest(task: Task, lessons: Sequence[students.Lesson]) -> tuple[students.Lesson, NetConfig] | None:
+def largest(
+    task: Task, kinds: Sequence[students.TrainingData]
+) -> tuple[students.TrainingData, NetConfig] | None:
     """Training data of one batch, and the most expensive network: a student's memory is measured with them.
 
     ``None`` if soft labels are not stored yet.
     """
-    shown = lessons[0]
+    shown = kinds[0]
     if shown.images is None or shown.stored is not None:
         return None
-    batch = max(getattr(lesson.protocol, "batch", 1) for lesson in lessons)
+    batch = max(getattr(data.protocol, "batch", 1) for data in kinds)
     some = torch.arange(batch) % len(shown.images)
     labels = None if shown.labels is None else shown.labels[some]
     protocol = shown.protocol.model_copy(update={"epochs": 1, "batch": batch})
-    lesson = replace(shown, name="tried", images=shown.images[some], labels=labels, protocol=protocol)
+    data = replace(shown, name="tried", images=shown.images[some], labels=labels, protocol=protocol)
     work = [forward_flops(net, task.shape, len(task.source.classes)) for net in task.nets]
-    return lesson, task.nets[work.index(max(work))]
+    return data, task.nets[work.index(max(work))]
 
 
-Lessons = list[tuple[students.Lesson, Callable[[int], students.Lesson]]]
+DataPerSeed = list[tuple[students.TrainingData, Callable[[int], students.TrainingData]]]
 """Pairs: training data of the first seed, and a function that returns a seed's training data."""
 
 
-def lessons_of(task: Task) -> Lessons:
+def training_data_of(task: Task) -> DataPerSeed:
     """The set, then random real images and the whole train split, as far as the settings ask for them."""
     import ray
 
     config, source, made = task.config, task.source, task.made
     by_set, by_random, by_whole = _protocols(task)
     distilled = _distilled(task, by_set)
-    lessons: Lessons = [(distilled, lambda _: distilled)]
+    kinds: DataPerSeed = [(distilled, lambda _: distilled)]
 
     def random(name: str, protocol: Protocol | SoftProtocol) -> None:
-        def draw(s: int) -> students.Lesson:
+        def draw(s: int) -> students.TrainingData:
             draws = seeds.generator(task.seed, "random", s)
             if task.listed is not None:
                 images = listings.drawn(task.listed, made.ipc, draws)
-                return students.Lesson(name, images, None, None, protocol, drawn=True)
+                return students.TrainingData(name, images, None, None, protocol, drawn=True)
             labels = tensor(ray.get(source.refs[1])).clone()
             picked = picking.per_class(labels, source.classes, made.ipc, draws)
-            return students.Lesson(name, None, None, picked, protocol, drawn=True)
+            return students.TrainingData(name, None, None, picked, protocol, drawn=True)
 
-        lessons.append((draw(0), draw))
+        kinds.append((draw(0), draw))
 
-    def fixed(lesson: students.Lesson) -> None:
-        lessons.append((lesson, lambda _: lesson))
+    def fixed(data: students.TrainingData) -> None:
+        kinds.append((data, lambda _: data))
 
     if config.random:
         random("random", by_random)
     if config.whole or config.ranking:
-        fixed(students.Lesson("whole", None, None, None, by_whole))
-    if config.ranking and _can_be_asked(task):
-        fixed(replace(distilled, name="distilled-bare", protocol=_bare(by_set), stored=None))
-        random("random-bare", _bare(by_random))
+        fixed(students.TrainingData("whole", None, None, None, by_whole))
+    if config.ranking and _labels_available(task):
+        fixed(replace(distilled, name="distilled-bare", protocol=_without_augmentation(by_set), stored=None))
+        random("random-bare", _without_augmentation(by_random))
     if config.ranking and task.teaching is not None:
         by_labels, whole = _hard_protocols(task)
-        fixed(students.Lesson("distilled-hard", made.images, made.labels, None, by_labels))
-        fixed(students.Lesson("whole-hard", None, None, None, whole))
-    return lessons
+        fixed(students.TrainingData("distilled-hard", made.images, made.labels, None, by_labels))
+        fixed(students.TrainingData("whole-hard", None, None, None, whole))
+    return kinds
 
 
-def _can_be_asked(task: Task) -> bool:
+def _labels_available(task: Task) -> bool:
     """True if labels are available for other images, or other crops, than those stored."""
     return task.teaching is None or task.teaching.observer is not None
 
 
-def _bare(protocol: Protocol | SoftProtocol) -> Protocol | SoftProtocol:
+def _without_augmentation(protocol: Protocol | SoftProtocol) -> Protocol | SoftProtocol:
     """``protocol`` without augmentation."""
     bare = {"augment": "none"} if isinstance(protocol, Protocol) else {"plain": True}
     return protocol.model_copy(update=bare)
 
 
-def _distilled(task: Task, protocol: Protocol | SoftProtocol) -> students.Lesson:
+def _distilled(task: Task, protocol: Protocol | SoftProtocol) -> students.TrainingData:
     made, teaching = task.made, task.teaching
     if teaching is None or task.config.ranking:
         _refuse_other_shape(task)
     if teaching is None:
-        return students.Lesson(task.name, made.images, made.labels, None, protocol)
+        return students.TrainingData(task.name, made.images, made.labels, None, protocol)
     images = teaching.frame.fitted(made.pixels()).contiguous()
-    return students.Lesson(task.name, images, None, None, protocol, teaching.stored)
+    return students.TrainingData(task.name, images, None, None, protocol, teaching.stored)
 
 
 def _refuse_other_shape(task: Task) -> None:
@@ -355,30 +357,30 @@ def _protocols(task: Task) -> Sequence[Protocol | SoftProtocol]:
 
 
 def _store_labels(
-    shared: Any, lesson: students.Lesson, task: Task, free: Workers, progress: Progress
+    shared: Any, data: students.TrainingData, task: Task, free: Workers, progress: Progress
 ) -> None:
     """Compute the missing files of stored soft labels. Raises :class:`ArtifactError` for labels of other images."""
-    if lesson.stored is None:
+    if data.stored is None:
         return
-    images, protocol = _pixels(lesson), lesson.protocol
-    if not softlabels.has_labels(lesson.stored):
+    images, protocol = _pixels(data), data.protocol
+    if not softlabels.has_labels(data.stored):
         assert isinstance(protocol, SoftProtocol)
         assert task.teaching is not None
         index = Index.of(images, task.source.classes, task.teaching.frame, protocol)
-        missing = [part for part in index.parts() if not lesson.stored.has(part[0])]
-        sent = task.backend.put(lesson)
+        missing = [part for part in index.parts() if not data.stored.has(part[0])]
+        sent = task.backend.put(data)
 
         def work(part: Any) -> Work:
             return (students.label, shared, sent, index, part)
 
         for done, _ in enumerate(free.each(missing, work, lambda part: f"labels {part[0]}"), 1):
             progress.update(0, 1, f"soft labels: {done} of {len(missing)} files")
-        softlabels.finish(lesson.stored, index)
-    labels = StoredLabels(lesson.stored)
+        softlabels.finish(data.stored, index)
+    labels = StoredLabels(data.stored)
     labels.refuse_other_images(images)
     labels.refuse_fewer(protocol.epochs, task.source.classes)
 
 
-def _pixels(lesson: students.Lesson) -> torch.Tensor:
-    assert lesson.images is not None
-    return lesson.images
+def _pixels(data: students.TrainingData) -> torch.Tensor:
+    assert data.images is not None
+    return data.images

@@ -30,7 +30,7 @@ from rayddl.methods.trajectories.expert import Images
 from rayddl.nets.build import build, initial
 from rayddl.nets.config import NetConfig
 from rayddl.stages.runtime import devices
-from rayddl.stages.runtime.progress import Tally
+from rayddl.stages.runtime.progress import ProgressCounter
 from rayddl.stages.runtime.sources import SharedSource, on_device, splits, tensor
 from rayddl.storage import Folder
 
@@ -41,7 +41,7 @@ REPORT_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingData:
     """Training data of students: images and labels, or int64 indices ``picked`` into the train split."""
 
     name: str
@@ -61,7 +61,7 @@ class Lesson:
 class Student:
     """One student: the name of its training data, its network, its seed, and its result file."""
 
-    lesson: str
+    data: str
     net: NetConfig
     seed: int
     file: str
@@ -72,7 +72,7 @@ class Student:
 
 
 @dataclass(frozen=True)
-class Class:
+class Shared:
     """Arguments that all students share."""
 
     source: SharedSource
@@ -89,20 +89,20 @@ class Class:
     """Reference to their observer in the object store."""
     trials_on: torch.Tensor | None = None
     """int64 indices into the train split, on which :attr:`Student.trial` students are tested."""
-    tally: Tally | None = None
+    counter: ProgressCounter | None = None
     """Receives progress reports of long trainings."""
 
 
-def teach(shared: Class, lesson: Lesson, student: Student) -> dict[str, Any]:
+def teach(shared: Shared, data: TrainingData, student: Student) -> dict[str, Any]:
     """Train and test one student, and write its result file; an existing file is read instead."""
     if shared.out.has(student.file):
         result: dict[str, Any] = shared.out.read_json(student.file)
         return result
     device = devices.enter(shared.threads, shared.precision, named([student]))
     began = time.perf_counter()
-    taught = softly if isinstance(lesson.protocol, SoftProtocol) else _hard
-    images, score = taught(shared, lesson, student, _seed(shared, student), device)
-    lr = student.lr or lesson.protocol.lr
+    train = train_soft if isinstance(data.protocol, SoftProtocol) else train_hard
+    images, score = train(shared, data, student, _seed(shared, student), device)
+    lr = student.lr or data.protocol.lr
     return _written(shared, student, images, score, lr, time.perf_counter() - began)
 
 
@@ -111,31 +111,31 @@ def named(group: Sequence[Student]) -> str:
     first = group[0]
     seeds_ = f"seed {first.seed}" if len(group) == 1 else f"seeds {first.seed}–{group[-1].seed}"
     trial = f" at {first.lr:g}" if first.trial and first.lr is not None else ""
-    return f"student {first.lesson} {first.net.label} {seeds_}{trial}"
+    return f"student {first.data} {first.net.label} {seeds_}{trial}"
 
 
-def tried(shared: Class, lesson: Lesson, net: NetConfig) -> None:
+def tried(shared: Shared, data: TrainingData, net: NetConfig) -> None:
     """Train a student for one epoch of one batch, without a result file, so that the caller can measure GPU memory."""
     device = devices.enter(shared.threads, shared.precision, "student tried")
-    student = Student(lesson.name, net, 0, "student-tried.json", lesson.protocol.lr)
-    taught = softly if isinstance(lesson.protocol, SoftProtocol) else _hard
-    taught(shared, lesson, student, _seed(shared, student), device)
+    student = Student(data.name, net, 0, "student-tried.json", data.protocol.lr)
+    train = train_soft if isinstance(data.protocol, SoftProtocol) else train_hard
+    train(shared, data, student, _seed(shared, student), device)
 
 
-def teach_together(shared: Class, group: Sequence[Student], *lessons: Lesson) -> list[dict[str, Any]]:
+def teach_together(shared: Shared, group: Sequence[Student], *kinds: TrainingData) -> list[dict[str, Any]]:
     """Train the students of ``group`` together, each on its own data, and write their result files.
 
     They share the network and the learning rate, and use hard labels. Students that have a result file are
     trained too: the last bits of a result depend on the number of students trained together.
     """
     device = devices.enter(shared.threads, shared.precision, named(group))
-    began, first = time.perf_counter(), lessons[0]
+    began, first = time.perf_counter(), kinds[0]
     assert isinstance(first.protocol, Protocol)
     source, net, classes = shared.source, group[0].net, len(shared.source.classes)
     steps = steps_for(net, source.shape, classes, shared.precision, shared.compile)
     protocol = first.protocol.at(group[0].lr)
     train, test = splits(source, shared.space, device)
-    own = [_taught(lesson, train, None) for lesson in lessons]
+    own = [_training_images(data, train, None) for data in kinds]
     own_seeds = [_seed(shared, student) for student in group]
     starts = [initial(net, source.shape, classes, seed=seeds.derive(seed, "start")) for seed in own_seeds]
     trained = train_together(
@@ -152,30 +152,30 @@ def teach_together(shared: Class, group: Sequence[Student], *lessons: Lesson) ->
     ]
 
 
-def reporter(shared: Class, group: Sequence[Student], epochs: int) -> Callable[[int], None]:
+def reporter(shared: Shared, group: Sequence[Student], epochs: int) -> Callable[[int], None]:
     """A callback for the number of epochs done: reports every :data:`REPORT_SECONDS` and at the end."""
     last = time.monotonic()
 
-    def tell(done: int) -> None:
+    def report(done: int) -> None:
         nonlocal last
-        if shared.tally is None or (done < epochs and time.monotonic() - last < REPORT_SECONDS):
+        if shared.counter is None or (done < epochs and time.monotonic() - last < REPORT_SECONDS):
             return
         last = time.monotonic()
-        shared.tally.say(group[0].file, len(group) * min(done / epochs, 1.0), "")
+        shared.counter.report(group[0].file, len(group) * min(done / epochs, 1.0), "")
 
-    return tell
+    return report
 
 
-def _seed(shared: Class, student: Student) -> int:
+def _seed(shared: Shared, student: Student) -> int:
     kind = "trial" if student.trial else "student"
-    return seeds.derive(shared.seed, kind, student.lesson, student.net.model_dump_json(), student.seed)
+    return seeds.derive(shared.seed, kind, student.data, student.net.model_dump_json(), student.seed)
 
 
 def _written(
-    shared: Class, student: Student, images: int, score: Score, lr: float, seconds: float
+    shared: Shared, student: Student, images: int, score: Score, lr: float, seconds: float
 ) -> dict[str, Any]:
     result = {
-        "data": student.lesson,
+        "data": student.data,
         "net": student.net.label,
         "seed": student.seed,
         "images": images,
@@ -190,13 +190,13 @@ def _written(
     return result
 
 
-def _taught(lesson: Lesson, train: Images, without: torch.Tensor | None) -> Images:
+def _training_images(data: TrainingData, train: Images, without: torch.Tensor | None) -> Images:
     """The training images in model space; for the whole train split all but the indices ``without``."""
-    if lesson.picked is not None:
-        picked = lesson.picked.to(train.x.device)
+    if data.picked is not None:
+        picked = data.picked.to(train.x.device)
         return Images(train.x[picked], train.y[picked])
-    if lesson.images is not None and lesson.labels is not None:
-        return Images(lesson.images.to(train.x.device), lesson.labels.to(train.x.device))
+    if data.images is not None and data.labels is not None:
+        return Images(data.images.to(train.x.device), data.labels.to(train.x.device))
     if without is None:
         return train
     kept = torch.ones(len(train.y), dtype=torch.bool)
@@ -205,35 +205,35 @@ def _taught(lesson: Lesson, train: Images, without: torch.Tensor | None) -> Imag
     return Images(train.x[kept], train.y[kept])
 
 
-def _trials_on(shared: Class, lesson: Lesson) -> torch.Tensor:
+def _trials_on(shared: Shared, data: TrainingData) -> torch.Tensor:
     """int64 indices that a trial is tested on: the validation part without images in the training data."""
     assert shared.trials_on is not None
-    if lesson.picked is None:
+    if data.picked is None:
         return shared.trials_on
-    return shared.trials_on[~torch.isin(shared.trials_on, lesson.picked)]
+    return shared.trials_on[~torch.isin(shared.trials_on, data.picked)]
 
 
-def _hard(
-    shared: Class, lesson: Lesson, student: Student, seed: int, device: torch.device
+def train_hard(
+    shared: Shared, data: TrainingData, student: Student, seed: int, device: torch.device
 ) -> tuple[int, Score]:
     """Train with hard labels: the number of training images, and the score."""
-    assert isinstance(lesson.protocol, Protocol)
+    assert isinstance(data.protocol, Protocol)
     source, classes = shared.source, len(shared.source.classes)
     steps = steps_for(student.net, source.shape, classes, shared.precision, shared.compile)
     train, test = splits(source, shared.space, device)
-    taught = _taught(lesson, train, shared.trials_on if student.trial else None)
+    taught = _training_images(data, train, shared.trials_on if student.trial else None)
     if student.trial:
-        places = _trials_on(shared, lesson).to(device)
+        places = _trials_on(shared, data).to(device)
         test = Images(train.x[places], train.y[places])
-    protocol = lesson.protocol.at(student.lr)
+    protocol = data.protocol.at(student.lr)
     start = initial(student.net, source.shape, classes, seed=seeds.derive(seed, "start")).to(device)
-    told = reporter(shared, [student], protocol.epochs)
-    theta = train_student(steps, protocol, start, taught.x, taught.y, classes, seed, told)
+    report = reporter(shared, [student], protocol.epochs)
+    theta = train_student(steps, protocol, start, taught.x, taught.y, classes, seed, report)
     return len(taught.x), scored(steps, theta, test.x, test.y, classes)
 
 
-def softly(
-    shared: Class, lesson: Lesson, student: Student, seed: int, device: torch.device
+def train_soft(
+    shared: Shared, data: TrainingData, student: Student, seed: int, device: torch.device
 ) -> tuple[int, Score]:
     """Train with soft labels: the number of training images, and the score after the last epoch.
 
@@ -241,23 +241,23 @@ def softly(
     """
     import ray
 
-    assert isinstance(lesson.protocol, SoftProtocol)
+    assert isinstance(data.protocol, SoftProtocol)
     assert shared.frame is not None
     frame, manner = shared.frame, Manner(device, shared.compile)
     test, labels = (tensor(a) for a in ray.get(list(shared.source.refs[2:])))
-    images = lesson.images if lesson.images is not None else tensor(ray.get(shared.source.refs[0]))
+    images = data.images if data.images is not None else tensor(ray.get(shared.source.refs[0]))
     if student.trial:
         train, train_labels = (tensor(a) for a in ray.get(list(shared.source.refs[:2])))
-        places = _trials_on(shared, lesson)
+        places = _trials_on(shared, data)
         test, labels = train[places], train_labels[places]
-        if lesson.images is None and lesson.picked is None:
+        if data.images is None and data.picked is None:
             kept = torch.ones(len(train), dtype=torch.bool)
             kept[places] = False
             images = train[kept]
-    images = frame.fitted(images if lesson.picked is None else images[lesson.picked])
-    protocol = lesson.protocol.at(student.lr)
+    images = frame.fitted(images if data.picked is None else images[data.picked])
+    protocol = data.protocol.at(student.lr)
     observer = None
-    if lesson.stored is None:
+    if data.stored is None:
         seen: Observer = ray.get(shared.observer)
         observer = seen.on(device, shared.precision).module
     start = seeds.derive(seed, "start")
@@ -269,7 +269,7 @@ def softly(
         protocol,
         frame,
         on_device(images, device),
-        lectures(lesson, protocol, images, frame, seed),
+        lectures(data, protocol, images, frame, seed),
         observer,
         manner,
         seed,
@@ -277,11 +277,11 @@ def softly(
     partial = student.file.removesuffix(".json") + ".partial.safetensors"
     if shared.out.has(partial):
         training.resume(shared.out.read(partial))
-    saved, told = time.monotonic(), reporter(shared, [student], protocol.epochs)
+    saved, report = time.monotonic(), reporter(shared, [student], protocol.epochs)
 
     def on_epoch(now: SoftTraining) -> None:
         nonlocal saved
-        told(now.epoch)
+        report(now.epoch)
         if time.monotonic() - saved > PARTIAL_SECONDS and now.epoch < protocol.epochs:
             shared.out.write(partial, now.dump())
             saved = time.monotonic()
@@ -295,32 +295,32 @@ def softly(
 
 
 def lectures(
-    lesson: Lesson, protocol: SoftProtocol, images: torch.Tensor, frame: Frame, seed: int
+    data: TrainingData, protocol: SoftProtocol, images: torch.Tensor, frame: Frame, seed: int
 ) -> Lectures:
     """The crops of each epoch: as stored, or drawn at random with ``seed``."""
-    if lesson.stored is not None:
-        return StoredLabels(lesson.stored)
+    if data.stored is not None:
+        return StoredLabels(data.stored)
     sides = (int(images.shape[2]), int(images.shape[3]))
     return lambda epoch: Lecture(protocol.draw(epoch, len(images), sides, frame, seed))
 
 
-def label(shared: Class, lesson: Lesson, index: Index, part: tuple[str, range]) -> None:
+def label(shared: Shared, data: TrainingData, index: Index, part: tuple[str, range]) -> None:
     """Compute the observer's logits for the epochs of ``part``, and write them into the folder ``stored``."""
     import ray
 
-    assert lesson.stored is not None
-    assert lesson.images is not None
+    assert data.stored is not None
+    assert data.images is not None
     name, epochs = part
-    if lesson.stored.has(name):
+    if data.stored.has(name):
         return
     device = devices.enter(shared.threads, shared.precision, f"labels {name}")
     seen: Observer = ray.get(shared.observer)
     answers = Answers(seen.on(device, shared.precision).module, Manner(device, shared.compile))
-    images = on_device(lesson.images, device)
+    images = on_device(data.images, device)
     sides, seed = (int(images.shape[2]), int(images.shape[3])), seeds.derive(shared.seed, "labels")
     found = []
     for epoch in epochs:
         draws = index.protocol.draw(epoch, len(images), sides, index.frame, seed)
         logits = labelled(answers, images, draws, index.protocol, index.frame, device)
         found.append(Lecture(draws, logits))
-    lesson.stored.write(name, pack(found))
+    data.stored.write(name, pack(found))

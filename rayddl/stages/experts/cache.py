@@ -23,12 +23,12 @@ POLL_SECONDS = 0.2
 DONE = "summary.json"
 
 
-def experts_for(config: ExpertsConfig, context: Context, shelf: Folder, threads: int) -> Input:
+def experts_for(config: ExpertsConfig, context: Context, cache: Folder, threads: int) -> Input:
     """The experts of ``config`` as an input; missing ones are trained by the experts stage in this process.
 
     Trials that need the same experts divide the work: each trains those that no other process is training.
     """
-    folder = shelf.child(fingerprint(config))
+    folder = cache.child(fingerprint(config))
     if not folder.has(DONE):
         here = replace(context, out=folder, inputs={}, backend=Shared(threads, folder=folder))
         folder.write_json(DONE, experts.run(config, here).summary)
@@ -50,10 +50,10 @@ class Shared(InProcess):
 
     def opened(self, *args: Any, **options: Any) -> AbstractContextManager[Workers]:
         del args, options
-        return nullcontext(_InCommon(self.folder))
+        return nullcontext(_SharedUnits(self.folder))
 
 
-class _InCommon(InTurn):
+class _SharedUnits(InTurn):
     """Runs every unit, also those that another process has finished: units skip existing results."""
 
     def __init__(self, folder: Folder) -> None:

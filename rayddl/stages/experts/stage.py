@@ -81,17 +81,17 @@ def _train_missing(job: Job, share: Share, missing: list[int], context: Context)
     waiting = "compiling, then the first epoch" if job.compile else "the first epoch"
 
     def show() -> None:
-        done, metric = tally.read()
+        done, metric = counter.read()
         context.progress.update(before + done, total, metric or waiting)
 
-    tally = backend.tally(show)
+    counter = backend.counter(show)
     with backend.opened(share, "experts", need=(tried, shared), note=context.progress.note) as free:
         context.progress.update(before, total, "starting the workers")
         together = _together(job, shared, share, free, len(missing))
         if together > 1:
             context.progress.note(f"a worker trains {together} experts in turns")
         units = [tuple(missing[i : i + together]) for i in range(0, len(missing), together)]
-        for _ in free.each(units, lambda unit: (train_some, shared, unit, tally), _named, show):
+        for _ in free.each(units, lambda unit: (train_some, shared, unit, counter), _named, show):
             show()
 
 

@@ -17,7 +17,7 @@ from rayddl.methods.trajectories.settings import ExpertSettings
 from rayddl.nets.build import initial
 from rayddl.stages.experts.artifact import Job, contents, partial_name
 from rayddl.stages.runtime import devices
-from rayddl.stages.runtime.progress import Tally
+from rayddl.stages.runtime.progress import ProgressCounter
 from rayddl.stages.runtime.sources import splits
 
 PARTIAL_SECONDS = 60.0
@@ -28,14 +28,14 @@ MEMORY_SHARE = 0.8
 """Share of a GPU's free memory available to the experts of one task."""
 
 
-def train_some(job: Job, indices: Sequence[int], tally: Tally) -> None:
+def train_some(job: Job, indices: Sequence[int], counter: ProgressCounter) -> None:
     """Train experts ``indices`` in turns and write their files; resumes from partial files."""
     device = devices.enter(job.threads, job.config.precision, f"expert {indices[0]}")
     missing = [i for i in indices if not job.out.has(files.file_name(i))]
     if not missing:
         return
     trainer = Trainer(job, device)
-    lanes = Lanes([trainer.lane(i, tally) for i in missing], device)
+    lanes = Lanes([trainer.lane(i, counter) for i in missing], device)
     while lanes:
         for place, training in lanes.turn():
             job.out.write(files.file_name(missing[place]), contents(job, trainer.steps, training))
@@ -80,15 +80,15 @@ class Trainer:
         )
         self._train, self._test = splits(job.source, job.space, device)
 
-    def lane(self, index: int, tally: Tally) -> Generator[None, None, Training]:
-        """The training of expert ``index``, which yields after every SGD step; ``tally`` gets a report per epoch."""
-        job, name = self._job, partial_name(index)
+    def lane(self, index: int, counter: ProgressCounter) -> Generator[None, None, Training]:
+        """The training of expert ``index``, which yields after every SGD step; ``counter`` gets a report per epoch."""
+        job, name, who = self._job, partial_name(index), f"expert {index}"
         saved, epochs = time.monotonic(), job.config.length
 
         def on_epoch(training: Training) -> None:
             nonlocal saved
             last = training.history[-1]
-            tally.say(f"expert {index}", last.epoch, f"expert {index}: test {100 * last.test_accuracy:.1f} %")
+            counter.report(who, last.epoch, f"{who}: test {100 * last.test_accuracy:.1f} %")
             if time.monotonic() - saved > PARTIAL_SECONDS and last.epoch < epochs:
                 job.out.write(name, training.dump())
                 saved = time.monotonic()

@@ -72,8 +72,8 @@ def run(job: Job) -> Found | str:
     if ended.returncode:
         last = [line for line in ended.stderr.decode(errors="replace").splitlines() if line.strip()]
         return last[-1].strip() if last else f"its process ended with {ended.returncode}"
-    told = json.loads(ended.stdout.splitlines()[-1])
-    return Found(tuple(told["bytes"]), told["parameters"], told["compiled"])
+    measured = json.loads(ended.stdout.splitlines()[-1])
+    return Found(tuple(measured["bytes"]), measured["parameters"], measured["compiled"])
 
 
 def peaks(job: Job) -> Found:
@@ -140,8 +140,8 @@ def _main() -> None:
     plugin_code.adopt(sys.stdin.buffer.read())
     given = json.loads(sys.argv[1])
     shape, batches, names = (tuple(given.pop(key)) for key in ("shape", "batches", "augment"))
-    told = peaks(Job(shape=shape, batches=batches, augment=names, **given))
-    sys.stdout.write(json.dumps(asdict(told)) + "\n")
+    measured = peaks(Job(shape=shape, batches=batches, augment=names, **given))
+    sys.stdout.write(json.dumps(asdict(measured)) + "\n")
 
 
 if __name__ == "__main__":

@@ -51,12 +51,12 @@ class ShortEvaluations:
         """Student and place, by the reference to the result."""
         self._found: dict[_Due, float] = {}
         self._left_out: set[int] = set()
-        self._lessons: dict[int, Any] = {}
+        self._data: dict[int, Any] = {}
         self._places = deque[Any]()
         if config.evaluate_every:
             self._shared = ray.put(shared_by(job))
             self._task = ray.remote(max_retries=workers.RETRIES)(workers.run)
-            self._places.extend(self._beside())
+            self._places.extend(self._places_during())
 
     def begin(self, worker: Any, iteration: int) -> None:
         """Queue the students of ``iteration``: the loop is at this iteration, or has written a snapshot of it."""
@@ -74,11 +74,11 @@ class ShortEvaluations:
         begun = {due.iteration for due in (*self._under_way, *self._found)}
         idle = [i for i in dict.fromkeys(due.iteration for due in self._waiting) if i not in begun]
         self._leave_out(idle[: max(0, len(idle) - BACKLOG)])
-        self._look(0)
+        self._poll(0)
 
     def latest(self) -> str:
         """The latest accuracy as text for the progress line."""
-        self._look(0)
+        self._poll(0)
         if not self._found:
             return ""
         newest = max(self._found, key=lambda due: (due.iteration, -due.seed))
@@ -94,13 +94,13 @@ class ShortEvaluations:
 
         last = self._job.config.iterations
         if self._job.config.evaluate_every:
-            self._places.extend(self._freed())
+            self._places.extend(self._places_after())
             self._waiting = deque(sorted(self._waiting, key=lambda due: due.iteration != last))
             began = time.monotonic()
             while left := {due.iteration for due in (*self._waiting, *self._under_way)}:
                 if last not in left and time.monotonic() - began > GRACE_SECONDS:
                     break
-                self._look(workers.POLL_SECONDS)
+                self._poll(workers.POLL_SECONDS)
         for ref in self._running:
             with suppress(ray.exceptions.RayError, ValueError):
                 ray.cancel(ref, force=True)
@@ -119,7 +119,7 @@ class ShortEvaluations:
         tables.write(self._context.out, "accuracy.parquet", columns, types)
         return rows
 
-    def _beside(self) -> Iterator[Any]:
+    def _places_during(self) -> Iterator[Any]:
         """Yield places for students during the matching: an actor on the GPU, or ``None`` for a task on a CPU."""
         if self._group.share.gpus:
             yield self._actor()
@@ -127,7 +127,7 @@ class ShortEvaluations:
         taken = self._group.share.num_cpus * self._group.share.at_once
         yield from [None] * int(sum(n.get("CPU", 0) for n in cluster.capacity_now().nodes) - taken)
 
-    def _freed(self) -> Iterator[Any]:
+    def _places_after(self) -> Iterator[Any]:
         """Yield places on the resources that the matching has released, for the last evaluation."""
         if self._group.share.gpus:
             if self._running:
@@ -148,7 +148,7 @@ class ShortEvaluations:
     def _under_way(self) -> list[_Due]:
         return [due for due, _ in self._running.values()]
 
-    def _look(self, timeout: float) -> None:
+    def _poll(self, timeout: float) -> None:
         """Collect finished students, and start queued ones on free places."""
         import ray
 
@@ -160,41 +160,41 @@ class ShortEvaluations:
                 self._found[due] = float(workers.get(ref, _named(due))["accuracy"])
         while self._places and self._waiting:
             due, place = self._waiting.popleft(), self._places.popleft()
-            self._running[self._trained(due, place)] = due, place
+            self._running[self._started(due, place)] = due, place
 
-    def _trained(self, due: _Due, place: Any) -> Any:
+    def _started(self, due: _Due, place: Any) -> Any:
         student = students.Student("short", self._job.net, due.seed, due.file)
-        work = plugin_code.carried((students.teach, self._shared, self._lesson(due.iteration), student))
+        work = plugin_code.carried((students.teach, self._shared, self._sent_data(due.iteration), student))
         if place is None:
             return self._task.options(num_cpus=1, name=_named(due)).remote(*work)
         return place.run.options(name=_named(due)).remote(*work)
 
-    def _lesson(self, iteration: int) -> Any:
+    def _sent_data(self, iteration: int) -> Any:
         import ray
 
-        if iteration not in self._lessons:
+        if iteration not in self._data:
             kept = matcher.read_snapshot(self._context.out, _snapshot(iteration))
             # Only students of the same evaluation share it.
-            self._lessons = {iteration: ray.put(lesson_of(self._job, kept, f"iteration {iteration}"))}
-        return self._lessons[iteration]
+            self._data = {iteration: ray.put(training_data_of(self._job, kept, f"iteration {iteration}"))}
+        return self._data[iteration]
 
     def _leave_out(self, iterations: list[int]) -> None:
         self._left_out.update(iterations)
         self._waiting = deque(due for due in self._waiting if due.iteration not in self._left_out)
 
 
-def shared_by(job: matcher.Job) -> students.Class:
+def shared_by(job: matcher.Job) -> students.Shared:
     """The arguments that the students of all evaluations share."""
-    return students.Class(
+    return students.Shared(
         job.source, job.space, job.out, job.seed, job.config.precision, job.compile, threads=1
     )
 
 
-def lesson_of(job: matcher.Job, kept: matcher.Snapshot, name: str) -> students.Lesson:
+def training_data_of(job: matcher.Job, kept: matcher.Snapshot, name: str) -> students.TrainingData:
     """The training data of a snapshot's students."""
     images, labels, lr = kept
     protocol = Protocol(epochs=job.config.evaluate_epochs, lr=lr, augment=job.config.augment)
-    return students.Lesson(name, images, labels, None, protocol)
+    return students.TrainingData(name, images, labels, None, protocol)
 
 
 def _snapshot(iteration: int) -> str:

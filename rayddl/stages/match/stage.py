@@ -176,9 +176,9 @@ def _distil(worker: Any, job: matcher.Job, context: Context, short: ShortEvaluat
     where: matcher.Where = workers.get(worker.advance.remote(0, 0.0), "the matching loop")
     for stop in _stops(config):
         while where.iteration < stop:
-            told = where.retries
+            noted = where.retries
             where = workers.get(worker.advance.remote(stop, SLICE_SECONDS), "the matching loop")
-            if where.retries > told:
+            if where.retries > noted:
                 progress.note(
                     f"iteration {where.iteration}: diverged; restored the last good state with rates at "
                     f"{0.1**where.retries:g} of the definition's"

@@ -29,7 +29,7 @@ from rayddl.stages.tune.store import MADE
 from rayddl.stages.tune.trial import HELD_OUT, Ticket
 from rayddl.storage import Folder
 
-SHELF = "work/experts"
+EXPERTS = "work/experts"
 """The folder of the experts that trials have trained."""
 
 
@@ -100,7 +100,7 @@ class MatchTrials:
             return self.context.inputs[stage]
         assert isinstance(config, ExpertsConfig)
         context = replace(self.context, stage=stage)
-        return experts_for(config, context, self.out.child(SHELF), ticket.threads)
+        return experts_for(config, context, self.out.child(EXPERTS), ticket.threads)
 
 
 class MatchTrial:
@@ -138,6 +138,6 @@ class MatchTrial:
 def taught(job: matcher.Job, kept: matcher.Snapshot, name: str, seed: int, file: str) -> float:
     """The accuracy of one student, trained as in a match stage's short evaluations."""
     student = students.Student(name, job.net, seed, f"{file}-{seed}.json")
-    lesson = short_evaluations.lesson_of(job, kept, name)
-    result = in_process.done((students.teach, short_evaluations.shared_by(job), lesson, student))
+    data = short_evaluations.training_data_of(job, kept, name)
+    result = in_process.done((students.teach, short_evaluations.shared_by(job), data, student))
     return float(result["accuracy"])

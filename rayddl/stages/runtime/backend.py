@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from rayddl.stages.runtime import cluster, workers
 from rayddl.stages.runtime.capacity import Capacity
-from rayddl.stages.runtime.progress import RayTally, Tally
+from rayddl.stages.runtime.progress import ProgressCounter, RayCounter
 from rayddl.stages.runtime.sizes import Ask, Resources, Share
 from rayddl.stages.runtime.workers import Work, Workers
 
@@ -52,8 +52,8 @@ class Backend(Protocol):
     def put(self, value: Any) -> Any:
         """A reference to ``value``, as an argument of many units of work, which receive the value."""
 
-    def tally(self, heard: Callable[[], None]) -> Tally:
-        """A new counter of progress. ``heard`` is called after every report made in this process."""
+    def counter(self, on_report: Callable[[], None]) -> ProgressCounter:
+        """A new counter of progress. ``on_report`` is called after every report made in this process."""
 
     def stream(
         self, rows: NDArray[np.int64], steps: Steps, asks: Callable[[Capacity], Sequence[Ask]], note: Note
@@ -88,9 +88,9 @@ class OnRay:
 
         return ray.put(value)
 
-    def tally(self, heard: Callable[[], None]) -> Tally:
-        del heard
-        return RayTally.open()
+    def counter(self, on_report: Callable[[], None]) -> ProgressCounter:
+        del on_report
+        return RayCounter.open()
 
     def stream(
         self, rows: NDArray[np.int64], steps: Steps, asks: Callable[[Capacity], Sequence[Ask]], note: Note

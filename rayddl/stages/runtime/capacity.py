@@ -93,7 +93,7 @@ class Capacity:
         return max(fitting, default=0.0)
 
     def __str__(self) -> str:
-        nodes = "; ".join(_told(node) for node in self.nodes) or "none"
+        nodes = "; ".join(_resources_of(node) for node in self.nodes) or "none"
         groups = ", ".join(str(group) for group in self.groups)
         return f"nodes: {nodes}" + (f"; to come at most: {groups}" if groups else "")
 
@@ -114,8 +114,8 @@ def parse(text: str) -> Group:
 def launched(path: str = LAUNCHED) -> tuple[Group, ...]:
     """The autoscaler's groups, on the head of a cluster that Ray's launcher made; empty elsewhere."""
     try:
-        told = yaml.safe_load(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
-        types = told["available_node_types"]
+        loaded = yaml.safe_load(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
+        types = loaded["available_node_types"]
         return tuple(
             Group(int(kind.get("max_workers", 0)), {k: float(v) for k, v in kind["resources"].items()})
             for kind in types.values()
@@ -141,5 +141,5 @@ def _shape(node: Mapping[str, float]) -> tuple[float, float]:
     return float(node.get("CPU", 0)), float(node.get("GPU", 0))
 
 
-def _told(node: Mapping[str, float]) -> str:
+def _resources_of(node: Mapping[str, float]) -> str:
     return ", ".join(f"{float(node.get(name, 0)):g} {name}" for name in ("CPU", "GPU", "memory"))

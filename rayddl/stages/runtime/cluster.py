@@ -191,7 +191,7 @@ class Waiting:
         self._began = time.monotonic()
         self._next = self._began + QUIET_SECONDS
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Call repeatedly while work waits: notes at intervals what it waits for.
 
         Raises :class:`StageError` if no present node could hold it and none was added within :data:`WAIT_SECONDS`. The
@@ -225,7 +225,7 @@ def wait_for(needs: Mapping[str, float], note: Callable[[str], None] | None = No
     wanted = held([needs], "node")
     try:
         while not capacity_now().holds(needs):
-            waiting.look()
+            waiting.poll()
             time.sleep(POLL_SECONDS)
     finally:
         remove_placement_group(wanted)

@@ -108,10 +108,10 @@ def table(findings: list[Finding]) -> Table:
     for column in ("", "looked at", "found"):
         drawn.add_column(column, overflow="fold")
     for finding in findings:
-        told = Text(finding.found)
+        cell = Text(finding.found)
         if finding.advice:
-            told.append(f"\n{finding.advice}", style=styles[finding.state])
-        drawn.add_row(Text(finding.state, style=styles[finding.state]), finding.name, told)
+            cell.append(f"\n{finding.advice}", style=styles[finding.state])
+        drawn.add_row(Text(finding.state, style=styles[finding.state]), finding.name, cell)
     return drawn
 
 

@@ -23,7 +23,7 @@ class Group:
         """Wait until the resources are reserved; ``note`` receives messages meanwhile. Raises :class:`StageError`."""
         waiting = cluster.Waiting(self.share.needs, note)
         while not self._held.wait(POLL_SECONDS):
-            waiting.look()
+            waiting.poll()
 
     def options(self, index: int) -> dict[str, Any]:
         """Arguments of ``.options(...)`` for worker ``index``; workers are assigned to GPUs in turns."""

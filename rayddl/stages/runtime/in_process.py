@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayddl.stages.runtime.backend import Note, quiet
 from rayddl.stages.runtime.capacity import Capacity
-from rayddl.stages.runtime.progress import LocalTally, Tally
+from rayddl.stages.runtime.progress import LocalCounter, ProgressCounter
 from rayddl.stages.runtime.sizes import Ask, Resources, Share
 from rayddl.stages.runtime.workers import Task, Work, Workers
 
@@ -61,8 +61,8 @@ class InProcess:
     def put(self, value: Any) -> Any:
         return value
 
-    def tally(self, heard: Callable[[], None]) -> Tally:
-        return LocalTally(heard)
+    def counter(self, on_report: Callable[[], None]) -> ProgressCounter:
+        return LocalCounter(on_report)
 
     def stream(
         self, rows: NDArray[np.int64], steps: Steps, asks: Callable[[Capacity], Sequence[Ask]], note: Note

@@ -55,10 +55,10 @@ def gpu_bytes() -> tuple[int, ...]:
         return ()
     query = [program, "--query-gpu=index,uuid,memory.free", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+        output = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
-    rows = [[cell.strip() for cell in line.split(",")] for line in told.splitlines()]
+    rows = [[cell.strip() for cell in line.split(",")] for line in output.splitlines()]
     found = {
         name: int(row[2]) * 2**20 for row in rows if len(row) == 3 and row[2].isdigit() for name in row[:2]
     }

@@ -25,12 +25,12 @@ class _Gauges:
 _gauges = _Gauges()
 
 
-def progress(run: str, stage: str, told: Mapping[str, Any]) -> None:
-    """Set the gauges of a stage's progress from ``told``: ``done``, ``total`` and ``rate`` (units per second)."""
+def progress(run: str, stage: str, counts: Mapping[str, Any]) -> None:
+    """Set the gauges of a stage's progress from ``counts``: ``done``, ``total`` and ``rate`` (units per second)."""
     _gauges.tags = {"run": run, "stage": stage}
-    _set("rayddl_units_done", told["done"])
-    _set("rayddl_units_total", told["total"])
-    _set("rayddl_units_per_second", told["rate"] or 0.0)
+    _set("rayddl_units_done", counts["done"])
+    _set("rayddl_units_total", counts["total"])
+    _set("rayddl_units_per_second", counts["rate"] or 0.0)
 
 
 def depth(in_flight: int, queued: int) -> None:

@@ -17,7 +17,7 @@ from rayddl.storage import Folder
 ANSWER_SECONDS = 60.0
 """Time limit for nodes' answers: a worker has to start, and receive the run's package."""
 POLL_SECONDS = 1.0
-LOOK_SECONDS = 10.0
+APPEAR_SECONDS = 10.0
 """Time limit for a new file to appear on a node: network file systems have delays."""
 HEAD = "node:__internal_head__"
 """The resource that identifies the head node."""
@@ -73,13 +73,13 @@ def alive() -> tuple[Node, ...]:
 
     found = [
         Node(
-            str(told["NodeID"]),
-            str(told.get("NodeManagerAddress", "")),
-            str(told.get("NodeManagerHostname", "")),
-            {name: float(value) for name, value in told.get("Resources", {}).items()},
+            str(entry["NodeID"]),
+            str(entry.get("NodeManagerAddress", "")),
+            str(entry.get("NodeManagerHostname", "")),
+            {name: float(value) for name, value in entry.get("Resources", {}).items()},
         )
-        for told in ray.nodes()
-        if told["Alive"]
+        for entry in ray.nodes()
+        if entry["Alive"]
     ]
     return tuple(sorted(found, key=lambda node: (HEAD not in node.resources, node.address, node.id)))
 
@@ -131,7 +131,7 @@ def refuse_unseen(places: Mapping[str, str], note: Callable[[str], None]) -> Non
     ]
     if not local or not fresh:
         return
-    answers = look(local, fresh)
+    answers = check_folders(local, fresh)
     left = {node.id for node in alive()}
     blind: dict[str, list[str]] = {}
     for node, answer in answers.items():
@@ -148,22 +148,22 @@ def refuse_unseen(places: Mapping[str, str], note: Callable[[str], None]) -> Non
         raise UserError(unseen(option, local[option], reasons), code="path-not-on-node")
 
 
-def look(
+def check_folders(
     places: Mapping[str, str], asked: Sequence[Node], seconds: float = ANSWER_SECONDS
 ) -> dict[Node, Answer]:
     """Check the local folders ``places`` on each node: problems by option, empty if there are none."""
     with _marked(places) as marked:
         sent = [(place.option, place.path, place.mark, place.written) for place in marked]
-        return ask(_looker(), asked, sent, LOOK_SECONDS, seconds=seconds)
+        return ask(_folder_check(), asked, sent, APPEAR_SECONDS, seconds=seconds)
 
 
 def unseen(option: str, path: str, reasons: Sequence[str]) -> str:
     """The error message for nodes that cannot access a folder; each reason begins with the node's name."""
-    told = "; ".join(f"node {reason}" for reason in reasons[:3])
+    listed = "; ".join(f"node {reason}" for reason in reasons[:3])
     more = f"; and {len(reasons) - 3} more nodes" if len(reasons) > 3 else ""
     use = "write their results there" if option == OUT else "read it there"
     return (
-        f"{option} {path!r} is a folder that not every node of the cluster can use, and workers {use}: {told}{more}. "
+        f"{option} {path!r} is a folder that not every node of the cluster can use, and workers {use}: {listed}{more}. "
         "Give a URI such as s3://bucket/runs, or a folder that every node mounts at the same path."
     )
 
@@ -218,8 +218,8 @@ def _first_inside(path: str) -> str:
         return path
 
 
-def _looker() -> Callable[..., Any]:
-    def look(places: list[tuple[str, str, str, bool]], seconds: float) -> dict[str, str]:
+def _folder_check() -> Callable[..., Any]:
+    def check(places: list[tuple[str, str, str, bool]], seconds: float) -> dict[str, str]:
         import os
         import time
 
@@ -235,7 +235,7 @@ def _looker() -> Callable[..., Any]:
                 wrong[option] = "sees it and may not write into it"
         return wrong
 
-    return look
+    return check
 
 
 def _answer(ref: Any) -> Answer:

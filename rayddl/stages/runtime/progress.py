@@ -7,10 +7,10 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 
-class Tally(Protocol):
+class ProgressCounter(Protocol):
     """Counts the progress of all workers. It is sent to workers as an argument."""
 
-    def say(self, who: str, done: float, metric: str) -> None:
+    def report(self, who: str, done: float, metric: str) -> None:
         """Report that ``who`` has finished ``done`` units; ``metric`` is its latest result, as text."""
 
     def read(self) -> tuple[float, str]:
@@ -20,26 +20,26 @@ class Tally(Protocol):
         """The sum of units done, as of the last answer: does not wait."""
 
 
-class LocalTally:
-    """A counter in this process. ``heard`` is called after every report."""
+class LocalCounter:
+    """A counter in this process. ``on_report`` is called after every report."""
 
-    def __init__(self, heard: Callable[[], None] = lambda: None) -> None:
-        self._said: dict[str, tuple[float, str]] = {}
-        self._heard = heard
+    def __init__(self, on_report: Callable[[], None] = lambda: None) -> None:
+        self._reports: dict[str, tuple[float, str]] = {}
+        self._on_report = on_report
 
-    def say(self, who: str, done: float, metric: str) -> None:
-        self._said[who] = (done, metric)
-        self._heard()
+    def report(self, who: str, done: float, metric: str) -> None:
+        self._reports[who] = (done, metric)
+        self._on_report()
 
     def read(self) -> tuple[float, str]:
-        said = list(self._said.values())
-        return sum(done for done, _ in said), said[-1][1] if said else ""
+        reports = list(self._reports.values())
+        return sum(done for done, _ in reports), reports[-1][1] if reports else ""
 
     def done(self) -> float:
         return self.read()[0]
 
 
-class RayTally:
+class RayCounter:
     """A counter in an actor, which reserves no CPU. After the loss of its node it restarts empty."""
 
     def __init__(self, handle: Any) -> None:
@@ -47,18 +47,18 @@ class RayTally:
         self._asked: Any = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RayTally, (self._handle,)
+        return RayCounter, (self._handle,)
 
     @classmethod
-    def open(cls) -> RayTally:
+    def open(cls) -> RayCounter:
         """Start a new counter."""
         import ray
 
         options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 3}
-        return cls(ray.remote(LocalTally).options(**options).remote())
+        return cls(ray.remote(LocalCounter).options(**options).remote())
 
-    def say(self, who: str, done: float, metric: str) -> None:
-        self._handle.say.remote(who, done, metric)
+    def report(self, who: str, done: float, metric: str) -> None:
+        self._handle.report.remote(who, done, metric)
 
     def read(self) -> tuple[float, str]:
         import ray

@@ -126,12 +126,12 @@ def _watchdog(note: Callable[[str], None], judges: Share, cutters: Share | None)
         last = time.monotonic()
 
     def watch() -> None:
-        told = False
+        noted = False
         while not ended.wait(1.0):
             silent = time.monotonic() - last > SILENCE_SECONDS
-            if silent and not told:
+            if silent and not noted:
                 note(_waiting_for(judges, cutters))
-            told = silent
+            noted = silent
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -265,7 +265,7 @@ class _Slots:
         self._slots = [_Slot(cluster.held([needs], what)) for needs in share.slots]
 
     def begin(self, work: Work, name: str) -> Any:
-        self._look()
+        self._poll()
         free = [
             (slot.busy, k, worker)
             for k, slot in enumerate(self._slots)
@@ -294,12 +294,12 @@ class _Slots:
                 ray.kill(worker.actor)
             remove_placement_group(slot.group)
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         """Update the state of started and lost workers, and start missing ones."""
         self._arrivals()
         self._start(1)
         if not any(slot.ready for slot in self._slots):
-            self._waiting.look()
+            self._waiting.poll()
             return
         self._waiting.over()
         self._began = self._began or time.monotonic()

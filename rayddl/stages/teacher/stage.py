@@ -26,7 +26,7 @@ from rayddl.nets.cost import worth_compiling
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Result
 from rayddl.stages.runtime import devices
-from rayddl.stages.runtime.progress import Tally
+from rayddl.stages.runtime.progress import ProgressCounter
 from rayddl.stages.runtime.sources import SharedSource, on_device, publish, publish_held_out, tensor
 from rayddl.stages.teacher.pretrained import observer_of
 from rayddl.stages.teacher.settings import DEFAULT, TeacherConfig
@@ -80,12 +80,12 @@ def run(config: TeacherConfig, context: Context) -> Result:
         backend, shared = context.backend, context.backend.put(job)
 
         def show() -> None:
-            done, metric = tally.read()
+            done, metric = counter.read()
             context.progress.update(done, config.epochs if given is None else 1, metric or "reading images")
 
-        tally = backend.tally(show)
+        counter = backend.counter(show)
         with backend.opened(share, "teacher", note=context.progress.note) as free:
-            for _ in free.each([0], lambda _: (teach, shared, tally), lambda _: "teacher", show):
+            for _ in free.each([0], lambda _: (teach, shared, counter), lambda _: "teacher", show):
                 show()
     return Result({**_summary(job), "seconds": time.perf_counter() - began})
 
@@ -104,13 +104,13 @@ def compiled(config: TeacherConfig, source: SharedSource) -> bool:
     return worth_compiling(config.net, source.shape, len(source.classes), steps=steps, batch=config.batch)
 
 
-def teach(job: Job, tally: Tally) -> None:
+def teach(job: Job, counter: ProgressCounter) -> None:
     """Run :func:`make` on the worker's device."""
     device = devices.enter(job.threads, job.config.precision, "teacher")
-    make(job, device, lambda done, metric: tally.say("teacher", done, metric))
+    make(job, device, lambda done, metric: counter.report("teacher", done, metric))
 
 
-def make(job: Job, device: torch.device, say: Any) -> None:
+def make(job: Job, device: torch.device, report: Any) -> None:
     """Train the observer, or take the pretrained one; measure its accuracy, refuse a weak one, and write it."""
     import ray
 
@@ -118,13 +118,13 @@ def make(job: Job, device: torch.device, say: Any) -> None:
     picked = _sample(job, len(test_labels))
     test_images, test_labels = test_images[picked], test_labels[picked]
     test = test_images, test_labels
-    observer = _trained(job, device, test, say) if job.ready is None else ray.get(job.ready)
+    observer = _trained(job, device, test, report) if job.ready is None else ray.get(job.ready)
     seen = observer.on(device, job.config.precision)
     predicted = predictions(seen.module, observer.frame, test_images, device)
     verdict = Verdict.of(predicted, test_labels, len(job.source.classes))
     if verdict.weak and not job.config.allow_weak:
         refuse_weak(verdict, job.config)
-    say(job.config.epochs if job.ready is None else 1, f"test {100 * verdict.accuracy:.1f} %")
+    report(job.config.epochs if job.ready is None else 1, f"test {100 * verdict.accuracy:.1f} %")
     job.out.write_json(CHECKED, {"accuracy": verdict.accuracy, "images": verdict.images})
     replace(observer, accuracy=verdict.accuracy).save(job.folder)
     job.out.delete(PARTIAL)
@@ -162,7 +162,9 @@ def _sample(job: Job, count: int) -> torch.Tensor:
     return torch.randperm(count, generator=draws)[: job.config.check_sample].sort().values
 
 
-def _trained(job: Job, device: torch.device, test: tuple[torch.Tensor, torch.Tensor], say: Any) -> Observer:
+def _trained(
+    job: Job, device: torch.device, test: tuple[torch.Tensor, torch.Tensor], report: Any
+) -> Observer:
     import ray
 
     config, source = job.config, job.source
@@ -188,7 +190,7 @@ def _trained(job: Job, device: torch.device, test: tuple[torch.Tensor, torch.Ten
         nonlocal saved, said
         if time.monotonic() - said > 1 or now.done == len(now.history):
             metric = f"test {100 * now.history[-1].test_accuracy:.1f} %" if now.history else "first epoch"
-            say(now.done, metric)
+            report(now.done, metric)
             said = time.monotonic()
         if time.monotonic() - saved > PARTIAL_SECONDS:
             job.out.write(PARTIAL, now.dump())

@@ -59,7 +59,7 @@ class Budget(Stopper):
         return self.left == 0.0 or over_cost
 
 
-class Watch(Callback):
+class TrialRows(Callback):
     """Writes a row for each trial that ends, and updates the progress line."""
 
     def __init__(

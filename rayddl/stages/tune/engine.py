@@ -56,14 +56,14 @@ def _fit(work: Work, share: Share, progress: Progress, searcher: Any, *, tensorb
     from ray import tune
 
     from rayddl.stages.tune.actor import worker_of
-    from rayddl.stages.tune.callbacks import Budget, Watch
+    from rayddl.stages.tune.callbacks import Budget, TrialRows
     from rayddl.stages.tune.schedulers import scheduler_of
-    from rayddl.stages.tune.tensorboard import Boards
+    from rayddl.stages.tune.tensorboard import TensorBoardFiles
 
     search, book = work.search, Book(work.out)
     budget = Budget(search, book)
-    watch = Watch(work, searcher, budget, progress)
-    boards = Boards(work.out, searcher) if tensorboard else None
+    rows = TrialRows(work, searcher, budget, progress)
+    files = TensorBoardFiles(work.out, searcher) if tensorboard else None
     work.out.clear(TUNES_OWN)
     asked = {"cpu": share.num_cpus, "gpu": share.num_gpus, "memory": share.memory or 0}
     tuner = tune.Tuner(
@@ -83,15 +83,15 @@ def _fit(work: Work, share: Share, progress: Progress, searcher: Any, *, tensorb
             verbose=0,
             stop=budget,
             failure_config=tune.FailureConfig(max_failures=workers.RETRIES),
-            callbacks=[watch, *([boards] if boards else [])],
+            callbacks=[rows, *([files] if files else [])],
         ),
     )
     try:
         tuner.fit()
-        watch.close()
+        rows.close()
     finally:
-        if boards:
-            boards.close()
+        if files:
+            files.close()
     work.out.clear(TUNES_OWN)
 
 

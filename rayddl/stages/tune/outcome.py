@@ -239,14 +239,14 @@ def summary(
         "trials": len(rows),
         "ended": dict(Counter(row.ended for row in rows.values())),
         "trial_seconds": sum(row.seconds for row in rows.values()),
-        "best": _told(winner.best, winner.best_held_out),
-        "own": _told(winner.own, winner.own_held_out),
+        "best": _as_json(winner.best, winner.best_held_out),
+        "own": _as_json(winner.own, winner.own_held_out),
         "margin": winner.margin,
         "importance": importance(search, rows.values()),
     }
 
 
-def _told(row: Row, held_out: Sequence[float]) -> dict[str, Any]:
+def _as_json(row: Row, held_out: Sequence[float]) -> dict[str, Any]:
     return {
         "trial": row.number,
         "settings": row.settings,

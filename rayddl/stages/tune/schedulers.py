@@ -28,16 +28,16 @@ def scheduler_of(search: Search, ended: Iterable[Row] = ()) -> Any:
         reduction_factor=search.reduction,
     )
     for row in ended:
-        _tell(asha, row)
+        _replay(asha, row)
     return asha
 
 
-def _tell(asha: Any, row: Row) -> None:
+def _replay(asha: Any, row: Row) -> None:
     """Pass the reports of a trial of an earlier attempt to ``asha``."""
     trial: Any = SimpleNamespace(trial_id=f"earlier-{row.number}")
     asha.on_trial_add(None, trial)
-    said: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for count, report in enumerate(row.reports, start=1):
-        said = {VALUE: report.value, TIME: count}
-        asha.on_trial_result(None, trial, said)
-    asha.on_trial_complete(None, trial, said)
+        result = {VALUE: report.value, TIME: count}
+        asha.on_trial_result(None, trial, result)
+    asha.on_trial_complete(None, trial, result)

@@ -94,7 +94,7 @@ class TuneConfig(StageConfig):
         try:
             return configured(self, templates, settings)[self.of]
         except ValidationError:
-            return None  # told by ``check``
+            return None  # ``check`` reports it
 
     def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
         """Problems of the search: unknown keys, invalid values, and contradictory settings."""
@@ -135,15 +135,15 @@ class TuneConfig(StageConfig):
         self, templates: Mapping[str, StageConfig], reads: Mapping[str, StageConfig]
     ) -> Iterator[str]:
         others = {key.removeprefix("of."): value for key, value in reads.items() if key.startswith("of.")}
-        told: set[str] = set()
+        reported: set[str] = set()
         for settings in self._corners(templates):
             try:
                 found = configured(self, templates, settings)
             except ValidationError as error:
                 for key, text in _refused(error, settings):
-                    if key not in told:
+                    if key not in reported:
                         yield f"space.{key}: {text}"
-                    told.add(key)
+                    reported.add(key)
                 continue
             beside = others | {
                 field: found[name] for field, name in links_of(found[self.of]) if name in found

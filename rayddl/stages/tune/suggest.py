@@ -19,7 +19,7 @@ class Suggest(Protocol):
         """The settings of trial ``number``."""
 
     def tell(self, number: int, settings: Settings, value: float) -> None:
-        """Record the metric ``value`` of trial ``number`` with ``settings``, which another attempt may have proposed."""
+        """Record the metric ``value`` of trial ``number``, which an earlier attempt may have proposed."""
 
 
 class Drawn:

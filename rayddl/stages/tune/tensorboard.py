@@ -15,7 +15,7 @@ from rayddl.storage import Folder
 FOLDER = "tensorboard"
 
 
-class Boards(Callback):
+class TensorBoardFiles(Callback):
     """Writes the reports of every trial. On a remote filesystem the files appear at the search's end."""
 
     def __init__(self, out: Folder, searcher: Numbered) -> None:

@@ -123,8 +123,8 @@ class Running:
             self._fail("diverged", str(error), stop, began)
             return
         except Exception as error:  # a failed trial is a row of the table and does not end the search
-            told = str(error) if isinstance(error, RayddlError) else f"{type(error).__name__}: {error}"
-            self._fail("failed", told, stop, began)
+            reason = str(error) if isinstance(error, RayddlError) else f"{type(error).__name__}: {error}"
+            self._fail("failed", reason, stop, began)
             return
         finite = {name: float(v) for name, v in metrics.items() if math.isfinite(v)}
         self._reports.append(Report(stop, value, finite, time.perf_counter() - began))

@@ -261,5 +261,5 @@ def test_what_others_hold_is_waited_for_without_end(have, monkeypatch: pytest.Mo
     monkeypatch.setattr(cluster, "_free", lambda needs: "0 of 4 CPU free")
     have(of(4))
     notes: list[str] = []
-    cluster.Waiting({"CPU": 2.0}, notes.append).look()
+    cluster.Waiting({"CPU": 2.0}, notes.append).poll()
     assert notes == ["waiting for 2 CPU, 0 min: other work holds it (0 of 4 CPU free)"]

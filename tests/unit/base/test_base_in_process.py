@@ -49,13 +49,13 @@ def test_what_a_unit_raises_is_raised_as_it_is() -> None:
 def test_a_report_is_heard_when_it_is_made() -> None:
     """Progress moves while a unit is under way, not only after it."""
     heard: list[tuple[float, str]] = []
-    tally = InProcess().tally(lambda: heard.append(tally.read()))
-    tally.say("one", 1.0, "first")
-    tally.say("two", 2.0, "second")
-    tally.say("two", 3.0, "third")
+    counter = InProcess().counter(lambda: heard.append(counter.read()))
+    counter.report("one", 1.0, "first")
+    counter.report("two", 2.0, "second")
+    counter.report("two", 3.0, "third")
 
     assert heard == [(1.0, "first"), (3.0, "second"), (4.0, "third")]
-    assert tally.done() == 4.0
+    assert counter.done() == 4.0
 
 
 def test_a_stream_is_cut_and_judged_chunk_after_chunk() -> None:

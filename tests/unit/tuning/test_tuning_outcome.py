@@ -13,7 +13,7 @@ from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context
 from rayddl.stages.runtime.cluster import Share
 from rayddl.stages.tune import outcome, plan
-from rayddl.stages.tune.callbacks import Budget, Watch
+from rayddl.stages.tune.callbacks import Budget, TrialRows
 from rayddl.stages.tune.outcome import Winner
 from rayddl.stages.tune.space import Entry
 from rayddl.stages.tune.store import Book, Report, Row
@@ -190,6 +190,6 @@ def test_the_live_line_says_how_far_the_search_is(work):
     book.end(row(2, 0.0, "diverged", 15, reason="loss is nan"))
     budget = Budget(w.search, book, lambda: 0.0)
     progress = SimpleNamespace(update=lambda done, total, metric: said.append((done, total, metric)))
-    Watch(w, SimpleNamespace(), budget, progress).show(2)
+    TrialRows(w, SimpleNamespace(), budget, progress).show(2)
 
     assert said == [(3, 4, "2 running, 1 stopped early, 1 diverged, best 50.0 % (trial 0), 10 min left")]
