@@ -28,8 +28,10 @@ START_SECONDS = 120.0
 """Time limit for the start of each part of Ray on a busy machine; Ray's own limit is 30 seconds."""
 ATTEMPTS = 2
 LOOPBACK = "127.0.0.1"
-LOCAL_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Ray's variable for machines outside a cluster: 127.0.0.1 is not replaced by the machine's external address."""
+LOCAL_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+"""Ray's variables for a machine outside a cluster: 127.0.0.1 is not replaced by the machine's external address, and no
+usage statistics are sent.
+"""
 AGENT_PORTS = (
     "metrics_agent_port",
     "metrics_export_port",
