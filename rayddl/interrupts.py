@@ -30,7 +30,7 @@ LOST_SECONDS = 5.0
 """An exception that nothing has reacted to for this long was swallowed, and is raised again."""
 LAST_SECONDS = 45.0
 """The process ends hard this long after the first signal, whatever it is waiting for."""
-_LOOK_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 _IDLE_SECONDS = 1.0
 _IMPORTING = "<frozen importlib"
 
@@ -252,7 +252,7 @@ def finish(seconds: float) -> None:
         with suppress(OSError, ValueError, AttributeError):
             stream.flush()
     for descriptor in (1, 2):
-        _to_nowhere(descriptor)
+        _to_devnull(descriptor)
     while state.afterwards:
         with suppress(Exception):
             state.afterwards.pop()()
@@ -284,7 +284,7 @@ def _mask(how: int, which: Iterable[int] = SIGNALS) -> set[int]:
 
 def _watch(state: _Interrupts, wakeup: socket.socket) -> None:
     while True:
-        wait = _LOOK_SECONDS if state.ends is not None else _IDLE_SECONDS
+        wait = _POLL_SECONDS if state.ends is not None else _IDLE_SECONDS
         ready, _, _ = select.select([wakeup], [], [], wait)
         if ready and set(wakeup.recv(64)) & set(SIGNALS):
             state.note()
@@ -314,13 +314,13 @@ def _leave_terminal() -> None:
     """Where the terminal is gone, send what is still printed nowhere: it would raise at every line."""
     for descriptor in (1, 2):
         if _terminal_error(descriptor) == errno.EIO:
-            _to_nowhere(descriptor)
+            _to_devnull(descriptor)
 
 
-def _to_nowhere(descriptor: int) -> None:
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+def _to_devnull(descriptor: int) -> None:
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, descriptor)
+    os.close(devnull)
 
 
 def _terminal_error(descriptor: int) -> int:

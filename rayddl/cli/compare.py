@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rayddl.cli.errors import telling
+from rayddl.cli.errors import reporting_errors
 from rayddl.cli.options import Address, Epochs, Json, Nets, NumCpus, Out, Plugins, Quiet, Root, Seeds
 
 
@@ -48,7 +48,7 @@ def compare(
     from rayddl.pipeline.display.choose import choose
 
     display = choose(as_json=as_json, quiet=quiet)
-    with telling(display):
+    with reporting_errors(display):
         compare_sets(
             where,
             out=out,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from rayddl.cli.errors import emit_json, print_table, telling, waiting
+from rayddl.cli.errors import emit_json, print_table, reporting_errors, waiting
 from rayddl.cli.options import Address, Json, Out
 
 
@@ -21,7 +21,7 @@ def doctor(out: Out = "runs", address: Address = None, as_json: Json = False) ->
     from rayddl.stages import doctor_nodes
     from rayddl.stages.runtime.doctor import examine, table
 
-    with telling():
+    with reporting_errors():
         with waiting("looking at this machine; importing torch takes a while"):
             findings = examine(out)
         if address:

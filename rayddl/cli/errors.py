@@ -26,7 +26,7 @@ _USER_PART = re.compile(r"://[^/@\s]*:[^@\s]*@")
 
 
 @contextmanager
-def telling(display: Display | None = None, again: Sequence[str] = ()) -> Iterator[None]:
+def reporting_errors(display: Display | None = None, again: Sequence[str] = ()) -> Iterator[None]:
     """Turn errors inside the block into a message on standard error and an exit code.
 
     ``display`` may take the message over (as a JSON event). ``again`` is the command line that resumes an

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rayddl.cli.errors import telling
+from rayddl.cli.errors import reporting_errors
 from rayddl.cli.options import Out, Plugins, Set
 
 
@@ -47,7 +47,7 @@ def export(
     from rayddl.pipeline.sets import find_set
     from rayddl.storage import Folder
 
-    with telling():
+    with reporting_errors():
         use(tuple(plugin or ()))
         written = export_set(find_set(where, out), format_.value, Folder(to))
         more = f" and {len(written) - 1} more" if len(written) > 1 else ""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rayddl.cli.errors import INTERRUPTED, telling
+from rayddl.cli.errors import INTERRUPTED, reporting_errors
 from rayddl.cli.options import JobId, JobsAddress
 
 
@@ -23,7 +23,7 @@ def logs(
     from rayddl.jobs import views
     from rayddl.jobs.client import Jobs
 
-    with telling():
+    with reporting_errors():
         jobs = Jobs(address)
         if not follow:
             typer.echo(jobs.log(job), nl=False)

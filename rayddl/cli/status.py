@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rayddl.cli.errors import emit_json, print_table, telling
+from rayddl.cli.errors import emit_json, print_table, reporting_errors
 from rayddl.cli.options import JobsAddress, Json, Out
 
 
@@ -27,10 +27,10 @@ def status(
     rayddl status quickstart --out s3://bucket/runs
     rayddl status quickstart-1a2b3c4d --address http://127.0.0.1:8265
     """
-    from rayddl.jobs import status as looking
+    from rayddl.jobs.status import status_of
 
-    with telling():
-        found = looking.look(what, out, address)
+    with reporting_errors():
+        found = status_of(what, out, address)
         if as_json:
             emit_json(found.to_json())
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from rayddl.cli.errors import telling
+from rayddl.cli.errors import reporting_errors
 from rayddl.cli.options import JobId, JobsAddress
 
 
@@ -16,6 +16,6 @@ def stop(job: JobId, address: JobsAddress = None) -> None:
     """
     from rayddl.jobs.client import Jobs
 
-    with telling():
+    with reporting_errors():
         running = Jobs(address).stop(job)
         typer.echo(f"{job} is being stopped; what it did is kept" if running else f"{job} had ended already")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rayddl.cli.errors import INTERRUPTED, telling
+from rayddl.cli.errors import INTERRUPTED, reporting_errors
 from rayddl.cli.options import File, Grows, JobsAddress, Overrides, Plugins
 
 
@@ -87,7 +87,7 @@ def submit(
     from rayddl.pipeline.plugging import use
     from rayddl.stages.runtime.capacity import parse
 
-    with telling():
+    with reporting_errors():
         use(tuple(plugin or ()))
         shipping.check_out(out)
         of_manifest = {

@@ -79,13 +79,13 @@ class Jobs:
             (os.environ[v] for v in VARIABLES if os.environ.get(v)), DEFAULT_ADDRESS
         )
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        self._knock()
+        self._check_reachable()
         from ray.job_submission import JobSubmissionClient
 
         for name in ("dashboard_sdk", "job.sdk"):
             logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
         logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
-        with self._told(), _without(VARIABLES):
+        with self._explained_errors(), _without(VARIABLES):
             # A trailing slash or none is all the same to Ray; a variable would override what was typed.
             self._client: Any = JobSubmissionClient(self.address)
 
@@ -94,7 +94,7 @@ class Jobs:
         words = ["python", "-m", "rayddl", "run", DEFINITION, "--address", "auto", "--out", out, *options]
         command = shlex.join(words + [word for each in parcel.plugins for word in ("--plugin", each)])
         job = f"{name}-{uuid.uuid4().hex[:8]}"
-        with tempfile.TemporaryDirectory() as folder, self._told():
+        with tempfile.TemporaryDirectory() as folder, self._explained_errors():
             parcel.write(Path(folder))
             self._submit(
                 entrypoint=command,
@@ -121,39 +121,39 @@ class Jobs:
 
     def job(self, job: str) -> Job:
         """What the cluster says of a job. Raises :class:`UserError` with the known ones for an unknown id."""
-        with self._told(job):
+        with self._explained_errors(job):
             return _job(self._client.get_job_info(job))
 
     def all(self) -> list[Job]:
         """Every job that the cluster remembers and that has an id of its own, the newest first."""
-        with self._told():
+        with self._explained_errors():
             found = [_job(entry) for entry in self._client.list_jobs() if entry.submission_id]
         beginning = datetime.fromtimestamp(0, timezone.utc)
         return sorted(found, key=lambda job: job.started or beginning, reverse=True)
 
     def stop(self, job: str) -> bool:
         """Have a job end; whether it was running. What it did so far is kept."""
-        with self._told(job):
+        with self._explained_errors(job):
             return bool(self._client.stop_job(job))
 
     def log(self, job: str) -> str:
         """Everything that a job has printed so far."""
-        with self._told(job):
+        with self._explained_errors(job):
             return str(self._client.get_job_logs(job))
 
     def follow(self, job: str, say: Callable[[str], None]) -> Job:
         """Pass on what a job prints until it ends; how it ended. A broken connection is taken up again."""
-        said = 0
+        printed = 0
         for attempt in range(RECONNECTS + 1):
-            heard = 0
+            received = 0
             try:
                 for text in self._tail(job):
                     # From its beginning each time: what was said already is not said twice.
-                    fresh = text[max(0, said - heard) :]
-                    heard += len(text)
-                    said = max(said, heard)
-                    if fresh:
-                        say(fresh)
+                    new = text[max(0, printed - received) :]
+                    received += len(text)
+                    printed = max(printed, received)
+                    if new:
+                        say(new)
             except (OSError, RuntimeError, UserError):
                 if attempt == RECONNECTS:
                     raise
@@ -163,7 +163,7 @@ class Jobs:
         return found
 
     def _tail(self, job: str) -> Iterator[str]:
-        with self._told(job):
+        with self._explained_errors(job):
             self._client.get_job_info(job)
         loop, stream = asyncio.new_event_loop(), self._client.tail_job_logs(job)
         waiting: asyncio.Task[str | None] | None = None
@@ -182,16 +182,16 @@ class Jobs:
             loop.run_until_complete(stream.aclose())
             loop.close()
 
-    def _knock(self) -> None:
+    def _check_reachable(self) -> None:
         parts = urlsplit(self.address)
         if parts.scheme not in ("http", "https"):
             return
         try:
             attach.knock(f"{parts.hostname}:{parts.port or {'http': 80, 'https': 443}[parts.scheme]}")
         except (OSError, ValueError) as error:
-            raise UserError(self._nobody(str(error)), code="no-cluster-answers") from error
+            raise UserError(self._no_answer(str(error)), code="no-cluster-answers") from error
 
-    def _nobody(self, why: str) -> str:
+    def _no_answer(self, why: str) -> str:
         return (
             f"no Ray cluster answers at {self.address} ({why}). On this machine: `ray start --head`; for a cluster "
             "made from cluster.yaml: `ray dashboard cluster.yaml` in another terminal; else give the dashboard's "
@@ -199,7 +199,7 @@ class Jobs:
         )
 
     @contextmanager
-    def _told(self, job: str = "") -> Iterator[None]:
+    def _explained_errors(self, job: str = "") -> Iterator[None]:
         """Ray's errors, as what they mean to whoever typed the command."""
         from ray.exceptions import RayError
 
@@ -222,7 +222,7 @@ class Jobs:
                     f"no job {job!r} at {self.address}; {self._known()}", code="no-such-job"
                 ) from error
             if isinstance(error, ConnectionError):
-                raise UserError(self._nobody(text), code="no-cluster-answers") from error
+                raise UserError(self._no_answer(text), code="no-cluster-answers") from error
             raise UserError(
                 f"the cluster at {self.address} refused the request: {text[:1000]}", code="cluster-refuses"
             ) from error
@@ -236,16 +236,16 @@ async def _next(stream: AsyncIterator[str]) -> str | None:
     return await anext(stream, None)
 
 
-def _job(told: Any) -> Job:
-    metadata = told.metadata or {}
+def _job(info: Any) -> Job:
+    metadata = info.metadata or {}
     return Job(
-        str(told.submission_id or told.job_id),
-        str(getattr(told.status, "value", told.status)),
-        " ".join(str(told.message or "").split()),
+        str(info.submission_id or info.job_id),
+        str(getattr(info.status, "value", info.status)),
+        " ".join(str(info.message or "").split()),
         str(metadata.get("rayddl_run", "")),
         str(metadata.get("rayddl_out", "")),
-        _moment(told.start_time),
-        _moment(told.end_time),
+        _moment(info.start_time),
+        _moment(info.end_time),
     )
 
 

@@ -64,7 +64,7 @@ def pack(definition: Definition, beside: Iterable[str] = (), *, limit: int = LIM
     files = dict(_package())
     extras: dict[str, Path] = {}
     for given in beside:
-        extras |= _beside(given)
+        extras |= _extra_files(given)
     loaded: list[str] = []
     for plugin in definition.plugins:
         named, own = _plugin(str(plugin.module))
@@ -72,7 +72,7 @@ def pack(definition: Definition, beside: Iterable[str] = (), *, limit: int = LIM
         _refuse_overwriting(files, own)
         files |= own
     _refuse_overwriting(files, extras)
-    _refuse_strangers(definition, extras)
+    _refuse_local_paths(definition, extras)
     parcel = Parcel({**files, **extras}, written(definition), tuple(loaded))
     _refuse_large(parcel, limit)
     return parcel
@@ -132,7 +132,7 @@ def _plugin(module: str) -> tuple[str, dict[str, Path]]:
     return place + module.removeprefix(top), {place: file}
 
 
-def _beside(given: str) -> dict[str, Path]:
+def _extra_files(given: str) -> dict[str, Path]:
     path = Path(given)
     if not path.exists():
         raise UserError(f"--with {given!r}: there is no such file or folder", code="shipped-file-missing")
@@ -173,7 +173,7 @@ def _refuse_credentials(where: str, value: str) -> None:
         )
 
 
-def _refuse_strangers(definition: Definition, extras: Mapping[str, Path]) -> None:
+def _refuse_local_paths(definition: Definition, extras: Mapping[str, Path]) -> None:
     configs: list[tuple[str, Config]] = [("source", definition.source)]
     configs += [(f"{stage.name}", stage.config) for stage in definition.stages]
     for where, config in configs:
@@ -199,10 +199,10 @@ def _refuse_large(parcel: Parcel, limit: int) -> None:
     total = sum(sizes.values())
     if total > limit:
         largest = sorted(sizes.items(), key=lambda item: -item[1])[:3]
-        told = ", ".join(f"{name} ({pace.size(size)})" for name, size in largest)
+        listed = ", ".join(f"{name} ({pace.size(size)})" for name, size in largest)
         raise UserError(
             f"{pace.size(total)} would be shipped with the job, and at most {pace.size(limit)} are; the largest are "
-            f"{told}. Put data on storage that every machine reads, and name it in the definition",
+            f"{listed}. Put data on storage that every machine reads, and name it in the definition",
             code="shipment-too-large",
         )
 

@@ -16,7 +16,7 @@ from rayddl.pipeline.browse.status import RunStatus, run_status
 
 
 @dataclass(frozen=True)
-class Seen:
+class Status:
     """Jobs, a run, or a job with the run that it is doing."""
 
     jobs: tuple[Job, ...]
@@ -34,23 +34,23 @@ class Seen:
         return {**found, "run": self.run.to_json() if self.run else None}
 
 
-def look(what: str | None, out: str, address: str | None) -> Seen:
+def status_of(what: str | None, out: str, address: str | None) -> Status:
     """Everything about ``what``: a run under ``out``, else a job at ``address``; all jobs without it.
 
     No cluster is asked about a run. Raises :class:`UserError` where neither is found.
     """
     if what is None:
-        return Seen(tuple(Jobs(address).all()), None)
+        return Status(tuple(Jobs(address).all()), None)
     run = run_status(what, out)
     if run is not None:
-        return Seen((), run)
+        return Status((), run)
     try:
         job = Jobs(address).job(what)
     except UserError as error:
         raise UserError(
             f"there is no run {what!r} under {scrub(out)!r}, and {error}", code="no-such-run"
         ) from error
-    return Seen((job,), _run_of(job))
+    return Status((job,), _run_of(job))
 
 
 def _run_of(job: Job) -> RunStatus | None:

@@ -24,9 +24,9 @@ def command(verb: str, job: str, address: str | None) -> str:
 
 def submitted(job: str, out: str, address: str | None) -> str:
     """What a person needs to know after a job was taken."""
-    told = [f"job {job}, results under {scrub(out)}; it goes on without this command"]
-    told += [f"  {command(verb, job, address)}" for verb in ("status", "logs", "stop")]
-    return "\n".join(told)
+    lines = [f"job {job}, results under {scrub(out)}; it goes on without this command"]
+    lines += [f"  {command(verb, job, address)}" for verb in ("status", "logs", "stop")]
+    return "\n".join(lines)
 
 
 def refuse_failed(job: Job) -> None:

@@ -20,12 +20,12 @@ from rayddl.pipeline.runner import execute
 from rayddl.pipeline.session import ray_session
 from rayddl.plugins import activate
 
-What: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
+DefinitionLike: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
 """A definition: its file, its name in ``pipelines/``, or its keys."""
 
 
 def plan(
-    definition: What,
+    definition: DefinitionLike,
     *,
     overrides: Overrides = (),
     out: str | os.PathLike[str] = "runs",
@@ -50,7 +50,7 @@ def estimate(plan: Plan, *, measure: bool = False) -> Estimates:
 
 
 def run(
-    definition: What,
+    definition: DefinitionLike,
     *,
     overrides: Overrides = (),
     out: str | os.PathLike[str] = "runs",

@@ -152,12 +152,12 @@ def definition(
     source, seed = _source(found)
     if root is not None:
         source = {**source, "root": root}
-    asked = {"nets": list(nets) if nets else None, "seeds": seeds, "epochs": epochs}
+    given = {"nets": list(nets) if nets else None, "seeds": seeds, "epochs": epochs}
     waiting = [each for each in found if again or each.manifest is None]
     judge = _judge(found)
     protocol = _protocol(found, judge) if waiting else {}
-    protocol |= {key: value for key, value in asked.items() if value is not None}
-    if asked != dict.fromkeys(asked) and not waiting:
+    protocol |= {key: value for key, value in given.items() if value is not None}
+    if given != dict.fromkeys(given) and not waiting:
         raise UserError(
             "all sets are evaluated already; for other nets, seeds or epochs give --again",
             code="everything-judged",
@@ -188,10 +188,10 @@ def _source(found: Sequence[Found]) -> tuple[dict[str, Any], int]:
     for each in found:
         if each.manifest is not None:
             source: dict[str, Any] = each.manifest["source"]["config"]
-            return _asked(source), int(each.manifest["seed"])
+            return _without_none(source), int(each.manifest["seed"])
         known = _info(each).get("source")
         if known is not None:
-            return _asked(known), int(_info(each).get("seed", 0))
+            return _without_none(known), int(_info(each).get("seed", 0))
     raise UserError(
         "none of these sets says which images it was made from; name a run or a rayddl set beside them, or write a "
         "definition with kind: imported",
@@ -199,7 +199,7 @@ def _source(found: Sequence[Found]) -> tuple[dict[str, Any], int]:
     )
 
 
-def _asked(source: Mapping[str, Any]) -> dict[str, Any]:
+def _without_none(source: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in source.items() if value is not None}
 
 
@@ -213,8 +213,8 @@ def _protocol(found: Sequence[Found], judge: Kind) -> dict[str, Any]:
     fields = judge.config.model_fields
     hard = {"protocol": "hard"} if "protocol" in fields else {}
     for each in found:
-        told = each.manifest["summary"].get("protocol") if each.manifest is not None else None
-        stored = told or _info(each).get("protocol") or {}
+        recorded = each.manifest["summary"].get("protocol") if each.manifest is not None else None
+        stored = recorded or _info(each).get("protocol") or {}
         if "seeds" not in stored:
             continue
         if stored.get("name") == "soft":

@@ -29,19 +29,19 @@ class Estimates:
 
     def to_json(self, plan: Plan) -> dict[str, Any]:
         """The plan with its estimates, as JSON values."""
-        told = plan.to_json()
-        for stage in told["stages"]:
+        planned = plan.to_json()
+        for stage in planned["stages"]:
             found = self.stages.get(stage["stage"])
             stage["estimate"] = None if found is None else found.to_json()
-        return {**told, "machine": self.machine.to_json()}
+        return {**planned, "machine": self.machine.to_json()}
 
     def __rich__(self) -> RenderableType:
         """A line about the machine, a row for each stage that says what it will take, and notes."""
-        machine, told = self.machine, {name: e for name, e in self.stages.items() if e is not None}
+        machine, known = self.machine, {name: e for name, e in self.stages.items() if e is not None}
         gpus = f"{len(machine.gpus)} GPUs" if machine.gpus else "no GPU"
         head = f"expected on this machine: {machine.cpus} CPUs, {_size(machine.memory)} free, {gpus}"
-        notes = [f"{name}: {note}" for name, found in told.items() for note in found.notes]
-        if any(found.memory and not found.measured for found in told.values()):
+        notes = [f"{name}: {note}" for name, found in known.items() for note in found.notes]
+        if any(found.memory and not found.measured for found in known.values()):
             notes.append("~ is an estimate by formula; with --measure a matching step is tried")
         rows = [{"stage": name, **_expected(found)} for name, found in self.stages.items()]
         return Group(Text(f"\n{head}", "dim"), rows_table(rows), *(Text(note, "dim") for note in notes))

@@ -124,8 +124,8 @@ def make(definition: Definition, out: str, source_fingerprint: SourceFingerprint
     _check_readable(folder)
     source = source_fingerprint(definition.source)
     stages = {stage.name: stage for stage in definition.stages}
-    resting = graph.idle({name: stage.config for name, stage in stages.items()})
-    order, _ = graph.order({name: stage.reads for name, stage in stages.items() if name not in resting})
+    not_run = graph.idle({name: stage.config for name, stage in stages.items()})
+    order, _ = graph.order({name: stage.reads for name, stage in stages.items() if name not in not_run})
     prints: dict[str, str] = {}
     planned = []
     for name in order:

@@ -54,7 +54,7 @@ class Record:
         if error:
             entry["error"] = error
 
-    def hear(self, stage: str, progress: Mapping[str, Any]) -> None:
+    def note_progress(self, stage: str, progress: Mapping[str, Any]) -> None:
         """Set down how far a running stage is."""
         self.stages[stage] |= {"heard": _now(), "progress": dict(progress)}
 

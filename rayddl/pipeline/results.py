@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rayddl.credentials import scrub
 from rayddl.errors import UserError
-from rayddl.pipeline import notebook as shown
+from rayddl.pipeline import notebook
 from rayddl.pipeline.artifacts import Artifact
 from rayddl.pipeline.display.base import Closing
 from rayddl.pipeline.plan import Plan
@@ -78,10 +78,10 @@ class RunResult:
             raise UserError(
                 f"{scrub(page)} is not on this machine; copy it here and open it", code="page-not-local"
             )
-        shown.page(page)
+        notebook.page(page)
 
     def _repr_html_(self) -> str:
-        return shown.html(self.plan.definition.name, self.tables, self.report)
+        return notebook.html(self.plan.definition.name, self.tables, self.report)
 
     def closing(self) -> Closing:
         """The tables and places that are shown last."""

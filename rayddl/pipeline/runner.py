@@ -105,7 +105,7 @@ class _Run:
     def stage(self, planned: PlannedStage) -> None:
         """Run one stage, or take what is there."""
         if planned.artifact is not None:
-            self._take(planned, planned.artifact)
+            self._reuse(planned, planned.artifact)
             return
         began = self.clock()
         try:
@@ -113,7 +113,7 @@ class _Run:
                 # Another command may have finished it since the plan was made.
                 if artifacts.state(planned.folder) == "done":
                     found = artifacts.open_artifact(planned.folder, fingerprint=planned.fingerprint)
-                    self._take(planned, found)
+                    self._reuse(planned, found)
                     return
                 self._note(planned, "running")
                 artifact = self._run(planned, began)
@@ -132,7 +132,7 @@ class _Run:
     def _run(self, planned: PlannedStage, began: float) -> Artifact:
         if planned.stage.kind.needs_ray:
             self.ray.reach(self._places())
-        progress = Heartbeat(self.display.begin(planned.name), lambda told: self._hear(planned, told))
+        progress = Heartbeat(self.display.begin(planned.name), lambda beat: self._observe(planned, beat))
         context = Context(
             stage=planned.name,
             source=self.plan.definition.source,
@@ -189,7 +189,7 @@ class _Run:
         used = plugins_of(stage, {each.name: each for each in self.plan.definition.stages})
         return {"plugins": used} if used else {}
 
-    def _take(self, planned: PlannedStage, artifact: Artifact) -> None:
+    def _reuse(self, planned: PlannedStage, artifact: Artifact) -> None:
         self.finished[planned.name], self.endings[planned.name] = artifact, "cached"
         self._note(planned, "cached", artifact)
         self._end(planned, "cached", artifact.seconds, artifact)
@@ -202,10 +202,10 @@ class _Run:
             with suppress(OSError, ValueError):
                 self._end(planned, "interrupted", seconds, None)
             raise error
-        told = explained(planned, error)
-        self._note(planned, "failed", error=str(told))
+        explanation = explained(planned, error)
+        self._note(planned, "failed", error=str(explanation))
         self._end(planned, "failed", seconds, None)
-        raise told from error
+        raise explanation from error
 
     def _note(
         self,
@@ -219,10 +219,10 @@ class _Run:
             self.record.note(planned.name, outcome, artifact, error)
             self.record.write()
 
-    def _hear(self, planned: PlannedStage, progress: Mapping[str, Any]) -> None:
+    def _observe(self, planned: PlannedStage, progress: Mapping[str, Any]) -> None:
         self.ray.observe(self.plan.definition.name, planned.name, progress)
         with interrupts.held(), suppress(OSError):
-            self.record.hear(planned.name, progress)
+            self.record.note_progress(planned.name, progress)
             self.record.write()
 
     def _end(self, planned: PlannedStage, ending: Ending, seconds: float, artifact: Artifact | None) -> None:

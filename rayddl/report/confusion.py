@@ -45,8 +45,8 @@ def matrix(confusion: Columns, net: str, classes: tuple[str, ...], label: str) -
     made = Matrix(label, _picture(shares), "", classes, shares)
     worst = mistakes(made, 1)
     right = numbers.percent(float(np.diagonal(counts).sum() / max(counts.sum(), 1)))
-    told = f"; most often {worst[0][0]} is taken for {worst[0][1]}" if worst else ""
-    return Matrix(label, made.src, f"Confusion matrix of {label}: {right} right{told}", classes, shares)
+    worst_text = f"; most often {worst[0][0]} is taken for {worst[0][1]}" if worst else ""
+    return Matrix(label, made.src, f"Confusion matrix of {label}: {right} right{worst_text}", classes, shares)
 
 
 def mistakes(made: Matrix, most: int) -> list[tuple[str, str, float]]:

@@ -165,13 +165,13 @@ def _end_labels(chart: Chart, frame: _Frame) -> Iterable[Markup]:
     tall = NAMED if any(mark.name for mark, _ in ends) else LABELLED
     spots = scales.apart([frame.y(y) for _, (_, y) in ends], tall)
     # Beside the longest: a label at the end of a shorter one would lie on what goes on.
-    beside = max((frame.x(at) for _, (at, _) in ends), default=0.0) + 9
+    label_x = max((frame.x(at) for _, (at, _) in ends), default=0.0) + 9
     for (mark, (at, value)), spot in zip(ends, spots, strict=True):
         yield el("circle", cx=frame.x(at), cy=frame.y(value), r=3.5, class_=_tinted("end-dot", mark.tint))
         lines = [mark.name, frame.value(value)] if mark.name else [frame.value(value)]
         for i, text in enumerate(lines):
             dy = f"{0.35 + 1.15 * (i - (len(lines) - 1) / 2):.3g}em"
-            yield el("text", text, x=beside, y=spot, dy=dy, class_=_tinted("direct", mark.tint))
+            yield el("text", text, x=label_x, y=spot, dy=dy, class_=_tinted("direct", mark.tint))
 
 
 def _strip(strip: Strip, frame: _Frame) -> Iterable[Markup]:

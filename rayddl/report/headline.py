@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from rayddl.report import numbers, pictures
-from rayddl.report.pictures import Shelf
+from rayddl.report.pictures import ImageGroup
 from rayddl.report.run import Part, Run
 from rayddl.report.sections import Fact
 
@@ -25,17 +25,17 @@ class Headline:
 
     lead: Markup
     facts: tuple[Fact, ...]
-    mosaic: Shelf | None
+    mosaic: ImageGroup | None
 
 
 def headline(run: Run, parts: Sequence[Part]) -> Headline:
     """The lead of the first part that has one, with the pictures of the stage that it is about."""
-    told = next((part for part in parts if part.lead is not None), None)
-    posters = [one for one in run.shown if one.poster and one.pictures is not None]
-    about = told.about if told else None
-    shown = next((one for one in posters if one.stage.name == about), posters[0] if posters else None)
-    mosaic = pictures.mosaic(shown.pictures) if shown and shown.pictures else None
-    lead = told.lead if told and told.lead is not None else NOTHING
+    leading = next((part for part in parts if part.lead is not None), None)
+    posters = [one for one in run.reported if one.poster and one.pictures is not None]
+    about = leading.about if leading else None
+    pictured = next((one for one in posters if one.stage.name == about), posters[0] if posters else None)
+    mosaic = pictures.mosaic(pictured.pictures) if pictured and pictured.pictures else None
+    lead = leading.lead if leading and leading.lead is not None else NOTHING
     return Headline(lead, tuple(_facts(run, parts)), mosaic)
 
 

@@ -54,7 +54,7 @@ def definition_section(
     )
 
 
-def assembled(name: str, lead: Headline, shown: Sequence[Section], versions: Mapping[str, str]) -> str:
+def assembled(name: str, lead: Headline, contents: Sequence[Section], versions: Mapping[str, str]) -> str:
     """A page of the sections as HTML."""
     script = _file("sort.js")
     environment = jinja2.Environment(
@@ -64,7 +64,7 @@ def assembled(name: str, lead: Headline, shown: Sequence[Section], versions: Map
     page = environment.from_string(_file("page.html")).render(
         name=name,
         headline=lead,
-        sections=shown,
+        sections=contents,
         versions=versions,
         style=_file("style.css"),
         script=script,
@@ -131,7 +131,7 @@ def _provenance(run: Run) -> Section:
         *((f"source {k}", _plain(v)) for k, v in redacted(run.source).items() if v not in (None, False)),
     ]
     known += [(f"{name} version", version) for name, version in run.versions.items()]
-    noted = [(one.stage.name, one.provenance) for one in run.shown if one.provenance is not None]
+    noted = [(one.stage.name, one.provenance) for one in run.reported if one.provenance is not None]
     for name, provenance in noted:
         known += [
             (f"{name}: {k}" if len(noted) > 1 else k.replace("_", " "), _plain(v))

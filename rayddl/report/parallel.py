@@ -59,7 +59,7 @@ class Parallel:
         # The best is drawn last, on top of the others.
         for i in sorted(range(len(self.trials)), key=lambda i: -self.ranks[i]):
             points = [(x, ys[i]) for x, ys in zip(xs, places, strict=True)]
-            parts.append(el("path", el("title", self.trials[i]), d=_way(points), class_=self._style(i)))
+            parts.append(el("path", el("title", self.trials[i]), d=_polyline(points), class_=self._style(i)))
         for axis, x in zip(self.axes, xs, strict=True):
             parts += _axis(axis, x)
         return el(
@@ -100,7 +100,7 @@ def _placed(axis: Axis) -> list[float]:
     return [math.nan if v is None else scale(float(v)) for v in axis.values]
 
 
-def _way(points: Sequence[tuple[float, float]]) -> str:
+def _polyline(points: Sequence[tuple[float, float]]) -> str:
     """From axis to axis, past those that the trial has no value on."""
     known = [(x, y) for x, y in points if math.isfinite(y)]
     return "M" + "L".join(f"{place(x)} {place(y)}" for x, y in known) + "h0" if known else ""
@@ -122,8 +122,8 @@ def _axis(axis: Axis, x: float) -> Sequence[Markup]:
 def _ticks(axis: Axis, scale: Scale) -> Sequence[tuple[float, str]]:
     if axis.texts:
         names = list(enumerate(axis.texts))
-        shown = names if len(names) <= MOST_NAMES else [names[0], names[-1]]
-        return [(float(i), text) for i, text in shown]
+        named = names if len(names) <= MOST_NAMES else [names[0], names[-1]]
+        return [(float(i), text) for i, text in named]
     values = scale.ticks(4)
     if axis.shares:
         return [

@@ -39,7 +39,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class ImageGroup:
     """One class: its name and its pictures."""
 
     label: str
@@ -52,7 +52,7 @@ class Shelf:
 class Gallery:
     """A set, ready for the page."""
 
-    shelves: tuple[Shelf, ...]
+    groups: tuple[ImageGroup, ...]
     sheets: bool
     """Whether each class is one sheet."""
     width: int
@@ -62,19 +62,19 @@ class Gallery:
     note: str = ""
 
     @property
-    def first(self) -> tuple[Shelf, ...]:
+    def first(self) -> tuple[ImageGroup, ...]:
         """The classes shown at once."""
-        return self.shelves[:OPEN_CLASSES]
+        return self.groups[:OPEN_CLASSES]
 
     @property
-    def rest(self) -> tuple[Shelf, ...]:
+    def rest(self) -> tuple[ImageGroup, ...]:
         """The classes that are folded away."""
-        return self.shelves[OPEN_CLASSES:]
+        return self.groups[OPEN_CLASSES:]
 
     @property
     def single(self) -> bool:
         """Whether every class has just one image."""
-        return not self.sheets and all(len(s.tiles) == 1 for s in self.shelves)
+        return not self.sheets and all(len(s.tiles) == 1 for s in self.groups)
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,14 @@ def gallery(pictures: Pictures, folder: str, budget: int) -> Gallery:
     images = _viewable(pictures.images)
     members = _by_class(pictures)
     if len(images) <= TILES_AT_MOST:
-        shelves = tuple(_tiles(images, numbered, name) for name, numbered in members)
-        if sum(len(t.src) for s in shelves for t in s.tiles) <= budget:
-            width = _shown(images.shape[2], len(images))
-            return Gallery(shelves, False, width, width >= images.shape[2])
+        groups = tuple(_tiles(images, numbered, name) for name, numbered in members)
+        if sum(len(t.src) for s in groups for t in s.tiles) <= budget:
+            width = _display_width(images.shape[2], len(images))
+            return Gallery(groups, False, width, width >= images.shape[2])
     return _sheets(images, members, folder, budget)
 
 
-def strip(pictures: Pictures, label: int, most: int, budget: int, alt: str) -> Shelf | None:
+def strip(pictures: Pictures, label: int, most: int, budget: int, alt: str) -> ImageGroup | None:
     """Up to ``most`` images of one class in a row, in at most about ``budget`` bytes; ``None`` without any."""
     found = np.flatnonzero(pictures.labels == label)[:most].tolist()
     if not found:
@@ -110,14 +110,14 @@ def strip(pictures: Pictures, label: int, most: int, budget: int, alt: str) -> S
     images = _viewable(pictures.images[found])
     places = range(len(found))
     for step in _steps(images.shape[2], len(found)):
-        told = f"{alt}, {numbers.counted(min(step.per_class, len(found)), 'image')}"
-        shelf = _sheet(images, places[: step.per_class], "", step, columns=most, alt=told)
-        if len(shelf.tiles[0].src) <= budget or step.side <= SMALLEST_SIDE:
+        text = f"{alt}, {numbers.counted(min(step.per_class, len(found)), 'image')}"
+        group = _sheet(images, places[: step.per_class], "", step, columns=most, alt=text)
+        if len(group.tiles[0].src) <= budget or step.side <= SMALLEST_SIDE:
             break
-    return shelf
+    return group
 
 
-def mosaic(pictures: Pictures) -> Shelf | None:
+def mosaic(pictures: Pictures) -> ImageGroup | None:
     """One image of each of up to twenty classes as one small picture."""
     members = _by_class(pictures)
     if not members:
@@ -141,9 +141,9 @@ def data_uri(pixels: Pixels, quality: int | None = None) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def _tiles(images: Pixels, numbered: Sequence[int], name: str) -> Shelf:
+def _tiles(images: Pixels, numbered: Sequence[int], name: str) -> ImageGroup:
     many = len(numbered)
-    return Shelf(
+    return ImageGroup(
         name,
         tuple(
             Tile(
@@ -157,36 +157,36 @@ def _tiles(images: Pixels, numbered: Sequence[int], name: str) -> Shelf:
 
 def _sheets(images: Pixels, members: list[tuple[str, list[int]]], folder: str, budget: int) -> Gallery:
     most = max(len(numbered) for _, numbered in members)
-    shelves: tuple[Shelf, ...] = ()
+    groups: tuple[ImageGroup, ...] = ()
     step = _Step(images.shape[2], None, most)
     for step in _steps(images.shape[2], most):
-        shelves, spent = _attempt(images, members, step, budget)
+        groups, spent = _attempt(images, members, step, budget)
         if spent <= budget:
             break
     side = images.shape[2]
     width = 32 if side < 32 else min(side, 64)
-    width = max(12, min(width, 320 // shelves[0].columns)) if shelves else width
-    return Gallery(shelves, True, width, width >= step.side, _note(step, side, most, folder))
+    width = max(12, min(width, 320 // groups[0].columns)) if groups else width
+    return Gallery(groups, True, width, width >= step.side, _note(step, side, most, folder))
 
 
 def _attempt(
     images: Pixels, members: list[tuple[str, list[int]]], step: _Step, budget: int
-) -> tuple[tuple[Shelf, ...], int]:
+) -> tuple[tuple[ImageGroup, ...], int]:
     """The sheets written one way and their bytes; gives up once it is clear they are too many."""
-    shelves: list[Shelf] = []
+    groups: list[ImageGroup] = []
     spent = 0
     for name, numbered in members:
-        shelf = _sheet(images, numbered[: step.per_class], name, step)
-        spent += len(shelf.tiles[0].src)
-        shelves.append(shelf)
+        group = _sheet(images, numbered[: step.per_class], name, step)
+        spent += len(group.tiles[0].src)
+        groups.append(group)
         if spent > budget and step.per_class > 1:
             break
-    return tuple(shelves), spent
+    return tuple(groups), spent
 
 
 def _sheet(
     images: Pixels, numbered: Sequence[int], name: str, step: _Step, *, columns: int = 10, alt: str = ""
-) -> Shelf:
+) -> ImageGroup:
     columns = min(columns, len(numbered))
     rows = -(-len(numbered) // columns)
     height, width = images.shape[1:3]
@@ -199,7 +199,7 @@ def _sheet(
         size = (columns * step.side, rows * max(1, height * step.side // width))
         sheet = np.asarray(Image.fromarray(sheet).resize(size, Image.Resampling.BOX))
     alt = alt or f"{name}, {numbers.counted(len(numbered), 'distilled image')}"
-    return Shelf(name, (Tile(data_uri(sheet, step.quality), alt),), columns, rows)
+    return ImageGroup(name, (Tile(data_uri(sheet, step.quality), alt),), columns, rows)
 
 
 def _steps(side: int, per_class: int) -> Iterator[_Step]:
@@ -214,20 +214,20 @@ def _steps(side: int, per_class: int) -> Iterator[_Step]:
 
 
 def _note(step: _Step, side: int, per_class: int, folder: str) -> str:
-    said = []
+    reductions = []
     if step.per_class < per_class:
-        said.append(f"the first {step.per_class} of up to {per_class} images of each class")
+        reductions.append(f"the first {step.per_class} of up to {per_class} images of each class")
     if step.side < side:
-        said.append(f"reduced to {step.side} pixels")
+        reductions.append(f"reduced to {step.side} pixels")
     if step.quality is not None:
-        said.append("compressed as JPEG")
-    if not said:
+        reductions.append("compressed as JPEG")
+    if not reductions:
         return ""
-    text = ", ".join(said)
+    text = ", ".join(reductions)
     return f"To keep this page light: {text}. All images, lossless, lie in {folder}."
 
 
-def _shown(side: int, many: int) -> int:
+def _display_width(side: int, many: int) -> int:
     """CSS pixels for one image: a whole multiple of its side near the size that suits so many."""
     wanted = 96 if many <= 20 else 80 if many <= 60 else 64 if many <= 150 else 48
     return side * max(1, round(wanted / side)) if side <= wanted else min(side, wanted + 56)

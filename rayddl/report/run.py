@@ -1,7 +1,7 @@
 """A run as its page sees it: its stages, and for each kind the part of the page that the kind makes of them.
 
-The page knows no kind. A kind reads its own stages into :class:`Shown`, and draws them as a :class:`Part`: sections
-with their places, a sentence for the top, figures beside it.
+The page knows no kind. Each kind reads its finished stages into :class:`ReportedStage` and draws them as a
+:class:`Part`: sections with their places, a sentence for the headline, and figures next to it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Place(IntEnum):
 
 
 @dataclass(frozen=True)
-class Shown:
+class ReportedStage:
     """A finished stage as its kind reads it; kinds add what their sections are drawn from."""
 
     place: ClassVar[Place]
@@ -82,7 +82,7 @@ class Chapter:
     """The stages of one kind, and what makes its part of the page from them."""
 
     draw: Draw
-    shown: tuple[Shown, ...]
+    stages: tuple[ReportedStage, ...]
 
 
 @dataclass(frozen=True)
@@ -104,24 +104,24 @@ class Run:
         return str(self.definition.get("name") or "rayddl run")
 
     @property
-    def shown(self) -> list[Shown]:
+    def reported(self) -> list[ReportedStage]:
         """The stages of all chapters by their places."""
-        return sorted((one for chapter in self.chapters for one in chapter.shown), key=lambda one: one.place)
+        return sorted((one for chapter in self.chapters for one in chapter.stages), key=lambda one: one.place)
 
-    def at(self, *places: Place) -> list[Shown]:
+    def at(self, *places: Place) -> list[ReportedStage]:
         """The stages at these places."""
-        return [one for one in self.shown if one.place in places]
+        return [one for one in self.reported if one.place in places]
 
     @property
     def budget(self) -> int:
         """Bytes for the pictures of one set."""
-        held = [one.pictures for one in self.shown if one.pictures is not None]
+        held = [one.pictures for one in self.reported if one.pictures is not None]
         return picture_bytes(sum(len(each.labels) for each in held)) // max(1, len(held))
 
     @property
     def parts(self) -> list[Part]:
         """What every kind puts on the page, by place."""
-        return sorted((c.draw(c.shown, self) for c in self.chapters), key=lambda part: part.place)
+        return sorted((c.draw(c.stages, self) for c in self.chapters), key=lambda part: part.place)
 
 
 def picture_bytes(many: int) -> int:

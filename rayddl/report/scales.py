@@ -70,16 +70,16 @@ def padded(values: Iterable[float], log: bool = False, share: float = 0.06) -> t
         return (0.1, 1.0) if log else (0.0, 1.0)
     low, high = min(finite), max(finite)
     if log:
-        air = (high / low) ** share if high > low else 2.0
-        return low / air, high * air
+        margin = (high / low) ** share if high > low else 2.0
+        return low / margin, high * margin
     if low >= 0 and low < 0.4 * high:
         return 0.0, high * (1 + share)
-    air = (high - low) * share if high > low else (abs(high) * 0.5 or 1.0)
-    return low - air, high + air
+    margin = (high - low) * share if high > low else (abs(high) * 0.5 or 1.0)
+    return low - margin, high + margin
 
 
-def apart(places: Sequence[float], room: float) -> list[float]:
-    """Places near the given ones, in the same order on the axis, no two nearer than ``room``."""
+def apart(places: Sequence[float], gap: float) -> list[float]:
+    """Places near the given ones, in the same order on the axis, no two nearer than ``gap``."""
     order = sorted(range(len(places)), key=lambda i: places[i])
     blocks: list[tuple[list[int], float]] = []
     for i in order:
@@ -87,7 +87,7 @@ def apart(places: Sequence[float], room: float) -> list[float]:
         # Neighbours that would touch move together, about their common middle.
         while len(blocks) > 1:
             (before, middle), (after, other) = blocks[-2:]
-            if other - middle >= room * (len(before) + len(after)) / 2:
+            if other - middle >= gap * (len(before) + len(after)) / 2:
                 break
             members = before + after
             shared = sum(places[m] for m in members) / len(members)
@@ -95,5 +95,5 @@ def apart(places: Sequence[float], room: float) -> list[float]:
     found = list(places)
     for members, middle in blocks:
         for rank, i in enumerate(members):
-            found[i] = middle + (rank - (len(members) - 1) / 2) * room
+            found[i] = middle + (rank - (len(members) - 1) / 2) * gap
     return found

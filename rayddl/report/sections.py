@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rayddl.report.bars import Bars
 from rayddl.report.charts import Chart
 from rayddl.report.confusion import Matrix
-from rayddl.report.lineup import Lineup
+from rayddl.report.gallery import SetsGallery
 from rayddl.report.parallel import Parallel
 from rayddl.report.pictures import Gallery
 from rayddl.report.tables import Table
@@ -70,7 +70,7 @@ class Section:
     tables: tuple[Table, ...] = ()
     folded: tuple[Table, ...] = ()
     """Tables too long to be shown at once."""
-    lineup: Lineup | None = None
+    sets_gallery: SetsGallery | None = None
     matrices: tuple[Matrix, ...] = ()
     code: str = ""
     """YAML."""

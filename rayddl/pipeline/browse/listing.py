@@ -152,12 +152,12 @@ def _run(out: Folder, file: str, found: Mapping[str, Found]) -> Run:
     except (ArtifactError, KeyError, TypeError):
         return Run(file.removesuffix(records.SUFFIX), "unreadable", "", written)
     done = sum(state == "done" for state in states.values())
-    told = {str(entry.get("state", "")) for name, entry in stages.items() if states[name] != "done"}
+    recorded = {str(entry.get("state", "")) for name, entry in stages.items() if states[name] != "done"}
     # "running" in a record may be a command at work or one that was killed: the lock would know, the
     # record does not.
     state = (
         "done"
         if done == len(stages)
-        else next((s for s in ("failed", "interrupted") if s in told), "partial")
+        else next((s for s in ("failed", "interrupted") if s in recorded), "partial")
     )
     return Run(str(record["name"]), state, f"{done} of {len(stages)}", written)

@@ -117,10 +117,8 @@ def _set(folder: Folder, verify: bool) -> Inspected:
         "classes": ", ".join(str(name) for name in meta.get("classes", [])),
         "files": _counted(len(files), sum(files.values())) + checked,
     }
-    shown = {
-        key: value for key, value in meta.items() if key not in ("classes", "files", "folders", "format")
-    }
-    return Inspected("a distilled set", head, {"set": shown}, {}, meta)
+    rest = {key: value for key, value in meta.items() if key not in ("classes", "files", "folders", "format")}
+    return Inspected("a distilled set", head, {"set": rest}, {}, meta)
 
 
 def _verified(folder: Folder, meta: Mapping[str, Any]) -> str:

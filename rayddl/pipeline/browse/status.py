@@ -80,8 +80,8 @@ class RunStatus:
         found = {stage.state for stage in self.stages}
         if found <= {"done"}:
             return "done"
-        told = ("failed", "interrupted", "running", "silent")
-        return next((state for state in told if state in found), "partial")
+        by_priority = ("failed", "interrupted", "running", "silent")
+        return next((state for state in by_priority if state in found), "partial")
 
     def parts(self) -> list[RenderableType]:
         """A line, a table, and the errors."""
@@ -158,11 +158,11 @@ def _stage(name: str, entry: Mapping[str, Any], out: Folder, now: datetime) -> S
     )
 
 
-def _state(told: str, heard: datetime | None, now: datetime) -> str:
-    if told == "running" and heard is not None and (now - heard).total_seconds() > SILENT_SECONDS:
+def _state(recorded: str, heard: datetime | None, now: datetime) -> str:
+    if recorded == "running" and heard is not None and (now - heard).total_seconds() > SILENT_SECONDS:
         return "silent"
     # Done by its record, but its folder has gone.
-    return "waiting" if told in ("done", "cached") else told
+    return "waiting" if recorded in ("done", "cached") else recorded
 
 
 def _moment(text: Any) -> datetime | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from rayddl.pipeline.definition.problems import UNSET, Key, Place, Problems, shown
+from rayddl.pipeline.definition.problems import UNSET, Key, Place, Problems, quoted
 
 _TAG = "tag:yaml.org,2002:"
 _MOST_NODES = 100_000
@@ -178,7 +178,7 @@ class _Reader:
             self.problems.add(
                 self._place(node),
                 key,
-                f"{shown(text)} does not fit {_short(tag)!r}",
+                f"{quoted(text)} does not fit {_short(tag)!r}",
                 code="value-of-another-type",
             )
         return None
@@ -197,7 +197,7 @@ class _Reader:
             return default or ""
 
         if "${" in _SUBSTITUTION.sub("", node.value):
-            text = f"{shown(node.value)} is not a substitution; write ${{NAME}} or ${{NAME:-default}}"
+            text = f"{quoted(node.value)} is not a substitution; write ${{NAME}} or ${{NAME:-default}}"
             self.problems.add(place, key, text, code="substitution-malformed")
             return str(node.value)
         return _SUBSTITUTION.sub(replacement, node.value)
@@ -234,4 +234,4 @@ def _short(tag: str) -> str:
 
 
 def _raw(node: yaml.Node) -> str:
-    return shown(node.value) if isinstance(node, yaml.ScalarNode) else "that is a list or mapping"
+    return quoted(node.value) if isinstance(node, yaml.ScalarNode) else "that is a list or mapping"

@@ -77,10 +77,10 @@ def links(configs: Mapping[str, StageConfig]) -> dict[str, Links]:
     """
     named = _named(configs)
     starred = {stage for stage, config in configs.items() if any(EVERY in n for _, n, _ in fields(config))}
-    resting = idle(configs)
+    not_run = idle(configs)
     result: dict[str, Links] = {}
     for stage, config in configs.items():
-        excluded = {stage, *_readers(stage, named), *starred, *resting}
+        excluded = {stage, *_readers(stage, named), *starred, *not_run}
         result[stage] = dict(named[stage])
         for field, names, mark in fields(config):
             every = [n for n, c in configs.items() if mark.fits(type(c)) and n not in excluded]

@@ -20,7 +20,7 @@ from rayddl.pipeline.definition import graph, reading
 from rayddl.pipeline.definition import overrides as overriding
 from rayddl.pipeline.definition.document import Document
 from rayddl.pipeline.definition.overrides import Overrides
-from rayddl.pipeline.definition.problems import Fault, Key, Problems, shown
+from rayddl.pipeline.definition.problems import Fault, Key, Problems, quoted
 from rayddl.pipeline.definition.schema import Shape, booleans_for_numbers, explain
 from rayddl.plugins import Plugin, active, loaded, suggestion
 from rayddl.stages.kinds import Kind, known
@@ -216,7 +216,9 @@ def _check_name(name: str, document: Document, problems: Problems) -> None:
         text = f"{name!r} is a key of the definition itself; give the stage another name"
         _note(document, problems, Fault(key, text, "stage-name-reserved"))
     elif not _STAGE_NAME.fullmatch(name):
-        text = f"{shown(name)} is not a stage name; expected small letters, digits, '_' and '-', letter first"
+        text = (
+            f"{quoted(name)} is not a stage name; expected small letters, digits, '_' and '-', letter first"
+        )
         _note(document, problems, Fault(key, text, "stage-name-malformed"))
 
 
@@ -225,14 +227,14 @@ def _kind(
 ) -> Kind | None:
     key: Key = ("stages", name)
     if not isinstance(value, dict):
-        text = f"{shown(value)} is not a mapping; expected at least the key kind: {', '.join(kinds)}"
+        text = f"{quoted(value)} is not a mapping; expected at least the key kind: {', '.join(kinds)}"
         _note(document, problems, Fault(key, text, "stage-not-a-mapping"))
     elif "kind" not in value:
         text = f"missing; expected one of {', '.join(kinds)}"
         _note(document, problems, Fault((*key, "kind"), text, "missing-key"))
     elif str(value["kind"]) not in kinds:
         hint = suggestion(value["kind"], kinds, "known kinds")
-        text = f"{shown(value['kind'])} is not a stage kind; {hint}; {loaded()}"
+        text = f"{quoted(value['kind'])} is not a stage kind; {hint}; {loaded()}"
         _note(document, problems, Fault((*key, "kind"), text, "unknown-kind"))
     else:
         return kinds[str(value["kind"])]

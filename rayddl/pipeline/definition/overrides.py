@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from rayddl.data.config import SourceConfig
 from rayddl.pipeline.definition.document import Document, parse
-from rayddl.pipeline.definition.problems import Key, Place, Problems, dotted, shown
+from rayddl.pipeline.definition.problems import Key, Place, Problems, dotted, quoted
 from rayddl.pipeline.definition.schema import Shape, shape_at
 from rayddl.plugins import suggestion
 from rayddl.stages.kinds import Kind
@@ -114,7 +114,7 @@ def _set(value: Any, key: Key, depth: int, new: Any, target: _Target) -> Any:
         mapping = _spelled_out(value, target.shape(here))
         if mapping is None:
             target.refuse(
-                here, f"{shown(value)} has no keys; set {dotted(here)} as a whole", code="value-without-keys"
+                here, f"{quoted(value)} has no keys; set {dotted(here)} as a whole", code="value-without-keys"
             )
             return value
         value = mapping

@@ -97,7 +97,7 @@ def dotted(key: Key) -> str:
     return ".".join(str(part) for part in key)
 
 
-def shown(value: Any) -> str:
+def quoted(value: Any) -> str:
     """A value as a person wrote it, short and without credentials."""
     if value is None:
         return "nothing"

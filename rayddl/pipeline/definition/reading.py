@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from rayddl.errors import DefinitionError
 from rayddl.pipeline.definition.document import Document, parse
-from rayddl.pipeline.definition.problems import Key, Place, Problems, shown
+from rayddl.pipeline.definition.problems import Key, Place, Problems, quoted
 from rayddl.plugins import suggestion
 
 FOLDER = "pipelines"
@@ -85,7 +85,7 @@ def _extended(document: Document, path: Path, chain: tuple[Path, ...], problems:
         {k: v for k, v in document.value.items() if k != "extends"}, document.places, document.file
     )
     if not isinstance(named, str) or not named:
-        problems.add(place, ("extends",), f"{shown(named)} is not a file name", code="extends-not-a-name")
+        problems.add(place, ("extends",), f"{quoted(named)} is not a file name", code="extends-not-a-name")
         return own
     base = Path(os.path.normpath(path.parent / named))
     if base.resolve() in [earlier.resolve() for earlier in chain]:

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from rayddl import plugins
 from rayddl.config import UNKNOWN, Registered
-from rayddl.pipeline.definition.problems import Fault, Key, shown
+from rayddl.pipeline.definition.problems import Fault, Key, quoted
 from rayddl.plugins import suggestion
 
 _SIMPLE = {int: "an integer", float: "a number", bool: "true or false", str: "text", Any: "any value"}
@@ -129,7 +129,7 @@ def booleans_for_numbers(value: Any, shape: Shape | None, key: Key = ()) -> Iter
     if isinstance(value, bool):
         if all(a.annotation in (int, float) for a in shape.alternatives()):
             yield Fault(
-                key, f"{shown(value)} is not a number; expected {shape.words()}", "value-of-another-type"
+                key, f"{quoted(value)} is not a number; expected {shape.words()}", "value-of-another-type"
             )
     elif isinstance(value, dict):
         for name, item in value.items():
@@ -153,7 +153,7 @@ def _sentence(details: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
         return f"missing{expected}", "missing-key"
     if kind == "value_error":
         reason = str(details.get("ctx", {}).get("error", details["msg"]))
-        text = f"{shown(value)}: {reason}" if key and not isinstance(value, dict) else reason
+        text = f"{quoted(value)}: {reason}" if key and not isinstance(value, dict) else reason
         return text, "refused-value"
     if kind == UNKNOWN:
         text = details["msg"]
@@ -161,11 +161,11 @@ def _sentence(details: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
         known = [str(a) for s in shape.alternatives() for a in get_args(s.annotation)]
         kind, text = UNKNOWN, f"is not known; {suggestion(value, known, 'expected one of')}"
     if kind == UNKNOWN:
-        return f"{shown(value)} {text}", "unknown-value"
+        return f"{quoted(value)} {text}", "unknown-value"
     if kind.startswith("greater") or kind.startswith("less"):
-        return f"{shown(value)} is out of range{expected}", "value-out-of-range"
+        return f"{quoted(value)} is out of range{expected}", "value-out-of-range"
     wrong = _NOT.get(kind.split("_")[0], f": {details['msg']}")
-    return f"{shown(value)}{wrong}{expected}", "value-of-another-type"
+    return f"{quoted(value)}{wrong}{expected}", "value-of-another-type"
 
 
 def _key(location: Sequence[str | int], model: type[BaseModel]) -> Key:

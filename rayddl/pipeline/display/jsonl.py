@@ -75,15 +75,15 @@ class _Line:
 
     def __init__(self, out: JsonLines, stage: str, pace: Pace, clock: Clock) -> None:
         self._out, self._stage, self._pace, self._clock = out, stage, pace, clock
-        self._told = -_BETWEEN
+        self._emitted_at = -_BETWEEN
 
     def update(self, done: float, total: float, metric: str = "") -> None:
         """Take in how far the stage is."""
         self._pace.update(done, total)
         now = self._clock()
-        if now - self._told < _BETWEEN and done < total:
+        if now - self._emitted_at < _BETWEEN and done < total:
             return
-        self._told = now
+        self._emitted_at = now
         self._out.emit(
             "progress",
             stage=self._stage,

@@ -26,7 +26,7 @@ class Pace:
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
         self._samples: deque[tuple[float, float]] = deque(maxlen=_SAMPLES)
-        self.started = self._heard = clock()
+        self.started = self._updated_at = clock()
         self._risen = False
         self.done: float = 0
         self.total: float = 0
@@ -39,11 +39,11 @@ class Pace:
         if done < self.done:
             self._samples.clear()
             self._risen = False
-        self.done, self.total, self._heard = done, total, now
+        self.done, self.total, self._updated_at = done, total, now
         if self._samples:
             then, before = self._samples[0]
-            told = self._risen or before > 0 or done - before >= _FIRST_SHARE * total
-            if done > before and now - then >= _SHORTEST_SPAN and told:
+            representative = self._risen or before > 0 or done - before >= _FIRST_SHARE * total
+            if done > before and now - then >= _SHORTEST_SPAN and representative:
                 self.rate = (done - before) / (now - then)
             if done > before and not self._risen:
                 self._risen = True
@@ -61,7 +61,7 @@ class Pace:
         """Seconds still needed at this rate; counts down between updates."""
         if not self.rate or self.total <= 0:
             return None
-        since = self._clock() - self._heard
+        since = self._clock() - self._updated_at
         return max(0.0, (self.total - self.done) / self.rate - since)
 
 

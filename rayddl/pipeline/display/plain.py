@@ -72,7 +72,7 @@ class _Line:
 
     def __init__(self, out: Plain, stage: str, pace_: Pace, clock: Clock) -> None:
         self._out, self._stage, self._pace, self._clock = out, stage, pace_, clock
-        self._told = clock()
+        self._printed_at = clock()
         self._metric = ""
 
     def update(self, done: float, total: float, metric: str = "") -> None:
@@ -80,9 +80,9 @@ class _Line:
         self._pace.update(done, total)
         self._metric = metric or self._metric
         now = self._clock()
-        if now - self._told < BETWEEN:
+        if now - self._printed_at < BETWEEN:
             return
-        self._told = now
+        self._printed_at = now
         self._out.say(f"{self._stage}: {', '.join(figures(self._pace, self._metric))}")
 
     def last(self) -> list[str]:

@@ -10,13 +10,13 @@ from markupsafe import Markup
 
 from rayddl.report.headline import headline
 from rayddl.report.page import render, sections
-from rayddl.report.run import PICTURE_BYTES, Chapter, Part, Place, Run, Shown
+from rayddl.report.run import PICTURE_BYTES, Chapter, Part, Place, ReportedStage, Run
 from rayddl.report.sections import Fact, Section
 from rayddl.report.values import Stage
 
 
 @dataclass(frozen=True)
-class Made(Shown):
+class Made(ReportedStage):
     """A set of a kind from outside."""
 
     place: ClassVar[Place] = Place.MADE
@@ -24,7 +24,7 @@ class Made(Shown):
 
 
 @dataclass(frozen=True)
-class Known(Shown):
+class Known(ReportedStage):
     """A network of a kind from outside."""
 
     place: ClassVar[Place] = Place.TRAINED
@@ -37,7 +37,7 @@ def stage(name: str, seconds: float = 1.0) -> Stage:
 def drawn(place: Place, *others: Place, lead: str | None = None, about: str | None = None) -> Any:
     """Draws a section a stage at ``place``, and one at each of the other places."""
 
-    def draw(shown: Sequence[Shown], run: Run) -> Part:
+    def draw(shown: Sequence[ReportedStage], run: Run) -> Part:
         del run
         each = [(place, Section(f"{place.name}-{one.stage.name}", one.stage.name)) for one in shown]
         more = [(other, Section(other.name, other.name)) for other in others]
@@ -48,7 +48,7 @@ def drawn(place: Place, *others: Place, lead: str | None = None, about: str | No
 
 
 def run_of(*chapters: Chapter) -> Run:
-    stages = tuple(one.stage for chapter in chapters for one in chapter.shown)
+    stages = tuple(one.stage for chapter in chapters for one in chapter.stages)
     return Run({"name": "n"}, {"name": "digits"}, 0, {}, stages, chapters)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rayddl.report import numbers
 from rayddl.report.curves import evenly
-from rayddl.report.pictures import Shelf, strip
+from rayddl.report.pictures import ImageGroup, strip
 from rayddl.report.values import Pictures
 
 CLASSES = 24
@@ -17,33 +17,33 @@ IMAGES = 4
 
 
 @dataclass(frozen=True)
-class Lineup:
+class SetsGallery:
     """A table of pictures: classes down, sets across."""
 
     sets: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[Shelf | None, ...]], ...]
+    rows: tuple[tuple[str, tuple[ImageGroup | None, ...]], ...]
     width: int
     """CSS pixels of one image."""
     note: str = ""
 
 
-def lineup(sets: Sequence[tuple[str, Pictures]], budget: int) -> Lineup | None:
+def sets_gallery(sets: Sequence[tuple[str, Pictures]], budget: int) -> SetsGallery | None:
     """The sets under their labels, in at most about ``budget`` bytes; ``None`` without any."""
     if not sets:
         return None
     classes = sets[0][1].classes
-    shown = evenly(range(len(classes)), CLASSES)
-    each = budget // (len(sets) * max(1, len(shown)))
+    kept = evenly(range(len(classes)), CLASSES)
+    each = budget // (len(sets) * max(1, len(kept)))
     rows = tuple(
         (classes[c], tuple(strip(made, c, IMAGES, each, f"{label}, {classes[c]}") for label, made in sets))
-        for c in shown
+        for c in kept
     )
-    some = [f"{numbers.counted(len(shown), 'class')} of {len(classes)}"] if len(shown) < len(classes) else []
+    some = [f"{numbers.counted(len(kept), 'class')} of {len(classes)}"] if len(kept) < len(classes) else []
     if any(len(made.labels) > IMAGES * len(classes) for _, made in sets):
         some.append(f"the first {IMAGES} images of a class at most")
     side = max(made.images.shape[2] for _, made in sets)
     text = ", ".join(some)
-    return Lineup(
+    return SetsGallery(
         tuple(label for label, _ in sets), rows, 48 if side < 48 else min(side, 72),
         f"{text[:1].upper()}{text[1:]}." if text else "",
     )  # fmt: skip
