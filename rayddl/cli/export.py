@@ -12,7 +12,7 @@ from rayddl.cli.options import Out, Plugins, Set
 
 
 class Format(str, Enum):
-    """The forms a set can be written in."""
+    """The formats that a set can be exported to."""
 
     imagefolder = "imagefolder"
     parquet = "parquet"

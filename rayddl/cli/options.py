@@ -1,4 +1,4 @@
-"""The options that several verbs share, written the same way in each."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of a run or a job: from the artifacts, from the cluster, or from both."""
+"""The status of a run or a job, read from artifacts, from the cluster, or from both."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from rayddl.pipeline.browse.status import RunStatus, run_status
 
 @dataclass(frozen=True)
 class Status:
-    """Jobs, a run, or a job with the run that it is doing."""
+    """Jobs, a run, or a job with its run."""
 
     jobs: tuple[Job, ...]
     run: RunStatus | None
 
     def parts(self) -> list[RenderableType]:
-        """What a terminal shows."""
+        """Return the tables and texts for a terminal."""
         parts: list[RenderableType] = [] if self.run and not self.jobs else [views.table(self.jobs)]
         parts += [Text(job.message) for job in self.jobs if len(self.jobs) == 1 and job.state == "FAILED"]
         return [*parts, *([Text()] if parts and self.run else []), *(self.run.parts() if self.run else [])]
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON values."""
+        """Return the status as JSON values."""
         found: dict[str, Any] = {"jobs": [scrub(job.to_json()) for job in self.jobs]}
         return {**found, "run": self.run.to_json() if self.run else None}
 
 
 def status_of(what: str | None, out: str, address: str | None) -> Status:
-    """Everything about ``what``: a run under ``out``, else a job at ``address``; all jobs without it.
+    """Return the status of ``what``: a run under ``out``, else a job at ``address``; of all jobs if it is ``None``.
 
-    No cluster is asked about a run. Raises :class:`UserError` where neither is found.
+    For a run, no cluster is contacted. Raises :class:`UserError` if neither is found.
     """
     if what is None:
         return Status(tuple(Jobs(address).all()), None)
@@ -54,7 +54,7 @@ def status_of(what: str | None, out: str, address: str | None) -> Status:
 
 
 def _run_of(job: Job) -> RunStatus | None:
-    """The run that a job is doing, where its results can be seen from here."""
+    """Return the status of a job's run; ``None`` if its results cannot be read from this machine."""
     try:
         return run_status(job.run, job.out) if job.run else None
     except UserError:

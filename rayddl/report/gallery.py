@@ -1,4 +1,4 @@
-"""The images of several sets side by side, a row for each class."""
+"""A gallery of several sets: a table of their images with a row for each class and a column for each set."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from rayddl.report.pictures import ImageGroup, strip
 from rayddl.report.values import Pictures
 
 CLASSES = 24
-"""Classes at most; of more, some spread evenly over all."""
+"""Maximum number of classes; of more, evenly spaced ones are shown."""
 IMAGES = 4
-"""Images at most of one class in one set."""
+"""Maximum number of images of a class in a set."""
 
 
 @dataclass(frozen=True)
 class SetsGallery:
-    """A table of pictures: classes down, sets across."""
+    """A table of pictures: a row for each class, a column for each set."""
 
     sets: tuple[str, ...]
     rows: tuple[tuple[str, tuple[ImageGroup | None, ...]], ...]
     width: int
-    """CSS pixels of one image."""
+    """Width of an image in CSS pixels."""
     note: str = ""
 
 
 def sets_gallery(sets: Sequence[tuple[str, Pictures]], budget: int) -> SetsGallery | None:
-    """The sets under their labels, in at most about ``budget`` bytes; ``None`` without any."""
+    """Return the gallery of labelled sets in about ``budget`` bytes at most; ``None`` without sets."""
     if not sets:
         return None
     classes = sets[0][1].classes

@@ -1,4 +1,4 @@
-"""The result in one sentence, with figures and a picture."""
+"""The headline of a page: the result in one sentence, with figures and a picture."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from rayddl.report.run import Part, Run
 from rayddl.report.sections import Fact
 
 HELD_OUT = {"digits": "digits", "cifar10": "CIFAR-10 images", "cifar100": "CIFAR-100 images"}
-"""What a source's held-out images are called in the headline."""
+"""Names of a source's held-out images in the headline."""
 NOTHING = Markup("Nothing to show yet: no stage of the run has a result of its own.")
 
 
 @dataclass(frozen=True)
 class Headline:
-    """The result in one sentence, and what goes with it."""
+    """The result in one sentence, with figures and a picture."""
 
     lead: Markup
     facts: tuple[Fact, ...]
@@ -29,7 +29,7 @@ class Headline:
 
 
 def headline(run: Run, parts: Sequence[Part]) -> Headline:
-    """The lead of the first part that has one, with the pictures of the stage that it is about."""
+    """Return the lead of the first part that has one, with the pictures of its stage."""
     leading = next((part for part in parts if part.lead is not None), None)
     posters = [one for one in run.reported if one.poster and one.pictures is not None]
     about = leading.about if leading else None
@@ -40,7 +40,7 @@ def headline(run: Run, parts: Sequence[Part]) -> Headline:
 
 
 def held_out(source: Mapping[str, Any]) -> Markup:
-    """What students of a source are tested on: ``held-out CIFAR-10 images``."""
+    """Return the name of a source's test images: ``held-out CIFAR-10 images``."""
     name, _, noun = HELD_OUT.get(str(source.get("name")), "images").partition(" ")
     return Markup('<span class="keep">held-out {}</span> {}').format(name, noun).rstrip()
 

@@ -1,7 +1,7 @@
-"""Distilled images as data URIs: sharp tiles for a few, one sheet per class for many.
+"""Distilled images as data URIs: single images for small sets, one sheet per class for large ones.
 
-However large a set is, its pictures stay within a number of bytes: beyond it they become JPEG, then
-thumbnails, then fewer per class, and the page says so.
+The pictures of a set stay within a budget of bytes. Above it, they are compressed as JPEG, then reduced in size,
+then reduced in number per class, and a note on the page says so.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from rayddl.report.values import Pictures
 Pixels = npt.NDArray[np.uint8]
 
 TILES_AT_MOST = 300
-"""Images up to which each is an element of its own."""
+"""Maximum number of images that are shown as single elements."""
 SMALLEST_SIDE = 16
 MOSAIC = 20
-"""Images at most beside the headline."""
+"""Maximum number of images next to the headline."""
 OPEN_CLASSES = 24
-"""Classes shown before the rest is folded away."""
+"""Number of classes shown before the rest is folded."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One ``<img>``: one distilled image, or a class's whole sheet."""
+    """An ``<img>`` with one distilled image or the sheet of a class."""
 
     src: str
     alt: str
@@ -40,7 +40,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class ImageGroup:
-    """One class: its name and its pictures."""
+    """Pictures under one label, usually those of a class."""
 
     label: str
     tiles: tuple[Tile, ...]
@@ -50,47 +50,47 @@ class ImageGroup:
 
 @dataclass(frozen=True)
 class Gallery:
-    """A set, ready for the page."""
+    """The pictures of a set, by class."""
 
     groups: tuple[ImageGroup, ...]
     sheets: bool
-    """Whether each class is one sheet."""
+    """True if each class is one sheet."""
     width: int
-    """Width in CSS pixels that one image is shown at."""
+    """Width of an image in CSS pixels."""
     pixelated: bool
-    """Whether images are enlarged, and thus shown with hard pixel edges."""
+    """True if images are enlarged and shown with sharp pixel edges."""
     note: str = ""
 
     @property
     def first(self) -> tuple[ImageGroup, ...]:
-        """The classes shown at once."""
+        """The classes that are not folded."""
         return self.groups[:OPEN_CLASSES]
 
     @property
     def rest(self) -> tuple[ImageGroup, ...]:
-        """The classes that are folded away."""
+        """The folded classes."""
         return self.groups[OPEN_CLASSES:]
 
     @property
     def single(self) -> bool:
-        """Whether every class has just one image."""
+        """True if every class has exactly one image."""
         return not self.sheets and all(len(s.tiles) == 1 for s in self.groups)
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One way of writing a set: the images' side, lossless or not, images per class."""
+    """A degree of reduction: the images' side in pixels, compression, and images per class."""
 
     side: int
     quality: int | None
-    """JPEG's; ``None`` is lossless."""
+    """Quality of JPEG; ``None`` for lossless PNG."""
     per_class: int
 
 
 def gallery(pictures: Pictures, folder: str, budget: int) -> Gallery:
-    """The set's pictures by class in at most about ``budget`` bytes of data URIs.
+    """Return the set's pictures by class in about ``budget`` bytes of data URIs at most.
 
-    ``folder`` is where the lossless images lie, for the note on a reduced gallery.
+    ``folder`` contains the lossless images; a note under a reduced gallery names it.
     """
     images = _viewable(pictures.images)
     members = _by_class(pictures)
@@ -103,7 +103,7 @@ def gallery(pictures: Pictures, folder: str, budget: int) -> Gallery:
 
 
 def strip(pictures: Pictures, label: int, most: int, budget: int, alt: str) -> ImageGroup | None:
-    """Up to ``most`` images of one class in a row, in at most about ``budget`` bytes; ``None`` without any."""
+    """Return up to ``most`` images of a class in a row, in about ``budget`` bytes at most; ``None`` without any."""
     found = np.flatnonzero(pictures.labels == label)[:most].tolist()
     if not found:
         return None
@@ -118,7 +118,7 @@ def strip(pictures: Pictures, label: int, most: int, budget: int, alt: str) -> I
 
 
 def mosaic(pictures: Pictures) -> ImageGroup | None:
-    """One image of each of up to twenty classes as one small picture."""
+    """Return a small picture with one image of each of up to 20 classes; ``None`` without images."""
     members = _by_class(pictures)
     if not members:
         return None
@@ -130,7 +130,7 @@ def mosaic(pictures: Pictures) -> ImageGroup | None:
 
 
 def data_uri(pixels: Pixels, quality: int | None = None) -> str:
-    """Pixels [H,W] or [H,W,3] as a PNG, or as a JPEG of the quality given."""
+    """Return uint8 pixels ``[H, W]`` or ``[H, W, 3]`` as a PNG, or as a JPEG of this quality."""
     stream = io.BytesIO()
     image = Image.fromarray(pixels)
     if quality is None:
@@ -172,7 +172,7 @@ def _sheets(images: Pixels, members: list[tuple[str, list[int]]], folder: str, b
 def _attempt(
     images: Pixels, members: list[tuple[str, list[int]]], step: _Step, budget: int
 ) -> tuple[tuple[ImageGroup, ...], int]:
-    """The sheets written one way and their bytes; gives up once it is clear they are too many."""
+    """Return the sheets at one degree of reduction and their bytes; stops once they exceed the budget."""
     groups: list[ImageGroup] = []
     spent = 0
     for name, numbered in members:
@@ -195,7 +195,7 @@ def _sheet(
         y, x = divmod(n, columns)
         sheet[y * height : (y + 1) * height, x * width : (x + 1) * width] = images[i]
     if step.side < width:
-        # Every image's edge falls on a pixel's edge, so averaging never mixes neighbours.
+        # Edges of images are also edges of pixels in the reduced sheet, so averaging mixes no images.
         size = (columns * step.side, rows * max(1, height * step.side // width))
         sheet = np.asarray(Image.fromarray(sheet).resize(size, Image.Resampling.BOX))
     alt = alt or f"{name}, {numbers.counted(len(numbered), 'distilled image')}"
@@ -228,7 +228,7 @@ def _note(step: _Step, side: int, per_class: int, folder: str) -> str:
 
 
 def _display_width(side: int, many: int) -> int:
-    """CSS pixels for one image: a whole multiple of its side near the size that suits so many."""
+    """Return the width of an image in CSS pixels: a multiple of its side near a size that depends on ``many``."""
     wanted = 96 if many <= 20 else 80 if many <= 60 else 64 if many <= 150 else 48
     return side * max(1, round(wanted / side)) if side <= wanted else min(side, wanted + 56)
 
@@ -245,7 +245,7 @@ def _by_class(pictures: Pictures) -> list[tuple[str, list[int]]]:
 
 
 def _viewable(images: Pixels) -> Pixels:
-    """[N,C,H,W] as [N,H,W] grey or [N,H,W,3]; other numbers of channels are averaged to grey."""
+    """Return ``[N, C, H, W]`` as grey ``[N, H, W]`` or as ``[N, H, W, 3]``; other channel counts are averaged."""
     if images.shape[1] == 3:
         return np.ascontiguousarray(images.transpose(0, 2, 3, 1))
     if images.shape[1] == 1:

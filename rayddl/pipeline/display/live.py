@@ -1,4 +1,4 @@
-"""A run in a terminal: one live line for the stage at work, one quiet line for each that is over."""
+"""Shows a run in a terminal: a live line for the running stage, a dim line for each finished one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ASCII_MARKS = {"done": "ok", "cached": "ok", "failed": "!!", "interrupted": "--
 
 
 class Terminal(Display):
-    """For people at a terminal."""
+    """The display for a terminal."""
 
     def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
         self._console = console
@@ -109,19 +109,19 @@ class Terminal(Display):
 
 
 class _Line:
-    """The live line of a stage: what is drawn is read afresh for every frame."""
+    """The live line of a stage, drawn from the current values in every frame."""
 
     def __init__(self, out: Terminal, name: str, pace_: Pace, spinner: Spinner, width: int) -> None:
         self._out, self._name, self._pace, self._spinner, self._width = out, name, pace_, spinner, width
         self.metric = ""
 
     def update(self, done: float, total: float, metric: str = "") -> None:
-        """Take in how far the stage is."""
+        """Report ``done`` of ``total`` units."""
         self.metric = metric or self.metric
         self._pace.update(done, total)
 
     def note(self, text: str) -> None:
-        """Show a line worth keeping."""
+        """Show a line that stays above the live line."""
         self._out.note(text)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
