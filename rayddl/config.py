@@ -24,9 +24,9 @@ class Config(BaseModel):
 
 @dataclass(frozen=True)
 class OnDisk:
-    """Marks a field as the path or URI of an existing file or folder; ``beside`` are keywords that it also accepts."""
+    """Marks a field as the path or URI of an existing file or folder; ``keywords`` are accepted as well."""
 
-    beside: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
 
 
 UNKNOWN = "unknown_name"
@@ -70,5 +70,5 @@ def places(config: Config) -> Iterator[tuple[str, str]]:
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         for mark in field.metadata:
-            if isinstance(mark, OnDisk) and isinstance(value, str) and value not in mark.beside:
+            if isinstance(mark, OnDisk) and isinstance(value, str) and value not in mark.keywords:
                 yield name, value

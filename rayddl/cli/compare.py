@@ -38,7 +38,7 @@ def compare(
 ) -> None:
     """Compare runs and sets: one table, one page.
 
-    What is judged already is shown as it is; the rest is judged first, by the first one's protocol.
+    Sets that were judged before keep their results; the others are judged first, by the protocol of the first one.
 
     \b
     rayddl compare quickstart cifar10-mct-ipc1

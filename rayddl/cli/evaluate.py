@@ -30,7 +30,7 @@ def evaluate(
 ) -> None:
     """Judge a set: train students on it and on random images.
 
-    By the protocol that is stored with the set; options replace single settings of it.
+    Uses the protocol that is stored with the set; options replace single settings of it.
 
     \b
     rayddl evaluate runs/evaluate-0123456789ab/set

@@ -18,7 +18,7 @@ def run(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a definition. Finished stages are not run again; an interrupted one goes on.
+    """Run a definition. Finished stages are not run again; an interrupted one continues.
 
     \b
     rayddl run quickstart

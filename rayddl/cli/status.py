@@ -21,7 +21,7 @@ def status(
 ) -> None:
     """Show how far a run or a job is.
 
-    A run is told from its artifacts under --out alone, wherever it runs; a job by the cluster at --address.
+    The status of a run is read from its artifacts under --out only, that of a job from the cluster at --address.
 
     \b
     rayddl status quickstart --out s3://bucket/runs

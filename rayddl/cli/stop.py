@@ -9,7 +9,7 @@ from rayddl.cli.options import JobId, JobsAddress
 
 
 def stop(job: JobId, address: JobsAddress = None) -> None:
-    """Stop a job. What it did so far is kept; submitted again, it goes on.
+    """Stop a job. What it did so far is kept; submitted again, it continues.
 
     \b
     rayddl stop quickstart-1a2b3c4d

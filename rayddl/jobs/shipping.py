@@ -55,15 +55,15 @@ class Parcel:
         (folder / DEFINITION).write_text(self.definition, encoding="utf-8")
 
 
-def pack(definition: Definition, beside: Iterable[str] = (), *, limit: int = LIMIT_BYTES) -> Parcel:
-    """Return the files that ``definition`` needs on another machine, with the extra paths in ``beside``.
+def pack(definition: Definition, paths: Iterable[str] = (), *, limit: int = LIMIT_BYTES) -> Parcel:
+    """Return the files that ``definition`` needs on another machine, with the extra files and folders ``paths``.
 
     Raises :class:`UserError` for a relative path that is not shipped, for credentials in the definition, for a
-    missing path in ``beside``, and above ``limit`` bytes, with the largest files.
+    missing one of ``paths``, and above ``limit`` bytes, with the largest files.
     """
     files = dict(_package())
     extras: dict[str, Path] = {}
-    for given in beside:
+    for given in paths:
         extras |= _extra_files(given)
     loaded: list[str] = []
     for plugin in definition.plugins:
