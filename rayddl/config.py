@@ -13,7 +13,7 @@ from rayddl import plugins
 
 
 class Config(BaseModel):
-    """A frozen group of settings that refuses unknown keys.
+    """An immutable group of settings. Raises pydantic's ``ValidationError`` for unknown keys.
 
     Field names are the keys of a definition file. Importing a config imports neither torch nor Ray, which keeps
     ``rayddl plan`` fast.

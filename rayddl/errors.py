@@ -39,7 +39,7 @@ class RayddlError(Exception):
 
 
 class UserError(RayddlError):
-    """The user's input is wrong and nothing was started."""
+    """Wrong input by the user; nothing was started."""
 
     exit_code = 2
 

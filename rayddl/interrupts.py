@@ -44,7 +44,7 @@ class _Interrupts:
     """Which signal was received, and whether it may be raised now."""
 
     imports: int
-    """Imports in progress when the handlers were installed."""
+    """Number of imports in progress when the handlers were installed."""
     ends: float | None = None
     """Monotonic time at which the process is ended; set by the first signal."""
     raised_at: float | None = None

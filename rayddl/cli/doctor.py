@@ -9,7 +9,7 @@ from rayddl.cli.options import Address, Json, Out
 
 
 def doctor(out: Out = "runs", address: Address = None, as_json: Json = False) -> None:
-    """Say what would go wrong on this machine.
+    """Check what would go wrong on this machine.
 
     Checks versions, CPUs, memory, GPUs, the compiler and folders, and says what to do; with --address, also on
     every node of that cluster. Exits with 1 if something will fail.

@@ -35,7 +35,7 @@ def export(
     out: Out = "runs",
     plugin: Plugins = None,
 ) -> None:
-    """Write a set in a form that other programs read.
+    """Write a set in a format that other programs read.
 
     \b
     rayddl export quickstart --format pt --to exported

@@ -13,7 +13,7 @@ from rayddl.cli.options import JobId, JobsAddress
 def logs(
     job: JobId,
     address: JobsAddress = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the job ends.")] = False,
 ) -> None:
     """Show what a job has printed.
 

@@ -19,7 +19,7 @@ def show(
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a stage, a set or a run is made of.
+    """Show the contents of a stage, a set or a run.
 
     \b
     rayddl show quickstart

@@ -19,7 +19,7 @@ def status(
     address: JobsAddress = None,
     as_json: Json = False,
 ) -> None:
-    """Show how far a run or a job is.
+    """Show the progress of a run or a job.
 
     The status of a run is read from its artifacts under --out only, that of a job from the cluster at --address.
 

@@ -31,7 +31,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column's heading and whether it holds numbers."""
+    """A column's heading; ``numeric`` is True for a column of numbers."""
 
     name: str
     numeric: bool = False
