@@ -1,7 +1,7 @@
 """``kind: report``: one self-contained page about the stages it names.
 
 The module ``report`` of a kind's folder renders its stages: ``read(found)`` returns a
-:class:`rayddl.report.run.Shown`, ``part(shown, run)`` returns a :class:`rayddl.report.run.Part` for all stages of
+:class:`rayddl.report.run.ReportedStage`, ``part(stages, run)`` a :class:`rayddl.report.run.Part` for all stages of
 the kind, and ``TINT`` is the colour of the kind's bars. Stages of kinds without it are listed with folder and time
 only.
 """
@@ -9,7 +9,7 @@ only.
 from __future__ import annotations
 
 from rayddl.report.page import render
-from rayddl.report.run import Chapter, Run, Shown
+from rayddl.report.run import Chapter, ReportedStage, Run
 from rayddl.stages.context import Context, Result
 from rayddl.stages.finished import PAGE, as_stage, in_order, versions
 from rayddl.stages.kinds import known
@@ -25,7 +25,7 @@ def run(config: ReportConfig, context: Context) -> Result:
     sections = {
         name: module for name, kind in known().items() if name in used and (module := kind.optional("report"))
     }
-    read: dict[str, list[Shown]] = {name: [] for name in sections}
+    read: dict[str, list[ReportedStage]] = {name: [] for name in sections}
     stages = []
     for done, found in enumerate(inputs):
         context.progress.update(done, total, found.stage)

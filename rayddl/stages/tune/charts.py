@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 from rayddl.report import numbers, scales
 from rayddl.report.charts import Chart, Dots, Hint, Line
 from rayddl.report.parallel import Axis, Parallel
-from rayddl.report.run import Place, Shown
+from rayddl.report.run import Place, ReportedStage
 from rayddl.report.sections import slug
 from rayddl.report.values import Columns
 
 
 @dataclass(frozen=True)
-class Tune(Shown):
+class Tune(ReportedStage):
     """A search: ``trials`` has a row per trial, ``progress`` a row per trial and report.
 
     ``settings`` has one array of numbers or texts for each setting searched. ``pictures`` show the best set, if
