@@ -28,7 +28,7 @@ _PUBLISHED = {
 
 
 def identity(config: SourceConfig) -> dict[str, Any]:
-    """The hash of the published files, which torchvision checks when it reads them.
+    """The name of the published data set; torchvision checks the files' hashes when it reads them.
 
     Raises :class:`SourceError` if they are missing and ``download`` is off.
     """

@@ -100,7 +100,7 @@ def _refuse_missing(config: SourceConfig, root: Folder, parts: dict[str, Folder]
 
 def _files(folder: Folder, wanted: tuple[str, ...], config: SourceConfig) -> Split:
     if config.subset is None:
-        # On object storage, one recursive listing is much faster than a thousand.
+        # One recursive listing is much faster than one for each of a thousand classes.
         known = set(wanted)
         inside = [(name, size) for name, size in trees.list_images(folder) if name.split("/")[0] in known]
         files = tuple(ImageFile(name, name.split("/")[0], size) for name, size in inside if "/" in name)
