@@ -13,7 +13,6 @@ from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.tune import engine, outcome, plan
 from rayddl.stages.tune.outcome import Winner
 from rayddl.stages.tune.settings import TuneConfig, tunable_of
-from rayddl.stages.tune.space import Settings
 from rayddl.stages.tune.store import MADE, WORK, Book, Row
 from rayddl.stages.tune.trial import Trials, Work
 from rayddl.storage import Folder
@@ -29,11 +28,7 @@ def run(config: TuneConfig, context: Context) -> Result:
     rows = engine.run(work, share, context.progress, tensorboard=config.tensorboard)
     best = outcome.best_of(search, rows.values())
     assert best is not None  # the engine refuses a search in which no trial came to a figure
-    proof = _Proof(work, share, context.progress, config.held_out)
-    proof.leave(best)
-    own = proof.at_full_length(rows[0])
-    judged = {"best": proof.held_out(best), "own": proof.held_out(own) if own.sound else []}
-    winner = Winner(best, own, judged["best"], judged["own"])
+    winner = _Proof(work, share, context.progress, config.held_out).of(best, rows[0])
     outcome.write_tables(context.out, search, list(rows.values()))
     _leave(work, context, best.number)
     outcome.write_best(
@@ -70,38 +65,53 @@ class _Proof:
     def __post_init__(self) -> None:
         self._packed = cluster.packed(self.work)
 
-    def leave(self, best: Row) -> None:
-        """Have the winner leave in its folder what it made."""
-        self._finish(best.number, best.settings, to_its_end=False)
-
-    def at_full_length(self, own: Row) -> Row:
-        """The template's own settings, which the scheduler may have stopped early, run to the end."""
-        if own.ended in ("diverged", "failed"):
-            return own
-        self.progress.update(0, 1, "running the template's own settings to the end")
-        return self._finish(own.number, own.settings, to_its_end=True)
-
-    def _finish(self, number: int, settings: Settings, *, to_its_end: bool) -> Row:
-        with workers.opened(self.share, "trial", note=self.progress.note) as free:
-            row: Row = free.one(
-                (engine.finish, self._packed, number, settings, to_its_end), f"trial {number} to its end"
-            )
-        return row
-
-    def held_out(self, row: Row) -> list[float]:
-        """How good what a trial made is, with each of the seeds that the search never saw."""
-        who = "best settings" if row.number else "template's own settings"
-        done: dict[int, float] = {}
+    def of(self, best: Row, own: Row) -> Winner:
+        """The winner and the template's own settings at full length, with seeds that the search never saw."""
+        with workers.opened(self.share, "outcome of the search", note=self.progress.note) as free:
+            own = self._finished(free, best, own)
+            if self.share.gpus:  # the processes are on their GPUs already
+                return self._judged(free, best, own)
         share = replace(self.share, num_cpus=min(1.0, self.share.num_cpus))
-
-        def work(seed: int) -> workers.Work:
-            return (engine.held_out, self._packed, row.number, row.settings, seed)
-
         with workers.opened(share, "held-out student", note=self.progress.note) as free:
-            for seed, value in free.each(range(self.students), work, lambda s: f"held-out student {s}"):
-                done[seed] = value
-                self.progress.update(len(done), self.students, f"{who}, held-out seeds: {100 * value:.1f} %")
-        return [done[seed] for seed in sorted(done)]
+            return self._judged(free, best, own)
+
+    def _finished(self, free: workers.Workers, best: Row, own: Row) -> Row:
+        """Have the winner leave in its folder what it made, and run the template's own settings, which the scheduler
+        may have stopped early, to the end.
+        """
+        units = [(best, False)]
+        if own.ended not in ("diverged", "failed"):
+            units.append((own, True))
+        # Where the winner is the template's own trial, what it made so far is there if it diverges later.
+        rounds = [[unit] for unit in units] if best.number == own.number else [units]
+        self.progress.update(0, 1, "running the template's own settings to the end")
+
+        def work(unit: tuple[Row, bool]) -> workers.Work:
+            row, to_its_end = unit
+            return (engine.finish, self._packed, row.number, row.settings, to_its_end)
+
+        for units in rounds:
+            for (_, to_its_end), row in free.each(
+                units, work, lambda unit: f"trial {unit[0].number} to its end"
+            ):
+                own = row if to_its_end else own
+        return own
+
+    def _judged(self, free: workers.Workers, best: Row, own: Row) -> Winner:
+        """How good what both made is, with each of the seeds."""
+        rows = {"best settings": best, **({"template's own settings": own} if own.sound else {})}
+        units = [(who, seed) for who in rows for seed in range(self.students)]
+        found: dict[tuple[str, int], float] = {}
+
+        def work(unit: tuple[str, int]) -> workers.Work:
+            row = rows[unit[0]]
+            return (engine.held_out, self._packed, row.number, row.settings, unit[1])
+
+        for unit, value in free.each(units, work, lambda unit: f"held-out student {unit[1]}, {unit[0]}"):
+            found[unit] = value
+            self.progress.update(len(found), len(units), f"{unit[0]}, held-out seeds: {100 * value:.1f} %")
+        judged = [[found[who, seed] for seed in range(self.students)] for who in rows]
+        return Winner(best, own, judged[0], judged[1] if own.sound else [])
 
 
 def _leave(work: Work, context: Context, number: int) -> None:
