@@ -1,4 +1,4 @@
-"""What a user can say about the images."""
+"""The settings of the real images and of augmentation."""
 
 from __future__ import annotations
 
