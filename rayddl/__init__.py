@@ -1,11 +1,11 @@
 """rayddl: dataset distillation that scales on Ray.
 
-A definition file goes in; a distilled set, an accuracy table and a page come out, on a laptop or on a Ray cluster.
-An import goes down, never up:
+Reads a definition file; writes a distilled set, an accuracy table and a page, on a laptop or on a Ray cluster.
+Packages import only from packages lower in this list:
 
-- ``cli``, ``jobs``, ``pipeline``: the command line, jobs on a cluster, definitions and runs; they know no method.
-- ``stages``: everything that talks to Ray, a folder per stage kind.
-- ``report``, ``methods``, ``data``, ``nets``: the page, and plain PyTorch, usable without Ray.
+- ``cli``, ``jobs``, ``pipeline``: the command line, jobs on a cluster, definitions and runs; they name no method.
+- ``stages``: everything that uses Ray, with a folder for each stage kind.
+- ``report``, ``methods``, ``data``, ``nets``: the page, and plain PyTorch that works without Ray.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The base of every setting a user can write down."""
+"""The base classes of all settings that a definition file can hold."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rayddl import plugins
 
 
 class Config(BaseModel):
-    """A frozen group of settings that refuses unknown keys.
+    """An immutable group of settings. Raises pydantic's ``ValidationError`` for unknown keys.
 
-    Field names are the keys of a definition file. Importing a config never imports torch or Ray, so
-    that ``rayddl plan`` answers at once.
+    Field names are the keys of a definition file. Importing a config imports neither torch nor Ray, which keeps
+    ``rayddl plan`` fast.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
@@ -24,18 +24,18 @@ class Config(BaseModel):
 
 @dataclass(frozen=True)
 class OnDisk:
-    """Marks a field as a path or URI of something that exists; ``beside`` are words that it takes too."""
+    """Marks a field as the path or URI of an existing file or folder; ``keywords`` are accepted as well."""
 
-    beside: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
 
 
 UNKNOWN = "unknown_name"
-"""Pydantic's word for a value that is no registered name."""
+"""Pydantic's error type for a value that is not a registered name."""
 
 
 @dataclass(frozen=True)
 class Registered:
-    """Marks a text as a name of one of :data:`rayddl.plugins.NOUNS`, rayddl's own or a plugin's."""
+    """Marks a string as a name of a group in :data:`rayddl.plugins.NOUNS`, registered by rayddl or by a plugin."""
 
     group: str
 
@@ -49,7 +49,7 @@ class Registered:
 
 
 def registered(value: Any) -> Iterator[tuple[str, str]]:
-    """Each registered name in settings, however deep, with its group."""
+    """Yield the group and name of every :class:`Registered` field in ``value``, at any depth."""
     if isinstance(value, Config):
         for name, field in type(value).model_fields.items():
             inner = getattr(value, name)
@@ -66,9 +66,9 @@ def registered(value: Any) -> Iterator[tuple[str, str]]:
 
 
 def places(config: Config) -> Iterator[tuple[str, str]]:
-    """The fields of ``config`` that are marked :class:`OnDisk`, with the path or URI in each."""
+    """Yield the name of each field of ``config`` marked :class:`OnDisk`, and its path or URI."""
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         for mark in field.metadata:
-            if isinstance(mark, OnDisk) and isinstance(value, str) and value not in mark.beside:
+            if isinstance(mark, OnDisk) and isinstance(value, str) and value not in mark.keywords:
                 yield name, value

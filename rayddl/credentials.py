@@ -1,4 +1,4 @@
-"""Credentials stay out of artifacts, records and messages."""
+"""Removes credentials from text that goes into artifacts, records and messages."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _URI = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<rest>[^\s'\"]*)")
 
 
 def scrub(value: Any) -> Any:
-    """``value`` with the user part and the query of every URI in it taken out.
+    """Return ``value`` without the user part, query and fragment of every URI in it.
 
-    Goes through mappings, lists and tuples; anything but text comes back as it is.
+    Mappings, lists and tuples are processed recursively; other values than strings are returned unchanged.
     """
     if isinstance(value, str):
         return _URI.sub(_without_credentials, value)
@@ -25,7 +25,7 @@ def scrub(value: Any) -> Any:
 def _without_credentials(found: re.Match[str]) -> str:
     rest = found["rest"].split("?", 1)[0].split("#", 1)[0]
     host, slash, path = rest.partition("/")
-    # A secret key may itself hold "/", which puts the "@" behind the first one.
+    # A secret key may contain "/", and the "@" then comes after the first "/".
     if "@" in rest and ":" in rest.split("@", 1)[0]:
         return found["scheme"] + rest.rsplit("@", 1)[1]
     return found["scheme"] + host.rsplit("@", 1)[-1] + slash + path

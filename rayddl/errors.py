@@ -1,4 +1,4 @@
-"""Every error that rayddl raises on purpose.
+"""The errors that rayddl raises on purpose.
 
 ::
 
@@ -6,15 +6,15 @@
     ├── UserError               exit code 2: the input is wrong; nothing was started
     │   ├── DefinitionError     a definition file: every problem found, each with its place
     │   ├── SourceError         a folder or file of images
-    │   ├── NetError            a network that the images do not fit
+    │   ├── NetError            a network that cannot take these images
     │   ├── PluginError         a plugin that cannot be loaded, or a name that is registered twice
-    │   ├── PathError           a name that leaves the folder it belongs to
-    │   └── ArtifactError       a stage's folder or a distilled set that cannot be trusted
+    │   ├── PathError           a name that leads out of its folder
+    │   └── ArtifactError       a stage's folder or a distilled set that is incomplete or altered
     └── StageError              a stage could not finish; what was done so far is kept
-        └── DivergedError       a run whose numbers left the finite range; the last good state is kept
+        └── DivergedError       non-finite numbers in a run; the last finite state is kept
 
-A message says what was found, where, what was expected, and what to do next. An error's ``code`` names the kind of
-fault; it stays the same when the message is reworded, and tests and programs compare it.
+A message says what was found, where, what was expected, and what to do next. An error's ``code`` identifies the fault
+for programs and tests; it stays the same when the message is reworded.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class RayddlError(Exception):
         self.code = code
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # An exception's own pickle, in which errors of Ray's workers arrive, passes no keyword on.
+        # Errors of Ray's workers arrive pickled, and the default pickling of exceptions drops keyword arguments.
         return partial(type(self), code=self.code), self.args, self.__dict__
 
 
 class UserError(RayddlError):
-    """The user's input is wrong and nothing was started."""
+    """Wrong input by the user; nothing was started."""
 
     exit_code = 2
 
@@ -47,7 +47,7 @@ class UserError(RayddlError):
 class DefinitionError(UserError):
     """A definition that cannot be run; the message lists every problem found.
 
-    ``problems`` are those of a definition that was read, as JSON values: place, key, code and text of each.
+    ``problems`` are the same as JSON values, each with place, key, code and text; empty if no definition was read.
     """
 
     def __init__(self, message: str, *, code: str, problems: Sequence[Mapping[str, str]] = ()) -> None:
@@ -64,11 +64,11 @@ class NetError(UserError, ValueError):
 
 
 class PluginError(UserError):
-    """A plugin that cannot be loaded, registers a taken name, or returns what cannot be used."""
+    """A plugin that cannot be loaded, registers a name twice, or returns an unusable value."""
 
 
 class PathError(UserError, ValueError):
-    """A name in a definition, a manifest or an archive that leaves the folder it belongs to."""
+    """A name in a definition, a manifest or an archive that leads out of its folder."""
 
 
 class ArtifactError(UserError):
@@ -76,8 +76,8 @@ class ArtifactError(UserError):
 
 
 class StageError(RayddlError):
-    """A stage could not finish. What it had done so far is on disk and is used by the next run."""
+    """A stage could not finish. Its partial results are on disk; the next run continues from them."""
 
 
 class DivergedError(StageError):
-    """Numbers left the finite range; the last good state is on disk."""
+    """A run produced non-finite numbers; the last finite state is on disk."""

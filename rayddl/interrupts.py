@@ -1,10 +1,10 @@
-"""SIGINT, SIGTERM and SIGHUP of the command line: one ``KeyboardInterrupt``, raised where it does no harm.
+"""Turns SIGINT, SIGTERM and SIGHUP of the command line into one ``KeyboardInterrupt``, raised where it is safe.
 
-A signal may arrive inside an import, a destructor or Ray's start, where an exception is swallowed or
-leaves a library half initialised, or a library's own handler aborts the process. So the handler notes
-the first signal and raises only where that is safe; a watching thread has it raised again if it got
-lost, and ends the process if the clean-up hangs. Later signals are ignored. Nothing happens before
-:func:`install`, which the command line alone calls: in Python programs Ctrl-C stays what it is.
+A signal may arrive during an import, a destructor or the start of Ray. An exception there is swallowed or
+leaves a library half initialised, or the library's own handler aborts the process. The handler therefore
+records the first signal and raises only where that is safe. A watcher thread raises it again if it was lost,
+and ends the process if the clean-up hangs. Later signals are ignored. Only the command line calls
+:func:`install`; without it, Ctrl-C in a Python program works as usual.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Call: TypeAlias = Callable[[], None]
 
 EXIT_CODE = 130
 LOST_SECONDS = 5.0
-"""An exception that nothing has reacted to for this long was swallowed, and is raised again."""
+"""Seconds without a reaction after which the exception counts as swallowed and is raised again."""
 LAST_SECONDS = 45.0
-"""The process ends hard this long after the first signal, whatever it is waiting for."""
-_LOOK_SECONDS = 0.2
+"""Seconds after the first signal at which the process is ended, whatever it is waiting for."""
+_POLL_SECONDS = 0.2
 _IDLE_SECONDS = 1.0
 _IMPORTING = "<frozen importlib"
 
@@ -41,12 +41,12 @@ SIGNALS: tuple[signal.Signals, ...] = tuple(
 
 @dataclass
 class _Interrupts:
-    """What has arrived, and what may be raised."""
+    """Which signal was received, and whether it may be raised now."""
 
     imports: int
-    """Imports in progress when the handlers were installed."""
+    """Number of imports in progress when the handlers were installed."""
     ends: float | None = None
-    """When the process ends hard; set by the first signal."""
+    """Monotonic time at which the process is ended; set by the first signal."""
     raised_at: float | None = None
     open: bool = False
     held: int = 0
@@ -64,12 +64,12 @@ class _Interrupts:
             self.act()
 
     def note(self) -> None:
-        """A signal has arrived."""
+        """Record that a signal was received."""
         if self.ends is None:
             self.ends = time.monotonic() + LAST_SECONDS
 
     def act(self) -> None:
-        """Raise what has arrived, once, unless that has to wait."""
+        """Raise ``KeyboardInterrupt`` once for a received signal, unless signals are held."""
         if self.ends is None or not self.open or self.held or self.reacted or self.raised_at is not None:
             return
         self.raised_at = time.monotonic()
@@ -77,13 +77,13 @@ class _Interrupts:
         raise KeyboardInterrupt
 
     def notice(self) -> None:
-        """Have everyone who asked for it know."""
+        """Call every function registered with :func:`noticed`."""
         for call in list(self.notices):
             with suppress(Exception):
                 call()
 
     def lost(self) -> bool:
-        """Whether something has arrived that should have been raised, and was not, or led to nothing."""
+        """True if a received signal should have been raised, and was not raised or had no effect."""
         if self.ends is None or not self.open or self.held or self.reacted:
             return False
         return self.raised_at is None or time.monotonic() - self.raised_at > LOST_SECONDS
@@ -93,9 +93,9 @@ _installed: _Interrupts | None = None
 
 
 def install() -> None:
-    """Take over the three signals until the process ends. Does nothing outside the main thread.
+    """Handle the three signals until the process ends. Does nothing outside the main thread.
 
-    They wait until :func:`raised` opens the first block, in the threads that imports start before that too.
+    Signals stay blocked until the first :func:`raised` block, also in threads that imports start before it.
     """
     global _installed  # noqa: PLW0603  # a process has one set of signal handlers
     if _installed is not None or not _main_thread():
@@ -106,34 +106,34 @@ def install() -> None:
     _mask(signal.SIG_BLOCK)
     reads, writes = socket.socketpair()
     writes.setblocking(False)
-    # Written by the C handler at once: the watcher hears a signal that the main thread cannot act on yet.
+    # The C handler writes here at once, so the watcher sees a signal that the main thread cannot handle yet.
     signal.set_wakeup_fd(writes.detach(), warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(_installed, reads), name="interrupts", daemon=True).start()
 
 
 def reinstall() -> None:
-    """Put the handlers back where a library has replaced them (Ray does, for SIGTERM)."""
+    """Install the handlers again after a library has replaced them (Ray does, for SIGTERM)."""
     if _installed is None or not _main_thread():
         return
     for number in SIGNALS:
-        # A command that was started with nohup, or in a script's background, is meant to ignore some.
+        # Commands started with nohup, or in the background of a script, ignore some signals on purpose.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _installed.handle)
 
 
 def installed() -> bool:
-    """Whether signals are handled here."""
+    """True after :func:`install`."""
     return _installed is not None
 
 
 def caught() -> bool:
-    """Whether a signal has interrupted the command."""
+    """True if a signal has interrupted the command."""
     return _installed is not None and _installed.raised_at is not None
 
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Signals raise ``KeyboardInterrupt`` in the block, and outside of it never."""
+    """Let signals raise ``KeyboardInterrupt`` inside the block; outside such a block they never do."""
     state = _installed if _main_thread() else None
     if state is None:
         yield
@@ -149,7 +149,7 @@ def raised() -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Signals are only noted in the block, and raised at its end."""
+    """Delay signals that are received inside the block until its end."""
     state = _installed if _main_thread() else None
     if state is None:
         yield
@@ -163,13 +163,13 @@ def held() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raise here what has arrived, inside :func:`held` too. For waits that may be left at this place."""
+    """Raise a received signal here, also inside :func:`held`: for waits that may be interrupted."""
     state = _installed if _main_thread() else None
     if state is None:
         return
     held_before, state.held = state.held, 0
     try:
-        # One that waits arrives here.
+        # A blocked signal is delivered here.
         masked_before = _mask(signal.SIG_UNBLOCK)
         _mask(signal.SIG_SETMASK, masked_before)
         state.act()
@@ -179,7 +179,7 @@ def check() -> None:
 
 @contextmanager
 def unheard() -> Iterator[None]:
-    """Signals wait in the block, and never reach the threads and processes that are started in it."""
+    """Mask signals inside the block; threads and processes that are started in it never receive them."""
     if _installed is None:
         yield
         return
@@ -191,14 +191,14 @@ def unheard() -> Iterator[None]:
 
 
 def react() -> None:
-    """Say that the interrupt has been received: it is not raised again."""
+    """Mark the interrupt as handled, so that it is not raised again."""
     if _installed is not None:
         _installed.reacted = True
 
 
 @contextmanager
 def noticed(call: Call) -> Iterator[None]:
-    """Have ``call`` made as soon as the command is interrupted, while it is in the block."""
+    """Call ``call`` as soon as the command is interrupted inside the block."""
     if _installed is None:
         yield
         return
@@ -211,7 +211,7 @@ def noticed(call: Call) -> Iterator[None]:
 
 @contextmanager
 def at_last(call: Call) -> Iterator[None]:
-    """Have ``call`` made, from any thread, if the process ends hard while it is in the block."""
+    """Call ``call``, from any thread, if the process is ended inside the block."""
     remove = add_last(call)
     try:
         yield
@@ -220,7 +220,7 @@ def at_last(call: Call) -> Iterator[None]:
 
 
 def add_last(call: Call) -> Call:
-    """Have ``call`` made just before an interrupted process ends; what is returned takes that back."""
+    """Call ``call`` just before an interrupted process ends; returns a function that cancels this."""
     state = _installed
     if state is None:
         return lambda: None
@@ -234,15 +234,15 @@ def add_last(call: Call) -> Call:
 
 
 def afterwards(call: Call) -> None:
-    """Have :func:`finish` make ``call``: what may take its time, when the command has said its last words."""
+    """Let :func:`finish` call ``call``: for slow clean-up after the last message of the command."""
     if _installed is not None:
         _installed.afterwards.append(call)
 
 
 def finish(seconds: float) -> None:
-    """Do what was left for the end of an interrupted command; the process ends hard after ``seconds``.
+    """Run the clean-up registered with :func:`afterwards`; the process is ended after ``seconds``.
 
-    Nothing is printed any more: libraries that are stopped in the middle of something complain.
+    Output is discarded from here on, because interrupted libraries print errors.
     """
     state = _installed
     if state is None or state.ends is None:
@@ -252,14 +252,14 @@ def finish(seconds: float) -> None:
         with suppress(OSError, ValueError, AttributeError):
             stream.flush()
     for descriptor in (1, 2):
-        _to_nowhere(descriptor)
+        _to_devnull(descriptor)
     while state.afterwards:
         with suppress(Exception):
             state.afterwards.pop()()
 
 
 def leave() -> None:
-    """End the interrupted process at once: no exit handler of a library can change its exit code."""
+    """End the interrupted process at once, so that no library's exit handler changes its exit code."""
     state = _installed
     for call in list(state.lasts) if state is not None else []:
         with suppress(Exception):
@@ -271,20 +271,20 @@ def leave() -> None:
 
 
 def ignore() -> None:
-    """Ignore the three signals from now on: the command is over, and its exit code is known."""
+    """Ignore the three signals from now on: the command has ended with a known exit code."""
     if _installed is not None and _main_thread():
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
 
 def _mask(how: int, which: Iterable[int] = SIGNALS) -> set[int]:
-    """Change what the calling thread hears; what it did not hear before. Systems without masks have none."""
+    """Change the calling thread's signal mask and return the previous one; empty on systems without masks."""
     return signal.pthread_sigmask(how, which) if hasattr(signal, "pthread_sigmask") else set()
 
 
 def _watch(state: _Interrupts, wakeup: socket.socket) -> None:
     while True:
-        wait = _LOOK_SECONDS if state.ends is not None else _IDLE_SECONDS
+        wait = _POLL_SECONDS if state.ends is not None else _IDLE_SECONDS
         ready, _, _ = select.select([wakeup], [], [], wait)
         if ready and set(wakeup.recv(64)) & set(SIGNALS):
             state.note()
@@ -296,12 +296,12 @@ def _watch(state: _Interrupts, wakeup: socket.socket) -> None:
         if not ready and state.lost():
             state.raised_at = None
             ours = [number for number in SIGNALS if signal.getsignal(number) == state.handle]
-            # Not interrupt_main: a blocking call of the main thread has to return.
+            # Not interrupt_main, which does not make a blocking call of the main thread return.
             signal.pthread_kill(threading.main_thread().ident or 0, ours[0])
 
 
 def _fragile(frame: FrameType | None) -> int:
-    """How many imports and destructors are in progress in ``frame``: an exception would not come out of them."""
+    """Count the imports and destructors in progress in ``frame``; an exception does not propagate from them."""
     count = 0
     while frame is not None:
         code = frame.f_code
@@ -311,20 +311,20 @@ def _fragile(frame: FrameType | None) -> int:
 
 
 def _leave_terminal() -> None:
-    """Where the terminal is gone, send what is still printed nowhere: it would raise at every line."""
+    """Discard output if the terminal is closed, where every printed line would raise."""
     for descriptor in (1, 2):
         if _terminal_error(descriptor) == errno.EIO:
-            _to_nowhere(descriptor)
+            _to_devnull(descriptor)
 
 
-def _to_nowhere(descriptor: int) -> None:
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+def _to_devnull(descriptor: int) -> None:
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, descriptor)
+    os.close(devnull)
 
 
 def _terminal_error(descriptor: int) -> int:
-    """The error number that a terminal's settings answer with: ``EIO`` where it is gone, 0 where it is there."""
+    """Return the error number of reading a terminal's settings: ``EIO`` if it is closed, 0 if it is open."""
     import termios  # a system without it has no SIGHUP either
 
     try:
@@ -335,7 +335,7 @@ def _terminal_error(descriptor: int) -> int:
 
 
 def _silence(state: _Interrupts) -> None:
-    """Keep tracebacks of threads and destructors off the terminal once the command is being interrupted."""
+    """Suppress tracebacks of threads and destructors once the command is interrupted."""
     ignored, in_thread = sys.unraisablehook, threading.excepthook
 
     def unraisable(what: Any) -> None:

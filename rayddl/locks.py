@@ -1,4 +1,4 @@
-"""Locks on files, so that two processes of one machine do not do the same work at once."""
+"""File locks that keep two processes of one machine from doing the same work at once."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rayddl.storage import Folder
 try:
     import fcntl
 except ImportError:  # Windows has no advisory locks of this kind
-    fcntl = None  # type: ignore[assignment]  # the name stays so that one test below tells
+    fcntl = None  # type: ignore[assignment]  # None marks systems without locks
 
 _NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
 
 class Busy(Exception):
-    """Another process holds the lock; ``note`` is what it left in the file."""
+    """Another process holds the lock; ``note`` is the text that it wrote into the lock file."""
 
     def __init__(self, note: bytes) -> None:
         super().__init__("another process holds the lock")
@@ -28,11 +28,10 @@ class Busy(Exception):
 
 @contextmanager
 def exclusive(folder: Folder, name: str, note: bytes = b"") -> Iterator[None]:
-    """Hold the file ``name`` of ``folder`` for this process, with ``note`` in it. Raises :class:`Busy`.
+    """Lock the file ``name`` in ``folder`` for this process and write ``note`` into it. Raises :class:`Busy`.
 
-    The kernel keeps the lock and drops it when its holder dies, so a stale one cannot stay behind. Folders
-    on remote filesystems, on local ones without locks, and on systems without them are not guarded: every
-    process gets in.
+    The kernel releases the lock when its process ends, so no stale lock remains. Remote filesystems, local
+    ones without locks, and systems without locks are not protected: every process enters the block.
     """
     place = folder.local
     path = None if place is None else place / name
@@ -61,8 +60,8 @@ def _acquired(path: Path, note: bytes) -> int | None:
             if error.errno in _NO_LOCKS_HERE:
                 return None
             raise
-        # The last holder may have removed the file between our open and our lock: then the lock is
-        # on a file that nobody else will ever open.
+        # The last holder may have removed the file between our open and our lock. Our lock would then be on a
+        # file that no other process can open.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 os.truncate(descriptor, 0)

@@ -1,7 +1,7 @@
-"""What a plugin brings, and which plugins this process works with.
+"""The contents of a plugin, and the plugins that are active in this process.
 
-Imports neither torch nor Ray. Definitions name what is registered here and can register nothing: what plugins are
-loaded is said on the command line, by ``rayddl.run(…, plugins=…)``, or by what is installed.
+Imports neither torch nor Ray. A definition can use registered names but cannot load plugins: those come from the
+command line, from ``rayddl.run(…, plugins=…)`` and from installed packages.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ NOUNS = {
     "selections": "selection",
     "losses": "loss",
 }
-"""The groups of names, and what one of each is called."""
+"""The groups of names, and the noun for one name of each."""
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The images of a source that is given in Python.
+    """The images of a source that is defined in Python.
 
     A split is a map-style torch ``Dataset`` of ``(image, label)``, each image a PIL image, a uint8 tensor or a float
     tensor in 0..1, ``[C, H, W]``; or a pair of arrays, images uint8 ``[N, C, H, W]`` or ``[N, H, W, C]`` and labels
@@ -45,28 +45,28 @@ class Splits:
 
 @dataclass(frozen=True, eq=False)
 class Plugin:
-    """Names that definitions may use, with what stands behind each.
+    """Names that definitions may use, with the object for each.
 
-    Raises :class:`PluginError` for a name that is none, and for something that cannot be called.
+    Raises :class:`PluginError` for a malformed name, and for an object that should be callable and is not.
     """
 
     name: str
     version: str = ""
-    """Part of the fingerprints of the stages that use the plugin; default: the hash of its sources, where it is
-    declared in a file or a package."""
+    """Part of the fingerprints of the stages that use the plugin; default: the hash of the source files that
+    declare it."""
     nets: Mapping[str, Callable[[int, int, int], Any]] = field(default_factory=dict)
     """``(num_classes, channels, size) -> nn.Module``."""
     sources: Mapping[str, Any] = field(default_factory=dict)
     """:class:`Splits`, or a function of the definition's ``source`` that returns them."""
     kinds: Sequence[Any] = ()
-    """Of :class:`rayddl.Kind`."""
+    """Stage kinds, each a :class:`rayddl.Kind`."""
     selections: Mapping[str, Callable[[Any, int], Any]] = field(default_factory=dict)
     """``(features, count) -> indices`` for ``kind: coreset``: features float32 ``[n, D]`` of one class, the indices of
     ``count`` different rows."""
     losses: Mapping[str, Callable[[Any, Any], Any]] = field(default_factory=dict)
     """``(student_logits, teacher_logits) -> scalar`` for soft labels, both ``[B, K]``."""
     module: str | None = field(default=None, kw_only=True)
-    """``module``, or ``module:attribute``, that declares it; set where it is loaded."""
+    """``module`` or ``module:attribute`` that declares the plugin; set by the loader."""
 
     def __post_init__(self) -> None:
         for what in (self.name, *(name for group in NOUNS for name in self.provided(group))):
@@ -85,7 +85,7 @@ class Plugin:
                     )
 
     def provided(self, group: str) -> Mapping[str, Any]:
-        """What the plugin has of a group of names."""
+        """Return the plugin's names of a group with their objects."""
         if group == "kinds":
             return {kind.name: kind for kind in self.kinds}
         found: Mapping[str, Any] = getattr(self, group)
@@ -101,31 +101,31 @@ _forget: list[Callable[[], None]] = []
 
 
 def shipped(group: str, names: Iterable[str]) -> tuple[str, ...]:
-    """Declare rayddl's own ``names`` of a group; they are returned."""
+    """Declare rayddl's own ``names`` of a group and return them."""
     _shipped[group] = tuple(names)
     return _shipped[group]
 
 
 def forgotten(cached: _Function) -> _Function:
-    """Have the cache of ``cached`` cleared when other plugins are worked with: a name may mean something else then."""
+    """Clear the cache of ``cached`` when the active plugins change, since names may then mean other objects."""
     _forget.append(cached.cache_clear)  # type: ignore[attr-defined]
     return cached
 
 
 def on_change(forget: Callable[[], None]) -> None:
-    """Have ``forget`` called when other plugins are worked with."""
+    """Call ``forget`` when the active plugins change."""
     _forget.append(forget)
 
 
 def active() -> tuple[Plugin, ...]:
-    """The plugins that this process works with."""
+    """Return the active plugins of this process."""
     return _active
 
 
 def activate(plugins: Sequence[Plugin]) -> None:
-    """Work with ``plugins`` and no others.
+    """Make ``plugins`` the only active ones.
 
-    Raises :class:`PluginError` for a name that two of them register, or that is rayddl's own.
+    Raises :class:`PluginError` for a name that two plugins register, or that rayddl itself registers.
     """
     global _active  # noqa: PLW0603  # names in settings mean the same in the whole process
     _refuse_twice(plugins)
@@ -136,32 +136,32 @@ def activate(plugins: Sequence[Plugin]) -> None:
 
 
 def find(group: str, name: str) -> Any | None:
-    """What the plugins have under a name; ``None`` where they have nothing."""
+    """Return the object that a plugin registers under a name; ``None`` if no plugin does."""
     return next((p.provided(group)[name] for p in _active if name in p.provided(group)), None)
 
 
 def owner(group: str, name: str) -> Plugin | None:
-    """The plugin that registers a name."""
+    """Return the plugin that registers a name; ``None`` if no plugin does."""
     return next((plugin for plugin in _active if name in plugin.provided(group)), None)
 
 
 def names(group: str) -> tuple[str, ...]:
-    """Every name of a group: rayddl's own, then the plugins'."""
+    """Return all names of a group: rayddl's own, then those of the plugins."""
     return (*_shipped.get(group, ()), *(name for plugin in _active for name in plugin.provided(group)))
 
 
 def loaded() -> str:
-    """``plugins loaded: toy 1``, for the end of a message about a name that is not known."""
+    """Return ``plugins loaded: toy 1``, the end of a message about an unknown name."""
     return f"plugins loaded: {', '.join(map(str, _active)) or 'none'}"
 
 
 def unknown(group: str, name: object) -> str:
-    """What is said of a name that is not registered."""
+    """Return the message about a name that is not registered."""
     return f"is not known; {suggestion(name, names(group), 'expected one of')}; {loaded()}"
 
 
 def suggestion(name: object, known: Iterable[str], noun: str) -> str:
-    """``did you mean 'x'?`` and the known names, for the end of a sentence about an unknown one."""
+    """Return ``did you mean 'x'?`` and the known names, the end of a message about an unknown one."""
     listed = list(known)
     close = difflib.get_close_matches(str(name), listed, n=1, cutoff=0.6)
     hint = f"did you mean {close[0]!r}? " if close else ""
@@ -169,12 +169,12 @@ def suggestion(name: object, known: Iterable[str], noun: str) -> str:
 
 
 def top_of(module: str) -> str:
-    """The package that a module, or ``module:attribute``, is in."""
+    """Return the top-level package of a module or ``module:attribute``."""
     return re.split("[.:]", module)[0]
 
 
 def sources_of(name: str) -> dict[str, Path]:
-    """The Python files of the package or module at the top of ``name``, by the modules that they are."""
+    """Return the Python files of the top-level package or module of ``name``, by module name."""
     top = top_of(name)
     file = getattr(sys.modules.get(top), "__file__", None)
     if file is None:
@@ -211,7 +211,7 @@ def _refuse_twice(plugins: Sequence[Plugin]) -> None:
 def _registered(plugins: Sequence[Plugin], group: str) -> Iterator[tuple[str, Plugin]]:
     for plugin in plugins:
         if group == "kinds":
-            # As a mapping they would hide a name that one plugin registers twice.
+            # A mapping would hide a name that one plugin registers twice.
             yield from ((kind.name, plugin) for kind in plugin.kinds)
         else:
             yield from ((name, plugin) for name in plugin.provided(group))

@@ -1,7 +1,7 @@
-"""Artifacts of tensors with a JSON document beside them that is written last and holds their hashes.
+"""Artifacts of tensors with a JSON document that is written last and holds the hashes of the tensor files.
 
-Without the document the folder holds no artifact; with it, the artifact is whole, unaltered and of a known
-format, or it is refused with what to do.
+A folder without the document holds no artifact. With it, the artifact is complete, unaltered and of a known
+format, or reading it raises an error that says what to do.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from rayddl.storage import Folder
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of artifact, and how one speaks of it."""
+    """A kind of artifact, and the words for it in messages."""
 
     format: str
-    """Stands in the document."""
+    """The format name in the document."""
     version: int
-    """The newest that this rayddl reads."""
+    """The newest format version that this rayddl reads."""
     document: str
     """The document's file name."""
     name: str
     """A noun, e.g. ``observer``."""
     article: str
-    """Before the noun: ``an``; empty for a plural."""
+    """The article of the noun, e.g. ``an``; empty for a plural."""
     again: str
-    """How one comes by another: ``run the teacher stage again``."""
+    """How to make it again: ``run the teacher stage again``."""
 
     @property
     def _verbs(self) -> tuple[str, str]:
         return ("is", "has") if self.article else ("are", "have")
 
     def head(self) -> dict[str, Any]:
-        """What every document of the kind begins with."""
+        """Return the first keys of every document of the kind."""
         return {"format": self.format, "version": self.version}
 
     def read(self, folder: Folder) -> dict[str, Any]:
-        """The document in ``folder``. Raises :class:`ArtifactError`: missing, damaged, foreign, or newer."""
+        """Return the document in ``folder``. Raises :class:`ArtifactError` if missing, damaged or not readable here."""
         path, again = folder.path(self.document), self.again
         try:
             found = folder.read_json(self.document)
@@ -75,9 +75,9 @@ class Kind:
         return found
 
     def file(self, folder: Folder, document: Mapping[str, Any], name: str) -> dict[str, Tensor]:
-        """The tensors in the file ``name``, as the document has them.
+        """Return the tensors in the file ``name``, checked against the hash in the document.
 
-        Raises :class:`ArtifactError` when it is missing or altered.
+        Raises :class:`ArtifactError` if the file is missing, altered or unreadable.
         """
         try:
             data = folder.read(name)
@@ -104,7 +104,7 @@ class Kind:
 
 
 def entry(data: bytes) -> dict[str, Any]:
-    """What a document's ``files`` says of a file with these bytes."""
+    """Return the entry in a document's ``files`` for a file with the content ``data``."""
     return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
 

@@ -1,8 +1,8 @@
-"""Randomness that depends on nothing but a run's seed and a name.
+"""Random generators that depend only on a run's seed and a name.
 
-Every random choice draws from a generator made for one purpose (this expert's third epoch, that
-iteration's window), so a unit of work gives the same result on any worker, in any order, and after
-any restart, and no generator state has to be saved.
+Every random choice uses a generator made for one purpose, such as the third epoch of one expert. A unit of
+work therefore gives the same result on any worker, in any order and after any restart, and no generator
+state has to be saved.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 def derive(seed: int, *names: str | int) -> int:
-    """A 63-bit seed for the purpose that ``names`` spell out, e.g. ``derive(0, "experts", 3)``."""
+    """Return a 63-bit seed for the purpose given by ``names``, e.g. ``derive(0, "experts", 3)``."""
     text = "/".join([str(seed), *(f"{type(n).__name__}:{n}" for n in names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def generator(seed: int, *names: str | int) -> torch.Generator:
-    """A CPU generator seeded with :func:`derive`.
+    """Return a CPU generator seeded with :func:`derive`.
 
-    Draws are made on the CPU and moved, so that a GPU run makes the same choices.
+    Numbers are drawn on the CPU and copied to the GPU, so that runs on both make the same choices.
     """
     import torch
 

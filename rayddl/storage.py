@@ -1,7 +1,7 @@
 """Folders on any filesystem that pyarrow opens: a local path, ``s3://``, ``gs://``, ``file://``.
 
-A file written through :class:`Folder` is either whole or absent: local files are written under a
-temporary name and renamed; object stores show an upload only when it is complete.
+A file written through :class:`Folder` is either complete or absent: local files are written under a
+temporary name and renamed, and object stores show an upload only when it is complete.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rayddl.errors import PathError
 
 @dataclass(frozen=True)
 class Folder:
-    """One folder, named by a path or URI. Cheap to make, to pickle and to send to a worker."""
+    """A folder given by a path or URI. Cheap to create, to pickle and to send to a worker."""
 
     uri: str
 
@@ -35,14 +35,14 @@ class Folder:
         return filesystem, path
 
     def __getstate__(self) -> dict[str, Any]:
-        # An open filesystem holds connections and credentials: neither travels. The working directory does not
-        # either, so a relative path would be another place where it arrives.
+        # An open filesystem holds connections and credentials, which must not be pickled. A relative path would mean
+        # another folder in a process with another working directory.
         place = self.local
         return {"uri": self.uri if place is None or "://" in self.uri else str(place)}
 
     @property
     def local(self) -> Path | None:
-        """The folder as a local path, or ``None`` on a remote filesystem."""
+        """The folder as a local path; ``None`` on a remote filesystem."""
         filesystem, path = self._opened
         return Path(path) if isinstance(filesystem, fs.LocalFileSystem) else None
 
@@ -50,12 +50,12 @@ class Folder:
         return self.uri
 
     def child(self, name: str) -> Folder:
-        """The folder ``name`` inside this one; ``name`` may hold ``/`` but must stay inside."""
+        """Return the folder ``name`` inside this one; ``name`` may contain ``/``. Raises :class:`PathError`."""
         return Folder(self.path(name))
 
     def path(self, name: str) -> str:
-        """Where the file ``name`` lies, for a person to read."""
-        # What follows the question mark says how to reach the place, and stays behind it.
+        """Return the path or URI of the file ``name``. Raises :class:`PathError` for a name outside the folder."""
+        # The query of a URI holds connection options and stays at its end.
         place, mark, options = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
         return f"{place.rstrip('/')}/{_inside(name)}{mark}{options}"
 
@@ -65,21 +65,21 @@ class Folder:
         return self._opened[1].rstrip("/").rpartition("/")[2]
 
     def names(self) -> list[str]:
-        """The sorted names of the files directly in this folder, without unfinished ones."""
+        """Return the sorted names of the files directly in this folder, without unfinished ones."""
         filesystem, path = self._opened
         found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
         return sorted(f.base_name for f in found if f.type == fs.FileType.File and ".tmp-" not in f.base_name)
 
     def folders(self) -> list[str]:
-        """The sorted names of the folders directly in this folder."""
+        """Return the sorted names of the folders directly in this folder."""
         filesystem, path = self._opened
         found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
         return sorted(f.base_name for f in found if f.type == fs.FileType.Directory)
 
     def files(self) -> dict[str, int]:
-        """Every file in this folder and below: its name relative to the folder, and its bytes.
+        """Return the size in bytes of every file in this folder and below, by its name relative to the folder.
 
-        Sorted by name, without unfinished files; one listing, whatever the filesystem.
+        Sorted by name, without unfinished files; makes one listing request on any filesystem.
         """
         filesystem, path = self._opened
         found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
@@ -91,40 +91,40 @@ class Folder:
         return dict(sorted(sizes.items()))
 
     def modified(self, name: str) -> datetime | None:
-        """When the file ``name`` was last written, in UTC; ``None`` if the filesystem cannot say."""
+        """Return when the file ``name`` was last written, in UTC; ``None`` if the filesystem does not know."""
         filesystem, path = self._opened
         moment = filesystem.get_file_info(f"{path}/{_inside(name)}").mtime
         return moment.astimezone(timezone.utc) if isinstance(moment, datetime) else None
 
     def exists(self) -> bool:
-        """Whether there is a folder of this name (object stores: any file below it)."""
+        """True if the folder exists (on object stores: if any file below it exists)."""
         filesystem, path = self._opened
         return bool(filesystem.get_file_info(path).type == fs.FileType.Directory)
 
     def has(self, name: str) -> bool:
-        """Whether the file ``name`` exists, whole."""
+        """True if the file ``name`` exists."""
         filesystem, path = self._opened
         info = filesystem.get_file_info(f"{path}/{_inside(name)}")
         return bool(info.type == fs.FileType.File)
 
     def size(self, name: str) -> int:
-        """Bytes in the file ``name``."""
+        """Return the size of the file ``name`` in bytes; 0 if it does not exist."""
         filesystem, path = self._opened
         return int(filesystem.get_file_info(f"{path}/{_inside(name)}").size or 0)
 
     def read(self, name: str) -> bytes:
-        """The bytes of the file ``name``. Raises ``FileNotFoundError``."""
+        """Return the content of the file ``name``. Raises ``FileNotFoundError``."""
         filesystem, path = self._opened
         with filesystem.open_input_stream(f"{path}/{_inside(name)}") as stream:
             return bytes(stream.read())
 
     def open(self, name: str) -> NativeFile:
-        """The file ``name`` to read from at any place, so that a footer costs no more than itself."""
+        """Open the file ``name`` for random access, so that a footer is read without the rest."""
         filesystem, path = self._opened
         return filesystem.open_input_file(f"{path}/{_inside(name)}")
 
     def write(self, name: str, data: bytes) -> None:
-        """Write the file ``name`` so that it is never seen half-written."""
+        """Write the file ``name``; other processes never see it half-written."""
         filesystem, path = self._opened
         target = f"{path}/{_inside(name)}"
         if isinstance(filesystem, fs.LocalFileSystem):
@@ -144,29 +144,29 @@ class Folder:
                 stream.write(data)
 
     def delete(self, name: str) -> None:
-        """Remove the file ``name`` if it is there."""
+        """Remove the file ``name`` if it exists."""
         filesystem, path = self._opened
         if self.has(name):
             filesystem.delete_file(f"{path}/{_inside(name)}")
 
     def clear(self, name: str) -> None:
-        """Remove the folder ``name`` inside this one with everything in it, if it is there."""
+        """Remove the folder ``name`` inside this one with its content, if it exists."""
         filesystem, path = self._opened
         if self.child(name).exists():
             filesystem.delete_dir(f"{path}/{_inside(name)}")
 
     def read_json(self, name: str) -> Any:
-        """The JSON document ``name``."""
+        """Return the content of the JSON file ``name``. Raises ``FileNotFoundError`` and ``ValueError``."""
         return json.loads(self.read(name))
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write ``value`` as the JSON document ``name``; NaN is refused, and URIs lose their credentials."""
+        """Write ``value`` as the JSON file ``name``, without credentials in URIs. Raises ``ValueError`` for NaN."""
         text = json.dumps(scrub(value), indent=1, sort_keys=True, allow_nan=False)
         self.write(name, text.encode() + b"\n")
 
 
 def split(where: str) -> tuple[Folder, str]:
-    """The folder and the name of the file that a path or URI means."""
+    """Return the folder and the file name of a path or URI."""
     place, mark, options = where.partition("?") if "://" in where else (where, "", "")
     parent, _, name = place.rstrip("/").rpartition("/")
     return Folder((parent or ("/" if place.startswith("/") else ".")) + mark + options), name

@@ -1,8 +1,8 @@
-"""Files that torch saved, read as tensors alone: a file that somebody sent cannot run code."""
+"""Loads files saved by torch as tensors only, so that an untrusted file cannot run code."""
 
 from __future__ import annotations
 
-from pickle import UnpicklingError  # only what torch raises; nothing here unpickles
+from pickle import UnpicklingError  # raised by torch.load; nothing here unpickles
 from typing import IO, Any
 
 import torch
@@ -10,14 +10,14 @@ from pyarrow import NativeFile
 
 
 class NotTensors(Exception):
-    """The file holds more than tensors and plain containers, or is damaged; says why in one line."""
+    """The file holds more than tensors and plain containers, or is damaged; the message is one line."""
 
 
 def load(file: str | IO[bytes] | NativeFile, *, mapped: bool = False) -> Any:
-    """The tensors in ``file``, in the lists and dictionaries that they were saved in, on the CPU.
+    """Return the tensors in ``file``, in the lists and dictionaries that they were saved in, on the CPU.
 
-    ``mapped`` leaves them on disk until they are looked at, for a path. Raises :class:`NotTensors`, and
-    ``FileNotFoundError``.
+    ``mapped`` maps a file given by its path into memory, so that tensors are read on first use. Raises
+    :class:`NotTensors` and ``FileNotFoundError``.
     """
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)

@@ -1,4 +1,4 @@
-"""The versions of rayddl and of what it runs on."""
+"""The versions of rayddl and of installed packages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 
 def installed(name: str) -> str | None:
-    """The version of an installed distribution, without importing it; ``None`` where there is none."""
+    """Return the version of a distribution without importing it; ``None`` if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -11,6 +11,9 @@ from tests import raising
 # every worker through `uv run` where the tests were started so.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
+# The clusters that tests start have nobody to report to.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
 # No test has a clock: a first example that imports torch, or a busy machine, is no failure.
 settings.register_profile("no clock", deadline=None)
 settings.load_profile("no clock")

@@ -1,4 +1,4 @@
-"""The front door: one small file per verb, which parses and calls one function."""
+"""The command line: one module per command, which parses the arguments and calls one function."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     from rayddl.cli.app import app
 
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character gets "?", not a traceback.
+        # Characters that the terminal cannot show become "?" and do not raise.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:

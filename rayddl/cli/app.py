@@ -1,4 +1,4 @@
-"""The command line's verbs."""
+"""The commands of the command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    # Plain help: it reads the same in a terminal and in a log, and is there in a tenth of a second.
+    # Plain help looks the same in a terminal and in a log, and is fast.
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rayddl.cli.errors import telling
+from rayddl.cli.errors import reporting_errors
 from rayddl.cli.options import Address, Epochs, Json, Nets, NumCpus, Out, Plugins, Quiet, Root, Seeds
 
 
@@ -38,7 +38,7 @@ def compare(
 ) -> None:
     """Compare runs and sets: one table, one page.
 
-    What is judged already is shown as it is; the rest is judged first, by the first one's protocol.
+    Sets that were judged before keep their results; the others are judged first, by the protocol of the first one.
 
     \b
     rayddl compare quickstart cifar10-mct-ipc1
@@ -48,7 +48,7 @@ def compare(
     from rayddl.pipeline.display.choose import choose
 
     display = choose(as_json=as_json, quiet=quiet)
-    with telling(display):
+    with reporting_errors(display):
         compare_sets(
             where,
             out=out,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import typer
 
-from rayddl.cli.errors import emit_json, print_table, telling, waiting
+from rayddl.cli.errors import emit_json, print_table, reporting_errors, waiting
 from rayddl.cli.options import Address, Json, Out
 
 
 def doctor(out: Out = "runs", address: Address = None, as_json: Json = False) -> None:
-    """Say what would go wrong on this machine.
+    """Check what would go wrong on this machine.
 
-    Looks at versions, CPUs, memory, GPUs, the compiler and folders, and says what to do; with --address, on
-    every node of that cluster too. Exits with 1 if something will fail.
+    Checks versions, CPUs, memory, GPUs, the compiler and folders, and says what to do; with --address, also on
+    every node of that cluster. Exits with 1 if something will fail.
 
     \b
     rayddl doctor
@@ -21,7 +21,7 @@ def doctor(out: Out = "runs", address: Address = None, as_json: Json = False) ->
     from rayddl.stages import doctor_nodes
     from rayddl.stages.runtime.doctor import examine, table
 
-    with telling():
+    with reporting_errors():
         with waiting("looking at this machine; importing torch takes a while"):
             findings = examine(out)
         if address:

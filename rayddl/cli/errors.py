@@ -1,4 +1,4 @@
-"""How a verb ends when something is wrong: a message, an exit code, and no traceback."""
+"""Turns errors of a command into a message and an exit code, without a traceback."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 INTERRUPTED = interrupts.EXIT_CODE
 FINISH_SECONDS = 20.0
-"""How long Ray may take to stop after an interrupt, before its processes are killed."""
+"""Seconds that Ray may take to stop after an interrupt before its processes are killed."""
 _USER_PART = re.compile(r"://[^/@\s]*:[^@\s]*@")
 
 
 @contextmanager
-def telling(display: Display | None = None, again: Sequence[str] = ()) -> Iterator[None]:
+def reporting_errors(display: Display | None = None, again: Sequence[str] = ()) -> Iterator[None]:
     """Turn errors inside the block into a message on standard error and an exit code.
 
-    ``display`` may take the message over (as a JSON event). ``again`` is the command line that resumes an
-    interrupted one. Ctrl-C, SIGTERM (a job that is stopped, a machine that is taken away) and SIGHUP (a terminal
-    that is closed) all interrupt; Ray is stopped after the message.
+    ``display`` may show the message itself, for example as a JSON event. ``again`` is the command line that resumes
+    an interrupted one. Ctrl-C, SIGTERM (stopped job, preempted machine) and SIGHUP (closed terminal) all interrupt;
+    Ray is stopped after the message.
     """
     hint = f"; resume with:\n  {_command(again)}" if again else ""
     message = f"interrupted; what was done so far is kept{hint}"
@@ -40,7 +40,7 @@ def telling(display: Display | None = None, again: Sequence[str] = ()) -> Iterat
             yield
     except KeyboardInterrupt as error:
         interrupts.react()
-        # Standard output and error may have gone with the terminal.
+        # If the terminal was closed, so were standard output and error.
         with suppress(OSError, ValueError):
             if display is not None:
                 display.close()
@@ -51,7 +51,7 @@ def telling(display: Display | None = None, again: Sequence[str] = ()) -> Iterat
     except RayddlError as error:
         _end(error, scrub(str(error)), error.exit_code, display)
     except BrokenPipeError:
-        # The reader of the output is gone: nobody is left to read a message.
+        # The reader of the output has ended, so a message would reach nobody.
         sys.stderr.close()
         raise typer.Exit(1) from None
     except OSError as error:
@@ -63,12 +63,12 @@ def telling(display: Display | None = None, again: Sequence[str] = ()) -> Iterat
 
 
 def emit_json(value: Any) -> None:
-    """One JSON document on standard output."""
+    """Print one JSON document to standard output."""
     typer.echo(json.dumps(value, indent=1, default=str))
 
 
 def print_table(*parts: Any) -> None:
-    """Rich renderables on standard output: in colour on a terminal, in full width in a pipe."""
+    """Print Rich renderables to standard output: in colour in a terminal, in full width in a pipe."""
     from rich.console import Console
 
     from rayddl.pipeline.tables import as_text
@@ -83,7 +83,7 @@ def print_table(*parts: Any) -> None:
 
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
-    """``text`` stands on the terminal, if standard error is one, while the block runs."""
+    """Show ``text`` while the block runs, if standard error is a terminal."""
     from rich.console import Console
 
     console = Console(stderr=True)

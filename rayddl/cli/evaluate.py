@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rayddl.cli.errors import telling
+from rayddl.cli.errors import reporting_errors
 from rayddl.cli.options import Address, Epochs, Json, Nets, NumCpus, Out, Plugins, Quiet, Root, Seeds, Set
 
 
@@ -30,7 +30,7 @@ def evaluate(
 ) -> None:
     """Judge a set: train students on it and on random images.
 
-    By the protocol that is stored with the set; options replace single settings of it.
+    Uses the protocol that is stored with the set; options replace single settings of it.
 
     \b
     rayddl evaluate runs/evaluate-0123456789ab/set
@@ -40,7 +40,7 @@ def evaluate(
     from rayddl.pipeline.judging import judge_set
 
     display = choose(as_json=as_json, quiet=quiet)
-    with telling(display):
+    with reporting_errors(display):
         judge_set(
             where,
             out=out,

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from rayddl.cli.errors import telling
+from rayddl.cli.errors import reporting_errors
 from rayddl.cli.options import Out, Plugins, Set
 
 
 class Format(str, Enum):
-    """The forms a set can be written in."""
+    """The formats that a set can be exported to."""
 
     imagefolder = "imagefolder"
     parquet = "parquet"
@@ -35,7 +35,7 @@ def export(
     out: Out = "runs",
     plugin: Plugins = None,
 ) -> None:
-    """Write a set in a form that other programs read.
+    """Write a set in a format that other programs read.
 
     \b
     rayddl export quickstart --format pt --to exported
@@ -47,7 +47,7 @@ def export(
     from rayddl.pipeline.sets import find_set
     from rayddl.storage import Folder
 
-    with telling():
+    with reporting_errors():
         use(tuple(plugin or ()))
         written = export_set(find_set(where, out), format_.value, Folder(to))
         more = f" and {len(written) - 1} more" if len(written) > 1 else ""

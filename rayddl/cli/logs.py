@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from rayddl.cli.errors import INTERRUPTED, telling
+from rayddl.cli.errors import INTERRUPTED, reporting_errors
 from rayddl.cli.options import JobId, JobsAddress
 
 
 def logs(
     job: JobId,
     address: JobsAddress = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the job ends.")] = False,
 ) -> None:
     """Show what a job has printed.
 
@@ -23,7 +23,7 @@ def logs(
     from rayddl.jobs import views
     from rayddl.jobs.client import Jobs
 
-    with telling():
+    with reporting_errors():
         jobs = Jobs(address)
         if not follow:
             typer.echo(jobs.log(job), nl=False)

@@ -1,4 +1,4 @@
-"""The options that several verbs share, written the same way in each."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ Overrides: TypeAlias = Annotated[
 ]
 Out: TypeAlias = Annotated[
     str,
-    typer.Option("--out", metavar="PATH", help="Where runs lie: a folder or URI (s3://, gs://, file://)."),
+    typer.Option(
+        "--out", metavar="PATH", help="Where runs are stored: a folder or URI (s3://, gs://, file://)."
+    ),
 ]
 Address: TypeAlias = Annotated[
     str | None,
@@ -50,7 +52,7 @@ JobsAddress: TypeAlias = Annotated[
         help="The cluster's dashboard; default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265.",
     ),
 ]
-JobId: TypeAlias = Annotated[str, typer.Argument(metavar="JOB", help="The id that rayddl submit told.")]
+JobId: TypeAlias = Annotated[str, typer.Argument(metavar="JOB", help="The id that rayddl submit printed.")]
 NumCpus: TypeAlias = Annotated[
     int | None,
     typer.Option("--num-cpus", metavar="N", min=1, help="CPUs that local Ray takes; default: all."),
@@ -64,5 +66,5 @@ Nets = Annotated[
 Seeds = Annotated[int | None, typer.Option("--seeds", metavar="N", min=1, help="Students per net.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", metavar="N", min=1, help="Epochs of each.")]
 Root = Annotated[
-    str | None, typer.Option("--root", metavar="PATH", help="Where the real images lie, if they moved.")
+    str | None, typer.Option("--root", metavar="PATH", help="The folder of the real images, if it has moved.")
 ]

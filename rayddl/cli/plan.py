@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rayddl.cli.errors import emit_json, print_table, telling, waiting
+from rayddl.cli.errors import emit_json, print_table, reporting_errors, waiting
 from rayddl.cli.options import File, Json, Out, Overrides, Plugins
 
 Measure = Annotated[
@@ -37,12 +37,12 @@ def plan(
     from rayddl.pipeline.api import estimate
     from rayddl.pipeline.api import plan as plan_definition
 
-    with telling():
+    with reporting_errors():
         made = plan_definition(file, overrides=tuple(overrides or ()), out=out, plugins=tuple(plugin or ()))
         with waiting("trying one matching step, in a process of its own") if measure else nullcontext():
             expected = estimate(made, measure=measure)
         if as_json:
             emit_json(expected.to_json(made))
         else:
-            told = any(expected.stages.values())
-            print_table(made.__rich__(), *([expected.__rich__()] if told else []))
+            known = any(expected.stages.values())
+            print_table(made.__rich__(), *([expected.__rich__()] if known else []))

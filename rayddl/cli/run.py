@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rayddl.cli.errors import telling
+from rayddl.cli.errors import reporting_errors
 from rayddl.cli.options import Address, File, Grows, Json, NumCpus, Out, Overrides, Plugins, Quiet
 
 
@@ -18,7 +18,7 @@ def run(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a definition. Finished stages are not run again; an interrupted one goes on.
+    """Run a definition. Finished stages are not run again; an interrupted one continues.
 
     \b
     rayddl run quickstart
@@ -36,7 +36,7 @@ def run(
     again += [word for text in plugin or () for word in ("--plugin", text)]
     again += ["--json"] * as_json + ["--quiet"] * quiet
     display = choose(as_json=as_json, quiet=quiet)
-    with telling(display, again):
+    with reporting_errors(display, again):
         run_definition(
             file,
             overrides=tuple(overrides or ()),

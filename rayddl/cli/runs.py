@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rayddl.cli.errors import emit_json, print_table, telling
+from rayddl.cli.errors import emit_json, print_table, reporting_errors
 from rayddl.cli.options import Json, Out
 
 
@@ -10,7 +10,7 @@ def runs(out: Out = "runs", as_json: Json = False) -> None:
     """List runs and stage folders: state, size, age."""
     from rayddl.pipeline.browse.listing import listing
 
-    with telling():
+    with reporting_errors():
         found = listing(out)
         if as_json:
             emit_json(found.to_json())

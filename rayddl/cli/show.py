@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rayddl.cli.errors import emit_json, print_table, telling
+from rayddl.cli.errors import emit_json, print_table, reporting_errors
 from rayddl.cli.options import Json, Out, Plugins
 
 
@@ -19,7 +19,7 @@ def show(
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a stage, a set or a run is made of.
+    """Show the contents of a stage, a set or a run.
 
     \b
     rayddl show quickstart
@@ -28,7 +28,7 @@ def show(
     from rayddl.pipeline.browse.show import inspect
     from rayddl.pipeline.plugging import use
 
-    with telling():
+    with reporting_errors():
         use(tuple(plugin or ()))
         found = inspect(path, out, verify=verify)
         if as_json:

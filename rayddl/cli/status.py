@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rayddl.cli.errors import emit_json, print_table, telling
+from rayddl.cli.errors import emit_json, print_table, reporting_errors
 from rayddl.cli.options import JobsAddress, Json, Out
 
 
@@ -19,18 +19,18 @@ def status(
     address: JobsAddress = None,
     as_json: Json = False,
 ) -> None:
-    """Show how far a run or a job is.
+    """Show the progress of a run or a job.
 
-    A run is told from its artifacts under --out alone, wherever it runs; a job by the cluster at --address.
+    The status of a run is read from its artifacts under --out only, that of a job from the cluster at --address.
 
     \b
     rayddl status quickstart --out s3://bucket/runs
     rayddl status quickstart-1a2b3c4d --address http://127.0.0.1:8265
     """
-    from rayddl.jobs import status as looking
+    from rayddl.jobs.status import status_of
 
-    with telling():
-        found = looking.look(what, out, address)
+    with reporting_errors():
+        found = status_of(what, out, address)
         if as_json:
             emit_json(found.to_json())
         else:

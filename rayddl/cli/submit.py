@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rayddl.cli.errors import INTERRUPTED, telling
+from rayddl.cli.errors import INTERRUPTED, reporting_errors
 from rayddl.cli.options import File, Grows, JobsAddress, Overrides, Plugins
 
 
@@ -23,7 +23,7 @@ def submit(
     overrides: Overrides = None,
     address: JobsAddress = None,
     grows: Grows = None,
-    beside: Annotated[
+    extras: Annotated[
         list[str] | None,
         typer.Option("--with", metavar="PATH", help="A small file or folder to ship beside it. Repeatable."),
     ] = None,
@@ -72,9 +72,9 @@ def submit(
 ) -> None:
     """Run a definition on a cluster, as a job.
 
-    The job goes on without this machine.
+    The job continues without this machine.
 
-    Ships the definition with all it extends, and the package. Ctrl-C ends the watching, not the job.
+    Ships the package and the definition with all that it extends. Ctrl-C stops showing the log, not the job.
 
     \b
     rayddl submit pipelines/quickstart.yaml --out "$PWD/runs"
@@ -87,7 +87,7 @@ def submit(
     from rayddl.pipeline.plugging import use
     from rayddl.stages.runtime.capacity import parse
 
-    with telling():
+    with reporting_errors():
         use(tuple(plugin or ()))
         shipping.check_out(out)
         of_manifest = {
@@ -101,7 +101,7 @@ def submit(
         }
         if manifest:
             _refuse_given(
-                {"--with": beside, "--address": address, "--grows": grows, "--json": as_json or None},
+                {"--with": extras, "--address": address, "--grows": grows, "--json": as_json or None},
                 "has no effect with --manifest, which prints a job for kubectl; leave one of the two out",
             )
             _refuse_given(
@@ -116,7 +116,7 @@ def submit(
         options = [word for text in grows or () for word in ("--grows", str(parse(text)))] + [
             "--json"
         ] * as_json
-        parcel = shipping.pack(loaded, beside or ())
+        parcel = shipping.pack(loaded, extras or ())
         jobs = client.Jobs(address)
         job = jobs.submit(parcel, loaded.name, out, options)
         typer.echo(views.submitted(job, out, address), err=True)

@@ -1,1 +1,1 @@
-"""Runs on another machine's Ray: what is shipped, how it is asked about, and its form for Kubernetes."""
+"""Runs as jobs on a Ray cluster: packaging, submission, status, and manifests for Kubernetes."""

@@ -1,7 +1,7 @@
-"""Asks a cluster's job server: submit, look at, follow and stop runs there.
+"""Client of a cluster's job server: submits, lists, follows and stops runs.
 
-The server is the head's dashboard; Ray's own token says who may ask. Ray is imported when the first question
-is put.
+The server is the dashboard of the head node; access is controlled by Ray's token. Ray is imported with the first
+request.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from rayddl.jobs.shipping import DEFINITION, Parcel
 from rayddl.stages.runtime import attach
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-"""Where Ray's dashboard listens unless it is told otherwise."""
+"""The default address of Ray's dashboard."""
 VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-"""What Ray's own commands read an address from."""
+"""Environment variables from which Ray's own commands read an address."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 AGENT_SECONDS = 60.0
-"""How long a head that has just been started may take until it takes jobs."""
+"""Seconds that a new head node may take until it accepts jobs."""
 PAUSE_SECONDS = 1.0
 RECONNECTS = 5
-"""Times that a log whose connection broke is taken up again."""
+"""Number of times that a broken connection to a log is opened again."""
 
 _HOW_TO_ASK = (
     "export RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token (the head's file of that name) or in "
@@ -45,7 +45,7 @@ _HOW_TO_ASK = (
 
 @dataclass(frozen=True)
 class Job:
-    """A job as the cluster tells it."""
+    """A job, as reported by the cluster."""
 
     id: str
     state: str
@@ -69,9 +69,8 @@ class Job:
 class Jobs:
     """The jobs of the cluster at ``address``: its dashboard's ``http://HOST:PORT``, or ``auto``.
 
-    Default: ``RAY_API_SERVER_ADDRESS`` or ``RAY_ADDRESS``, else this machine's. Raises
-    :class:`UserError` where nothing answers, where something answers that is no Ray, and for a missing or
-    wrong token.
+    Default: ``RAY_API_SERVER_ADDRESS`` or ``RAY_ADDRESS``, else the dashboard on this machine. Raises
+    :class:`UserError` if no server answers, if the server is not Ray's, and for a missing or wrong token.
     """
 
     def __init__(self, address: str | None = None) -> None:
@@ -79,22 +78,22 @@ class Jobs:
             (os.environ[v] for v in VARIABLES if os.environ.get(v)), DEFAULT_ADDRESS
         )
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        self._knock()
+        self._check_reachable()
         from ray.job_submission import JobSubmissionClient
 
         for name in ("dashboard_sdk", "job.sdk"):
             logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
         logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
-        with self._told(), _without(VARIABLES):
-            # A trailing slash or none is all the same to Ray; a variable would override what was typed.
+        with self._explained_errors(), _without(VARIABLES):
+            # Ray would let a variable override the given address.
             self._client: Any = JobSubmissionClient(self.address)
 
     def submit(self, parcel: Parcel, name: str, out: str, options: Sequence[str] = ()) -> str:
-        """Start the run of a parcel's definition, with the results under ``out``; the job's id."""
+        """Start a run of the parcel's definition with results under ``out``, and return the job's id."""
         words = ["python", "-m", "rayddl", "run", DEFINITION, "--address", "auto", "--out", out, *options]
         command = shlex.join(words + [word for each in parcel.plugins for word in ("--plugin", each)])
         job = f"{name}-{uuid.uuid4().hex[:8]}"
-        with tempfile.TemporaryDirectory() as folder, self._told():
+        with tempfile.TemporaryDirectory() as folder, self._explained_errors():
             parcel.write(Path(folder))
             self._submit(
                 entrypoint=command,
@@ -113,47 +112,47 @@ class Jobs:
         try:
             self._client.submit_job(**job)
         except RuntimeError as error:
-            # The dashboard of a head that has just been started answers before it can take jobs.
+            # The dashboard of a new head node answers before it accepts jobs.
             if last or "No available agent" not in str(error):
                 raise
             return False
         return True
 
     def job(self, job: str) -> Job:
-        """What the cluster says of a job. Raises :class:`UserError` with the known ones for an unknown id."""
-        with self._told(job):
+        """Return a job. Raises :class:`UserError` with the known ids for an unknown one."""
+        with self._explained_errors(job):
             return _job(self._client.get_job_info(job))
 
     def all(self) -> list[Job]:
-        """Every job that the cluster remembers and that has an id of its own, the newest first."""
-        with self._told():
+        """Return all jobs of the cluster that have a submission id, the newest first."""
+        with self._explained_errors():
             found = [_job(entry) for entry in self._client.list_jobs() if entry.submission_id]
         beginning = datetime.fromtimestamp(0, timezone.utc)
         return sorted(found, key=lambda job: job.started or beginning, reverse=True)
 
     def stop(self, job: str) -> bool:
-        """Have a job end; whether it was running. What it did so far is kept."""
-        with self._told(job):
+        """Stop a job and return True if it was running. Its results so far are kept."""
+        with self._explained_errors(job):
             return bool(self._client.stop_job(job))
 
     def log(self, job: str) -> str:
-        """Everything that a job has printed so far."""
-        with self._told(job):
+        """Return the output of a job so far."""
+        with self._explained_errors(job):
             return str(self._client.get_job_logs(job))
 
     def follow(self, job: str, say: Callable[[str], None]) -> Job:
-        """Pass on what a job prints until it ends; how it ended. A broken connection is taken up again."""
-        said = 0
+        """Pass the output of a job to ``say`` until it ends, then return the job. Reopens broken connections."""
+        printed = 0
         for attempt in range(RECONNECTS + 1):
-            heard = 0
+            received = 0
             try:
                 for text in self._tail(job):
-                    # From its beginning each time: what was said already is not said twice.
-                    fresh = text[max(0, said - heard) :]
-                    heard += len(text)
-                    said = max(said, heard)
-                    if fresh:
-                        say(fresh)
+                    # Each connection repeats the output from its beginning; pass on only the new part.
+                    new = text[max(0, printed - received) :]
+                    received += len(text)
+                    printed = max(printed, received)
+                    if new:
+                        say(new)
             except (OSError, RuntimeError, UserError):
                 if attempt == RECONNECTS:
                     raise
@@ -163,7 +162,7 @@ class Jobs:
         return found
 
     def _tail(self, job: str) -> Iterator[str]:
-        with self._told(job):
+        with self._explained_errors(job):
             self._client.get_job_info(job)
         loop, stream = asyncio.new_event_loop(), self._client.tail_job_logs(job)
         waiting: asyncio.Task[str | None] | None = None
@@ -175,23 +174,23 @@ class Jobs:
                     return
                 yield text
         finally:
-            # Ctrl-C leaves the loop in the middle of it.
+            # Ctrl-C interrupts the loop while the task is running.
             if waiting is not None and not waiting.done():
                 waiting.cancel()
                 loop.run_until_complete(asyncio.gather(waiting, return_exceptions=True))
             loop.run_until_complete(stream.aclose())
             loop.close()
 
-    def _knock(self) -> None:
+    def _check_reachable(self) -> None:
         parts = urlsplit(self.address)
         if parts.scheme not in ("http", "https"):
             return
         try:
             attach.knock(f"{parts.hostname}:{parts.port or {'http': 80, 'https': 443}[parts.scheme]}")
         except (OSError, ValueError) as error:
-            raise UserError(self._nobody(str(error)), code="no-cluster-answers") from error
+            raise UserError(self._no_answer(str(error)), code="no-cluster-answers") from error
 
-    def _nobody(self, why: str) -> str:
+    def _no_answer(self, why: str) -> str:
         return (
             f"no Ray cluster answers at {self.address} ({why}). On this machine: `ray start --head`; for a cluster "
             "made from cluster.yaml: `ray dashboard cluster.yaml` in another terminal; else give the dashboard's "
@@ -199,8 +198,8 @@ class Jobs:
         )
 
     @contextmanager
-    def _told(self, job: str = "") -> Iterator[None]:
-        """Ray's errors, as what they mean to whoever typed the command."""
+    def _explained_errors(self, job: str = "") -> Iterator[None]:
+        """Turn Ray's errors inside the block into :class:`UserError` with a message for the user."""
         from ray.exceptions import RayError
 
         try:
@@ -222,7 +221,7 @@ class Jobs:
                     f"no job {job!r} at {self.address}; {self._known()}", code="no-such-job"
                 ) from error
             if isinstance(error, ConnectionError):
-                raise UserError(self._nobody(text), code="no-cluster-answers") from error
+                raise UserError(self._no_answer(text), code="no-cluster-answers") from error
             raise UserError(
                 f"the cluster at {self.address} refused the request: {text[:1000]}", code="cluster-refuses"
             ) from error
@@ -236,16 +235,16 @@ async def _next(stream: AsyncIterator[str]) -> str | None:
     return await anext(stream, None)
 
 
-def _job(told: Any) -> Job:
-    metadata = told.metadata or {}
+def _job(info: Any) -> Job:
+    metadata = info.metadata or {}
     return Job(
-        str(told.submission_id or told.job_id),
-        str(getattr(told.status, "value", told.status)),
-        " ".join(str(told.message or "").split()),
+        str(info.submission_id or info.job_id),
+        str(getattr(info.status, "value", info.status)),
+        " ".join(str(info.message or "").split()),
         str(metadata.get("rayddl_run", "")),
         str(metadata.get("rayddl_out", "")),
-        _moment(told.start_time),
-        _moment(told.end_time),
+        _moment(info.start_time),
+        _moment(info.end_time),
     )
 
 

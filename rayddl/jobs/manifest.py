@@ -1,4 +1,4 @@
-"""A run as a RayJob, which the KubeRay operator turns into a cluster, the run on it, and the end of both."""
+"""A run as a RayJob: the KubeRay operator creates a cluster, runs the job on it, and deletes the cluster."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from rayddl.pipeline.definition.load import Definition
 from rayddl.stages.runtime.capacity import Group
 
 FOLDER = "/etc/rayddl"
-"""Where the definition lies in the pods."""
+"""Folder of the definition in the pods."""
 SPILL = "/var/ray-spill"
-"""Where the object store of a pod spills: a folder on its node's disk that goes with the pod."""
+"""Folder to which a pod's object store spills, on the node's disk; deleted with the pod."""
 STORE_PART = 0.3
-"""The object store's part of a pod's memory, which is Ray's own default; it lies in memory-backed /dev/shm."""
+"""Share of a pod's memory for the object store in /dev/shm; equal to Ray's default."""
 
 
 def manifest_of(definition: Definition, out: str, shape: Shape) -> str:
-    """The YAML documents for ``kubectl apply``: the definition as a ConfigMap, and the RayJob that runs it.
+    """Return the YAML documents for ``kubectl apply``: the definition as a ConfigMap, and the RayJob that runs it.
 
-    Raises :class:`UserError` without an image, and for a name that Kubernetes does not take.
+    Raises :class:`UserError` without an image, and for a name that is too long for Kubernetes.
     """
     if shape.image is None:
         raise UserError(
@@ -37,7 +37,7 @@ def manifest_of(definition: Definition, out: str, shape: Shape) -> str:
             code="manifest-without-image",
         )
     name = re.sub(r"[._]+", "-", definition.name).strip("-")
-    # KubeRay appends to the name, and services' names have 63 characters.
+    # KubeRay appends to the name, and names of services are limited to 63 characters.
     if len(name) > 40:
         raise UserError(
             f"the definition's name {definition.name!r} is too long for Kubernetes: 40 characters at most",
@@ -54,7 +54,7 @@ def manifest_of(definition: Definition, out: str, shape: Shape) -> str:
 
 
 def base_image() -> str:
-    """The image of Ray that fits the Ray and Python here; rayddl is added to it."""
+    """Return the base image of Ray with the versions of Ray and Python of this environment; it lacks rayddl."""
     return f"rayproject/ray:{version('ray')}-py{''.join(platform.python_version_tuple()[:2])}"
 
 
@@ -66,7 +66,7 @@ def _job(name: str, out: str, shape: Shape) -> dict[str, Any]:
         for kind, most in (("gpu", shape.gpus), ("cpu", shape.cpus))
         if most
     ]
-    # The run knows then what it may wait for, and how many units to have ready.
+    # With --grows the run knows for which nodes it may wait, and how many tasks to keep ready.
     for group in groups:
         each = {"CPU": float(shape.cpus_each)} | ({"GPU": 1.0} if group["groupName"] == "gpu" else {})
         each["memory"] = float(_heap(shape.memory_each))
@@ -77,7 +77,7 @@ def _job(name: str, out: str, shape: Shape) -> dict[str, Any]:
         "metadata": {"name": name},
         "spec": {
             "entrypoint": shlex.join(command),
-            # What was done is kept under --out, and a second attempt goes on from there.
+            # Results are kept under --out, and a second attempt continues from them.
             "backoffLimit": 2,
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": 600,
@@ -86,7 +86,7 @@ def _job(name: str, out: str, shape: Shape) -> dict[str, Any]:
                 "enableInTreeAutoscaling": True,
                 "authOptions": {"mode": "token"},
                 "headGroupSpec": {
-                    # The head runs Ray's services and the driver; its CPUs are not for the stages' work.
+                    # The head runs only Ray's services and the driver, no tasks of stages.
                     "rayStartParams": {
                         "num-cpus": "0",
                         "dashboard-host": "0.0.0.0",  # noqa: S104
@@ -120,7 +120,7 @@ def _workers(name: str, config: str, shape: Shape, most: int, *, gpu: bool) -> d
 
 
 def _memory_params(memory: int) -> dict[str, str]:
-    """How Ray divides a pod's memory. KubeRay would promise all of it to tasks, and the object store besides."""
+    """Return Ray's division of a pod's memory. KubeRay would give tasks all of it and add the object store."""
     return {
         "memory": str(_heap(memory)),
         "object-store-memory": str(memory - _heap(memory)),
@@ -153,7 +153,7 @@ def _pod(
                 {
                     "name": container,
                     "image": image,
-                    # Equal requests and limits: Ray counts what it is promised, and a pod above that is killed.
+                    # Equal requests and limits: Ray schedules by its memory, and a pod above the limit is killed.
                     "resources": {"requests": dict(asked), "limits": dict(asked)},
                     "volumeMounts": [
                         {"name": "definition", "mountPath": FOLDER, "readOnly": True},
@@ -170,7 +170,7 @@ def _pod(
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text of several lines as such, so that the definition stays readable."""
+    """Writes multi-line strings as YAML blocks, so that the definition stays readable."""
 
     def ignore_aliases(self, data: Any) -> bool:
         del data

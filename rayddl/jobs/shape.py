@@ -1,4 +1,4 @@
-"""What a Kubernetes cluster for one run is made of, and the forms in which its options are written."""
+"""The size of a Kubernetes cluster for one run, and the parsing of its options."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from rayddl.errors import UserError
 
 LEAST_MEMORY = 2 * 2**30
-"""Bytes below which Ray's own processes and one that imports torch do not fit."""
+"""Bytes that Ray's own processes and one that imports torch need at least."""
 
 _FIELDS = {
     "--image": "image",
@@ -35,42 +35,42 @@ _IMAGE = re.compile(r"[a-zA-Z0-9][\w.:/@-]*", re.ASCII)
 
 @dataclass(frozen=True)
 class Toleration:
-    """A taint of nodes on which pods may run all the same."""
+    """A taint of nodes that pods tolerate."""
 
     key: str
     effect: str
     value: str | None = None
-    """None stands for any value."""
+    """``None`` matches any value."""
 
     def spec(self) -> Mapping[str, str]:
-        """The entry of a pod's ``tolerations``."""
+        """Return the entry for a pod's ``tolerations``."""
         if self.value is None:
             return {"key": self.key, "operator": "Exists", "effect": self.effect}
         return {"key": self.key, "operator": "Equal", "value": self.value, "effect": self.effect}
 
 
 GPU_NODES = Toleration("nvidia.com/gpu", "NoSchedule")
-"""The taint that pools of GPU nodes usually have."""
+"""The usual taint of pools of GPU nodes."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the cluster is made of. Raises :class:`UserError` for values that no cluster can have."""
+    """The size of the cluster. Raises :class:`UserError` for values that cannot work."""
 
     image: str | None
-    """Holds rayddl with its environment, and ``python`` on the path."""
+    """A container image with rayddl, its dependencies, and ``python`` on the path."""
     gpus: int = 1
-    """Most workers with one GPU each; they come as they are asked for."""
+    """Maximum number of workers with one GPU each; they are added on demand."""
     cpus: int = 2
-    """Most workers without."""
+    """Maximum number of workers without a GPU."""
     cpus_each: int = 4
     """CPUs of each worker."""
     memory_each: int = 16 * 2**30
-    """Bytes of each worker."""
+    """Memory of each worker in bytes."""
     head_memory: int = 8 * 2**30
-    """Bytes of the head, for Ray's services, the run's driver and what it shares with the workers."""
+    """Memory of the head in bytes, for Ray's services, the driver and the objects that it shares with workers."""
     tolerations: tuple[Toleration, ...] = ()
-    """Of GPU workers, besides :data:`GPU_NODES`."""
+    """Tolerations of GPU workers in addition to :data:`GPU_NODES`."""
 
     def __post_init__(self) -> None:
         if self.image is not None and not _IMAGE.fullmatch(self.image):
@@ -102,9 +102,9 @@ class Shape:
 
 
 def read(options: Mapping[str, Any]) -> Shape:
-    """The shape that the command line's options ask for; None stands for an option that was not given.
+    """Return the shape for the command line's options; ``None`` stands for an option that was not given.
 
-    Raises :class:`UserError` for a value of another form, or that no cluster can have.
+    Raises :class:`UserError` for a malformed value, and for values that cannot work.
     """
     given = {_FIELDS[option]: value for option, value in options.items() if value is not None}
     for option in ("--worker-memory", "--head-memory"):
@@ -116,7 +116,7 @@ def read(options: Mapping[str, Any]) -> Shape:
 
 
 def parse_memory(option: str, text: str) -> int:
-    """The bytes that ``8Gi`` means. Raises :class:`UserError`, naming ``option``, for any other form."""
+    """Return the bytes of a quantity such as ``8Gi``. Raises :class:`UserError` naming ``option`` if malformed."""
     found = _QUANTITY.fullmatch(text.strip())
     if found is None:
         raise UserError(
@@ -128,7 +128,7 @@ def parse_memory(option: str, text: str) -> int:
 
 
 def written_memory(amount: int) -> str:
-    """``amount`` bytes as Kubernetes reads them, in the largest unit that keeps them exact."""
+    """Return ``amount`` bytes in Kubernetes' notation, in the largest unit that keeps it exact."""
     for unit in ("Gi", "Mi"):
         if amount and amount % _UNITS[unit] == 0:
             return f"{amount // _UNITS[unit]}{unit}"
@@ -136,7 +136,7 @@ def written_memory(amount: int) -> str:
 
 
 def parse_toleration(text: str) -> Toleration:
-    """The taint that ``KEY=VALUE:EFFECT`` or ``KEY:EFFECT`` means. Raises :class:`UserError` for any other form."""
+    """Return the toleration for ``KEY=VALUE:EFFECT`` or ``KEY:EFFECT``. Raises :class:`UserError` if malformed."""
     found = _TAINT.fullmatch(text.strip())
     if found is None:
         raise UserError(

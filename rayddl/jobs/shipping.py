@@ -1,7 +1,7 @@
-"""What a job takes with it: the definition, whole, the package, and what is named beside them.
+"""Packs the files that a job needs: the complete definition, the rayddl package, plugins and extra files.
 
-A job's working directory is made anew on every machine from a package that the head keeps, and is thrown
-away after it. So nothing in it may be large, nothing may be secret, and nothing is written there.
+Every machine of the cluster unpacks a job's working directory from a package stored on the head, and deletes it
+after the job. Its files must therefore be small and free of secrets, and results are not written there.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from rayddl.pipeline.display import pace
 from rayddl.plugins import sources_of, top_of
 
 DEFINITION = "definition.yaml"
-"""The definition's name among what is shipped."""
+"""File name of the definition in the job's working directory."""
 LIMIT_BYTES = 200 * 2**20
-"""The most that is shipped: the head keeps it in memory, and every machine fetches it."""
+"""Maximum total size in bytes: the head keeps the files in memory, and every machine fetches them."""
 
-# Ray would leave out by .gitignore what was chosen here.
+# Ray applies .gitignore, which would exclude files that were chosen here.
 _NEVER = {"__pycache__", ".gitignore", ".rayignore"}
 _LEFT_OUT = {*_NEVER, ".git", ".venv", "venv", "runs", "data", "node_modules"}
 _CACHES = re.compile(r"\..*_cache|\.hypothesis|.*\.pyc|.*\.egg-info|\.DS_Store|\.coverage")
@@ -38,16 +38,16 @@ _USER_PART = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s]*@|[A-Za-z][A-Za-z0-9+
 
 @dataclass(frozen=True)
 class Parcel:
-    """Everything shipped: the name in the job's working directory, and the local file it comes from."""
+    """The files of a job: local files by their names in the job's working directory."""
 
     files: Mapping[str, Path]
     definition: str
-    """The text of the definition: what it extends, overrides and variables are in it."""
+    """The text of the definition, with base definitions, overrides and variables resolved."""
     plugins: tuple[str, ...] = ()
-    """What ``--plugin`` loads from the files."""
+    """The values of ``--plugin`` that load the shipped plugins."""
 
     def write(self, folder: Path) -> None:
-        """Lay everything out in the empty ``folder``."""
+        """Copy all files into the empty ``folder``."""
         for name, path in self.files.items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -55,16 +55,16 @@ class Parcel:
         (folder / DEFINITION).write_text(self.definition, encoding="utf-8")
 
 
-def pack(definition: Definition, beside: Iterable[str] = (), *, limit: int = LIMIT_BYTES) -> Parcel:
-    """What ``definition`` needs on another machine, with the files and folders ``beside`` it.
+def pack(definition: Definition, paths: Iterable[str] = (), *, limit: int = LIMIT_BYTES) -> Parcel:
+    """Return the files that ``definition`` needs on another machine, with the extra files and folders ``paths``.
 
-    Raises :class:`UserError` for a relative path that does not travel, for credentials in the definition, for
-    something ``beside`` that is not there, and above ``limit`` bytes, naming what is largest.
+    Raises :class:`UserError` for a relative path that is not shipped, for credentials in the definition, for a
+    missing one of ``paths``, and above ``limit`` bytes, with the largest files.
     """
     files = dict(_package())
     extras: dict[str, Path] = {}
-    for given in beside:
-        extras |= _beside(given)
+    for given in paths:
+        extras |= _extra_files(given)
     loaded: list[str] = []
     for plugin in definition.plugins:
         named, own = _plugin(str(plugin.module))
@@ -72,20 +72,20 @@ def pack(definition: Definition, beside: Iterable[str] = (), *, limit: int = LIM
         _refuse_overwriting(files, own)
         files |= own
     _refuse_overwriting(files, extras)
-    _refuse_strangers(definition, extras)
+    _refuse_local_paths(definition, extras)
     parcel = Parcel({**files, **extras}, written(definition), tuple(loaded))
     _refuse_large(parcel, limit)
     return parcel
 
 
 def written(definition: Definition) -> str:
-    """``definition`` as one file that needs no other and no variable.
+    """Return ``definition`` as YAML that needs no other file and no variable.
 
     Raises :class:`UserError` for credentials in it, which would be stored with the job.
     """
     for key, value in _texts(definition.to_json(), ()):
         _refuse_credentials(".".join(key), value)
-    # A dollar sign that is left is meant as such, and the reader would look for a variable.
+    # A remaining "${" is literal text, but reading the file would replace it as a variable.
     text = yaml.safe_dump(definition.to_json(), sort_keys=False, allow_unicode=True, width=100)
     if "${" in text:
         raise UserError(
@@ -97,7 +97,7 @@ def written(definition: Definition) -> str:
 
 
 def check_out(out: str) -> None:
-    """Raise :class:`UserError` for an ``--out`` that would be thrown away with the job, or holds credentials."""
+    """Raise :class:`UserError` for an ``--out`` that would be deleted with the job, or that has credentials."""
     _refuse_credentials("--out", out)
     if "://" not in out and not os.path.isabs(os.path.expanduser(out)):
         raise UserError(
@@ -109,7 +109,7 @@ def check_out(out: str) -> None:
 
 
 def _package() -> Iterator[tuple[str, Path]]:
-    """The package as it is imported here, and the project file if it lies in a checkout."""
+    """Yield the files of the imported rayddl package, and the project file if it is a checkout."""
     home = Path(rayddl.__file__).parent
     yield from _below(home, home.name, left_out=_NEVER)
     project = home.parent / "pyproject.toml"
@@ -120,23 +120,23 @@ def _package() -> Iterator[tuple[str, Path]]:
 
 
 def _plugin(module: str) -> tuple[str, dict[str, Path]]:
-    """What ``--plugin`` calls a plugin in the job's working directory, and its files: all of its package."""
+    """Return the value of ``--plugin`` that loads a plugin in the job, and all files of its package."""
     top = top_of(module)
     file = sources_of(top)[top]
     if top == file.stem:
         return module, {file.name: file}
     if file.name == "__init__.py":
         return module, dict(_below(file.parent, top, left_out=_NEVER))
-    # One that was given as a file has a name made of its content, there as here.
+    # The module name of a plugin given as a file is made of its content, so it is the same in the job.
     place = f"plugins/{file.name}"
     return place + module.removeprefix(top), {place: file}
 
 
-def _beside(given: str) -> dict[str, Path]:
+def _extra_files(given: str) -> dict[str, Path]:
     path = Path(given)
     if not path.exists():
         raise UserError(f"--with {given!r}: there is no such file or folder", code="shipped-file-missing")
-    # By its place below this folder, so that the definition's relative paths hold there too.
+    # Named by its path below this folder, so that relative paths in the definition work in the job.
     name = os.path.relpath(path.resolve(), Path.cwd())
     name = path.resolve().name if name.startswith("..") else name
     return {name: path} if path.is_file() else dict(_below(path, "" if name == "." else name))
@@ -147,7 +147,7 @@ def _below(folder: Path, name: str, left_out: Container[str] = _LEFT_OUT) -> Ite
         if entry.name in left_out or _CACHES.fullmatch(entry.name):
             continue
         inside = f"{name}/{entry.name}" if name else entry.name
-        # A link to a folder may lead anywhere, in a circle too.
+        # Links to folders are not followed: they may be circular.
         if entry.is_dir(follow_symlinks=False):
             yield from _below(Path(entry.path), inside, left_out)
         elif entry.is_file():
@@ -173,7 +173,7 @@ def _refuse_credentials(where: str, value: str) -> None:
         )
 
 
-def _refuse_strangers(definition: Definition, extras: Mapping[str, Path]) -> None:
+def _refuse_local_paths(definition: Definition, extras: Mapping[str, Path]) -> None:
     configs: list[tuple[str, Config]] = [("source", definition.source)]
     configs += [(f"{stage.name}", stage.config) for stage in definition.stages]
     for where, config in configs:
@@ -193,16 +193,16 @@ def _refuse_strangers(definition: Definition, extras: Mapping[str, Path]) -> Non
 def _refuse_large(parcel: Parcel, limit: int) -> None:
     sizes: dict[str, int] = {}
     for name, path in parcel.files.items():
-        # Files of one folder count together: what is too large is a folder of images more often than one file.
+        # Sizes are summed by folder, since the cause is more often a folder of images than one file.
         top = "/".join(name.split("/")[:2])
         sizes[top] = sizes.get(top, 0) + path.stat().st_size
     total = sum(sizes.values())
     if total > limit:
         largest = sorted(sizes.items(), key=lambda item: -item[1])[:3]
-        told = ", ".join(f"{name} ({pace.size(size)})" for name, size in largest)
+        listed = ", ".join(f"{name} ({pace.size(size)})" for name, size in largest)
         raise UserError(
             f"{pace.size(total)} would be shipped with the job, and at most {pace.size(limit)} are; the largest are "
-            f"{told}. Put data on storage that every machine reads, and name it in the definition",
+            f"{listed}. Put data on storage that every machine reads, and name it in the definition",
             code="shipment-too-large",
         )
 

@@ -1,4 +1,4 @@
-"""What is known of a run or a job: from the artifacts, from the cluster, or from both."""
+"""The status of a run or a job, read from artifacts, from the cluster, or from both."""
 
 from __future__ import annotations
 
@@ -16,45 +16,45 @@ from rayddl.pipeline.browse.status import RunStatus, run_status
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Jobs, a run, or a job with the run that it is doing."""
+class Status:
+    """Jobs, a run, or a job with its run."""
 
     jobs: tuple[Job, ...]
     run: RunStatus | None
 
     def parts(self) -> list[RenderableType]:
-        """What a terminal shows."""
+        """Return the tables and texts for a terminal."""
         parts: list[RenderableType] = [] if self.run and not self.jobs else [views.table(self.jobs)]
         parts += [Text(job.message) for job in self.jobs if len(self.jobs) == 1 and job.state == "FAILED"]
         return [*parts, *([Text()] if parts and self.run else []), *(self.run.parts() if self.run else [])]
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON values."""
+        """Return the status as JSON values."""
         found: dict[str, Any] = {"jobs": [scrub(job.to_json()) for job in self.jobs]}
         return {**found, "run": self.run.to_json() if self.run else None}
 
 
-def look(what: str | None, out: str, address: str | None) -> Seen:
-    """Everything about ``what``: a run under ``out``, else a job at ``address``; all jobs without it.
+def status_of(what: str | None, out: str, address: str | None) -> Status:
+    """Return the status of ``what``: a run under ``out``, else a job at ``address``; of all jobs if it is ``None``.
 
-    No cluster is asked about a run. Raises :class:`UserError` where neither is found.
+    For a run, no cluster is contacted. Raises :class:`UserError` if neither is found.
     """
     if what is None:
-        return Seen(tuple(Jobs(address).all()), None)
+        return Status(tuple(Jobs(address).all()), None)
     run = run_status(what, out)
     if run is not None:
-        return Seen((), run)
+        return Status((), run)
     try:
         job = Jobs(address).job(what)
     except UserError as error:
         raise UserError(
             f"there is no run {what!r} under {scrub(out)!r}, and {error}", code="no-such-run"
         ) from error
-    return Seen((job,), _run_of(job))
+    return Status((job,), _run_of(job))
 
 
 def _run_of(job: Job) -> RunStatus | None:
-    """The run that a job is doing, where its results can be seen from here."""
+    """Return the status of a job's run; ``None`` if its results cannot be read from this machine."""
     try:
         return run_status(job.run, job.out) if job.run else None
     except UserError:

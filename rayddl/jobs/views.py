@@ -1,4 +1,4 @@
-"""Jobs in words and tables, and the commands that go with them."""
+"""Texts and tables about jobs."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from rayddl.pipeline.tables import rows_table
 
 
 def command(verb: str, job: str, address: str | None) -> str:
-    """The command line that does ``verb`` to a job."""
+    """Return the command line of ``verb`` for a job."""
     return shlex.join(["rayddl", verb, job, *(["--address", scrub(address)] if address else [])])
 
 
 def submitted(job: str, out: str, address: str | None) -> str:
-    """What a person needs to know after a job was taken."""
-    told = [f"job {job}, results under {scrub(out)}; it goes on without this command"]
-    told += [f"  {command(verb, job, address)}" for verb in ("status", "logs", "stop")]
-    return "\n".join(told)
+    """Return the message after a job was submitted."""
+    lines = [f"job {job}, results under {scrub(out)}; it goes on without this command"]
+    lines += [f"  {command(verb, job, address)}" for verb in ("status", "logs", "stop")]
+    return "\n".join(lines)
 
 
 def refuse_failed(job: Job) -> None:
@@ -41,7 +41,7 @@ def refuse_failed(job: Job) -> None:
 
 
 def table(jobs: Sequence[Job]) -> RenderableType:
-    """A row for each job."""
+    """Return a table with a row for each job, or a text if there is none."""
     now = datetime.now(timezone.utc)
     if not jobs:
         return Text("no jobs there; submit one with: rayddl submit DEFINITION --out PATH")

@@ -1,1 +1,1 @@
-"""Floor 3: definitions, plans and runs. Knows no method and starts nothing that a plan does not ask for."""
+"""Definitions, plans and runs. Names no method, and starts only what a plan asks for."""

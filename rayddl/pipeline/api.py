@@ -1,4 +1,4 @@
-"""What Python callers use: the same runs as the command line, with values instead of text."""
+"""The Python API: the same runs as the command line, with values instead of text."""
 
 from __future__ import annotations
 
@@ -20,37 +20,36 @@ from rayddl.pipeline.runner import execute
 from rayddl.pipeline.session import ray_session
 from rayddl.plugins import activate
 
-What: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
-"""A definition: its file, its name in ``pipelines/``, or its keys."""
+DefinitionLike: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
+"""A definition: its file, its name in ``pipelines/``, or a mapping of its keys."""
 
 
 def plan(
-    definition: What,
+    definition: DefinitionLike,
     *,
     overrides: Overrides = (),
     out: str | os.PathLike[str] = "runs",
     plugins: Sequence[Given] = (),
 ) -> Plan:
-    """What running ``definition`` would do; print it for a table. Starts and writes nothing.
+    """Return what running ``definition`` would do; printed, it is a table. Starts and writes nothing.
 
-    ``plugins`` are those of :func:`run`. Raises :class:`rayddl.errors.UserError` with everything that is wrong
-    with the input.
+    ``plugins`` are as for :func:`run`. Raises :class:`rayddl.errors.UserError` with every problem of the input.
     """
     use(plugins)
     return plans.make(definitions.load(definition, overrides), os.fspath(out))
 
 
 def estimate(plan: Plan, *, measure: bool = False) -> Estimates:
-    """What the stages of ``plan`` that are not done will take on this machine; print it for a table.
+    """Return the expected work and memory of the unfinished stages of ``plan`` on this machine; printed, a table.
 
-    With ``measure``, a matching step is tried in another process for its peak memory.
+    With ``measure``, one matching step runs in another process to measure its peak memory.
     """
     activate(plan.definition.plugins)
     return estimating.estimate(plan, measure=measure)
 
 
 def run(
-    definition: What,
+    definition: DefinitionLike,
     *,
     overrides: Overrides = (),
     out: str | os.PathLike[str] = "runs",
@@ -60,14 +59,14 @@ def run(
     grows: Sequence[str] = (),
     plugins: Sequence[Given] = (),
 ) -> RunResult:
-    """Run ``definition`` and return where everything lies; finished stages are not run again.
+    """Run ``definition`` and return its artifacts; finished stages are not run again.
 
     ``overrides`` are as on the command line (``["experts.count=20"]``) or a mapping
-    (``{"experts.count": 20}``). ``address`` attaches to a Ray cluster; otherwise local Ray is started when
-    a stage needs it and stopped at the end. ``grows`` are groups of nodes that the cluster's autoscaler
-    may bring, each as ``4xCPU:8,GPU:1``. ``plugins``, beside those that are installed, register networks, sources and
-    methods that the definition may name: a :class:`rayddl.Plugin`, a module with a ``plugin``, or the module's name or
-    file. Raises :class:`rayddl.errors.RayddlError`.
+    (``{"experts.count": 20}``). ``address`` attaches to a Ray cluster; without it, local Ray is started when
+    a stage needs it and stopped at the end. ``grows`` are groups of nodes that the cluster's autoscaler can
+    add, each as ``4xCPU:8,GPU:1``. ``plugins`` are loaded in addition to the installed ones and register networks,
+    sources and methods for the definition: a :class:`rayddl.Plugin`, a module with a ``plugin``, or the module's name
+    or file. Raises :class:`rayddl.errors.RayddlError`.
     """
     planned = plan(definition, overrides=overrides, out=out, plugins=plugins)
     display = progress if not isinstance(progress, bool) else choose() if progress else Hidden()

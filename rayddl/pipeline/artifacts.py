@@ -1,4 +1,4 @@
-"""A stage's folder and its ``manifest.json``, which is written last: no manifest, no artifact."""
+"""A stage's folder and its ``manifest.json``, which is written last: a folder without it is no artifact."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _KEYS = ("stage", "kind", "fingerprint", "config", "inputs", "source", "seed", "
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished stage's folder with what its manifest says."""
+    """A finished stage's folder with its manifest."""
 
     folder: Folder
     manifest: Mapping[str, Any]
@@ -48,56 +48,56 @@ class Artifact:
 
     @property
     def fingerprint(self) -> str:
-        """64 hex digits; the folder's name ends in the first 12."""
+        """64 hexadecimal digits; the folder's name ends in the first 12."""
         return str(self.manifest["fingerprint"])
 
     @property
     def summary(self) -> Mapping[str, Any]:
-        """What the stage handed back when it finished."""
+        """The summary that the stage returned."""
         summary: Mapping[str, Any] = self.manifest["summary"]
         return summary
 
     @property
     def table(self) -> tuple[Mapping[str, str], ...]:
-        """The rows that a person sees at the end of the run."""
+        """The rows of the table that is shown at the end of the run."""
         return tuple(self.manifest["table"])
 
     @property
     def files(self) -> Mapping[str, Mapping[str, Any]]:
-        """For each file its ``bytes`` and, below 64 MiB, its ``sha256``."""
+        """For each file, its ``bytes`` and, below 64 MiB, its ``sha256``."""
         files: Mapping[str, Mapping[str, Any]] = self.manifest["files"]
         return files
 
     @property
     def seconds(self) -> float:
-        """How long the attempt took that finished the stage."""
+        """Duration of the attempt that finished the stage, in seconds; 0 if the manifest has none."""
         return float(self.manifest.get("seconds", 0.0))
 
     @property
     def bytes(self) -> int:
-        """Bytes of all files together."""
+        """Total size of the files in bytes."""
         return sum(int(entry["bytes"]) for entry in self.files.values())
 
     def as_input(self, spent: Mapping[str, float]) -> Input:
-        """The artifact as a stage that reads it gets it; ``spent`` as :class:`Input` has it."""
+        """Return the artifact as input of another stage; ``spent`` as in :class:`Input`."""
         return Input(self.stage, self.kind, self.folder, self.manifest["config"], self.summary, spent)
 
 
 def seal(folder: Folder, description: Mapping[str, Any]) -> Artifact:
-    """Write ``folder``'s manifest: ``description``, the files with their sizes and hashes, versions.
+    """Write the manifest of ``folder``, which makes it an artifact, and return the artifact.
 
-    URIs in it lose their credentials. From now on the folder is an artifact.
+    The manifest holds ``description`` without credentials, the files with sizes and hashes, and versions.
     """
     files = {name: _entry(folder, name, size) for name, size in _contents(folder).items()}
     manifest = scrub({"format": FORMAT, **description, "versions": _versions()}) | {"files": files}
     folder.delete(ERROR)
     folder.write(MANIFEST, ordered_json(manifest))
-    # Read back what was written, so that a first run and a resumed one hand on the same values.
+    # Read back what was written, so that a first run and a resumed one pass on the same values.
     return Artifact(folder, json.loads(folder.read(MANIFEST)))
 
 
 def state(folder: Folder) -> State:
-    """``done`` with a manifest, ``partial`` with other files, else ``new``."""
+    """Return ``done`` if there is a manifest, ``partial`` if there are only other files, else ``new``."""
     files = folder.files()
     if MANIFEST in files:
         return "done"
@@ -105,11 +105,10 @@ def state(folder: Folder) -> State:
 
 
 def open_artifact(folder: Folder, *, fingerprint: str | None = None, verify: bool = False) -> Artifact:
-    """The finished stage in ``folder``.
+    """Return the finished stage in ``folder``.
 
-    Checks that every file is there with its size, with ``verify`` also the hashes, and with
-    ``fingerprint`` that the folder holds just that. Raises :class:`ArtifactError`, naming what was
-    written down and what was found.
+    Checks that every file exists with its size, with ``verify`` also the hashes, and with ``fingerprint``
+    that the artifact has this fingerprint. Raises :class:`ArtifactError` with the expected and the found value.
     """
     manifest = _manifest(folder)
     artifact = Artifact(folder, manifest)
@@ -169,7 +168,7 @@ def _check_file(
     folder: Folder, name: str, entry: Mapping[str, Any], found: Mapping[str, int], verify: bool
 ) -> None:
     again = "delete the folder to make it again"
-    # A name that is listed may lead out of the folder; one that was found does not.
+    # A name in a manifest may lead out of the folder; a name that was found there cannot.
     where = scrub(folder.path(name) if name in found else f"{folder}/{name}")
     if name not in found:
         raise ArtifactError(
@@ -209,5 +208,5 @@ def _versions() -> dict[str, str | None]:
 
 
 def ordered_json(value: Any) -> bytes:
-    """JSON whose keys stay in their order: a table's columns and a definition's stages have one."""
+    """Return JSON with the keys in their order, which matters for columns of tables and stages of definitions."""
     return json.dumps(value, indent=1, allow_nan=False).encode() + b"\n"

@@ -1,7 +1,7 @@
-"""Compares runs and sets, wherever they come from: what ``rayddl compare`` does.
+"""``rayddl compare``: compares runs and distilled sets of rayddl and of other code.
 
-What is judged already is shown as it was judged. The rest is imported and judged by the protocol of the first
-one that is, all as an ordinary run: what was done once is found again.
+Sets that were evaluated are shown with these results. The others are imported and evaluated by the protocol of
+the first evaluated one. All of it is an ordinary run, so finished evaluations are used again.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from rayddl.stages.kinds import Kind, judges, produced
 from rayddl.storage import Folder
 
 NOT_TAKEN = {"kind", "set", "observer", "protocol", "lr", "resources", "labels"}
-"""Settings of an evaluate stage that are the set's own affair."""
+"""Settings of an evaluate stage that depend on its set and are not applied to other sets."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A set that was named: where it lies, and how it was judged."""
+    """A set to compare, with its folder and its evaluation."""
 
     folder: Folder
     """The evaluate stage's folder, or the set's own."""
     manifest: Mapping[str, Any] | None = None
-    """The evaluate stage's; ``None`` for a set that nobody has judged."""
+    """The manifest of the evaluate stage; ``None`` for a set without an evaluation."""
     own: bool = True
-    """Whether rayddl made it."""
+    """False for a set made by other code."""
 
     @property
     def set(self) -> Folder:
-        """The set itself."""
+        """The folder of the set itself."""
         return self.folder.child("set") if self.manifest is not None else self.folder
 
 
@@ -58,11 +58,11 @@ def compare(
     num_cpus: int | None = None,
     plugins: Sequence[Given] = (),
 ) -> RunResult:
-    """One table and page over what ``where`` names: runs, evaluate stages, sets of rayddl and of other code.
+    """Compare the runs, evaluate stages and sets in ``where``; the result has one table and one page.
 
-    With ``again`` all are judged anew by one protocol. ``nets``, ``seeds`` and ``epochs`` replace single
-    settings of it; ``root`` is where the real images lie, if they moved; ``plugins`` as :func:`rayddl.run` takes
-    them. Raises :class:`rayddl.errors.RayddlError`.
+    With ``again`` all sets are evaluated again by one protocol. ``nets``, ``seeds`` and ``epochs`` replace single
+    settings of it. ``root`` is the folder of the real images if it has moved. ``plugins`` are as for
+    :func:`rayddl.run`. Raises :class:`rayddl.errors.RayddlError`.
     """
     use(plugins)
     named = [each for place in where for each in resolve(os.fspath(place), out)]
@@ -72,7 +72,7 @@ def compare(
 
 
 def resolve(where: str, out: str) -> list[Found]:
-    """The sets that ``where`` means. Raises :class:`ArtifactError` where there is none."""
+    """Return the sets that ``where`` names. Raises :class:`ArtifactError` if there is none."""
     folder = Folder(where)
     try:
         if folder.has(artifacts.MANIFEST):
@@ -113,14 +113,14 @@ def _stage(folder: Folder) -> Found:
 
 
 def _inside_a_stage(where: str) -> Found | None:
-    """The evaluate stage that left the set at ``where``, if it lies in one."""
+    """Return the evaluate stage whose folder contains the set at ``where``, if any."""
     stage = stage_of(Folder(where))
     found = _stage(stage) if stage else None
     return found if found and found.manifest is not None else None
 
 
 def _of_run(runs: Folder, file: str) -> Iterator[Found]:
-    """The evaluate stages of a run; without one, its last set."""
+    """Yield the evaluate stages of a run; if it has none, its last set."""
     record = records.read(runs, file)
     folders = [runs.child(record["stages"][stage]["folder"]) for stage in record.get("order", [])]
     done = [folder for folder in folders if folder.has(artifacts.MANIFEST)]
@@ -148,16 +148,16 @@ def definition(
     root: str | None = None,
     again: bool = False,
 ) -> dict[str, Any]:
-    """What is to be run for the comparison, as a definition's keys."""
+    """Return the definition that runs the comparison, as a mapping of its keys."""
     source, seed = _source(found)
     if root is not None:
         source = {**source, "root": root}
-    asked = {"nets": list(nets) if nets else None, "seeds": seeds, "epochs": epochs}
+    given = {"nets": list(nets) if nets else None, "seeds": seeds, "epochs": epochs}
     waiting = [each for each in found if again or each.manifest is None]
     judge = _judge(found)
     protocol = _protocol(found, judge) if waiting else {}
-    protocol |= {key: value for key, value in asked.items() if value is not None}
-    if asked != dict.fromkeys(asked) and not waiting:
+    protocol |= {key: value for key, value in given.items() if value is not None}
+    if given != dict.fromkeys(given) and not waiting:
         raise UserError(
             "all sets are evaluated already; for other nets, seeds or epochs give --again",
             code="everything-judged",
@@ -172,7 +172,7 @@ def definition(
 
 
 def _place(folder: Folder) -> str:
-    """The folder's path or URI, the same from wherever it is looked at."""
+    """Return the folder's absolute path or its URI, which identifies it in any working directory."""
     return str(folder.local or folder)
 
 
@@ -184,14 +184,14 @@ def _imported(found: Found) -> dict[str, Any]:
 
 
 def _source(found: Sequence[Found]) -> tuple[dict[str, Any], int]:
-    """The source and seed of the first set that says what it was made from."""
+    """Return the source and seed of the first set that records them."""
     for each in found:
         if each.manifest is not None:
             source: dict[str, Any] = each.manifest["source"]["config"]
-            return _asked(source), int(each.manifest["seed"])
+            return _without_none(source), int(each.manifest["seed"])
         known = _info(each).get("source")
         if known is not None:
-            return _asked(known), int(_info(each).get("seed", 0))
+            return _without_none(known), int(_info(each).get("seed", 0))
     raise UserError(
         "none of these sets says which images it was made from; name a run or a rayddl set beside them, or write a "
         "definition with kind: imported",
@@ -199,22 +199,22 @@ def _source(found: Sequence[Found]) -> tuple[dict[str, Any], int]:
     )
 
 
-def _asked(source: Mapping[str, Any]) -> dict[str, Any]:
+def _without_none(source: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in source.items() if value is not None}
 
 
 def _judge(found: Sequence[Found]) -> Kind:
-    """The kind that judged the first judged set; else the first that judges sets."""
+    """Return the stage kind that evaluated the first evaluated set; without one, the first that can."""
     return judges(next((str(each.manifest["kind"]) for each in found if each.manifest is not None), ""))[0]
 
 
 def _protocol(found: Sequence[Found], judge: Kind) -> dict[str, Any]:
-    """The settings that the first judged set was judged by; only that labels are hard where nobody judged any."""
+    """Return the settings of the first evaluation; if there is none, only the protocol of hard labels."""
     fields = judge.config.model_fields
     hard = {"protocol": "hard"} if "protocol" in fields else {}
     for each in found:
-        told = each.manifest["summary"].get("protocol") if each.manifest is not None else None
-        stored = told or _info(each).get("protocol") or {}
+        recorded = each.manifest["summary"].get("protocol") if each.manifest is not None else None
+        stored = recorded or _info(each).get("protocol") or {}
         if "seeds" not in stored:
             continue
         if stored.get("name") == "soft":

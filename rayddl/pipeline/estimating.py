@@ -1,6 +1,6 @@
-"""What the stages that will run are going to take, on this machine.
+"""Estimates of work, memory and storage of the stages that will run, on this machine.
 
-The figures are the kinds' own; here they are gathered and shown. Nothing is started on a cluster.
+Each stage kind makes its own estimate; this module collects and shows them. Nothing is started on a cluster.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Estimates:
-    """What is expected of each stage that will run, in the order they run."""
+    """The estimate of each stage that will run, in the order they run."""
 
     machine: Machine
     stages: Mapping[str, Estimate | None]
-    """``None`` where the kind cannot tell."""
+    """``None`` for a kind without an estimate."""
 
     def to_json(self, plan: Plan) -> dict[str, Any]:
-        """The plan with its estimates, as JSON values."""
-        told = plan.to_json()
-        for stage in told["stages"]:
+        """Return the plan with its estimates, as JSON values."""
+        planned = plan.to_json()
+        for stage in planned["stages"]:
             found = self.stages.get(stage["stage"])
             stage["estimate"] = None if found is None else found.to_json()
-        return {**told, "machine": self.machine.to_json()}
+        return {**planned, "machine": self.machine.to_json()}
 
     def __rich__(self) -> RenderableType:
-        """A line about the machine, a row for each stage that says what it will take, and notes."""
-        machine, told = self.machine, {name: e for name, e in self.stages.items() if e is not None}
+        """Return a line about the machine, a row for each stage, and the notes."""
+        machine, known = self.machine, {name: e for name, e in self.stages.items() if e is not None}
         gpus = f"{len(machine.gpus)} GPUs" if machine.gpus else "no GPU"
         head = f"expected on this machine: {machine.cpus} CPUs, {_size(machine.memory)} free, {gpus}"
-        notes = [f"{name}: {note}" for name, found in told.items() for note in found.notes]
-        if any(found.memory and not found.measured for found in told.values()):
+        notes = [f"{name}: {note}" for name, found in known.items() for note in found.notes]
+        if any(found.memory and not found.measured for found in known.values()):
             notes.append("~ is an estimate by formula; with --measure a matching step is tried")
         rows = [{"stage": name, **_expected(found)} for name, found in self.stages.items()]
         return Group(Text(f"\n{head}", "dim"), rows_table(rows), *(Text(note, "dim") for note in notes))
@@ -67,10 +67,10 @@ def _size(count: int) -> str:
 
 
 def estimate(plan: Plan, *, measure: bool = False) -> Estimates:
-    """The estimates of all stages of ``plan`` that are not done.
+    """Return the estimates of all stages of ``plan`` that are not done.
 
-    With ``measure``, kinds that can do so try a step in another process, which takes a minute or so. Raises
-    :class:`~rayddl.errors.SourceError` where the images cannot be listed.
+    With ``measure``, kinds that can measure run one step in another process, which takes about a minute.
+    Raises :class:`~rayddl.errors.SourceError` if the images cannot be listed.
     """
     from rayddl.stages.kinds import outlook
 

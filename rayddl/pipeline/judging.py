@@ -1,4 +1,4 @@
-"""Judges a distilled set outside a run: what ``rayddl evaluate`` does."""
+"""``rayddl evaluate``: evaluates a distilled set outside a run."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ def judge_set(
     num_cpus: int | None = None,
     plugins: Sequence[Given] = (),
 ) -> Result:
-    """Train students on the set at ``where`` by the protocol stored with it, and show the table.
+    """Train students on the set at ``where`` by the protocol stored with it; show and return the result.
 
-    What is given replaces single settings of the protocol. Raises :class:`rayddl.errors.RayddlError`.
+    ``nets``, ``seeds``, ``epochs``, ``root`` and ``observer`` replace single settings of the protocol. Raises
+    :class:`rayddl.errors.RayddlError`.
     """
     display = display or Hidden()
     use(plugins)
@@ -48,7 +49,7 @@ def judge_set(
         ray.reach({"--out": out})
         evaluate_set = _judge(folder)
         progress = display.begin(_NAME)
-        # A temporary folder of this machine is none of the cluster's other nodes.
+        # The other nodes of a cluster cannot read a temporary folder of this machine.
         scratch = f".{_NAME}-{uuid.uuid4().hex[:8]}"
         shared = {"scratch": Folder(out).child(scratch)} if address else {}
         try:
@@ -68,7 +69,7 @@ def judge_set(
             ending = "interrupted"
             raise
         finally:
-            # With the terminal gone, what is raised stays what ended the command.
+            # A closed terminal must not replace the exception that ended the command.
             with suppress(OSError) if ending == "interrupted" else nullcontext():
                 display.end(_NAME, ending, time.monotonic() - began, {})
             if shared:
@@ -79,7 +80,7 @@ def judge_set(
 
 
 def _judge(folder: Folder) -> Callable[..., Result]:
-    """``evaluate_set`` of the kind that judged the set in ``folder`` before; else of the first kind that has it."""
+    """Return ``evaluate_set`` of the kind that evaluated the set in ``folder``; else of the first kind that has it."""
     stage = stage_of(folder)
     before = artifacts.open_artifact(stage).kind if stage else ""
     modules = (kind.module("stage") for kind in judges(before))

@@ -1,4 +1,4 @@
-"""Keeps two commands from writing the same stage's folder at once."""
+"""Prevents two commands from writing the same stage's folder at once."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from rayddl.storage import Folder
 
 @contextmanager
 def held(folder: Folder) -> Iterator[None]:
-    """Hold ``folder`` for this process. Raises :class:`StageError` naming the one that holds it.
+    """Lock ``folder`` for this process. Raises :class:`StageError` with the process that has locked it.
 
-    What is not guarded: :func:`rayddl.locks.exclusive`.
+    For filesystems without locks see :func:`rayddl.locks.exclusive`.
     """
     me = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""A run's result where a person looks: tables in a notebook, the page in a browser."""
+"""Shows a run's result: tables in a notebook, the page in a notebook or a browser."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from html import escape
 from pathlib import Path
 
 HEIGHT = 720
-"""CSS pixels of a page below a notebook's cell."""
+"""Height in CSS pixels of a page below a notebook's cell."""
 
 
 def html(name: str, tables: Mapping[str, Sequence[Mapping[str, str]]], report: str | None) -> str:
-    """The stages' tables under the run's name; nothing is fetched to show them."""
+    """Return HTML with the run's name and the stages' tables; it loads nothing from elsewhere."""
     parts = [f"<h4>{escape(name)}</h4>"]
     for stage, rows in tables.items():
         head = "".join(f'<th scope="col">{escape(key)}</th>' for key in rows[0])
@@ -28,7 +28,7 @@ def html(name: str, tables: Mapping[str, Sequence[Mapping[str, str]]], report: s
 
 
 def page(where: str) -> None:
-    """Open the page ``where``: below the cell of a notebook, else in the browser."""
+    """Open the page at the path ``where``: in a notebook below the cell, otherwise in the browser."""
     display = _notebook_display()
     if display is None:
         webbrowser.open(Path(where).absolute().as_uri())
@@ -38,7 +38,7 @@ def page(where: str) -> None:
 
 
 def _notebook_display() -> Callable[[str], object] | None:
-    """Shows HTML below the cell that runs; ``None`` outside a notebook."""
+    """Return a function that shows HTML below the running cell; ``None`` outside a notebook."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if shell is None or not hasattr(shell, "kernel"):

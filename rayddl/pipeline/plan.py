@@ -1,4 +1,4 @@
-"""What a definition will run, what is there already, and where everything lies."""
+"""Plans a run: the stages in order, their folders, and which of them are finished."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rayddl.stages.settings import without_resources
 from rayddl.storage import Folder
 
 SHOWN_DIGITS = 12
-"""Digits of a fingerprint in a folder's name."""
+"""Number of digits of a fingerprint in a folder's name."""
 
 SourceFingerprint: TypeAlias = Callable[[SourceConfig], str]
 
@@ -37,9 +37,9 @@ class PlannedStage:
     fingerprint: str
     folder: Folder
     state: artifacts.State
-    """``done``: will be skipped. ``partial``: goes on from what is there. ``new``: runs."""
+    """``done``: is skipped. ``partial``: continues from its partial results. ``new``: runs from its start."""
     artifact: artifacts.Artifact | None
-    """What is there already, when it is done."""
+    """The artifact, if the stage is done."""
 
     @property
     def name(self) -> str:
@@ -48,11 +48,11 @@ class PlannedStage:
 
     @property
     def folder_name(self) -> str:
-        """``<stage>-<fingerprint's first digits>``."""
+        """``<stage>-<first digits of the fingerprint>``."""
         return f"{self.name}-{self.fingerprint[:SHOWN_DIGITS]}"
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON values, without credentials."""
+        """Return the stage as JSON values, without credentials."""
         return {
             "stage": self.name,
             "kind": self.stage.kind.name,
@@ -73,7 +73,7 @@ class Plan:
     stages: tuple[PlannedStage, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON values, without credentials."""
+        """Return the plan as JSON values, without credentials."""
         return {
             "name": self.definition.name,
             "seed": self.definition.seed,
@@ -86,7 +86,7 @@ class Plan:
         return as_text(self)
 
     def __rich__(self) -> RenderableType:
-        """A line about the run and a row for each stage."""
+        """Return a line about the run and a row for each stage."""
         source = self.definition.source
         head = Text.assemble(
             (self.definition.name, "bold"),
@@ -109,12 +109,12 @@ class Plan:
 
 
 def make(definition: Definition, out: str, source_fingerprint: SourceFingerprint | None = None) -> Plan:
-    """The plan that makes ``definition`` under ``out``, a path or URI. Starts and writes nothing.
+    """Return the plan for running ``definition`` under ``out``, a path or URI. Starts and writes nothing.
 
-    Stages that are only templates of others are not among its stages: they do not run by themselves.
+    Stages that are only templates of others do not run and are not in the plan.
 
-    Raises :class:`UserError` for an ``out`` that cannot be read, :class:`SourceError` for images that
-    are not there, and :class:`ArtifactError` for a stage's folder that cannot be trusted.
+    Raises :class:`UserError` for an ``out`` that cannot be read, :class:`SourceError` for missing images, and
+    :class:`ArtifactError` for a stage's folder that is altered or unreadable.
     """
     if source_fingerprint is None:
         from rayddl.data.sources.registry import fingerprint
@@ -124,8 +124,8 @@ def make(definition: Definition, out: str, source_fingerprint: SourceFingerprint
     _check_readable(folder)
     source = source_fingerprint(definition.source)
     stages = {stage.name: stage for stage in definition.stages}
-    resting = graph.idle({name: stage.config for name, stage in stages.items()})
-    order, _ = graph.order({name: stage.reads for name, stage in stages.items() if name not in resting})
+    not_run = graph.idle({name: stage.config for name, stage in stages.items()})
+    order, _ = graph.order({name: stage.reads for name, stage in stages.items() if name not in not_run})
     prints: dict[str, str] = {}
     planned = []
     for name in order:
@@ -135,7 +135,7 @@ def make(definition: Definition, out: str, source_fingerprint: SourceFingerprint
 
 
 def plugins_of(stage: Stage, stages: Mapping[str, Stage]) -> dict[str, str]:
-    """The plugins that a stage uses itself, with their versions: of its kind, and of every name in its settings."""
+    """Return the versions of the plugins that register the stage's kind or a name in its settings, by plugin."""
     templates = {name: stages[name] for name in stage.templates}
     named = [("kinds", each.kind.name) for each in (stage, *templates.values())]
     if plugins.active():
@@ -157,7 +157,7 @@ def _planned(stages: Mapping[str, Stage], name: str, fingerprint: str, out: Fold
 def _fingerprint(
     stages: Mapping[str, Stage], name: str, done: Mapping[str, str], source: str, definition: Definition
 ) -> str:
-    """Everything that the stage's output depends on, and nothing else: no clock, host or resources."""
+    """Return the hash of all that the stage's output depends on: no time, host or resources."""
     stage = stages[name]
     settings = without_resources(stage.config)
     for field, names in stage.links.items():

@@ -1,4 +1,4 @@
-"""Finds and loads plugins: those that are installed, and those that a caller names."""
+"""Finds and loads plugins: installed ones, and those that a caller gives."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from rayddl.plugins import Plugin, sources_of
 GROUP = "rayddl.plugins"
 """The entry point group of installed plugins."""
 ATTRIBUTE = "plugin"
-"""What a module calls the plugin that it declares."""
+"""The name of the variable with which a module declares its plugin."""
 Given: TypeAlias = Plugin | ModuleType | str
-"""A plugin, the module that declares one, or that module's name or file (``module:attribute`` for another name)."""
+"""A plugin, the module that declares one, or the module's name or file (``module:attribute`` for another variable)."""
 _Found = TypeVar("_Found")
 
 
 def use(given: Sequence[Given] = ()) -> tuple[Plugin, ...]:
-    """Work with the installed plugins and those ``given``, and no others.
+    """Make the installed plugins and those ``given`` the only active ones, and return the active ones.
 
-    Raises :class:`PluginError` for one that cannot be loaded, and for a name that is registered twice.
+    Raises :class:`PluginError` for a plugin that cannot be loaded, and for a name that is registered twice.
     """
-    importlib.import_module("rayddl.stages.kinds")  # with it all of rayddl's own names are declared
+    importlib.import_module("rayddl.stages.kinds")  # declares all of rayddl's own names
     found: list[Plugin] = []
     for plugin in (*_installed(), *(_loaded(each) for each in given)):
-        # One that is installed may be named again.
+        # An installed plugin may also be among those given.
         if plugin.module is None or (plugin.name, plugin.module) not in [(p.name, p.module) for p in found]:
             found.append(plugin)
     plugins.activate(found)
@@ -86,7 +86,7 @@ def _attempted(where: str, hint: str, load: Callable[[], _Found]) -> _Found:
         return load()
     except RayddlError:
         raise
-    except (Exception, SystemExit) as error:  # a plugin's code raises anything
+    except (Exception, SystemExit) as error:  # a plugin's code may raise any exception
         raise PluginError(
             f"{where} cannot be loaded: {type(error).__name__}: {error}; {hint}", code="plugin-not-loaded"
         ) from error
@@ -110,14 +110,14 @@ def _hash(module: str) -> str:
 
 
 def _imported(name: str) -> ModuleType:
-    # As ``python -m`` does; last, so that nothing here hides what is installed.
+    # As with ``python -m``; last in the path, so that local files hide no installed package.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     return importlib.import_module(name)
 
 
 def _from_file(path: Path) -> ModuleType:
-    """The module in a file, under a name that hides no other, or the package in a folder. Read anew if it changed."""
+    """Import a file under a name unique to its content, or the package in a folder. Raises :class:`PluginError`."""
     path = path.resolve()
     if path.is_dir():
         sys.path.append(str(path.parent))

@@ -1,4 +1,4 @@
-"""``<name>.run.json``: what a run was and how far it got, for ``rayddl list`` and ``rayddl show``."""
+"""``<name>.run.json``: a run's definition, states and results, for ``rayddl list``, ``show`` and ``status``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Outcome: TypeAlias = Literal["done", "cached", "failed", "interrupted", "waiting
 
 @dataclass
 class Record:
-    """The record of one run, kept up to date while the run goes on."""
+    """The record of one run, updated during the run."""
 
     plan: Plan
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Record:
         return f"{self.plan.definition.name}{SUFFIX}"
 
     def note(self, stage: str, outcome: Outcome, artifact: Artifact | None = None, error: str = "") -> None:
-        """Set down what became of a stage."""
+        """Record the state of a stage, with its results or its error."""
         entry = self.stages[stage]
         entry["state"] = outcome
         entry["heard"] = _now()
@@ -54,12 +54,12 @@ class Record:
         if error:
             entry["error"] = error
 
-    def hear(self, stage: str, progress: Mapping[str, Any]) -> None:
-        """Set down how far a running stage is."""
+    def note_progress(self, stage: str, progress: Mapping[str, Any]) -> None:
+        """Record the progress of a running stage."""
         self.stages[stage] |= {"heard": _now(), "progress": dict(progress)}
 
     def write(self) -> None:
-        """Write the record, whole or not at all, without credentials."""
+        """Write the record atomically, without credentials."""
         definition = self.plan.definition
         value = {
             "format": FORMAT,
@@ -80,7 +80,7 @@ def _now() -> str:
 
 
 def read(out: Folder, file: str) -> Mapping[str, Any]:
-    """The record ``file`` in ``out``. Raises :class:`ArtifactError` when it cannot be used."""
+    """Return the record ``file`` in ``out``. Raises :class:`ArtifactError` if it is missing or unreadable."""
     where = scrub(out.path(file))
     try:
         value = out.read_json(file)
@@ -99,5 +99,5 @@ def read(out: Folder, file: str) -> Mapping[str, Any]:
 
 
 def names(out: Folder) -> Iterator[str]:
-    """The files of all run records in ``out``."""
+    """Yield the file names of all run records in ``out``."""
     return (name for name in out.names() if name.endswith(SUFFIX))

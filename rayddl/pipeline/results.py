@@ -1,4 +1,4 @@
-"""What a run leaves: for Python callers, and for the last lines on the screen."""
+"""The result of a run, for Python callers and for the last lines in the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rayddl.credentials import scrub
 from rayddl.errors import UserError
-from rayddl.pipeline import notebook as shown
+from rayddl.pipeline import notebook
 from rayddl.pipeline.artifacts import Artifact
 from rayddl.pipeline.display.base import Closing
 from rayddl.pipeline.plan import Plan
@@ -26,9 +26,9 @@ class RunResult:
     artifacts: Mapping[str, Artifact]
     """Each stage's folder with its manifest, in the order they ran."""
     endings: Mapping[str, Literal["done", "cached"]]
-    """Whether a stage ran or was there already."""
+    """``done`` for a stage that ran, ``cached`` for one that was finished before."""
     record: str
-    """Where the run's record lies."""
+    """Path or URI of the run's record."""
 
     @property
     def folders(self) -> dict[str, str]:
@@ -37,7 +37,7 @@ class RunResult:
 
     @property
     def summaries(self) -> dict[str, Mapping[str, Any]]:
-        """What each stage handed back."""
+        """The summary of each stage."""
         return {name: artifact.summary for name, artifact in self.artifacts.items()}
 
     @property
@@ -47,10 +47,10 @@ class RunResult:
 
     @property
     def sets(self) -> dict[str, str]:
-        """The distilled sets under their stages' names.
+        """Paths or URIs of the distilled sets, by the name of their stage.
 
-        A set that another stage took up and left again, with its accuracy, is not named twice: the
-        later one stands for it.
+        If another stage reads a set and stores it again, for example with its accuracy, only the later one
+        is listed.
         """
         holding = {name for name, artifact in self.artifacts.items() if SET in artifact.files}
         taken_up = {read for stage in self.plan.stages if stage.name in holding for read in stage.stage.reads}
@@ -59,14 +59,14 @@ class RunResult:
 
     @property
     def report(self) -> str | None:
-        """The page about the run, if a stage wrote one."""
+        """Path or URI of the run's page; ``None`` if no stage wrote one."""
         pages = [a.folder.path(REPORT) for a in self.artifacts.values() if REPORT in a.files]
         return pages[-1] if pages else None
 
     def show(self) -> None:
-        """Open the page in a browser, in a notebook below the cell.
+        """Open the page in a browser, or in a notebook below the cell.
 
-        Raises :class:`UserError` where no stage wrote one, or where it does not lie on this machine.
+        Raises :class:`UserError` if no stage wrote a page, or if the page is not on this machine.
         """
         page = self.report
         if page is None:
@@ -78,13 +78,13 @@ class RunResult:
             raise UserError(
                 f"{scrub(page)} is not on this machine; copy it here and open it", code="page-not-local"
             )
-        shown.page(page)
+        notebook.page(page)
 
     def _repr_html_(self) -> str:
-        return shown.html(self.plan.definition.name, self.tables, self.report)
+        return notebook.html(self.plan.definition.name, self.tables, self.report)
 
     def closing(self) -> Closing:
-        """The tables and places that are shown last."""
+        """Return the tables and paths that are shown at the end of the run."""
         sets = self.sets
         places = {"set" if len(sets) == 1 else f"set ({name})": path for name, path in sets.items()}
         if self.report:

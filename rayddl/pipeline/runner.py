@@ -1,4 +1,4 @@
-"""Runs a plan, stage by stage: skips what is there, goes on where an earlier attempt stopped."""
+"""Runs a plan stage by stage: skips finished stages and continues partial ones."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _KEPT = "what was done so far is kept, and the same command goes on from there"
 
 
 def execute(plan: Plan, display: Display | None = None, ray: RaySession | None = None) -> RunResult:
-    """Run ``plan`` and return what it left.
+    """Run ``plan`` and return its artifacts.
 
-    Raises a :class:`RayddlError` that names the stage; ``KeyboardInterrupt`` passes through after the
-    record says so. Neither torch nor Ray is imported when every stage is there already.
+    Raises a :class:`RayddlError` that names the stage. ``KeyboardInterrupt`` is raised again after it is
+    recorded. If every stage is finished, neither torch nor Ray is imported.
     """
     display = display or Hidden()
     run = _Run(plan, display, ray or RaySession(display), Record(plan))
@@ -49,7 +49,7 @@ def execute(plan: Plan, display: Display | None = None, ray: RaySession | None =
         run.interrupted()
         raise
     finally:
-        # The terminal may be gone, which must not hide how the run ended.
+        # A closed terminal must not hide how the run ended.
         with suppress(OSError):
             display.close()
     record = plan.out.path(run.record.file)
@@ -60,7 +60,7 @@ def execute(plan: Plan, display: Display | None = None, ray: RaySession | None =
 
 @dataclass
 class _Run:
-    """A run in the making."""
+    """A run in progress."""
 
     plan: Plan
     display: Display
@@ -69,11 +69,11 @@ class _Run:
     finished: dict[str, Artifact] = field(default_factory=dict)
     endings: dict[str, Literal["done", "cached"]] = field(default_factory=dict)
     recorded: bool = False
-    """Whether the record has been written: without it, nothing was started."""
+    """True once the record has been written; nothing starts before."""
     clock: Callable[[], float] = time.monotonic
 
     def write_first(self) -> None:
-        """Write the record before anything runs: that also tells whether ``--out`` can be written."""
+        """Write the record before anything runs, which also checks that ``--out`` is writable."""
         try:
             with interrupts.held():
                 self.record.write()
@@ -89,31 +89,31 @@ class _Run:
             ) from error
 
     def require(self) -> None:
-        """Before anything runs, have the cluster hold what the stages that are left ask for."""
+        """Check before anything runs that the cluster has the resources of all remaining stages."""
         left = [p for p in self.plan.stages if p.artifact is None and p.stage.kind.needs_ray]
         if left:
             self.ray.reach(self._places())
             self.ray.require({planned.name: planned.stage.config.asks for planned in left})
 
     def _places(self) -> dict[str, str]:
-        """What workers read and write, by the options that name it."""
+        """Return the folders that workers read and write, by the option that sets each."""
         source = self.plan.definition.source
         left = [p for p in self.plan.stages if p.artifact is None and p.name not in self.finished]
         read = any(p.stage.kind.reads_source for p in left) and sources.in_place(source)
         return {"--out": str(self.plan.out)} | ({"source.root": str(source.root)} if read else {})
 
     def stage(self, planned: PlannedStage) -> None:
-        """Run one stage, or take what is there."""
+        """Run one stage, or use its artifact if it is finished."""
         if planned.artifact is not None:
-            self._take(planned, planned.artifact)
+            self._reuse(planned, planned.artifact)
             return
         began = self.clock()
         try:
             with lock.held(planned.folder):
-                # Another command may have finished it since the plan was made.
+                # Another command may have finished the stage since the plan was made.
                 if artifacts.state(planned.folder) == "done":
                     found = artifacts.open_artifact(planned.folder, fingerprint=planned.fingerprint)
-                    self._take(planned, found)
+                    self._reuse(planned, found)
                     return
                 self._note(planned, "running")
                 artifact = self._run(planned, began)
@@ -124,7 +124,7 @@ class _Run:
         self._end(planned, "done", artifact.seconds, artifact)
 
     def interrupted(self) -> None:
-        """Have the record say that the run was interrupted, at the stage that was or would have been next."""
+        """Record the run as interrupted, at its first unfinished stage."""
         left = [planned for planned in self.plan.stages if planned.name not in self.finished]
         if left and self.recorded:
             self._note(left[0], "interrupted")
@@ -132,7 +132,7 @@ class _Run:
     def _run(self, planned: PlannedStage, began: float) -> Artifact:
         if planned.stage.kind.needs_ray:
             self.ray.reach(self._places())
-        progress = Heartbeat(self.display.begin(planned.name), lambda told: self._hear(planned, told))
+        progress = Heartbeat(self.display.begin(planned.name), lambda beat: self._observe(planned, beat))
         context = Context(
             stage=planned.name,
             source=self.plan.definition.source,
@@ -150,7 +150,7 @@ class _Run:
             return artifacts.seal(planned.folder, self._manifest(planned, result, self.clock() - began))
 
     def _spent(self, name: str) -> dict[str, float]:
-        """Seconds of the finished stage ``name`` and of all that it hangs on."""
+        """Return the seconds of the finished stage ``name`` and of all stages that it depends on, by stage."""
         reads = {planned.name: planned.stage.reads for planned in self.plan.stages}
         found: dict[str, float] = {}
         waiting = [name]
@@ -185,27 +185,27 @@ class _Run:
         }
 
     def _plugins(self, stage: Stage) -> dict[str, Any]:
-        """The plugins that a stage uses, where it uses any."""
+        """Return the manifest's entry for the plugins of a stage; empty if it uses none."""
         used = plugins_of(stage, {each.name: each for each in self.plan.definition.stages})
         return {"plugins": used} if used else {}
 
-    def _take(self, planned: PlannedStage, artifact: Artifact) -> None:
+    def _reuse(self, planned: PlannedStage, artifact: Artifact) -> None:
         self.finished[planned.name], self.endings[planned.name] = artifact, "cached"
         self._note(planned, "cached", artifact)
         self._end(planned, "cached", artifact.seconds, artifact)
 
     def _failed(self, planned: PlannedStage, error: BaseException, seconds: float) -> NoReturn:
-        """Say and set down how the stage ended, and raise what the caller is to see."""
+        """Show and record how the stage ended, and raise the error for the caller."""
         if not isinstance(error, Exception):
             interrupts.react()
             self._note(planned, "interrupted")
             with suppress(OSError, ValueError):
                 self._end(planned, "interrupted", seconds, None)
             raise error
-        told = explained(planned, error)
-        self._note(planned, "failed", error=str(told))
+        explanation = explained(planned, error)
+        self._note(planned, "failed", error=str(explanation))
         self._end(planned, "failed", seconds, None)
-        raise told from error
+        raise explanation from error
 
     def _note(
         self,
@@ -214,15 +214,15 @@ class _Run:
         artifact: Artifact | None = None,
         error: str = "",
     ) -> None:
-        # The stages' own manifests are what counts: a record that lags behind hurts nobody.
+        # Only the stages' manifests decide what is finished, so an outdated record does no harm.
         with interrupts.held(), suppress(OSError):
             self.record.note(planned.name, outcome, artifact, error)
             self.record.write()
 
-    def _hear(self, planned: PlannedStage, progress: Mapping[str, Any]) -> None:
+    def _observe(self, planned: PlannedStage, progress: Mapping[str, Any]) -> None:
         self.ray.observe(self.plan.definition.name, planned.name, progress)
         with interrupts.held(), suppress(OSError):
-            self.record.hear(planned.name, progress)
+            self.record.note_progress(planned.name, progress)
             self.record.write()
 
     def _end(self, planned: PlannedStage, ending: Ending, seconds: float, artifact: Artifact | None) -> None:
@@ -232,11 +232,11 @@ class _Run:
 
 
 def explained(planned: PlannedStage, error: Exception) -> RayddlError:
-    """What went wrong in a stage, in words for whoever started the run.
+    """Return the error of a stage with a message for the user.
 
-    An error that nobody foresaw leaves its traceback in ``error.txt`` in the stage's folder.
+    The traceback of an unexpected error is written to ``error.txt`` in the stage's folder.
     """
-    # What is raised in a Ray task arrives wrapped, with the remote traceback as its text.
+    # Errors of Ray tasks arrive wrapped in another exception, with the remote traceback as text.
     cause = getattr(error, "cause", None)
     plain = cause if isinstance(cause, Exception) else error
     place, stage = scrub(str(planned.folder)), f"stage {planned.name!r}"

@@ -1,4 +1,4 @@
-"""Ray, started when the first stage needs it and stopped at the end of the command."""
+"""Starts Ray when the first stage needs it and stops it at the end of the command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rayddl.pipeline.display.base import Display
 
 
 class Cluster(Protocol):
-    """What :mod:`rayddl.stages.runtime.cluster` offers."""
+    """The functions of :mod:`rayddl.stages.runtime.cluster`."""
 
     def configure(
         self,
@@ -23,51 +23,51 @@ class Cluster(Protocol):
         grows: Sequence[str],
         note: Callable[[str], None],
     ) -> None:
-        """Say what the next :meth:`start` attaches to or takes."""
+        """Set what the next :meth:`start` starts or attaches to."""
 
     def require(self, asks: Mapping[str, Any]) -> None:
-        """Refuse, or wait for, what stages ask for and the cluster does not have."""
+        """Wait for resources that the cluster lacks and may get; raise if it cannot get them."""
 
     def reach(self, places: Mapping[str, str]) -> None:
-        """Refuse a node that does not see one of these folders."""
+        """Raise if a node cannot access one of these folders."""
 
     def start(self) -> None:
-        """Start or attach to Ray, unless that has been done."""
+        """Start or attach to Ray, unless this has been done."""
 
     def observe(self, run: str, stage: str, progress: Mapping[str, Any]) -> None:
-        """Show how far a stage is."""
+        """Publish the progress of a stage in Ray's metrics."""
 
     def stop(self) -> None:
-        """Give up what :meth:`start` took."""
+        """Stop or detach from what :meth:`start` started or attached to."""
 
 
 LoadCluster: TypeAlias = Callable[[], Cluster]
 
 
 def load_cluster() -> Cluster:
-    """The module that starts Ray; importing it imports Ray."""
+    """Import and return the module that starts Ray; this imports Ray."""
     return cast(Cluster, importlib.import_module("rayddl.stages.runtime.cluster"))
 
 
 @dataclass
 class RaySession:
-    """Ray for one command. Nothing is imported before :meth:`need`."""
+    """Ray for one command. Ray is not imported before :meth:`need`."""
 
     display: Display
     address: str | None = None
     num_cpus: int | None = None
     grows: Sequence[str] = ()
-    """Groups of nodes that an autoscaler may bring."""
+    """Groups of nodes that an autoscaler can add, each as ``4xCPU:8,GPU:1``."""
     load: LoadCluster = load_cluster
     _cluster: Cluster | None = field(default=None, init=False)
 
     def need(self) -> None:
-        """Start Ray if that has not been done."""
+        """Start Ray, unless this has been done."""
         if self._cluster is not None:
             return
         text = "starting Ray" if not self.address else f"attaching to Ray at {self.address}"
         with ExitStack() as stack:
-            # A thread that draws must not take a signal that the start keeps waiting.
+            # The thread that draws must not receive a signal that is blocked during the start.
             with interrupts.unheard():
                 stack.enter_context(self.display.status(text))
             self._cluster = self.load()
@@ -77,26 +77,26 @@ class RaySession:
             self._cluster.start()
 
     def require(self, asks: Mapping[str, Any]) -> None:
-        """Start Ray, and refuse, or wait for, what ``asks`` names by stage and the cluster does not have."""
+        """Start Ray and check the resources ``asks`` of each stage as :meth:`Cluster.require` does."""
         self.need()
         if self._cluster is not None:
             self._cluster.require(asks)
 
     def reach(self, places: Mapping[str, str]) -> None:
-        """Refuse a node that does not see one of ``places``, folders by the options that name them. To be called
-        again when a stage begins: nodes may have come, and asking costs nothing where none has.
+        """Raise if a node cannot access one of ``places``, folders by the option that sets each. Called again
+        before each stage, for nodes that were added; without new nodes this costs nothing.
         """
         self.need()
         if self._cluster is not None and self.address:
             self._cluster.reach(places)
 
     def observe(self, run: str, stage: str, progress: Mapping[str, Any]) -> None:
-        """Have Ray's metrics show how far a stage is, if Ray runs."""
+        """Publish the progress of a stage in Ray's metrics, if Ray runs."""
         if self._cluster is not None:
             self._cluster.observe(run, stage, progress)
 
     def stop(self) -> None:
-        """Stop Ray if it was started here."""
+        """Stop Ray if this session started it."""
         if self._cluster is not None:
             with interrupts.held():
                 self._cluster.stop()
@@ -111,10 +111,10 @@ def ray_session(
     grows: Sequence[str] = (),
     load: LoadCluster = load_cluster,
 ) -> Iterator[RaySession]:
-    """A :class:`RaySession` that is stopped however the block ends.
+    """Yield a :class:`RaySession` and stop it when the block ends, also after an error.
 
-    An interrupted command writes its record and message before Ray is stopped: that takes seconds, and the process may
-    be killed meanwhile.
+    After an interrupt, Ray is stopped only once record and message are written: stopping takes seconds, in which the
+    process may be killed.
     """
     session = RaySession(display, address, num_cpus, grows, load)
     try:

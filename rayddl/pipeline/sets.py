@@ -1,4 +1,4 @@
-"""Finds distilled sets, wherever a user points."""
+"""Finds distilled sets by path, URI, stage folder, run record or run name."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SET_FILE = "set.json"
 
 
 def find_set(where: str, out: str = "runs") -> Folder:
-    """The set's folder that ``where`` means: a set, a stage's folder, a run record, or a run's name in
-    ``out``; of a run, the last set it made. Raises :class:`ArtifactError`.
+    """Return the folder of the set that ``where`` names: a set, a stage's folder, a run record, or a run's name in
+    ``out``; for a run, the last set that it made. Raises :class:`ArtifactError` and :class:`UserError`.
     """
     folder = Folder(where)
     try:
@@ -51,14 +51,14 @@ def find_set(where: str, out: str = "runs") -> Folder:
 
 
 def stage_of(folder: Folder) -> Folder | None:
-    """The folder of the finished stage that the set in ``folder`` is part of."""
+    """Return the folder of the finished stage that contains the set in ``folder``; ``None`` if there is none."""
     above, _, last = str(folder).rstrip("/").rpartition("/")
     stage = Folder(above or "/")
     return stage if last == "set" and stage.has(artifacts.MANIFEST) else None
 
 
 def find_record(where: str, out: str) -> tuple[Folder, str] | None:
-    """The folder and file of the run record that ``where`` means: its path, or the run's name."""
+    """Return the folder and file of the run record that ``where`` names by path or run name; ``None`` if missing."""
     folder, file = split(where)
     if file.endswith(records.SUFFIX):
         return (folder, file) if folder.has(file) else None
@@ -69,10 +69,10 @@ def find_record(where: str, out: str) -> tuple[Folder, str] | None:
 
 
 def load_set(where: str | os.PathLike[str], out: str = "runs") -> DistilledSet:
-    """The distilled set at ``where``: a set's folder, a stage's folder, a run record, or a run's name; or a
-    folder with ``images_best.pt`` and ``labels_best.pt``, of rayddl or of other code.
+    """Load the distilled set at ``where``: a set's folder, a stage's folder, a run record, or a run's name; or a
+    folder with ``images_best.pt`` and ``labels_best.pt`` of rayddl or of other code.
 
-    Paths and URIs alike. Raises :class:`ArtifactError` when there is none.
+    ``where`` is a path or a URI. Raises :class:`ArtifactError` if it holds no set.
     """
     from rayddl.data.distilled import DistilledSet
     from rayddl.data.formats.pt import is_pair, load_pair

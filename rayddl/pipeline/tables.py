@@ -1,4 +1,4 @@
-"""Rows as tables for a terminal or a log."""
+"""Tables for a terminal or a log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 PIPED_WIDTH = 240
-"""Columns where nobody's window limits them: a log keeps whole folder names."""
+"""Width in characters outside a terminal, so that a log keeps complete folder names."""
 
 _STATE_STYLES = {
     "done": "green",
@@ -26,7 +26,7 @@ _STATE_STYLES = {
 
 
 def rows_table(rows: Sequence[Mapping[str, str]], title: str = "") -> Table:
-    """Rows with the same keys as a table; figures stand right."""
+    """Return a table of ``rows``, one column for each key; columns of numbers are aligned right."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -46,7 +46,7 @@ def rows_table(rows: Sequence[Mapping[str, str]], title: str = "") -> Table:
 
 
 def places_table(places: Mapping[str, str]) -> Table:
-    """Names and paths; a path is never cut, so that it can be copied."""
+    """Return a table of names and paths; long paths are wrapped, not cut, so that they can be copied."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
@@ -56,7 +56,7 @@ def places_table(places: Mapping[str, str]) -> Table:
 
 
 def as_text(renderable: RenderableType, width: int = PIPED_WIDTH) -> str:
-    """What is drawn, without colours or trailing blanks."""
+    """Return the drawn text without colours and trailing blanks."""
     stream = io.StringIO()
     Console(file=stream, width=width, color_system=None, force_terminal=False).print(renderable)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())

@@ -1,5 +1,5 @@
-"""The report page: numbers, tables and pictures in, one self-contained HTML file out.
+"""Renders numbers, tables and pictures of a run as one self-contained HTML page.
 
-Plain Python and numpy; knows neither Ray, nor the stage kinds, nor where the numbers come from. ``page.render``
-takes a :class:`rayddl.report.run.Run` and returns the whole page as text.
+Plain Python and numpy; imports neither Ray nor stage kinds. ``page.render`` takes a :class:`rayddl.report.run.Run`
+and returns the page as text.
 """

@@ -1,4 +1,4 @@
-"""Horizontal bars whose text keeps its size at any width: SVG placed in percentages."""
+"""Horizontal bars as SVG with positions in percent, so that text keeps its size at any width."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from rayddl.report import numbers, scales
 from rayddl.report.markup import el
 
 ROW = 34
-"""Height of one bar's row in pixels."""
+"""Height of a bar's row in pixels."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: a value, how far it scatters, and the single values behind it."""
+    """A bar: a mean, its standard deviation, and the single values."""
 
     label: str
     value: float
     text: str
-    """The value as written beside the bar."""
+    """The value as written next to the bar."""
     tint: str
     note: str = ""
     std: float = math.nan
     singles: tuple[float, ...] = ()
     hints: tuple[str, ...] = ()
-    """What the pointer shows on each of ``singles``."""
+    """Tooltip of each of ``singles``."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Bars that belong together."""
+    """Bars under a common label."""
 
     label: str
     note: str
@@ -42,17 +42,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Bars:
-    """Groups on one axis that starts at zero."""
+    """Groups of bars on one axis that starts at zero."""
 
     groups: tuple[Group, ...]
     shares: bool = False
-    """Values are shares of one: the axis shows percentages."""
+    """True if values are fractions, shown as percentages."""
     level: float = math.nan
-    """A level that means something, such as chance."""
+    """A reference level, such as chance."""
 
     @property
     def top(self) -> float:
-        """Where the axis ends."""
+        """The end of the axis."""
         bars = [b for g in self.groups for b in g.bars]
         ends = [b.value + (b.std if math.isfinite(b.std) else 0.0) for b in bars]
         reach = [v for v in (*ends, *(s for b in bars for s in b.singles), self.level) if math.isfinite(v)]
@@ -60,11 +60,11 @@ class Bars:
         return min(high, 1.0) if self.shares and max(reach, default=0) <= 1 else high
 
     def draw(self, bar: Bar) -> Markup:
-        """The drawing of one bar, without its label."""
+        """Return the drawing of one bar, without its label."""
         return _draw(bar, self)
 
     def axis(self) -> Markup:
-        """The ticks under the bars."""
+        """Return the ticks under the bars."""
         return _axis(self)
 
 
@@ -81,7 +81,7 @@ def _draw(bar: Bar, bars: Bars) -> Markup:
         parts += _whisker(max(0.0, bar.value - bar.std) / top, min(top, bar.value + bar.std) / top, middle)
     for i, (value, hint) in enumerate(zip(bar.singles, bar.hints, strict=True)):
         if math.isfinite(value):
-            # Equal accuracies would hide one another: each seed keeps a height of its own.
+            # Each seed has its own height, so that equal accuracies do not cover each other.
             y = middle + _offset(i, len(bar.singles)) * (ROW - 20) / 2
             parts.append(el("circle", el("title", hint), cx=_share(value / top), cy=y, r=3.2, class_="seed"))
     return el(
@@ -126,7 +126,7 @@ def _whisker(low: float, high: float, middle: float) -> Sequence[Markup]:
 
 
 def _offset(index: int, many: int) -> float:
-    """Heights between -1 and 1 that differ most between neighbours."""
+    """Return a height between -1 and 1 that differs much from the neighbours' heights."""
     return 0.0 if many == 1 else ((index * 2) % 5 - 2) / 2
 
 

@@ -1,4 +1,4 @@
-"""What a line chart shows, before it is drawn."""
+"""The data of a line chart; :mod:`rayddl.report.drawing` draws it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ Floats = Sequence[float]
 
 @dataclass(frozen=True)
 class Line:
-    """A line. ``style`` is its CSS class: ``mean`` bold, ``faint`` for one of many, ``raw`` thin."""
+    """A line. ``style`` is its CSS class: ``mean`` is bold, ``faint`` is for one of many, ``raw`` is thin."""
 
     x: Floats
     y: Floats
     style: str = "mean"
     label: bool = False
-    """Write the last value beside the line's end."""
+    """True to write the last value next to the line's end."""
     tint: str = ""
-    """Its colour, where it is not the chart's."""
+    """Colour of the line; empty for the chart's colour."""
     name: str = ""
-    """Stands above the last value."""
+    """Text above the last value."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Dots:
-    """Single values."""
+    """Single values as dots."""
 
     x: Floats
     y: Floats
@@ -46,7 +46,7 @@ class Dots:
 
 @dataclass(frozen=True)
 class Spots:
-    """Single values in a colour of their own."""
+    """Single values as larger dots in their own colour."""
 
     x: Floats
     y: Floats
@@ -55,7 +55,7 @@ class Spots:
 
 @dataclass(frozen=True)
 class Whiskers:
-    """Upright error bars."""
+    """Vertical error bars."""
 
     x: Floats
     low: Floats
@@ -65,7 +65,7 @@ class Whiskers:
 
 @dataclass(frozen=True)
 class Rule:
-    """A dashed level to compare with, and what it means."""
+    """A dashed reference level with a text."""
 
     y: float
     text: str
@@ -84,7 +84,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Hint:
-    """What the pointer shows around ``x``."""
+    """The tooltip around ``x``."""
 
     x: float
     text: str
@@ -92,10 +92,10 @@ class Hint:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart before it is drawn. ``note`` is small print; ``summary`` is for who cannot see it."""
+    """A chart. ``note`` is printed below it; ``summary`` is its description for screen readers."""
 
     key: str
-    """Unique on the page; may hold anything."""
+    """Unique on the page; any text."""
     title: str
     summary: str
     x_label: str
@@ -103,25 +103,25 @@ class Chart:
     note: str = ""
     tint: str = "set"
     shares: bool = False
-    """Values are shares of one, shown as percentages from 0 to at most 100."""
+    """True if values are fractions, shown as percentages from 0 to at most 100."""
     x_range: tuple[float, float] | None = None
     x_log: bool = False
-    """Whether the x axis is logarithmic."""
+    """True for a logarithmic x axis."""
     x_names: tuple[str, ...] = ()
-    """What stands under x = 0, 1, 2 … where these are no numbers."""
+    """Texts under x = 0, 1, 2 … if the axis has no numbers."""
     hints: tuple[Hint, ...] = ()
     strip: Strip | None = None
     legend: tuple[tuple[str, str], ...] = ()
-    """Colours, and what has them."""
+    """Colours and the name of each."""
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing finite to draw."""
+        """True if no value is finite."""
         return not any(math.isfinite(v) for v in values(self.marks))
 
 
 def values(marks: Iterable[Mark]) -> Iterable[float]:
-    """Every height that the marks reach, finite or not."""
+    """Yield all y values of the marks, finite or not."""
     for mark in marks:
         if isinstance(mark, (Band, Whiskers)):
             yield from mark.low

@@ -1,4 +1,4 @@
-"""Confusion matrices as small pictures that suit a light page and a dark one."""
+"""Confusion matrices as small pictures for light and dark pages."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from rayddl.report import numbers
 from rayddl.report.values import Columns
 
 SIDE = 240
-"""Fields a side at most; of more classes the largest of neighbouring fields are shown."""
+"""Maximum number of fields per side; for more classes, each field shows the maximum of a block."""
 INK = (64, 128, 235)
-"""A blue that is seen on white and on near black."""
+"""A blue that is visible on white and on near black."""
 GAMMA = 0.6
-"""Small shares are what a matrix is looked at for: below 1, they are lifted."""
+"""Exponent for the opacity; below 1, it makes small shares visible."""
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix, ready for the page."""
+    """A confusion matrix with its picture as a data URI."""
 
     label: str
     src: str
     alt: str
     classes: tuple[str, ...]
     shares: npt.NDArray[np.float64]
-    """[K, K]: of each true class, the share of each answer."""
+    """``[K, K]``: for each true class, the share of each predicted class."""
 
 
 def matrix(confusion: Columns, net: str, classes: tuple[str, ...], label: str) -> Matrix | None:
-    """The answers of all students of ``net`` that the set taught; ``None`` where there are none."""
+    """Return the matrix of all students of ``net`` trained on the distilled set; ``None`` if there are none."""
     mine = (confusion["data"] == "distilled") & (confusion["net"] == net)
     if not mine.any():
         return None
@@ -45,12 +45,12 @@ def matrix(confusion: Columns, net: str, classes: tuple[str, ...], label: str) -
     made = Matrix(label, _picture(shares), "", classes, shares)
     worst = mistakes(made, 1)
     right = numbers.percent(float(np.diagonal(counts).sum() / max(counts.sum(), 1)))
-    told = f"; most often {worst[0][0]} is taken for {worst[0][1]}" if worst else ""
-    return Matrix(label, made.src, f"Confusion matrix of {label}: {right} right{told}", classes, shares)
+    worst_text = f"; most often {worst[0][0]} is taken for {worst[0][1]}" if worst else ""
+    return Matrix(label, made.src, f"Confusion matrix of {label}: {right} right{worst_text}", classes, shares)
 
 
 def mistakes(made: Matrix, most: int) -> list[tuple[str, str, float]]:
-    """The most frequent wrong answers: true class, answer, share of the true class."""
+    """Return the most frequent errors: true class, predicted class, share of the true class."""
     wrong = made.shares * (1 - np.eye(len(made.classes)))
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
     places = [divmod(int(i), len(made.classes)) for i in order]
@@ -67,7 +67,7 @@ def _picture(shares: npt.NDArray[np.float64]) -> str:
         shares = blocks.max((1, 3))
     pixels = np.empty((*shares.shape, 4), np.uint8)
     pixels[..., :3] = INK
-    # Transparent where nothing was answered, so that the page's own colour shows.
+    # Empty fields are transparent, so that they have the page's own colour.
     pixels[..., 3] = np.round(255 * np.clip(shares, 0, 1) ** GAMMA)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG", optimize=True)

@@ -1,4 +1,4 @@
-"""Long noisy series made short enough to draw and to read. What is not finite is left out."""
+"""Shortens and smooths long series for drawing. Values that are not finite are ignored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Summary:
-    """For each x: mean, least and greatest of the finite values there, and their deviation."""
+    """For each x, the mean, minimum, maximum, standard deviation and count of the finite values. Shapes ``[N]``."""
 
     x: Floats
     mean: Floats
@@ -25,14 +25,14 @@ class Summary:
 
 
 def by_value(x: npt.ArrayLike, y: npt.ArrayLike) -> Summary:
-    """The values of ``y`` summarised at each distinct ``x``."""
+    """Summarise the values of ``y`` at each distinct ``x``."""
     xs, ys = np.asarray(x, np.float64), _finite(y)
     distinct, where = np.unique(xs, return_inverse=True)
     return _summarise(distinct, where, ys)
 
 
 def by_bin(x: npt.ArrayLike, y: npt.ArrayLike, edges: Floats) -> Summary:
-    """The values of ``y`` summarised in bins of ``x``; x becomes the bins' centres."""
+    """Summarise the values of ``y`` in bins of ``x``; the result's x are the centres of the bins."""
     xs, ys = np.asarray(x, np.float64), _finite(y)
     inside = np.isfinite(xs) & (xs >= edges[0]) & (xs <= edges[-1])
     xs, ys = xs[inside], ys[inside]
@@ -41,7 +41,7 @@ def by_bin(x: npt.ArrayLike, y: npt.ArrayLike, edges: Floats) -> Summary:
 
 
 def thinned(x: npt.ArrayLike, y: npt.ArrayLike, at_most: int = 160) -> Summary:
-    """A series cut into at most ``at_most`` runs of neighbours, each summarised at its mean x."""
+    """Summarise at most ``at_most`` segments of a series, each at its mean x."""
     xs, ys = np.asarray(x, np.float64), _finite(y)
     buckets = min(at_most, len(xs))
     where = np.arange(len(xs)) * buckets // max(1, len(xs))
@@ -50,7 +50,7 @@ def thinned(x: npt.ArrayLike, y: npt.ArrayLike, at_most: int = 160) -> Summary:
 
 
 def smoothed(y: npt.ArrayLike, window: int) -> Floats:
-    """The mean over ``window`` neighbours, half to each side, fewer at the ends."""
+    """Return the moving average over ``window`` values, half of them on each side; fewer at the ends."""
     ys = _finite(y)
     half = window // 2
     known = np.isfinite(ys)
@@ -64,7 +64,7 @@ def smoothed(y: npt.ArrayLike, window: int) -> Floats:
 
 
 def evenly(items: Sequence[int], at_most: int) -> list[int]:
-    """At most ``at_most`` of the items, evenly spread, first and last among them."""
+    """Return at most ``at_most`` evenly spaced items, including the first and the last."""
     if len(items) <= at_most:
         return list(items)
     return [items[round(i * (len(items) - 1) / (at_most - 1))] for i in range(at_most)]

@@ -1,4 +1,4 @@
-"""Line charts as SVG: small, sharp at any size, coloured by the page's CSS variables."""
+"""Draws line charts as SVG, coloured by the page's CSS variables."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rayddl.report.scales import Scale
 WIDTH, HEIGHT = 520, 296
 LEFT, TOP, BOTTOM = 58, 14, 246
 RIGHT, RIGHT_UNLABELLED = 446, 508
-"""Where plots end: with room for values beside their lines, and without."""
+"""Right edge of plots with and without values next to the lines' ends."""
 STRIP = 36
 """Height of a histogram under the axis."""
 LABELLED, NAMED = 15, 31
-"""Room that a line's last value takes, and one with a name above it."""
+"""Height of a label at a line's end, without and with a name."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class _Frame:
 
 
 def draw(chart: Chart) -> Markup:
-    """The chart as an ``<svg>`` element."""
+    """Return the chart as an ``<svg>`` element."""
     frame = _frame(chart)
     parts = [*_grid(frame), *_x_axis(chart, frame)]
     parts += [_mark(mark, frame) for mark in chart.marks if not isinstance(mark, Rule)]
@@ -112,7 +112,7 @@ def _mark(mark: Line | Band | Dots | Spots | Whiskers, frame: _Frame) -> Markup:
     if isinstance(mark, Band):
         high, low = _points(mark.x, mark.high, frame), _points(mark.x, mark.low, frame)
         return el("path", d=_area(high, low), class_=_tinted("band", mark.tint))
-    # A zero-length stroke with round caps is a dot, and far shorter to write than a circle.
+    # A zero-length stroke with round caps is drawn as a dot, and is much shorter than a circle element.
     dots = "".join(f"M{place(x)} {place(y)}h0" for x, y in _points(mark.x, mark.y, frame) if _real(x, y))
     return el("path", d=dots, class_=_tinted("dots", mark.tint))
 
@@ -164,14 +164,14 @@ def _end_labels(chart: Chart, frame: _Frame) -> Iterable[Markup]:
             ends += [(mark, real[-1])] if real else []
     tall = NAMED if any(mark.name for mark, _ in ends) else LABELLED
     spots = scales.apart([frame.y(y) for _, (_, y) in ends], tall)
-    # Beside the longest: a label at the end of a shorter one would lie on what goes on.
-    beside = max((frame.x(at) for _, (at, _) in ends), default=0.0) + 9
+    # To the right of the longest line, so that no label covers a line.
+    label_x = max((frame.x(at) for _, (at, _) in ends), default=0.0) + 9
     for (mark, (at, value)), spot in zip(ends, spots, strict=True):
         yield el("circle", cx=frame.x(at), cy=frame.y(value), r=3.5, class_=_tinted("end-dot", mark.tint))
         lines = [mark.name, frame.value(value)] if mark.name else [frame.value(value)]
         for i, text in enumerate(lines):
             dy = f"{0.35 + 1.15 * (i - (len(lines) - 1) / 2):.3g}em"
-            yield el("text", text, x=beside, y=spot, dy=dy, class_=_tinted("direct", mark.tint))
+            yield el("text", text, x=label_x, y=spot, dy=dy, class_=_tinted("direct", mark.tint))
 
 
 def _strip(strip: Strip, frame: _Frame) -> Iterable[Markup]:
@@ -203,7 +203,7 @@ def _points(x: Floats, y: Floats, frame: _Frame) -> list[tuple[float, float]]:
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:
-    """One stroke per unbroken run of finite points."""
+    """Return a path with one stroke for each sequence of finite points."""
     runs = _runs(points)
     return "".join(
         "M" + "L".join(f"{place(x)} {place(y)}" for x, y in run) + ("h0" if len(run) == 1 else "")

@@ -1,4 +1,4 @@
-"""Elements of the page that Python writes itself; every text and attribute is escaped."""
+"""Creates HTML and SVG elements; all texts and attributes are escaped."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from markupsafe import Markup, escape
 
 
 def el(tag: str, *children: str | Markup, **attributes: str | float | None) -> Markup:
-    """One element. ``class_`` stands for ``class``, ``stroke_width`` for ``stroke-width``.
+    """Return an element. ``class_`` is written as ``class``, ``stroke_width`` as ``stroke-width``.
 
-    Children that are not :class:`Markup` are text. Attributes that are ``None`` are left out.
+    Children that are not :class:`Markup` are escaped as text. Attributes that are ``None`` are omitted.
     """
     written = [
         Markup(' {}="{}"').format(name.rstrip("_").replace("_", "-"), _value(value))
@@ -22,7 +22,7 @@ def el(tag: str, *children: str | Markup, **attributes: str | float | None) -> M
 
 
 def place(value: float) -> str:
-    """A coordinate to a tenth of a unit, as short as can be."""
+    """Return a coordinate rounded to 0.1, without trailing zeros. Raises ``ValueError`` if it is not finite."""
     if not math.isfinite(value):
         raise ValueError("a coordinate must be finite")
     return f"{value:.1f}".removesuffix(".0") if abs(value) >= 0.05 else "0"

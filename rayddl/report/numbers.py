@@ -1,4 +1,4 @@
-"""Numbers as a person reads them. What is not finite is shown as a dash."""
+"""Formats numbers for people. Values that are not finite are shown as a dash."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def percent(share: float, decimals: int = 1) -> str:
-    """0.712 as ``71.2 %``."""
+    """Return 0.712 as ``71.2 %``."""
     return f"{share * 100:.{decimals}f}{NBSP}%" if math.isfinite(share) else ABSENT
 
 
 def spread(mean: float, std: float, several: bool = True) -> str:
-    """Mean and standard deviation, both shares: ``71.2 ± 1.3 %``. Without ``several``, only the mean."""
+    """Return mean and standard deviation, both fractions, as ``71.2 ± 1.3 %``; without ``several``, the mean."""
     if not (several and math.isfinite(mean) and math.isfinite(std)):
         return percent(mean)
     return f"{mean * 100:.1f}{NBSP}±{NBSP}{std * 100:.1f}{NBSP}%"
 
 
 def points(difference: float) -> str:
-    """A difference of two shares in percentage points: ``+22.9``."""
+    """Return a difference of two fractions in percentage points: ``+22.9``."""
     if not math.isfinite(difference):
         return ABSENT
     text = f"{abs(difference) * 100:.1f}"
@@ -33,18 +33,18 @@ def points(difference: float) -> str:
 
 
 def count(value: float) -> str:
-    """1437 as ``1,437``."""
+    """Return 1437 as ``1,437``."""
     return f"{round(value):,}" if math.isfinite(value) else ABSENT
 
 
 def counted(value: int, noun: str) -> str:
-    """``1 image``, ``10 images``, ``10 classes``."""
+    """Return ``1 image``, ``10 images`` or ``10 classes``."""
     plural = f"{noun}es" if noun.endswith(("s", "x", "ch")) else f"{noun}s"
     return f"{value:,}{NBSP}{noun if value == 1 else plural}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the two units that matter: ``0.42 s``, ``41.3 s``, ``2 min 14 s``, ``3 h 05 min``."""
+    """Return seconds in the two largest units: ``0.42 s``, ``41.3 s``, ``2 min 14 s``, ``3 h 05 min``."""
     if not math.isfinite(seconds):
         return ABSENT
     if seconds < 59.95:
@@ -57,7 +57,7 @@ def duration(seconds: float) -> str:
 
 
 def size(amount: float) -> str:
-    """Bytes in decimal units: ``512 B``, ``48.2 MB``."""
+    """Return bytes in decimal units: ``512 B``, ``48.2 MB``."""
     if not math.isfinite(amount):
         return ABSENT
     for unit in ("B", "kB", "MB", "GB", "TB"):
@@ -69,14 +69,14 @@ def size(amount: float) -> str:
 
 
 def factor(ratio: float) -> str:
-    """``25×``, ``1.8×``."""
+    """Return a ratio as ``25×`` or ``1.8×``."""
     if not math.isfinite(ratio):
         return ABSENT
     return f"{ratio:,.0f}×" if ratio >= 9.95 else f"{ratio:.1f}×"
 
 
 def figure(value: float, digits: int = 3) -> str:
-    """A plain number to three significant digits; powers of ten where zeros would pile up."""
+    """Return a number with ``digits`` significant digits; very large and small ones with a power of ten."""
     if not math.isfinite(value):
         return ABSENT
     if value == 0:
@@ -89,7 +89,7 @@ def figure(value: float, digits: int = 3) -> str:
 
 
 def tick_labels(values: Sequence[float]) -> list[str]:
-    """Labels for evenly spaced ticks, all with the decimals that tell them apart."""
+    """Return labels for evenly spaced ticks, with as many decimals as needed to distinguish them."""
     if not values:
         return []
     largest = max(abs(v) for v in values)
@@ -104,7 +104,7 @@ def tick_labels(values: Sequence[float]) -> list[str]:
 
 
 def power_labels(values: Sequence[float]) -> list[str]:
-    """Labels for ticks of a logarithmic axis, each with its own number of digits."""
+    """Return labels for ticks of a logarithmic axis, each with its own number of digits."""
     return [_power(v) for v in values]
 
 

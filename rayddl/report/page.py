@@ -1,4 +1,4 @@
-"""The whole page as text. The same run gives the same page, byte for byte."""
+"""Renders the page as HTML. The same run gives the same bytes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from rayddl.report.tables import Cell, Column, Table
 
 
 def render(run: Run) -> str:
-    """The page of a run as HTML."""
+    """Return the page of a run as HTML."""
     parts = run.parts
     return assembled(run.name, headline(run, parts), list(sections(run, parts)), run.versions)
 
 
 def sections(run: Run, parts: Sequence[Part]) -> Iterable[Section]:
-    """The page's sections in order: those of the parts by place, then what every page has."""
+    """Yield the sections in order: those of the parts by place, then times, definition and provenance."""
     placed = [each for part in parts for each in part.sections]
     yield from (section for _, section in sorted(placed, key=lambda each: each[0]))
     times = _times(run)
@@ -43,7 +43,7 @@ def sections(run: Run, parts: Sequence[Part]) -> Iterable[Section]:
 def definition_section(
     definition: Mapping[str, Any], *, name: str = "", key: str = "", title: str = "Definition"
 ) -> Section:
-    """The definition as YAML. ``key`` begins its anchors and ``name`` is in its title where a page has several."""
+    """Return the section with the definition as YAML. ``key`` and ``name`` distinguish several on one page."""
     return Section(
         f"{key}definition",
         title,
@@ -54,21 +54,21 @@ def definition_section(
     )
 
 
-def assembled(name: str, lead: Headline, shown: Sequence[Section], versions: Mapping[str, str]) -> str:
-    """A page of the sections as HTML."""
+def assembled(name: str, lead: Headline, contents: Sequence[Section], versions: Mapping[str, str]) -> str:
+    """Return a page with the sections ``contents`` as HTML."""
     script = _file("sort.js")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    # The template begins with its macros, which leave empty lines.
+    # The macros at the beginning of the template leave empty lines.
     page = environment.from_string(_file("page.html")).render(
         name=name,
         headline=lead,
-        sections=shown,
+        sections=contents,
         versions=versions,
         style=_file("style.css"),
         script=script,
-        # Even if a text ever slipped through unescaped, a browser runs no script but this one.
+        # With this hash in its content policy, a browser runs no other script, even from unescaped text.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         highlighted=highlighted,
         draw=draw,
@@ -77,7 +77,7 @@ def assembled(name: str, lead: Headline, shown: Sequence[Section], versions: Map
 
 
 def highlighted(text: str, key: str = "") -> Markup:
-    """YAML with its keys marked up; stages have anchors, ``stage-<name>`` with ``key`` before it."""
+    """Return YAML with highlighted keys; stages have the anchors ``<key>stage-<name>``."""
     lines, inside = [], False
     for line in text.splitlines():
         inside = line == "stages:" or (inside and line.startswith(" "))
@@ -87,7 +87,7 @@ def highlighted(text: str, key: str = "") -> Markup:
 
 
 def redacted(value: Any) -> Any:
-    """``value`` with user names, passwords and queries taken out of every address in it."""
+    """Return ``value`` without user names, passwords and queries in its URIs."""
     if isinstance(value, str):
         return re.sub(r"(?<=://)[^\s'\"]+", _public, value)
     if isinstance(value, Mapping):
@@ -100,7 +100,7 @@ def redacted(value: Any) -> Any:
 def _public(address: re.Match[str]) -> str:
     rest = address[0].split("?", 1)[0]
     user, at, behind = rest.rpartition("@")
-    # A secret key may hold "/", a path may hold "@": only a user part tells them apart.
+    # A secret key may contain "/", a path "@": an "@" ends a user part only if ":" or no "/" precedes it.
     return behind if at and (":" in user or "/" not in user) else rest
 
 
@@ -131,7 +131,7 @@ def _provenance(run: Run) -> Section:
         *((f"source {k}", _plain(v)) for k, v in redacted(run.source).items() if v not in (None, False)),
     ]
     known += [(f"{name} version", version) for name, version in run.versions.items()]
-    noted = [(one.stage.name, one.provenance) for one in run.shown if one.provenance is not None]
+    noted = [(one.stage.name, one.provenance) for one in run.reported if one.provenance is not None]
     for name, provenance in noted:
         known += [
             (f"{name}: {k}" if len(noted) > 1 else k.replace("_", " "), _plain(v))
@@ -173,11 +173,11 @@ def _yaml(definition: Mapping[str, Any]) -> str:
 
 
 class _Block(dict[str, Any]):
-    """A mapping written over several lines however short it is."""
+    """A mapping that is always written over several lines."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes :class:`_Block`; takes anything else that safe YAML takes."""
+    """A safe YAML dumper that also writes :class:`_Block`."""
 
 
 _Dumper.add_representer(

@@ -1,4 +1,4 @@
-"""Parallel coordinates as SVG: one upright axis per setting, one line per trial from axis to axis."""
+"""Parallel coordinates as SVG: a vertical axis for each setting, a line for each trial."""
 
 from __future__ import annotations
 
@@ -16,50 +16,50 @@ WIDTH, HEIGHT = 960, 320
 LEFT, RIGHT, TOP, BOTTOM = 70, 890, 40, 290
 NAME_AT = 18
 MOST_NAMES = 12
-"""Values of a list above which only the ends of its axis are named."""
+"""Maximum number of text values on an axis with all labels; with more, only the ends have labels."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One upright axis: where each trial's line crosses it."""
+    """A vertical axis with the value of each trial."""
 
     name: str
     values: Sequence[float | str | None]
-    """A number or a text for each trial; ``None`` where the setting was not in play."""
+    """A number or a text for each trial; ``None`` for a trial without the setting."""
     shares: bool = False
     log: bool = False
-    """Numbers of which every factor counts alike."""
+    """True if a logarithmic axis is preferred."""
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The values of a list, sorted; empty for numbers."""
+        """The distinct text values, sorted; empty for numbers."""
         known = [v for v in self.values if v is not None]
         return tuple(sorted({str(v) for v in known})) if any(isinstance(v, str) for v in known) else ()
 
 
 @dataclass(frozen=True)
 class Parallel:
-    """The whole drawing. ``ranks`` orders the trials from 0, the best, on."""
+    """The drawing. ``ranks`` holds the rank of each trial, 0 for the best."""
 
     key: str
     title: str
     summary: str
     axes: tuple[Axis, ...]
     trials: tuple[str, ...]
-    """What the pointer shows on each line."""
+    """Tooltip of each line."""
     ranks: tuple[int, ...]
     note: str = ""
 
     def draw(self) -> Markup:
-        """The drawing as an ``<svg>`` element."""
+        """Return the drawing as an ``<svg>`` element."""
         places = [_placed(axis) for axis in self.axes]
         step = (RIGHT - LEFT) / max(1, len(self.axes) - 1)
         xs = [LEFT + i * step for i in range(len(self.axes))]
         parts: list[Markup] = []
-        # The best is drawn last, on top of the others.
+        # The best is drawn last and covers the others.
         for i in sorted(range(len(self.trials)), key=lambda i: -self.ranks[i]):
             points = [(x, ys[i]) for x, ys in zip(xs, places, strict=True)]
-            parts.append(el("path", el("title", self.trials[i]), d=_way(points), class_=self._style(i)))
+            parts.append(el("path", el("title", self.trials[i]), d=_polyline(points), class_=self._style(i)))
         for axis, x in zip(self.axes, xs, strict=True):
             parts += _axis(axis, x)
         return el(
@@ -93,15 +93,15 @@ def _scale(axis: Axis) -> Scale:
 
 
 def _placed(axis: Axis) -> list[float]:
-    """The height of each trial on the axis; NaN where it has none."""
+    """Return the y coordinate of each trial on the axis; NaN for a trial without a value."""
     scale, texts = _scale(axis), axis.texts
     if texts:
         return [math.nan if v is None else scale(float(texts.index(str(v)))) for v in axis.values]
     return [math.nan if v is None else scale(float(v)) for v in axis.values]
 
 
-def _way(points: Sequence[tuple[float, float]]) -> str:
-    """From axis to axis, past those that the trial has no value on."""
+def _polyline(points: Sequence[tuple[float, float]]) -> str:
+    """Return the path of a trial, which skips axes without a value."""
     known = [(x, y) for x, y in points if math.isfinite(y)]
     return "M" + "L".join(f"{place(x)} {place(y)}" for x, y in known) + "h0" if known else ""
 
@@ -122,8 +122,8 @@ def _axis(axis: Axis, x: float) -> Sequence[Markup]:
 def _ticks(axis: Axis, scale: Scale) -> Sequence[tuple[float, str]]:
     if axis.texts:
         names = list(enumerate(axis.texts))
-        shown = names if len(names) <= MOST_NAMES else [names[0], names[-1]]
-        return [(float(i), text) for i, text in shown]
+        named = names if len(names) <= MOST_NAMES else [names[0], names[-1]]
+        return [(float(i), text) for i, text in named]
     values = scale.ticks(4)
     if axis.shares:
         return [

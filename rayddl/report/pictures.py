@@ -1,7 +1,7 @@
-"""Distilled images as data URIs: sharp tiles for a few, one sheet per class for many.
+"""Distilled images as data URIs: single images for small sets, one sheet per class for large ones.
 
-However large a set is, its pictures stay within a number of bytes: beyond it they become JPEG, then
-thumbnails, then fewer per class, and the page says so.
+The pictures of a set stay within a budget of bytes. Above it, they are compressed as JPEG, then reduced in size,
+then reduced in number per class, and a note on the page says so.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from rayddl.report.values import Pictures
 Pixels = npt.NDArray[np.uint8]
 
 TILES_AT_MOST = 300
-"""Images up to which each is an element of its own."""
+"""Maximum number of images that are shown as single elements."""
 SMALLEST_SIDE = 16
 MOSAIC = 20
-"""Images at most beside the headline."""
+"""Maximum number of images next to the headline."""
 OPEN_CLASSES = 24
-"""Classes shown before the rest is folded away."""
+"""Number of classes shown before the rest is folded."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One ``<img>``: one distilled image, or a class's whole sheet."""
+    """An ``<img>`` with one distilled image or the sheet of a class."""
 
     src: str
     alt: str
 
 
 @dataclass(frozen=True)
-class Shelf:
-    """One class: its name and its pictures."""
+class ImageGroup:
+    """Pictures under one label, usually those of a class."""
 
     label: str
     tiles: tuple[Tile, ...]
@@ -50,75 +50,75 @@ class Shelf:
 
 @dataclass(frozen=True)
 class Gallery:
-    """A set, ready for the page."""
+    """The pictures of a set, by class."""
 
-    shelves: tuple[Shelf, ...]
+    groups: tuple[ImageGroup, ...]
     sheets: bool
-    """Whether each class is one sheet."""
+    """True if each class is one sheet."""
     width: int
-    """Width in CSS pixels that one image is shown at."""
+    """Width of an image in CSS pixels."""
     pixelated: bool
-    """Whether images are enlarged, and thus shown with hard pixel edges."""
+    """True if images are enlarged and shown with sharp pixel edges."""
     note: str = ""
 
     @property
-    def first(self) -> tuple[Shelf, ...]:
-        """The classes shown at once."""
-        return self.shelves[:OPEN_CLASSES]
+    def first(self) -> tuple[ImageGroup, ...]:
+        """The classes that are not folded."""
+        return self.groups[:OPEN_CLASSES]
 
     @property
-    def rest(self) -> tuple[Shelf, ...]:
-        """The classes that are folded away."""
-        return self.shelves[OPEN_CLASSES:]
+    def rest(self) -> tuple[ImageGroup, ...]:
+        """The folded classes."""
+        return self.groups[OPEN_CLASSES:]
 
     @property
     def single(self) -> bool:
-        """Whether every class has just one image."""
-        return not self.sheets and all(len(s.tiles) == 1 for s in self.shelves)
+        """True if every class has exactly one image."""
+        return not self.sheets and all(len(s.tiles) == 1 for s in self.groups)
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One way of writing a set: the images' side, lossless or not, images per class."""
+    """A degree of reduction: the images' side in pixels, compression, and images per class."""
 
     side: int
     quality: int | None
-    """JPEG's; ``None`` is lossless."""
+    """Quality of JPEG; ``None`` for lossless PNG."""
     per_class: int
 
 
 def gallery(pictures: Pictures, folder: str, budget: int) -> Gallery:
-    """The set's pictures by class in at most about ``budget`` bytes of data URIs.
+    """Return the set's pictures by class in about ``budget`` bytes of data URIs at most.
 
-    ``folder`` is where the lossless images lie, for the note on a reduced gallery.
+    ``folder`` contains the lossless images; a note under a reduced gallery names it.
     """
     images = _viewable(pictures.images)
     members = _by_class(pictures)
     if len(images) <= TILES_AT_MOST:
-        shelves = tuple(_tiles(images, numbered, name) for name, numbered in members)
-        if sum(len(t.src) for s in shelves for t in s.tiles) <= budget:
-            width = _shown(images.shape[2], len(images))
-            return Gallery(shelves, False, width, width >= images.shape[2])
+        groups = tuple(_tiles(images, numbered, name) for name, numbered in members)
+        if sum(len(t.src) for s in groups for t in s.tiles) <= budget:
+            width = _display_width(images.shape[2], len(images))
+            return Gallery(groups, False, width, width >= images.shape[2])
     return _sheets(images, members, folder, budget)
 
 
-def strip(pictures: Pictures, label: int, most: int, budget: int, alt: str) -> Shelf | None:
-    """Up to ``most`` images of one class in a row, in at most about ``budget`` bytes; ``None`` without any."""
+def strip(pictures: Pictures, label: int, most: int, budget: int, alt: str) -> ImageGroup | None:
+    """Return up to ``most`` images of a class in a row, in about ``budget`` bytes at most; ``None`` without any."""
     found = np.flatnonzero(pictures.labels == label)[:most].tolist()
     if not found:
         return None
     images = _viewable(pictures.images[found])
     places = range(len(found))
     for step in _steps(images.shape[2], len(found)):
-        told = f"{alt}, {numbers.counted(min(step.per_class, len(found)), 'image')}"
-        shelf = _sheet(images, places[: step.per_class], "", step, columns=most, alt=told)
-        if len(shelf.tiles[0].src) <= budget or step.side <= SMALLEST_SIDE:
+        text = f"{alt}, {numbers.counted(min(step.per_class, len(found)), 'image')}"
+        group = _sheet(images, places[: step.per_class], "", step, columns=most, alt=text)
+        if len(group.tiles[0].src) <= budget or step.side <= SMALLEST_SIDE:
             break
-    return shelf
+    return group
 
 
-def mosaic(pictures: Pictures) -> Shelf | None:
-    """One image of each of up to twenty classes as one small picture."""
+def mosaic(pictures: Pictures) -> ImageGroup | None:
+    """Return a small picture with one image of each of up to 20 classes; ``None`` without images."""
     members = _by_class(pictures)
     if not members:
         return None
@@ -130,7 +130,7 @@ def mosaic(pictures: Pictures) -> Shelf | None:
 
 
 def data_uri(pixels: Pixels, quality: int | None = None) -> str:
-    """Pixels [H,W] or [H,W,3] as a PNG, or as a JPEG of the quality given."""
+    """Return uint8 pixels ``[H, W]`` or ``[H, W, 3]`` as a PNG, or as a JPEG of this quality."""
     stream = io.BytesIO()
     image = Image.fromarray(pixels)
     if quality is None:
@@ -141,9 +141,9 @@ def data_uri(pixels: Pixels, quality: int | None = None) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def _tiles(images: Pixels, numbered: Sequence[int], name: str) -> Shelf:
+def _tiles(images: Pixels, numbered: Sequence[int], name: str) -> ImageGroup:
     many = len(numbered)
-    return Shelf(
+    return ImageGroup(
         name,
         tuple(
             Tile(
@@ -157,36 +157,36 @@ def _tiles(images: Pixels, numbered: Sequence[int], name: str) -> Shelf:
 
 def _sheets(images: Pixels, members: list[tuple[str, list[int]]], folder: str, budget: int) -> Gallery:
     most = max(len(numbered) for _, numbered in members)
-    shelves: tuple[Shelf, ...] = ()
+    groups: tuple[ImageGroup, ...] = ()
     step = _Step(images.shape[2], None, most)
     for step in _steps(images.shape[2], most):
-        shelves, spent = _attempt(images, members, step, budget)
+        groups, spent = _attempt(images, members, step, budget)
         if spent <= budget:
             break
     side = images.shape[2]
     width = 32 if side < 32 else min(side, 64)
-    width = max(12, min(width, 320 // shelves[0].columns)) if shelves else width
-    return Gallery(shelves, True, width, width >= step.side, _note(step, side, most, folder))
+    width = max(12, min(width, 320 // groups[0].columns)) if groups else width
+    return Gallery(groups, True, width, width >= step.side, _note(step, side, most, folder))
 
 
 def _attempt(
     images: Pixels, members: list[tuple[str, list[int]]], step: _Step, budget: int
-) -> tuple[tuple[Shelf, ...], int]:
-    """The sheets written one way and their bytes; gives up once it is clear they are too many."""
-    shelves: list[Shelf] = []
+) -> tuple[tuple[ImageGroup, ...], int]:
+    """Return the sheets at one degree of reduction and their bytes; stops once they exceed the budget."""
+    groups: list[ImageGroup] = []
     spent = 0
     for name, numbered in members:
-        shelf = _sheet(images, numbered[: step.per_class], name, step)
-        spent += len(shelf.tiles[0].src)
-        shelves.append(shelf)
+        group = _sheet(images, numbered[: step.per_class], name, step)
+        spent += len(group.tiles[0].src)
+        groups.append(group)
         if spent > budget and step.per_class > 1:
             break
-    return tuple(shelves), spent
+    return tuple(groups), spent
 
 
 def _sheet(
     images: Pixels, numbered: Sequence[int], name: str, step: _Step, *, columns: int = 10, alt: str = ""
-) -> Shelf:
+) -> ImageGroup:
     columns = min(columns, len(numbered))
     rows = -(-len(numbered) // columns)
     height, width = images.shape[1:3]
@@ -195,11 +195,11 @@ def _sheet(
         y, x = divmod(n, columns)
         sheet[y * height : (y + 1) * height, x * width : (x + 1) * width] = images[i]
     if step.side < width:
-        # Every image's edge falls on a pixel's edge, so averaging never mixes neighbours.
+        # Edges of images are also edges of pixels in the reduced sheet, so averaging mixes no images.
         size = (columns * step.side, rows * max(1, height * step.side // width))
         sheet = np.asarray(Image.fromarray(sheet).resize(size, Image.Resampling.BOX))
     alt = alt or f"{name}, {numbers.counted(len(numbered), 'distilled image')}"
-    return Shelf(name, (Tile(data_uri(sheet, step.quality), alt),), columns, rows)
+    return ImageGroup(name, (Tile(data_uri(sheet, step.quality), alt),), columns, rows)
 
 
 def _steps(side: int, per_class: int) -> Iterator[_Step]:
@@ -214,21 +214,21 @@ def _steps(side: int, per_class: int) -> Iterator[_Step]:
 
 
 def _note(step: _Step, side: int, per_class: int, folder: str) -> str:
-    said = []
+    reductions = []
     if step.per_class < per_class:
-        said.append(f"the first {step.per_class} of up to {per_class} images of each class")
+        reductions.append(f"the first {step.per_class} of up to {per_class} images of each class")
     if step.side < side:
-        said.append(f"reduced to {step.side} pixels")
+        reductions.append(f"reduced to {step.side} pixels")
     if step.quality is not None:
-        said.append("compressed as JPEG")
-    if not said:
+        reductions.append("compressed as JPEG")
+    if not reductions:
         return ""
-    text = ", ".join(said)
+    text = ", ".join(reductions)
     return f"To keep this page light: {text}. All images, lossless, lie in {folder}."
 
 
-def _shown(side: int, many: int) -> int:
-    """CSS pixels for one image: a whole multiple of its side near the size that suits so many."""
+def _display_width(side: int, many: int) -> int:
+    """Return the width of an image in CSS pixels: a multiple of its side near a size that depends on ``many``."""
     wanted = 96 if many <= 20 else 80 if many <= 60 else 64 if many <= 150 else 48
     return side * max(1, round(wanted / side)) if side <= wanted else min(side, wanted + 56)
 
@@ -245,7 +245,7 @@ def _by_class(pictures: Pictures) -> list[tuple[str, list[int]]]:
 
 
 def _viewable(images: Pixels) -> Pixels:
-    """[N,C,H,W] as [N,H,W] grey or [N,H,W,3]; other numbers of channels are averaged to grey."""
+    """Return ``[N, C, H, W]`` as grey ``[N, H, W]`` or as ``[N, H, W, 3]``; other channel counts are averaged."""
     if images.shape[1] == 3:
         return np.ascontiguousarray(images.transpose(0, 2, 3, 1))
     if images.shape[1] == 1:

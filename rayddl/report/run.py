@@ -1,7 +1,7 @@
-"""A run as its page sees it: its stages, and for each kind the part of the page that the kind makes of them.
+"""The content of a run's page: its stages, and for each kind the part of the page that the kind draws.
 
-The page knows no kind. A kind reads its own stages into :class:`Shown`, and draws them as a :class:`Part`: sections
-with their places, a sentence for the top, figures beside it.
+This module names no kind. Each kind reads its finished stages into :class:`ReportedStage` and draws them as a
+:class:`Part`: sections with their places, a sentence for the headline, and figures next to it.
 """
 
 from __future__ import annotations
@@ -17,59 +17,59 @@ from rayddl.report.sections import Fact, Section
 from rayddl.report.values import Pictures, Stage
 
 PICTURE_BYTES = 3_500_000
-"""Bytes of pictures on a page, shared by its sets."""
+"""Total bytes of pictures on a page, shared by its sets."""
 LARGE_BYTES, PER_IMAGE = 16_000_000, 1_600
-"""Where sets are large: at most so many for all, and for each image. A page of 16 MB opens in well under a second,
-since pictures are decoded as they come into sight."""
+"""Maximum bytes of pictures for large sets: in total, and per image. A page of 16 MB opens in well under a second,
+because pictures are decoded only when they become visible."""
 
 
 class Place(IntEnum):
-    """Where something stands on the page, from top to bottom."""
+    """A position on the page, from top to bottom."""
 
     RESULT = auto()
-    """What the run came to."""
+    """The result of the run."""
     METHODS = auto()
-    """How the ways to it compare."""
+    """The comparison of methods."""
     MADE = auto()
     """Sets whose images were optimised."""
     PICKED = auto()
-    """Sets whose images were chosen, or made elsewhere."""
+    """Sets whose images were selected, or imported."""
     SEARCHED = auto()
     """Searches for settings."""
     TRAINED = auto()
-    """Networks that sets were made with."""
+    """Networks that were trained to make sets."""
     STORED = auto()
-    """What is kept of them."""
+    """Storage of these networks."""
     STUDENTS = auto()
-    """The details of the result."""
+    """Details of the evaluation."""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A finished stage as its kind reads it; kinds add what their sections are drawn from."""
+class ReportedStage:
+    """A finished stage as its kind reads it; subclasses of kinds add the data of their sections."""
 
     place: ClassVar[Place]
     poster: ClassVar[bool] = False
-    """True if its pictures may stand at the top of the page."""
+    """True if its pictures may be shown at the top of the page."""
 
     stage: Stage
     pictures: Pictures | None = field(default=None, kw_only=True)
     provenance: Mapping[str, Any] | None = field(default=None, kw_only=True)
-    """Where its result comes from; ``None`` for a kind that notes nothing."""
+    """Entries for the section about provenance; ``None`` for a kind without them."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one kind puts on a page."""
+    """The part of a page that one kind draws."""
 
     place: Place
-    """Where its lead and its facts stand among those of other kinds."""
+    """The position of its lead and facts among those of other kinds."""
     sections: tuple[tuple[Place, Section], ...] = ()
-    """Sections of one place come as the kinds are listed."""
+    """Sections with their positions; at the same position they follow the order of the kinds."""
     lead: Markup | None = None
-    """The run in one sentence. The first kind that has one gives the page its headline."""
+    """The result in one sentence. The lead of the first part that has one is the page's headline."""
     about: str | None = None
-    """The stage whose pictures go with the lead."""
+    """The stage whose pictures are shown with the lead."""
     facts: tuple[Fact, ...] = ()
     """Figures below the headline."""
 
@@ -79,24 +79,24 @@ Draw: TypeAlias = Callable[[Sequence[Any], "Run"], Part]
 
 @dataclass(frozen=True)
 class Chapter:
-    """The stages of one kind, and what makes its part of the page from them."""
+    """The stages of one kind, and the function that draws their part of the page."""
 
     draw: Draw
-    shown: tuple[Shown, ...]
+    stages: tuple[ReportedStage, ...]
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that one page shows."""
+    """The data of one page."""
 
     definition: Mapping[str, Any]
     source: Mapping[str, Any]
     seed: int
     versions: Mapping[str, str]
     stages: tuple[Stage, ...] = ()
-    """Every stage shown, of whatever kind, in the definition's order."""
+    """All finished stages in the definition's order."""
     chapters: tuple[Chapter, ...] = ()
-    """A chapter for each kind that has a part of the page."""
+    """One for each kind that draws a part of the page."""
 
     @property
     def name(self) -> str:
@@ -104,26 +104,26 @@ class Run:
         return str(self.definition.get("name") or "rayddl run")
 
     @property
-    def shown(self) -> list[Shown]:
-        """The stages of all chapters by their places."""
-        return sorted((one for chapter in self.chapters for one in chapter.shown), key=lambda one: one.place)
+    def reported(self) -> list[ReportedStage]:
+        """The stages of all chapters, ordered by place."""
+        return sorted((one for chapter in self.chapters for one in chapter.stages), key=lambda one: one.place)
 
-    def at(self, *places: Place) -> list[Shown]:
-        """The stages at these places."""
-        return [one for one in self.shown if one.place in places]
+    def at(self, *places: Place) -> list[ReportedStage]:
+        """Return the stages at these places."""
+        return [one for one in self.reported if one.place in places]
 
     @property
     def budget(self) -> int:
-        """Bytes for the pictures of one set."""
-        held = [one.pictures for one in self.shown if one.pictures is not None]
+        """Maximum bytes of pictures for one set."""
+        held = [one.pictures for one in self.reported if one.pictures is not None]
         return picture_bytes(sum(len(each.labels) for each in held)) // max(1, len(held))
 
     @property
     def parts(self) -> list[Part]:
-        """What every kind puts on the page, by place."""
-        return sorted((c.draw(c.shown, self) for c in self.chapters), key=lambda part: part.place)
+        """The parts of all kinds, ordered by place."""
+        return sorted((c.draw(c.stages, self) for c in self.chapters), key=lambda part: part.place)
 
 
 def picture_bytes(many: int) -> int:
-    """Bytes for the pictures of a page with so many images."""
+    """Return the maximum bytes of pictures for a page with ``many`` images."""
     return max(PICTURE_BYTES, min(LARGE_BYTES, PER_IMAGE * many))

@@ -1,4 +1,4 @@
-"""The pieces that every section of the page is made of."""
+"""The elements of the page's sections."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rayddl.report.bars import Bars
 from rayddl.report.charts import Chart
 from rayddl.report.confusion import Matrix
-from rayddl.report.lineup import Lineup
+from rayddl.report.gallery import SetsGallery
 from rayddl.report.parallel import Parallel
 from rayddl.report.pictures import Gallery
 from rayddl.report.tables import Table
@@ -27,7 +27,7 @@ NETS = {
 
 @dataclass(frozen=True)
 class Fact:
-    """One figure and what it is."""
+    """A figure and its label."""
 
     value: str
     label: str
@@ -35,7 +35,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Link:
-    """A place on the page: the stage's part of the definition that made a figure."""
+    """A link to the stage in the definition that made a figure."""
 
     text: str
     anchor: str
@@ -52,13 +52,13 @@ class Panel:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page under its own heading. Parts that it lacks are not shown."""
+    """A part of the page under its own heading. Empty elements are not shown."""
 
     key: str
     """Unique on the page: the heading's anchor."""
     title: str
     short: str = ""
-    """The title in the list of sections, where it is another."""
+    """The title in the list of sections; empty for the same title."""
     lead: str = ""
     made_by: tuple[Link, ...] = ()
     """The stages that made the figures."""
@@ -69,27 +69,27 @@ class Section:
     parallel: Parallel | None = None
     tables: tuple[Table, ...] = ()
     folded: tuple[Table, ...] = ()
-    """Tables too long to be shown at once."""
-    lineup: Lineup | None = None
+    """Long tables, shown folded."""
+    sets_gallery: SetsGallery | None = None
     matrices: tuple[Matrix, ...] = ()
     code: str = ""
-    """YAML."""
+    """YAML text."""
     code_key: str = ""
-    """What the anchors of its stages begin with, where there are several definitions."""
+    """Prefix of the anchors of stages, for a page with several definitions."""
 
 
 def slug(*names: str) -> str:
-    """An anchor for the names, made of what is safe in an address; unique only with them."""
+    """Return an anchor for the names with only characters that are safe in URLs; unique if the names are."""
     return "-".join(re.sub(r"[^a-zA-Z0-9]+", "-", n).strip("-").lower() or "x" for n in names)
 
 
 def links_to(stages: Iterable[Stage]) -> tuple[Link, ...]:
-    """Links to the parts of the definition that the stages were made from."""
+    """Return links to the stages in the definition."""
     return tuple(Link(stage.name, slug("stage", stage.name)) for stage in stages)
 
 
 def net_name(net: str) -> str:
-    """A net's name as the literature writes it."""
+    """Return a network's name as written in the literature."""
     for plain, written in NETS.items():
         if net.lower().startswith(plain):
             rest = net[len(plain) :]

@@ -1,4 +1,4 @@
-"""Tables that are complete as they stand and can be sorted where scripts run."""
+"""Tables of the page, which can be sorted if scripts run."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell. ``value`` is what a numeric column is sorted by; NaN sorts last."""
+    """A cell. ``value`` is the sort key in a numeric column; NaN sorts last."""
 
     text: str
     value: float = math.nan
     strong: bool = False
     heat: float = math.nan
-    """From 0 to 1: how strongly the cell is coloured."""
+    """Intensity of the cell's colour from 0 to 1; NaN for none."""
     link: str = ""
-    """Where on the page the text leads."""
+    """Anchor on the page that the text links to."""
 
     @property
     def coloured(self) -> bool:
-        """Whether the cell has a colour."""
+        """True if the cell has a colour."""
         return math.isfinite(self.heat)
 
     @property
     def key(self) -> str:
-        """The sort key as an attribute's text."""
+        """The sort key as the value of an attribute."""
         return repr(float(self.value)) if math.isfinite(self.value) else ""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column's heading and whether it holds numbers."""
+    """A column's heading; ``numeric`` is True for a column of numbers."""
 
     name: str
     numeric: bool = False
@@ -39,7 +39,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under headings; ``caption`` says what they are to who cannot see the page."""
+    """Rows under headings; ``caption`` describes them for screen readers."""
 
     caption: str
     columns: tuple[Column, ...]

@@ -1,4 +1,4 @@
-"""What sections are made from: finished stages as plain values, arrays and pixels."""
+"""The data of sections: finished stages as plain values, arrays and pixels."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ import numpy as np
 import numpy.typing as npt
 
 Columns = Mapping[str, npt.NDArray[Any]]
-"""A table as one array per column, all of one length."""
+"""A table with one array ``[N]`` per column."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One finished stage: what was asked for and what it handed back."""
+    """A finished stage with its settings and its summary."""
 
     name: str
     kind: str
     folder: str
-    """The folder's own name, ``<stage>-<fingerprint>``: no path of the machine that made it."""
+    """The folder's name ``<stage>-<fingerprint>`` without its path, so that pages show no path of a machine."""
     config: Mapping[str, Any]
     summary: Mapping[str, Any]
     tint: str = "random"
-    """The colour of what is drawn of the stage itself."""
+    """The colour of the stage's drawings."""
 
     @property
     def seconds(self) -> float:
-        """How long the stage took; NaN where it does not say."""
+        """Duration of the stage in seconds; NaN if unknown."""
         return number(self.summary.get("seconds"))
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Images to look at: uint8 [N,C,H,W], a class number for each, and the classes' names."""
+    """Images uint8 ``[N, C, H, W]``, labels ``[N]``, and the names of the classes."""
 
     images: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
@@ -43,5 +43,5 @@ class Pictures:
 
 
 def number(value: Any) -> float:
-    """``value`` as a float; NaN for anything that is not a number, as JSON has no NaN of its own."""
+    """Return ``value`` as a float; NaN if it is not a number, since JSON stores NaN as null."""
     return float(value) if isinstance(value, (int, float)) else math.nan

@@ -12,7 +12,7 @@ from typing import ClassVar
 from rayddl.data.distilled import DistilledSet
 from rayddl.report import numbers
 from rayddl.report.pictures import gallery
-from rayddl.report.run import Part, Place, Run, Shown
+from rayddl.report.run import Part, Place, ReportedStage, Run
 from rayddl.report.sections import Fact, Section, links_to, slug
 from rayddl.report.values import Pictures, number
 from rayddl.stages.context import Input
@@ -22,7 +22,7 @@ TINT = "random"
 
 
 @dataclass(frozen=True)
-class Picked(Shown):
+class Picked(ReportedStage):
     """A set of images that exist elsewhere."""
 
     place: ClassVar[Place] = Place.PICKED

@@ -31,6 +31,7 @@ except Exception as error:
 """
 TWICE = """
 import json, os
+os.environ.pop("RAY_USAGE_STATS_ENABLED", None)
 from rayddl.stages.runtime import cluster, driver, local
 local.store_bytes = lambda: 100 * 2**20
 cluster.configure(num_cpus=1)
@@ -40,7 +41,9 @@ for _ in range(2):
     cluster.start()
     import psutil, ray
     mark = local._running.mark
+    from ray._common.usage import usage_lib
     work = ray.get(ray.remote(lambda: os.environ["MALLOC_TRIM_THRESHOLD_"]).remote())
+    reports = [usage_lib.usage_stats_enabled(), ray.get(ray.remote(usage_lib.usage_stats_enabled).remote())]
     below = psutil.Process().children(recursive=True)
     marked = {process.pid for process in driver.marked(mark)}
     seen.append({
@@ -55,6 +58,7 @@ for _ in range(2):
         "token": os.environ["RAY_AUTH_TOKEN"],
         "mode": os.environ["RAY_AUTH_MODE"],
         "work": work,
+        "reports": reports,
         "log": os.path.exists(local._running.log),
         "folder": oct(os.stat(ray._private.worker._global_node.get_session_dir_path()).st_mode)[-3:],
     })
@@ -63,7 +67,7 @@ for _ in range(2):
     seen[-1]["changed"] = sorted(
         name for name in {*before, *os.environ}
         if before.get(name) != os.environ.get(name)
-        and name.startswith(("RAY_AUTH", "RAY_ENABLE_W", "RAYDDL", "MALLOC", "SPT"))
+        and name.startswith(("RAY_AUTH", "RAY_ENABLE_W", "RAY_USAGE", "RAYDDL", "MALLOC", "SPT"))
     )
 print(json.dumps(seen))
 """
@@ -142,16 +146,19 @@ def test_its_token_is_asked_for(local_ray: None) -> None:
 
 
 def test_two_after_each_other_in_one_process(two: list[dict[str, Any]]) -> None:
-    """Each has a token of its own; after each the environment is as it was, and no process is left."""
+    """Each has a token of its own and reports nothing to Ray's makers; after each the environment is as it was, and no
+    process is left.
+    """
     first, second = two
 
     assert first["token"] != second["token"]
     assert len(first["token"]) >= 32
     for each in two:
-        names = ("mode", "work", "log", "folder", "left", "changed")
+        names = ("mode", "work", "reports", "log", "folder", "left", "changed")
         assert {name: each[name] for name in names} == {
             "mode": "token",
             "work": "100000000000",
+            "reports": [False, False],
             "log": True,
             "folder": "700",
             "left": [],

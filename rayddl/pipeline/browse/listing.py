@@ -1,4 +1,4 @@
-"""What lies under ``--out``, told from the artifacts alone: ``rayddl list``."""
+"""``rayddl list``: the runs and stage folders under ``--out``, read from the artifacts only."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Found:
     folder: str
     kind: str
     state: str
-    """``done``, ``partial``, ``failed`` (on an unforeseen error), ``altered`` (the manifest and the files
-    disagree), ``empty``."""
+    """``done``, ``partial``, ``failed`` (on an unexpected error), ``altered`` (files differ from the
+    manifest), ``empty``."""
     bytes: int
     written: datetime | None
 
@@ -47,11 +47,11 @@ class Found:
 
 @dataclass(frozen=True)
 class Run:
-    """A run recorded under ``--out``."""
+    """A run with a record under ``--out``."""
 
     name: str
     state: str
-    """``done``, or what keeps it from being done."""
+    """``done``, ``partial``, ``failed``, ``interrupted`` or ``unreadable``."""
     stages: str
     written: datetime | None
 
@@ -74,7 +74,7 @@ class Listing:
     folders: tuple[Found, ...]
 
     def parts(self) -> list[RenderableType]:
-        """Two tables, or a line that says there is nothing."""
+        """Return the tables of runs and folders, or a text if there are none."""
         now = datetime.now(timezone.utc)
         if not self.runs and not self.folders:
             return [Text(f"nothing under {scrub(self.out)}; start with: rayddl run quickstart")]
@@ -84,7 +84,7 @@ class Listing:
         return [*tables, rows_table([found.row(now) for found in self.folders])]
 
     def to_json(self) -> dict[str, Any]:
-        """The listing as JSON values."""
+        """Return the listing as JSON values."""
 
         def plain(entry: Run | Found) -> dict[str, Any]:
             written = entry.written.isoformat() if entry.written else None
@@ -98,7 +98,7 @@ class Listing:
 
 
 def listing(out: str) -> Listing:
-    """The runs and stage folders under ``out``. Raises :class:`UserError` when it cannot be read."""
+    """Return the runs and stage folders under ``out``. Raises :class:`UserError` if it cannot be read."""
     folder = Folder(out)
     try:
         names = [name for name in folder.folders() if _STAGE_FOLDER.fullmatch(name)]
@@ -112,7 +112,7 @@ def listing(out: str) -> Listing:
 
 
 def age(written: datetime | None, now: datetime) -> str:
-    """``40 s``, ``3 min``, ``5 h``, ``12 days`` since ``written``."""
+    """Return the time since ``written`` as ``40 s``, ``3 min``, ``5 h`` or ``12 days``; empty for ``None``."""
     if written is None:
         return ""
     seconds = max(0, int((now - written).total_seconds()))
@@ -152,12 +152,12 @@ def _run(out: Folder, file: str, found: Mapping[str, Found]) -> Run:
     except (ArtifactError, KeyError, TypeError):
         return Run(file.removesuffix(records.SUFFIX), "unreadable", "", written)
     done = sum(state == "done" for state in states.values())
-    told = {str(entry.get("state", "")) for name, entry in stages.items() if states[name] != "done"}
-    # "running" in a record may be a command at work or one that was killed: the lock would know, the
-    # record does not.
+    recorded = {str(entry.get("state", "")) for name, entry in stages.items() if states[name] != "done"}
+    # A command with the state "running" in its record may be running or may have been killed, so such a run
+    # counts as partial.
     state = (
         "done"
         if done == len(stages)
-        else next((s for s in ("failed", "interrupted") if s in told), "partial")
+        else next((s for s in ("failed", "interrupted") if s in recorded), "partial")
     )
     return Run(str(record["name"]), state, f"{done} of {len(stages)}", written)

@@ -1,4 +1,4 @@
-"""A stage, a set or a run in readable form: ``rayddl show``."""
+"""``rayddl show``: a stage, a set or a run in readable form."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from rayddl.storage import Folder
 
 @dataclass(frozen=True)
 class Inspected:
-    """What was found, for people and as JSON."""
+    """A description of a stage, a set or a run, for people and as JSON."""
 
     title: str
     head: Mapping[str, str]
-    """Short facts."""
+    """Short values by name."""
     blocks: Mapping[str, Any]
-    """Longer ones: nested JSON values under a heading."""
+    """Nested JSON values by heading."""
     tables: Mapping[str, Sequence[Mapping[str, str]]]
-    """Rows under a heading."""
+    """Rows of tables by heading."""
     value: Any
-    """The document itself."""
+    """The JSON document itself."""
 
     def parts(self) -> list[RenderableType]:
-        """What a terminal shows."""
+        """Return the texts and tables for a terminal."""
         parts: list[RenderableType] = [Text(self.title, style="bold"), places_table(self.head)]
         for heading, block in self.blocks.items():
             if block:
@@ -48,9 +48,9 @@ class Inspected:
 
 
 def inspect(where: str, out: str, *, verify: bool = False) -> Inspected:
-    """What lies at ``where``: a stage's folder, a set's, a run record, or a run's name in ``out``.
+    """Describe what ``where`` names: a stage's folder, a set's folder, a run record, or a run's name in ``out``.
 
-    With ``verify`` every file is read and compared with its hash. Raises :class:`ArtifactError`.
+    With ``verify``, every file is compared with its hash. Raises :class:`ArtifactError` and :class:`UserError`.
     """
     folder = Folder(where)
     try:
@@ -117,10 +117,8 @@ def _set(folder: Folder, verify: bool) -> Inspected:
         "classes": ", ".join(str(name) for name in meta.get("classes", [])),
         "files": _counted(len(files), sum(files.values())) + checked,
     }
-    shown = {
-        key: value for key, value in meta.items() if key not in ("classes", "files", "folders", "format")
-    }
-    return Inspected("a distilled set", head, {"set": shown}, {}, meta)
+    rest = {key: value for key, value in meta.items() if key not in ("classes", "files", "folders", "format")}
+    return Inspected("a distilled set", head, {"set": rest}, {}, meta)
 
 
 def _verified(folder: Folder, meta: Mapping[str, Any]) -> str:
@@ -153,7 +151,7 @@ def _run(out: Folder, file: str, verify: bool) -> Inspected:
             artifact = artifacts.open_artifact(folder, fingerprint=entry["fingerprint"], verify=verify)
             tables[name] = artifact.table
         else:
-            # The record knows why a stage is not done; "running" may be long over.
+            # The record says why a stage is not done; its state "running" may be outdated.
             state = entry["state"] if entry["state"] in ("failed", "interrupted") else state
         rows.append({"stage": name, "kind": entry["kind"], "state": state, "folder": entry["folder"]})
     head = {
@@ -193,7 +191,7 @@ def _readable(value: Any) -> str:
     if isinstance(value, str):
         return "\n".join(f"  {line}" for line in value.splitlines())
     nested = isinstance(value, dict) and any(isinstance(item, dict | list) for item in value.values())
-    # PyYAML's None: what holds no other collection stands on one line.
+    # In PyYAML, None writes collections without nested ones on one line.
     style = None if nested else False
     text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, default_flow_style=style, width=100)
     return "\n".join(f"  {line}" for line in text.rstrip().splitlines())

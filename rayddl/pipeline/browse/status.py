@@ -1,4 +1,4 @@
-"""How far a run is, told from its artifacts alone: ``rayddl status``."""
+"""``rayddl status``: the progress of a run, read from its artifacts only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rayddl.pipeline.tables import rows_table
 from rayddl.storage import Folder
 
 SILENT_SECONDS = 120.0
-"""Time without a sign of life after which a running stage may have been killed."""
+"""Seconds without progress reports after which a running stage may have been killed."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class StageStatus:
     stage: str
     kind: str
     state: str
-    """``done``, ``running``, ``silent`` (running by its record, but nothing was heard for a while), ``failed``,
+    """``done``, ``running``, ``silent`` (recorded as running, without a recent report), ``failed``,
     ``interrupted``, ``waiting``."""
     folder: str
     seconds: float | None
-    """What it took, if it is done."""
+    """Duration of a finished stage in seconds."""
     heard: datetime | None
-    """The last sign of life of a stage that is not done."""
+    """Time of the last report of a stage."""
     progress: Mapping[str, Any]
-    """``done``, ``total``, ``rate``, ``left``, ``metric`` at that time; empty if nothing was said."""
+    """``done``, ``total``, ``rate``, ``left`` and ``metric`` at that time; empty before the first report."""
     error: str
 
     def row(self, now: datetime) -> dict[str, str]:
@@ -68,7 +68,7 @@ class StageStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run, stage by stage, in the order they run."""
+    """A run and its stages, in the order they run."""
 
     name: str
     record: str
@@ -76,15 +76,15 @@ class RunStatus:
 
     @property
     def state(self) -> str:
-        """``done``, ``running``, ``silent``, ``failed``, ``interrupted``, or ``partial``: nobody is at it."""
+        """``done``, ``running``, ``silent``, ``failed``, ``interrupted``, or ``partial`` if no command runs it."""
         found = {stage.state for stage in self.stages}
         if found <= {"done"}:
             return "done"
-        told = ("failed", "interrupted", "running", "silent")
-        return next((state for state in told if state in found), "partial")
+        by_priority = ("failed", "interrupted", "running", "silent")
+        return next((state for state in by_priority if state in found), "partial")
 
     def parts(self) -> list[RenderableType]:
-        """A line, a table, and the errors."""
+        """Return a line about the run, a table of stages, and the errors."""
         now = datetime.now(timezone.utc)
         head = Text.assemble((self.name, "bold"), (f"  {self.state}  {self.record}", "dim"))
         parts: list[RenderableType] = [head, rows_table([stage.row(now) for stage in self.stages])]
@@ -100,7 +100,7 @@ class RunStatus:
         return parts
 
     def to_json(self) -> dict[str, Any]:
-        """The status as JSON values."""
+        """Return the status as JSON values."""
         stages = [
             {**stage.__dict__, "heard": stage.heard.isoformat() if stage.heard else None}
             for stage in self.stages
@@ -109,11 +109,11 @@ class RunStatus:
 
 
 def run_status(where: str, out: str, now: datetime | None = None) -> RunStatus | None:
-    """How far the run is that ``where`` means: its record's path, or its name in ``out``; ``None`` if there
-    is no such run.
+    """Return the status of the run that ``where`` names by its record's path or its name in ``out``; ``None`` if
+    there is no such run.
 
-    Reads the record, and of each stage whether it is finished. Raises :class:`ArtifactError` for a record that
-    cannot be read and :class:`UserError` for a place that cannot.
+    Reads only the record, and whether each stage has a manifest. Raises :class:`ArtifactError` for an unreadable
+    record and :class:`UserError` for an unreadable folder.
     """
     try:
         found = find_record(where, out)
@@ -142,7 +142,7 @@ def run_status(where: str, out: str, now: datetime | None = None) -> RunStatus |
 
 def _stage(name: str, entry: Mapping[str, Any], out: Folder, now: datetime) -> StageStatus:
     folder = out.child(entry["folder"])
-    # The manifest counts: a record may be older than it, or of a command that was killed.
+    # The manifest decides: the record may be older, or of a command that was killed.
     done = folder.has(artifacts.MANIFEST)
     heard = _moment(entry.get("heard"))
     state = "done" if done else _state(str(entry["state"]), heard, now)
@@ -158,11 +158,11 @@ def _stage(name: str, entry: Mapping[str, Any], out: Folder, now: datetime) -> S
     )
 
 
-def _state(told: str, heard: datetime | None, now: datetime) -> str:
-    if told == "running" and heard is not None and (now - heard).total_seconds() > SILENT_SECONDS:
+def _state(recorded: str, heard: datetime | None, now: datetime) -> str:
+    if recorded == "running" and heard is not None and (now - heard).total_seconds() > SILENT_SECONDS:
         return "silent"
-    # Done by its record, but its folder has gone.
-    return "waiting" if told in ("done", "cached") else told
+    # Recorded as done, but its folder was deleted.
+    return "waiting" if recorded in ("done", "cached") else recorded
 
 
 def _moment(text: Any) -> datetime | None:

@@ -1,8 +1,8 @@
-"""YAML text as plain values that remember where each was written.
+"""Reads YAML text as plain values with the line of each.
 
-A safe reader with four differences from PyYAML's: duplicate keys are problems; ``${NAME}`` and
-``${NAME:-default}`` in values are replaced from the environment; types are YAML 1.2's (``1e-5`` is
-a number, ``no`` and ``12:30`` are text); and only plain values exist, so a file cannot run code.
+Differences from PyYAML's safe loader: duplicate keys are problems; ``${NAME}`` and ``${NAME:-default}`` in
+values are replaced from the environment; types are those of YAML 1.2 (``1e-5`` is a number, ``no`` and
+``12:30`` are strings); and tags other than the plain types are problems.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from rayddl.pipeline.definition.problems import UNSET, Key, Place, Problems, shown
+from rayddl.pipeline.definition.problems import UNSET, Key, Place, Problems, quoted
 
 _TAG = "tag:yaml.org,2002:"
 _MOST_NODES = 100_000
@@ -26,7 +26,7 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's parser with the types of YAML 1.2."""
 
 
-# In place of YAML 1.1's, which would be copied.
+# Removes the resolvers of YAML 1.1, which the class would copy from its base.
 _Loader.yaml_implicit_resolvers = {}
 
 
@@ -44,14 +44,14 @@ for _name, _pattern, _first in _TYPES:
 
 @dataclass(frozen=True)
 class Document:
-    """Plain values (mappings, lists, text, numbers, booleans, ``None``) and where they were written."""
+    """Plain values (mappings, lists, strings, numbers, booleans, ``None``) with their places in the file."""
 
     value: Any
     places: Mapping[Key, Place]
     file: str
 
     def place(self, key: Key) -> Place:
-        """Where ``key`` was written, or the nearest thing around it that was."""
+        """Return the place of ``key``, or of the innermost enclosing key that has one."""
         for length in range(len(key), -1, -1):
             if key[:length] in self.places:
                 return self.places[key[:length]]
@@ -59,10 +59,10 @@ class Document:
 
 
 def parse(text: str, file: str, problems: Problems, *, lines: bool = True, key: Key = ()) -> Document:
-    """Read YAML ``text``, called ``file`` in messages; what is wrong with it goes to ``problems``.
+    """Parse YAML ``text``, named ``file`` in messages, and add its faults to ``problems``.
 
-    Without ``lines`` places hold no line numbers (an override has none). ``key`` is where the value
-    will stand.
+    Without ``lines``, places have no line numbers, as for an override. ``key`` is the position of the value in
+    the definition.
     """
     try:
         loader = _Loader(text)
@@ -103,7 +103,7 @@ class _Reader:
         self.places.setdefault(key, place)
         self.seen += 1
         if self.seen > _MOST_NODES or id(node) in self.open:
-            # Aliases of aliases grow without bound from a few lines; an alias may even hold itself.
+            # A few lines of nested aliases can expand without bound, and an alias may contain itself.
             self.problems.add(
                 place,
                 (),
@@ -178,7 +178,7 @@ class _Reader:
             self.problems.add(
                 self._place(node),
                 key,
-                f"{shown(text)} does not fit {_short(tag)!r}",
+                f"{quoted(text)} does not fit {_short(tag)!r}",
                 code="value-of-another-type",
             )
         return None
@@ -197,7 +197,7 @@ class _Reader:
             return default or ""
 
         if "${" in _SUBSTITUTION.sub("", node.value):
-            text = f"{shown(node.value)} is not a substitution; write ${{NAME}} or ${{NAME:-default}}"
+            text = f"{quoted(node.value)} is not a substitution; write ${{NAME}} or ${{NAME:-default}}"
             self.problems.add(place, key, text, code="substitution-malformed")
             return str(node.value)
         return _SUBSTITUTION.sub(replacement, node.value)
@@ -234,4 +234,4 @@ def _short(tag: str) -> str:
 
 
 def _raw(node: yaml.Node) -> str:
-    return shown(node.value) if isinstance(node, yaml.ScalarNode) else "that is a list or mapping"
+    return quoted(node.value) if isinstance(node, yaml.ScalarNode) else "that is a list or mapping"

@@ -1,4 +1,4 @@
-"""The stage graph: who reads whom, told by the ``Reads`` and ``Template`` marks of the settings classes."""
+"""The graph of stages, from the ``Reads`` and ``Template`` marks in the settings classes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rayddl.stages.settings import Reads, StageConfig, Template
 
 EVERY = "*"
 Links: TypeAlias = dict[str, tuple[str, ...]]
-"""For each field of a stage that names stages: their names. What is read in a template's stead stands under
-both fields, ``of.experts``."""
+"""For each field of a stage that names stages, their names. A stage that a template reads is listed under both
+fields: ``of.experts``."""
 
 
 def fields(
     config: StageConfig, mark: type[Reads] | type[Template] = Reads
 ) -> Iterator[tuple[str, tuple[str, ...], Reads | Template]]:
-    """Each field of ``config`` that names stages: the field, the names, and the mark with what will do."""
+    """Yield each field of ``config`` that names stages, with the names and the mark."""
     for name, field in type(config).model_fields.items():
         found = marks(field, mark)
         if not found:
@@ -32,7 +32,7 @@ def fields(
 
 
 def templates(config: StageConfig) -> dict[str, str]:
-    """The stages that ``config`` runs itself, under the field that names each: ``of``, ``also.0`` …"""
+    """Return the stages that ``config`` runs as templates, by the field that names each: ``of``, ``also.0`` …"""
     found: dict[str, str] = {}
     for field, names, _ in fields(config, Template):
         single = isinstance(getattr(config, field), str)
@@ -43,9 +43,9 @@ def templates(config: StageConfig) -> dict[str, str]:
 def wrong_names(
     stage: str, config: StageConfig, kinds: Mapping[str, Kind | None], known: Mapping[str, Kind]
 ) -> Iterator[Fault]:
-    """What is wrong with the names that a stage gives.
+    """Yield a fault for each wrong name of a stage in the settings of ``stage``.
 
-    ``kinds`` is every stage's kind, ``None`` where it is not one of the ``known`` kinds.
+    ``kinds`` holds the kind of every stage, ``None`` for a kind that is not in ``known``.
     """
     for field, names, mark in (*fields(config), *fields(config, Template)):
         fitting = [name for name, kind in kinds.items() if kind and mark.fits(kind.config) and name != stage]
@@ -71,16 +71,16 @@ def wrong_names(
 
 
 def links(configs: Mapping[str, StageConfig]) -> dict[str, Links]:
-    """Every stage's links, with ``"*"`` as the stages it stands for.
+    """Return the links of every stage, with ``"*"`` replaced by stages.
 
-    That is every other stage with a fitting product that runs and does not hang on the one that says ``"*"``.
+    ``"*"`` stands for every other stage that runs, has a fitting product and does not depend on this stage.
     """
     named = _named(configs)
     starred = {stage for stage, config in configs.items() if any(EVERY in n for _, n, _ in fields(config))}
-    resting = idle(configs)
+    not_run = idle(configs)
     result: dict[str, Links] = {}
     for stage, config in configs.items():
-        excluded = {stage, *_readers(stage, named), *starred, *resting}
+        excluded = {stage, *_readers(stage, named), *starred, *not_run}
         result[stage] = dict(named[stage])
         for field, names, mark in fields(config):
             every = [n for n, c in configs.items() if mark.fits(type(c)) and n not in excluded]
@@ -90,7 +90,7 @@ def links(configs: Mapping[str, StageConfig]) -> dict[str, Links]:
 
 
 def idle(configs: Mapping[str, StageConfig]) -> set[str]:
-    """The stages that are only templates: no stage that runs reads them by name."""
+    """Return the stages that are only templates: no stage that runs reads them by name."""
     named = _named(configs)
     found = {name for config in configs.values() for name in templates(config).values()}
     while True:
@@ -101,7 +101,7 @@ def idle(configs: Mapping[str, StageConfig]) -> set[str]:
 
 
 def _named(configs: Mapping[str, StageConfig]) -> dict[str, Links]:
-    """Every stage's links by name, without what ``"*"`` stands for."""
+    """Return the links of every stage that are given by name, without ``"*"``."""
     own = {
         stage: {field: tuple(n for n in names if n != EVERY) for field, names, _ in fields(config)}
         for stage, config in configs.items()
@@ -120,15 +120,15 @@ def _named(configs: Mapping[str, StageConfig]) -> dict[str, Links]:
 
 
 def reads(links_of_stage: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """The stages that a stage reads, each once."""
+    """Return the stages that a stage reads, each once."""
     return tuple(dict.fromkeys(name for names in links_of_stage.values() for name in names))
 
 
 def by_field(
     config: StageConfig, links_of_stage: Links, configs: Mapping[str, StageConfig]
 ) -> dict[str, StageConfig]:
-    """The settings of the stages read, under the field that names each: ``experts``, or for a list of
-    names ``of.0``, ``of.1`` …, and those of its templates likewise.
+    """Return the settings of the stages read and of the templates, by the field that names each: ``experts``,
+    or ``of.0``, ``of.1`` … for a list of names.
     """
     found = {place: configs[name] for place, name in templates(config).items()}
     for field, names in links_of_stage.items():
@@ -138,9 +138,9 @@ def by_field(
 
 
 def order(graph: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
-    """The stages so that each comes after what it reads, otherwise as they are written.
+    """Return the stages in an order in which each follows all that it reads; otherwise in their written order.
 
-    The second list is a circle, ``[a, b, a]``, or empty.
+    The second list is a cycle, ``[a, b, a]``, or empty.
     """
     done: list[str] = []
     waiting = list(graph)
@@ -163,7 +163,7 @@ def _circle(graph: Mapping[str, Sequence[str]], waiting: Sequence[str]) -> list[
 
 
 def _readers(stage: str, named: Mapping[str, Links]) -> set[str]:
-    """The stages that read ``stage``, directly or through others."""
+    """Return the stages that read ``stage``, directly or through others."""
     found: set[str] = set()
     growing = {stage}
     while growing:

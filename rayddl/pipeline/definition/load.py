@@ -1,7 +1,7 @@
-"""A definition: the source, the stages and how they hang together, checked as a whole.
+"""Loads a definition and checks the source, the stages and the links between them.
 
-Everything wrong with a definition is found before anything is said: one :class:`DefinitionError`
-names file, line, key, the value given, what was expected and the nearest known name.
+All problems are collected first. One :class:`DefinitionError` lists each with file, line, key, value, what was
+expected and the nearest known name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rayddl.pipeline.definition import graph, reading
 from rayddl.pipeline.definition import overrides as overriding
 from rayddl.pipeline.definition.document import Document
 from rayddl.pipeline.definition.overrides import Overrides
-from rayddl.pipeline.definition.problems import Fault, Key, Problems, shown
+from rayddl.pipeline.definition.problems import Fault, Key, Problems, quoted
 from rayddl.pipeline.definition.schema import Shape, booleans_for_numbers, explain
 from rayddl.plugins import Plugin, active, loaded, suggestion
 from rayddl.stages.kinds import Kind, known
@@ -60,13 +60,13 @@ class Top(Config):
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a definition, checked."""
+    """A checked stage of a definition."""
 
     name: str
     kind: Kind
     config: StageConfig
     links: graph.Links
-    """For each field that names stages: the stages, with ``"*"`` replaced by what it stands for."""
+    """For each field that names stages, the stages, with ``"*"`` replaced by the stages that it stands for."""
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -75,28 +75,28 @@ class Stage:
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """The stages that this one runs itself, with settings of its own choice."""
+        """The stages that this one runs itself, with varied settings."""
         return tuple(graph.templates(self.config).values())
 
 
 @dataclass(frozen=True)
 class Definition:
-    """What is to be made from which images. Every part of it has been checked."""
+    """A checked definition: the source of the images and the stages."""
 
     name: str
     seed: int
     source: SourceConfig
     stages: tuple[Stage, ...]
-    """As written; see :func:`rayddl.pipeline.plan.make` for the order they run in."""
+    """In the order written; :func:`rayddl.pipeline.plan.make` puts them in the order they run."""
     description: str | None = None
     file: str | None = None
     overrides: tuple[str, ...] = ()
     plugins: tuple[Plugin, ...] = ()
-    """Those that it was read with."""
+    """The plugins that were active when it was loaded."""
 
     def to_json(self) -> dict[str, Any]:
-        """The definition as it would be written in one file: ``extends``, overrides and variables
-        are resolved, and settings left to their defaults are left out.
+        """Return the definition as it would be written in one file: ``extends``, overrides and variables are
+        resolved, and settings that were not given are omitted.
         """
         head: dict[str, Any] = {"name": self.name}
         if self.description is not None:
@@ -110,8 +110,8 @@ def load(
     overrides: Overrides = (),
     kinds: Mapping[str, Kind] | None = None,
 ) -> Definition:
-    """The definition in a file, under a name in ``pipelines/``, or in a mapping. ``kinds`` are those that it may name;
-    default: all that are known.
+    """Load a definition from a file, by a name in ``pipelines/``, or from a mapping. ``kinds`` are the stage kinds that
+    it may use; default: all known ones.
 
     Raises :class:`DefinitionError` with every problem found.
     """
@@ -174,7 +174,7 @@ def _linked(
         text = f"stages read each other in a circle: {' → '.join(circle)}"
         _note(document, problems, Fault(("stages", circle[0]), text, "stages-in-a-circle"))
         return ()
-    # Readers that were refused above would have had a say, so nothing is told about half a definition.
+    # Defaults depend on all readers, so they are resolved only if every stage is valid.
     whole = _resolved(configs, links) if len(configs) == len(kinds) else configs
     for stage, config in whole.items():
         needed = (*graph.reads(links[stage]), *graph.templates(config).values())
@@ -187,7 +187,7 @@ def _linked(
 
 
 def _resolved(configs: Mapping[str, StageConfig], links: Mapping[str, graph.Links]) -> dict[str, StageConfig]:
-    """Each stage's settings with the defaults that hang on its readers, the last reader first."""
+    """Return each stage's settings with the defaults that depend on its readers, the last reader first."""
     done: dict[str, StageConfig] = {}
     order, _ = graph.order({stage: graph.reads(links[stage]) for stage in configs})
     for stage in reversed(order):
@@ -203,7 +203,7 @@ def _reading(
     done: Mapping[str, StageConfig],
     links: Mapping[str, graph.Links],
 ) -> Sequence[StageConfig]:
-    """The settings with which ``other`` reads ``stage``, or has it read by what it runs itself."""
+    """Return the settings with which ``other``, or a template that it runs, reads ``stage``."""
     varied = graph.templates(configs[other]).values()
     if stage not in graph.reads(links[other]) and stage not in varied:
         return ()
@@ -216,7 +216,9 @@ def _check_name(name: str, document: Document, problems: Problems) -> None:
         text = f"{name!r} is a key of the definition itself; give the stage another name"
         _note(document, problems, Fault(key, text, "stage-name-reserved"))
     elif not _STAGE_NAME.fullmatch(name):
-        text = f"{shown(name)} is not a stage name; expected small letters, digits, '_' and '-', letter first"
+        text = (
+            f"{quoted(name)} is not a stage name; expected small letters, digits, '_' and '-', letter first"
+        )
         _note(document, problems, Fault(key, text, "stage-name-malformed"))
 
 
@@ -225,14 +227,14 @@ def _kind(
 ) -> Kind | None:
     key: Key = ("stages", name)
     if not isinstance(value, dict):
-        text = f"{shown(value)} is not a mapping; expected at least the key kind: {', '.join(kinds)}"
+        text = f"{quoted(value)} is not a mapping; expected at least the key kind: {', '.join(kinds)}"
         _note(document, problems, Fault(key, text, "stage-not-a-mapping"))
     elif "kind" not in value:
         text = f"missing; expected one of {', '.join(kinds)}"
         _note(document, problems, Fault((*key, "kind"), text, "missing-key"))
     elif str(value["kind"]) not in kinds:
         hint = suggestion(value["kind"], kinds, "known kinds")
-        text = f"{shown(value['kind'])} is not a stage kind; {hint}; {loaded()}"
+        text = f"{quoted(value['kind'])} is not a stage kind; {hint}; {loaded()}"
         _note(document, problems, Fault((*key, "kind"), text, "unknown-kind"))
     else:
         return kinds[str(value["kind"])]
@@ -242,7 +244,7 @@ def _kind(
 def _checked(
     model: type[_Model], value: Any, key: Key, document: Document, problems: Problems
 ) -> _Model | None:
-    """``value`` read as a ``model``, or ``None`` with what is wrong added to ``problems``."""
+    """Return ``value`` as a ``model``; if it is not valid, add its faults to ``problems`` and return ``None``."""
     for fault in booleans_for_numbers(value, Shape(model)):
         _note(document, problems, fault, key)
     try:

@@ -1,4 +1,4 @@
-"""``--set experts.count=20``: changes to a definition from the command line, checked like the file."""
+"""``--set experts.count=20``: changes to a definition, checked like the file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from rayddl.data.config import SourceConfig
 from rayddl.pipeline.definition.document import Document, parse
-from rayddl.pipeline.definition.problems import Key, Place, Problems, dotted, shown
+from rayddl.pipeline.definition.problems import Key, Place, Problems, dotted, quoted
 from rayddl.pipeline.definition.schema import Shape, shape_at
 from rayddl.plugins import suggestion
 from rayddl.stages.kinds import Kind
@@ -19,11 +19,11 @@ Overrides: TypeAlias = Sequence[str] | Mapping[str, Any]
 """``["experts.count=20"]`` as on the command line, or ``{"experts.count": 20}`` from Python."""
 
 TOP_KEYS = ("name", "seed", "source", "description")
-"""The keys beside ``stages`` that an override may start with."""
+"""The keys that an override may start with, in addition to the names of stages."""
 
 
 def as_text(overrides: Overrides) -> tuple[str, ...]:
-    """The overrides as they would be typed."""
+    """Return the overrides as they would be typed."""
     if isinstance(overrides, Mapping):
         return tuple(f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items())
     return tuple(overrides)
@@ -32,7 +32,7 @@ def as_text(overrides: Overrides) -> tuple[str, ...]:
 def apply(
     document: Document, overrides: Overrides, kinds: Mapping[str, Kind], problems: Problems
 ) -> Document:
-    """``document`` with each override laid on it, in order."""
+    """Return ``document`` with the overrides applied in order; adds faults to ``problems``."""
     if isinstance(overrides, Mapping):
         items = [(Place(f"--set {key}"), key, value) for key, value in overrides.items()]
     else:
@@ -43,7 +43,7 @@ def apply(
         if key is None:
             continue
         value = _set(value, key, 0, new, _Target(value, kinds, place, problems))
-        # What lay below the old value is gone, and with it where it was written.
+        # Places of keys below the replaced value are no longer valid.
         numbered = _numbered(key)
         places = {k: p for k, p in places.items() if k[: len(key)] != numbered}
         places[numbered] = place
@@ -80,7 +80,7 @@ def _key(name: str, value: Any, place: Place, problems: Problems) -> Key | None:
 
 
 class _Target:
-    """The definition around an override: what shape a key has, and where to complain."""
+    """The definition that an override changes: the shapes of its keys, and the list of problems."""
 
     def __init__(self, value: Any, kinds: Mapping[str, Kind], place: Place, problems: Problems) -> None:
         self.value, self.kinds, self.place, self.problems = value, kinds, place, problems
@@ -99,7 +99,7 @@ class _Target:
 
 
 def _set(value: Any, key: Key, depth: int, new: Any, target: _Target) -> Any:
-    """A copy of ``value``, which stands at ``key[:depth]``, with ``new`` at ``key``."""
+    """Return a copy of ``value``, the value at ``key[:depth]``, with ``new`` at ``key``."""
     if depth == len(key):
         return new
     part, here = key[depth], key[:depth]
@@ -114,7 +114,7 @@ def _set(value: Any, key: Key, depth: int, new: Any, target: _Target) -> Any:
         mapping = _spelled_out(value, target.shape(here))
         if mapping is None:
             target.refuse(
-                here, f"{shown(value)} has no keys; set {dotted(here)} as a whole", code="value-without-keys"
+                here, f"{quoted(value)} has no keys; set {dotted(here)} as a whole", code="value-without-keys"
             )
             return value
         value = mapping
@@ -123,7 +123,7 @@ def _set(value: Any, key: Key, depth: int, new: Any, target: _Target) -> Any:
 
 
 def _spelled_out(value: Any, shape: Shape | None) -> dict[str, Any] | None:
-    """A shorthand such as ``net: convnet`` as the mapping that it is short for."""
+    """Return a shorthand such as ``net: convnet`` as a mapping; ``None`` if it is not a shorthand."""
     for alternative in shape.alternatives() if shape else []:
         if alternative.model:
             try:

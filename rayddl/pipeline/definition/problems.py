@@ -1,4 +1,4 @@
-"""What is wrong with a definition, collected until everything is known and then said at once."""
+"""Collects the problems of a definition, to report all of them in one error."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from rayddl.credentials import scrub
 from rayddl.errors import DefinitionError
 
 Key: TypeAlias = tuple[str | int, ...]
-"""A place in a definition, e.g. ``("stages", "evaluate", "nets", 0, "depth")``."""
+"""The path of a key in a definition, e.g. ``("stages", "evaluate", "nets", 0, "depth")``."""
 
 UNSET = "variable-not-set"
-"""The code of an unset variable: no problem any more once something else stands in its place."""
+"""The code of an unset variable; such a problem is dropped if another value replaces the variable."""
 _LONGEST_VALUE = 60
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where something was written: a file with its line, or an override."""
+    """The place of a value: a file and line, or an override."""
 
     file: str
     line: int | None = None
@@ -29,7 +29,7 @@ class Place:
 
 
 class Fault(NamedTuple):
-    """One thing to put right, before it is known where it was written."""
+    """A fault of a value, without its place."""
 
     key: Key
     text: str
@@ -38,20 +38,20 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing to put right."""
+    """A fault with its place."""
 
     place: Place
     key: Key
     text: str
     code: str
-    """The kind of fault, as :attr:`rayddl.errors.RayddlError.code`."""
+    """Identifies the kind of fault, as :attr:`rayddl.errors.RayddlError.code` does."""
 
     def __str__(self) -> str:
         where = dotted(self.key)
         return f"{self.place}: {where}: {self.text}" if where else f"{self.place}: {self.text}"
 
     def to_json(self) -> dict[str, str]:
-        """The problem as JSON values."""
+        """Return the problem as JSON values."""
         return {"place": str(self.place), "key": dotted(self.key), "code": self.code, "text": self.text}
 
 
@@ -62,23 +62,23 @@ class Problems:
     found: list[Problem] = field(default_factory=list)
 
     def add(self, place: Place, key: Key, text: str, *, code: str) -> None:
-        """Note a problem, once however often it is met.
+        """Add a problem, unless it is already in the list.
 
-        Nothing more is said about the value of a variable that is not set.
+        After the problem of an unset variable, others about the same key are ignored.
         """
         problem = Problem(place, key, text, code)
         if problem not in self.found and not any(p.code == UNSET and p.key == key for p in self.found):
             self.found.append(problem)
 
     def settle(self, places: Mapping[Key, Place]) -> None:
-        """Drop the unset variables whose place was taken by another file or an override.
+        """Drop the problems of unset variables that another file or an override replaces.
 
-        Those of an override have no key, and stay.
+        Problems of variables in an override have no key and are kept.
         """
         self.found = [p for p in self.found if p.code != UNSET or not p.key or places.get(p.key) == p.place]
 
     def raise_any(self, subject: str) -> None:
-        """Raise one :class:`DefinitionError` with all of them, if there are any."""
+        """Raise one :class:`DefinitionError` with all problems, if there are any."""
         if not self.found:
             return
         count = "1 problem" if len(self.found) == 1 else f"{len(self.found)} problems"
@@ -93,12 +93,12 @@ class Problems:
 
 
 def dotted(key: Key) -> str:
-    """``stages.evaluate.nets.0.depth``: what ``--set`` takes, too."""
+    """Return the key as ``stages.evaluate.nets.0.depth``, the form that ``--set`` accepts."""
     return ".".join(str(part) for part in key)
 
 
-def shown(value: Any) -> str:
-    """A value as a person wrote it, short and without credentials."""
+def quoted(value: Any) -> str:
+    """Return a value for a message, shortened and without credentials."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Finds definition files, reads them with what they extend, and lays overrides on top."""
+"""Finds definition files and reads them, merged with the files that they extend."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pydantic import BaseModel
 
 from rayddl.errors import DefinitionError
 from rayddl.pipeline.definition.document import Document, parse
-from rayddl.pipeline.definition.problems import Key, Place, Problems, shown
+from rayddl.pipeline.definition.problems import Key, Place, Problems, quoted
 from rayddl.plugins import suggestion
 
 FOLDER = "pipelines"
-"""Where definitions that are named without a path are looked for."""
+"""Folder in which definitions given without a path are searched."""
 
 _SUFFIXES = (".yaml", ".yml")
 
 
 def find(name: str | os.PathLike[str]) -> Path:
-    """The definition file that ``name`` means: a path as given, or a name inside ``pipelines/``.
+    """Return the definition file for ``name``: a path as given, or a name inside ``pipelines/``.
 
-    Raises :class:`DefinitionError` with the known names when there is none.
+    Raises :class:`DefinitionError` with the known names if there is none.
     """
     given = Path(name)
     candidates = [given]
@@ -43,12 +43,12 @@ def find(name: str | os.PathLike[str]) -> Path:
 
 
 def read(path: Path, problems: Problems) -> Document:
-    """The file at ``path``, merged into what it extends."""
+    """Return the file at ``path``, merged with the files that it extends; adds faults to ``problems``."""
     return _read(path, (), problems)
 
 
 def from_mapping(value: Mapping[str, Any], problems: Problems) -> Document:
-    """A definition written in Python. Nothing in it is substituted from the environment."""
+    """Return a definition given as a mapping, merged with what it extends. Variables in it are not replaced."""
     document = Document(_plain(value), {}, "definition")
     return _extended(document, Path(), (), problems)
 
@@ -85,7 +85,7 @@ def _extended(document: Document, path: Path, chain: tuple[Path, ...], problems:
         {k: v for k, v in document.value.items() if k != "extends"}, document.places, document.file
     )
     if not isinstance(named, str) or not named:
-        problems.add(place, ("extends",), f"{shown(named)} is not a file name", code="extends-not-a-name")
+        problems.add(place, ("extends",), f"{quoted(named)} is not a file name", code="extends-not-a-name")
         return own
     base = Path(os.path.normpath(path.parent / named))
     if base.resolve() in [earlier.resolve() for earlier in chain]:
@@ -111,7 +111,7 @@ def _extended(document: Document, path: Path, chain: tuple[Path, ...], problems:
 
 
 def merged(base: Document, over: Document) -> Document:
-    """``over`` laid on ``base``: mappings key by key, anything else replaced whole."""
+    """Return ``base`` updated by ``over``: mappings are merged by key, all other values are replaced."""
     replaced: set[Key] = set()
     value = _merge(base.value, over.value, (), replaced)
     kept = {key: place for key, place in base.places.items() if not _below(key, replaced)}
@@ -119,7 +119,7 @@ def merged(base: Document, over: Document) -> Document:
 
 
 def _merge(base: Any, over: Any, key: Key, replaced: set[Key]) -> Any:
-    """The merged value; ``replaced`` takes in the keys where nothing of ``base`` was left."""
+    """Return the merged value; adds the keys at which ``over`` replaced ``base`` to ``replaced``."""
     if not isinstance(base, dict) or not isinstance(over, dict):
         replaced.add(key)
         return over

@@ -1,6 +1,6 @@
-"""The reference of all keys of a definition, as Markdown, from the types and docstrings of the settings.
+"""Generates the reference of all keys of a definition from the types and docstrings of the settings.
 
-``python -m rayddl.pipeline.definition.reference > docs/reference.md`` renews the page of the documentation.
+``python -m rayddl.pipeline.definition.reference > docs/reference.md`` updates the documentation.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ other settings, the meaning says how.
 
 
 def page(kinds: Mapping[str, Kind] = KINDS) -> str:
-    """The reference of the top level, of every kind, and of the groups of settings below their keys, as Markdown."""
+    """Return the reference as Markdown: the top level, every kind, and the groups of settings below their keys."""
     groups: dict[type[BaseModel], str] = {}
     models: list[type[BaseModel]] = [Top, StageConfig, *(kind.config for kind in kinds.values())]
     for model in models:
@@ -47,7 +47,7 @@ def page(kinds: Mapping[str, Kind] = KINDS) -> str:
 
 
 def _gather(model: type[BaseModel], groups: dict[type[BaseModel], str]) -> None:
-    """Enter every settings class below ``model`` with the first key that takes it."""
+    """Add every settings class below ``model`` to ``groups``, with the first key that has it."""
     for name, field in model.model_fields.items():
         for found in _models(field.annotation):
             if found not in groups:
@@ -117,7 +117,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _markdown(docstring: str) -> str:
-    """The text of a docstring: its lines joined within a paragraph, code in Markdown's quotes."""
+    """Return a docstring as one line of Markdown."""
     paragraphs = inspect.cleandoc(docstring).replace("``", "`").split("\n\n")
     return " ".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 

@@ -1,4 +1,4 @@
-"""What a settings class accepts, in words: what an error says was expected, and where its keys lie."""
+"""Describes the values that settings classes accept, and turns validation errors into faults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from rayddl import plugins
 from rayddl.config import UNKNOWN, Registered
-from rayddl.pipeline.definition.problems import Fault, Key, shown
+from rayddl.pipeline.definition.problems import Fault, Key, quoted
 from rayddl.plugins import suggestion
 
 _SIMPLE = {int: "an integer", float: "a number", bool: "true or false", str: "text", Any: "any value"}
@@ -44,7 +44,7 @@ class Shape:
     metadata: tuple[Any, ...] = ()
 
     def alternatives(self) -> list[Shape]:
-        """The members of a union without ``None``; otherwise the shape itself."""
+        """Return the members of a union without ``None``; for another type, the shape itself."""
         origin = get_origin(self.annotation)
         if origin is Annotated:
             inner, *extra = get_args(self.annotation)
@@ -55,7 +55,7 @@ class Shape:
         return [self]
 
     def below(self, part: str | int) -> Shape | None:
-        """The shape of the key or item ``part`` inside this one, if it can be told."""
+        """Return the shape of the key or item ``part`` of this one; ``None`` if it is not known."""
         for shape in self.alternatives():
             arguments = get_args(shape.annotation)
             if isinstance(part, int) and get_origin(shape.annotation) in (tuple, list) and arguments:
@@ -67,12 +67,12 @@ class Shape:
 
     @property
     def model(self) -> type[BaseModel] | None:
-        """The settings class that this is, if it is one."""
+        """The settings class of this shape; ``None`` for other types."""
         plain = isinstance(self.annotation, type) and get_origin(self.annotation) is None
         return self.annotation if plain and issubclass(self.annotation, BaseModel) else None
 
     def words(self) -> str:
-        """``an integer >= 1``, ``one of convex, all``, ``a list; each item text``."""
+        """Return a description: ``an integer >= 1``, ``one of convex, all``, ``a list; each item text``."""
         return " or ".join(dict.fromkeys(shape._words() for shape in self.alternatives()))
 
     def _words(self) -> str:
@@ -93,12 +93,12 @@ class Shape:
 
 
 def of_field(field: FieldInfo) -> Shape:
-    """The shape of a field of a settings class."""
+    """Return the shape of a field of a settings class."""
     return Shape(field.annotation, tuple(field.metadata))
 
 
 def shape_at(model: type[BaseModel], key: Sequence[str | int]) -> Shape | None:
-    """The shape of the value at ``key`` inside ``model``."""
+    """Return the shape of the value at ``key`` inside ``model``; ``None`` if it is not known."""
     shape: Shape | None = Shape(model)
     for part in key:
         shape = shape.below(part) if shape else None
@@ -106,7 +106,7 @@ def shape_at(model: type[BaseModel], key: Sequence[str | int]) -> Shape | None:
 
 
 def marks(field: FieldInfo, wanted: type[Any]) -> list[Any]:
-    """The ``Annotated`` marks of type ``wanted`` on a field, however deep in its annotation."""
+    """Return the ``Annotated`` marks of type ``wanted`` at any depth in a field's annotation."""
     found = [mark for mark in field.metadata if isinstance(mark, wanted)]
     stack = [field.annotation]
     while stack:
@@ -117,19 +117,19 @@ def marks(field: FieldInfo, wanted: type[Any]) -> list[Any]:
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[Fault]:
-    """Each thing that pydantic found wrong: the key inside ``model`` and a sentence about it."""
+    """Yield a fault for each error of pydantic, with its key inside ``model``."""
     for details in error.errors(include_url=False):
         yield Fault(_key(details["loc"], model), *_sentence(details, model))
 
 
 def booleans_for_numbers(value: Any, shape: Shape | None, key: Key = ()) -> Iterator[Fault]:
-    """Where ``true`` or ``false`` stands for a number: pydantic would take them for 1 and 0."""
+    """Yield a fault for each boolean given for a number, which pydantic would accept as 1 or 0."""
     if shape is None:
         return
     if isinstance(value, bool):
         if all(a.annotation in (int, float) for a in shape.alternatives()):
             yield Fault(
-                key, f"{shown(value)} is not a number; expected {shape.words()}", "value-of-another-type"
+                key, f"{quoted(value)} is not a number; expected {shape.words()}", "value-of-another-type"
             )
     elif isinstance(value, dict):
         for name, item in value.items():
@@ -140,7 +140,7 @@ def booleans_for_numbers(value: Any, shape: Shape | None, key: Key = ()) -> Iter
 
 
 def _sentence(details: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
-    """What is wrong, and its code."""
+    """Return the text and the code of a fault."""
     kind, value, key = details["type"], details["input"], _key(details["loc"], model)
     if kind == "extra_forbidden":
         parent = shape_at(model, key[:-1])
@@ -153,7 +153,7 @@ def _sentence(details: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
         return f"missing{expected}", "missing-key"
     if kind == "value_error":
         reason = str(details.get("ctx", {}).get("error", details["msg"]))
-        text = f"{shown(value)}: {reason}" if key and not isinstance(value, dict) else reason
+        text = f"{quoted(value)}: {reason}" if key and not isinstance(value, dict) else reason
         return text, "refused-value"
     if kind == UNKNOWN:
         text = details["msg"]
@@ -161,15 +161,15 @@ def _sentence(details: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
         known = [str(a) for s in shape.alternatives() for a in get_args(s.annotation)]
         kind, text = UNKNOWN, f"is not known; {suggestion(value, known, 'expected one of')}"
     if kind == UNKNOWN:
-        return f"{shown(value)} {text}", "unknown-value"
+        return f"{quoted(value)} {text}", "unknown-value"
     if kind.startswith("greater") or kind.startswith("less"):
-        return f"{shown(value)} is out of range{expected}", "value-out-of-range"
+        return f"{quoted(value)} is out of range{expected}", "value-out-of-range"
     wrong = _NOT.get(kind.split("_")[0], f": {details['msg']}")
-    return f"{shown(value)}{wrong}{expected}", "value-of-another-type"
+    return f"{quoted(value)}{wrong}{expected}", "value-of-another-type"
 
 
 def _key(location: Sequence[str | int], model: type[BaseModel]) -> Key:
-    """``location`` without the union tags that pydantic puts among the keys."""
+    """Return ``location`` without the union tags that pydantic adds to the keys."""
     key: list[str | int] = []
     for position, part in enumerate(location):
         last = position == len(location) - 1
@@ -179,7 +179,7 @@ def _key(location: Sequence[str | int], model: type[BaseModel]) -> Key:
 
 
 def _open(model: type[BaseModel], key: Sequence[str | int]) -> bool:
-    """Whether an unknown name below ``key`` is a key that the user wrote."""
+    """True if an unknown name below ``key`` is a key of the user, not a union tag."""
     parent = shape_at(model, key)
     if parent is None:
         return False

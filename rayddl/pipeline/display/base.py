@@ -1,6 +1,6 @@
-"""What a person, a log or a machine sees of a run.
+"""The interface of displays, which show a run.
 
-A :class:`Display` is told what happens; there is one for terminals, one for pipes and logs, one that
+A :class:`Display` receives the events of a run. There is one for terminals, one for pipes and logs, one that
 writes JSON lines, and one that shows nothing.
 """
 
@@ -19,18 +19,18 @@ Ending: TypeAlias = Literal["done", "cached", "failed", "interrupted"]
 
 @dataclass(frozen=True)
 class Closing:
-    """What stands at the end of a command."""
+    """What is shown at the end of a command."""
 
     tables: Mapping[str, Sequence[Mapping[str, str]]]
-    """Rows to show, under the name of the stage they come from."""
+    """Rows of tables, by the name of their stage."""
     places: Mapping[str, str]
-    """What lies where: ``{"set": path, "report": path}``."""
+    """Paths of results: ``{"set": path, "report": path}``."""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """Everything a machine may want, as JSON values."""
+    """Further results for programs, as JSON values."""
 
 
 class Display:
-    """Shows a run while it goes on; what a kind of display does not override is not shown."""
+    """Shows a run while it runs; events whose method a subclass does not override are not shown."""
 
     def plan(self, plan: Plan) -> None:
         """Show the plan, before anything starts."""
@@ -42,29 +42,29 @@ class Display:
         return nullcontext()
 
     def note(self, text: str) -> None:
-        """Show a line worth keeping."""
+        """Show a line that stays on the display."""
         del text
 
     def begin(self, stage: str) -> Progress:
-        """Start a stage; what it reports goes through the line returned. One stage runs at a time."""
+        """Show the start of a stage and return its progress reporter. One stage runs at a time."""
         del stage
         return Silent()
 
     def end(self, stage: str, ending: Ending, seconds: float, details: Mapping[str, Any]) -> None:
-        """Close a stage (a cached one never began); ``details`` are JSON values for machines."""
+        """Show the end of a stage; cached ones have no start. ``details`` are JSON values for programs."""
         del stage, ending, seconds, details
 
     def result(self, closing: Closing) -> None:
-        """Show the tables and where things lie."""
+        """Show the tables and the paths of results."""
         del closing
 
     def error(self, error: BaseException, message: str, exit_code: int) -> bool:
-        """The command ends with an error. Whether it was said here, so that nobody else has to."""
+        """Show an error that ends the command; return False if the caller has to show it."""
         del error, message, exit_code
         return False
 
     def close(self) -> None:
-        """Leave the terminal as it was. May be called more than once."""
+        """Restore the terminal. May be called more than once."""
 
 
 class Hidden(Display):

@@ -1,4 +1,4 @@
-"""The display that fits standard output."""
+"""Chooses the display for standard output."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from rayddl.pipeline.display.base import Display
 
 
 def choose(*, as_json: bool = False, quiet: bool = False) -> Display:
-    """The display that fits what standard output is: a terminal, a pipe, or asked for as JSON."""
+    """Return the display for JSON if asked for, else for standard output: a terminal, or a pipe or file."""
     if as_json:
         from rayddl.pipeline.display.jsonl import JsonLines, private_stdout
 

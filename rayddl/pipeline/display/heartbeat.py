@@ -1,4 +1,4 @@
-"""A stage's progress set down now and then, for whoever looks at the run from elsewhere."""
+"""Records a stage's progress from time to time, so that ``rayddl status`` can read it on another machine."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from rayddl.pipeline.display.pace import Clock, Pace
 from rayddl.stages.context import Progress
 
 BETWEEN = 10.0
-"""Seconds between two beats of one stage: few enough writes for object storage."""
+"""Seconds between two records of one stage; few enough writes for object storage."""
 
 Beat: TypeAlias = Callable[[dict[str, Any]], None]
-"""Takes ``{"done", "total", "rate", "left", "metric"}``; rates are units and seconds, ``None`` while unknown."""
+"""Receives ``{"done", "total", "rate", "left", "metric"}``: units, units, units/s, s, text; ``None`` if unknown."""
 
 
 class Heartbeat:
-    """A :class:`Progress` that passes everything on, and says now and then how far the stage is."""
+    """A :class:`Progress` that forwards reports to ``inner`` and, at most every 10 s, calls ``beat``."""
 
     def __init__(self, inner: Progress, beat: Beat, clock: Clock = time.monotonic) -> None:
         self._inner, self._beat, self._clock = inner, beat, clock
@@ -25,7 +25,7 @@ class Heartbeat:
         self._last: float | None = None
 
     def update(self, done: float, total: float, metric: str = "") -> None:
-        """Take in how far the stage is."""
+        """Report ``done`` of ``total`` units."""
         self._inner.update(done, total, metric)
         self._pace.update(done, total)
         now = self._clock()
@@ -42,5 +42,5 @@ class Heartbeat:
             )
 
     def note(self, text: str) -> None:
-        """Pass on a line worth keeping."""
+        """Forward a line."""
         self._inner.note(text)

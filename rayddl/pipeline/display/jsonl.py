@@ -1,4 +1,4 @@
-"""A run for machines: one JSON object a line, and nothing else on standard output."""
+"""Shows a run to programs: one JSON object per line, and nothing else on standard output."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _BETWEEN = 1.0
 
 
 class JsonLines(Display):
-    """Events: ``plan``, ``note``, ``progress`` (at most
-    one a second and the last), ``stage_done``, ``result``, ``error``.
+    """Writes the events ``plan``, ``note``, ``progress`` (at most one per second, and the last), ``stage_done``,
+    ``result`` and ``error``.
     """
 
     def __init__(self, stream: TextIO, clock: Clock = time.monotonic) -> None:
@@ -38,7 +38,7 @@ class JsonLines(Display):
         self._stream.flush()
 
     def plan(self, plan: Plan) -> None:
-        """Show the plan; from now on every event names the run."""
+        """Write the plan; all later events have the name of the run."""
         self._run = plan.definition.name
         self.emit("plan", **plan.to_json())
 
@@ -71,19 +71,19 @@ class JsonLines(Display):
 
 
 class _Line:
-    """One stage's progress as events."""
+    """Writes the progress of one stage as events."""
 
     def __init__(self, out: JsonLines, stage: str, pace: Pace, clock: Clock) -> None:
         self._out, self._stage, self._pace, self._clock = out, stage, pace, clock
-        self._told = -_BETWEEN
+        self._emitted_at = -_BETWEEN
 
     def update(self, done: float, total: float, metric: str = "") -> None:
-        """Take in how far the stage is."""
+        """Report ``done`` of ``total`` units."""
         self._pace.update(done, total)
         now = self._clock()
-        if now - self._told < _BETWEEN and done < total:
+        if now - self._emitted_at < _BETWEEN and done < total:
             return
-        self._told = now
+        self._emitted_at = now
         self._out.emit(
             "progress",
             stage=self._stage,
@@ -95,15 +95,15 @@ class _Line:
         )
 
     def note(self, text: str) -> None:
-        """Show a line worth keeping."""
+        """Write a note."""
         self._out.emit("note", stage=self._stage, text=text)
 
 
 def private_stdout() -> TextIO:
-    """Standard output for this writer alone: whatever else is printed goes to standard error.
+    """Return standard output for this writer only; other output is redirected to standard error.
 
-    Libraries and worker processes print when they please; a line of theirs among the events would
-    break whoever reads them.
+    Libraries and worker processes print at any time, and a program that parses the events would fail on their
+    lines.
     """
     try:
         if sys.stdout.fileno() != 1:

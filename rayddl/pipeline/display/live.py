@@ -1,4 +1,4 @@
-"""A run in a terminal: one live line for the stage at work, one quiet line for each that is over."""
+"""Shows a run in a terminal: a live line for the running stage, a dim line for each finished one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rayddl.stages.context import Progress
 
 _FRAMES_A_SECOND = 4
 _BAR_WIDTH = 20
-_ROOM_FOR_BAR = 76
+_WIDTH_FOR_BAR = 76
 _MARKS = {
     "done": ("✓", "green"),
     "cached": ("✓", "dim"),
@@ -34,7 +34,7 @@ _ASCII_MARKS = {"done": "ok", "cached": "ok", "failed": "!!", "interrupted": "--
 
 
 class Terminal(Display):
-    """For people at a terminal."""
+    """The display for a terminal."""
 
     def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
         self._console = console
@@ -53,7 +53,7 @@ class Terminal(Display):
 
     @contextmanager
     def _waiting(self, text: str) -> Iterator[None]:
-        with self._shown(_Line(self, text, Pace(self._clock), self._spinner(), 0)):
+        with self._live_display(_Line(self, text, Pace(self._clock), self._spinner(), 0)):
             yield
 
     def note(self, text: str) -> None:
@@ -62,7 +62,7 @@ class Terminal(Display):
     def begin(self, stage: str) -> Progress:
         self.close()
         self._line = _Line(self, stage, Pace(self._clock), self._spinner(), self._name_width)
-        self._live = self._shown(self._line)
+        self._live = self._live_display(self._line)
         self._live.start()
         return self._line
 
@@ -73,11 +73,11 @@ class Terminal(Display):
         mark, style = _MARKS[ending]
         if self._console.options.ascii_only:
             mark = _ASCII_MARKS[ending]
-        told = pace.duration(seconds) if ending == "done" else f"{ending} after {pace.duration(seconds)}"
+        outcome = pace.duration(seconds) if ending == "done" else f"{ending} after {pace.duration(seconds)}"
         line = Text.assemble(
             (mark, style),
             f" {stage:<{self._name_width}}  ",
-            ("cached" if ending == "cached" else f"{told:<12}", "dim"),
+            ("cached" if ending == "cached" else f"{outcome:<12}", "dim"),
             (f"  {metric}" if metric else "", "dim"),
         )
         self._console.print(line, no_wrap=True, overflow="ellipsis")
@@ -101,7 +101,7 @@ class Terminal(Display):
             self._live.stop()
         self._live = self._line = None
 
-    def _shown(self, line: _Line) -> Live:
+    def _live_display(self, line: _Line) -> Live:
         return Live(line, console=self._console, refresh_per_second=_FRAMES_A_SECOND, transient=True)
 
     def _spinner(self) -> Spinner:
@@ -109,19 +109,19 @@ class Terminal(Display):
 
 
 class _Line:
-    """The live line of a stage: what is drawn is read afresh for every frame."""
+    """The live line of a stage, drawn from the current values in every frame."""
 
     def __init__(self, out: Terminal, name: str, pace_: Pace, spinner: Spinner, width: int) -> None:
         self._out, self._name, self._pace, self._spinner, self._width = out, name, pace_, spinner, width
         self.metric = ""
 
     def update(self, done: float, total: float, metric: str = "") -> None:
-        """Take in how far the stage is."""
+        """Report ``done`` of ``total`` units."""
         self.metric = metric or self.metric
         self._pace.update(done, total)
 
     def note(self, text: str) -> None:
-        """Show a line worth keeping."""
+        """Show a line that stays above the live line."""
         self._out.note(text)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -131,7 +131,7 @@ class _Line:
             Text.assemble(self._frame(), " ", (f"{self._name:<{self._width}}", "bold"))
         ]
         if self._pace.total > 0:
-            if options.max_width >= _ROOM_FOR_BAR:
+            if options.max_width >= _WIDTH_FOR_BAR:
                 done = min(self._pace.done, self._pace.total)
                 cells.append(ProgressBar(total=self._pace.total, completed=done, width=_BAR_WIDTH))
             cells.append(Text(pace.count(self._pace.done, self._pace.total)))

@@ -1,4 +1,4 @@
-"""How fast a stage goes and how long it still takes, and how a person reads such figures."""
+"""The rate and the remaining time of a stage, and the formats of such figures."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ _SAMPLES = 60
 _BETWEEN_SAMPLES = 1.0
 _SHORTEST_SPAN = 0.2
 _FIRST_SHARE = 0.05
-"""Share of the whole that the first units must be for their speed to be told."""
+"""Minimum share of the total of the first units for their rate to be shown."""
 
 
 class Pace:
-    """Done, total and rate of one stage.
+    """The finished units, total and rate of one stage.
 
-    The rate is that of the last minute or so, and starts from the first figure heard: a resumed
-    stage begins with much done already, which says nothing about its speed. The first units' time holds
-    what is done once, such as compiling: it is told only where it means the whole, and forgotten after.
+    The rate is that of about the last minute, counted from the first report: units finished before a resumed
+    stage started say nothing about its rate. The first units include work done once, such as compiling; their
+    rate is used only if they are a large share of the total, and is dropped afterwards.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
         self._samples: deque[tuple[float, float]] = deque(maxlen=_SAMPLES)
-        self.started = self._heard = clock()
+        self.started = self._updated_at = clock()
         self._risen = False
         self.done: float = 0
         self.total: float = 0
         self.rate: float | None = None
-        """Units a second, once two figures are known."""
+        """Units per second; ``None`` before two reports."""
 
     def update(self, done: float, total: float) -> None:
-        """Take in that ``done`` of ``total`` units are finished."""
+        """Report ``done`` of ``total`` units."""
         now = self._clock()
         if done < self.done:
             self._samples.clear()
             self._risen = False
-        self.done, self.total, self._heard = done, total, now
+        self.done, self.total, self._updated_at = done, total, now
         if self._samples:
             then, before = self._samples[0]
-            told = self._risen or before > 0 or done - before >= _FIRST_SHARE * total
-            if done > before and now - then >= _SHORTEST_SPAN and told:
+            representative = self._risen or before > 0 or done - before >= _FIRST_SHARE * total
+            if done > before and now - then >= _SHORTEST_SPAN and representative:
                 self.rate = (done - before) / (now - then)
             if done > before and not self._risen:
                 self._risen = True
@@ -53,20 +53,20 @@ class Pace:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the stage began."""
+        """Seconds since the start of the stage."""
         return self._clock() - self.started
 
     @property
     def left(self) -> float | None:
-        """Seconds still needed at this rate; counts down between updates."""
+        """Remaining seconds at this rate, counted down between reports; ``None`` if unknown."""
         if not self.rate or self.total <= 0:
             return None
-        since = self._clock() - self._heard
+        since = self._clock() - self._updated_at
         return max(0.0, (self.total - self.done) / self.rate - since)
 
 
 def duration(seconds: float) -> str:
-    """``0.4 s``, ``41 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    """Return seconds as ``0.4 s``, ``41 s``, ``3 min 20 s`` or ``2 h 05 min``."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -78,19 +78,19 @@ def duration(seconds: float) -> str:
 
 
 def speed(rate: float) -> str:
-    """``120/s``, ``3.2/s``, or below one a second ``12 s each``."""
+    """Return a rate per second as ``120/s`` or ``3.2/s``, or below 1 as ``12 s each``."""
     if rate >= 1:
         return f"{rate:,.0f}/s" if rate >= 9.95 else f"{rate:.1f}/s"
     return f"{duration(1 / rate)} each"
 
 
 def count(done: float, total: float) -> str:
-    """``12/20``; a decimal only where there are parts of units."""
+    """Return ``12/20``, with a decimal only for fractions of units."""
     return f"{_number(done)}/{_number(total)}"
 
 
 def size(number: float) -> str:
-    """Bytes as ``512 B``, ``1.4 MB``, ``2.0 GB``."""
+    """Return bytes as ``512 B``, ``1.4 MB`` or ``2.0 GB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if number < 999.5:
             return f"{number:.0f} {unit}" if unit == "B" or number >= 99.5 else f"{number:.1f} {unit}"

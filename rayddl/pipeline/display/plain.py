@@ -1,4 +1,4 @@
-"""A run in a pipe or a log: plain lines, a few a minute, without control codes."""
+"""Shows a run in a pipe or a log: plain lines, a few per minute, without control codes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rayddl.pipeline.tables import as_text, places_table, rows_table
 from rayddl.stages.context import Progress, Silent
 
 BETWEEN = 10.0
-"""Seconds between two lines about the same stage."""
+"""Minimum seconds between two lines about the same stage."""
 
 
 class Plain(Display):
-    """Plain lines. ``quiet`` leaves only the result."""
+    """Prints plain lines; with ``quiet``, only the result."""
 
     def __init__(
         self, stream: TextIO | None = None, *, quiet: bool = False, clock: Clock = time.monotonic
@@ -31,9 +31,9 @@ class Plain(Display):
         self._line: _Line | None = None
 
     def say(self, text: str, *, always: bool = False) -> None:
-        """Write a line, at once."""
+        """Print a line and flush."""
         if always or not self._quiet:
-            # Looked up late: whoever captures output replaces sys.stdout.
+            # sys.stdout is read on each call because tools that capture output replace it.
             print(text, file=self._stream or sys.stdout, flush=True)
 
     def plan(self, plan: Plan) -> None:
@@ -68,37 +68,37 @@ class Plain(Display):
 
 
 class _Line:
-    """One stage's progress as occasional lines."""
+    """Prints the progress of one stage as occasional lines."""
 
     def __init__(self, out: Plain, stage: str, pace_: Pace, clock: Clock) -> None:
         self._out, self._stage, self._pace, self._clock = out, stage, pace_, clock
-        self._told = clock()
+        self._printed_at = clock()
         self._metric = ""
 
     def update(self, done: float, total: float, metric: str = "") -> None:
-        """Take in how far the stage is."""
+        """Report ``done`` of ``total`` units."""
         self._pace.update(done, total)
         self._metric = metric or self._metric
         now = self._clock()
-        if now - self._told < BETWEEN:
+        if now - self._printed_at < BETWEEN:
             return
-        self._told = now
+        self._printed_at = now
         self._out.say(f"{self._stage}: {', '.join(figures(self._pace, self._metric))}")
 
     def last(self) -> list[str]:
-        """The figures heard last, if there were any."""
+        """Return the last reported figures, if any."""
         if not self._pace.total:
             return []
         counted = pace.count(self._pace.done, self._pace.total)
         return [counted, self._metric] if self._metric else [counted]
 
     def note(self, text: str) -> None:
-        """Show a line worth keeping."""
+        """Print a line about the stage."""
         self._out.say(f"{self._stage}: {text}")
 
 
 def figures(pace_: Pace, metric: str) -> list[str]:
-    """Done, rate, time left and the last metric, in words, as far as they are known."""
+    """Return the texts of count, rate, remaining time and last metric, as far as they are known."""
     parts = [pace.count(pace_.done, pace_.total)]
     if pace_.rate:
         parts.append(pace.speed(pace_.rate))

@@ -11,8 +11,8 @@ from markupsafe import Markup
 from rayddl.report import numbers, pictures
 from rayddl.report.charts import Chart, Hint, Line, Mark, Spots, Whiskers
 from rayddl.report.confusion import Matrix, matrix, mistakes
+from rayddl.report.gallery import sets_gallery
 from rayddl.report.headline import Headline
-from rayddl.report.lineup import lineup
 from rayddl.report.page import assembled, definition_section
 from rayddl.report.run import PICTURE_BYTES
 from rayddl.report.sections import Fact, Section, net_name, slug
@@ -97,7 +97,7 @@ def sections(comparison: Comparison, budget: int) -> Iterator[Section]:
     yield Section(
         key="images", title="Images", made_by=links,
         lead="The same classes in every set.",
-        lineup=lineup([(e.label, e.judged.pictures) for e in found], budget),
+        sets_gallery=sets_gallery([(e.label, e.judged.pictures) for e in found], budget),
     )  # fmt: skip
     matrices = [(entry, made) for entry in found if (made := _matrix(entry)) is not None]
     if matrices:

@@ -14,7 +14,7 @@ from rayddl.report import numbers
 from rayddl.report.bars import Bar, Bars, Group
 from rayddl.report.confusion import Matrix, matrix
 from rayddl.report.headline import held_out
-from rayddl.report.run import Part, Place, Run, Shown
+from rayddl.report.run import Part, Place, ReportedStage, Run
 from rayddl.report.sections import Fact, Panel, Section, links_to, net_name, slug
 from rayddl.report.tables import Cell, Column, Table
 from rayddl.report.values import Columns, Stage, number
@@ -38,7 +38,7 @@ STUDENTS = ("data", "net", "seed", "accuracy", "seconds")
 
 
 @dataclass(frozen=True)
-class Evaluate(Shown):
+class Evaluate(ReportedStage):
     """A judgement: one row of ``students`` per trained student.
 
     ``confusion`` has one row per student and entry of its confusion matrix, zeros left out.

@@ -15,7 +15,7 @@ from rayddl.report.bars import Bar, Bars, Group
 from rayddl.report.charts import Band, Chart, Hint, Line
 from rayddl.report.curves import by_value, evenly
 from rayddl.report.headline import held_out
-from rayddl.report.run import Part, Place, Run, Shown
+from rayddl.report.run import Part, Place, ReportedStage, Run
 from rayddl.report.sections import Fact, Panel, Section, links_to, net_name, slug
 from rayddl.report.values import Columns, number
 from rayddl.stages.context import Input
@@ -28,7 +28,7 @@ COLUMNS = ("expert", "epoch", "train_loss", "test_accuracy", "step_norm")
 
 
 @dataclass(frozen=True)
-class Experts(Shown):
+class Experts(ReportedStage):
     """Expert trajectories. ``metrics`` has one row per expert and epoch, epoch 0 being the start."""
 
     place: ClassVar[Place] = Place.TRAINED

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from rayddl.report.run import Place, Shown
+from rayddl.report.run import Place, ReportedStage
 from rayddl.report.values import Columns, Pictures
 
 
 @dataclass(frozen=True)
-class Match(Shown):
+class Match(ReportedStage):
     """A distillation: one row of ``metrics`` per iteration, of ``accuracy`` per seed and check."""
 
     place: ClassVar[Place] = Place.MADE

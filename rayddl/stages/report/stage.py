@@ -1,15 +1,15 @@
 """``kind: report``: one self-contained page about the stages it names.
 
 What a stage looks like on the page its kind decides, in the module ``report`` of the kind's folder: ``read(found)``
-gives a :class:`rayddl.report.run.Shown`, ``part(shown, run)`` makes a :class:`rayddl.report.run.Part` of all that
-the kind has in the run, and ``TINT`` is the colour of the kind's bars. Stages of kinds without it appear with their
-folder and time only.
+gives a :class:`rayddl.report.run.ReportedStage`, ``part(stages, run)`` makes a :class:`rayddl.report.run.Part` of all
+that the kind has in the run, and ``TINT`` is the colour of the kind's bars. Stages of kinds without it appear with
+their folder and time only.
 """
 
 from __future__ import annotations
 
 from rayddl.report.page import render
-from rayddl.report.run import Chapter, Run, Shown
+from rayddl.report.run import Chapter, ReportedStage, Run
 from rayddl.stages.context import Context, Result
 from rayddl.stages.finished import PAGE, as_stage, in_order, versions
 from rayddl.stages.kinds import known
@@ -25,7 +25,7 @@ def run(config: ReportConfig, context: Context) -> Result:
     sections = {
         name: module for name, kind in known().items() if name in used and (module := kind.optional("report"))
     }
-    read: dict[str, list[Shown]] = {name: [] for name in sections}
+    read: dict[str, list[ReportedStage]] = {name: [] for name in sections}
     stages = []
     for done, found in enumerate(inputs):
         context.progress.update(done, total, found.stage)

@@ -28,8 +28,10 @@ START_SECONDS = 120.0
 """How long each part of Ray may take to come up on a busy machine; Ray itself gives 30."""
 ATTEMPTS = 2
 LOOPBACK = "127.0.0.1"
-LOCAL_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Ray's switch for machines that are no part of a cluster: 127.0.0.1 is not replaced by the outward address."""
+LOCAL_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+"""Ray's switches for a machine that is no part of a cluster: 127.0.0.1 is not replaced by the outward address, and no
+usage is reported to a server.
+"""
 AGENT_PORTS = (
     "metrics_agent_port",
     "metrics_export_port",

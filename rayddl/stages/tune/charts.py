@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 from rayddl.report import numbers, scales
 from rayddl.report.charts import Chart, Dots, Hint, Line
 from rayddl.report.parallel import Axis, Parallel
-from rayddl.report.run import Place, Shown
+from rayddl.report.run import Place, ReportedStage
 from rayddl.report.sections import slug
 from rayddl.report.values import Columns
 
 
 @dataclass(frozen=True)
-class Tune(Shown):
+class Tune(ReportedStage):
     """A search: one row of ``trials`` per trial, of ``progress`` per report of each.
 
     ``settings`` has one array for each setting searched: numbers, or texts. ``pictures`` are of the best set,

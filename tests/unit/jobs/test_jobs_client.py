@@ -34,7 +34,7 @@ KNOWN = {
 
 @dataclass
 class Server:
-    """What it answers, by path, as (status, body); and the requests that came."""
+    """Answers by path, as (status, body), and the received requests."""
 
     address: str = ""
     answers: dict[str, tuple[int, Any]] = field(default_factory=dict)
@@ -97,7 +97,7 @@ def test_a_job_is_told(server: Server) -> None:
 
 
 def test_the_address_typed_counts(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable of Ray's does not override --address, and stands in where there is none."""
+    """A variable of Ray does not override --address, and is used without the option."""
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
     assert Jobs(server.address).all()
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", server.address)
@@ -148,14 +148,14 @@ def test_an_unknown_job_is_told_with_the_known_ones(server: Server, verb: str) -
 
 
 def test_what_answers_may_be_no_ray(server: Server) -> None:
-    """Another server at the address is told as such."""
+    """A server that is not Ray's is reported as such."""
     server.answers["/api/version"] = (404, "not here")
     with raises("cluster-refuses"):
         Jobs(server.address)
 
 
 def test_a_head_that_is_not_ready_is_asked_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Just started, the dashboard answers before it takes jobs; any other failure is told at once."""
+    """A new dashboard answers before it accepts jobs and is asked again; other failures are reported at once."""
     monkeypatch.setattr(client, "PAUSE_SECONDS", 0.0)
     told = ["No available agent to submit job, please try again later."] * 3 + ["disk full"]
     asked: list[str] = []
@@ -174,7 +174,7 @@ def test_a_head_that_is_not_ready_is_asked_again(server: Server, monkeypatch: py
 
 
 def test_stop_says_whether_it_ran(server: Server) -> None:
-    """A running job is being stopped; one that had ended is said to."""
+    """A running job is stopped; for one that has ended, the message says so."""
     for stopped, told in ((True, "is being stopped; what it did is kept"), (False, "had ended already")):
         server.answers["/api/jobs/digits-1/stop"] = (200, {"stopped": stopped})
         ended = CliRunner().invoke(app, ["stop", "digits-1", "--address", server.address])
@@ -182,7 +182,7 @@ def test_stop_says_whether_it_ran(server: Server) -> None:
 
 
 def test_status_lists_jobs(server: Server) -> None:
-    """Without a name every job stands in the table; as JSON it is complete."""
+    """Without a name, the table has every job; as JSON it is complete."""
     shown = CliRunner().invoke(app, ["status", "--address", server.address])
     told = CliRunner().invoke(app, ["status", "--address", server.address, "--json"])
     assert "digits-1" in shown.stdout
@@ -191,7 +191,7 @@ def test_status_lists_jobs(server: Server) -> None:
 
 
 def test_a_failed_job_fails_the_command() -> None:
-    """How a job ended decides how watching it ends."""
+    """The end of a job determines the exit code of following it."""
     job = Job(
         "digits-1", "FAILED", "Job entrypoint command failed with exit code 2.", "digits", "/r", None, None
     )
@@ -203,7 +203,7 @@ def test_a_failed_job_fails_the_command() -> None:
 
 
 def test_a_broken_log_is_taken_up_where_it_broke(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stream begins anew with each connection; every character is passed on once."""
+    """Each connection repeats the log from its beginning; every character is passed on once."""
     whole, broken = "one\ntwo\nthree\n", [3, 9]
 
     def tail(job: str) -> Iterator[str]:

@@ -86,7 +86,7 @@ def test_a_manifest_holds_the_run(here: Path) -> None:
 
 
 def test_a_manifest_needs_an_image_and_a_name(here: Path) -> None:
-    """Without an image the message names the one to start from; Kubernetes' limit on names is told."""
+    """Without an image the message names the base image; a name too long for Kubernetes is refused."""
     with raises("manifest-without-image"):
         manifest_of(definitions.load("base.yaml"), "s3://bucket/runs", Shape(None))
     with raises("name-too-long-for-kubernetes"):
@@ -134,7 +134,7 @@ def test_ray_start_knows_the_parameters() -> None:
 @settings(max_examples=20)  # each writes and reads two groups of nodes as YAML
 @given(st.integers(2 * GIB, 2**45), st.integers(2 * GIB, 2**45))
 def test_tasks_and_object_store_share_a_pods_memory(head: int, worker: int) -> None:
-    """What Ray promises to tasks and gives to the object store is the pod's limit together, to the byte."""
+    """Ray's memory for tasks and for the object store add up to the pod's limit, to the byte."""
     cluster = cluster_of(Shape("image", head_memory=head, memory_each=worker))
     groups = {head: cluster["headGroupSpec"], worker: cluster["workers"]["gpu"]}
     for memory, group in groups.items():
@@ -147,7 +147,7 @@ def test_tasks_and_object_store_share_a_pods_memory(head: int, worker: int) -> N
 
 @given(st.integers(0, 2**45))
 def test_memory_is_read_back_as_written(amount: int) -> None:
-    """What Kubernetes is given means the same bytes."""
+    """The quantity in the manifest has the same number of bytes."""
     assert shape.parse_memory("--head-memory", shape.written_memory(amount)) == amount
 
 
@@ -271,7 +271,7 @@ def test_left_out_options_mean_what_the_help_says(here: Path) -> None:
     ],
 )  # fmt: skip
 def test_options_of_the_manifest_are_refused_without_it(here: Path, given: list[str]) -> None:
-    """They would have no effect on a cluster that runs: exit 2 before anybody is asked."""
+    """They have no effect on an existing cluster: exit code 2 before the cluster is contacted."""
     out = ["--out", "/mnt/runs", "--address", "http://127.0.0.1:1"]
     ended = CliRunner().invoke(app, ["submit", "base.yaml", *out, *given])
     assert ended.exit_code == 2

@@ -1,4 +1,4 @@
-"""What a job takes with it, and what is refused before anything is sent."""
+"""The files that a job ships, and what is refused before anything is sent."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_caches_are_left_out(here: Path) -> None:
 
 
 def test_what_is_named_may_be_a_folder_that_is_else_left_out(here: Path) -> None:
-    """Who names a folder called data gets it shipped."""
+    """A folder called data is shipped if it is named."""
     (here / "data").mkdir()
     (here / "data" / "y").write_text("x")
     assert "data/y" in shipping.pack(load(), ["data"]).files
@@ -188,7 +188,7 @@ def test_what_cannot_be_shipped_is_named(here: Path, given: str) -> None:
 
 
 def test_what_is_wrong_is_told_before_a_cluster_is_asked(here: Path) -> None:
-    """A definition with mistakes, a group of nodes that is none: exit 2 without anybody at the address."""
+    """A wrong definition and a malformed group of nodes: exit code 2, without a server at the address."""
     out = ["--out", "/mnt/runs", "--address", "http://127.0.0.1:1"]
     grown = CliRunner().invoke(app, ["submit", "base.yaml", *out, "--grows", "many"])
     wrong = CliRunner().invoke(app, ["submit", "base.yaml", *out, "--set", "experts.counts=3"])
@@ -199,7 +199,7 @@ def test_what_is_wrong_is_told_before_a_cluster_is_asked(here: Path) -> None:
 
 
 def test_a_dollar_that_is_left_is_refused(here: Path) -> None:
-    """What another machine would replace once more is not shipped."""
+    """Text that another machine would replace as a variable is not shipped."""
     shipped = definitions.load({**yaml.safe_load(BASE), "description": "costs ${NOTHING}"})
     with raises("substitution-left"):
         shipping.pack(shipped)

@@ -1,4 +1,4 @@
-"""``rayddl compare``: what is named is found, what is judged is shown, what is not is judged first."""
+"""``rayddl compare``: finds the named sets, shows evaluated ones, and evaluates the others first."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_what_is_not_judged_is_judged_by_the_first_ones_protocol(
 
 
 def test_again_judges_all_alike(judge: Judge) -> None:
-    """The sets are taken from their evaluate stages and judged anew; nothing is shown as it was."""
+    """The sets are taken from their evaluate stages and evaluated again; no old result is shown."""
     found = [each for name in ("a", "b") for each in comparing.resolve(str(judge(name)), "runs")]
     made = comparing.definition(found, again=True, epochs=3)
 
@@ -195,7 +195,7 @@ def test_python_compares_as_the_command_does(judge: Judge, tmp_path: Path) -> No
 
 
 def test_a_result_shows_its_page(judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the browser, in a notebook below the cell; where there is no page, or it lies elsewhere, it is said."""
+    """Opens in the browser or below a notebook's cell; a missing or remote page is refused."""
     found = rayddl.compare([str(judge("one"))], out=str(tmp_path / "out"), progress=False)
     seen: list[str] = []
     monkeypatch.setattr(webbrowser, "open", seen.append)

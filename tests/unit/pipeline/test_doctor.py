@@ -1,4 +1,4 @@
-"""What is wrong with a machine, and what to do about it."""
+"""``rayddl doctor``: the problems of a machine, and what to do about them."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ class TestTorch:
         assert (found.state, found.found) == ("fails", "torchvision's operators give wrong results")
 
     def test_no_torch(self, out: str) -> None:
-        """A torch that cannot be imported is told with its error."""
+        """A torch that cannot be imported is reported with its error."""
         found = examined("torch with", out, torch_error="ImportError: libcudart.so.12")
 
         assert (found.state, found.found) == ("fails", "ImportError: libcudart.so.12")
 
     def test_a_process_that_dies(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A library that takes its process down does not take the doctor with it."""
+        """A library that ends its process does not end the doctor's."""
         dead = subprocess.CompletedProcess([], -11, stdout="", stderr="warning\nSegmentation fault\n")
         monkeypatch.setattr(subprocess, "run", lambda *args, **options: dead)
 
@@ -134,7 +134,7 @@ class TestCompiler:
         assert examined("compiler", out).advice.endswith(f"export CXX={other}")
 
     def test_broken(self, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A compiler that lacks headers is told with the first error."""
+        """A compiler that lacks headers is reported with the first error."""
         broken = tmp_path / "g++"
         broken.write_text("#!/bin/sh\necho 'fatal error: Python.h: No such file' >&2\nexit 1\n")
         broken.chmod(0o755)
@@ -175,7 +175,7 @@ class _Usage:
 
 
 def test_table() -> None:
-    """For a person, advice stands under what was found."""
+    """In the table, advice is shown under each finding."""
     text = as_text(doctor.table([Finding("memory", "1.0 GiB", "fails", "allow more"), Finding("CPUs", "2")]))
 
     assert text.splitlines()[2:] == [
@@ -207,7 +207,7 @@ class TestNode:
         return doctor_nodes.row(node, Answer({**fine, **told}), HERE)
 
     def test_fine(self) -> None:
-        """A node like this machine says what it offers and no more."""
+        """For a node with the same versions as here, only its resources are shown."""
         found = self.row()
 
         assert (found.name, found.state, found.advice) == ("node 10.0.0.7 (worker)", "fine", "")
@@ -222,7 +222,7 @@ class TestNode:
         assert "the driver lists 1, torch is built for CPUs only" in found.advice
 
     def test_unused_gpus(self) -> None:
-        """GPUs that Ray was not told of are not used."""
+        """GPUs that are not registered with Ray are not used."""
         found = self.row(probe={"gpus": [["H200", 1], ["H200", 1]]})
 
         assert found.state == "worse"
@@ -243,7 +243,7 @@ class TestNode:
         assert "RuntimeError: no nms" in found.advice
 
     def test_too_many_cpus(self) -> None:
-        """CPUs that a container does not grant are pointed out, and a small /dev/shm beside them."""
+        """CPUs that a container does not grant are reported, and a small /dev/shm."""
         found = self.row(cpus=2, shm=64 << 20)
 
         assert found.state == "worse"

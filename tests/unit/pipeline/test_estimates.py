@@ -1,4 +1,4 @@
-"""What stages are expected to take: against real networks, against arithmetic, and against one real step."""
+"""Estimates of stages, checked against real networks, arithmetic and one real step."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class TestOutline:
         assert found == estimates.Outline(320_010, 128 * (1024 + 256 + 64) + 3072)
 
     def test_other_networks_are_not_guessed(self) -> None:
-        """What would have to be built is unknown, and told as such."""
+        """Networks that would have to be built have no estimate."""
         experts = EXPERTS.model_copy(update={"net": NetConfig.model_validate("resnet18")})
 
         found = expected(experts)
@@ -173,7 +173,7 @@ class TestKinds:
         assert expected(alone, outlook(memory=8 * GIB)).at_once == 1
 
     def test_students_are_counted(self) -> None:
-        """Lessons times nets times seeds, by the protocol of the set."""
+        """Data sets times nets times seeds, by the protocol of the set."""
         from rayddl.stages.evaluate.settings import EvaluateConfig
 
         config = EvaluateConfig.model_validate(
@@ -197,7 +197,7 @@ class TestKinds:
         assert (found.at_once, found.memory) == (4, expected(template).memory)
 
     def test_crops_are_counted(self) -> None:
-        """RDED looks at so many images of each class, or at all of them where they are fewer."""
+        """RDED scores the given number of images of each class, or all of them if there are fewer."""
         from rayddl.stages.rded.settings import RdedConfig
 
         config = RdedConfig.model_validate({"kind": "rded", "teacher": "t", "ipc": 10, "num_crops": 5})
@@ -206,7 +206,7 @@ class TestKinds:
         assert expected(config.model_copy(update={"mipc": 9000})).work == "50,000 images × 5 crops"
 
     def test_a_teacher_is_one_network(self) -> None:
-        """It is trained, or is there already, and then nothing is told of its size."""
+        """A teacher is trained or loaded; a loaded one has no estimate of its size."""
         from rayddl.stages.teacher.settings import TeacherConfig
 
         trained = TeacherConfig.model_validate({"kind": "teacher"})
@@ -323,7 +323,7 @@ class TestMeasuring:
         assert found.memory == 10**9 + 30 * step + 29 * 4000 + self.around(outlook(), 100)
 
     def test_a_failed_trial_leaves_the_formula(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Why it failed stands beside the figure, which stays marked as an estimate."""
+        """The reason of the failure is a note, and the figure stays marked as an estimate."""
         monkeypatch.setattr(trial, "run", lambda job: "its process was killed")
 
         found = self.measured(matching())
@@ -354,7 +354,7 @@ class TestMeasuring:
 
 
 def test_a_real_step_is_measured(tmp_path: Path) -> None:
-    """``plan --measure`` tries a step in another process, tells its memory, and writes nothing."""
+    """``plan --measure`` runs a step in another process, shows its memory, and writes nothing."""
     path = tmp_path / "d.yaml"
     path.write_text(
         """

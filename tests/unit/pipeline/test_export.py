@@ -37,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Folder]:
 
 
 def test_pt(made: tuple[Any, Folder], tmp_path: Path) -> None:
-    """The tensors come back exactly, and load without running code; the learning rate is beside them."""
+    """The tensors are exact and load without running code; the learning rate is stored with them."""
     import torch
 
     distilled, folder = made

@@ -22,7 +22,7 @@ def test_every_shipped_definition_is_pinned() -> None:
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda p: p.stem)
 def test_fingerprints_stay_what_they_are(path: Path, tmp_path: Path) -> None:
-    """A changed fingerprint makes everybody's finished folders of that stage, and of all that read it, useless.
+    """A changed fingerprint makes finished folders of that stage and of all that depend on it useless.
 
     Where a result changes on purpose, the kind's version is raised and the golden file written anew.
     """

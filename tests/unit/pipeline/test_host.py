@@ -1,4 +1,4 @@
-"""What a container really offers."""
+"""The CPUs, memory and folders that a container has."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ class TestErrors:
         ],
     )
     def test_one_stage(self, lab: Any, written: Callable[..., Path], stage: str, expected: str) -> None:
-        """A stage's problem is told with file, line, key, value, what was expected and the nearest name."""
+        """A stage's problem has file, line, key, value, what was expected and the nearest name."""
         path = written(f"{HEAD}  s: {stage}\n")
 
         with pytest.raises(DefinitionError) as error:
@@ -291,7 +291,7 @@ class TestGraph:
         assert [stage.name for stage in plan.stages] == ["y", "m", "z", "x"]
 
     def test_own_checks(self, lab: Any, written: Callable[..., Path]) -> None:
-        """What a kind checks between itself and the stages that it reads is reported in its place."""
+        """A kind's check of the stages that it reads is reported with its place."""
         path = written(f"{HEAD}  a: {{kind: make}}\n  b: {{kind: use, make: a, needs: 9}}\n")
 
         with pytest.raises(DefinitionError) as error:
@@ -300,7 +300,7 @@ class TestGraph:
         assert problems_of(error, path.parent) == ["d.yaml:5: stages.b: needs 9 things, 'a' makes 3"]
 
     def test_real_kinds(self) -> None:
-        """The real kinds hang together: their marks, checks and defaults that depend on readers."""
+        """The links between the real kinds work: marks, checks, and defaults that depend on readers."""
         match = {"kind": "match", "experts": "e", "ipc": 1, "syn_steps": 2}
         value: dict[str, Any] = {
             "name": "d",
@@ -331,7 +331,7 @@ class TestGraph:
         ],
     )
     def test_waypoints_of_a_match_stage(self, changes: list[str], code: str) -> None:
-        """They fit experts that are kept whole, from their first epoch to their last; else it is said why not."""
+        """They need experts that are stored complete, from the first epoch to the last; otherwise they are refused."""
         value: dict[str, Any] = {
             "name": "d",
             "source": {"name": "digits"},

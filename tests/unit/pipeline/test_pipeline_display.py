@@ -1,4 +1,4 @@
-"""What people, logs and machines see of a run."""
+"""The displays of a run for terminals, logs and programs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class TestFigures:
         ],
     )
     def test_speed(self, rate: float, expected: str) -> None:
-        """Fast work is told by the second, slow work by the unit."""
+        """Fast work is shown in units per second, slow work in time per unit."""
         assert pace.speed(rate) == expected
 
     @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ class TestFigures:
         ],
     )
     def test_size(self, number: float, expected: str) -> None:
-        """Bytes are told with two or three digits."""
+        """Bytes are shown with two or three digits."""
         assert pace.size(number) == expected
 
 
@@ -115,7 +115,7 @@ class TestPace:
         assert meter.left == pytest.approx(90)
 
     def test_compiling(self) -> None:
-        """A first unit among many, which holds the compiling, says nothing; after it the true rate is told."""
+        """The first of many units, which includes compiling, gives no rate; the units after it do."""
         clock = Clock()
         meter = Pace(clock)
         meter.update(0, 300)
@@ -142,7 +142,7 @@ class TestPace:
         assert meter.rate == pytest.approx(1)
 
     def test_start_over(self) -> None:
-        """A count that goes back begins afresh."""
+        """A count that decreases starts a new rate."""
         clock = Clock()
         meter = Pace(clock)
         for done in (0, 10, 2):
@@ -190,7 +190,7 @@ class TestPlain:
         assert "\r" not in text
 
     def test_plan_first_and_places_last(self, lab: Any, three: dict[str, Any]) -> None:
-        """The plan stands above everything, and where things lie below it; nothing is cut off."""
+        """The plan comes first and the paths of results last; nothing is cut off."""
         stream = io.StringIO()
         result = lab.run(three, display=Plain(stream))
         lines = stream.getvalue().splitlines()
@@ -308,7 +308,7 @@ def drawn(stream: io.TextIOWrapper) -> str:
 
 class TestTerminal:
     def test_finished_lines(self, lab: Any, three: dict[str, Any]) -> None:
-        """A stage that is over leaves one quiet line; notes stay above it."""
+        """A finished stage leaves one dim line; notes stay above it."""
         clock = Clock()
         console, stream = terminal()
         lab.works["first"] = busy(clock)
@@ -374,7 +374,7 @@ class TestTerminal:
         assert "ok first " in drawn(stream)
 
     def test_status(self) -> None:
-        """A status stands on the screen while something starts, and leaves no line."""
+        """A status is shown while something starts, and leaves no line."""
         console, stream = terminal()
         display = Terminal(console)
         with display.status("starting Ray"):

@@ -1,4 +1,4 @@
-"""YAML with line numbers, variables and no surprises."""
+"""YAML with line numbers and variables, and without code or YAML 1.1 types."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class TestProblems:
         ],
     )
     def test_message(self, text: str, expected: str) -> None:
-        """Each problem is told with its line and key."""
+        """Each problem has its line and key."""
         _, problems = read(text)
 
         assert problems == [expected]
@@ -129,7 +129,7 @@ class TestSubstitution:
         assert problems == []
 
     def test_empty_variables(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """An empty variable takes its default, and without one stands for nothing."""
+        """An empty variable takes its default, and without one is empty text."""
         monkeypatch.setenv("EMPTY", "")
         document, problems = read("a: ${EMPTY:-3}\nb: ${EMPTY}\nc: ${EMPTY:-}\n")
 
@@ -163,7 +163,7 @@ class TestSubstitution:
         assert document.value == {"${N}": 20}
 
     def test_values_are_never_structure(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A variable cannot smuggle in keys or lists."""
+        """A variable cannot add keys or lists."""
         monkeypatch.setenv("EVIL", "{a: 1}\nb: [2]")
         document, problems = read("x: ${EVIL}\n")
 

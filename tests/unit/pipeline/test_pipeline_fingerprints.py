@@ -1,4 +1,4 @@
-"""What a stage's folder is named after: everything that decides its content, and nothing else."""
+"""The fingerprint in a stage's folder name: it covers all that determines the content, and nothing else."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_key_order_does_not_matter(lab: Any, data: st.DataObject) -> None:
     ),
 )
 def test_resources_do_not_matter(lab: Any, stage: str, resources: dict[str, Any]) -> None:
-    """What a worker asks Ray for changes no folder."""
+    """The resources of workers change no folder."""
     other = copy.deepcopy(BASE)
     other["stages"][stage]["resources"] = resources
 
@@ -98,7 +98,7 @@ AFTER_ONE = {"one", "user", "last", "page"}
     ],
 )
 def test_what_a_change_reaches(lab: Any, override: str, changed: set[str]) -> None:
-    """A changed key gives new folders to its stage and to all that hang on it, and to nothing else."""
+    """A changed key gives new folders to its stage and to all that depend on it, and to no others."""
     before, after = lab.fingerprints(BASE), lab.fingerprints(BASE, [override])
 
     assert {name for name in before if before[name] != after[name]} == changed
@@ -148,7 +148,7 @@ def test_folder_name(lab: Any) -> None:
 
 
 def test_stable_over_versions(lab: Any) -> None:
-    """The fingerprint of a known definition is a known one: changing it makes everybody's results void."""
+    """The fingerprint of a fixed definition is fixed: a change would make all finished runs useless."""
     assert lab.fingerprints(BASE)["one"] == "c96b7881d8522a65745ec24869663946a6302281a88a6eb8aa4f7e82d73f3ec2"
 
 

@@ -1,4 +1,4 @@
-"""The stage graph: who reads whom, by which field, and in what order stages run."""
+"""The stage graph: which stage reads which, by which field, and in what order stages run."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def searched(**search: Any) -> tuple[Any, ...]:
 
 
 def test_what_a_template_reads_is_read_in_its_stead() -> None:
-    """It stands under the field of the template and its own; a stage that is varied, too, is not read."""
+    """It is listed under the template's field and its own; a stage that is varied as well is not read."""
     assert by_field(searched())["search"] == {"of": "distill", "of.experts": "experts"}
     more = {"space": {"experts.lr": {"uniform": [0.01, 0.1]}}}
     both = searched(also=["experts"], **more)
@@ -159,7 +159,7 @@ def test_order(reads: dict[str, list[str]], ordered: list[str], circle: list[str
 
 
 def test_readers_are_found_through_others() -> None:
-    """Whoever reads a stage, or reads what reads it."""
+    """The stages that read a stage directly or through others."""
     named: dict[str, graph.Links] = {
         "a": {}, "b": {"of": ("a",)}, "c": {"of": ("b",)}, "d": {"of": ("c", "a")}, "e": {},
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""``list`` and ``show``: told from the artifacts alone."""
+"""``list`` and ``show``, which read the artifacts only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.raising import raises
 
 
 def text_of(parts: list[Any]) -> str:
-    """What is drawn."""
+    """The drawn text."""
     return "\n".join(as_text(part) for part in parts)
 
 
@@ -96,7 +96,7 @@ class TestList:
         [(-5, "0 s"), (89, "89 s"), (90, "1 min"), (5399, "89 min"), (5400, "1 h"), (200_000, "2 days")],
     )
     def test_age(self, seconds: int, expected: str) -> None:
-        """Ages are told in one unit."""
+        """Ages are shown in one unit."""
         now = datetime(2030, 1, 1, tzinfo=timezone.utc)
 
         assert age(now - timedelta(seconds=seconds), now) == expected
@@ -206,7 +206,7 @@ class TestFindSet:
         assert find_set("three", str(lab.out)).local == Path(folders["second"]) / "set"
 
     def test_none(self, lab: Any, three: dict[str, Any]) -> None:
-        """Where there is none, it is said what was looked for."""
+        """If there is none, the message says what was searched."""
         lab.run(three)
         with raises("run-without-set"):
             find_set("three", str(lab.out))

@@ -55,7 +55,7 @@ def test_second_holder_is_refused(tmp_path: Path) -> None:
 
 
 def test_dead_holder(tmp_path: Path) -> None:
-    """What a killed process leaves behind holds nobody up."""
+    """The lock file of a killed process blocks no other process."""
     with other_process(tmp_path) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -80,7 +80,7 @@ def test_released(tmp_path: Path) -> None:
 
 
 def test_other_folders(tmp_path: Path) -> None:
-    """Different folders do not hold each other up."""
+    """Locks of different folders are independent."""
     with lock.held(Folder(str(tmp_path / "a"))), lock.held(Folder(f"file://{tmp_path}/b")):
         assert (tmp_path / "a" / ".lock").exists()
         assert (tmp_path / "b" / ".lock").exists()
@@ -97,7 +97,7 @@ def test_remote(tmp_path: Path) -> None:
 
 
 def test_run(lab: Any, three: dict[str, Any]) -> None:
-    """A run whose stage is being made by another command stops with the holder's id; then goes on."""
+    """A run whose stage is locked by another command stops with its process id; run later, it continues."""
     folder = lab.plan(three).stages[1].folder
     with other_process(folder.local) as process:
         with raises("folder-locked"):

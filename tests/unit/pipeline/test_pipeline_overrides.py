@@ -45,7 +45,7 @@ class TestApplied:
         assert definition.overrides == (override,)
 
     def test_later_ones_win(self, lab: Any, three: dict[str, Any]) -> None:
-        """Overrides are laid on in order."""
+        """Overrides are applied in order."""
         definition = lab.load(three, ["first.count=2", "first.count=3"])
 
         assert value_at(definition, "stages", "first", "count") == 3
@@ -59,7 +59,7 @@ class TestApplied:
         assert value_at(definition, "stages", "first", "shapes") == [{"side": 1}, {"side": 9}]
 
     def test_shorthands_are_spelled_out(self) -> None:
-        """A key below ``net: convnet`` keeps the name that the short form stands for."""
+        """A key below the short form ``net: convnet`` keeps the network's name."""
         value = {
             "name": "d",
             "source": {"name": "digits"},
@@ -131,7 +131,7 @@ class TestErrors:
         ],
     )
     def test_message(self, lab: Any, three: dict[str, Any], override: str, expected: str) -> None:
-        """A problem with an override is told in the words of the command line."""
+        """A problem with an override names it as on the command line."""
         three["stages"]["first"] |= {"count": 5, "shapes": [{"side": 1}]}
 
         with pytest.raises(DefinitionError) as error:

@@ -21,7 +21,7 @@ def problems_of(error: pytest.ExceptionInfo[DefinitionError], folder: Path) -> l
 
 class TestVariables:
     def test_unset(self, lab: Any, written: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-        """A variable that is not set is the one thing said about its key."""
+        """An unset variable is the only problem reported for its key."""
         monkeypatch.delenv("COUNT", raising=False)
         path = written(
             f"{HEAD}  s: {{kind: make, count: '${{COUNT}}'}}\n  t: {{kind: make, count: '${{COUNT}}'}}\n"
@@ -39,7 +39,7 @@ class TestVariables:
     def test_not_needed(
         self, lab: Any, written: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Where an override or an extending file says something else, a variable need not be set."""
+        """A variable need not be set if an override or an extending file replaces its key."""
         monkeypatch.delenv("NOT_SET", raising=False)
         written(
             "name: base\nsource: {name: cifar10, root: '${NOT_SET}'}\nstages:\n"
@@ -91,7 +91,7 @@ class TestExtends:
         }
 
     def test_place_is_where_it_was_written(self, lab: Any, written: Callable[..., Path]) -> None:
-        """A problem in the extended file is told with that file's line."""
+        """A problem in the extended file has that file's line."""
         written(
             "name: base\nsource: {name: digits}\nstages:\n  a:\n    kind: make\n    count: 0\n", "base.yaml"
         )

@@ -1,4 +1,4 @@
-"""Running: what is skipped, what goes on, and what is said when a stage cannot finish."""
+"""Running a plan: skipped stages, resumed stages, and the messages of failed ones."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ class TestRuns:
         assert again.folders == first.folders
 
     def test_changed_key(self, lab: Any, three: dict[str, Any]) -> None:
-        """A changed key runs its stage and what hangs on it, and nothing else."""
+        """A changed key runs its stage and the stages that depend on it, and no others."""
         lab.run(three)
         lab.run(three, ["second.needs=1"])
 
         assert lab.calls == ["first", "second", "page", "second", "page"]
 
     def test_resume(self, lab: Any, three: dict[str, Any]) -> None:
-        """A stage that failed goes on from its own files; earlier stages are not run again."""
+        """A failed stage continues from its own files; earlier stages are not run again."""
 
         def half(config: Any, context: Any) -> Result:
             del config
@@ -174,7 +174,7 @@ class TestErrors:
         assert str(error.value) == "stage 'first': loss is nan at iteration 12"
 
     def test_wrapped_by_ray(self, lab: Any, three: dict[str, Any]) -> None:
-        """What was raised in a Ray task is told without the remote traceback around it."""
+        """An error of a Ray task is shown without the remote traceback."""
 
         class Wrapped(StageError):
             cause = DivergedError("loss is nan", code="for-a-test")
@@ -186,7 +186,7 @@ class TestErrors:
         assert str(error.value) == "stage 'first': loss is nan"
 
     def test_unforeseen(self, lab: Any, three: dict[str, Any]) -> None:
-        """An unforeseen error names the stage, its text, and where its traceback lies."""
+        """The message of an unexpected error has the stage, the text, and the path of the traceback."""
         lab.works["second"] = raising(ZeroDivisionError("s3://key:hush@bucket/x by zero"))
         with pytest.raises(StageError) as error:
             lab.run(three)
@@ -204,7 +204,7 @@ class TestErrors:
         assert "hush" not in text
 
     def test_error_is_gone_after_success(self, lab: Any, three: dict[str, Any]) -> None:
-        """The traceback of an earlier attempt does not stay beside a finished stage."""
+        """The traceback of an earlier attempt is deleted when the stage finishes."""
         lab.works["second"] = raising(ZeroDivisionError("by zero"))
         with pytest.raises(StageError):
             lab.run(three)
@@ -241,7 +241,7 @@ class TestErrors:
             lab.run(three)
 
     def test_out_is_a_file(self, lab: Any, three: dict[str, Any]) -> None:
-        """An --out that cannot be written is told before anything starts."""
+        """An --out that cannot be written is refused before anything starts."""
         lab.out.parent.mkdir(parents=True, exist_ok=True)
         (lab.out.parent / "taken").write_text("x")
         with pytest.raises(UserError) as error:
@@ -252,7 +252,7 @@ class TestErrors:
         assert lab.calls == []
 
     def test_out_of_an_unknown_scheme(self, lab: Any, three: dict[str, Any]) -> None:
-        """An --out that no filesystem opens is told before anything starts."""
+        """An --out that no filesystem opens is refused before anything starts."""
         with raises("out-unreadable"):
             lab.plan(three, out="ftp://x/y")
 
@@ -280,7 +280,7 @@ class TestInterrupt:
 
 
 class FakeCluster:
-    """Ray's stand-in."""
+    """A fake of the module that starts Ray."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -312,7 +312,7 @@ class FakeCluster:
 
 class TestRay:
     def run(self, lab: Any, three: dict[str, Any], **options: Any) -> list[str]:
-        """What the cluster was told during a run in which every kind needs Ray."""
+        """The calls to the cluster in a run in which every kind needs Ray."""
         cluster = FakeCluster()
         plan = lab.plan(three)
         for stage in plan.stages:

@@ -1,4 +1,4 @@
-"""A run told from its artifacts: while it goes on, after it died, after it ended."""
+"""The status of a run from its artifacts: while it runs, after it was killed, after it ended."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.raising import raises
 
 
 def status(lab: Any, seconds: float = 0.0) -> RunStatus:
-    """The run ``three`` as it looks so many seconds from now."""
+    """The status of the run ``three`` at a time so many seconds from now."""
     found = run_status("three", str(lab.out), datetime.now(timezone.utc) + timedelta(seconds=seconds))
     assert found is not None
     return found
@@ -83,7 +83,7 @@ def test_the_verb_needs_no_cluster(lab, three) -> None:
 
 
 def test_a_record_that_is_none_is_refused(lab) -> None:
-    """Damage is told with the file's name."""
+    """A damaged record is refused with the file's name."""
     lab.out.mkdir()
     (lab.out / "three.run.json").write_text('{"format": 1, "stages": {"first": {}}}')
     with raises("run-record-incomplete"):
@@ -91,7 +91,7 @@ def test_a_record_that_is_none_is_refused(lab) -> None:
 
 
 def test_beats_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often a stage speaks, it is set down at its first word and then every so many seconds."""
+    """The first report of a stage is recorded, and then at most one per interval."""
     now, beats, told = [0.0], [], []
 
     class Inner(Silent):

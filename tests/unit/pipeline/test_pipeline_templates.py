@@ -1,4 +1,4 @@
-"""Stages that are templates of others: what runs, what is read in their stead, what is refused."""
+"""Stages that are templates of others: which run, which stages are read for them, what is refused."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def problem(path: Path, *overrides: str) -> str:
 
 
 def test_a_template_that_nobody_reads_does_not_run(tmp_path):
-    """Only the search runs, on what the template reads; a report on everything does not wake the template."""
+    """Only the search runs, on what the template reads; a report on all stages does not run the template."""
     found = order(load(str(written(tmp_path, more="  report: {kind: report}\n"))), tmp_path)
 
     assert found == {"experts": (), "search": ("experts",), "report": ("experts", "search")}
@@ -89,7 +89,7 @@ def test_the_templates_settings_are_part_of_the_search(tmp_path):
 
 
 def test_the_fingerprint_of_a_search_is_known(tmp_path):
-    """With a template in it: changing it makes everybody's searches void."""
+    """The fingerprint of a fixed search is fixed: a change would make all finished searches useless."""
     assert (
         fingerprint(written(tmp_path), "search")
         == "3d519b6843981b0f7b2f6588999d8884434e072a00ec22375acc48b250395662"
@@ -135,7 +135,7 @@ def test_the_fingerprint_of_a_search_is_known(tmp_path):
     ],
 )
 def test_searches_that_cannot_be_are_refused(tmp_path, search, expected):
-    """A bad key, a bad value, a metric that is not reported: told with the nearest name, before any start."""
+    """A wrong key, value or metric is refused with the nearest name before anything starts."""
     assert problem(written(tmp_path, search)).startswith(expected)
 
 

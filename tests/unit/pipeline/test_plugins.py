@@ -1,4 +1,4 @@
-"""Plugins: how they are found, what is said where that fails, and what they are part of."""
+"""Plugins: how they are found, the messages if that fails, and the fingerprints that they are part of."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ OWN = "import rayddl\nplugin = rayddl.Plugin({})"
     ],
 )
 def test_a_plugin_that_cannot_be_loaded(write: Write, code: str, text: str) -> None:
-    """Beside one that can; a name may be taken by rayddl or by the other."""
+    """It is refused next to a valid plugin; its names may be taken by rayddl or by that plugin."""
     with raises(code):
         use([str(TOY), write(text)])
 
@@ -202,7 +202,7 @@ def test_an_unknown_name_comes_with_what_is_loaded() -> None:
 
 
 def test_a_definition_loads_nothing() -> None:
-    """There is no key for plugins: what comes from somebody else runs no code."""
+    """A definition has no key for plugins, so one from another person cannot run code."""
     with raises("unknown-key", "plugins"):
         definitions.load({**definition(mean=MEAN), "plugins": [str(TOY)]})
 
@@ -235,7 +235,7 @@ def test_an_installed_plugin_is_there_by_itself(installed: Callable[[str], None]
 
 
 def test_an_entry_point_that_raises(installed: Callable[[str], None]) -> None:
-    """The package is named, since nobody asked for it on the command line."""
+    """The message names the package, since it is not on the command line."""
     installed("1 / 0")
 
     with raises("plugin-not-loaded"):

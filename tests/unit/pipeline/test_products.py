@@ -1,4 +1,4 @@
-"""Stages are read for what they produce: a kind from outside is as good as a shipped one."""
+"""Stages are read by what they produce, so a plugin's kind works like a shipped one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Made-up but lifelike results of every stage kind, as the report reads them."""
+"""Synthetic results of every stage kind, as the report reads them."""
 
 from __future__ import annotations
 

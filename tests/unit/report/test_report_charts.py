@@ -183,7 +183,7 @@ def test_bar_without_a_value_has_no_bar() -> None:
 
 
 def test_single_student_has_no_whisker() -> None:
-    """A deviation over one student says nothing and is not drawn."""
+    """The deviation of a single student is not drawn."""
     bar = Bar("set", 0.5, "50 %", "set", std=0.0, singles=(0.5,), hints=("a",))
 
     drawn = str(bars(bar, shares=True).draw(bar))

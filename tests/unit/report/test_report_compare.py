@@ -1,4 +1,4 @@
-"""A comparison's page: labels, charts, tables, and what it says of how sets were judged."""
+"""A comparison's page: labels, charts, tables, and the differences of protocols."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NETS = {"convnet": 0.0, "mlp": -0.1}
 
 
 def confusion(classes: int, net: str, right: int = 90) -> Columns:
-    """Every class right ``right`` times of 100, and else taken for the next one."""
+    """Each class is predicted correctly ``right`` times of 100, and otherwise as the next class."""
     true = np.repeat(np.arange(classes), 2)
     predicted = np.where(np.arange(2 * classes) % 2 == 0, true, (true + 1) % classes)
     count = np.where(np.arange(2 * classes) % 2 == 0, right, 100 - right)
@@ -55,7 +55,7 @@ def four(make: Any) -> Comparison:
 
 
 def test_sets_are_named_by_method_and_size(four: Comparison, make: Any) -> None:
-    """Alike ones are told apart by their run or their stage."""
+    """Equal labels are extended by the run or the stage."""
     assert [e.label for e in entries(four)] == [
         "random, IPC 1", "random, IPC 10", "MTT, IPC 1", "MTT, IPC 10",
     ]  # fmt: skip
@@ -85,7 +85,7 @@ def test_a_chart_for_each_network_has_a_line_with_error_bars_for_each_method(fou
 
 
 def test_cost_counts_every_stage_behind_a_set(four: Comparison) -> None:
-    """Seconds of the set and of what it hangs on, on the axis and in the table."""
+    """Seconds of the set and of all stages that it depends on, on the axis and in the table."""
     cost = {s.key: s for s in compare.sections(four, 100_000)}["cost"]
     spots = [mark for mark in cost.charts[0].marks if isinstance(mark, Spots)]
 
@@ -109,7 +109,7 @@ def test_random_sets_stand_in_for_random_students(four: Comparison) -> None:
 
 
 def test_the_heat_map_runs_from_the_least_to_the_greatest(four: Comparison) -> None:
-    """0 for the lowest accuracy, 1 for the highest; numbers stand in every field."""
+    """0 for the lowest accuracy, 1 for the highest; every field has its number."""
     (heat,) = {s.key: s for s in compare.sections(four, 100_000)}["networks"].tables
     fields = [cell for row in heat.rows for cell in row[1:]]
 
@@ -133,7 +133,7 @@ def test_confusion_matrices_count_answers_of_one_network() -> None:
 
 
 def test_sets_judged_unlike_each_other_are_said_to_be(four: Comparison, make: Any) -> None:
-    """One protocol but for the rate: said so. Other epochs: named, with a table of what each had."""
+    """Protocols that differ only in the rate count as one; other epochs are shown in a table."""
     told = {s.key: s for s in compare.sections(four, 100_000)}["protocol"]
     assert told.lead == "All sets were judged by one protocol, each at its own learning rate."
 
@@ -158,5 +158,5 @@ def test_every_figure_of_the_page_leads_to_its_definition(four: Comparison) -> N
 
 
 def test_nothing_to_compare_is_said() -> None:
-    """A page without sets still stands."""
+    """A page without sets is complete."""
     assert compare.headline(Comparison("x", (), {}, {})).lead == "Nothing to compare yet."

@@ -1,4 +1,4 @@
-"""An evaluate stage's own section: by which protocol its students were trained, and who labelled."""
+"""An evaluate stage's section: the protocol of its students, and the source of the labels."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_scores_stand_in_a_table_of_their_own(make: Any) -> None:
 
 
 def test_students_mistakes_are_shown_where_they_were_written_down(make: Any) -> None:
-    """A matrix for each network that the set taught; older stages, which have none, show none."""
+    """A matrix for each network trained on the set; stages of older versions have none."""
     made = make.evaluate()
     texts = {"data": np.array(["distilled", "random"]), "net": np.array(["convnet", "convnet"])}
     counts = {"true": np.array([0, 1]), "predicted": np.array([1, 1]), "count": np.array([3, 9])}
@@ -75,7 +75,7 @@ def test_students_mistakes_are_shown_where_they_were_written_down(make: Any) -> 
 
 
 def test_further_lessons_are_named_in_words(make: Any) -> None:
-    """Students without augmentation, and by hard labels, are told from the others."""
+    """Students without augmentation, and with hard labels, are distinguished from the others."""
     rows = [make.row(data, "convnet", 10, [0.5]) for data in ("distilled-bare", "random-bare", "whole-hard")]
     found = figures.rows([make.evaluate(rows=rows).stage])
 

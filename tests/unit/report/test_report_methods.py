@@ -57,7 +57,7 @@ def test_runs_of_a_method_are_averaged(make: Any) -> None:
 
 
 def test_time_is_the_median_iterations(make: Any) -> None:
-    """One iteration that took ages, on a busy machine, does not shift the curve."""
+    """One very slow iteration does not shift the curve."""
     found = methods.section(_both(make))
 
     assert found is not None
@@ -67,7 +67,7 @@ def test_time_is_the_median_iterations(make: Any) -> None:
 
 
 def test_a_run_that_stopped_early_counts_as_far_as_it_got(make: Any) -> None:
-    """Behind its end the other runs' mean goes on."""
+    """After the end of one run, the curve is the mean of the others."""
     runs = [*_both(make), _by(make, "MCT", "mct-2", [0.4, 0.7], 3.0)]
     found = methods.section(runs)
 
@@ -77,7 +77,7 @@ def test_a_run_that_stopped_early_counts_as_far_as_it_got(make: Any) -> None:
 
 
 def test_a_match_that_goes_on_from_another_is_one_run_with_it(make: Any) -> None:
-    """Its iterations and seconds follow on, and the images that it started from are judged once."""
+    """Its iterations and seconds are counted on, and the images at the start are evaluated once."""
     runs = _both(make)[:2]
     fine = _by(make, "MCT", "mct-fine", [0.9, 0.7, 0.8], 5.0)
     fine = replace(fine, stage=replace(fine.stage, config={**fine.stage.config, "start_set": "mct-1"}))
@@ -103,7 +103,7 @@ def test_a_match_that_starts_from_another_methods_set_is_a_run_of_its_own(make: 
 
 
 def test_images_per_class_are_told_apart(make: Any) -> None:
-    """One method at two sizes makes two lines beside another method's."""
+    """One method at two sizes has two lines, in addition to another method's."""
     ten = _by(make, "MCT", "ten", [0.3, 0.4], 1.0)
     ten = replace(ten, stage=replace(ten.stage, summary={**ten.stage.summary, "ipc": 10}))
     found = methods.section([*_both(make), ten])

@@ -111,7 +111,7 @@ def test_browser_is_told_to_run_only_our_script(quickstart: Run) -> None:
 
 
 def test_headline_gives_both_accuracies(quickstart: Run) -> None:
-    """The first sentence sets the distilled images against as many random real ones."""
+    """The first sentence compares the distilled images with as many random real ones."""
     text = Page(render(quickstart)).text
 
     assert "10 images teach ConvNet 71.2 % on held-out digits ; 10 random real images 48.3 %." in text
@@ -290,7 +290,7 @@ def test_large_set_keeps_the_page_light(make: Any) -> None:
 
 
 def test_storage_says_how_much_smaller(quickstart: Run) -> None:
-    """What was kept stands beside every snapshot, with the ratio."""
+    """The stored bytes are shown with the bytes of all snapshots and the ratio."""
     text = Page(render(quickstart)).text
 
     assert "51.2 MB kept, where a float32 snapshot after every epoch takes 410 MB." in text
@@ -322,7 +322,7 @@ def test_definition_is_there_without_credentials(quickstart: Run) -> None:
     ],
 )
 def test_addresses_lose_their_credentials(address: str, expected: str) -> None:
-    """A user part and a query go; what looks like one but is a path stays."""
+    """User parts and queries are removed; paths that look like them are kept."""
     assert redacted({"a": [address]}) == {"a": [expected]}
 
 

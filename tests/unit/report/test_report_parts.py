@@ -1,4 +1,4 @@
-"""The page is put together from the parts of kinds that it does not know."""
+"""The page is made of parts of kinds that it does not import."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from markupsafe import Markup
 
 from rayddl.report.headline import headline
 from rayddl.report.page import render, sections
-from rayddl.report.run import PICTURE_BYTES, Chapter, Part, Place, Run, Shown
+from rayddl.report.run import PICTURE_BYTES, Chapter, Part, Place, ReportedStage, Run
 from rayddl.report.sections import Fact, Section
 from rayddl.report.values import Stage
 
 
 @dataclass(frozen=True)
-class Made(Shown):
+class Made(ReportedStage):
     """A set of a kind from outside."""
 
     place: ClassVar[Place] = Place.MADE
@@ -24,7 +24,7 @@ class Made(Shown):
 
 
 @dataclass(frozen=True)
-class Known(Shown):
+class Known(ReportedStage):
     """A network of a kind from outside."""
 
     place: ClassVar[Place] = Place.TRAINED
@@ -37,7 +37,7 @@ def stage(name: str, seconds: float = 1.0) -> Stage:
 def drawn(place: Place, *others: Place, lead: str | None = None, about: str | None = None) -> Any:
     """Draws a section a stage at ``place``, and one at each of the other places."""
 
-    def draw(shown: Sequence[Shown], run: Run) -> Part:
+    def draw(shown: Sequence[ReportedStage], run: Run) -> Part:
         del run
         each = [(place, Section(f"{place.name}-{one.stage.name}", one.stage.name)) for one in shown]
         more = [(other, Section(other.name, other.name)) for other in others]
@@ -48,7 +48,7 @@ def drawn(place: Place, *others: Place, lead: str | None = None, about: str | No
 
 
 def run_of(*chapters: Chapter) -> Run:
-    stages = tuple(one.stage for chapter in chapters for one in chapter.shown)
+    stages = tuple(one.stage for chapter in chapters for one in chapter.stages)
     return Run({"name": "n"}, {"name": "digits"}, 0, {}, stages, chapters)
 
 
@@ -64,7 +64,7 @@ def test_sections_stand_at_their_places_whoever_draws_them() -> None:
 
 
 def test_the_first_lead_is_the_headline_and_all_facts_follow_it() -> None:
-    """The kind that stands higher speaks; a kind without a lead leaves it to the next."""
+    """The lead comes from the first kind by place that has one."""
     networks = Chapter(drawn(Place.TRAINED, lead="networks <b>"), (Known(stage("net")),))
     silent = Chapter(drawn(Place.MADE), (Made(stage("set")),))
     loud = Chapter(drawn(Place.MADE, lead="a set"), (Made(stage("set")),))
@@ -83,7 +83,7 @@ def test_the_first_lead_is_the_headline_and_all_facts_follow_it() -> None:
 
 
 def test_the_poster_is_of_the_stage_that_the_lead_is_about(make: Any) -> None:
-    """Else of the first that may stand there; a stage without pictures never does."""
+    """Without a lead's stage, the first poster is used; a stage without pictures never is."""
     one, two = make.pictures(("x",), 1, 8, 1), make.pictures(("x", "y"), 1, 8, 1)
 
     def alt(about: str | None) -> str | None:
@@ -105,7 +105,7 @@ def test_pictures_share_the_pages_bytes(make: Any) -> None:
 
 
 def test_provenance_names_the_stage_where_several_have_one() -> None:
-    """One stage's notes stand as they are; of several, each says whose it is."""
+    """Entries of one stage have no prefix; entries of several have their stage's name."""
 
     def page(*names: str) -> str:
         shown = tuple(Made(stage(name), provenance={"net_used": name}) for name in names)

@@ -25,9 +25,9 @@ def test_few_images_are_tiles_with_their_exact_pixels() -> None:
 
     shown = gallery(Pictures(images, np.array([1, 0, 1]), ("cat", "dog")), "d/set/images", 10**6)
 
-    assert [(s.label, len(s.tiles)) for s in shown.shelves] == [("cat", 1), ("dog", 2)]
-    assert np.array_equal(decoded(shown.shelves[1].tiles[1].src), images[2].transpose(1, 2, 0))
-    assert shown.shelves[1].tiles[1].alt == "dog, distilled image 2 of 2"
+    assert [(s.label, len(s.tiles)) for s in shown.groups] == [("cat", 1), ("dog", 2)]
+    assert np.array_equal(decoded(shown.groups[1].tiles[1].src), images[2].transpose(1, 2, 0))
+    assert shown.groups[1].tiles[1].alt == "dog, distilled image 2 of 2"
     assert shown.width % 4 == 0
     assert shown.pixelated
     assert shown.note == ""
@@ -43,7 +43,7 @@ def test_any_number_of_channels_can_be_seen(make: Any, channels: int) -> None:
     expected = (
         pictures.images[0].mean(axis=0).round() if channels != 3 else pictures.images[0].transpose(1, 2, 0)
     )
-    assert np.array_equal(decoded(shown.shelves[0].tiles[0].src), expected)
+    assert np.array_equal(decoded(shown.groups[0].tiles[0].src), expected)
 
 
 def test_one_image_makes_a_gallery(make: Any) -> None:
@@ -61,7 +61,7 @@ def test_many_images_are_one_sheet_per_class() -> None:
 
     shown = gallery(Pictures(images, labels, tuple("abcdefghijklmnopqrstuvwxyz")), "f", 10**7)
 
-    first = shown.shelves[2]
+    first = shown.groups[2]
     assert (shown.sheets, first.columns, first.rows) == (True, 10, 2)
     sheet = decoded(first.tiles[0].src)
     assert sheet.shape == (8, 40)
@@ -77,8 +77,8 @@ def test_large_set_stays_within_its_budget(make: Any) -> None:
 
     for budget in (1_000_000, 300_000, 60_000):
         shown = gallery(pictures, "distill-1/set/images", budget)
-        assert sum(len(t.src) for s in shown.shelves for t in s.tiles) <= budget
-        assert len(shown.shelves) == 40
+        assert sum(len(t.src) for s in shown.groups for t in s.tiles) <= budget
+        assert len(shown.groups) == 40
         assert shown.note.endswith("All images, lossless, lie in distill-1/set/images.")
 
     assert "the first 10 of up to 20 images of each class" in shown.note
@@ -88,7 +88,7 @@ def test_label_outside_the_classes_has_a_name() -> None:
     """A class without a name is shown under its number."""
     shown = gallery(Pictures(np.zeros((1, 1, 2, 2), np.uint8), np.array([7]), ("a",)), "f", 10**6)
 
-    assert shown.shelves[0].label == "class 7"
+    assert shown.groups[0].label == "class 7"
 
 
 def test_mosaic_takes_one_image_of_evenly_spread_classes(make: Any) -> None:

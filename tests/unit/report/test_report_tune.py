@@ -1,4 +1,4 @@
-"""The section about a search: every trial in it, what mattered, what the winner is worth."""
+"""The section about a search: all trials, the importance of settings, and the best trial on held-out seeds."""
 
 from __future__ import annotations
 
