@@ -1,1 +1,1 @@
-"""Images in: sources by name, pixel spaces, augmentation. Plain PyTorch; knows nothing of Ray."""
+"""Real images and distilled sets: sources, file formats, pixel spaces, augmentation. Plain PyTorch, no Ray."""

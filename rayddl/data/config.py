@@ -1,4 +1,4 @@
-"""What a user can say about the images."""
+"""The settings of the real images and of augmentation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rayddl import plugins
 from rayddl.config import Config, OnDisk, Registered
 
 IMAGENET_SIZE = 128
-"""Side in pixels of ``imagenet`` images, unless set: that of the papers on its subsets."""
+"""Default side in pixels of ``imagenet`` images: the size used in the papers on its subsets."""
 Subset = Literal[
     "nette", "woof", "fruit", "fruits", "meow", "cats", "squawk", "birds", "yellow", "10", "100"
 ]  # fmt: skip
@@ -63,7 +63,7 @@ class SourceConfig(Config):
     @field_validator("subset", mode="before")
     @classmethod
     def _number_as_text(cls, value: Any) -> Any:
-        # In YAML 10 and 100 are numbers.
+        # YAML reads the subset names 10 and 100 as numbers.
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @model_validator(mode="after")
@@ -79,7 +79,7 @@ DSA = "color_crop_cutout_flip_scale_rotate"
 
 
 class Augmented(Config):
-    """The setting of whatever shows augmented images."""
+    """The augmentation setting, inherited by every configuration that trains on augmented images."""
 
     augment: str = DSA
     """Augmentations joined by ``_`` (``color``, ``crop``, ``cutout``, ``flip``, ``scale``, ``rotate``), or
@@ -93,12 +93,12 @@ class Augmented(Config):
 
     @property
     def augmentations(self) -> tuple[str, ...]:
-        """The augmentations by name."""
+        """The names of the augmentations; empty for ``none``."""
         return augmentation_names(self.augment)
 
 
 def augmentation_names(text: str) -> tuple[str, ...]:
-    """``"color_crop_flip"`` as a tuple, ``"none"`` as an empty one. Raises ``ValueError``."""
+    """``"color_crop_flip"`` as a tuple, ``"none"`` as an empty one. Raises ``ValueError`` for an unknown name."""
     if text in ("", "none"):
         return ()
     names = tuple(text.split("_"))

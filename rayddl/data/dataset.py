@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
-    """One split: every image decoded, of one size, in one tensor."""
+    """One split in one tensor: every image is decoded and has the same size."""
 
     images: Tensor
     """uint8 [N, C, H, W], C = 1 (grey) or 3 (RGB)."""
@@ -38,6 +38,6 @@ class Source:
     train: ImageDataset
     test: ImageDataset
     fingerprint: str
-    """Hex; equal for equal contents and settings, wherever the files lie."""
+    """Hexadecimal hash of contents and settings; it does not depend on where the files are."""
     bad: tuple[str, ...] = ()
-    """The unreadable images that were left out, each as ``path: reason``."""
+    """The unreadable images, which are left out of the splits, each as ``path: reason``."""

@@ -1,15 +1,15 @@
-"""A distilled set: images, labels and everything needed to train on them as they were judged.
+"""A distilled set: images, labels and everything needed to train on them as in their evaluation.
 
 On disk it is a folder::
 
     set.safetensors   images [N, C, H, W], float32 in model space or uint8 pixels; labels; lr_student; space.*
     images/           PNG, <class>/<number>.png: opens as ImageFolder
     images.parquet    image: struct<bytes, path>, label: int64: opens as a Hugging Face data set
-    grid.png          a picture of all of it, for a person
+    grid.png          one picture of all images
     set.json          classes, pixel space, how it was made, figures, hash of set.safetensors
 
-``set.safetensors`` with ``set.json`` is the set; the rest are views of it, rounded to bytes.
-``set.json`` is written last: without it the folder is no set.
+``set.safetensors`` with ``set.json`` is the set; the other files are views of it, rounded to bytes.
+``set.json`` is written last: a folder without it is not a set.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ _TENSORS, _META = "set.safetensors", "set.json"
 KIND = sealed.Kind("rayddl distilled set", 1, _META, "distilled set", "a", "make the set again")
 _SPACE = "space."
 LR_STUDENT = 0.01
-"""The learning rate of hard-label students where none was learned: where the literature's matching starts."""
+"""The learning rate of hard-label students if none was learned: the start value of ``lr_student`` in MTT's code."""
 
 
 @dataclass(frozen=True, eq=False)
 class DistilledSet:
-    """A few images per class that train a network, with what training on them needs."""
+    """A few images per class for training a network, with the labels, learning rate and pixel space that it needs."""
 
     stored: Tensor
-    """[N, C, H, W]: float32 in model space, that is, encoded by ``space``; or uint8, as pictures are, for
-    sets that are cut from real ones."""
+    """[N, C, H, W]: float32 in model space (encoded by ``space``), or uint8 pixels for sets of crops of
+    real images."""
     labels: Tensor
     """int64 [N], or float32 [N, K]: a distribution over the classes per image."""
     lr_student: float
@@ -64,26 +64,26 @@ class DistilledSet:
 
     @property
     def ipc(self) -> int:
-        """Images per class; rounded down where classes have unequal numbers."""
+        """Images per class, rounded down if classes have different numbers of images."""
         return len(self) // len(self.classes)
 
     @property
     def hard_labels(self) -> Tensor:
-        """int64 [N]: the label, or the likeliest class of a soft one."""
+        """int64 [N]: the labels; for soft labels the most probable class."""
         return self.labels if self.labels.ndim == 1 else self.labels.argmax(1)
 
     def pixels(self) -> Tensor:
-        """uint8 [N, C, H, W] for viewing: out of model space, clamped and rounded."""
+        """uint8 [N, C, H, W] for viewing: decoded from model space, clamped and rounded."""
         if self.stored.dtype == torch.uint8:
             return self.stored
         return self.space.decode(self.stored).mul_(255).round_().to(torch.uint8)
 
     def to_torch_dataset(self) -> TensorDataset:
-        """The set for a ``torch.utils.data.DataLoader``: pairs of an image in model space and its label."""
+        """The set for a ``torch.utils.data.DataLoader``: pairs of a float32 image in model space and its label."""
         return TensorDataset(self.images, self.labels)
 
     def show(self) -> None:
-        """Open a picture of the set: in a notebook below the cell, elsewhere in the image viewer."""
+        """Display a picture of the set: below the cell in a notebook, otherwise in the image viewer."""
         views.opened(self._grid()).show()
 
     def _repr_html_(self) -> str:
@@ -101,9 +101,9 @@ class DistilledSet:
         )
 
     def save(self, folder: Folder) -> None:
-        """Write the set and its views into ``folder``, in place of a set that is there.
+        """Write the set and its views into ``folder``, replacing an existing set.
 
-        Other files are left alone. Raises ``ValueError`` when the parts do not fit together or
+        Other files are not changed. Raises ``ValueError`` if the shapes of the parts do not match or
         ``info`` is not JSON.
         """
         self._refuse_misfit()
@@ -125,7 +125,7 @@ class DistilledSet:
     def load(cls, folder: Folder) -> DistilledSet:
         """The set in ``folder``, bit for bit as it was saved.
 
-        Raises :class:`ArtifactError` when it is incomplete, altered, or of a newer format.
+        Raises :class:`ArtifactError` if it is incomplete, was altered, or has a newer format.
         """
         meta = KIND.read(folder)
         tensors = KIND.file(folder, meta, _TENSORS)
@@ -155,7 +155,7 @@ class DistilledSet:
         tensors = {
             "images": self.stored,
             "labels": self.labels,
-            # float32 would round a Python float.
+            # float64, because float32 would round the Python float.
             "lr_student": torch.tensor(self.lr_student, dtype=torch.float64),
             **{_SPACE + name: tensor for name, tensor in self.space.tensors().items()},
         }
@@ -198,9 +198,9 @@ class DistilledSet:
 
 
 def _remove_previous(folder: Folder) -> None:
-    """Remove the set in ``folder``, if a whole one is there, file by file as its own list says.
+    """Remove the files of a complete set in ``folder``, as listed in its ``set.json``.
 
-    ``set.json`` goes first, so that no reader takes half the old and half the new one for a set.
+    ``set.json`` is removed first, so that no reader takes a mixture of old and new files for a set.
     """
     if not folder.has(_META):
         return

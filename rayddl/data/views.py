@@ -1,4 +1,4 @@
-"""What a person or another library opens of a distilled set: PNG files, a table, one picture."""
+"""The views of a distilled set for people and other libraries: PNG files, a Parquet table, one picture."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PAPER = 255
 
 
 class Picture(NamedTuple):
-    """One image of the set as a file."""
+    """One image of the set as a PNG file."""
 
     path: str
     """``<class folder>/<number>.png``; the number counts within the class."""
@@ -36,9 +36,9 @@ class Picture(NamedTuple):
 
 
 def class_folders(classes: Sequence[str]) -> tuple[str, ...]:
-    """A folder name for each class: readable, safe on any filesystem, and no two alike."""
+    """A folder name for each class: readable, unique, and valid on every file system."""
     plain = [_safe(name) for name in classes]
-    # Some filesystems do not tell upper from lower case.
+    # Some file systems ignore case.
     taken = Counter(name.casefold() for name in plain)
     folders: list[str] = []
     for index, name in enumerate(plain):
@@ -52,18 +52,18 @@ def class_folders(classes: Sequence[str]) -> tuple[str, ...]:
 
 def _safe(name: str) -> str:
     kept = re.sub(r"[^\w .+-]", "_", name).strip(" .")
-    # Bytes, not characters, are what file systems limit.
+    # File systems limit the bytes of a name, not its characters.
     return kept.encode()[:80].decode(errors="ignore").strip(" .") or "class"
 
 
 def picture_paths(folders: Sequence[str], counts: Sequence[int]) -> list[str]:
-    """Where the images of a set lie under ``images/``, for ``counts`` images per class."""
+    """Paths of the images below ``images/``, for ``counts`` images per class."""
     pairs = zip(folders, counts, strict=True)
     return [f"{folder}/{number:04d}.png" for folder, count in pairs for number in range(count)]
 
 
 def pictures(pixels: Tensor, labels: Tensor, folders: Sequence[str]) -> list[Picture]:
-    """Images uint8 [N, C, H, W] as PNG, in their order."""
+    """Images uint8 [N, C, H, W] as PNG files, in the same order."""
     numbers = [0] * len(folders)
     result = []
     for image, label in zip(pixels, labels.tolist(), strict=True):
@@ -74,9 +74,9 @@ def pictures(pixels: Tensor, labels: Tensor, folders: Sequence[str]) -> list[Pic
 
 
 def table(images: Sequence[Picture], classes: Sequence[str], soft: Tensor | None) -> bytes:
-    """The images as a Parquet file that rayddl's ``parquet`` source and Hugging Face both open.
+    """The images as a Parquet file that rayddl's ``parquet`` source and Hugging Face can read.
 
-    Soft labels [N, K] go into a column of their own; ``label`` is then the likeliest class.
+    Soft labels [N, K] get a column of their own; ``label`` is then the most probable class.
     """
     columns = {
         "image": pa.array(
@@ -99,9 +99,9 @@ def table(images: Sequence[Picture], classes: Sequence[str], soft: Tensor | None
 
 
 def grid(pixels: Tensor, labels: Tensor, classes: int) -> bytes:
-    """One PNG of the set: a row per class, up to ten images of each, enlarged without blurring.
+    """One PNG of the set: a row per class with up to ten images each, enlarged by whole factors.
 
-    More than twenty classes, or a single image per class, flow over several columns of classes.
+    With more than twenty classes, or one image per class, classes are laid out in several columns.
     """
     members = [(labels == label).nonzero().flatten().tolist() for label in range(classes)]
     per_class, across = _layout(classes, max(len(m) for m in members))
@@ -123,12 +123,12 @@ def grid(pixels: Tensor, labels: Tensor, classes: int) -> bytes:
 
 
 def opened(png: bytes) -> Image.Image:
-    """A picture from its file's bytes."""
+    """The image decoded from the bytes of a PNG file."""
     return Image.open(io.BytesIO(png))
 
 
 def html(png: bytes, caption: str) -> str:
-    """A picture with a line below it, for a notebook; nothing is fetched to show it."""
+    """HTML of a picture with a caption, for a notebook. The picture is embedded: nothing is downloaded."""
     data, text = base64.b64encode(png).decode(), escape(caption)
     return (
         f'<figure style="margin:0"><img src="data:image/png;base64,{data}" alt="{text}" '
@@ -137,13 +137,13 @@ def html(png: bytes, caption: str) -> str:
 
 
 def _layout(classes: int, most: int) -> tuple[int, int]:
-    """Images shown per class, and classes side by side."""
+    """Number of images shown per class, and number of classes side by side."""
     if most > 1 and classes <= _ROWS_OF_CLASSES:
         return min(most, _PER_CLASS), 1
-    # Past a few hundred classes, fewer images of each keep the picture in bounds.
+    # With hundreds of classes, fewer images of each limit the picture's size.
     per_class = max(1, min(most, _PER_CLASS, 1000 // classes))
     square = math.ceil(math.sqrt(classes / per_class))
-    # A width that leaves no ragged last row, if one is near.
+    # Prefer a width that fills the last row.
     across = next((n for n in range(square, 2 * square) if classes % n == 0), square)
     return per_class, across
 

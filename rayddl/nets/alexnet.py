@@ -1,7 +1,7 @@
-"""AlexNet cut down for small images, as dataset distillation's tables use it.
+"""AlexNet for small images, as in the cross-architecture tables of dataset distillation.
 
-Five convolutions of 128 to 256 channels at stride 1, three poolings, one linear layer. It has no norm
-layers in the literature; with one, it stands between convolution and ReLU.
+Five convolutions of 128 to 256 channels at stride 1, three poolings, one linear layer. The literature's
+network has no norm layers; a norm, if chosen, is placed between convolution and ReLU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PLAN = ((128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 
 
 
 class AlexNet(nn.Module):
-    """Images ``[B, C, H, W]`` in, logits ``[B, classes]`` out.
+    """Maps images ``[B, C, H, W]`` to logits ``[B, classes]``.
 
     Raises :class:`NetError` for sides below 8.
     """

@@ -1,4 +1,4 @@
-"""Networks by name."""
+"""Builds networks by name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Shape = tuple[int, int, int]
 """Channels, height, width."""
 
 COMPUTE = {"fp32": None, "tf32": None, "bf16": torch.bfloat16}
-"""The type that a precision computes convolutions in, if not the parameters' own."""
+"""The type in which convolutions are computed; ``None`` for the type of the parameters."""
 
 TORCHVISION = "tv_"
 
@@ -37,17 +37,17 @@ BUILDERS: dict[str, Callable[[NetConfig, Shape, int], nn.Module]] = {
     "lenet": lambda config, shape, classes: LeNet(shape, classes),
     "mlp": lambda config, shape, classes: Mlp(shape, classes, depth=config.depth, width=config.width),
 }
-"""The small networks; the others are torchvision's, and plugins'."""
+"""Builders of the small networks. Torchvision's and plugins' networks are built elsewhere."""
 
 
 def build(config: NetConfig, shape: Shape, classes: int, *, seed: int, precision: str = "fp32") -> nn.Module:
-    """A freshly initialised network. The same seed gives the same parameters; no global state changes.
+    """A newly initialised network. The same seed gives the same parameters; global random state is unchanged.
 
-    Raises :class:`~rayddl.errors.NetError` where the network does not fit the images.
+    Raises :class:`~rayddl.errors.NetError` if the network cannot take images of this shape.
     """
     compute = COMPUTE[precision]
     with torch.random.fork_rng(devices=[]):
-        # Weights are drawn on the CPU; `torch.manual_seed` would also seed every GPU, which nobody undoes.
+        # Weights are drawn on the CPU. `torch.manual_seed` would also seed every GPU, which is not restored.
         torch.default_generator.manual_seed(seed)
         if config.name in BUILDERS:
             net = BUILDERS[config.name](config, shape, classes)
@@ -64,9 +64,9 @@ def build(config: NetConfig, shape: Shape, classes: int, *, seed: int, precision
 
 
 def flat(config: NetConfig, shape: Shape, classes: int, *, precision: str = "fp32") -> FlatNet:
-    """The network as a function of a flat vector; take initial vectors from :func:`initial`.
+    """The network as a function of a flat parameter vector; :func:`initial` gives initial vectors.
 
-    It has no dropout: all chance of a training is in its batches and augmentation.
+    Dropout is turned off: the only randomness of a training is in its batches and augmentation.
     """
     net = build(config, shape, classes, seed=0, precision=precision)
     if config.name not in BUILDERS:
@@ -75,13 +75,13 @@ def flat(config: NetConfig, shape: Shape, classes: int, *, precision: str = "fp3
 
 
 def initial(config: NetConfig, shape: Shape, classes: int, *, seed: int) -> Tensor:
-    """A fresh network's parameters as a float32 vector ``[P]``."""
+    """The parameters of a newly initialised network as a float32 vector ``[P]``."""
     net = build(config, shape, classes, seed=seed)
     return torch.cat([p.detach().reshape(-1) for p in net.parameters()])
 
 
 def has_batch_norm(config: NetConfig, shape: Shape, classes: int) -> bool:
-    """True if the network normalises by the statistics of a batch. Settings do not say it of a plugin's."""
+    """True if the network has batch norm. A plugin's network is built to find out."""
     if plugins.owner("nets", config.name) is None:
         return config.norm == "batch"
     net = build(config, shape, classes, seed=0)
@@ -100,7 +100,7 @@ def _of_plugin(name: str, shape: Shape, classes: int) -> nn.Module:
         with torch.no_grad():
             logits = net.eval()(torch.zeros(2, *shape))
         net.train()
-    except Exception as error:  # a plugin's code raises anything
+    except Exception as error:  # plugin code can raise any type
         raise PluginError(
             f"network {name!r} of plugin {plugin} cannot be built and run for {classes} classes of "
             f"{channels}x{height}x{width} images: {type(error).__name__}: {error}",

@@ -1,4 +1,4 @@
-"""Compiled functions that still work where nothing can be compiled."""
+"""Compiled functions, with the uncompiled function as fallback."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from torch.utils._pytree import tree_map
 F = TypeVar("F", bound=Callable[..., Any])
 
 _told: list[str] = []
-"""The warning, once given: one per process is enough."""
+"""The warning that was shown; it is shown once per process."""
 
 
 def compiled(function: F, *, wanted: bool = True, graphs: bool = False) -> F:
-    """``function`` compiled whole by ``torch.compile`` for fixed shapes, or as it is where that fails.
+    """``function`` compiled by ``torch.compile`` for fixed shapes, or unchanged if compilation fails.
 
-    A function of which only parts can be compiled counts as failing: it would run at the speed of its
-    slowest part without a word.
+    A function that can be compiled only in part counts as a failure: its uncompiled parts would make it
+    slow without a warning.
 
-    The first call compiles. When no working compiler is found, one warning says so for the whole
-    process and the function runs uncompiled: same mathematics, slower. ``RAYDDL_COMPILE=0`` in the
-    environment turns compilation off.
+    The first call compiles. If there is no working compiler, the process warns once and the function
+    runs uncompiled: same mathematics, slower. ``RAYDDL_COMPILE=0`` in the environment turns
+    compilation off.
 
-    ``graphs``: on a GPU, calls after the first two replay a CUDA graph, so that a step's kernels cost one
-    launch. Elsewhere it changes nothing.
+    ``graphs``: on a GPU, calls after the first two replay a CUDA graph, so that all kernels of a step need
+    one launch. It has no effect on a CPU.
     """
     if not wanted or os.environ.get("RAYDDL_COMPILE") == "0":
         return function
-    # Brings torch's compiler with it, which not every process needs.
+    # Imported late: it loads torch's compiler, which most processes do not need.
     from rayddl.nets.pruning import NeededConvolutions
 
     fast: Callable[..., Any] | None = torch.compile(
@@ -47,10 +47,10 @@ def compiled(function: F, *, wanted: bool = True, graphs: bool = False) -> F:
             return function(*args)
         try:
             with warnings.catch_warnings():
-                # Deprecations inside torch's own compiler stack are not the user's to mend.
+                # Users cannot act on deprecation warnings inside torch's compiler.
                 warnings.simplefilter("ignore")
                 found = fast(*args)
-                # A graph's results lie where its next replay writes.
+                # The next replay of a graph overwrites its results, so they are copied.
                 return tree_map(torch.clone, found) if graphs else found
         except Exception as error:
             if not _is_compiler_failure(error):

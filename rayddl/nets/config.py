@@ -1,4 +1,4 @@
-"""What a user can say about a network."""
+"""The settings of a network."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ NORMS: Mapping[str, tuple[Norm, ...]] = {
     "tv_resnet101": ("batch",),
     "tv_mobilenet_v2": ("batch",),
     "tv_efficientnet_b0": ("batch",),
-    # Their layer norms are part of the blocks.
+    # The layer norms of transformers are part of their blocks.
     "tv_vit_b_16": ("none",),
     "tv_swin_v2_t": ("none",),
 }
-"""The norms that each network can have; the first is what the literature gives it."""
+"""The norms that each network can have; the first is the literature's choice and the default."""
 plugins.shipped("nets", NORMS)
 SIZED = ("convnet", "mlp")
-"""Networks whose depth and width are the user's."""
+"""Networks whose depth and width can be set."""
 
 
 def norms_of(name: str) -> tuple[Norm, ...]:
-    """The norms that a network can have. A plugin's networks are as they are built."""
+    """The norms that a network can have. Norms of plugins' networks cannot be set."""
     return NORMS.get(name, ("none",))
 
 
@@ -57,7 +57,7 @@ class NetConfig(Config):
 
     @property
     def label(self) -> str:
-        """What tables and charts call the network: its name and what differs from the default."""
+        """The network's name in tables and charts, with the settings that differ from the default."""
         default = type(self)()
         parts = [f"d{self.depth}" if self.depth != default.depth else ""]
         parts.append(f"w{self.width}" if self.width != default.width else "")

@@ -1,13 +1,13 @@
 """The ConvNet of the dataset-distillation literature.
 
 ``depth`` blocks of 3x3 convolution, norm, ReLU and 2x2 average pooling, then one linear layer
-(Gidaris & Komodakis 2018, as used from Dataset Condensation on). Parameters come in the order and
-shapes of the published code, so that expert buffers made with it can be read.
+(Gidaris & Komodakis 2018, used since Dataset Condensation). Parameters have the order and shapes of
+the published code, so that expert buffers made with it can be read.
 
-The computation is arranged for compilers: tensors are kept with channels last, and a block's pixels
-are seen as 2x2 cells ``[B, H/2, 2, W/2, 2, C]``, in which pooling and its derivatives of any order
-are plain sums and broadcasts. Written with ``avg_pool2d``, half of a compiled meta-gradient's time
-goes into the scalar index arithmetic of pooling's derivative.
+The computation is arranged for compilers: tensors have channels last, and a block's pixels are
+grouped into 2x2 cells ``[B, H/2, 2, W/2, 2, C]``, in which pooling and its derivatives of any order
+are sums and broadcasts. With ``avg_pool2d``, half of a compiled meta-gradient's time is spent on
+the scalar index arithmetic of pooling's derivative.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Block(nn.Module):
         x = self.conv(x)
         B, H, W, C = x.shape
         if H % 2 or W % 2:
-            # Pooling drops the odd last row and column, but the norm has to see them.
+            # Pooling drops the odd last row and column, but the norm includes them.
             x = self.norm(x)[:, : H // 2 * 2, : W // 2 * 2]
             cells = x.reshape(B, H // 2, 2, W // 2, 2, C)
         else:
@@ -41,9 +41,9 @@ class Block(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """Images ``[B, C, H, W]`` in, logits ``[B, classes]`` out.
+    """Maps images ``[B, C, H, W]`` to logits ``[B, classes]``.
 
-    28-pixel images are padded to 32, as in the literature. Raises :class:`NetError` when the side is too
+    28-pixel images are padded to 32, as in the literature. Raises :class:`NetError` if the side is too
     small for ``depth`` poolings.
     """
 

@@ -1,4 +1,4 @@
-"""What a network's work costs, and whether compiling it pays."""
+"""Estimates the run time of a network's steps, and decides whether compiling saves time."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from rayddl.nets.build import build, has_batch_norm
 from rayddl.nets.config import NetConfig
 
 COMPILE_SECONDS = 30.0
-"""What a cold compilation of a step costs, roughly."""
+"""Approximate duration of compiling a step without a cache."""
 EAGER_FLOPS = 2e11
-"""Operations per second of a plain CPU."""
+"""Floating-point operations per second assumed for a CPU."""
 EAGER_OVERHEAD = 4e-3
 """Seconds of Python and dispatch in one uncompiled step."""
 GAINS = ("convnet",)
-"""Networks that run faster compiled. ResNet-18 was seen to compile for minutes on a CPU and to run slower
-than before."""
+"""Networks that run faster compiled. In measurements on a CPU, ResNet-18 took minutes to compile and then ran
+slower than uncompiled."""
 
 
 TOGETHER_FLOPS = 1.5e7
-"""Operations of a batch's forward pass up to which several students of a network train faster side by side on
-a CPU: below it a step is mostly dispatch, which they share; above it the grouped convolutions that vmap makes
-of theirs run slower than plain ones (``tests/bench/evaluate.py``)."""
+"""Operations of a batch's forward pass up to which several students of one network train faster together on
+a CPU: below, most of a step is dispatch overhead, which they share; above, the grouped convolutions that
+vmap generates are slower than plain ones (``tests/bench/evaluate.py``)."""
 
 
 @plugins.forgotten
@@ -41,9 +41,9 @@ def forward_flops(config: NetConfig, shape: tuple[int, int, int], classes: int) 
 def worth_compiling(
     config: NetConfig, shape: tuple[int, int, int], classes: int, *, steps: int, batch: int, passes: int = 3
 ) -> bool:
-    """Whether ``steps`` steps take so long uncompiled that compiling first is quicker.
+    """True if ``steps`` uncompiled steps are expected to take longer than compilation and compiled steps.
 
-    A rule on the settings alone, so that a resumed run decides as the interrupted one did.
+    Depends on the settings alone, so that a resumed run makes the same choice as the interrupted one.
     """
     if config.name not in GAINS:
         return False
@@ -53,9 +53,9 @@ def worth_compiling(
 def eager_seconds(
     config: NetConfig, shape: tuple[int, int, int], classes: int, *, steps: int, batch: int, passes: int = 3
 ) -> float:
-    """About how long ``steps`` steps take on a plain CPU, uncompiled.
+    """Estimated seconds of ``steps`` uncompiled steps on a CPU.
 
-    ``passes`` is a step's cost in forward passes: 3 for a gradient, 12 for a matched student step.
+    ``passes``: the cost of a step in forward passes; 3 for a gradient, 12 for a matched student step.
     """
     flops = forward_flops(config, shape, classes) * passes * batch * steps
     return flops / EAGER_FLOPS + steps * EAGER_OVERHEAD * passes / 3
@@ -64,10 +64,10 @@ def eager_seconds(
 def faster_together(
     config: NetConfig, shape: tuple[int, int, int], classes: int, *, batch: int, compile_: bool
 ) -> bool:
-    """Whether students of this network train faster side by side than one after the other.
+    """True if students of this network train faster together (by vmap) than one after the other.
 
-    A rule on the settings alone, as :func:`worth_compiling`: the two ways differ in the last bits. Compiled
-    steps are left alone: they have little dispatch to share, and would be compiled anew for a group.
+    Depends on the settings alone, as the two ways differ in the last bits. False for compiled steps: they
+    have little dispatch overhead to share, and a group would have to be compiled again.
     """
     if compile_ or has_batch_norm(config, shape, classes):
         return False

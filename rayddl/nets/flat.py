@@ -1,4 +1,4 @@
-"""A network as a function of one flat parameter vector, and of the statistics that batch norm keeps."""
+"""A network as a function of one flat parameter vector and of batch norm's running statistics."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from torch.func import functional_call
 
 @dataclass(frozen=True)
 class Statistics:
-    """The running means and variances of a network's batch norms, as one vector ``[S]``."""
+    """The running means and variances of a network's batch norm layers, as one vector ``[S]``."""
 
     names: tuple[str, ...]
-    """The buffers' names, in the vector's order."""
+    """Names of the buffers, in the vector's order."""
     sizes: tuple[int, ...]
     """Their numbers of elements; they sum to S."""
     start_S: Tensor
-    """What a fresh network has: means 0, variances 1."""
+    """Values of a new network: means 0, variances 1."""
     training: nn.Module
-    """The skeleton that normalises by the batch's statistics and updates the running ones."""
+    """The module that normalises by the batch's statistics and updates the running ones."""
     testing: nn.Module
-    """The skeleton that normalises by the running ones."""
+    """The module that normalises by the running ones."""
 
     @classmethod
     def of(cls, net: nn.Module) -> Statistics | None:
-        """The statistics of a freshly built ``net``; ``None`` for one without batch norm."""
+        """The statistics of a newly built ``net``; ``None`` if it has no batch norm."""
         norms = [(name, m) for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)]
         if not norms:
             return None
         # Copies of the structure around the same parameters.
         training = copy.deepcopy(net, {id(p): p for p in net.parameters()})
         for module in _batch_norms(training):
-            # A count of batches is of use only to a plain average.
+            # The number of batches is needed only for a cumulative average.
             module.num_batches_tracked = None
         testing = copy.deepcopy(training, {id(p): p for p in net.parameters()}).eval()
         named = {
@@ -54,16 +54,16 @@ class Statistics:
 class FlatNet:
     """A network as a pure function of a vector ``theta_P`` that holds all its parameters.
 
-    Trajectories, windows and meta-gradients work on such vectors: an SGD step is one fused operation.
-    With batch norm, ``theta_P`` alone normalises by the statistics of the batch at hand; a vector
-    ``[P + S]``, which has the running statistics behind the parameters, normalises by those. The
-    first is how a network trains, the second how a trained one is tested.
+    Trajectories, windows and meta-gradients use such vectors: an SGD step is one fused operation.
+    With batch norm, a vector ``[P]`` normalises by the statistics of the current batch, as in training;
+    a vector ``[P + S]``, the parameters followed by the running statistics, normalises by these, as
+    in testing.
     """
 
     net: nn.Module
-    """The skeleton; its own parameters are not used."""
+    """The module that is called; its own parameters are not used."""
     names: tuple[str, ...]
-    """The parameters' names, in the vector's order."""
+    """Names of the parameters, in the vector's order."""
     shapes: tuple[torch.Size, ...]
     """Their shapes."""
     sizes: tuple[int, ...]
@@ -74,7 +74,7 @@ class FlatNet:
     @classmethod
     def of(cls, net: nn.Module) -> FlatNet:
         """``net`` as a function of a vector."""
-        # Plain fields: a cached property holds a lock, which ends a compiler's trace.
+        # Plain fields: a cached property uses a lock, which torch.compile cannot trace.
         named = list(net.requires_grad_(False).named_parameters())
         shapes = tuple(p.shape for _, p in named)
         statistics = Statistics.of(net)
@@ -89,7 +89,7 @@ class FlatNet:
         return {n: p.view(s) for n, p, s in zip(self.names, parts, self.shapes, strict=True)}
 
     def __call__(self, theta_P: Tensor, images: Tensor) -> Tensor:
-        """Logits ``[B, K]`` of ``images`` ``[B, C, H, W]``; ``theta_P`` may have statistics behind it."""
+        """Logits ``[B, K]`` of ``images`` ``[B, C, H, W]``; ``theta_P`` is ``[P]`` or ``[P + S]``."""
         parameters = sum(self.sizes)
         if self.statistics is None or len(theta_P) == parameters:
             out: Tensor = functional_call(self.net, self.unflatten(theta_P), (images,))
@@ -102,10 +102,10 @@ class FlatNet:
     def track(self, theta_P: Tensor, statistics_S: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``[B, K]`` in training, and the running statistics ``[S]`` after this batch.
 
-        As torch has it: a tenth of the batch's means and unbiased variances, nine tenths of what was.
+        As in torch: 0.1 times the batch's means and unbiased variances plus 0.9 times the previous ones.
         """
         assert self.statistics is not None
-        # The layers write into what they are handed.
+        # Copies, because the layers update their buffers in place.
         known = {name: part.clone() for name, part in self.statistics.unflatten(statistics_S).items()}
         both = {**self.unflatten(theta_P), **known}
         logits: Tensor = functional_call(self.statistics.training, both, (images,))

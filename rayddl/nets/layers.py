@@ -1,6 +1,6 @@
 """The layers of the literature's networks, on channels-last images ``[B, H, W, C]``.
 
-Parameters have the shapes of torch's own layers, so that state dicts travel.
+Parameters have the shapes of torch's own layers, so that state dicts are compatible.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ EPS = 1e-5
 
 
 class Conv(nn.Conv2d):
-    """A convolution of channels-last images ``[B, H, W, C]``, in its own precision.
+    """A convolution of channels-last images ``[B, H, W, C]``, computed in a given type.
 
-    ``compute`` is the type that the product is computed in; parameters, and what is accumulated into
-    them, keep theirs. ``bias`` is left out of the product where ``drop_bias`` says that the next
-    layer removes it again.
+    ``compute`` is the type of the product; parameters and their gradients keep theirs. ``drop_bias``
+    leaves the bias out, for layers followed by one that removes it, such as instance norm. The
+    parameter exists nevertheless.
     """
 
     def __init__(
@@ -40,23 +40,23 @@ class Conv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         dtype = self.compute if self.compute is not None and x.dtype == torch.float32 else x.dtype
         images_NCHW = x.permute(0, 3, 1, 2).to(dtype)
-        # Channels last; written out, since vmap knows no memory formats.
+        # Channels last by permutations, because vmap does not support memory formats.
         weight = self.weight.to(dtype).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         out = F.conv2d(images_NCHW, weight, None, self.stride, self.padding)
         out = out.permute(0, 2, 3, 1).to(x.dtype)
-        # Through a dropped bias the gradient is exactly zero rather than rounding noise around zero.
+        # The gradient of a dropped bias is exactly zero instead of rounding noise.
         return out if self.drop_bias or self.bias is None else out + self.bias
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm of ``[B, h, 2, w, 2, C]`` or ``[B, H, W, C]``; one group per channel is instance norm."""
+    """Group norm of ``[B, h, 2, w, 2, C]`` or ``[B, H, W, C]``; with one group per channel it is instance norm."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
         if self.num_groups == self.num_channels:
             dims = tuple(range(1, x.dim() - 1))
-            # Variance does not change under a shift, and one pass over the pixels gives both moments.
-            # Without the shift that pass loses every digit on a flat image whose mean is not zero.
+            # One pass over the pixels gives both moments. The shift does not change the variance; without
+            # it, that pass would lose all digits on a constant image with a mean other than zero.
             x = x - x[(slice(None), *(slice(0, 1),) * len(dims))].detach()
             mean = x.mean(dims, keepdim=True)
             variance = (x * x).mean(dims, keepdim=True) - mean * mean
@@ -78,7 +78,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 def make_norm(norm: Norm, width: int) -> nn.Module:
-    """The norm layer by name. The literature's group norm has 4 groups."""
+    """The norm layer named ``norm`` for ``width`` channels. The literature's group norm has 4 groups."""
     if norm == "instance":
         return GroupNorm(width, width)
     if norm == "group":
@@ -87,7 +87,7 @@ def make_norm(norm: Norm, width: int) -> nn.Module:
 
 
 class MaxPool(nn.Module):
-    """The largest of every ``window x window`` pixels of ``[B, H, W, C]``; an odd rest is dropped."""
+    """Max pooling over ``window x window`` pixels of ``[B, H, W, C]``; incomplete windows are dropped."""
 
     def __init__(self, window: int = 2, stride: int | None = None, padding: int = 0) -> None:
         super().__init__()
@@ -112,9 +112,9 @@ def flattened(x: Tensor) -> Tensor:
 
 
 def padding_of(sides: list[int], usual: int) -> tuple[int, list[int]]:
-    """The first layer's padding, and the sides that its output has at stride 1.
+    """The first layer's padding, and the sides of its output at stride 1.
 
-    28-pixel images are padded to 32, as in the literature; ``usual`` is the padding that keeps a side.
+    28-pixel images are padded to 32, as in the literature; ``usual`` is the padding that keeps the side.
     """
     if all(side == 28 for side in sides):
         return usual + 2, [32, 32]

@@ -1,4 +1,4 @@
-"""LeNet-5 and the multi-layer perceptron, the small ends of cross-architecture tables."""
+"""LeNet-5 and the multi-layer perceptron of the cross-architecture tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LeNet(nn.Module):
     def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
         channels, *sides = shape
-        # Its first convolution does not keep the side, and 28 pixels come out as 32 do.
+        # The first convolution shrinks the side: padding 28 pixels by 2 gives the same output as 32 pixels.
         padding = 2 if sides == [28, 28] else 0
         rest = [((side + 2 * padding - 4) // 2 - 4) // 2 for side in sides]
         if min(rest) < 1:
@@ -42,7 +42,7 @@ class LeNet(nn.Module):
 class Mlp(nn.Module):
     """``depth`` linear layers with ReLU between them on the flat image: ``[B, C, H, W]`` to ``[B, classes]``.
 
-    The literature's has three, with 128 hidden units.
+    The literature's network has three layers with 128 hidden units.
     """
 
     def __init__(

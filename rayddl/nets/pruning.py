@@ -1,8 +1,8 @@
-"""A compiler pass that leaves out convolutions whose result is not asked for, or is zero.
+"""A compiler pass that removes convolutions whose result is unused or zero.
 
-A derivative of a derivative is full of them. One operator gives the derivative of a convolution by its images
-and by its weights together, and computes both where only one of them is read; and what does not depend on the
-parameters, as the images do not, still has a derivative of zeros, which is convolved like any other.
+Second derivatives contain many of them. One operator computes the derivatives of a convolution with respect
+to images and weights together, even if only one of them is used. And the derivative of the images with
+respect to the parameters is zero, but is still convolved.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ KEEP_ZERO = {
     aten.view.default,
     torch.ops.prims.convert_element_type.default,
 }
-"""Operators that make zeros of zeros."""
+"""Operators that map zeros to zeros."""
 
 
 class NeededConvolutions(CustomGraphPass):
-    """Removes from a graph of ``aten`` operators the convolutions that change nothing in what it returns."""
+    """Removes the convolutions from a graph of ``aten`` operators that do not affect its results."""
 
     def __call__(self, graph: Graph) -> None:
-        """Change ``graph`` in place. Its results stay the same, but for the order in which sums are rounded."""
-        graph.eliminate_dead_code()  # what reads a result and is read by nobody
+        """Change ``graph`` in place. Its results stay the same up to the rounding of sums."""
+        graph.eliminate_dead_code()  # removes readers that are themselves unused
         zeros: set[Node] = set()
         for node in list(graph.nodes):
             if _is_zero(node, zeros):
@@ -45,7 +45,7 @@ class NeededConvolutions(CustomGraphPass):
         graph.eliminate_dead_code()
 
     def uuid(self) -> str:
-        """What a cache of compiled graphs tells versions of this pass apart by."""
+        """Identifies this version of the pass in caches of compiled graphs."""
         return "rayddl.nets.pruning 1"
 
 
@@ -56,7 +56,7 @@ def _is_zero(node: Node, zeros: set[Node]) -> bool:
 
 
 def _zeroed(graph: Graph, node: Node) -> Node:
-    """Zeros of the node's shape and type in its place."""
+    """Replace the node by zeros of its shape and type."""
     value = node.meta["val"]
     with graph.inserting_before(node):
         made = graph.call_function(
@@ -71,9 +71,9 @@ def _zeroed(graph: Graph, node: Node) -> Node:
 
 
 def _narrowed(graph: Graph, node: Node, zeros: set[Node]) -> set[Node]:
-    """Let the node compute what is read of it and not zero; the zeros that are read instead."""
+    """Restrict the node to the outputs that are used and not zero. Returns the zeros that replace the others."""
     gradient, images, weight = node.args[:3]
-    by = (weight, images)  # the derivative by the images is linear in the weights, and the other way round
+    by = (weight, images)  # each derivative is linear in the other operand
     made = set()
     for reader in list(node.users):
         output = reader.args[1]

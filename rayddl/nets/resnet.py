@@ -1,8 +1,8 @@
 """ResNet-18 (He et al. 2016) for small images.
 
-Up to 64 pixels the stem is one 3x3 convolution at stride 1 without pooling, as the literature has it
-for CIFAR and Tiny ImageNet; above, it is the 7x7 convolution at stride 2 and the pooling of the
-original. Parameters are named as torchvision names them, so that state dicts travel both ways.
+Up to 64 pixels the first layer is a 3x3 convolution at stride 1 without pooling, as in the literature
+for CIFAR and Tiny ImageNet; above, it is the original 7x7 convolution at stride 2 with pooling.
+Parameters have torchvision's names, so that state dicts can be exchanged.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from rayddl.nets.config import Norm
 from rayddl.nets.layers import Conv, MaxPool, channels_last, make_norm
 
 SMALL = 64
-"""The largest side that counts as small."""
+"""The largest side, in pixels, that gets the 3x3 convolution."""
 WIDTHS = (64, 128, 256, 512)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, on ``[B, H, W, C]``."""
+    """Two 3x3 convolutions and a shortcut, on ``[B, H, W, C]``."""
 
     def __init__(self, inputs: int, width: int, stride: int, norm: Norm) -> None:
         super().__init__()
@@ -41,9 +41,9 @@ class BasicBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """Images ``[B, C, H, W]`` in, logits ``[B, classes]`` out, by the mean over what is left of the image.
+    """Maps images ``[B, C, H, W]`` to logits ``[B, classes]``, with global average pooling.
 
-    Raises :class:`NetError` where instance norm would see single pixels, which it makes constant.
+    Raises :class:`NetError` if instance norm would get single pixels, which it maps to a constant.
     """
 
     def __init__(self, shape: tuple[int, int, int], classes: int, *, norm: Norm = "instance") -> None:

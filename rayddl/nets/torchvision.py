@@ -1,4 +1,4 @@
-"""Torchvision's networks, as torchvision builds and initialises them."""
+"""Torchvision's networks, built and initialised by torchvision."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from rayddl.errors import NetError
 
 SMALLEST = 32
-"""The smallest side; torchvision's networks shrink it 32 times."""
+"""The smallest side in pixels: torchvision's networks reduce it 32 times."""
 PATCH = 16
-"""The side of a ViT-B/16 patch."""
+"""Side of a ViT-B/16 patch in pixels."""
 
 
 def make(name: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """The torchvision network ``name``, e.g. ``resnet50``, for images of ``shape``, without weights.
 
-    Raises :class:`NetError` for images that are not in colour, too small, or, for ViT, no square of
-    whole patches.
+    Raises :class:`NetError` for images that are grey, too small, or, for ViT, not a square of whole
+    patches.
     """
     from torchvision import models
 
@@ -51,7 +51,7 @@ def make(name: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
 
 
 def without_chance(net: nn.Module) -> None:
-    """Turn dropout and stochastic depth off: a step on a flat vector draws nothing by itself."""
+    """Turn off dropout and stochastic depth, so that a step on a flat vector is deterministic."""
     from torchvision.ops import StochasticDepth
 
     for module in net.modules():
@@ -60,7 +60,7 @@ def without_chance(net: nn.Module) -> None:
 
 
 class Lowered(nn.Conv2d):
-    """A convolution of ``[B, C, H, W]`` computed in another type; what goes in and out keeps its own."""
+    """A convolution of ``[B, C, H, W]`` computed in another type; input and output keep their type."""
 
     compute: torch.dtype
 
@@ -73,7 +73,7 @@ class Lowered(nn.Conv2d):
 
 
 def lower(net: nn.Module, compute: torch.dtype) -> None:
-    """Put a :class:`Lowered` convolution with the same parameters in the place of each of ``net``'s."""
+    """Replace each convolution of ``net`` by a :class:`Lowered` one with the same parameters."""
     for parent in list(net.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Conv2d:
@@ -90,7 +90,7 @@ def _lowered(conv: nn.Conv2d, compute: torch.dtype) -> Lowered:
         conv.dilation,  # type: ignore[arg-type]  # likewise
         conv.groups,
         bias=conv.bias is not None,
-        # No numbers are drawn for parameters that are replaced at once.
+        # No random numbers are drawn for parameters that are replaced at once.
         device="meta",
     )
     made.weight, made.bias, made.compute = conv.weight, conv.bias, compute

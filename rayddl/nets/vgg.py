@@ -1,4 +1,4 @@
-"""VGG-11 (Simonyan & Zisserman 2015, configuration A) with one linear layer, as for small images."""
+"""VGG-11 (Simonyan & Zisserman 2015, configuration A) with one linear layer, for small images."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from rayddl.nets.config import Norm
 from rayddl.nets.layers import Conv, MaxPool, channels_last, flattened, make_norm, padding_of
 
 STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))
-"""Channels of the convolutions between one pooling and the next."""
+"""Channels of the convolutions before each pooling."""
 
 
 class Vgg11(nn.Module):
-    """Images ``[B, C, H, W]`` in, logits ``[B, classes]`` out.
+    """Maps images ``[B, C, H, W]`` to logits ``[B, classes]``.
 
-    What is left of the image after five poolings, 1x1 at 32 pixels, goes flat into the linear layer.
+    The output of five poolings, 1x1 for 32 pixels, is flattened for the linear layer.
     Raises :class:`NetError` for sides below 32 (28 is padded to it).
     """
 

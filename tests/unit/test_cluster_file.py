@@ -102,7 +102,7 @@ def test_gpu_workers_fall_back_on_machines_at_full_price(cluster: dict[str, Any]
 
 def test_the_documentation_types_what_the_file_says() -> None:
     """The commands in the file's head are those of docs/cluster.md, in the same order."""
-    section = DOCS.split("### Up, and down again", 1)[1]
+    section = DOCS.split("### Start and stop", 1)[1]
     typed = re.search(r"```bash\n(.*?)```", section, re.DOTALL)
     said = re.findall(r"^#   (uv .*)$", TEXT, re.MULTILINE)
     assert typed is not None

@@ -1,4 +1,4 @@
-"""The card of an exported set: what it is, how it was made, whose the images are, how good it is."""
+"""The data set card of an exported set: content, method, licence of the images, and accuracy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LICENCES: Mapping[str, tuple[str, str]] = {
     "tinyimagenet": ("other", "Images of ImageNet: non-commercial research and education only."),
     "imagenet": ("other", "Images of ImageNet: non-commercial research and education only."),
 }
-"""What is known of the sources that rayddl knows by name: an identifier, and a sentence."""
+"""Licences of the sources that rayddl knows by name: identifier, and a sentence for the card."""
 LESSONS = {
     "distilled": "this set",
     "random": "random real images",
@@ -34,14 +34,14 @@ SCORES = {
     "lrs": "label-robust score (LRS)",
     "ars": "augmentation-robust score (ARS)",
 }
-"""Scores that the card tells, and in which words."""
+"""The scores in the card, and their descriptions."""
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**12, "100K<n<1M"))
 DATA = "data/train-00000-of-00001.parquet"
-"""Where the card says that the table lies."""
+"""Path of the Parquet table in the export, as named in the card."""
 
 
 def card(made: DistilledSet) -> str:
-    """The text of ``README.md``, with the front matter that Hugging Face's tools read."""
+    """The text of ``README.md``, with the YAML header that Hugging Face's tools read."""
     parts = [
         f"---\n{yaml.safe_dump(_front(made), sort_keys=False)}---\n",
         _what(made),
@@ -88,7 +88,7 @@ def _how(made: DistilledSet) -> str:
 
 
 def without_places(info: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of a set without where files lay: that says nothing to others, and may say too much."""
+    """``info`` without file paths: they are useless to others, and may disclose private data."""
     kept = copy.deepcopy(dict(info))
     for holder in (kept, kept.get("definition", {})):
         if isinstance(holder.get("source"), dict):
@@ -126,7 +126,7 @@ def _how_good(made: DistilledSet) -> str:
 
 
 def _worth(metrics: Mapping[str, Any]) -> str:
-    """What the accuracies are worth, and what the set cost, where it is known."""
+    """Sentences on the scores and on the cost of the set, if known."""
     lines = [
         f"- {net}: {100 * found[name]['mean']:.1f} ± {100 * found[name]['std']:.1f} % {words}"
         for net, found in (metrics.get("scores") or {}).items()

@@ -1,4 +1,4 @@
-"""Writes a distilled set in the forms that other programs read."""
+"""Writes a distilled set in the formats that other programs read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rayddl.storage import Folder
 Format: TypeAlias = Literal["imagefolder", "parquet", "webdataset", "pt", "hf"]
 FORMATS: tuple[Format, ...] = ("imagefolder", "parquet", "webdataset", "pt", "hf")
 SHARD_BYTES = 100 * 2**20
-"""Bytes of pictures after which a tar file is full."""
+"""Bytes of images after which a new tar file is begun."""
 _TABLE, _PICTURES = "images.parquet", "images"
 
 
@@ -22,17 +22,17 @@ def export_set(folder: Folder, form: str, to: Folder) -> list[str]:
     """Write the set in ``folder`` into ``to``; returns the paths of the files written.
 
     - ``imagefolder``: PNG files, ``<class>/<number>.png``, rounded to bytes.
-    - ``parquet``: ``images.parquet`` with the columns ``image`` and ``label``, likewise.
+    - ``parquet``: ``images.parquet`` with the columns ``image`` and ``label``, also rounded to bytes.
     - ``webdataset``: tar files with ``<number>.png`` and ``<number>.cls`` for each image, and
       ``<number>.soft_label.json`` for soft labels, and ``classes.txt`` with a name per line.
     - ``pt``: ``images_best.pt`` (float32 [N, C, H, W] in model space) and ``labels_best.pt``, plain
-      tensors in the layout that MTT's code saves and reads, exact; with ``set.json`` and
-      ``space.safetensors``, the learning rate and the pixel space that training on them needs.
-    - ``hf``: a folder for ``datasets.load_dataset``: the table, a card (``README.md``), and the exact
-      tensors for ``rayddl.load_set``.
+      tensors in the layout that MTT's code saves and reads, not rounded; with ``set.json`` and
+      ``space.safetensors``, which hold the learning rate and the pixel space for training.
+    - ``hf``: a folder for ``datasets.load_dataset``: the table, a card (``README.md``), and the
+    unrounded tensors for ``rayddl.load_set``.
 
-    Never writes over a file: raises :class:`UserError` when ``to`` has one of the names already, and
-    :class:`ArtifactError` when the set is incomplete.
+    Never overwrites a file: raises :class:`UserError` if ``to`` already has one of the names, and
+    :class:`ArtifactError` if the set is incomplete.
     """
     if form not in FORMATS:
         raise UserError(f"unknown format {form!r}; known: {', '.join(FORMATS)}", code="unknown-format")
@@ -87,7 +87,7 @@ def _shards(folder: Folder) -> Iterator[tuple[str, bytes]]:
             tar = tarfile.open(fileobj=shard, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         held += len(row["image"]["bytes"])
         for name, content in _members(row):
-            # Neither time nor owner: the same set gives the same bytes.
+            # No time and no owner, so that the same set gives the same bytes.
             head = tarfile.TarInfo(f"{index:09d}.{name}")
             head.size = len(content)
             tar.addfile(head, io.BytesIO(content))

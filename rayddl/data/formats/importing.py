@@ -1,8 +1,8 @@
-"""Sets that others made, brought to a source: its classes, its pixel space, its sizes.
+"""Imports sets made by other code: converts classes, pixel space and image size to those of a source.
 
-Four forms are known: a rayddl set; ``images_best.pt`` with ``labels_best.pt``, as the published codes save
-them; images in folders by class; and one Parquet table of the columns ``image`` and ``label``. Classes are
-matched by name wherever the form has names; numbers stand for the source's classes in their order.
+Four formats are read: a rayddl set; ``images_best.pt`` with ``labels_best.pt``, as the published code saves
+them; images in folders by class; and one Parquet table with the columns ``image`` and ``label``. Classes are
+matched by name if the format has names; numbers are indices into the source's classes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LOOKED_FOR = "set.json, images_best.pt and labels_best.pt, folders of images by 
 
 @dataclass(frozen=True)
 class Home:
-    """What a set is brought to."""
+    """The classes, image shape and pixel space of the source that a set is converted to."""
 
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
@@ -45,7 +45,7 @@ class Home:
 
 
 def form_of(folder: Folder) -> Form:
-    """The form of the set in ``folder``. Raises :class:`ArtifactError` where there is none."""
+    """The format of the set in ``folder``. Raises :class:`ArtifactError` if there is no set."""
     if pairs.is_pair(folder):
         return "pt"
     if folder.has(SET_FILE):
@@ -58,9 +58,9 @@ def form_of(folder: Folder) -> Form:
 
 
 def bring(folder: Folder, form: Form, home: Home) -> DistilledSet:
-    """The set in ``folder`` as one of the source ``home``.
+    """The set in ``folder``, converted to the source ``home``.
 
-    Raises :class:`ArtifactError` where classes or sizes are not the source's, or files cannot be read.
+    Raises :class:`ArtifactError` if classes or sizes differ from the source's, or files cannot be read.
     """
     if form == "set":
         return DistilledSet.load(folder)
@@ -94,7 +94,7 @@ def _pair(folder: Folder, home: Home) -> DistilledSet:
             "numbered from 0.",
             code="label-beyond-classes",
         )
-    # As the published codes store them: encoded as the real images were when the set was made.
+    # The published code stores images in the pixel space of the real images.
     return replace(made, classes=home.classes, space=home.space, info={"method": "imported"})
 
 
@@ -147,7 +147,7 @@ def _table_in(folder: Folder) -> str | None:
 
 
 def _places(names: Sequence[str], home: Home, where: str) -> dict[str, int]:
-    """Where each class name stands among the source's, by the name, by its folder's name, or by its number."""
+    """Index of each class name in the source's classes, matched by name, folder name or number."""
     known = {name: i for i, name in reversed(list(enumerate(home.classes)))}
     known = {folder: i for i, folder in enumerate(views.class_folders(home.classes))} | known
     if all(name.isdecimal() and int(name) < len(home.classes) for name in names) and not set(names) <= set(
@@ -165,7 +165,7 @@ def _places(names: Sequence[str], home: Home, where: str) -> dict[str, int]:
 
 
 def _decoded(encoded: Sequence[Encoded], home: Home) -> tuple[Tensor, Tensor]:
-    """uint8 images of the source's shape, and their labels."""
+    """uint8 images [N, C, H, W] of the source's shape, and int64 labels [N]."""
     channels, height, width = home.shape
     size = height if height == width else None
     stacked, labels = [], []

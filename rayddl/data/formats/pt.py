@@ -1,7 +1,7 @@
-"""Sets as two torch files, ``images_best.pt`` and ``labels_best.pt``: the layout of the published codes.
+"""Sets as two torch files, ``images_best.pt`` and ``labels_best.pt``: the layout of the published code.
 
-rayddl's own exports have ``set.json`` and ``space.safetensors`` beside them, and come back whole. What other
-code wrote says nothing of its classes and its pixel space.
+rayddl's own exports add ``set.json`` and ``space.safetensors``, so they load completely. Files of other code
+do not name their classes or pixel space.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from rayddl.storage import Folder
 IMAGES, LABELS, RATE = "images_best.pt", "labels_best.pt", "lr_best.pt"
 META, SPACE = "set.json", "space.safetensors"
 SPREAD = 2.5
-"""Standard deviations to either side that a picture shows of pixels whose scale is not known."""
+"""For pixels of unknown scale, pictures show the mean plus and minus this many standard deviations."""
 
 
 def is_pair(folder: Folder) -> bool:
-    """Whether ``folder`` holds a set as two torch files."""
+    """True if ``folder`` has both torch files of a set."""
     return folder.has(IMAGES) and folder.has(LABELS)
 
 
 def load_pair(folder: Folder) -> DistilledSet:
-    """The set in ``folder``, tensor for tensor; no code of the files is run.
+    """The set in ``folder``, with unchanged tensors. No code in the files is executed.
 
-    Without rayddl's files beside them, classes are called by their numbers, and the pixel space is a guess
-    that pictures can be made with: such a set names no source, and cannot be judged without one. Raises
-    :class:`ArtifactError` for files that hold no images and labels.
+    Without rayddl's files, classes are named by their numbers, and the pixel space is estimated, which
+    suffices for pictures only: such a set names no source, and evaluating it needs one. Raises
+    :class:`ArtifactError` for files without images and labels.
     """
     images, labels = _tensor(folder, IMAGES), _tensor(folder, LABELS)
     if images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
@@ -78,11 +78,11 @@ def _foreign(folder: Folder, images: Tensor, labels: Tensor) -> DistilledSet:
 
 
 def _guessed(images: Tensor) -> PixelSpace:
-    """The scaling by which most pixels lie between black and white."""
+    """A pixel space in which most pixels decode to values between black and white."""
     pixels = images.double().transpose(0, 1).flatten(1)
     mean, half = pixels.mean(1), SPREAD * pixels.std(1, correction=0).clamp(min=1e-6)
     channels, height, width = (int(n) for n in images.shape[1:])
-    # (x - (mean - half)) / (2 half), written as x * std + mean of a space.
+    # (x - (mean - half)) / (2 half), written in the form x * std + mean of a pixel space.
     std = 0.5 / half
     return Normalise((channels, height, width), 0.5 - mean * std, std)
 

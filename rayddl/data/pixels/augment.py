@@ -1,12 +1,12 @@
 """Differentiable siamese augmentation (DSA; Zhao & Bilen 2021), one strategy per call.
 
-The numbers are those that the trajectory-matching papers train and judge with: flip half of the
-images; crop by a shift of up to an eighth of a side; cut out a square of half the side; change
+The parameters are those of the trajectory-matching papers, for training and evaluation: flip half of
+the images; crop by a shift of up to an eighth of a side; cut out a square of half the side; change
 brightness, saturation and contrast; scale each axis by up to 1.2; rotate by up to 15 degrees.
 
-:func:`draw` makes every random choice on the CPU from the generator it is given, so a
-:class:`Draw` can be kept and replayed on any device. :func:`apply` consists of plain tensor
-operations: it can be differentiated in either mode, any number of times. ``grid_sample`` is not
+:func:`draw` makes every random choice on the CPU with the generator passed to it, so a
+:class:`Draw` can be stored and applied again on any device. :func:`apply` uses plain tensor
+operations only: it has forward- and reverse-mode derivatives of any order. ``grid_sample`` is not
 used because its backward has no forward-mode derivative.
 """
 
@@ -32,17 +32,17 @@ ROTATE_DEGREES = 15.0
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """The random choices of one call: the strategy's name and its numbers per image."""
+    """The random choices of one call: the strategy's name and its parameters for each image."""
 
     name: str
     params: tuple[Tensor, ...]
-    """CPU tensors [N]; what they mean is the strategy's own affair."""
+    """CPU tensors [N]; their meaning depends on the strategy."""
 
 
 def draw(names: tuple[str, ...], shape: tuple[int, ...], generator: Generator) -> Draw | None:
-    """Choose one of ``names`` uniformly, and its numbers for a batch of ``shape`` [N, C, H, W].
+    """Draw one of ``names`` uniformly, and its parameters for a batch of ``shape`` [N, C, H, W].
 
-    ``None`` when ``names`` is empty, which :func:`apply` takes as "leave the images alone". Raises
+    Returns ``None`` if ``names`` is empty; :func:`apply` then returns images unchanged. Raises
     ``ValueError`` for a name that is not a strategy.
     """
     unknown = [name for name in names if name not in _STRATEGIES]
@@ -57,11 +57,11 @@ def draw(names: tuple[str, ...], shape: tuple[int, ...], generator: Generator) -
 
 
 def apply(x: Tensor, drawn: Draw | None) -> Tensor:
-    """Augment images [N, C, H, W] of any floating type as ``drawn`` says.
+    """Images [N, C, H, W] of any floating type, augmented according to ``drawn``.
 
-    The result has the type, device and memory format of ``x`` and is affine in ``x``: zero stands
-    for what is moved or cut out, which is the mean colour of a normalised image. Half-precision
-    images are augmented in float32 and rounded once.
+    The result has the type, device and memory format of ``x`` and is affine in ``x``. Pixels moved in
+    or cut out are zero, which is the mean colour of a normalised image. Half-precision images are
+    augmented in float32 and rounded once.
     """
     if drawn is None:
         return x
@@ -80,12 +80,12 @@ def _uniform(low: float, high: float, count: int, generator: Generator) -> Tenso
 
 
 def _integers(low: int, high: int, count: int, generator: Generator) -> Tensor:
-    """Uniform in ``low`` ... ``high``, both included."""
+    """Uniform integers from ``low`` to ``high``, both included."""
     return torch.randint(low, high + 1, (count,), generator=generator)
 
 
 def _rounded(share: float, side: int) -> int:
-    # Halves go up, as in the published code; round() would send them to the even neighbour.
+    # Halves are rounded up, as in the published code; round() rounds them to the even neighbour.
     return int(share * side + 0.5)
 
 
@@ -106,7 +106,7 @@ def _draw_crop(count: int, height: int, width: int, generator: Generator) -> tup
 def _crop(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
     """Pixel (i, j) of the result is pixel (i + down, j + right) of ``x``, zero outside."""
     height, width = x.shape[2:]
-    # A ring as wide as the largest shift possible keeps shapes free of the drawn values.
+    # A border as wide as the largest shift makes shapes independent of the drawn values.
     ring_h, ring_w = _rounded(CROP_SHARE, height), _rounded(CROP_SHARE, width)
     rows = torch.arange(ring_h, ring_h + height, device=x.device) + down[:, None]
     columns = torch.arange(ring_w, ring_w + width, device=x.device) + right[:, None]
@@ -122,7 +122,7 @@ def _take(pixels: Tensor, index: Tensor) -> Tensor:
 
 def _draw_cutout(count: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
     def centres(side: int) -> Tensor:
-        # An even square's centre lies between pixels: there is one place more.
+        # The centre of an even square is between pixels, so it has one more possible position.
         return _integers(0, side - _rounded(CUTOUT_SHARE, side) % 2, count, generator)
 
     return centres(height), centres(width)
@@ -150,13 +150,13 @@ def _draw_color(count: int, height: int, width: int, generator: Generator) -> tu
 def _color(x: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
     """Brightness, then saturation about the pixel's mean, then contrast about the image's.
 
-    The three are one affine map, because neither mean changes under the step before it but by the
-    brightness: c·s·x + c·(1-s)·pixel mean + (1-c)·image mean + b.
+    The three are one affine map, because only the brightness changes the means that the later
+    steps use: c·s·x + c·(1-s)·pixel mean + (1-c)·image mean + b.
     """
     b, s, c = (p.to(x.dtype).view(-1, 1, 1, 1) for p in (brightness, saturation, contrast))
     pixel_mean = x.mean(1, keepdim=True)
     image_mean = pixel_mean.mean((2, 3), keepdim=True)
-    # One pass over the images: on the CPU a second temporary of their size costs ten times the sums.
+    # One pass over the images: on the CPU a second temporary tensor takes ten times as long as the sums.
     return torch.addcmul(pixel_mean * (c * (1 - s)) + (image_mean * (1 - c) + b), x, c * s)
 
 
@@ -166,7 +166,7 @@ def _draw_scale(count: int, height: int, width: int, generator: Generator) -> tu
 
 
 def _scale(x: Tensor, across: Tensor, down: Tensor) -> Tensor:
-    """Sample at ``across`` and ``down`` times the distance from the centre: above 1 shrinks."""
+    """Sample at ``across`` and ``down`` times the distance from the centre; factors above 1 shrink the picture."""
     i, j = _from_centre(x)
     rows = down.to(x.dtype)[:, None, None] * i
     columns = across.to(x.dtype)[:, None, None] * j
@@ -198,7 +198,7 @@ def _from_centre(x: Tensor) -> tuple[Tensor, Tensor]:
 def _sample(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Bilinear samples at ``rows``, ``columns`` [N, H, W], counted from the centre; zero outside."""
     height, width = x.shape[2:]
-    # One ring of zeros holds every neighbour outside the image; further out is as good as the ring.
+    # One ring of zeros supplies every neighbour outside the image; positions beyond it are clamped to it.
     row = (rows + (height + 1) / 2).clamp(0, height + 1)
     column = (columns + (width + 1) / 2).clamp(0, width + 1)
     top, left = row.floor().clamp(max=height), column.floor().clamp(max=width)

@@ -1,4 +1,4 @@
-"""Crops of images, uint8 throughout: decode no more than the crop needs, cut, then bring to size."""
+"""Crops of uint8 images: decode at the lowest sufficient resolution, crop, resize."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ Boxes = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Opened:
-    """An image whose header was read: its size, and a way to its pixels."""
+    """An image whose header was read: its size in pixels, and a function that decodes it."""
 
     height: int
     width: int
     pixels: Callable[[int], tuple[Tensor, int]]
-    """``pixels(reduce)`` decodes at 1/``reduce`` of the size if the format can; the second value is what
-    it was reduced by."""
+    """``pixels(reduce)`` decodes at 1/``reduce`` of the size if the format supports it; it returns uint8
+    ``[C, H, W]`` and the actual reduction."""
 
 
 def opened(blob: bytes | NDArray[np.uint8], channels: int) -> Opened:
-    """An image as encoded bytes, or already as pixels uint8 ``[C, H, W]``, to be seen in ``channels`` (1 or 3).
+    """The image ``blob``, encoded or uint8 ``[C, H, W]``, converted to ``channels`` (1 or 3).
 
-    Raises what PIL raises for bytes that are no image or too many pixels to be an honest one, and
-    ``ValueError`` for modes without bytes.
+    Raises PIL's errors for bytes that are not an image and for decompression bombs, and
+    ``ValueError`` for modes whose values are not bytes.
     """
     if isinstance(blob, np.ndarray):
         whole = _channels(torch.from_numpy(np.array(blob)), channels)
@@ -74,16 +74,16 @@ def _channels(image: Tensor, channels: int) -> Tensor:
 
 
 def reduction(boxes: Boxes, size: int) -> int:
-    """The largest of 1, 2, 4, 8 by which the image may be shrunk with every crop still at least ``size`` wide."""
+    """The largest reduction of 1, 2, 4, 8 at which every crop is still at least ``size`` pixels wide."""
     narrowest = int(boxes[:, 2].min())
     return next((r for r in (8, 4, 2) if narrowest >= size * r), 1)
 
 
 def cut(image: Opened, boxes: Boxes, size: tuple[int, int] | int, *, reduced: bool) -> Tensor:
-    """The crops at ``boxes``, each brought to ``size`` (bilinear, antialiased): uint8 ``[K, C, h, w]``.
+    """The crops at ``boxes``, each resized to ``size`` (bilinear, antialiased): uint8 ``[K, C, h, w]``.
 
-    ``reduced`` lets a JPEG be decoded smaller where no crop would have to be enlarged for it; the pixels
-    then differ slightly from those of the whole image.
+    ``reduced`` allows decoding a JPEG at a reduced scale if no crop has to be enlarged afterwards; the
+    pixels then differ slightly from those at full scale.
     """
     height, width = (size, size) if isinstance(size, int) else size
     factor = reduction(boxes, max(height, width)) if reduced else 1

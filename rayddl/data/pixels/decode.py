@@ -1,9 +1,9 @@
-"""Encoded images to arrays of bytes, whatever their mode, and without trusting them.
+"""Decodes images of any mode, from untrusted files, to uint8 arrays.
 
-What PIL can read becomes grey [H, W] or RGB [H, W, 3]: bilevel, grey and 16-bit grey become grey;
-palettes, CMYK and the rest become RGB; alpha is dropped, as torchvision's ImageFolder does;
-an EXIF orientation is applied; of an animation the first frame is taken. What PIL cannot read,
-a truncated file and a decompression bomb (``PIL.Image.MAX_IMAGE_PIXELS``) are reported, not raised.
+Images that PIL can read become grey [H, W] or RGB [H, W, 3]: bilevel, grey and 16-bit grey become
+grey; palettes, CMYK and all other modes become RGB; alpha is dropped, as torchvision's ImageFolder
+does; EXIF orientation is applied; the first frame of an animation is used. Unreadable and truncated
+files and decompression bombs (``PIL.Image.MAX_IMAGE_PIXELS``) are reported, not raised.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from PIL import ExifTags, Image, ImageOps
 Pixels = NDArray[np.uint8]
 
 _GREY = ("1", "L", "LA", "La")
-# Handing a 32 x 32 JPEG to another thread costs more than decoding it.
+# Passing a 32 x 32 JPEG to another thread takes longer than decoding it.
 _WORTH_A_THREAD = 16 * 1024
 
 
 class Encoded(NamedTuple):
-    """An image not yet decoded: its name for messages, its label, and how to get its bytes."""
+    """An image not yet decoded: its name for messages, its label, and a function that returns its bytes."""
 
     name: str
     label: int
@@ -36,7 +36,7 @@ class Encoded(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """An image that could be read, or the reason why not in place of its pixels."""
+    """A decoded image, or the reason why it could not be read in place of its pixels."""
 
     name: str
     label: int
@@ -44,9 +44,9 @@ class Decoded(NamedTuple):
 
 
 def decode(batches: Iterable[Sequence[Encoded]], size: int | None) -> Iterator[Decoded]:
-    """Decode every image once, in order, and resize it to ``size`` when one is given.
+    """Decode every image once, in order, and resize it to ``size`` pixels if given.
 
-    One batch is held at a time. Large images are decoded by a few threads.
+    Holds one batch in memory at a time. Large images are decoded by a few threads.
     """
     with pil_warnings(), ThreadPoolExecutor(_threads()) as pool:
         for batch in batches:
@@ -70,7 +70,7 @@ def _decode_one(item: Encoded, size: int | None) -> _Outcome:
     try:
         data = item.read()
         pixels = read_image(data, size)
-    except Exception as error:  # a broken file raises anything from the parser it meets
+    except Exception as error:  # the parsers raise many types for broken files
         pixels = reason(error)
     return _Outcome(Decoded(item.name, item.label, pixels), len(data))
 
@@ -78,34 +78,34 @@ def _decode_one(item: Encoded, size: int | None) -> _Outcome:
 def read_image(data: bytes, size: int | None = None) -> Pixels:
     """Decode one image to uint8 [H, W] (grey) or [H, W, 3] (RGB).
 
-    With ``size``, :func:`fit_square` is applied. Raises whatever PIL raises, and ``ValueError`` for
-    modes whose values are no bytes.
+    With ``size``, :func:`fit_square` is applied. Raises PIL's errors, and ``ValueError`` for
+    modes whose values are not bytes.
     """
     if not data:
         raise ValueError("no bytes")
     with Image.open(io.BytesIO(data)) as image:
         if size is not None:
-            # A JPEG decodes at a half, a quarter or an eighth of its size far quicker; twice the size
-            # asked for is left for the filter to work on.
+            # A JPEG is decoded much faster at a half, a quarter or an eighth of its size. Twice the
+            # requested size is kept for the resizing filter.
             image.draft(None, (2 * size, 2 * size))
         turned = plain(image if upright(image) else ImageOps.exif_transpose(image))
         return np.array(turned if size is None else fit_square(turned, size))
 
 
 def fit_square(image: Image.Image, size: int) -> Image.Image:
-    """The image's centre square, as wide as its shorter side, brought to ``size`` (bilinear, antialiased)."""
+    """The centre square of the image, as wide as its shorter side, resized to ``size`` (bilinear, antialiased)."""
     width, height = image.size
     if (width, height) == (size, size):
         return image
     shorter = min(width, height)
-    # Resizing from a box places the centre exactly, where scaling first would round the longer side.
+    # Resizing from a box places the centre exactly; scaling first would round the longer side.
     left, top = (width - shorter) / 2, (height - shorter) / 2
     box = (left, top, left + shorter, top + shorter)
     return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
 
 
 def fit_all(images: Pixels, size: int | None) -> Pixels:
-    """Decoded images uint8 [N, H, W, C], C = 1 or 3, each brought to ``size`` by :func:`fit_square`."""
+    """Decoded images uint8 [N, H, W, C], C = 1 or 3, each resized by :func:`fit_square`."""
     if size is None or images.shape[1:3] == (size, size):
         return images
     resized = np.empty((len(images), size, size, images.shape[3]), dtype=np.uint8)
@@ -116,12 +116,12 @@ def fit_all(images: Pixels, size: int | None) -> Pixels:
 
 
 def upright(image: Image.Image) -> bool:
-    """Whether the image's EXIF tags ask for no turning."""
+    """True if the image's EXIF tags require no rotation or mirroring."""
     if "exif" not in image.info:
         return True
     try:
         return bool(image.getexif().get(ExifTags.Base.Orientation, 1) == 1)
-    except Exception:  # a broken tag block says nothing about the pixels
+    except Exception:  # the pixels can be valid although the tags are not
         return True
 
 
@@ -131,7 +131,7 @@ def plain(image: Image.Image) -> Image.Image:
     if mode in _GREY:
         return image if mode == "L" else image.convert("L")
     if mode.startswith("I"):
-        # PIL clips at 255 where the range is 0 ... 65535.
+        # PIL clips at 255 although the range is 0 ... 65535.
         wide = np.asarray(image).astype(np.int64)
         if wide.min(initial=0) < 0 or wide.max(initial=0) > 0xFFFF:
             raise ValueError(f"mode {mode} with values outside 0 ... 65535")
@@ -145,13 +145,13 @@ def plain(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def pil_warnings() -> Iterator[None]:
-    """Silence what PIL remarks on files it can read, but not that one is a decompression bomb.
+    """Silence PIL's warnings on readable files, but turn that on decompression bombs into an error.
 
-    Filters belong to the process, so pool threads obey too.
+    Warning filters apply to the whole process, so to the threads of the pool, too.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        # PIL raises only from twice its limit on.
+        # By itself, PIL raises an error only above twice its limit.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 
@@ -163,5 +163,5 @@ def _threads() -> int:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what ``error`` says, at most 300 characters; its type where it says nothing."""
+    """The first line of the error's message, at most 300 characters; its type if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

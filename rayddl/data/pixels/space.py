@@ -1,11 +1,11 @@
-"""Pixel spaces: what a network sees instead of bytes, and the way back.
+"""Pixel spaces: invertible maps from uint8 pixels to the values that networks are trained on.
 
-``normalise`` is the usual mean and deviation per channel. ``zca`` is the whitening that the
+``normalise`` uses mean and standard deviation per channel. ``zca`` is the whitening that the
 trajectory-matching papers use for CIFAR: with covariance U diag(s) Uᵀ of the pixels in [0, 1], an
 image becomes U diag((s + eps)^-½) Uᵀ (x - mean), eps = 0.1.
 
-Both are fitted from exact integer sums of the stored bytes, so neither the number of threads nor
-the machine changes the statistics.
+Both are fitted from exact integer sums of the stored bytes, so the statistics do not depend on
+the number of threads or the machine.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from rayddl.errors import ArtifactError, SourceError
 
 ZCA_EPS = 0.1
 ZCA_LARGEST = 3 * 64 * 64
-"""Numbers per image up to which whitening is fitted: the matrices hold their square."""
+"""Largest number of values per image for whitening: the size of its matrices is the square of it."""
 STD_FLOOR = 1e-3
-"""Least deviation that is divided by (a quarter of one grey level): a constant channel becomes 0."""
+"""Lower bound of the standard deviation (a quarter of a grey level), so that a constant channel becomes 0."""
 
 Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
 class PixelSpace(ABC):
-    """An invertible map from uint8 images [N, C, H, W] to what networks are trained on."""
+    """An invertible map from uint8 images [N, C, H, W] to the float32 images that networks are trained on."""
 
     kind: ClassVar[str]
     shape: Shape
@@ -47,16 +47,16 @@ class PixelSpace(ABC):
 
     @abstractmethod
     def invert(self, x: Tensor) -> Tensor:
-        """Float [N, C, H, W] in this space to float32 pixels, black 0 and white 1, not clamped."""
+        """Float [N, C, H, W] in this space to float32 pixels; black is 0, white 1; not clamped."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """The numbers that :meth:`from_parts` needs beside :meth:`to_json`."""
+        """The tensors that :meth:`from_parts` needs in addition to :meth:`to_json`."""
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hex; equal for spaces fitted on equal images, on whatever machine."""
+        """Hexadecimal hash; equal for spaces fitted on equal images, on any machine."""
 
     def decode(self, x: Tensor) -> Tensor:
         """:meth:`invert`, clamped to [0, 1]."""
@@ -68,9 +68,9 @@ class PixelSpace(ABC):
 
     @classmethod
     def from_parts(cls, parts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PixelSpace:
-        """The space that :meth:`to_json` and :meth:`tensors` were taken from, bit for bit.
+        """The space that :meth:`to_json` and :meth:`tensors` describe, bit for bit.
 
-        Raises :class:`ArtifactError` when the kind is unknown or a number is missing or misshapen.
+        Raises :class:`ArtifactError` if the kind is unknown, or a value is missing or has a wrong shape.
         """
         kinds: dict[str, type[Normalise | Zca]] = {"normalise": Normalise, "zca": Zca}
         kind = parts.get("kind")
@@ -101,7 +101,7 @@ class PixelSpace(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Normalise(PixelSpace):
-    """Mean 0 and deviation 1 in each channel of the train split."""
+    """Scaling to mean 0 and standard deviation 1 in each channel of the train split."""
 
     kind: ClassVar[str] = "normalise"
     mean: Tensor
@@ -116,7 +116,7 @@ class Normalise(PixelSpace):
         return images.float().div_(255).sub_(mean).div_(std)
 
     def invert(self, x: Tensor) -> Tensor:
-        """Times std, plus mean."""
+        """Float x to x * std + mean, channel by channel."""
         self._refuse_other_shape(x)
         mean, std = (t.float().view(-1, 1, 1).to(x.device) for t in (self.mean, self.std))
         return x.float() * std + mean
@@ -139,7 +139,7 @@ class Normalise(PixelSpace):
 
 @dataclass(frozen=True, eq=False)
 class Zca(PixelSpace):
-    """Pixels made uncorrelated over the train split, while staying closest to the picture."""
+    """ZCA whitening: decorrelates pixels over the train split with the smallest change of the image."""
 
     kind: ClassVar[str] = "zca"
     mean: Tensor
@@ -149,12 +149,12 @@ class Zca(PixelSpace):
     unwhiten: Tensor
     """float32 [D, D], symmetric: U diag((s + eps)^½) Uᵀ."""
     statistics: str
-    """Hash of the exact integer sums. The matrices' last bits depend on the machine's eigensolver,
-    so it is this, not they, that says whether two spaces are the same."""
+    """Hash of the exact integer sums. Spaces are compared by it and not by the matrices, whose last
+    bits depend on the machine's eigensolver."""
     eps: float = ZCA_EPS
 
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 to whitened float32, some thousand images at a time."""
+        """uint8 to whitened float32, in portions of some thousand images."""
         self._refuse_other_shape(images)
         mean, whiten = self.mean.to(images.device), self.whiten.to(images.device)
         flat = images.flatten(1)
@@ -164,7 +164,7 @@ class Zca(PixelSpace):
         return result.view(images.shape)
 
     def invert(self, x: Tensor) -> Tensor:
-        """Unwhitened, plus the mean."""
+        """Whitened x to unwhiten · x + mean."""
         self._refuse_other_shape(x)
         mean, unwhiten = self.mean.to(x.device), self.unwhiten.to(x.device)
         flat = x.detach().float().flatten(1)
@@ -175,12 +175,12 @@ class Zca(PixelSpace):
 
     def tensors(self) -> dict[str, Tensor]:
         """``mean``, and the upper triangles ``whiten`` and ``unwhiten``, row by row."""
-        # Symmetric matrices travel as triangles: half the bytes of every distilled set.
+        # Symmetric matrices are stored as triangles, which halves the bytes of every distilled set.
         pairs = {"whiten": self.whiten, "unwhiten": self.unwhiten}
         return {"mean": self.mean, **{name: triangle(matrix) for name, matrix in pairs.items()}}
 
     def to_json(self) -> dict[str, Any]:
-        """Also ``eps``, and ``statistics`` in place of what the matrices would hash to."""
+        """Adds ``eps``, and ``statistics`` instead of a hash of the matrices."""
         return {**super().to_json(), "eps": self.eps, "statistics": self.statistics}
 
     @cached_property
@@ -203,9 +203,9 @@ class Zca(PixelSpace):
 
 
 def fit(kind: str, images: Tensor) -> PixelSpace:
-    """The pixel space ``kind`` (``normalise`` or ``zca``) of the uint8 train images [N, C, H, W].
+    """The pixel space ``kind`` (``normalise`` or ``zca``), fitted on the uint8 train images [N, C, H, W].
 
-    Raises :class:`SourceError` when images are too large or too few to whiten.
+    Raises :class:`SourceError` if images are too large or too few for whitening.
     """
     if kind == "normalise":
         return _fit_normalise(images)

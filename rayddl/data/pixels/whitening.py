@@ -1,4 +1,4 @@
-"""The arithmetic of ZCA: exact sums over bytes, the symmetric roots of a matrix, and its triangle."""
+"""The arithmetic of ZCA: exact sums over bytes, symmetric square roots of a matrix, packed triangles."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 SHIFT = 128
-"""Taken from each byte, to make products small enough to be summed exactly."""
+"""Subtracted from each byte, so that products are small enough to be summed exactly."""
 _EXACT_ROWS = 1024
 
 
 def moments(images: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Count, sums [D] and sums of products [D, D] of the bytes less 128, exact, as float64.
+    """Count, sums [D] and sums of products [D, D] of the bytes minus 128: exact, in float64.
 
     A product of two such bytes is at most 2^14, so the sum of 1,024 of them is at most 2^24 and
-    exact in float32 in any order: the speed of a float32 product with no rounding at all.
+    exact in float32 in any order: as fast as any float32 product, without rounding.
     """
     flat = images.flatten(1).cpu()
     size = flat.shape[1]
@@ -30,24 +30,24 @@ def moments(images: Tensor) -> tuple[int, Tensor, Tensor]:
 
 
 def covariance(count: int, sums: Tensor, products: Tensor) -> Tensor:
-    """Unbiased, of pixels in [0, 1]. Whole numbers below 2^53 until the one division."""
+    """Unbiased covariance [D, D] of pixels in [0, 1]. Exact up to one division: integers stay below 2^53."""
     scaled = products * count - torch.outer(sums, sums)
     return scaled.div_(float(count) * (count - 1) * 255 * 255)
 
 
 def spectral(vectors: Tensor, values: Tensor) -> Tensor:
-    """U diag(values) Uᵀ in float64, made exactly symmetric, as float32."""
+    """U diag(values) Uᵀ, computed in float64, made exactly symmetric, returned as float32."""
     half = (vectors * values) @ vectors.T
     return half.add(half.T).div_(2).float()
 
 
 def triangle(matrix: Tensor) -> Tensor:
-    """The upper triangle of a symmetric matrix [D, D], row after row: [D (D + 1) / 2]."""
+    """The upper triangle of a symmetric matrix [D, D], row by row: [D (D + 1) / 2]."""
     return torch.cat([row[i:] for i, row in enumerate(matrix)])
 
 
 def from_triangle(packed: Tensor, size: int) -> Tensor:
-    """The symmetric matrix [size, size] that :func:`triangle` was given, bit for bit."""
+    """The symmetric matrix [size, size] packed by :func:`triangle`, bit for bit."""
     matrix = torch.empty(size, size, dtype=packed.dtype)
     start = 0
     for i in range(size):
@@ -57,5 +57,5 @@ def from_triangle(packed: Tensor, size: int) -> Tensor:
 
 
 def slices(total: int, step: int) -> Iterator[slice]:
-    """``total`` rows in parts of at most ``step``."""
+    """Slices that split ``total`` rows into parts of at most ``step``."""
     return (slice(start, start + step) for start in range(0, total, step))

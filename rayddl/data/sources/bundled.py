@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 TRAIN_SHARE = 0.8
 _SPLIT = 1
-"""Version of the split: raise it when the assignment of images to splits changes."""
+"""Version of the split: increase it if the assignment of images to splits changes."""
 
 
 def identity(config: SourceConfig) -> dict[str, Any]:
-    """What says that two sources of this family hold the same images."""
+    """JSON values that are equal for sources of this family with the same images."""
     del config
     return {"images": "scikit-learn digits, 1797", "split": _SPLIT}
 
@@ -32,7 +32,7 @@ def load(config: SourceConfig, fingerprint: str) -> Source:
     from rayddl.data.pixels.decode import fit_all
 
     digits = load_digits()
-    # Stored as 0 ... 16.
+    # Grey levels are stored as 0 ... 16.
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     images = torch.from_numpy(fit_all(grey, config.size)).permute(0, 3, 1, 2).contiguous()
     labels = torch.from_numpy(digits.target.astype(np.int64))
@@ -46,9 +46,9 @@ def load(config: SourceConfig, fingerprint: str) -> Source:
 
 
 def _split(labels: Sequence[int], classes: int) -> tuple[list[int], list[int]]:
-    """Indices of the train and the test split, each in stored order, the same share of each class.
+    """Indices of the train and the test split, each in stored order, with equal shares of each class.
 
-    Ordered by hash rather than by a generator, whose stream may change with a library's version.
+    Assigned by hash, because the stream of a random generator may change with a library's version.
     """
     held_out: set[int] = set()
     for wanted in range(classes):

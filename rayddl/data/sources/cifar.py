@@ -28,9 +28,9 @@ _PUBLISHED = {
 
 
 def identity(config: SourceConfig) -> dict[str, Any]:
-    """The published files, which torchvision checks by hash when it reads them.
+    """The name of the published data set; torchvision checks the files' hashes when it reads them.
 
-    Raises :class:`SourceError` when they are not there and ``download`` is off.
+    Raises :class:`SourceError` if they are missing and ``download`` is off.
     """
     root = _root(config)
     published = _PUBLISHED[config.name]
@@ -47,7 +47,7 @@ def identity(config: SourceConfig) -> dict[str, Any]:
 
 
 def load(config: SourceConfig, fingerprint: str) -> Source:
-    """Both splits; downloads them first when ``download`` is on and they are not there."""
+    """Both splits in memory; missing files are downloaded if ``download`` is on."""
     import torch
     from torchvision.datasets import CIFAR10, CIFAR100
 

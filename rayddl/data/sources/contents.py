@@ -1,4 +1,4 @@
-"""What can be told of files without decoding their images."""
+"""What is known about a source's files without decoding images."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Contents:
-    """How much there is."""
+    """Number of images per split, and the first images."""
 
     classes: int
     train: int
     test: int
     first: tuple[bytes, ...]
-    """The first images of the train split, encoded; those without bytes are left out."""
+    """The first images of the train split as encoded bytes; images without bytes are left out."""

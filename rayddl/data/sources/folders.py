@@ -1,4 +1,4 @@
-"""Images in folders by class: ``root/<split>/<class>/<image>``."""
+"""Images in one folder per class: ``root/<split>/<class>/<image>``."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ _TEST_FOLDERS = ("val", "test")
 
 
 def identity(config: SourceConfig) -> dict[str, Any]:
-    """Names and sizes of the files of both splits; raises what :func:`survey` does."""
+    """Names and sizes of the files of both splits. Raises the errors of :func:`survey`."""
     return named(survey(config))
 
 
 def named(found: Survey) -> dict[str, Any]:
-    """What tells one tree from another where a file's name says its class: names and sizes."""
+    """Identity of a folder tree in which names contain the class: names and sizes of the files."""
     splits = {split: [[f.name, f.bytes] for f in part.files] for split, part in found.splits.items()}
     return {"classes": found.classes, "splits": splits}
 
 
 def load(config: SourceConfig, fingerprint: str) -> Source:
-    """Decode both splits; each file is read once, a few hundred at a time."""
+    """Both splits in memory; each file is read once, a few hundred at a time."""
     return trees.load(config, fingerprint, survey(config))
 
 
 def listing(config: SourceConfig, split: str) -> Listing:
-    """A split for a stream; raises what :func:`survey` does."""
+    """The listing of a split. Raises the errors of :func:`survey`."""
     return trees.listing(survey(config), split)
 
 
 def survey(config: SourceConfig) -> Survey:
-    """List both splits. Raises :class:`SourceError` for a missing or empty folder, a class without
-    images, fewer than two classes, and a held-out class that the train split does not know.
+    """List the files of both splits. Raises :class:`SourceError` for a missing or empty folder, a class
+    without images, fewer than two classes, and a held-out class that is not in the train split.
     """
     root = open_root(config, f"{train_name(config)}/<class>/<image>")
     splits = {
@@ -53,9 +53,9 @@ def survey(config: SourceConfig) -> Survey:
 
 
 def judged(config: SourceConfig, root: Folder, splits: dict[str, Split]) -> Survey:
-    """The splits with their classes, which are the train split's in sorted order.
+    """The splits with the train split's classes in sorted order.
 
-    Raises :class:`SourceError` for one class, and for held-out classes that were never trained on.
+    Raises :class:`SourceError` for fewer than two classes, and for held-out classes not in the train split.
     """
     classes = tuple(sorted({file.class_ for file in splits["train"].files}))
     where = f"source {config.name} in {place(root)}"
@@ -71,12 +71,12 @@ def judged(config: SourceConfig, root: Folder, splits: dict[str, Split]) -> Surv
 
 
 def train_name(config: SourceConfig) -> str:
-    """The train split's folder."""
+    """Name of the train split's folder."""
     return config.train or "train"
 
 
 def test_name(config: SourceConfig, root: Folder) -> str:
-    """The held-out split's folder: as set, else the first of ``val`` and ``test`` that is there."""
+    """Name of the held-out split's folder: ``config.test``, or the first of ``val`` and ``test`` that exists."""
     if config.test is not None:
         return config.test
     there = root.folders()
@@ -95,8 +95,8 @@ def _list(root: Folder, split: str, config: SourceConfig) -> Split:
 
 
 def by_class_folder(folder: Folder, config: SourceConfig, tree: str) -> Split:
-    """The images of ``folder/<class>/``. Raises :class:`SourceError` when there are none, or none of a
-    class; ``tree`` shows how it should look.
+    """The images of ``folder/<class>/``. Raises :class:`SourceError` if there are none, or none of a
+    class. ``tree`` is the expected layout, for the message.
     """
     classes = [name for name in folder.folders() if not name.startswith(".")]
     inside = [(name, size) for name, size in trees.list_images(folder) if "/" in name]
@@ -107,7 +107,7 @@ def by_class_folder(folder: Folder, config: SourceConfig, tree: str) -> Split:
 
 
 def refuse_empty(config: SourceConfig, folder: Folder, empty: Sequence[str]) -> None:
-    """Raise :class:`SourceError` when class folders hold no image."""
+    """Raise :class:`SourceError` if there are class folders without images."""
     if empty:
         raise SourceError(
             f"source {config.name}: no image in the class folders {shown(empty)} of {place(folder)}. Looked "

@@ -1,4 +1,4 @@
-"""The sources that plugins register: torch data sets, arrays, or a function that returns either."""
+"""The sources that plugins register: torch data sets, arrays, or functions that return them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ CHANNELS = (1, 3)
 
 
 def identity(config: SourceConfig) -> dict[str, Any]:
-    """The hash of the images and labels that are given themselves; of a function the plugin's name and version, with
-    the settings that the function sees.
+    """The hash of images and labels given as data; for a function, name and version of the plugin with the settings
+    passed to the function.
 
     Raises :class:`SourceError` for images and labels that cannot be used.
     """
     plugin = plugins.owner("sources", config.name)
     if isinstance(plugins.find("sources", config.name), Splits):
         return {"images": _hashed(*decoded(config))}
-    assert plugin is not None  # the name has been checked
+    assert plugin is not None  # the definition's check found the name
     own = config.model_dump(
         mode="json", exclude={"name", "size", "space", "max_bad_fraction"}, exclude_defaults=True
     )
@@ -49,7 +49,7 @@ def load(config: SourceConfig, fingerprint: str) -> Source:
 @plugins.forgotten
 @lru_cache(maxsize=1)
 def decoded(config: SourceConfig) -> tuple[ImageDataset, ImageDataset]:
-    """Both splits; they are decoded for the fingerprint already, and kept."""
+    """Both splits. The last result is cached, because the fingerprint and :func:`load` both need it."""
     plugin, where = plugins.owner("sources", config.name), f"source {config.name}"
     given = plugins.find("sources", config.name)
     try:
@@ -57,7 +57,7 @@ def decoded(config: SourceConfig) -> tuple[ImageDataset, ImageDataset]:
         found = {name: _arrays(getattr(given, name), config, name) for name in ("train", "test")}
     except RayddlError:
         raise
-    except Exception as error:  # a plugin's code raises anything
+    except Exception as error:  # plugin code can raise any type
         raise PluginError(
             f"{where} of plugin {plugin} failed: {type(error).__name__}: {error}", code="plugin-source-failed"
         ) from error
@@ -105,7 +105,7 @@ def _classes(given: Splits, count: int) -> tuple[str, ...]:
 
 
 def _arrays(split: Any, config: SourceConfig, name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images ``[N, H, W, C]`` and labels of a pair of arrays, or of a data set read item by item."""
+    """Images ``[N, H, W, C]`` and labels ``[N]`` of a pair of arrays, or of a data set read item by item."""
     import numpy as np
 
     from rayddl.data.pixels.decode import fit_all
@@ -136,19 +136,19 @@ def _arrays(split: Any, config: SourceConfig, name: str) -> tuple[NDArray[np.uin
             raise SourceError(
                 f"{where}: images differ in size; set source.size", code="images-of-several-sizes"
             )
-        # A grey image among coloured ones.
+        # Grey images among colour images become RGB.
         pixels = [each if each.shape[2] == 3 else each.repeat(3, 2) for each in pixels]
     return np.stack(pixels) if pixels else np.zeros((0, 1, 1, 1), np.uint8), np.array(targets, np.int64)
 
 
 def _items(split: Any) -> Iterator[tuple[Any, Any]]:
-    # An index beyond the end need not raise.
+    # By length, because a data set need not raise for an index beyond its end.
     for index in range(len(split)):
         yield split[index]
 
 
 def _pixels(image: Any, size: int | None, where: str) -> NDArray[np.uint8]:
-    """One image as ``[H, W, C]``."""
+    """One image as uint8 ``[H, W, C]``."""
     import numpy as np
     from PIL import Image
 

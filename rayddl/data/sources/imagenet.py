@@ -1,7 +1,7 @@
-"""ImageNet-1K as it is unpacked: ``train/<wnid>/*.JPEG``, ``val/<wnid>/*.JPEG``; whole, or a subset.
+"""ImageNet-1K or a subset in its unpacked layout: ``train/<wnid>/*.JPEG``, ``val/<wnid>/*.JPEG``.
 
-Classes are the WordNet ids in sorted order. A subset is picked by name from whatever folders are there,
-so the whole ImageNet and a download of the ten classes alone (Imagenette, Imagewoof) give the same source.
+Classes are the WordNet ids in sorted order. A subset is selected by folder name, so all of ImageNet and a
+download of only ten classes (Imagenette, Imagewoof) give the same source.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ _WNID = re.compile(r"n\d{8}")
 
 
 def identity(config: SourceConfig) -> dict[str, Any]:
-    """Names and sizes of the files of the classes asked for; raises what :func:`survey` does."""
+    """Names and sizes of the files of the requested classes. Raises the errors of :func:`survey`."""
     return folders.named(survey(config))
 
 
 def load(config: SourceConfig, fingerprint: str) -> Source:
-    """Decode both splits; JPEGs larger than needed are decoded at a reduced scale."""
+    """Both splits in memory; large JPEGs are decoded at a reduced scale."""
     return trees.load(config, fingerprint, survey(config))
 
 
 def listing(config: SourceConfig, split: str) -> Listing:
-    """A split for a stream; raises what :func:`survey` does."""
+    """The listing of a split. Raises the errors of :func:`survey`."""
     return trees.listing(survey(config), split)
 
 
 def survey(config: SourceConfig) -> Survey:
-    """List the classes asked for in both splits, and no other folder.
+    """List the files of the requested classes in both splits; other folders are not read.
 
-    Raises :class:`SourceError` for a missing split, for class folders that are missing (one error names
-    those of both splits) or empty, and for a held-out class that the train split does not know.
+    Raises :class:`SourceError` for a missing split, for missing class folders (one error names those of
+    both splits), for empty ones, and for a held-out class that is not in the train split.
     """
     root = open_root(config, "train/<wnid>/<image>")
     parts = {"train": _split(root, config.train or "train", config)}
@@ -100,7 +100,7 @@ def _refuse_missing(config: SourceConfig, root: Folder, parts: dict[str, Folder]
 
 def _files(folder: Folder, wanted: tuple[str, ...], config: SourceConfig) -> Split:
     if config.subset is None:
-        # One listing of everything is far quicker than a thousand.
+        # One recursive listing is much faster than one for each of a thousand classes.
         known = set(wanted)
         inside = [(name, size) for name, size in trees.list_images(folder) if name.split("/")[0] in known]
         files = tuple(ImageFile(name, name.split("/")[0], size) for name, size in inside if "/" in name)

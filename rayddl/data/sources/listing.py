@@ -1,7 +1,7 @@
-"""Where every image of a split lies, without a byte of any of them: what a stream is planned from.
+"""Listings: names, labels and locations of a split's images, made without reading an image.
 
-A listing of a million images is a few Arrow and NumPy columns, cheap to share. Its order is that of the
-names, whatever order files were found in, so a position in it identifies an image.
+Streams are planned from them. A listing of a million images is a few Arrow and NumPy columns, cheap to share.
+It is sorted by name, in whatever order files were found, so a position in it identifies an image.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from numpy.typing import NDArray
 from rayddl.storage import Folder
 
 Blob: TypeAlias = "bytes | NDArray[np.uint8] | Exception"
-"""An image's encoded bytes, its pixels ``[C, H, W]`` where they are decoded already, or why it cannot be read."""
+"""An image's encoded bytes, its pixels uint8 ``[C, H, W]`` if already decoded, or the error of reading it."""
 
 CHUNK = 64
-"""Images that are read together."""
+"""Largest number of images that are read together."""
 
 
 class Store(Protocol):
-    """The files behind a listing. Cheap to send to a worker."""
+    """Reads the images of a listing from its files. Cheap to send to a worker."""
 
     def read(self, listing: Listing) -> Iterator[Blob]:
-        """The images of a (short) listing, in its order."""
+        """The images of a short listing, in its order."""
 
     def unit(self, listing: Listing) -> NDArray[np.int64]:
-        """A number per image, equal for images that are best read together."""
+        """int64 [N]: a number per image, equal for images that are best read together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,15 +42,15 @@ class Listing:
     """The images of one split, sorted by name."""
 
     names: pa.Array
-    """What identifies each image: its path inside the source, or file and row."""
+    """Unique name of each image: its path inside the source, or file and row."""
     labels: NDArray[np.int32]
-    """Index into ``classes``."""
+    """[N], indices into ``classes``."""
     file: NDArray[np.int32]
-    """Index into the store's files, where it has such."""
+    """[N], indices into the store's list of files, if it has one."""
     at: NDArray[np.int64]
-    """Row or byte offset in that file."""
+    """[N], row or byte offset in that file."""
     size: NDArray[np.int64]
-    """Bytes, where the store needs to know."""
+    """[N], bytes of each image, if the store needs them."""
     classes: tuple[str, ...]
     store: Store
 
@@ -58,7 +58,7 @@ class Listing:
         return len(self.labels)
 
     def take(self, positions: NDArray[np.int64]) -> Listing:
-        """The images at ``positions``, which must rise for the order to stay that of the names."""
+        """The listing of the images at ``positions``, which must be ascending to keep the order of names."""
         return Listing(
             self.names.take(pa.array(positions)),
             self.labels[positions],
@@ -70,11 +70,11 @@ class Listing:
         )
 
     def counts(self) -> NDArray[np.int64]:
-        """Images per class."""
+        """int64: images per class."""
         return np.bincount(self.labels, minlength=len(self.classes))
 
     def bounds(self) -> NDArray[np.int64]:
-        """Where portions of up to ``CHUNK`` neighbours begin that lie in one unit of the store, and the end."""
+        """First positions of portions of up to ``CHUNK`` neighbours in one unit of the store, and the length."""
         unit = self.store.unit(self)
         breaks = np.flatnonzero(np.diff(unit)) + 1 if len(unit) else np.zeros(0, np.int64)
         edges = np.concatenate([[0], breaks, [len(self)]])
@@ -95,7 +95,7 @@ def sorted_listing(
     at: NDArray[np.int64] | None = None,
     size: NDArray[np.int64] | None = None,
 ) -> Listing:
-    """A listing of images found in any order."""
+    """The listing of images that were found in any order."""
     column = names if isinstance(names, pa.Array) else pa.array(names, pa.large_string())
     nothing = np.zeros(len(column), np.int64)
     found = Listing(
@@ -125,7 +125,7 @@ def _tried(read: Callable[[], bytes]) -> Blob:
 
 @dataclass(frozen=True)
 class FileStore:
-    """One file per image; the names are paths inside ``folder``."""
+    """One file per image; names are paths inside ``folder``."""
 
     folder: Folder
 
@@ -138,7 +138,7 @@ class FileStore:
 
 @lru_cache(maxsize=2)
 def _row_group(folder: Folder, name: str, group: int, column: str) -> pa.Array:
-    """A column of a row group; the last ones are kept, for the chunks of one group come one after the other."""
+    """A column of a row group. The last ones are cached, because the chunks of one group are read in sequence."""
     with folder.open(name) as stream:
         return pq.ParquetFile(stream).read_row_group(group, columns=[column]).column(0).combine_chunks()
 
@@ -151,7 +151,7 @@ class ParquetStore:
     files: tuple[str, ...]
     column: str
     group_rows: tuple[tuple[int, ...], ...]
-    """Of each file: the first row of each row group, and the number of rows at the end."""
+    """For each file, the first row of each row group, followed by the number of rows."""
 
     def read(self, listing: Listing) -> Iterator[Blob]:
         groups = self.unit(listing)

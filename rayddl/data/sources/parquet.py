@@ -1,9 +1,9 @@
-"""Images in Parquet files: an image column of bytes and a label column, the Hugging Face layout too.
+"""Images in Parquet files with an image column and a label column, also in Hugging Face's layout.
 
-The image column holds encoded bytes, or ``struct<bytes, path>`` where a null ``bytes`` means the file
-``path`` inside the root. Labels are whole numbers or text. Class names come from the schema metadata
-``classes`` (one a line, in label order), else from Hugging Face's ``ClassLabel`` metadata, else they
-are the distinct labels in sorted order. Files are matched by class name, never by position.
+The image column holds encoded bytes, or ``struct<bytes, path>``, in which a null ``bytes`` refers to the
+file ``path`` inside the root. Labels are integers or text. Class names come from the schema metadata
+``classes`` (one per line, in label order), else from Hugging Face's ``ClassLabel`` metadata, else they
+are the distinct labels in sorted order. Labels of several files are matched by class name, not by number.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ROWS_AT_ONCE = 512
 
 @dataclass(frozen=True)
 class _Table:
-    """One file: what tells it from another one, and its labels."""
+    """One file: its identity and its labels."""
 
     name: str
     bytes: int
@@ -48,7 +48,7 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Survey:
-    """Everything about the files but the pixels."""
+    """Footers, labels and classes of all files, without images."""
 
     folder: Folder
     classes: tuple[str, ...]
@@ -57,7 +57,7 @@ class _Survey:
 
 
 def identity(config: SourceConfig) -> dict[str, Any]:
-    """Names, sizes, footers, labels and class names; raises what :func:`_survey` does."""
+    """Names, sizes, footers, labels and class names. Raises the errors of :func:`_survey`."""
     survey = _survey(config)
     return {
         "columns": [config.image_column, config.label_column],
@@ -73,7 +73,7 @@ def identity(config: SourceConfig) -> dict[str, Any]:
 
 
 def load(config: SourceConfig, fingerprint: str) -> Source:
-    """Decode both splits, a few hundred rows at a time."""
+    """Both splits in memory, decoded a few hundred rows at a time."""
     from rayddl.data.sources.splits import build
 
     survey = _survey(config)
@@ -82,8 +82,8 @@ def load(config: SourceConfig, fingerprint: str) -> Source:
 
 
 def listing(config: SourceConfig, split: str) -> Listing:
-    """A split for a stream: footers and labels are read, no image. Raises what :func:`load` does of columns
-    and classes.
+    """The listing of a split; reads footers and labels, no image. Raises the errors of :func:`load` that
+    concern columns and classes.
     """
     from rayddl.data.sources.listing import ParquetStore, sorted_listing
 
@@ -104,7 +104,7 @@ def listing(config: SourceConfig, split: str) -> Listing:
 
 
 def contents(config: SourceConfig, first: int) -> Contents:
-    """Counts of both splits and the first few images; footers and labels are read, no other image."""
+    """Counts of both splits and the first few images; reads footers, labels and these images only."""
     survey = _survey(config)
     train, test = (sum(len(labels) for _, labels in survey.splits[s]) for s in ("train", "test"))
     with survey.folder.open(survey.splits["train"][0][0].name) as stream:
@@ -126,8 +126,8 @@ def _groups(folder: Folder, name: str) -> tuple[int, ...]:
 def _survey(config: SourceConfig) -> _Survey:
     """Find the files and read footers and labels.
 
-    Raises :class:`SourceError` for missing files or columns, columns of a wrong type, no rows, labels
-    without a class name, fewer than two classes, and classes that never occur in the train split.
+    Raises :class:`SourceError` for missing files or columns, wrong column types, no rows, labels without
+    a class name, fewer than two classes, and classes without images in the train split.
     """
     folder = open_root(config, "Parquet files")
     found = find(config, folder, ".parquet")
@@ -177,7 +177,7 @@ def _table(config: SourceConfig, folder: Folder, name: str) -> _Table:
 
 
 def _footer(stream: pa.NativeFile) -> tuple[int, str]:
-    """The file's size, and a hash of the footer, which holds the schema and each column's extent."""
+    """The file's bytes, and a hash of its footer, which holds the schema and the extents of columns."""
     size = int(stream.size())
     stream.seek(max(0, size - 8))
     length = int.from_bytes(stream.read(4), "little")

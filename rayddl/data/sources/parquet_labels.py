@@ -1,4 +1,4 @@
-"""Labels of Parquet files: from numbers or text to indices into class names."""
+"""Converts the labels of Parquet files, integers or text, to indices into class names."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Column:
-    """The labels of one file, as indices into the file's own vocabulary."""
+    """The labels of one file as indices into the file's own class names."""
 
     codes: Labels
     vocabulary: tuple[str, ...]
     named: bool
-    """Whether the file itself says what its classes are called, and in which order."""
+    """True if the file's metadata give the class names in order."""
 
 
 def read(column: pa.ChunkedArray, metadata: dict[bytes, bytes], where: str, key: str) -> Column:
-    """The label column ``key`` of the file ``where``, with the class names in its ``metadata``.
+    """The label column ``key`` of the file ``where``, with class names from its ``metadata``.
 
-    Raises :class:`SourceError` for labels that are empty or have no name.
+    Raises :class:`SourceError` for empty labels and labels without a class name.
     """
     if column.null_count:
         raise SourceError(
@@ -54,7 +54,7 @@ def read(column: pa.ChunkedArray, metadata: dict[bytes, bytes], where: str, key:
 
 
 def _ordered(codes: Labels, vocabulary: tuple[str, ...], names: tuple[str, ...] | None) -> Column:
-    """Text labels in the order of the file's class names, if these cover them."""
+    """Text labels as indices into the file's class names, if all labels are among these."""
     if names is None or not set(vocabulary) <= set(names):
         return Column(codes, vocabulary, named=False)
     positions = np.array([names.index(name) for name in vocabulary], dtype=np.int64)
@@ -76,12 +76,12 @@ def _numpy(column: pa.ChunkedArray) -> Labels:
 
 
 def classes(train: Sequence[Column]) -> tuple[str, ...]:
-    """The first file's own class names, else every label that occurs in the train split, sorted."""
+    """The class names in the first file's metadata, else all labels in the train split, sorted."""
     for column in train:
         if column.named:
             return column.vocabulary
     found = {name for column in train for name in column.vocabulary}
-    # Numbers that became text sort as numbers.
+    # Integers converted to text are sorted as integers.
     return tuple(sorted(found, key=lambda name: (0, int(name), "") if _whole(name) else (1, 0, name)))
 
 
@@ -92,7 +92,7 @@ def _whole(name: str) -> bool:
 def by_name(column: Column, names: tuple[str, ...], where: str) -> Labels:
     """The labels as indices into the source's class ``names``; ``where`` names the file.
 
-    Raises :class:`SourceError` when a label is none of them.
+    Raises :class:`SourceError` for a label that is not among them.
     """
     if column.vocabulary == names:
         return column.codes

@@ -1,4 +1,4 @@
-"""Drawing some images of every class."""
+"""Draws random images of every class."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def per_class(
 ) -> Tensor:
     """Indices of ``ipc`` different images of every class, in class order, drawn at random.
 
-    ``labels`` is int64 ``[N]``. Where a class has fewer, ``short`` decides: ``error`` raises
-    :class:`SourceError`, ``cap`` takes all there are, ``repeat`` takes each as often as the next, over
-    and over.
+    ``labels`` is int64 ``[N]``. If a class has fewer images, ``short`` decides: ``error`` raises
+    :class:`SourceError`, ``cap`` returns all of them, ``repeat`` repeats them in turn until there are
+    ``ipc``.
     """
     counts = torch.bincount(labels, minlength=len(classes)).tolist()
     if short == "error":
@@ -36,7 +36,7 @@ def per_class(
 
 
 def refuse_short(classes: Sequence[str], counts: Sequence[int], wanted: int) -> None:
-    """Raise :class:`SourceError` when a class has fewer than ``wanted`` images."""
+    """Raise :class:`SourceError` if a class has fewer than ``wanted`` images."""
     short = [(name, n) for name, n in zip(classes, counts, strict=True) if n < wanted]
     if short:
         name, found = short[0]

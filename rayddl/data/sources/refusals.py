@@ -1,4 +1,4 @@
-"""What is said about classes when a source is refused. Imports no torch."""
+"""Checks that refuse a source because of its folder or its classes. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rayddl.errors import SourceError
 from rayddl.storage import Folder
 
 SHOWN = 5
-"""Names that a message lists before it only counts."""
+"""Number of names that a message lists; the others are counted."""
 
 
 def refuse_absent_classes(labels: Iterable[int], classes: tuple[str, ...], config: SourceConfig) -> None:
@@ -26,7 +26,7 @@ def refuse_absent_classes(labels: Iterable[int], classes: tuple[str, ...], confi
 
 
 def refuse_one_class(classes: tuple[str, ...], where: str, looked_for: str) -> None:
-    """Raise :class:`SourceError` when there is but one class (or none) to tell apart."""
+    """Raise :class:`SourceError` if there are fewer than two classes."""
     if len(classes) < 2:
         found = f"only the class {classes[0]!r}" if classes else "no class"
         raise SourceError(
@@ -36,13 +36,13 @@ def refuse_one_class(classes: tuple[str, ...], where: str, looked_for: str) -> N
 
 
 def shown(names: Sequence[str], most: int = SHOWN) -> str:
-    """The first few names, and how many there are beside them."""
+    """The first ``most`` names, and the number of the others."""
     text = ", ".join(names[:most])
     return f"{text} and {len(names) - most} more" if len(names) > most else text
 
 
 def open_root(config: SourceConfig, looked_for: str) -> Folder:
-    """The source's folder. Raises :class:`SourceError` when none is set or there is no such folder."""
+    """The source's root folder. Raises :class:`SourceError` if ``root`` is not set or does not exist."""
     if config.root is None:
         raise SourceError(
             f"source {config.name} needs source.root: the folder (or URI) that holds {looked_for}.",
@@ -66,7 +66,7 @@ def open_root(config: SourceConfig, looked_for: str) -> Folder:
 
 
 def place(folder: Folder) -> str:
-    """The folder as the user wrote it, and where that is when it is relative."""
+    """The folder as the user wrote it, and the absolute path if that is relative."""
     local = folder.local
     if local is None or "://" in folder.uri or folder.uri == str(local):
         return folder.uri

@@ -1,8 +1,8 @@
-"""The real images by name.
+"""Loads and fingerprints sources by name.
 
-Each family of files is one module with ``identity(config)``, which finds and checks the files and
-says what is in them without decoding a pixel, and ``load(config, fingerprint)``. Importing this
-module, and :func:`fingerprint`, import no torch: a plan is shown at once.
+Each family of sources is a module with ``identity(config)``, which finds and checks the files and
+identifies their content without decoding images, and ``load(config, fingerprint)``. Neither this
+module nor :func:`fingerprint` imports torch, so that a plan is shown at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rayddl.data.sources.listing import Listing
 
 _FORMAT = 1
-"""Raise it when the same files give other pixels or labels than before."""
+"""Increase it if the same files give other pixels or labels than before."""
 
 
 class _Family(Protocol):
@@ -50,31 +50,31 @@ _FAMILIES: dict[str, _Family] = {
 
 
 def _family(config: SourceConfig) -> _Family:
-    """Plugins' sources are one family."""
+    """The module that reads the source; one module reads all plugins' sources."""
     return _FAMILIES.get(config.name, given)
 
 
 def load(config: SourceConfig) -> Source:
-    """Both splits, every image decoded once.
+    """Both splits in memory; every image is decoded once.
 
-    Raises :class:`~rayddl.errors.SourceError` when files, columns or classes are not as they must be
-    (the same as :func:`fingerprint` does), and when too many images cannot be read or their sizes
-    differ.
+    Raises :class:`~rayddl.errors.SourceError` for wrong files, columns or classes, as
+    :func:`fingerprint` does, if more than ``max_bad_fraction`` of the images cannot be read, and if
+    their sizes differ and ``size`` is not set.
     """
     with _unreadable(config):
         return _family(config).load(config, fingerprint(config))
 
 
 def in_place(config: SourceConfig) -> bool:
-    """True if images can be read one by one where they lie: :func:`listing` lists them."""
+    """True if images can be read individually from storage, with :func:`listing`."""
     return isinstance(_family(config), _Listed)
 
 
 def listing(config: SourceConfig, split: Literal["train", "test"] = "train") -> Listing | None:
-    """A split's images where they lie, none of them read; ``None`` for families that are small and always
-    decoded whole.
+    """The listing of a split's images, made without reading one; ``None`` for small sources that are
+    always decoded completely.
 
-    Raises :class:`~rayddl.errors.SourceError` as :func:`fingerprint` does.
+    Raises the errors of :func:`fingerprint`.
     """
     family = _family(config)
     with _unreadable(config):
@@ -82,9 +82,9 @@ def listing(config: SourceConfig, split: Literal["train", "test"] = "train") -> 
 
 
 def decoded(config: SourceConfig, listed: Listing) -> tuple[ImageDataset, dict[str, str]]:
-    """The images of a listing of this source, and of those that cannot be read the reason, by name.
+    """The readable images of a listing of this source, and by name the reasons of unreadable ones.
 
-    Raises :class:`~rayddl.errors.SourceError` as :func:`load` does of images.
+    Raises the errors of :func:`load` that concern images.
     """
     from rayddl.data.sources import splits
 
@@ -93,12 +93,12 @@ def decoded(config: SourceConfig, listed: Listing) -> tuple[ImageDataset, dict[s
 
 
 def fingerprint(config: SourceConfig) -> str:
-    """Hex that changes with the images, their labels, or a setting that changes either.
+    """Hexadecimal hash of the images, their labels, and the settings that change either.
 
-    Files count by their name inside the root and their size (Parquet also by its footer and labels),
-    never by place or time: a copied or moved source keeps its fingerprint. The pixel space is no part
-    of it. Raises :class:`~rayddl.errors.SourceError` for a source that is missing, empty, of one class,
-    or without the columns asked for.
+    Files are identified by name inside the root and size (Parquet also by footer and labels), not by
+    path or time: a copied or moved source keeps its fingerprint. The pixel space is not included.
+    Raises :class:`~rayddl.errors.SourceError` for a source that is missing or empty, has one class, or
+    lacks the columns that are set.
     """
     with _unreadable(config):
         content = _family(config).identity(config)

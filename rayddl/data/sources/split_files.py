@@ -1,4 +1,4 @@
-"""Which files make up which split, where a split is one file or several shards."""
+"""Finds the files of each split, for sources whose splits are one file or several shards."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from rayddl.errors import SourceError
 from rayddl.storage import Folder
 
 DEFAULTS = {"train": ("*train*",), "test": ("*test*", "*val*")}
-"""Without the ending."""
+"""Default patterns of file names, without the ending."""
 
-# What tells one shard from the next: "-00000-of-00004", "_3", "-0a1b2c3d4e5f6789" (older Hugging Face).
+# The part of a name that differs between shards: "-00000-of-00004", "_3", "-0a1b2c3d4e5f6789" (Hugging Face).
 _SHARD = re.compile(r"[-_.]?(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])|-of(?=-)|-[0-9a-f]{16}$")
 
 
 def find(config: SourceConfig, folder: Folder, ending: str) -> dict[str, list[str]]:
     """The files of ``train`` and ``test``, by name inside the root; ``ending`` is ``.parquet`` or ``.tar``.
 
-    A pattern that the user gives takes all that it matches. The default ones look in the root, then in
-    its folder ``data``, and must not mix data sets. Raises :class:`SourceError`, also when a file
-    would be in both splits.
+    A pattern set by the user selects all matching files. Default patterns are tried in the root, then in
+    its folder ``data``. Raises :class:`SourceError` if nothing matches, if a default pattern matches files
+    of several data sets, and if a file would be in both splits.
     """
     found = {}
     for split, pattern in (("train", config.train), ("test", config.test)):
@@ -47,7 +47,7 @@ def find(config: SourceConfig, folder: Folder, ending: str) -> dict[str, list[st
 
 
 def _matches(folder: Folder, pattern: str) -> list[str]:
-    """The files whose path inside ``folder`` fits ``pattern``, level by level."""
+    """The files whose path inside ``folder`` matches ``pattern``, component by component."""
     head, _, rest = pattern.partition("/")
     if not rest:
         return [name for name in folder.names() if fnmatchcase(name, head) and not name.startswith(".")]

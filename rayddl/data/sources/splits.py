@@ -1,7 +1,7 @@
-"""From encoded images of two splits to a :class:`~rayddl.data.dataset.Source`.
+"""Builds a :class:`~rayddl.data.dataset.Source` from the encoded images of two splits.
 
-What every family of files has in common: counting unreadable images, agreeing on one size and on
-grey or RGB, and seeing that each class has something to learn from.
+Common to all families of files: counts unreadable images, decides on one size and on grey or RGB,
+and checks that each class has training images.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Split:
     labels: list[int] = field(default_factory=list)
     pixels: list[Pixels] = field(default_factory=list)
     bad: dict[str, str] = field(default_factory=dict)
-    """Why each unreadable image is, by name."""
+    """By name, the reason why an image is unreadable."""
 
 
 def build(
@@ -39,11 +39,11 @@ def build(
     train: Iterable[Sequence[Encoded]],
     test: Iterable[Sequence[Encoded]],
 ) -> Source:
-    """Decode both splits, batch by batch, and put each into one tensor.
+    """Decode both splits, batch by batch, each into one tensor.
 
-    The source is grey (C = 1) when every image of both splits is grey, else RGB. Raises
-    :class:`SourceError` when more than ``max_bad_fraction`` of the images cannot be read, when sizes
-    differ and no ``size`` is set, or when a class has no readable training image.
+    The source is grey (C = 1) if every image of both splits is grey, else RGB. Raises
+    :class:`SourceError` if more than ``max_bad_fraction`` of the images cannot be read, if sizes
+    differ and ``size`` is not set, or if a class has no readable training image.
     """
     splits = [_read(decode(batches, config.size)) for batches in (train, test)]
     _refuse_too_many_bad(config, splits)
@@ -56,10 +56,10 @@ def build(
 
 
 def decoded(config: SourceConfig, listed: Listing) -> tuple[ImageDataset, dict[str, str]]:
-    """The images of a listing, in its order, and of those that cannot be read the reason, by name.
+    """The readable images of a listing, in its order, and by name the reasons of unreadable ones.
 
-    They are grey when every one of them is. Raises :class:`SourceError` as :func:`build` does of unreadable
-    images and of sizes.
+    They are grey if all of them are grey. Raises the errors of :func:`build` that concern unreadable
+    images and sizes.
     """
     split = _read(decode(batches(listed), config.size))
     _refuse_too_many_bad(config, [split])
@@ -69,7 +69,7 @@ def decoded(config: SourceConfig, listed: Listing) -> tuple[ImageDataset, dict[s
 
 
 def batches(listed: Listing) -> Iterator[list[Encoded]]:
-    """The images of a listing to be decoded, portions that lie together after one another."""
+    """The images of a listing, to be decoded, in portions that are stored together."""
     for start, end in itertools.pairwise(listed.bounds().tolist()):
         part = listed.take(np.arange(start, end))
         names = part.names.to_pylist()
@@ -136,7 +136,7 @@ def _refuse_mixed_sizes(config: SourceConfig, splits: Sequence[_Split]) -> None:
 
 
 def _stacked(split: _Split, classes: tuple[str, ...], grey: bool) -> ImageDataset:
-    """One tensor; the arrays are let go one by one, so that no more than one copy is held."""
+    """The split in one tensor. Arrays are freed one by one, so that memory holds at most one copy."""
     count, (height, width) = len(split.pixels), split.pixels[0].shape[:2]
     images = np.empty((count, 1 if grey else 3, height, width), dtype=np.uint8)
     for index in range(count - 1, -1, -1):

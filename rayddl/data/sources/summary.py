@@ -1,4 +1,4 @@
-"""How large a source is, told from listings and one image's header: no image is decoded, torch not imported."""
+"""The size of a source from listings and image headers: no image is decoded, and torch is not imported."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rayddl.data.sources import webdataset as shards
 from rayddl.data.sources.trees import Survey
 
 _LOOKED_AT = 8
-"""Images whose headers say whether a source is grey."""
+"""Number of images whose headers are read to decide if a source is grey."""
 _GREY = ("1", "L", "LA", "La", "I", "I;16")
 
 
@@ -29,13 +29,13 @@ class Glance:
     """(C, H, W) of its images."""
     classes: int
     train: int
-    """Images to train with."""
+    """Number of training images."""
     test: int
-    """Images held out."""
+    """Number of held-out images."""
 
     @property
     def numbers(self) -> int:
-        """Numbers in one image."""
+        """Values in one image, C·H·W."""
         channels, height, width = self.shape
         return channels * height * width
 
@@ -53,8 +53,8 @@ _TREES: dict[str, Callable[[SourceConfig], Survey]] = {
 
 
 def glance(config: SourceConfig) -> Glance:
-    """The size of the source. Counts include images that will turn out unreadable; a source is taken for
-    grey when its first few images are. Raises what :func:`rayddl.data.sources.registry.fingerprint` does.
+    """The size of the source. Counts include unreadable images; a source counts as grey if its first few
+    images are grey. Raises the errors of :func:`rayddl.data.sources.registry.fingerprint`.
     """
     known = _KNOWN.get(config.name)
     if known is not None:
@@ -77,7 +77,7 @@ def glance(config: SourceConfig) -> Glance:
 def _shape(images: Iterable[bytes], size: int | None) -> tuple[int, int, int]:
     sides, modes = [(size or 1, size or 1)], set()
     for data in images:
-        # What cannot be read is reported with its name once it is decoded.
+        # Unreadable images are skipped here; decoding reports them by name.
         with (
             suppress(OSError, ValueError, Image.DecompressionBombError),
             Image.open(io.BytesIO(data)) as image,

@@ -1,9 +1,9 @@
-"""Tiny-ImageNet as it is published: 200 classes of 64 x 64 images.
+"""Tiny-ImageNet in its published layout: 200 classes of 64 x 64 images.
 
-Classes are the WordNet ids of ``wnids.txt`` in sorted order: sets, observers and experts are matched by
-class name, and an id stays unique where two readable names of ``words.txt`` do not. The held-out split is
-``val``, whose labels stand in ``val_annotations.txt``; ``test`` comes without labels. A few images are
-grey; as with every source they become RGB where others are in colour.
+Classes are the WordNet ids of ``wnids.txt`` in sorted order. Sets, observers and experts are matched by
+class name, and ids are unique, while some readable names in ``words.txt`` are not. The held-out split is
+``val``, with labels from ``val_annotations.txt``; ``test`` has no labels. The few grey images become RGB,
+as in every source with colour images.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ _LOOKED_FOR = f"wnids.txt, train/<wnid>/images/<image>, val/images/<image> and v
 
 
 def identity(config: SourceConfig) -> dict[str, Any]:
-    """Names, classes and sizes of the files of both splits; raises what :func:`survey` does."""
+    """Names, classes and sizes of the files of both splits. Raises the errors of :func:`survey`."""
     found = survey(config)
     splits = {split: [list(file) for file in part.files] for split, part in found.splits.items()}
     return {"classes": found.classes, "splits": splits}
 
 
 def load(config: SourceConfig, fingerprint: str) -> Source:
-    """Decode both splits; each file is read once, a few hundred at a time."""
+    """Both splits in memory; each file is read once, a few hundred at a time."""
     return trees.load(config, fingerprint, survey(config))
 
 
 def listing(config: SourceConfig, split: str) -> Listing:
-    """A split for a stream; raises what :func:`survey` does."""
+    """The listing of a split. Raises the errors of :func:`survey`."""
     return trees.listing(survey(config), split)
 
 
 def survey(config: SourceConfig) -> Survey:
-    """List both splits.
+    """List the files of both splits.
 
     Raises :class:`SourceError` for missing files or folders, classes without images, annotations that
-    cannot be read or name an unknown class, and images without an annotation or the other way round.
+    cannot be read or name an unknown class, images without annotation, and annotations without image.
     """
     root = open_root(config, _LOOKED_FOR)
     _refuse_missing(root, config)
@@ -109,7 +109,7 @@ def _val(folder: Folder, classes: set[str], config: SourceConfig) -> Split:
 
 
 def _annotations(folder: Folder, classes: set[str]) -> dict[str, str]:
-    """The class of each held-out image: ``name TAB wnid TAB`` and a box, a line each."""
+    """The class of each held-out image. Each line of the file is ``name TAB wnid TAB`` and a bounding box."""
     labels: dict[str, str] = {}
     for number, line in enumerate(_lines(folder, _ANNOTATIONS), 1):
         if not line.strip():

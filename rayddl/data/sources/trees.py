@@ -1,7 +1,7 @@
-"""Image files in folders: what every family of such trees has in common.
+"""Image files in folders: the code common to all families of folder trees.
 
-A family finds its files and says which class each belongs to (a :class:`Survey`); listing, decoding
-and what is hashed are here. Imports no torch.
+A family finds its files and assigns classes to them (a :class:`Survey`); this module lists and decodes
+them. Imports no torch.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _FILES_AT_ONCE = 512
 
 
 class ImageFile(NamedTuple):
-    """One image not yet read."""
+    """One image file, not yet read."""
 
     name: str
-    """Relative to its split's folder."""
+    """Path relative to the split's folder."""
     class_: str
     bytes: int
 
 
 @dataclass(frozen=True)
 class Split:
-    """The image files of one split, in the order they are loaded in."""
+    """The image files of one split, in the order of loading."""
 
     folder: Folder
     files: tuple[ImageFile, ...]
@@ -46,7 +46,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Survey:
-    """Everything about a tree but the pixels."""
+    """Files and classes of a folder tree, without images."""
 
     classes: tuple[str, ...]
     splits: Mapping[str, Split]
@@ -54,19 +54,19 @@ class Survey:
 
 
 def list_images(folder: Folder) -> list[tuple[str, int]]:
-    """Name and bytes of every image file in ``folder`` and below, sorted by name; hidden ones are no images."""
+    """Name and bytes of every image file in ``folder`` and below, sorted by name, without hidden files."""
     return [(name, size) for name, size in folder.files().items() if is_image(name)]
 
 
 def is_image(name: str) -> bool:
-    """Whether the ending of ``name`` is an image's and nothing on its way is hidden."""
+    """True if ``name`` has an image's ending and no component of it is hidden."""
     parts = PurePosixPath(name)
     hidden = any(part.startswith(".") for part in parts.parts)
     return not hidden and parts.suffix.lower() in EXTENSIONS
 
 
 def load(config: SourceConfig, fingerprint: str, survey: Survey) -> Source:
-    """Decode both splits; each file is read once, a few hundred at a time."""
+    """Both splits in memory; each file is read once, a few hundred at a time."""
     from rayddl.data.sources.splits import build
 
     train, test = (batches(survey.splits[split], survey.classes) for split in ("train", "test"))
@@ -74,7 +74,7 @@ def load(config: SourceConfig, fingerprint: str, survey: Survey) -> Source:
 
 
 def batches(split: Split, classes: Sequence[str]) -> Iterator[list[Encoded]]:
-    """The files of ``split`` to be read and decoded; labels are positions in ``classes``."""
+    """The files of ``split``, to be read and decoded; labels are indices into ``classes``."""
     from rayddl.data.pixels.decode import Encoded
 
     index = {name: position for position, name in enumerate(classes)}
@@ -86,7 +86,7 @@ def batches(split: Split, classes: Sequence[str]) -> Iterator[list[Encoded]]:
 
 
 def listing(survey: Survey, name: str) -> Listing:
-    """The split ``name`` for a stream: no file is opened."""
+    """The listing of the split ``name``; opens no file."""
     from rayddl.data.sources.listing import FileStore, sorted_listing
 
     split, index = survey.splits[name], {name: position for position, name in enumerate(survey.classes)}
@@ -97,7 +97,7 @@ def listing(survey: Survey, name: str) -> Listing:
 
 
 def refuse_no_images(name: str, folder: str, split: Sized, looked_for: str, tree: str) -> None:
-    """Raise :class:`SourceError` when a split has no files. ``tree`` shows how it should look."""
+    """Raise :class:`SourceError` if a split has no files. ``tree`` is the expected layout."""
     if not split:
         raise SourceError(
             f"source {name}: no image in {folder}. Looked for {looked_for} with an ending of "

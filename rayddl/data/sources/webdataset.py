@@ -1,8 +1,8 @@
 """Images in tar shards, the WebDataset layout: the members of a sample share their name up to the first dot.
 
-An image member has an image's ending; the label is the member ``cls`` (a whole number or text), or the
-``label`` of a member ``json``. Numbers are named by ``classes.txt`` beside the shards (a name a line, in
-label order), else by themselves. Shards are not compressed, so that an image is read by its place alone.
+An image member has an image's ending; the label is the member ``cls`` (an integer or text), or the
+``label`` of a member ``json``. The names of integer labels are the lines of ``classes.txt`` next to the
+shards, else the integers. Shards must be uncompressed, so that an image can be read by offset and size.
 """
 
 from __future__ import annotations
@@ -37,32 +37,32 @@ if TYPE_CHECKING:
 NAMES = "classes.txt"
 _LABELS = ("cls", "json")
 _LONGEST_LABEL = 2**20
-"""Bytes of a member that is read for a label."""
+"""Largest member, in bytes, that is read as a label."""
 _EXPECTED = f"samples of an image ({', '.join(EXTENSIONS[:3])} …) and its label (.cls, or .json with a label)"
 
 
 @dataclass(frozen=True)
 class _Shard:
-    """One tar file: its samples in their order, none of their images read."""
+    """One tar file: its samples in order, without images."""
 
     name: str
     keys: tuple[str, ...]
     at: NDArray[np.int64]
-    """Where each image's bytes begin."""
+    """Byte offset of each image."""
     size: NDArray[np.int64]
     labels: tuple[str, ...]
-    """As written."""
+    """As written in the shard."""
 
     @property
     def digest(self) -> str:
-        """Names the shard's contents."""
+        """Hash of the shard's names, sizes and labels."""
         content = json.dumps([self.keys, self.size.tolist(), self.labels])
         return hashlib.sha256(content.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class _Survey:
-    """Everything about the shards but the pixels."""
+    """Samples, labels and classes of all shards, without images."""
 
     folder: Folder
     classes: tuple[str, ...]
@@ -71,7 +71,7 @@ class _Survey:
 
 
 def identity(config: SourceConfig) -> dict[str, Any]:
-    """Names of shards and samples, sizes of images, and labels; raises what :func:`listing` does."""
+    """Names of shards and samples, sizes of images, and labels. Raises the errors of :func:`listing`."""
     survey = _survey(config)
     return {
         "classes": survey.classes,
@@ -80,7 +80,7 @@ def identity(config: SourceConfig) -> dict[str, Any]:
 
 
 def load(config: SourceConfig, fingerprint: str) -> Source:
-    """Decode both splits, a few images at a time."""
+    """Both splits in memory, decoded a few images at a time."""
     from rayddl.data.sources.splits import batches, build
 
     survey = _survey(config)
@@ -89,7 +89,7 @@ def load(config: SourceConfig, fingerprint: str) -> Source:
 
 
 def listing(config: SourceConfig, split: str) -> Listing:
-    """A split for a stream: members' headers and labels are read, no image.
+    """The listing of a split; reads members' headers and labels, no image.
 
     Raises :class:`SourceError` for missing or damaged shards, samples without a label or with several
     images, labels without a class name, and fewer than two classes.
@@ -98,7 +98,7 @@ def listing(config: SourceConfig, split: str) -> Listing:
 
 
 def contents(config: SourceConfig, first: int) -> Contents:
-    """Counts of both splits and the first few images; headers and labels are read, no other image."""
+    """Counts of both splits and the first few images; reads headers, labels and these images only."""
     survey = _survey(config)
     train, test = (sum(len(shard.keys) for shard, _ in survey.splits[s]) for s in ("train", "test"))
     listed = _listing(survey, "train").take(np.arange(min(first, train)))
@@ -165,7 +165,7 @@ def _column(shard: _Shard, named: dict[bytes, bytes], where: str) -> parquet_lab
 
 @lru_cache(maxsize=4096)
 def _scanned(folder: Folder, name: str, bytes_: int, modified: datetime | None) -> _Shard:
-    """The shard ``name``; ``bytes_`` and ``modified`` tell a file that was replaced from the one read before."""
+    """The shard ``name``. It is cached; ``bytes_`` and ``modified`` are part of the key to detect a replaced file."""
     del modified
     where, samples = folder.path(name), _Samples()
     with folder.open(name) as stream:
@@ -174,7 +174,7 @@ def _scanned(folder: Folder, name: str, bytes_: int, modified: datetime | None) 
                 for member in tar:
                     if member.isfile():
                         samples.add(tar, member, where)
-                # A tar file ends with blocks of zeros; without them nothing tells a part from the whole.
+                # A complete tar file ends with blocks of zeros; a truncated one is detected by their absence.
                 if bytes_ < tar.offset + tarfile.BLOCKSIZE:
                     raise tarfile.ReadError("it breaks off")
         except tarfile.TarError as error:
@@ -187,7 +187,7 @@ def _scanned(folder: Folder, name: str, bytes_: int, modified: datetime | None) 
 
 
 class _Samples:
-    """The samples of a shard, put together from its members."""
+    """Collects the samples of a shard from its members."""
 
     def __init__(self) -> None:
         self.images: dict[str, tuple[int, int]] = {}

@@ -1,9 +1,9 @@
 """The classes of the ImageNet subsets of the distillation literature, by WordNet id.
 
-``nette`` and ``woof`` are fast.ai's; those and the next four are the ten-class subsets of MTT (section
-5.3), where they are given as positions among ImageNet-1K's sorted ids. ``birds``, ``cats`` and ``fruits``
-are later papers' names for the same lists. ``100`` is ImageNet-100 as drawn for contrastive multiview
-coding (Tian et al. 2020), and ``10`` its first ten, as the papers on condensation and RDED use them.
+``nette`` and ``woof`` are fast.ai's; they and the next four are the ten-class subsets of MTT (section
+5.3), whose code gives them as indices into ImageNet-1K's sorted ids. ``birds``, ``cats`` and ``fruits``
+are later papers' names of the same lists. ``100`` is ImageNet-100 of contrastive multiview coding
+(Tian et al. 2020), and ``10`` its first ten classes, as used by papers on condensation and RDED.
 """
 
 from __future__ import annotations
@@ -51,4 +51,4 @@ n04229816 n02100583 n03642806 n04336792 n03259280 n02116738 n02108089 n03424325 
 }
 
 SUBSETS: dict[str, tuple[str, ...]] = {name: tuple(sorted(ids.split())) for name, ids in _TABLE.items()}
-"""By name, the ids in sorted order, which is the order of a source's classes."""
+"""WordNet ids by subset name, sorted, which is the order of a source's classes."""

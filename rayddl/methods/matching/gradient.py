@@ -1,15 +1,15 @@
-"""The meta-gradient: how the end of an N-step student run depends on images, labels and step size.
+"""The meta-gradient: derivatives of the matching loss by images, labels and the student's learning rate.
 
 The student takes N steps ``theta_{k+1} = theta_k - alpha * grad_theta loss(theta_k; A_k(x_k), y_k)``
-from the window's start. The loss is the squared distance of its end from the target, over that of the
-start (MTT, equation 3). Three ways to differentiate it, behind one signature:
+from the window's start. The matching loss is the squared distance from its end to the target, divided by
+that from the start to the target (MTT, section 3.2, equation 3). Three functions differentiate it:
 
-- :func:`exact`: reverse accumulation by hand. One step's memory whatever N is, and every derivative
-  is a forward program, which compilers take.
-- :func:`truncated`: TESLA's constant-memory variant (Cui et al. 2023), which MCT's code uses too:
-  what an early step does to the gradients of later steps is left out.
-- :func:`unrolled`: autograd through all N steps, as MTT publishes it; memory grows with N. The
-  reference that the others are tested against.
+- :func:`exact`: explicit reverse accumulation. Needs the memory of one step for any N, and every
+derivative is a forward program, which can be compiled.
+- :func:`truncated`: TESLA's constant-memory variant (Cui et al. 2023), also used by MCT's code:
+ignores how an early step changes the gradients of later steps.
+- :func:`unrolled`: autograd through all N steps, as in MTT's code; memory grows with N. The
+reference for tests of the others.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rayddl.methods.training.steps import Steps, gradient_only
 
 @dataclass(frozen=True)
 class StudentRun:
-    """What an N-step student sees: the set, and for each step which images and which augmentation."""
+    """The input of an N-step student: the synthetic set, and for each step its batch and augmentation."""
 
     images: Tensor
     """The synthetic images ``[N, C, H, W]`` in model space."""
@@ -35,14 +35,14 @@ class StudentRun:
     lr: Tensor
     """The student's learning rate alpha, a scalar."""
     picks: Sequence[Tensor]
-    """Per step, the indices of the images used, ``[B]``."""
+    """For each step, int64 indices of the batch's images, ``[B]``."""
     draws: Sequence[augment.Draw | None]
-    """Per step, the augmentation drawn."""
+    """For each step, the augmentation of the batch."""
 
 
 @dataclass(frozen=True)
 class MetaGradient:
-    """The matching loss and its derivatives."""
+    """The matching loss, a scalar, and its derivatives."""
 
     loss: Tensor
     images: Tensor
@@ -57,7 +57,7 @@ Mode = Callable[[Steps, StudentRun, Tensor, Tensor], MetaGradient]
 
 
 def matching_loss(end_P: Tensor, start_P: Tensor, target_P: Tensor) -> Tensor:
-    """Squared distance to the target over the expert's own squared distance (MTT, equation 3)."""
+    """``|end - target|^2 / |start - target|^2``, a scalar (MTT, section 3.2, equation 3)."""
     return (end_P - target_P).square().sum() / (start_P - target_P).square().sum()
 
 
@@ -65,17 +65,17 @@ def exact(steps: Steps, run: StudentRun, start_P: Tensor, target_P: Tensor) -> M
     """The full derivative in the memory of one step and N + 1 parameter vectors.
 
     With lambda_N = dL/dtheta_N, step k adds ``-alpha * d(g_k . lambda)/dx`` to the images,
-    ``-lambda . g_k`` to the step size, and hands ``lambda - alpha * H_k lambda`` on. All three are
-    one Jacobian-vector product of the gradient function along lambda, by symmetry.
+    ``-lambda . g_k`` to the learning rate, and passes ``lambda - alpha * H_k lambda`` to step k - 1. By
+    symmetry, all three come from one Jacobian-vector product of the gradient function along lambda.
     """
     return _reverse(steps, run, start_P, target_P, through_theta=True)
 
 
 def truncated(steps: Steps, run: StudentRun, start_P: Tensor, target_P: Tensor) -> MetaGradient:
-    """The derivative with theta_k held fixed inside every gradient: lambda is dL/dtheta_N throughout.
+    """The derivative with theta_k constant inside every gradient: lambda is dL/dtheta_N in all steps.
 
-    TESLA, section 3.2. Costs as much as :func:`exact` per step and is biased; kept to reproduce TESLA
-    and the published MCT code.
+    TESLA, section 3.2. A step takes as long as in :func:`exact`, and the result is biased; it serves to
+    reproduce TESLA and the published MCT code.
     """
     return _reverse(steps, run, start_P, target_P, through_theta=False)
 
@@ -100,7 +100,7 @@ def _reverse(
         gv, Hv, mixed_x, mixed_y = steps.tangent(path.pop(), x.detach(), run.labels[picked], lam)
         lr -= gv
         pulled = torch.autograd.grad(x, leaf, mixed_x)[0] if x is not leaf else mixed_x
-        # An image may be drawn twice in one step where the batch is larger than the set.
+        # An index may occur more than once in a batch; index_add_ sums its gradients.
         images.index_add_(0, picked, pulled * -run.lr)
         labels.index_add_(0, picked, mixed_y * -run.lr)
         if through_theta:
@@ -109,7 +109,7 @@ def _reverse(
 
 
 def unrolled(steps: Steps, run: StudentRun, start_P: Tensor, target_P: Tensor) -> MetaGradient:
-    """The full derivative by autograd through the whole unroll, as in the published MTT code."""
+    """The full derivative by autograd through all N steps, as in the published MTT code."""
     leaves = [t.detach().requires_grad_() for t in (run.images, run.labels, run.lr)]
     images, labels, lr = leaves
     with torch.enable_grad():

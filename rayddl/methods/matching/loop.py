@@ -1,7 +1,7 @@
-"""The outer loop: draw a window, run the student, update the synthetic set.
+"""The outer loop (MTT, section 3.2): draw a window, run the student, update the synthetic set.
 
-Every random choice of iteration i comes from generators named after i, so a run can be stopped
-anywhere and gives the same result when it goes on, and a window can be computed by any worker.
+Every random choice of iteration i comes from generators seeded with i. So an interrupted and resumed
+run gives the same result, and any worker can compute any window.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from rayddl.methods.trajectories.convex import Trajectory
 from rayddl.seeds import generator
 
 ANCHOR = 25
-"""Iterations between the states that a run can be taken back to."""
+"""Iterations between the states that can be restored after divergence."""
 REDRAWS = 20
-"""Windows tried in one iteration before the experts count as standing still."""
+"""Windows tried in one iteration before the run ends because no expert moves."""
 COLUMNS = ("iteration", "loss", "lr_student", "start", "expert", "seconds")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is recorded of one window."""
+    """What is recorded about one window."""
 
     expert: int
     start: float
@@ -41,7 +41,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Matcher:
-    """Everything that stays fixed over a run."""
+    """The constant inputs of a run, and the functions of one window."""
 
     steps: Steps
     settings: Settings
@@ -53,7 +53,7 @@ class Matcher:
     device: torch.device
 
     def window(self, iteration: int, worker: int = 0) -> tuple[Window, Facts]:
-        """The window of ``iteration`` for one worker. Raises :class:`StageError` when nothing moves."""
+        """The window of ``iteration`` for one worker. Raises :class:`StageError` if no expert moves."""
         slot = iteration * self.settings.workers + worker
         for attempt in range(REDRAWS):
             expert = expert_at(slot + attempt, len(self.trajectories), self.seed)
@@ -89,7 +89,7 @@ class Matcher:
         return MODES[self.settings.gradient](self.steps, run, start, target), facts
 
     def probabilities(self, state: State, target_P: Tensor | None = None) -> Tensor:
-        """The labels ``[N, K]`` that a student is taught."""
+        """The labels ``[N, K]`` that a student is trained on, as probabilities."""
         if state.logits is not None:
             return state.logits.softmax(1)
         if self.settings.labels == "expert" and target_P is not None:
@@ -98,8 +98,8 @@ class Matcher:
         return one_hot(self.labels.to(self.device), self.classes)
 
     def _picks(self, count: int, draws: torch.Generator) -> list[Tensor]:
-        # Passes over the set in random order, each step a full batch: what a pass has over is dropped,
-        # so that every step has one shape.
+        # Passes over the set in random order. The incomplete last batch of a pass is dropped, so that
+        # every step has the same shape.
         batch = min(self.settings.batch_syn or count, count)
         picks: list[Tensor] = []
         while len(picks) < self.settings.syn_steps:
@@ -114,7 +114,7 @@ Gradients = Callable[[State, int], list[tuple[MetaGradient, Facts]]]
 
 @dataclass
 class Loop:
-    """A run in progress. ``rows`` has a row of :data:`COLUMNS` per iteration done."""
+    """A run in progress. ``rows`` has a row of :data:`COLUMNS` for each finished iteration."""
 
     matcher: Matcher
     state: State
@@ -122,16 +122,16 @@ class Loop:
     rows: list[tuple[float, ...]]
     start_rms: float
     gradients: Gradients | None = None
-    """Where windows are computed elsewhere; default: one after the other, here."""
+    """Computes the windows of an iteration. Default: one after the other, in this process."""
 
     @classmethod
     def begin(cls, matcher: Matcher, state: State, start_rms: float | None = None) -> Loop:
-        """A loop at ``state``; ``start_rms`` is that of the starting images (default: of these)."""
+        """A loop at ``state``. ``start_rms`` is the RMS of the initial images (default: of the state's)."""
         rms = float(state.images.square().mean().sqrt()) if start_rms is None else start_rms
         return cls(matcher, state, state, [], rms)
 
     def step(self) -> None:
-        """One iteration. Raises :class:`DivergedError` when the run cannot be kept in range."""
+        """Run one iteration. Raises :class:`DivergedError` if the run diverges after all ``retries``."""
         began, iteration = time.perf_counter(), self.state.iteration
         got = (self.gradients or self._here)(self.state, iteration)
         mean = average([gradient for gradient, _ in got])

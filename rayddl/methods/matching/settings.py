@@ -1,4 +1,4 @@
-"""The settings that decide a matching run. Importing them imports no torch: definitions are checked with them."""
+"""The settings of a matching run. Imports no torch, because definitions are checked with them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 class WindowRule(Config):
-    """How windows are drawn.
+    """How windows are drawn (MTT, section 3.2; MCT, section 3).
 
-    MTT draws a whole start epoch from {0 .. max_start_epoch - 1}. MCT draws a real one from
-    [0, max_start_epoch] (continuous sampling, section 3.3); with ``continuous`` off it draws whole
-    ones, which is the paper's ablation. The target lies ``expert_epochs`` later, at E at most.
+    MTT draws an integer start epoch from {0 .. max_start_epoch - 1}. MCT draws a real one from
+    [0, max_start_epoch] (continuous sampling, section 3.3); without ``continuous`` it draws integers,
+    the paper's ablation. The target is ``expert_epochs`` later, at most at E.
 
-    ``grow_iterations`` widens the range with the iterations (DATM's curriculum; MCT's floating upper
-    bound): the upper end goes linearly from ``first_start_epoch`` to ``max_start_epoch`` over that
-    many iterations.
+    With ``grow_iterations`` the range grows (DATM's curriculum; MCT's floating upper bound): its upper
+    end increases linearly from ``first_start_epoch`` to ``max_start_epoch`` over that many
+    iterations.
     """
 
     trajectory: Literal["convex", "snapshots"] = "convex"
@@ -44,14 +44,14 @@ class WindowRule(Config):
     """Iterations over which the upper end of the start range grows to ``max_start_epoch``."""
 
     def upper(self, iteration: int) -> float:
-        """The upper end of the start range at ``iteration`` (counted from 0)."""
+        """The upper end of the start range, in epochs, at ``iteration`` (counted from 0)."""
         if self.first_start_epoch is None or self.grow_iterations <= 0:
             return self.max_start_epoch
         share = min(iteration / self.grow_iterations, 1.0)
         return self.first_start_epoch + share * (self.max_start_epoch - self.first_start_epoch)
 
     def start(self, iteration: int, draws: torch.Generator) -> float:
-        """A start epoch for ``iteration``."""
+        """The start epoch drawn for ``iteration``."""
         import torch
 
         low, high = self.min_start_epoch, self.upper(iteration)
@@ -63,7 +63,7 @@ class WindowRule(Config):
 
 
 class Settings(WindowRule, Augmented):
-    """How synthetic images are updated. Names are the papers'."""
+    """The settings of the matching loop, named as in the papers."""
 
     syn_steps: int = Field(ge=1)
     """N: student steps on the synthetic set in one iteration (MTT section 3.2)."""
@@ -103,7 +103,7 @@ class Settings(WindowRule, Augmented):
 
     @property
     def first_lr(self) -> float:
-        """The student's learning rate at the start."""
+        """The student's learning rate in iteration 0."""
         from rayddl.data.distilled import LR_STUDENT
 
         return self.lr_student or LR_STUDENT

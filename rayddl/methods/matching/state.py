@@ -1,4 +1,4 @@
-"""The state of a matching run, and its update: everything that a checkpoint holds."""
+"""The state of a matching run, which is the content of a checkpoint, and its update."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from rayddl.methods.matching.gradient import MetaGradient
 from rayddl.methods.matching.settings import Settings
 
 LR_RANGE = 100.0
-"""The student's learning rate may go this factor up and down from its start."""
+"""The student's learning rate may rise and fall by this factor from its initial value."""
 PIXEL_RANGE = 20.0
-"""An image's RMS may grow to this multiple of the starting set's."""
+"""The RMS of an image may grow to this multiple of the initial set's RMS."""
 
 
 @dataclass(frozen=True)
 class State:
-    """A matching run after ``iteration`` updates. Values, never changed in place."""
+    """A matching run after ``iteration`` updates. Immutable."""
 
     iteration: int
     images: Tensor
     """``[N, C, H, W]`` float32 in model space."""
     logits: Tensor | None
-    """Label logits ``[N, K]`` where labels are learned."""
+    """Label logits ``[N, K]``; ``None`` if labels are not learned."""
     lr: Tensor
     """alpha, float64 scalar on the CPU."""
     moments: dict[str, Tensor]
     """The optimisers' running averages, by name."""
     scale: float = 1.0
-    """What rates are multiplied with after a run was taken back."""
+    """Factor of the outer learning rates; a tenth of it after each restart from an earlier state."""
     retries: int = 0
-    """How often it was taken back."""
+    """Number of restarts from an earlier state."""
     skipped: int = 0
-    """Windows passed over because the expert hardly moved."""
+    """Number of windows skipped because the expert hardly moved."""
 
     def dump(self, **more: Tensor) -> bytes:
-        """The state as bytes, with further tensors beside it."""
+        """The state and the tensors ``more`` as bytes."""
         tensors = {
             "images": self.images,
             "lr": self.lr,
@@ -54,7 +54,7 @@ class State:
 
 
 def load_state(data: bytes, device: torch.device) -> tuple[State, dict[str, Tensor]]:
-    """The state that :meth:`State.dump` wrote, and the tensors beside it."""
+    """The state and the further tensors that :meth:`State.dump` wrote."""
     tensors = load(data)
     iteration, retries, skipped = tensors["numbers"].tolist()
     logits = tensors.get("logits")
@@ -63,7 +63,7 @@ def load_state(data: bytes, device: torch.device) -> tuple[State, dict[str, Tens
         tensors["images"].to(device),
         None if logits is None else logits.to(device),
         tensors["lr"],
-        # Numbers, such as the rate's momentum, stay on the CPU, as in an undisturbed run.
+        # Scalars, such as the momentum of the learning rate, stay on the CPU, as in an uninterrupted run.
         {k[7:]: v.to(device) if v.ndim else v for k, v in tensors.items() if k.startswith("moment.")},
         float(tensors["scale"]),
         retries,
@@ -79,7 +79,7 @@ def first_state(images: Tensor, logits: Tensor | None, settings: Settings) -> St
 
 
 def average(gradients: Sequence[MetaGradient]) -> MetaGradient:
-    """The mean of several windows' meta-gradients; of one, that one unchanged."""
+    """The mean of several windows' meta-gradients; a single one is returned unchanged."""
     if len(gradients) == 1:
         return gradients[0]
     pick = [(g.loss, g.images, g.labels, g.lr) for g in gradients]
@@ -87,7 +87,7 @@ def average(gradients: Sequence[MetaGradient]) -> MetaGradient:
 
 
 def update(state: State, gradient: MetaGradient, settings: Settings) -> State:
-    """One outer step: images, learning rate and, where learned, labels."""
+    """The state after one outer step on images, student learning rate and, if learned, labels."""
     moments = dict(state.moments)
     g_images = gradient.images
     if settings.clip is not None:
@@ -147,15 +147,15 @@ def _next_lr(state: State, gradient: Tensor, moments: dict[str, Tensor], setting
 
 
 def bounds(settings: Settings) -> tuple[float, float]:
-    """The range that the student's learning rate is held in."""
+    """Lowest and highest permitted learning rate of the student."""
     return settings.first_lr / LR_RANGE, settings.first_lr * LR_RANGE
 
 
 def symptom(state: State, loss: float, settings: Settings, start_rms: float) -> str | None:
-    """What is wrong with a state just updated, in words; ``None`` when nothing is.
+    """A description of divergence in an updated state; ``None`` if there is none.
 
-    Looked at after every update: not-finite numbers, a student learning rate outside its range, and
-    images that blew up or went flat.
+    Checked after every update: non-finite values, a student learning rate outside its range, and
+    images with a too large RMS or constant pixels.
     """
     low, high = bounds(settings)
     lr = float(state.lr)

@@ -1,4 +1,4 @@
-"""Windows: where a student starts on an expert's trajectory, and what it is to reach."""
+"""Windows: start and target parameters on an expert's trajectory (MTT, section 3.2)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rayddl.methods.trajectories.convex import Trajectory
 from rayddl.seeds import generator
 
 STILL = 1e-8
-"""Squared share of the parameters' norm that an expert must move over a window to be matched."""
+"""Smallest squared distance of start and target, relative to the parameters' squared norm, for matching."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """One match: from ``start_P`` the student is to reach ``target_P``."""
+    """One match: the student starts at ``start_P`` and is trained to reach ``target_P``."""
 
     expert: int
     epoch: float
@@ -27,7 +27,7 @@ class Window:
 
     @property
     def still(self) -> bool:
-        """Whether the expert hardly moved, so that the normalised loss means nothing."""
+        """True if the expert hardly moved, so that the normalised loss is meaningless."""
         moved = (self.target_P - self.start_P).square().sum()
         return bool(moved <= STILL * self.start_P.square().sum())
 
@@ -35,14 +35,14 @@ class Window:
 def cut(
     trajectory: Trajectory, expert: int, rule: WindowRule, iteration: int, draws: torch.Generator
 ) -> Window:
-    """The window on ``trajectory`` for ``iteration``."""
+    """The window on ``trajectory`` drawn for ``iteration``."""
     epoch = rule.start(iteration, draws)
     target = min(epoch + rule.expert_epochs, float(trajectory.last))
     return Window(expert, epoch, trajectory.at(epoch), trajectory.at(target))
 
 
 def expert_at(iteration: int, count: int, seed: int) -> int:
-    """Which expert ``iteration`` uses: every expert once per pass, each pass in a new order."""
+    """Index of the expert of ``iteration``: each of ``count`` experts once per pass, in a new order each pass."""
     order = torch.randperm(count, generator=generator(seed, "pass", iteration // count))
     return int(order[iteration % count])
 

@@ -1,7 +1,7 @@
-"""Which images are looked at, and where they are cropped (RDED, section 4.1).
+"""The pre-selected images and their random crops (RDED, section 4.1).
 
-Both follow from (seed, name of the image) alone, so they are the same whichever worker asks, in
-whatever order.
+Both depend only on the seed and the image's name, so they are the same on every worker and in
+every order.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 SCALE = (0.08, 1.0)
-"""Least and greatest share of the image's area that a crop covers."""
+"""Smallest and largest share of the image's area in a crop."""
 _TRIES = 10
 
 
 def ranks(seed: int, names: Iterable[str]) -> NDArray[np.uint64]:
-    """A number per name that orders them at random: the pre-selected subset is a class's lowest."""
+    """uint64 [N]: a pseudo-random rank per name. The lowest of a class are its pre-selected subset."""
     key = seed.to_bytes(8, "little", signed=True)
     digests = b"".join(hashlib.blake2b(n.encode(), digest_size=8, key=key).digest() for n in names)
     return np.frombuffer(digests, dtype=np.uint64)
 
 
 def preselected(seed: int, names: Iterable[str], labels: NDArray[np.int32], mipc: int) -> NDArray[np.int64]:
-    """Positions of ``mipc`` images of every class (all, where it has fewer), ascending.
+    """Positions of ``mipc`` images of every class (all, if it has fewer), int64, ascending.
 
-    ``labels`` is int32 ``[N]``. Time and memory grow with the listing, not with the images.
+    ``labels`` is int32 ``[N]``. Reads names only, no images.
     """
     order = np.lexsort((ranks(seed, names), labels))
     sorted_labels = labels[order]
@@ -39,8 +39,8 @@ def preselected(seed: int, names: Iterable[str], labels: NDArray[np.int32], mipc
 def crops(seed: int, name: str, height: int, width: int, count: int) -> NDArray[np.int32]:
     """``count`` random square crops of one image, int32 ``[count, 3]``: top, left, side.
 
-    The distribution is torchvision's ``RandomResizedCrop(scale=(0.08, 1), ratio=(1, 1))``: a share of the area
-    is drawn until a square of it fits; after ten misses the largest centred square is taken.
+    The distribution is torchvision's ``RandomResizedCrop(scale=(0.08, 1), ratio=(1, 1))``: a share of the
+    area is drawn up to ten times until its square fits; otherwise the largest centred square is returned.
     """
     key = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest()
     draws = np.random.Generator(np.random.Philox(key=np.frombuffer(key, dtype=np.uint64)))

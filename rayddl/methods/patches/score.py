@@ -1,4 +1,4 @@
-"""The realism score of a patch (RDED, equation 5): how surely the observer sees the patch's own class in it."""
+"""The realism score of a patch (RDED, equation 5): minus the observer's cross-entropy for the patch's class."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rayddl.methods.patches.sparse_padding import windowed
 
 
 class Scorer:
-    """Scores patches with a frozen observer, always in batches of one shape.
+    """Scores patches with a frozen observer, always in batches of the same shape.
 
-    A convolution's last bits may change with the batch's shape; with one shape a patch has one score,
-    whatever it is scored together with.
+    The last bits of a convolution may depend on the batch's shape; with a fixed shape, a patch's score does
+    not depend on the other patches of its batch.
     """
 
     def __init__(
@@ -27,10 +27,10 @@ class Scorer:
         batch: int,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """``mean`` and ``std`` are ``[C]``, of pixels in 0..1. ``size`` is the side of the observer's input.
+        """``mean`` and ``std`` are ``[C]``, of pixels in 0..1. ``size``: side of the observer's input in pixels.
 
-        ``pad``: zeros (after normalisation) around a patch up to ``size``, as published; otherwise the
-        patch is shown as it is. Networks that can be traced spare the zeros' arithmetic.
+        ``pad``: pad a patch with zeros (after normalisation) to ``size``, as published; otherwise the
+        patch is the input. For traceable networks, computation on the zeros is skipped.
         """
         self._device = next(module.parameters()).device
         within = windowed(module, size, dtype) if pad else None
@@ -42,7 +42,7 @@ class Scorer:
 
     @torch.inference_mode()
     def __call__(self, patches: Tensor, labels: Tensor) -> Tensor:
-        """Scores float32 ``[N]`` on the CPU of patches uint8 ``[N, C, s, s]`` for int64 ``[N]``, at most 0."""
+        """Scores of patches uint8 ``[N, C, s, s]`` for labels int64 ``[N]``: float32 ``[N]`` on the CPU, at most 0."""
         count = len(patches)
         missing = -count % self._batch
         if missing:
@@ -64,6 +64,6 @@ class Scorer:
 
 
 def padded(x: Tensor, size: int) -> Tensor:
-    """``x`` ``[N, C, s, s]`` in the middle of zeros ``[N, C, size, size]``; an odd row goes below, right."""
+    """``x`` ``[N, C, s, s]`` centred in zeros ``[N, C, size, size]``; an odd row or column is added below or right."""
     top, left = (size - x.shape[2]) // 2, (size - x.shape[3]) // 2
     return F.pad(x, (left, size - x.shape[3] - left, top, size - x.shape[2] - top))

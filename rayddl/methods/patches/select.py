@@ -1,4 +1,4 @@
-"""The best patch of each image, the best images of each class (RDED, section 4.1), in bounded memory."""
+"""Selects the best patch of each image and the best images of each class (RDED, section 4.1), in bounded memory."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Rows:
-    """One candidate per image, column by column."""
+    """A table of candidates, one per image, stored by columns."""
 
     image: NDArray[np.int64]
-    """Position in the listing, whose order is that of the names: it breaks ties."""
+    """Position in the listing. It breaks ties, as listings are sorted by name."""
     label: NDArray[np.int32]
     score: NDArray[np.float32]
     crop: NDArray[np.int32]
-    """Number of the crop among the image's."""
+    """Index of the crop among the image's crops."""
     box: NDArray[np.int32]
     """``[n, 3]``: top, left, side in pixels of the whole image."""
 
@@ -35,7 +35,7 @@ class Rows:
 
     @staticmethod
     def none() -> Rows:
-        """No rows."""
+        """A table without rows."""
         whole = np.zeros(0, np.int32)
         return Rows(np.zeros(0, np.int64), whole, np.zeros(0, np.float32), whole, np.zeros((0, 3), np.int32))
 
@@ -48,9 +48,9 @@ class Rows:
 
 
 def best_crop(scores: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The crop with the highest score of each image, ``[n, K]`` to ``[n]``; of equals the first.
+    """Index of each image's crop with the highest score, ``[n, K]`` to ``[n]``; the first of equal ones.
 
-    A score that is not a number counts as the worst.
+    NaN counts as the lowest score.
     """
     best: NDArray[np.int64] = np.argmax(np.where(np.isnan(scores), -np.inf, scores), axis=1)
     return best
@@ -67,9 +67,9 @@ def best_of_class(rows: Rows, most: int) -> Rows:
 
 @dataclass
 class Best:
-    """The best rows of every class among all that were added, in any order and any portions.
+    """Collects the best rows of every class; the result does not depend on order and size of additions.
 
-    Holds at most twice what it keeps: classes x ``most`` rows, and as many waiting to be merged.
+    Memory: at most classes x ``most`` rows, and as many that are not merged yet.
     """
 
     most: int
@@ -79,14 +79,14 @@ class Best:
     _count: int = 0
 
     def add(self, rows: Rows) -> None:
-        """Let ``rows`` compete."""
+        """Add candidates."""
         self._waiting.append(rows)
         self._count += len(rows)
         if self._count > self.most * self.classes:
             self.rows()
 
     def rows(self) -> Rows:
-        """The winners so far, in the order of :func:`best_of_class`."""
+        """The best rows so far, in the order of :func:`best_of_class`."""
         if self._waiting:
             self._kept = best_of_class(Rows.joined([self._kept, *self._waiting]), self.most)
             self._waiting, self._count = [], 0

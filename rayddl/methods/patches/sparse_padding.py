@@ -1,12 +1,12 @@
-"""A convolutional network on images that are zero but for a window in the middle, without the zeros' arithmetic.
+"""Runs a convolutional network on zero-padded patches without computing on the zeros.
 
-RDED scores a patch amid zeros. Away from the patch every feature equals what an image of zeros alone has there,
-which is computed once; only where a layer's receptive fields touch the patch does it depend on the patch. Layer
-by layer the window in which it does grows, until it fills the feature map and the rest runs as usual. The result
-is the network's own, at 0.6 of the time for a ResNet-18 with a patch of half the side.
+RDED scores a patch centred in zeros. Where the receptive field of a feature does not reach the patch, the
+feature equals that of an image of zeros, which is computed once. Layer by layer, the window of features that
+depend on the patch grows until it fills the feature map; then the remaining layers run as usual. The result is
+that of the network, in 0.6 of the time for a ResNet-18 with a patch of half the side.
 
-Convolution, max pooling, batch norm and element-wise layers are understood, in whatever graph they stand; from
-the first other layer on everything is computed whole. Batch norms are folded into the convolutions before them.
+Supports convolution, max pooling, batch norm and element-wise layers, in any graph; from the first other layer
+on, feature maps are computed completely. Batch norms are folded into the preceding convolutions.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from torch.nn import functional as F
 from torch.nn.utils import fuse_conv_bn_eval
 
 Span = tuple[int, int]
-"""First row (and column) of a window, and the one after its last."""
+"""First row (and column) of a window, and its last plus one."""
 
 WORTH = 0.85
-"""Share of a feature map up to which a window is cheaper: cutting and filling cost something too."""
+"""Largest share of a feature map for which a window is used, as cutting and filling take time, too."""
 _POINTWISE: tuple[type[nn.Module], ...] = (
     nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Identity, nn.Dropout, nn.BatchNorm2d,
 )  # fmt: skip
@@ -35,7 +35,7 @@ _SUMS = (operator.add, operator.iadd, torch.add)
 
 @dataclass(frozen=True)
 class _Feature:
-    """A feature map of a batch: ``seen`` in the window ``span``, and elsewhere what zeros give."""
+    """A feature map of a batch: ``seen`` in the window ``span``, the features of zeros elsewhere."""
 
     seen: Tensor
     span: Span | None
@@ -44,35 +44,35 @@ class _Feature:
 
 @dataclass(frozen=True)
 class _Reach:
-    """How far a layer's outputs look."""
+    """The receptive field of a layer's outputs along one axis."""
 
     kernel: int
-    """Rows from the first to the last that an output sees."""
+    """Number of input rows from the first to the last that an output depends on."""
     stride: int
     padding: int
     fill: float
-    """What stands beyond the border."""
+    """The value of padding."""
     apply: Callable[[Any, Tensor], Tensor]
     """The layer without padding."""
 
     def outputs(self, span: Span, side: int) -> Span:
-        """The outputs that see rows of ``span``, of ``side`` in all; one where strides step over it."""
+        """The outputs, of ``side``, that depend on rows of ``span``; one output if strides skip it."""
         first = max(0, min((span[0] - self.kernel + self.padding) // self.stride + 1, side - 1))
         after = min(-((-span[1] - self.padding) // self.stride), side)
         return first, max(after, first + 1)
 
     def inputs(self, span: Span) -> Span:
-        """The rows that the outputs ``span`` see; some may lie beyond the border."""
+        """The rows that the outputs ``span`` depend on; some may be in the padding."""
         start = span[0] * self.stride - self.padding
         return start, start + (span[1] - span[0] - 1) * self.stride + self.kernel
 
 
 class Windowed(nn.Module):
-    """``network`` for patches ``[B, C, s, s]`` in the middle of zeros ``[B, C, size, size]``.
+    """``network`` for patches ``[B, C, s, s]`` centred in zeros ``[B, C, size, size]``.
 
-    ``forward`` takes the patches and gives what ``network`` gives for the padded images, up to rounding.
-    Raises :class:`torch.fx.proxy.TraceError` and other errors of tracing for networks whose Python code
-    depends on the images; :func:`windowed` does not.
+    ``forward`` takes the patches and returns the output of ``network`` for the padded images, up to rounding.
+    Raises :class:`torch.fx.proxy.TraceError` and other tracing errors for networks whose Python code
+    depends on the images; :func:`windowed` catches them.
     """
 
     def __init__(self, network: nn.Module, size: int, dtype: torch.dtype) -> None:
@@ -84,7 +84,7 @@ class Windowed(nn.Module):
         self._graph = graph.to(dtype).to(memory_format=torch.channels_last).requires_grad_(False)
         self._size = size
         self._blank: dict[str, Tensor] = {}
-        """What an image of zeros gives at each node with a feature map, ``[1, C, n, n]``."""
+        """The feature map of an image of zeros at each node that has one, ``[1, C, n, n]``."""
 
     @torch.no_grad()
     def forward(self, patches: Tensor) -> Tensor:
@@ -97,11 +97,11 @@ class Windowed(nn.Module):
 
 
 def windowed(network: nn.Module, size: int, dtype: torch.dtype) -> Windowed | None:
-    """:class:`Windowed` of ``network``; ``None`` where its code cannot be traced."""
+    """:class:`Windowed` of ``network``; ``None`` if its code cannot be traced."""
     try:
         return Windowed(network, size, dtype)
     except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, NotImplementedError):
-        # Whatever a network's own code raises when it is handed stand-ins for tensors.
+        # A network's code can raise any type when it is called with fx proxies instead of tensors.
         return None
 
 
@@ -122,12 +122,12 @@ def _fold_batch_norms(graph: fx.GraphModule) -> None:
 
 
 def _shared(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether another node calls the same module."""
+    """True if another node calls the same module."""
     return any(n is not node and n.op == "call_module" and n.target == node.target for n in graph.graph.nodes)
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps its feature maps."""
+    """Runs a graph and records its feature maps."""
 
     def record(self, images: Tensor) -> dict[str, Tensor]:
         self._found: dict[str, Tensor] = {}
@@ -137,12 +137,12 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if isinstance(result, Tensor) and result.dim() == 4:
-            self._found[n.name] = result.clone()  # a later layer may work in place
+            self._found[n.name] = result.clone()  # later layers may change it in place
         return result
 
 
 class _Run(fx.Interpreter):
-    """One pass over a batch, with windows where they are worth it."""
+    """One pass over a batch, with windows up to the share :data:`WORTH`."""
 
     def __init__(self, graph: fx.GraphModule, blank: dict[str, Tensor], span: Span) -> None:
         super().__init__(graph)
@@ -172,7 +172,7 @@ class _Run(fx.Interpreter):
         return _Feature(result, None) if isinstance(result, Tensor) else result
 
     def _within(self, n: fx.Node) -> _Feature | None:
-        """The node's map in the window that it has, or ``None`` to compute it whole."""
+        """The node's feature map in its window; ``None`` if it has to be computed completely."""
         blank = self._blank.get(n.name)
         if blank is None or blank.shape[2] != blank.shape[3]:
             return None
@@ -201,7 +201,7 @@ class _Run(fx.Interpreter):
         return _Feature(one + other, span)
 
     def _moving(self, n: fx.Node, module: Any, reach: _Reach, side: int) -> _Feature | None:
-        """A layer whose outputs look at neighbourhoods."""
+        """The output of a convolution or pooling in its window; ``None`` as for :meth:`_within`."""
         node = n.all_input_nodes[0]
         feature = self.env[node]
         out = reach.outputs(feature.span, side)
@@ -211,7 +211,7 @@ class _Run(fx.Interpreter):
         return _Feature(reach.apply(module, cut), out)
 
     def _cut(self, node: fx.Node, feature: _Feature, span: Span, fill: float) -> Tensor:
-        """``feature`` in another window; rows beyond the map's border hold ``fill``."""
+        """``feature`` in another window; rows outside the map are ``fill``."""
         (a, b), (low, high) = feature.span or (0, feature.seen.shape[2]), span
         if (a, b) == (low, high):
             return feature.seen
@@ -234,7 +234,7 @@ class _Run(fx.Interpreter):
 
 
 def _reach(module: nn.Module | None) -> _Reach | None:
-    """``None`` for layers that are not understood, or that differ by axis."""
+    """The layer's reach; ``None`` for unsupported layers and those whose settings differ by axis."""
     if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros":
         values = [_same(v) for v in (module.kernel_size, module.stride, module.padding, module.dilation)]
         kernel, stride, padding, dilation = values
@@ -251,7 +251,7 @@ def _reach(module: nn.Module | None) -> _Reach | None:
 
 
 def _same(value: Any) -> Any:
-    """A setting that is the same for both axes."""
+    """The value of a setting that is equal for both axes."""
     if isinstance(value, tuple):
         return value[0] if len(set(value)) == 1 else None
     return value if isinstance(value, int) else None

@@ -1,4 +1,4 @@
-"""Several patches on one image (RDED, section 4.2)."""
+"""Stitches several patches to one image (RDED, section 4.2)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def tiles(size: int, factor: int) -> tuple[tuple[int, int], ...]:
-    """Start and length of the ``factor`` stretches along one side; the first ones take what is left over."""
+    """Start and length, in pixels, of ``factor`` tiles along one side; the first ones get the remainder."""
     least, more = divmod(size, factor)
     lengths = [least + (k < more) for k in range(factor)]
     starts = [sum(lengths[:k]) for k in range(factor)]
@@ -19,14 +19,14 @@ def tiles(size: int, factor: int) -> tuple[tuple[int, int], ...]:
 def places(ipc: int, factor: int) -> list[list[int]]:
     """For each of ``ipc`` images, the ranks of its factor² patches, row by row from the top left.
 
-    The best ``ipc`` patches stand in the first place of the images, the next ``ipc`` in the second, and
-    so on, as published: every image holds patches of all ranks.
+    The best ``ipc`` patches are in the first place of the images, the next ``ipc`` in the second, and so
+    on, as published: every image has patches of all ranks.
     """
     return [[place * ipc + image for place in range(factor**2)] for image in range(ipc)]
 
 
 def stitched(patches: Sequence[Tensor], size: int, factor: int) -> Tensor:
-    """factor² patches uint8 ``[C, h, w]``, each of its tile's size, as one image ``[C, size, size]``."""
+    """factor² patches uint8 ``[C, h, w]``, each of its tile's size, as one uint8 image ``[C, size, size]``."""
     spans = tiles(size, factor)
     image = torch.empty((patches[0].shape[0], size, size), dtype=torch.uint8)
     for place, patch in enumerate(patches):

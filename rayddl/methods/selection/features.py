@@ -1,4 +1,4 @@
-"""What images are compared by: their pixels in model space, or what a network's last layer is given."""
+"""Features for comparing images: pixels in model space, or the input of a network's last layer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 BATCH = 128
-"""Images that a network is shown at a time, always: its last bits can depend on how many there are."""
+"""Fixed batch size of the network, because its last bits can depend on the batch size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,18 +17,18 @@ class Features:
     """A function from uint8 images ``[n, C, H, W]`` to float32 features ``[n, D]`` on the CPU."""
 
     encode: Callable[[Tensor], Tensor]
-    """uint8 images as the network wants them; without a network, what is compared."""
+    """Maps uint8 images to the network's input; without a network, to the features."""
     module: nn.Module | None = None
-    """In eval mode. Its last linear layer's input is what counts."""
+    """A network in eval mode; the input of its last linear layer is the feature vector."""
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - a constant
 
     def on(self, device: torch.device) -> Features:
-        """The same on ``device``."""
+        """The same features, computed on ``device``."""
         return replace(self, module=None if self.module is None else self.module.to(device), device=device)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """The features of ``images``, of any number, ``BATCH`` at a time."""
+        """The features of any number of ``images``, computed ``BATCH`` at a time."""
         return torch.cat([self._batch(part) for part in images.split(BATCH)])
 
     def width(self, shape: tuple[int, int, int]) -> int:
@@ -45,7 +45,7 @@ class Features:
 
 
 def before_last(module: nn.Module, x: Tensor) -> Tensor:
-    """What the last linear layer of ``module`` is given for ``x``: ``[B, D]``."""
+    """The input of the last linear layer of ``module`` for ``x``: ``[B, D]``."""
     last = [part for part in module.modules() if isinstance(part, nn.Linear)][-1]
     caught: list[Tensor] = []
 

@@ -1,4 +1,4 @@
-"""A training as bytes: a module, its optimiser and a few numbers, to go on from bit for bit."""
+"""The state of a training as bytes: module, optimiser and a few tensors. It is restored bit for bit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MODULE, _OPTIMISER, _NUMBERS = "module.", "optimiser.", "numbers."
 
 
 def dump(module: nn.Module, optimiser: torch.optim.Optimizer, numbers: Mapping[str, Tensor]) -> bytes:
-    """All that :func:`restore` needs, ``numbers`` included."""
+    """The state of ``module`` and ``optimiser`` and the tensors ``numbers`` as bytes, for :func:`restore`."""
     tensors = {_MODULE + name: value for name, value in module.state_dict().items()}
     for index, parameter in enumerate(module.parameters()):
         for name, value in optimiser.state.get(parameter, {}).items():
@@ -24,7 +24,7 @@ def dump(module: nn.Module, optimiser: torch.optim.Optimizer, numbers: Mapping[s
 
 
 def restore(data: bytes, module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Put ``module`` and ``optimiser`` back as :func:`dump` found them; the numbers dumped with them."""
+    """Restore the state of ``module`` and ``optimiser`` that :func:`dump` saved; returns its ``numbers``."""
     tensors = load(data)
     state = {k.removeprefix(_MODULE): v for k, v in tensors.items() if k.startswith(_MODULE)}
     module.load_state_dict(state)
@@ -33,7 +33,7 @@ def restore(data: bytes, module: nn.Module, optimiser: torch.optim.Optimizer) ->
         if name.startswith(_OPTIMISER):
             index, _, key = name.removeprefix(_OPTIMISER).partition(".")
             parameter = parameters[int(index)]
-            # Laid out as the parameter is: another layout takes other vector instructions.
+            # With the parameter's memory layout: another layout uses other vector instructions.
             like = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
             optimiser.state[parameter][key] = like.detach().copy_(value)
     return {k.removeprefix(_NUMBERS): v for k, v in tensors.items() if k.startswith(_NUMBERS)}
@@ -41,6 +41,6 @@ def restore(data: bytes, module: nn.Module, optimiser: torch.optim.Optimizer) ->
 
 @contextmanager
 def own_noise(device: torch.device) -> Iterator[None]:
-    """What is drawn inside by torch's global generators, such as dropout, leaves no trace outside."""
+    """Restore torch's global generators at the end, so that drawing from them inside has no effect outside."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield

@@ -15,7 +15,7 @@ from rayddl.seeds import generator
 
 
 class Protocol(StudentSettings, Augmented):
-    """How a student is trained: SGD, the rate cut to a tenth halfway, augmentation at every step."""
+    """How a student is trained: SGD with the learning rate divided by 10 halfway, augmentation at every step."""
 
     epochs: int = HARD_EPOCHS
     lr: float
@@ -24,20 +24,20 @@ class Protocol(StudentSettings, Augmented):
     weight_decay: float = 5e-4
 
     def order(self, count: int, draws: Generator) -> tuple[Tensor, ...]:
-        """An epoch of ``count`` images: the places of each batch."""
+        """The indices of each batch, int64 ``[B]``, of an epoch of ``count`` images."""
         places: tuple[Tensor, ...] = torch.randperm(count, generator=draws).split(self.batch)
         return places
 
     def augmented(self, x: Tensor, draws: Generator) -> Tensor:
-        """A batch ``[B, C, H, W]`` as one of the augmentations shows it."""
+        """The batch ``x`` ``[B, C, H, W]`` after one randomly drawn augmentation."""
         return augment.apply(x, augment.draw(self.augmentations, tuple(x.shape), draws))
 
     def update(self, theta: Tensor, gradient: Tensor, velocity: Tensor, lr: float) -> None:
-        """One step of SGD, in place."""
+        """Take one step of SGD, in place."""
         sgd(theta, gradient, velocity, lr=lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
     def cut_after(self, epoch: int) -> bool:
-        """Whether the rate falls to a tenth behind ``epoch``, counted from 0."""
+        """True if the learning rate is divided by 10 after ``epoch``, counted from 0."""
         return epoch == self.epochs // 2 + 1
 
 
@@ -54,11 +54,11 @@ def train_student(
     """The parameters ``[P]`` of a student trained on ``images`` ``[N, C, H, W]`` in model space.
 
     ``labels`` are int64 ``[N]`` or probabilities ``[N, K]``. As in the published code, one epoch more
-    than ``protocol.epochs`` is trained, and the cut starts with fresh momentum. ``on_epoch`` is told the
-    epochs done.
+    than ``protocol.epochs`` is trained, and momentum restarts at 0 when the learning rate falls. ``on_epoch``
+    gets the number of finished epochs.
 
-    With batch norm, ``theta_P`` and what is returned differ: behind the parameters come the running
-    statistics, ``[P + S]``, by which :func:`~rayddl.methods.training.metrics.accuracy` tests the student.
+    With batch norm, the result is ``[P + S]``: the parameters followed by the running statistics, with
+    which :func:`~rayddl.methods.training.metrics.accuracy` tests the student.
     """
     theta = theta_P.to(images.device, copy=True)
     targets = one_hot(labels, classes)
@@ -88,11 +88,11 @@ def train_together(
     seeds: Sequence[int],
     on_epoch: Callable[[int], None] = lambda _: None,
 ) -> Tensor:
-    """The parameters ``[S, P]`` of S students of one network without batch norm, trained side by side.
+    """The parameters ``[S, P]`` of S students of one network without batch norm, trained together.
 
-    Student s is the one that :func:`train_student` makes of ``theta_SP[s]``, ``images[s]``, ``labels[s]`` and
-    ``seeds[s]``, within floating-point rounding: every gradient is computed for all S in one go
-    (``torch.vmap``), everything else is each student's own. All have equally many images.
+    Student s equals the result of :func:`train_student` for ``theta_SP[s]``, ``images[s]``, ``labels[s]`` and
+    ``seeds[s]`` up to rounding: the gradients of all S are computed in one call (``torch.vmap``), everything
+    else is separate. All students must have the same number of images.
     """
     theta = theta_SP.to(images[0].device, copy=True)
     targets = [one_hot(each, classes) for each in labels]

@@ -1,4 +1,4 @@
-"""What a network is shown: its input's shape, and how pixels are scaled."""
+"""The input of a network: its shape, and the scaling of pixels."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Frame:
-    """The input of a network that sees pixels less ``mean``, over ``std``."""
+    """Shape and scaling of a network's input: (pixel - ``mean``) / ``std``."""
 
     shape: Shape
     """(C, H, W)."""
     mean: tuple[float, ...]
-    """Per channel, of pixels in 0..1."""
+    """Mean per channel, of pixels in 0..1."""
     std: tuple[float, ...]
 
     def normalised(self, images: Tensor) -> Tensor:
-        """float32 of ``images`` ``[B, C, H, W]``, uint8 or float in 0..1, as the network wants them."""
+        """The network's input, float32 ``[B, C, H, W]``, from ``images``, uint8 or float in 0..1."""
         mean, std = (
             torch.tensor(v, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
             for v in (self.mean, self.std)
@@ -34,11 +34,11 @@ class Frame:
         return in_unit(images).sub(mean).div_(std)
 
     def fitted(self, images: Tensor) -> Tensor:
-        """uint8 ``images`` ``[N, C, H, W]`` as uint8 of this shape; those that have it are left alone.
+        """uint8 ``images`` ``[N, C, H, W]``, resized to this shape if theirs differs.
 
-        As the published code shows test images: the shorter side brought to 8/7 of the input's, the middle
-        cut out; a grey image's channel is repeated. Raises :class:`ArtifactError` for colour images where
-        the network sees grey ones.
+        As RDED's published code prepares test images: the shorter side is scaled to 8/7 of the input's, then
+        the centre is cropped; a grey channel is repeated. Raises :class:`ArtifactError` for colour images and
+        a network with grey input.
         """
         channels, height, width = self.shape
         if tuple(images.shape[1:]) == self.shape:
@@ -55,13 +55,13 @@ class Frame:
 
 
 def in_unit(images: Tensor) -> Tensor:
-    """float32 in 0..1 of uint8 images; float images are taken to be so already."""
+    """uint8 images as float32 in 0..1; float images are assumed to be in 0..1."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
 
 
 def _cut(images: Tensor, height: int, width: int) -> Tensor:
     wanted = min(height, width) // 7 * 8 or min(height, width)
-    # A frame that is no square needs its longer side covered, too.
+    # For an input that is not square, the image must also cover its longer side.
     scale = max(wanted / min(images.shape[2:]), height / images.shape[2], width / images.shape[3])
     sides = [max(round(images.shape[2] * scale), height), max(round(images.shape[3] * scale), width)]
     large = F.interpolate(images.float(), sides, mode="bilinear", antialias=True, align_corners=False)
@@ -70,7 +70,7 @@ def _cut(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation per channel of uint8 ``images`` ``[N, C, H, W]``, of pixels in 0..1."""
+    """Mean and standard deviation per channel of uint8 ``images`` ``[N, C, H, W]``, for pixels in 0..1."""
     from rayddl.data.pixels import space
 
     fitted = space.fit("normalise", images).tensors()

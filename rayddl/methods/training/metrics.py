@@ -1,4 +1,4 @@
-"""How well a network does, image by image and class by class."""
+"""Accuracy and confusion matrix of a network on labelled images."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from rayddl.methods.training.steps import Steps
 
 BATCH = 256
 TOP = 5
-"""Answers among which the right one must be for the looser accuracy of the literature."""
+"""Number of classes with the largest logits that must include the label for top-5 accuracy."""
 
 
 @torch.no_grad()
 def accuracy(steps: Steps, theta_P: Tensor, x: Tensor, y: Tensor) -> float:
     """Share of images ``x`` ``[N, C, H, W]`` whose largest logit is that of label ``y`` ``[N]``, in 0..1.
 
-    A network with batch norm is tested by the running statistics behind its parameters, if they are
-    there, else by the statistics of the test batches.
+    With batch norm, a vector ``[P + S]`` is tested with its running statistics, a vector ``[P]`` with
+    the statistics of the test batches.
     """
     hits = torch.zeros((), dtype=torch.int64, device=x.device)
     for images, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
@@ -30,7 +30,7 @@ def accuracy(steps: Steps, theta_P: Tensor, x: Tensor, y: Tensor) -> float:
 
 @torch.no_grad()
 def scored(steps: Steps, theta_P: Tensor, x: Tensor, y: Tensor, classes: int) -> Score:
-    """Every figure on the images ``x`` with labels ``y``; the network is tested as by :func:`accuracy`."""
+    """The score on images ``x`` ``[N, C, H, W]`` with labels ``y`` ``[N]``; batch norm as in :func:`accuracy`."""
     score = Score(classes)
     for images, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
         score.add(_logits(steps, theta_P, images), labels)
@@ -38,7 +38,7 @@ def scored(steps: Steps, theta_P: Tensor, x: Tensor, y: Tensor, classes: int) ->
 
 
 class Score:
-    """Answers to labelled images, added up batch by batch."""
+    """Accumulates accuracy and confusion matrix over batches."""
 
     def __init__(self, classes: int) -> None:
         self._classes, self._among = classes, 0
@@ -53,21 +53,21 @@ class Score:
 
     @property
     def confusion(self) -> Tensor:
-        """int64 ``[K, K]``: images of the row's class that were taken for the column's."""
+        """int64 ``[K, K]``: number of images of the row's class that were classified as the column's."""
         return self._pairs.view(self._classes, self._classes)
 
     @property
     def accuracy(self) -> float:
-        """Share of images whose likeliest class is theirs, in 0..1."""
+        """Share of images whose most probable class is their label, in 0..1."""
         return int(self.confusion.diagonal().sum()) / int(self._pairs.sum())
 
     @property
     def top5(self) -> float | None:
-        """Share of images whose class is among the five likeliest; ``None`` where there are no more classes."""
+        """Share of images whose label is among the five most probable classes; ``None`` for up to five classes."""
         return self._among / int(self._pairs.sum()) if self._classes > TOP else None
 
     def confused(self) -> Confused:
-        """The entries of the confusion matrix that are not zero."""
+        """The non-zero entries of the confusion matrix."""
         at = self._pairs.nonzero().flatten()
         return Confused(
             (at // self._classes).tolist(), (at % self._classes).tolist(), self._pairs[at].tolist()
@@ -76,14 +76,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Confused:
-    """A confusion matrix without its zeros: a thousand classes have a million places and few entries."""
+    """A sparse confusion matrix: with a thousand classes, few of a million entries are not zero."""
 
     true: Sequence[int]
     predicted: Sequence[int]
     count: Sequence[int]
 
     def per_class(self, classes: int) -> list[float | None]:
-        """Each class's share of right answers, in 0..1; ``None`` for a class of which none were shown."""
+        """The accuracy of each class, in 0..1; ``None`` for a class without images."""
         right, shown = [0] * classes, [0] * classes
         for true, predicted, count in zip(self.true, self.predicted, self.count, strict=True):
             shown[true] += count
@@ -92,7 +92,7 @@ class Confused:
 
 
 def _logits(steps: Steps, theta_P: Tensor, images: Tensor) -> Tensor:
-    # One shape for every batch: a compiled function serves them all.
+    # The last batch is padded, so that all have the shape of the compiled function.
     missing = BATCH - len(images)
     if missing == 0:
         return steps.logits(theta_P, images)

@@ -1,13 +1,13 @@
-"""What soft-label training shows of its images at a step (RDED, section 3.3 and the published code).
+"""The augmentation of soft-label training (RDED, section 3.3 and the published code).
 
-In each image the strips of a ``factor`` x ``factor`` grid are put in a random order, columns and rows
-each by one permutation; a random box of ``1/factor`` to all of its area is brought to the network's side
-(bilinear, antialiased); half of the images are flipped. Then CutMix: one box of the whole batch is taken
-from other images of it.
+The rows and the columns of each image's ``factor`` x ``factor`` grid of patches are permuted; a random
+crop of ``1/factor`` to all of the area is resized to the network's input (bilinear, antialiased); half of
+the images are flipped. Then CutMix: one box, the same for the whole batch, is replaced by that of other
+images of the batch.
 
-:func:`draw` makes an epoch's random choices on the CPU; :func:`shown` carries them out for a batch on any
-device. Order, crop, scaling and flip of an image are linear in its rows and in its columns, so the four
-are two small matrices per image: one batched product, whatever was drawn.
+:func:`draw` makes an epoch's random choices on the CPU; :func:`shown` applies them to a batch on any
+device. Permutation, crop, scaling and flip are linear in the rows and in the columns of an image. So they
+are two small matrices per image, applied by one batched product.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ import torch
 from torch import Tensor
 
 ASPECT = (3 / 4, 4 / 3)
-"""Width over height of a box, log-uniform."""
+"""Range of a crop's width divided by its height, drawn log-uniformly."""
 TRIES = 10
-"""Boxes drawn before the middle of the image is taken."""
+"""Crops drawn before the largest centred crop is used instead."""
 FLIP_PROBABILITY = 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """The random choices of an epoch of N images, or of a batch, in the order in which they are shown."""
+    """The random choices of an epoch of N images, or of a batch, in training order."""
 
     picked: Tensor
-    """int64 [N]: which image."""
+    """int64 [N]: index of the image."""
     rows: Tensor
-    """int64 [N, factor]: which strip stands at each place, from above."""
+    """int64 [N, factor]: index of the row of patches at each position, from the top."""
     columns: Tensor
-    """Likewise from the left."""
+    """int64 [N, factor]: the same for columns, from the left."""
     boxes: Tensor
-    """int64 [N, 4]: top, left, height, width of the crop, in the image put in order."""
+    """int64 [N, 4]: top, left, height, width of the crop, in the permuted image, in pixels."""
     flipped: Tensor
-    """bool [N]."""
+    """bool [N]: flipped horizontally."""
     partners: Tensor
-    """int64 [N]: the place in its batch of the image that CutMix takes from."""
+    """int64 [N]: index in the batch of the image that CutMix copies the box from."""
     cuts: Tensor
-    """int64 [steps, 4]: top, left, bottom, right of CutMix's box; empty boxes where there is none."""
+    """int64 [steps, 4]: top, left, bottom, right of CutMix's box; an empty box without CutMix."""
 
     def batches(self, size: int) -> Iterator[Draws]:
-        """The epoch step by step."""
+        """The choices of each batch of the epoch."""
         for step, start in enumerate(range(0, len(self.picked), size)):
             part = {f.name: getattr(self, f.name)[start : start + size] for f in fields(self)}
             yield Draws(**{**part, "cuts": self.cuts[step : step + 1]})
 
     def to(self, device: torch.device) -> Draws:
-        """The same on ``device``."""
+        """The same choices on ``device``."""
         return Draws(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
 
@@ -66,7 +66,7 @@ def draw(
     cutmix: bool,
     generator: torch.Generator,
 ) -> Draws:
-    """An epoch of ``count`` images whose height and width are ``sides``, shown at ``into``, ``batch`` at a time."""
+    """Draw an epoch of ``count`` images of height and width ``sides``, resized to ``into``, in batches of ``batch``."""
     picked = torch.randperm(count, generator=generator)
     rows, columns = (torch.rand(count, factor, generator=generator).argsort(1) for _ in range(2))
     boxes = _boxes(count, sides, 1 / factor, generator)
@@ -81,7 +81,7 @@ def draw(
 def unmixed(
     count: int, sides: tuple[int, int], *, batch: int, factor: int, generator: torch.Generator
 ) -> Draws:
-    """An epoch of ``count`` images whose height and width are ``sides``, in random order and otherwise as they are."""
+    """An epoch of ``count`` images of height and width ``sides`` in random order, without augmentation."""
     picked = torch.randperm(count, generator=generator)
     strips = torch.arange(factor).expand(count, -1)
     boxes = torch.tensor([0, 0, *sides]).expand(count, -1)
@@ -92,9 +92,9 @@ def unmixed(
 
 
 def shown(images: Tensor, draws: Draws, into: tuple[int, int]) -> Tensor:
-    """Float ``images`` ``[B, C, H, W]`` as the batch ``draws`` says, ``[B, C, *into]``.
+    """Float ``images`` ``[B, C, H, W]``, augmented according to ``draws``, as ``[B, C, *into]``.
 
-    ``images`` are those that ``draws.picked`` names; it and they are on one device.
+    ``images`` are those of ``draws.picked``, on the same device as ``draws``.
     """
     top, left, height, width = draws.boxes.unbind(1)
     from_rows = _weights(_places(draws.rows, images.shape[2]), top, height, into[0])
@@ -105,7 +105,7 @@ def shown(images: Tensor, draws: Draws, into: tuple[int, int]) -> Tensor:
 
 
 def _boxes(count: int, sides: tuple[int, int], least: float, generator: torch.Generator) -> Tensor:
-    """The boxes of RandomResizedCrop: share of the area uniform in ``least`` ... 1."""
+    """Boxes of RandomResizedCrop, with the share of the area uniform in ``least`` ... 1: int64 ``[count, 4]``."""
     height, width = sides
     share = torch.empty(count, TRIES, dtype=torch.float64).uniform_(least, 1.0, generator=generator)
     aspect = torch.empty(count, TRIES, dtype=torch.float64).uniform_(
@@ -124,14 +124,14 @@ def _boxes(count: int, sides: tuple[int, int], least: float, generator: torch.Ge
 
 
 def _middle(height: int, width: int) -> tuple[int, int, int, int]:
-    """The largest box in the middle whose aspect is allowed."""
+    """The largest centred box with an aspect ratio in :data:`ASPECT`."""
     h = min(height, round(width / ASPECT[0]))
     w = min(width, round(height * ASPECT[1]))
     return (height - h) // 2, (width - w) // 2, h, w
 
 
 def _cut(sides: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """A box whose share of the area is uniform (a Beta distribution with alpha 1), cut off at the edges."""
+    """CutMix's box: its share of the area is uniform (Beta distribution with alpha 1), clipped at the edges."""
     share = float(torch.rand((), dtype=torch.float64, generator=generator))
     ends = []
     for side in sides:
@@ -143,9 +143,9 @@ def _cut(sides: tuple[int, int], generator: torch.Generator) -> Tensor:
 
 
 def _places(strips: Tensor, side: int) -> Tensor:
-    """Where each of ``side`` rows goes, ``[B, side]``, when the strips are put in order.
+    """The position of each of ``side`` rows, ``[B, side]``, after the permutation of ``strips``.
 
-    The last strip has what is left over.
+    The last strip includes the remainder.
     """
     count, factor = strips.shape
     thick = side // factor
@@ -159,9 +159,9 @@ def _places(strips: Tensor, side: int) -> Tensor:
 
 
 def _weights(places: Tensor, start: Tensor, length: Tensor, into: int) -> Tensor:
-    """What each row at ``places`` ``[B, H]`` gives to each of ``into`` rows: float32 ``[B, into, H]``.
+    """The weight of each row at ``places`` ``[B, H]`` in each of ``into`` output rows: float32 ``[B, into, H]``.
 
-    Antialiased bilinear scaling of the rows from ``start`` on, ``length`` of them, as torch does it.
+    Antialiased bilinear scaling of ``length`` rows from ``start`` on, as in torch.
     """
     scale = length.float()[:, None] / into
     centre = (torch.arange(into, device=places.device) + 0.5) * scale

@@ -1,8 +1,8 @@
 """The observer of RDED: a trained network that scores patches and labels images.
 
-On disk it is a folder: ``observer.safetensors``, the network's state dict, and ``observer.json``, written
-last, with the network's settings, the outputs' class names in order, the input's shape and scaling, the
-accuracy measured, and the hash of the tensors.
+On disk it is a folder with ``observer.safetensors``, the network's state dict, and ``observer.json``,
+written last, with the network's settings, the class names of the outputs in order, shape and scaling of
+the input, the measured accuracy, and the hash of the tensors.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SHOWN = 5
 
 
 class Chosen(nn.Module):
-    """A network of which some outputs are looked at, in an order of their own."""
+    """A network restricted to some of its outputs, in a given order."""
 
     def __init__(self, net: nn.Module, outputs: Sequence[int], total: int) -> None:
         super().__init__()
@@ -46,24 +46,24 @@ class Chosen(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Observer:
-    """A trained network that scores and labels, with the names of what it tells apart."""
+    """A trained network that scores patches and labels images, with the class names of its outputs."""
 
     module: nn.Module
-    """In eval mode, float32, without gradients. Normalised images ``[B, C, H, W]`` to logits ``[B, K]``."""
+    """Maps normalised images ``[B, C, H, W]`` to logits ``[B, K]``; in eval mode, float32, without gradients."""
     net: NetConfig
     classes: tuple[str, ...]
-    """What each output stands for."""
+    """Class name of each output."""
     shape: Shape
-    """(C, H, W) of its input."""
+    """(C, H, W) of the input."""
     mean: tuple[float, ...]
-    """Per channel, of pixels in 0..1."""
+    """Mean per channel, of pixels in 0..1."""
     std: tuple[float, ...]
     accuracy: float | None = None
-    """Top-1 on the held-out split, 0..1; ``None`` where it was not measured on these classes."""
+    """Top-1 accuracy on the held-out split, 0..1; ``None`` if it was not measured for these classes."""
 
     @property
     def frame(self) -> Frame:
-        """What it is shown."""
+        """Shape and scaling of its input."""
         return Frame(self.shape, self.mean, self.std)
 
     @property
@@ -79,9 +79,9 @@ class Observer:
         return replace(self, module=frozen(module.to(device).to(memory_format=torch.channels_last)))
 
     def pruned(self, classes: Sequence[str]) -> Observer:
-        """The observer with one output for each of ``classes``, in that order, matched by name.
+        """The observer restricted to one output for each of ``classes``, in that order, matched by name.
 
-        Raises :class:`ArtifactError` naming the classes that it does not know, or knows twice.
+        Raises :class:`ArtifactError`, with their names, if classes have no output or several.
         """
         if tuple(classes) == self.classes:
             return self
@@ -98,7 +98,7 @@ class Observer:
         )
 
     def save(self, folder: Folder) -> None:
-        """Write the observer into ``folder``; other files there are left alone."""
+        """Write the observer into ``folder``; other files are not changed."""
         base, kept, total = _parts(self.module, len(self.classes))
         state = {k: v.detach().cpu().contiguous().clone() for k, v in base.state_dict().items()}
         data = safetensors.save(state)
@@ -121,7 +121,7 @@ class Observer:
     def load(cls, folder: Folder) -> Observer:
         """The observer in ``folder``, bit for bit as it was saved.
 
-        Raises :class:`ArtifactError` when it is incomplete, altered, or of a newer format.
+        Raises :class:`ArtifactError` if it is incomplete, was altered, or has a newer format.
         """
         meta = KIND.read(folder)
         tensors = KIND.file(folder, meta, _TENSORS)
@@ -159,12 +159,12 @@ def _built(
 
 
 def size_of(folder: Folder) -> int:
-    """Bytes of the observer in ``folder``."""
+    """Size of the observer in ``folder``, in bytes."""
     return sum(folder.size(name) for name in (_TENSORS, _META))
 
 
 def is_observer(folder: Folder) -> bool:
-    """Whether ``folder`` holds a whole observer."""
+    """True if ``folder`` contains a complete observer."""
     return folder.has(_META)
 
 
@@ -174,7 +174,7 @@ def frozen(module: nn.Module) -> nn.Module:
 
 
 def _parts(module: nn.Module, classes: int) -> tuple[nn.Module, list[int], int]:
-    """The network itself, the outputs kept of it, and how many it has."""
+    """The full network, the indices of the outputs in use, and the number of all outputs."""
     if isinstance(module, Chosen):
         return module.net, [int(i) for i in module.outputs.tolist()], module.total
     return module, list(range(classes)), classes

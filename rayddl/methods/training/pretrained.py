@@ -1,4 +1,4 @@
-"""Teachers that are trained already: torchvision's weights, or a file of parameters."""
+"""Pre-trained teachers: torchvision's weights, or a file of parameters."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from rayddl.storage import split
 
 State = Mapping[str, Tensor]
 WRAPPERS = ("model", "state_dict")
-"""Keys under which published files keep the state dict."""
+"""Keys under which published files store the state dict."""
 
 
 @dataclass(frozen=True, eq=False)
 class Ready:
-    """Parameters, and what torchvision says about them."""
+    """Parameters, and torchvision's metadata on them."""
 
     state: State
     classes: tuple[str, ...]
@@ -40,8 +40,8 @@ class Ready:
 def torchvision_weights(net: NetConfig, *, download: bool) -> Ready:
     """Torchvision's best weights of its network ``net``.
 
-    Taken from torch hub's cache, or downloaded into it where ``download`` allows. Raises
-    :class:`ArtifactError` where they are not there, or there is no such network.
+    Read from torch hub's cache, or downloaded into it if ``download`` is true. Raises
+    :class:`ArtifactError` if they are not in the cache, or torchvision has none of this network.
     """
     from torchvision import models
 
@@ -73,7 +73,7 @@ def torchvision_weights(net: NetConfig, *, download: bool) -> Ready:
 
 
 def _checked(data: bytes, path: str) -> State:
-    # Torch hub's files carry the beginning of their own hash in their name.
+    # The names of torch hub's files end with the first digits of their hash.
     wanted = os.path.splitext(os.path.basename(path))[0].rpartition("-")[2]
     found = hashlib.sha256(data).hexdigest()
     if not found.startswith(wanted):
@@ -86,9 +86,9 @@ def _checked(data: bytes, path: str) -> State:
 
 
 def read_state(where: str) -> State:
-    """The state dict in the file ``where``, a path or URI: ``.safetensors``, or what torch saves.
+    """The state dict in the file ``where``, a path or URI: ``.safetensors``, or a file of torch.save.
 
-    Nothing in the file is executed. Raises :class:`ArtifactError`.
+    No code in the file is executed. Raises :class:`ArtifactError` if it cannot be read.
     """
     data = _read(where, "the file of the teacher's weights")
     if where.endswith(".safetensors"):
@@ -102,7 +102,7 @@ def read_state(where: str) -> State:
 
 
 def unwrapped(data: bytes, where: str) -> State:
-    """The state dict in bytes that torch saved, out of the wrappers that published files have."""
+    """The state dict in the bytes of a torch file, taken out of the :data:`WRAPPERS` of published files."""
     try:
         found = tensorfiles.load(io.BytesIO(data))
     except tensorfiles.NotTensors as error:
@@ -139,11 +139,11 @@ def _read(where: str, what: str) -> bytes:
 
 
 def fill(module: nn.Module, state: State, net: NetConfig, where: str) -> None:
-    """Put ``state`` into ``module``, by name, or by order where all shapes agree in turn.
+    """Load ``state`` into ``module``: by name, or by order if all shapes are equal in sequence.
 
-    The small networks keep the published code's order of parameters under names of their own; the
-    accuracy check tells if an order only seemed to fit. A safetensors file keeps no order. Raises
-    :class:`ArtifactError`.
+    The small networks have the published code's order of parameters, but other names. The accuracy
+    check finds an order that matches only by accident. A safetensors file has no order. Raises
+    :class:`ArtifactError` if neither names nor shapes match.
     """
     own = module.state_dict()
     if own.keys() != state.keys():
@@ -174,19 +174,19 @@ def _misfit(own: State, state: State) -> str:
 
 
 def outputs_of(own: State, state: State) -> int:
-    """How many outputs the weights ``state`` are of, where ``own`` are those of the network as built.
+    """Number of outputs of the network with weights ``state``; ``own`` are the weights of the network as built.
 
-    In each the last bias is the classifier's; a file that keeps no order is asked for it by name.
+    The last bias is the classifier's; in a file without order it is found by its name in ``own``.
     """
     last = [name for name, t in own.items() if t.ndim > 0 and name.endswith(("weight", "bias"))][-1]
     return int((state[last] if last in state else list(state.values())[-1]).shape[0])
 
 
 def read_names(where: str) -> tuple[tuple[str, ...], ...]:
-    """What each output stands for, from a file: for each, one name or several of which any may match.
+    """The class names of each output, from a file; any name of an output may match.
 
-    A text file has a line per output, several names with tabs between; JSON is a list of names or of
-    lists of names, or an object from output number to either. Raises :class:`ArtifactError`.
+    A text file has a line per output, with names separated by tabs; JSON is a list of names or of lists
+    of names, or an object from output number to either. Raises :class:`ArtifactError` for other content.
     """
     text = _read(where, "the file of the teacher's classes").decode("utf-8", errors="replace")
     if not where.endswith(".json"):
@@ -206,6 +206,6 @@ def read_names(where: str) -> tuple[tuple[str, ...], ...]:
 
 
 def named(outputs: Sequence[Sequence[str]], wanted: Sequence[str]) -> tuple[str, ...]:
-    """One name for each output: the one among ``wanted``, or its first."""
+    """One name for each output: the one that is in ``wanted``, or its first."""
     known = set(wanted)
     return tuple(next((name for name in names if name in known), names[0]) for names in outputs)

@@ -1,16 +1,16 @@
-"""What an accuracy is worth: beside random images, beside the whole data, and by DD-Ranking's scores.
+"""Scores that compare a set's accuracy with random images and with the whole data, among them DD-Ranking's.
 
-DD-Ranking (Li et al. 2025, arXiv 2505.13300) takes out of an accuracy what soft labels and augmentation
-alone would give. All accuracies here are shares of one.
+DD-Ranking (Li et al. 2025, arXiv 2505.13300) removes the effect of soft labels and augmentation from an
+accuracy. All accuracies are in 0..1.
 
-- *Hard-label recovery*, HLR: whole data less the set, both by hard labels. 0 is perfect; smaller is better.
-- *Improvement over random*, IOR: the set less as many random images, both by the set's own protocol.
-- *Label-robust score*: ``w IOR - (1 - w) HLR``, brought from [-1, 1] to [0, 1] by :func:`normalised`.
-- *Augmentation-robust score*: ``w`` times the improvement over random with augmentation plus ``1 - w``
-  times that without, brought to [0, 1] likewise.
+- *Hard-label recovery*, HLR: accuracy of the whole data minus that of the set, with hard labels. 0 is perfect.
+- *Improvement over random*, IOR: accuracy of the set minus that of as many random images, same protocol.
+- *Label-robust score*: ``w IOR - (1 - w) HLR``, mapped from [-1, 1] to [0, 1] by :func:`normalised`.
+- *Augmentation-robust score*: ``w`` times the IOR with augmentation plus ``1 - w`` times the IOR without,
+mapped to [0, 1] in the same way.
 
-The soft-label recovery is HLR's counterpart: both sides learn the observer's labels. DD-Ranking's published
-scores do without it.
+The soft-label recovery is HLR with the observer's soft labels for both. It is not part of DD-Ranking's
+published scores.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WEIGHT = 0.5
 """DD-Ranking's weight of the first of a score's two parts."""
 
 Accuracies = Mapping[str, Sequence[float]]
-"""For each lesson the accuracy of every seed, in order."""
+"""For each training data set, by name, the accuracies of all seeds, in order, in 0..1."""
 
 
 def normalised(value: float) -> float:
@@ -42,10 +42,10 @@ def augmentation_robust(augmented: float, bare: float, weight: float = WEIGHT) -
 
 
 def scores(found: Accuracies, *, soft: bool) -> dict[str, dict[str, float]]:
-    """Every score that the lessons in ``found`` allow, each with ``mean`` and ``std`` over seeds.
+    """All scores that can be computed from ``found``, each with ``mean`` and ``std`` over seeds.
 
-    ``soft`` says whether the lessons named plainly were taught by soft labels; hard ones are then those
-    ending in ``-hard``. A seed's score is made of that seed's students.
+    ``soft``: the names without suffix are students with soft labels; names ending in ``-hard`` are those
+    with hard labels. A seed's score uses the students of that seed only.
     """
     hard = "-hard" if soft else ""
     taken = {

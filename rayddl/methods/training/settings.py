@@ -1,4 +1,4 @@
-"""The settings that decide teachers and students; importing them imports no torch."""
+"""The settings of teachers' and students' training. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KL = "kl"
 
 
 class TeacherSettings(Augmented):
-    """How a teacher is trained: SGD with momentum and a warmed-up cosine."""
+    """How a teacher is trained: SGD with momentum, linear warm-up and cosine schedule."""
 
     epochs: int = Field(default=50, ge=1)
     """Epochs of training."""
@@ -39,7 +39,7 @@ class TeacherSettings(Augmented):
     other. ``crop`` shifts by up to an eighth of a side."""
 
     def lr_at(self, step: int, steps_an_epoch: int) -> float:
-        """The learning rate of ``step``, counted from 0: up in a straight line, then down a cosine to 0."""
+        """The learning rate of ``step``, counted from 0: linear increase, then a cosine down to 0."""
         whole = self.epochs * steps_an_epoch
         rising = min(self.warmup, self.epochs / 5) * steps_an_epoch
         if step < rising:
@@ -48,7 +48,7 @@ class TeacherSettings(Augmented):
 
 
 class StudentSettings(Config):
-    """What can be set of students' training, by either protocol; a protocol has defaults for what is left open."""
+    """The settings of students' training common to both protocols; each protocol has its own defaults."""
 
     epochs: int | None = Field(default=None, ge=1)
     """Epochs of a student. Default: 1000 for ``hard``, 300 for ``soft``."""
@@ -61,10 +61,10 @@ class StudentSettings(Config):
 
     @classmethod
     def of(cls, settings: StudentSettings, **settled: Any) -> Self:
-        """A protocol with what ``settings`` set, and ``settled`` in place of that."""
+        """A protocol with the values set in ``settings``, overridden by ``settled``."""
         given = settings.model_dump(include=set(cls.model_fields), exclude_none=True)
         return cls(**{**given, **settled})
 
     def at(self, lr: float | None) -> Self:
-        """With the learning rate ``lr``, if there is one."""
+        """The protocol with the learning rate ``lr``; unchanged if ``lr`` is ``None``."""
         return self if lr is None else self.model_copy(update={"lr": lr})

@@ -1,14 +1,14 @@
 """The soft-label protocol (RDED, section 3.3, with the numbers of its published code).
 
-A fresh network learns what an observer says of images that are shuffled, cropped, flipped and mixed
-anew at every step (:mod:`rayddl.methods.training.mixes`): Kullback-Leibler divergence between the two softmax
-outputs at temperature 20, averaged over the batch and without the factor T²; AdamW; the learning rate
-follows the first half of a cosine. The labels of the images play no part.
+A new network is trained on the observer's outputs for images that are augmented anew at every step
+(:mod:`rayddl.methods.training.mixes`). The loss is the Kullback-Leibler divergence between the two softmax
+outputs at temperature 20, averaged over the batch, without the factor T². The optimiser is AdamW; the
+learning rate follows the first half of a cosine. The images' own labels are not used.
 
-The accuracy to report is the one after the last epoch. The published code reports the best of several
-late epochs on the test images themselves; that choice is not offered. Batch norm's running statistics
-are updated once a step: the published code also runs the student on each batch once more to print its
-training accuracy, which moves them twice.
+The accuracy after the last epoch is reported. The published code reports the best of several late
+epochs on the test images; this is not offered. Batch norm's running statistics are updated once per
+step. The published code updates them twice, because it runs the student once more on each batch to
+print its training accuracy.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LR_OF = {
     "vit_b_16": 1e-4,
     "swin_v2_t": 1e-4,
 }
-"""Learning rates published for single students; :data:`SOFT_LR` for the others."""
+"""Learning rates published for some students; the others use :data:`SOFT_LR`."""
 
 
 class SoftProtocol(StudentSettings):
@@ -49,22 +49,22 @@ class SoftProtocol(StudentSettings):
     lr: float = SOFT_LR
     batch: int
     factor: int = 1
-    """Patches per side of an image; 1 for real ones."""
+    """Patches per side of an image; 1 for real images."""
     weight_decay: float = 0.01
-    """On weights of more than one dimension; biases and norms have none."""
+    """Applied to weights of more than one dimension, not to biases and norms."""
     temperature: float = 20.0
     cutmix: bool = True
     plain: bool = False
-    """Show whole images as they are, only their order drawn: no augmentation."""
+    """Train without augmentation; only the order of images is random."""
     loss: str = KL
-    """What students minimise: the published protocol's divergence, or a plugin's loss."""
+    """The students' loss: the published divergence, or the name of a plugin's loss."""
 
     def lr_in(self, epoch: int) -> float:
         """The learning rate of ``epoch``, counted from 0."""
         return self.lr * 0.5 * (1 + math.cos(math.pi * epoch / (2 * self.epochs)))
 
     def draw(self, epoch: int, count: int, sides: tuple[int, int], frame: Frame, seed: int) -> Draws:
-        """The random choices of ``epoch`` for ``count`` images; ``seed`` is those of the labels or student."""
+        """The random choices of ``epoch`` for ``count`` images; ``seed``: that of the labels or the student."""
         if self.plain:
             own = generator(seed, "soft", epoch)
             return mixes.unmixed(count, sides, batch=self.batch, factor=self.factor, generator=own)
@@ -83,8 +83,8 @@ def published_lr(net: str) -> float:
 def published_batch(ipc: int, classes: int, count: int) -> int:
     """The published batch for ``ipc`` images a class: 10, 50, 100 from IPC 1, 10, 50 on.
 
-    Twice that from 100 classes on, but 100 for the 200 of Tiny ImageNet; never more than the ``count``
-    images of the set.
+    Twice that from 100 classes on, but 100 for the 200 classes of Tiny ImageNet; at most ``count``, the
+    number of images of the set.
     """
     batch = 100 if ipc >= 50 else 50 if ipc >= 10 else 10
     if classes == 200:
@@ -96,30 +96,30 @@ def published_batch(ipc: int, classes: int, count: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Lecture:
-    """An epoch: what is shown, and what the observer says of it where that is known already."""
+    """The training data of an epoch: the random choices, and the observer's logits if they are stored."""
 
     draws: Draws
     logits: Tensor | None = None
-    """``[N, K]`` in the order shown."""
+    """``[N, K]`` in training order."""
 
 
 Lectures = Callable[[int], Lecture]
-"""The lecture of an epoch, counted from 0. It must be the same whenever it is asked for."""
+"""Maps an epoch, counted from 0, to its training data, with the same result at every call."""
 
 
 @dataclass(frozen=True)
 class Manner:
-    """How networks are computed: on what, and compiled or not. Their precision is built into them."""
+    """How networks are computed: device, and compiled or not. The precision is part of the network."""
 
     device: torch.device
     compile: bool = False
 
 
 class Answers:
-    """What an observer says of normalised images: float32 logits ``[B, K]``."""
+    """The observer as a function: normalised images ``[B, C, H, W]`` to float32 logits ``[B, K]``."""
 
     def __init__(self, module: nn.Module, manner: Manner) -> None:
-        """``module`` is on the device already, in eval mode."""
+        """``module`` must be on the device and in eval mode."""
 
         def answer(x: Tensor) -> Tensor:
             with torch.no_grad():
@@ -130,14 +130,14 @@ class Answers:
         self._fast = compiled(answer, wanted=manner.compile)
 
     def __call__(self, x: Tensor, whole: bool) -> Tensor:
-        """``whole``: a batch of the usual size, for which compiling pays."""
+        """``whole``: the batch has the usual size, for which the function is compiled."""
         return (self._fast if whole else self._plain)(x)
 
 
 def inputs(images: Tensor, draws: Draws, frame: Frame, device: torch.device) -> Tensor:
-    """A batch as the networks see it: float32 ``[B, *frame.shape]`` on ``device``, channels last.
+    """The networks' input for a batch: float32 ``[B, *frame.shape]`` on ``device``, channels last.
 
-    ``images`` are all images of the set, uint8 or float in 0..1, wherever they lie.
+    ``images`` are all images of the set, uint8 or float in 0..1, on any device.
     """
     batch = images[draws.picked.to(images.device)].to(device, non_blocking=True)
     seen = mixes.shown(in_unit(batch), draws.to(device), frame.shape[1:])
@@ -147,7 +147,7 @@ def inputs(images: Tensor, draws: Draws, frame: Frame, device: torch.device) -> 
 def labelled(
     answers: Answers, images: Tensor, draws: Draws, protocol: SoftProtocol, frame: Frame, device: torch.device
 ) -> Tensor:
-    """What the observer says of a whole epoch, batch by batch as in training: float16 ``[N, K]``, CPU."""
+    """The observer's logits of an epoch, in the batches of training: float16 ``[N, K]`` on the CPU."""
     whole = min(protocol.batch, len(draws.picked))
     parts = [
         answers(inputs(images, part, frame, device), len(part.picked) == whole).half().cpu()
@@ -157,7 +157,7 @@ def labelled(
 
 
 class SoftTraining:
-    """A student under training by the soft-label protocol."""
+    """The training of a student by the soft-label protocol."""
 
     def __init__(
         self,
@@ -170,14 +170,14 @@ class SoftTraining:
         manner: Manner,
         seed: int,
     ) -> None:
-        """``images`` ``[N, C, H, W]`` are uint8 or float in 0..1. ``observer``, normalised images to logits,
-        may be missing where every lecture has its logits. ``seed`` is the student's own.
+        """``images`` ``[N, C, H, W]`` are uint8 or float in 0..1. ``observer`` maps normalised images to logits;
+        it may be ``None`` if all epochs have stored logits. ``seed`` is the student's.
         """
         self.student: nn.Module = student.to(manner.device).to(memory_format=torch.channels_last)
         self.epoch = 0
-        """Epochs done."""
+        """Number of finished epochs."""
         self.losses: list[float] = []
-        """The mean loss of each."""
+        """The mean loss of each finished epoch."""
         self._protocol, self._frame, self._images = protocol, frame, images
         self._lectures, self._manner, self._seed = lectures, manner, seed
         self._answers = None if observer is None else Answers(observer, manner)
@@ -191,17 +191,17 @@ class SoftTraining:
         self._fast = compiled(loss, wanted=manner.compile)
 
     def dump(self) -> bytes:
-        """The training as bytes, for :meth:`resume`."""
+        """The state of the training as bytes, for :meth:`resume`."""
         numbers = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
         return checkpoint.dump(self.student, self._optimiser, numbers)
 
     def resume(self, data: bytes) -> None:
-        """Go on from what :meth:`dump` gave."""
+        """Continue from the state that :meth:`dump` returned."""
         self.losses = checkpoint.restore(data, self.student, self._optimiser)["losses"].tolist()
         self.epoch = len(self.losses)
 
     def run(self, on_epoch: Callable[[SoftTraining], None] = lambda _: None) -> nn.Module:
-        """Train to the protocol's last epoch; the student, in eval mode. ``on_epoch`` is called after each."""
+        """Train to the last epoch and return the student in eval mode. ``on_epoch`` is called after each epoch."""
         with checkpoint.own_noise(self._manner.device):
             while self.epoch < self._protocol.epochs:
                 self.losses.append(self._one_epoch())
@@ -221,7 +221,7 @@ class SoftTraining:
             size = len(part.picked)
             whole = size == min(self._protocol.batch, count)
             if size == 1 and not whole:
-                break  # batch norm has no variance of a single image that is left over
+                break  # batch norm needs a variance: a single remaining image is skipped
             x = inputs(self._images, part, self._frame, device)
             said = self._said(lecture, done, x, whole)
             loss = (self._fast if whole else self._plain)(x, targets_of(said, self._protocol))
@@ -235,12 +235,12 @@ class SoftTraining:
     def _said(self, lecture: Lecture, done: int, x: Tensor, whole: bool) -> Tensor:
         if lecture.logits is not None:
             return lecture.logits[done : done + len(x)].to(x.device).float()
-        assert self._answers is not None  # an observer was given, or every lecture has its logits
+        assert self._answers is not None  # there is an observer, or logits of all epochs
         return self._answers(x, whole)
 
 
 def criterion(protocol: SoftProtocol) -> Callable[[Tensor, Tensor], Tensor]:
-    """The protocol's loss of a student's logits and of :func:`targets_of` the observer's."""
+    """The protocol's loss, a function of the student's logits and the observer's :func:`targets_of`."""
     if protocol.loss != KL:
         found: Callable[[Tensor, Tensor], Tensor] = plugins.find("losses", protocol.loss)  # type: ignore[assignment]
         return found
@@ -248,22 +248,22 @@ def criterion(protocol: SoftProtocol) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def targets_of(logits: Tensor, protocol: SoftProtocol) -> Tensor:
-    """What the loss is given of the observer: probabilities, or for a plugin's loss the logits ``[B, K]``."""
+    """The loss's targets ``[B, K]``: probabilities, or the observer's logits for a plugin's loss."""
     return softened(logits, protocol.temperature) if protocol.loss == KL else logits
 
 
 def softened(logits: Tensor, temperature: float) -> Tensor:
-    """Probabilities ``[B, K]`` at ``temperature``."""
+    """``softmax(logits / temperature)``, ``[B, K]``."""
     return F.softmax(logits / temperature, dim=1)
 
 
 def divergence(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """KL(targets || softmax(logits / temperature)), averaged over the batch."""
+    """KL(targets || softmax(logits / temperature)), averaged over the batch, a scalar."""
     return F.kl_div(F.log_softmax(logits / temperature, dim=1), targets, reduction="batchmean")
 
 
 def adamw(module: nn.Module, protocol: SoftProtocol) -> torch.optim.AdamW:
-    """The optimiser: decay on parameters that are named weights and have more than one dimension."""
+    """AdamW, with weight decay on parameters that are named weight and have more than one dimension."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():

@@ -1,8 +1,8 @@
-"""Soft labels on disk: what an observer said of every image at every step, so that none is needed again.
+"""Soft labels on disk: the observer's logits of every image at every step, so that training needs no observer.
 
-A folder of ``labels-<number>.safetensors``, each some epochs, and ``labels.json``, written last. An epoch
-holds the random choices of :mod:`rayddl.methods.training.mixes` and the observer's logits in float16. For E
-epochs of N images, K classes and a grid of ``factor`` that is about E x N x (2 K + 2 factor + 17) bytes:
+A folder of ``labels-<number>.safetensors``, each with some epochs, and ``labels.json``, written last. An epoch
+has the random choices of :mod:`rayddl.methods.training.mixes` and the observer's logits in float16. For E
+epochs of N images, K classes and a grid of ``factor``, this is about E x N x (2 K + 2 factor + 17) bytes:
 1.2 MB for 300 epochs of 100 images and 10 classes, 6 GB for 10,000 images and 1,000 classes.
 """
 
@@ -28,42 +28,42 @@ from rayddl.storage import Folder
 _META = "labels.json"
 KIND = sealed.Kind("rayddl soft labels", 1, _META, "soft labels", "", "evaluate the set again")
 PART_BYTES = 32 * 2**20
-"""About as much as one file holds."""
+"""Approximate size of one file."""
 _SMALL = {"rows": torch.uint8, "columns": torch.uint8, "boxes": torch.int16, "cuts": torch.int16}
 
 
 @dataclass(frozen=True)
 class Index:
-    """What ``labels.json`` says."""
+    """The content of ``labels.json``."""
 
     classes: tuple[str, ...]
     frame: Frame
     protocol: SoftProtocol
     images: str
-    """Names the images that were labelled: :func:`name_of`."""
+    """Hash of the labelled images, from :func:`name_of`."""
     count: int
     epochs_a_part: int
 
     @classmethod
     def of(cls, images: Tensor, classes: tuple[str, ...], frame: Frame, protocol: SoftProtocol) -> Index:
-        """For uint8 ``images`` ``[N, C, H, W]``."""
+        """The index for uint8 ``images`` ``[N, C, H, W]``."""
         bytes_ = len(images) * (2 * len(classes) + 2 * protocol.factor + 17)
         return cls(classes, frame, protocol, name_of(images), len(images), max(1, PART_BYTES // bytes_))
 
     def parts(self) -> Iterator[tuple[str, range]]:
-        """Each file's name and its epochs."""
+        """Name and epochs of each file."""
         for start in range(0, self.protocol.epochs, self.epochs_a_part):
             epochs = range(start, min(start + self.epochs_a_part, self.protocol.epochs))
             yield f"labels-{start // self.epochs_a_part:04d}.safetensors", epochs
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The index as JSON values."""
         frame, protocol = self.frame, self.protocol
         return {
             "classes": list(self.classes),
             "frame": {"shape": list(frame.shape), "mean": list(frame.mean), "std": list(frame.std)},
-            # Labels are stored of augmented views: without augmentation there is nothing to store. The loss is each
-            # student's own.
+            # Labels are stored only for augmented images, so `plain` is always false. The loss does not affect
+            # them.
             "protocol": protocol.model_dump(exclude={"plain", "loss"}),
             "images": self.images,
             "count": self.count,
@@ -72,7 +72,7 @@ class Index:
 
     @classmethod
     def from_json(cls, meta: Mapping[str, Any]) -> Index:
-        """What :meth:`to_json` gave."""
+        """The index that :meth:`to_json` describes."""
         frame, shape = meta["frame"], meta["frame"]["shape"]
         return cls(
             tuple(meta["classes"]),
@@ -85,13 +85,13 @@ class Index:
 
 
 def name_of(images: Tensor) -> str:
-    """Hex that names uint8 images by their pixels."""
+    """Hexadecimal hash of the pixels of uint8 images."""
     shape = json.dumps(list(images.shape)).encode()
     return hashlib.sha256(shape + images.contiguous().cpu().numpy().tobytes()).hexdigest()
 
 
 def pack(lectures: list[Lecture]) -> bytes:
-    """The bytes of a file of lectures, each with its logits."""
+    """The file, as bytes, of the training data of several epochs, each with logits."""
     names = [f.name for f in fields(Draws)]
     tensors = {n: torch.stack([getattr(lecture.draws, n) for lecture in lectures]) for n in names}
     tensors["picked"], tensors["partners"] = tensors["picked"].int(), tensors["partners"].int()
@@ -101,7 +101,7 @@ def pack(lectures: list[Lecture]) -> bytes:
 
 
 def unpack(tensors: dict[str, Tensor]) -> list[Lecture]:
-    """What :func:`pack` was given, of the tensors in its bytes."""
+    """The epochs' training data, from the tensors in a file that :func:`pack` made."""
     logits = tensors.pop("logits")
     whole = {name: t if t.dtype == torch.bool else t.long() for name, t in tensors.items()}
     return [
@@ -110,21 +110,21 @@ def unpack(tensors: dict[str, Tensor]) -> list[Lecture]:
 
 
 def finish(folder: Folder, index: Index) -> None:
-    """Write ``labels.json`` once every part is there."""
+    """Write ``labels.json``, after all label files."""
     files = {name: sealed.entry(folder.read(name)) for name, _ in index.parts()}
     folder.write_json(_META, {**KIND.head(), **index.to_json(), "files": files})
 
 
 def has_labels(folder: Folder) -> bool:
-    """Whether ``folder`` holds whole soft labels."""
+    """True if ``folder`` contains complete soft labels."""
     return folder.has(_META)
 
 
 class StoredLabels:
-    """The soft labels in a folder, read one file at a time. Call it with an epoch for its lecture."""
+    """The soft labels in a folder, read one file at a time: a function from epoch to its training data."""
 
     def __init__(self, folder: Folder) -> None:
-        """Raises :class:`ArtifactError` when they are incomplete or of a newer format."""
+        """Raises :class:`ArtifactError` if they are incomplete or have a newer format."""
         self._folder = folder
         self._meta = meta = KIND.read(folder)
         try:
@@ -137,7 +137,7 @@ class StoredLabels:
         self._open: tuple[str, range, list[Lecture]] = ("", range(0), [])
 
     def refuse_other_images(self, images: Tensor) -> None:
-        """Raise :class:`ArtifactError` unless these uint8 images are the ones that were labelled."""
+        """Raise :class:`ArtifactError` unless these uint8 images are the labelled ones."""
         if name_of(images) != self.index.images:
             raise ArtifactError(
                 f"the soft labels in {self._folder} were made for other images than the set's. Evaluate the "
@@ -146,7 +146,7 @@ class StoredLabels:
             )
 
     def refuse_fewer(self, epochs: int, classes: tuple[str, ...]) -> None:
-        """Raise :class:`ArtifactError` unless they are of these classes and of so many epochs."""
+        """Raise :class:`ArtifactError` unless the labels have these classes and at least ``epochs`` epochs."""
         if self.index.classes != classes:
             raise ArtifactError(
                 f"the soft labels in {self._folder} are of other classes than the source's, or in another order. "
@@ -161,7 +161,7 @@ class StoredLabels:
             )
 
     def __call__(self, epoch: int) -> Lecture:
-        """The lecture of ``epoch``. Raises :class:`ArtifactError` for an altered or missing file."""
+        """The training data of ``epoch``. Raises :class:`ArtifactError` for an altered or missing file."""
         if epoch not in self._open[1]:
             self._open = self._read(epoch)
         _, epochs, lectures = self._open

@@ -25,7 +25,7 @@ from rayddl.nets.flat import FlatNet
 
 @dataclass(frozen=True)
 class Steps:
-    """A network's step functions, compiled where wanted. Compilation happens at the first call."""
+    """A network's step functions, compiled if wanted, at the first call."""
 
     net: FlatNet
     gradient: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -34,16 +34,16 @@ class Steps:
     """``(theta, x, y, v [P])`` -> derivatives along v of (loss, gradient, d loss/dx, d loss/dy):
     ``(g.v [], H v [P], d(g.v)/dx [B, C, H, W], d(g.v)/dy [B, K])`` by symmetry."""
     logits: Callable[[Tensor, Tensor], Tensor]
-    """``(theta, x) -> [B, K]``; a theta of ``[P + S]`` is tested by the running statistics behind it."""
+    """``(theta, x) -> [B, K]``; a theta of ``[P + S]`` includes the running statistics for testing."""
     eager: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-    """``gradient`` uncompiled, for the odd last batch of an epoch: not worth a compilation."""
+    """``gradient`` uncompiled, for the smaller last batch of an epoch, whose shape is not worth compiling."""
     tracked: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
     """``(theta, statistics [S], x, y) -> (gradient [P], loss [], statistics [S] after the batch)``, for
     networks with batch norm."""
     tracked_eager: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
     """``tracked`` uncompiled."""
     side_by_side: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-    """``gradient`` for S students of their own data: ``(theta [S, P], x [S, B, C, H, W], y [S, B, K]) ->
+    """``gradient`` for S students with separate data: ``(theta [S, P], x [S, B, C, H, W], y [S, B, K]) ->
     (gradients [S, P], losses [S])``, uncompiled; for networks without batch norm."""
 
     def training(
@@ -51,8 +51,8 @@ class Steps:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Gradient ``[P]``, loss ``[]`` and running statistics after a training batch.
 
-        ``statistics_S`` comes from :func:`fresh_statistics`: ``None`` without batch norm. ``usual``:
-        the batch has the size that compiled functions are made for.
+        ``statistics_S`` comes from :func:`fresh_statistics`; ``None`` without batch norm. ``usual``: the
+        batch has the size for which functions are compiled.
         """
         if statistics_S is None:
             gradient, value = (self.gradient if usual else self.eager)(theta_P, x, y)
@@ -60,18 +60,18 @@ class Steps:
         return (self.tracked if usual else self.tracked_eager)(theta_P, statistics_S, x, y)
 
     def fresh_statistics(self, device: torch.device) -> Tensor | None:
-        """The running statistics ``[S]`` of an untrained network, if it has any."""
+        """The running statistics ``[S]`` of an untrained network; ``None`` without batch norm."""
         known = self.net.statistics
         return None if known is None else known.start_S.to(device, copy=True)
 
 
 def loss(net: FlatNet, theta_P: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Mean cross-entropy of the network's logits against probabilities ``y``."""
+    """Mean cross-entropy of the network's logits and probabilities ``y``, a scalar."""
     return F.cross_entropy(net(theta_P, x), y)
 
 
 def make_steps(net: FlatNet, *, compile_: bool = True, graphs: bool = False) -> Steps:
-    """The step functions of ``net``; with ``graphs``, compiled ones are replayed as CUDA graphs on a GPU."""
+    """The step functions of ``net``; with ``graphs``, compiled ones run as CUDA graphs on a GPU."""
 
     def objective(theta_P: Tensor, x: Tensor, y: Tensor) -> Tensor:
         return loss(net, theta_P, x, y)
@@ -81,7 +81,7 @@ def make_steps(net: FlatNet, *, compile_: bool = True, graphs: bool = False) -> 
         return out
 
     def tangent(theta_P: Tensor, x: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        # The primal gradient is not returned, so that a compiler drops the products it needs.
+        # The primal gradient is not returned, so that the compiler removes its products.
         derivative: Any = jvp(
             lambda theta: grad_and_value(objective, argnums=(0, 1, 2))(theta, x, y), (theta_P,), (v,)
         )
@@ -99,7 +99,7 @@ def make_steps(net: FlatNet, *, compile_: bool = True, graphs: bool = False) -> 
     def logits(theta_P: Tensor, x: Tensor) -> Tensor:
         return net(theta_P, x)
 
-    # Same bits by autograd's own interface: the functional one loads torch's compiler, seconds of a process's start.
+    # autograd.grad gives the same bits as torch.func, which would load torch's compiler, for seconds.
     def eager(theta_P: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             theta = theta_P.detach().requires_grad_()
@@ -137,8 +137,8 @@ def steps_for(
     compile_: bool,
     graphs: bool = False,
 ) -> Steps:
-    """The step functions of a network by name; a process compiles each of them once."""
-    # A cache tells an argument left out from its default.
+    """The step functions of a configured network; cached, so that a process compiles each once."""
+    # Explicit arguments, because a cache distinguishes an omitted argument from its default.
     return _made(config, shape, classes, precision, compile_, graphs)
 
 
@@ -151,13 +151,13 @@ def _made(
 
 
 def gradient_only(net: FlatNet, theta_P: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """The gradient by autograd with its graph kept, for differentiating through it again."""
+    """The gradient ``[P]`` by autograd with its graph, so that it can be differentiated again."""
     g: Tensor = grad(lambda theta: loss(net, theta, x, y))(theta_P)
     return g
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """Int64 labels ``[N]`` as float32 probabilities ``[N, K]``; probabilities pass unchanged."""
+    """int64 labels ``[N]`` as float32 probabilities ``[N, K]``; probabilities are returned unchanged."""
     return labels if labels.is_floating_point() else F.one_hot(labels, classes).to(torch.float32)
 
 
@@ -170,7 +170,7 @@ def sgd(
     momentum: float,
     weight_decay: float,
 ) -> None:
-    """One SGD step in place, as ``torch.optim.SGD`` takes it (no dampening, no Nesterov)."""
+    """Take one SGD step in place, as in ``torch.optim.SGD`` (no dampening, no Nesterov)."""
     if weight_decay:
         gradient_P = gradient_P.add(theta_P, alpha=weight_decay)
     if velocity_P is not None:

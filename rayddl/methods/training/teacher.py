@@ -1,4 +1,4 @@
-"""Training the observer on the real images: SGD with momentum, a warmed-up cosine, random flips and shifts."""
+"""Trains the observer on real images: SGD with momentum, warm-up and cosine schedule, random flips and shifts."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ COLUMNS = ("epoch", "train_loss", "test_accuracy", "lr", "seconds")
 
 @dataclass(frozen=True)
 class Epoch:
-    """What is recorded after an epoch, counted from 1."""
+    """What is recorded after an epoch; epochs are counted from 1."""
 
     epoch: int
     train_loss: float
     test_accuracy: float
     lr: float
-    """Of its last step."""
+    """The learning rate of the epoch's last step."""
     seconds: float
 
 
 class TeacherTraining:
-    """A teacher under training. It can be stopped after any step and goes on bit for bit."""
+    """The training of a teacher. Stopped after any step and resumed, it gives the same bits."""
 
     def __init__(
         self,
@@ -47,13 +47,13 @@ class TeacherTraining:
         manner: Manner,
         seed: int,
     ) -> None:
-        """``images`` uint8 ``[N, C, H, W]`` and ``labels`` int64 ``[N]`` may lie on the device or beside it."""
+        """``images`` uint8 ``[N, C, H, W]`` and ``labels`` int64 ``[N]`` may be on the device or on the CPU."""
         self.module: nn.Module = module.to(manner.device).to(memory_format=torch.channels_last)
         self.module.requires_grad_(True)
         self.history: list[Epoch] = []
         self._settings, self._frame, self._manner, self._seed = settings, frame, manner, seed
         self._images, self._labels = images, labels
-        # A single image that is left over is passed by: batch norm has no variance of it.
+        # A single remaining image is skipped, because batch norm needs a variance.
         self._steps = max(1, -(-(len(labels) - 1) // settings.batch))
         self._step, self._seconds = 0, 0.0
         self._loss = self._nothing()
@@ -72,11 +72,11 @@ class TeacherTraining:
 
     @property
     def done(self) -> float:
-        """Epochs done."""
+        """Finished epochs, with the finished share of the current one."""
         return len(self.history) + self._step / self._steps
 
     def dump(self) -> bytes:
-        """The training as bytes, for :meth:`resume`."""
+        """The state of the training as bytes, for :meth:`resume`."""
         rows = [[getattr(e, c) for c in COLUMNS] for e in self.history]
         numbers = {
             "history": torch.tensor(rows, dtype=torch.float64).view(-1, len(COLUMNS)),
@@ -85,7 +85,7 @@ class TeacherTraining:
         return checkpoint.dump(self.module, self._optimiser, numbers)
 
     def resume(self, data: bytes) -> None:
-        """Go on from what :meth:`dump` gave."""
+        """Continue from the state that :meth:`dump` returned."""
         numbers = checkpoint.restore(data, self.module, self._optimiser)
         self.history = [Epoch(int(row[0]), *row[1:]) for row in numbers["history"].tolist()]
         step, loss, self._seconds = numbers["running"].tolist()
@@ -94,7 +94,7 @@ class TeacherTraining:
     def run(
         self, test: Callable[[], float], on_step: Callable[[TeacherTraining], None] = lambda _: None
     ) -> nn.Module:
-        """Train to the last epoch; the network, in eval mode.
+        """Train to the last epoch and return the network in eval mode.
 
         ``test`` measures the held-out accuracy, in 0..1, after each epoch; ``on_step`` is called after each
         step, and may :meth:`dump`.
@@ -124,7 +124,7 @@ class TeacherTraining:
         on_step(self)
 
     def _nothing(self) -> Tensor:
-        # A sum on the device: reading it at every step would make the host wait for every step.
+        # The sum stays on the device: reading it at every step would make the CPU wait for the GPU.
         return torch.zeros((), dtype=torch.float64, device=self._manner.device)
 
     def _learn(self, picked: Tensor, epoch: int) -> Tensor:
@@ -150,8 +150,8 @@ class TeacherTraining:
 def outputs(module: nn.Module, frame: Frame, images: Tensor, device: torch.device) -> Iterator[Tensor]:
     """Logits ``[B, K]`` for uint8 ``images`` ``[N, C, H, W]``, batch by batch.
 
-    The images are brought to the network's frame as the published code does with test images.
-    ``module`` is left as it was, in training or not.
+    The images are resized by :meth:`Frame.fitted`, as in the published code. The mode of ``module``,
+    training or eval, is restored.
     """
     training = module.training
     module.eval()
@@ -164,7 +164,7 @@ def outputs(module: nn.Module, frame: Frame, images: Tensor, device: torch.devic
 
 
 def predictions(module: nn.Module, frame: Frame, images: Tensor, device: torch.device) -> Tensor:
-    """The likeliest output for each of ``images``, shown as by :func:`outputs`: int64 ``[N]`` on the CPU."""
+    """The output with the largest logit for each of ``images``, from :func:`outputs`: int64 ``[N]`` on the CPU."""
     return torch.cat([logits.argmax(1).cpu() for logits in outputs(module, frame, images, device)])
 
 
@@ -175,34 +175,34 @@ def share_right(predicted: Tensor, labels: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How well an observer does on images that it has not seen."""
+    """The accuracy of an observer on held-out images, and checks of it."""
 
     accuracy: float
     reordered: float
-    """What the accuracy would be if every class were answered by the output that answers it most often."""
+    """The accuracy if every class were assigned to the output that is predicted most often for it."""
     images: int
     classes: int
 
     @classmethod
     def of(cls, predicted: Tensor, labels: Tensor, classes: int) -> Verdict:
-        """Of predictions and labels int64 ``[N]``."""
+        """The verdict for predictions and labels int64 ``[N]``."""
         pairs = torch.bincount(labels.cpu() * classes + predicted, minlength=classes * classes)
         most = pairs.view(classes, classes).amax(1).sum()
         return cls(share_right(predicted, labels), int(most) / len(labels), len(labels), classes)
 
     @property
     def bar(self) -> float:
-        """The accuracy below which it counts as guessing: three times chance, less for few classes."""
+        """The accuracy below which it counts as guessing: three times that of chance, less for few classes."""
         chance = 1 / self.classes
         return chance + min(2 * chance, 0.2 * (1 - chance))
 
     @property
     def weak(self) -> bool:
-        """Whether it all but guesses, and there are enough images to say so: two standard deviations."""
+        """True if it is below :attr:`bar` by at least two standard deviations, given the number of images."""
         spread = math.sqrt(self.bar * (1 - self.bar) / self.images)
         return self.accuracy + 2 * spread < self.bar
 
     @property
     def shuffled(self) -> bool:
-        """Whether the outputs tell the classes apart, but not under the names they were given."""
+        """True if the outputs distinguish the classes, but do not match the class names."""
         return self.weak and self.reordered > max(2 * self.bar, 3 * self.accuracy)

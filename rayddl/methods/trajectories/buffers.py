@@ -1,8 +1,8 @@
-"""Expert buffers made with the published code (MTT, FTD, DATM, TESLA, MCT), read as trajectories.
+"""Reads expert buffers made with the published code (MTT, FTD, DATM, TESLA, MCT) as trajectories.
 
 A ``replay_buffer_N.pt`` is a list of experts; an expert is a list of snapshots; a snapshot is the list
-of the network's parameter tensors. Nothing in it says which network, pixel space or data set it came
-from, so shapes are checked here and the last snapshot's accuracy is checked by the caller.
+of the network's parameter tensors. It does not name network, pixel space or data set. So the shapes
+are checked here, and the caller checks the accuracy of the last snapshot.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PATTERN = re.compile(r"replay_buffer_(\d+)\.pt")
 def buffers(path: str) -> list[Path]:
     """The buffer files at ``path``, a file or a folder of them, in the order of their numbers.
 
-    Raises :class:`ArtifactError` when there are none.
+    Raises :class:`ArtifactError` if there are none.
     """
     place = Path(path).expanduser()
     if place.is_file():
@@ -42,15 +42,15 @@ def buffers(path: str) -> list[Path]:
 
 
 def count(file: Path) -> int:
-    """How many experts a buffer file holds."""
+    """Number of experts in a buffer file."""
     return len(_load(file))
 
 
 def read(file: Path, shapes: Sequence[torch.Size]) -> Iterator[Tensor]:
     """The experts of a buffer file, each as snapshots ``[E + 1, P]`` float32.
 
-    ``shapes`` are those of the network's parameters in order. Raises :class:`ArtifactError` for a file
-    of another layout or another network.
+    ``shapes``: the shapes of the network's parameters, in order. Raises :class:`ArtifactError` for a
+    file with another layout or of another network.
     """
     for index, expert in enumerate(_load(file)):
         yield torch.stack([_flat(file, index, snapshot, shapes) for snapshot in expert])

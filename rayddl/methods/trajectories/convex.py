@@ -1,8 +1,8 @@
-"""Convexified trajectories (MCT, section 3): two ends and a table instead of every snapshot.
+"""Convexified trajectories (MCT, section 3): two end points and a table instead of every snapshot.
 
-A tensor's path over training is replaced by the straight line between its ends, walked with the
-expert's own speed: after epoch i the point lies at the share beta_i of the line, where beta_i is the
-length of the path up to i over the whole path's length, tensor by tensor.
+The path of each parameter tensor over training is replaced by the line segment between its ends, with
+the expert's relative speed: after epoch i, the point is at the fraction beta_i of the segment, where
+beta_i is the length of the path up to epoch i divided by the length of the whole path.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ConvexTrajectory:
     epochs: tuple[int, ...]
     """The K epochs of the waypoints: 0 first, E last."""
     lengths: Tensor
-    """How far each of the L tensors moved in each epoch, float64 ``[E, L]`` (L2 norm)."""
+    """L2 norm of the change of each of the L tensors in each epoch, float64 ``[E, L]``."""
     sizes: tuple[int, ...]
     """Elements of each tensor; they sum to P."""
 
@@ -43,14 +43,14 @@ class ConvexTrajectory:
 
     @cached_property
     def _owner(self) -> Tensor:
-        # For each of the P elements, the tensor it belongs to.
+        # For each of the P elements, the index of its tensor.
         return torch.repeat_interleave(torch.arange(len(self.sizes)), torch.tensor(self.sizes))
 
     def progress(self, t: float) -> tuple[int, Tensor]:
-        """The segment that ``t`` lies in, and beta(t) on it, float64 ``[L]``.
+        """The index of the segment that contains epoch ``t``, and beta(t) on it, float64 ``[L]``.
 
         A waypoint belongs to the segment that begins there; E belongs to the last segment. Between
-        epochs beta is linear. Raises ``ValueError`` outside [0, E].
+        epochs beta is interpolated linearly. Raises ``ValueError`` outside [0, E].
         """
         if not 0 <= t <= self.last:
             raise ValueError(f"epoch {t} lies outside the trajectory's 0 to {self.last}")
@@ -61,7 +61,7 @@ class ConvexTrajectory:
         return segment, torch.lerp(table[low], table[low + 1], local - low)
 
     def at(self, t: float) -> Tensor:
-        """The convexified parameters ``[P]`` at epoch ``t``, float32."""
+        """The convexified parameters at epoch ``t``, float32 ``[P]``."""
         segment, beta = self.progress(t)
         start, end = self.waypoints[segment].float(), self.waypoints[segment + 1].float()
         return torch.lerp(start, end, beta.float()[self._owner])
@@ -70,7 +70,7 @@ class ConvexTrajectory:
 def progress(lengths: Tensor) -> Tensor:
     """beta of one segment: ``lengths`` ``[n, L]`` to float64 ``[n + 1, L]``, from 0 to exactly 1.
 
-    A tensor that never moved stays at 0 and is at 1 from the end on.
+    For a tensor that never changed, beta is 0 until the end and 1 at the end.
     """
     walked = torch.cumsum(lengths.double(), 0)
     total = walked[-1]
@@ -80,7 +80,7 @@ def progress(lengths: Tensor) -> Tensor:
 
 
 def step_lengths(snapshots: Tensor, sizes: Sequence[int]) -> Tensor:
-    """How far each tensor moves in each epoch: ``[E + 1, P]`` to float64 ``[E, L]``."""
+    """L2 norm of each tensor's change in each epoch: ``[E + 1, P]`` to float64 ``[E, L]``."""
     steps = [(b.double() - a.double()).split(list(sizes)) for a, b in itertools.pairwise(snapshots)]
     return torch.stack([torch.stack([part.norm() for part in step]) for step in steps])
 
@@ -90,9 +90,9 @@ def convexify(
 ) -> ConvexTrajectory:
     """Convexify ``snapshots`` ``[E + 1, P]`` with waypoints at ``epochs`` (default: 0 and E).
 
-    With more than two waypoints an interior one is the mean of its neighbours' snapshots and the last
-    one is the mean of the last two, which takes the noise of single epochs out of the line's ends; the
-    table is that of the snapshots themselves.
+    With more than two waypoints, an interior one is the mean of the snapshots before and after it, and
+    the last one is the mean of the last two snapshots, as in MCT's code: it averages out the noise of
+    single epochs. The table of lengths is that of the snapshots.
     """
     last = len(snapshots) - 1
     points = tuple(epochs) if epochs is not None else (0, last)
@@ -109,10 +109,10 @@ def convexify(
 
 @dataclass(frozen=True)
 class SnapshotTrajectory:
-    """A trajectory with a snapshot per epoch (MTT), defined at whole epochs."""
+    """A trajectory with a snapshot per epoch (MTT, section 3.1), defined at integer epochs."""
 
     snapshots: Tensor
-    """``[E + 1, P]``; anything that gives a ``[P]`` tensor per index will do."""
+    """``[E + 1, P]``, or any sequence that gives a ``[P]`` tensor per index."""
 
     @property
     def last(self) -> int:
@@ -120,7 +120,7 @@ class SnapshotTrajectory:
         return int(self.snapshots.shape[0]) - 1
 
     def at(self, t: float) -> Tensor:
-        """The snapshot ``[P]`` after epoch ``t``, float32. Raises ``ValueError`` between epochs."""
+        """The snapshot after epoch ``t``, float32 ``[P]``. Raises ``ValueError`` between epochs."""
         if t != int(t) or not 0 <= t <= self.last:
             raise ValueError(f"there is no snapshot of epoch {t}: they are of whole epochs 0 to {self.last}")
         return self.snapshots[int(t)].float()

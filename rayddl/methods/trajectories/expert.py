@@ -29,7 +29,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What is recorded after an epoch. Epoch 0 is the start, where nothing has been trained yet."""
+    """What is recorded after an epoch. Epoch 0 is the untrained network."""
 
     epoch: int
     train_loss: float
@@ -40,17 +40,17 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Training:
-    """An expert's training after some whole number of epochs.
+    """The state of an expert's training after a number of epochs.
 
-    Nothing else is needed to go on: every epoch draws from a generator of its own.
+    It suffices to resume, because every epoch has its own random generator.
     """
 
     snapshots: tuple[Tensor, ...]
-    """``[P]`` float32 on the CPU, from epoch 0."""
+    """float32 ``[P]`` on the CPU, one per epoch, from epoch 0."""
     velocity: Tensor | None
     history: tuple[Epoch, ...]
     statistics: Tensor | None = None
-    """The running statistics ``[S]`` of batch norm, by which the expert is tested. No part of a snapshot."""
+    """The running statistics ``[S]`` of batch norm, for testing the expert; not part of a snapshot."""
 
     def table(self) -> Tensor:
         """The history as float64 ``[epochs + 1, 5]``, columns as in :class:`Epoch`."""
@@ -84,10 +84,10 @@ def training_steps(
     seed: int,
     on_epoch: Callable[[Training], None] = lambda _: None,
 ) -> Generator[None, None, Training]:
-    """Train from parameters ``[P]``, or go on from an unfinished training, to ``settings.length``.
+    """Train from parameters ``[P]``, or resume a training, until ``settings.length`` epochs.
 
-    Pauses after every SGD step, and returns the training. ``seed`` is the expert's own. ``on_epoch`` gets the
-    training after every epoch.
+    Yields after every SGD step and returns the finished training. ``seed`` is the expert's. ``on_epoch`` is
+    called with the training after every epoch.
     """
     if isinstance(start, Tensor):
         statistics = steps.fresh_statistics(train.x.device)

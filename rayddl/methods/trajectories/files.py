@@ -1,8 +1,8 @@
-"""One expert, one safetensors file.
+"""Expert files: one safetensors file per expert.
 
 ``keep: all`` stores ``snapshots`` ``[E + 1, P]``; ``keep: convex`` stores ``waypoints`` ``[K, P]`` and
-``lengths`` ``[E, L]``, from which the step table beta follows. The header says which network the
-vectors belong to and in what order.
+``lengths`` ``[E, L]``, from which the step table beta is computed. The header describes the network
+and the order of its parameters in the vectors.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ FORMAT = 1
 
 
 def file_name(index: int) -> str:
-    """The file of expert ``index``."""
+    """File name of expert ``index``."""
     return f"expert-{index:04d}.safetensors"
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an expert's file says about itself."""
+    """The metadata in an expert's file."""
 
     sizes: tuple[int, ...]
     """Elements of each parameter tensor, in order."""
     epochs: tuple[int, ...]
-    """Waypoint epochs; (0, E) for snapshots."""
+    """Epochs of the waypoints; (0, E) for snapshots."""
     info: dict[str, Any]
-    """Net, pixel space, classes: JSON values."""
+    """Network, pixel space, classes, as JSON values."""
 
 
 def dump_snapshots(snapshots: Tensor, header: Header, dtype: torch.dtype, history: Tensor) -> bytes:
-    """The file of an expert kept whole; ``history`` is float64, a row per epoch from 0."""
+    """The file, as bytes, of an expert with all snapshots; ``history`` is float64, a row per epoch from 0."""
     return save({"snapshots": snapshots.to(dtype).contiguous(), "history": history}, _meta("all", header))
 
 
 def dump_convex(trajectory: ConvexTrajectory, header: Header, dtype: torch.dtype, history: Tensor) -> bytes:
-    """The file of a convexified expert; ``history`` is float64, a row per epoch from 0."""
+    """The file, as bytes, of a convexified expert; ``history`` is float64, a row per epoch from 0."""
     tensors = {
         "waypoints": trajectory.waypoints.to(dtype).contiguous(),
         "lengths": trajectory.lengths.contiguous(),
@@ -57,7 +57,7 @@ def dump_convex(trajectory: ConvexTrajectory, header: Header, dtype: torch.dtype
 
 
 def read_history(folder: Folder, name: str) -> Tensor:
-    """What was recorded per epoch when the expert was trained."""
+    """The history recorded in training, float64 ``[E + 1, 5]``, columns as in :class:`expert.Epoch`."""
     if folder.local is not None:
         with safe_open(str(folder.local / name), framework="pt") as file:
             history: Tensor = file.get_tensor("history")
@@ -81,7 +81,7 @@ def _meta(keep: str, header: Header) -> dict[str, str]:
 
 
 class _Rows:
-    """The rows of a stored matrix, read one at a time: a window needs two of an expert's snapshots."""
+    """The rows of a stored matrix, read on demand: a window needs only two of an expert's snapshots."""
 
     def __init__(self, path: str) -> None:
         self._file = safe_open(path, framework="pt")
@@ -122,11 +122,11 @@ def read_header(folder: Folder, name: str) -> tuple[str, Header]:
 
 
 def open_trajectory(folder: Folder, name: str, kind: str, epochs: Sequence[int] | None = None) -> Trajectory:
-    """An expert as the trajectory that a method matches.
+    """The trajectory of an expert, for matching.
 
-    ``kind`` is ``snapshots`` (rows are read as they are asked for) or ``convex``; an expert kept whole
-    is convexified here, with waypoints at ``epochs``. Raises :class:`ArtifactError` for snapshots of
-    an expert that kept none, and for ``epochs`` that do not go from its first to its last.
+    ``kind`` is ``snapshots`` (rows are read on demand) or ``convex``; an expert stored with all snapshots
+    is convexified here, with waypoints at ``epochs``. Raises :class:`ArtifactError` for ``snapshots`` of an
+    expert stored without them, and for ``epochs`` that do not range from its first to its last.
     """
     keep, header = read_header(folder, name)
     if kind == "snapshots":

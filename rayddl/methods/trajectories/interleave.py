@@ -1,8 +1,8 @@
-"""Several experts in one process: their steps are taken in turns, each expert's on a CUDA stream of its own.
+"""Trains several experts in one process: their steps alternate, each expert on its own CUDA stream.
 
-One expert of a small network leaves most of a large GPU idle. Steps launched in turns overlap there, read the
-same images and share the compiled functions. An expert's numbers are those that it has alone: its kernels are
-the same, and nothing that it draws depends on the others.
+One expert of a small network leaves most of a large GPU idle. Steps on several streams overlap, read the same
+images and share compiled functions. Each expert's result is the same as without the others: it runs the same
+kernels, and its random numbers do not depend on the others.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 T = TypeVar("T")
 
 GAIN = 1.1
-"""How much more must be done in a second for twice as many experts to be worth their memory."""
+"""Smallest increase of throughput for which twice as many experts are trained at once."""
 
 
 class Lanes(Generic[T]):
-    """Generators that are advanced in turns. What one returns is its result."""
+    """Generators that are advanced in turns. The return value of a generator is its result."""
 
     def __init__(self, lanes: Sequence[Generator[None, None, T]], device: torch.device) -> None:
         self._lanes = dict(enumerate(lanes))
@@ -29,14 +29,14 @@ class Lanes(Generic[T]):
             here = torch.cuda.current_stream(device)
             for place in self._lanes:
                 self._streams[place] = torch.cuda.Stream(device)
-                # What the lanes read was put on the device by this stream, perhaps not all of it yet.
+                # The current stream copied the inputs to the device, perhaps not completely yet.
                 self._streams[place].wait_stream(here)
 
     def __bool__(self) -> bool:
         return bool(self._lanes)
 
     def turn(self) -> list[tuple[int, T]]:
-        """Advance every lane by a step; place and result of those that ended."""
+        """Advance every generator by a step. Returns index and result of those that ended."""
         ended = []
         for place, lane in list(self._lanes.items()):
             stream = self._streams.get(place)
@@ -50,9 +50,9 @@ class Lanes(Generic[T]):
 
 
 def worthwhile(rate: Callable[[int], float], most: int) -> int:
-    """How many at once to take: doubled from one, up to ``most``, as long as ``rate`` grows by :data:`GAIN`.
+    """How many to train at once: doubled from one, up to ``most``, as long as ``rate`` grows by :data:`GAIN`.
 
-    ``rate(n)`` is what n at once get done in a second.
+    ``rate(n)`` is the throughput, in units per second, of n at once.
     """
     best, found = 1, rate(1) if most > 1 else 0.0
     while 2 * best <= most:

@@ -1,4 +1,4 @@
-"""The settings that decide an expert; importing them imports no torch."""
+"""The settings of an expert's training. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rayddl.data.config import Augmented
 
 
 class ExpertSettings(Augmented):
-    """How an expert is trained: SGD at a constant rate (MTT, section 3.1)."""
+    """How an expert is trained: SGD with a constant learning rate (MTT, section 3.1)."""
 
     epochs: int | None = Field(default=None, ge=1)
     """E: epochs of each expert. Default: 50 for ``keep: convex``, whose end point is the last epoch;
@@ -24,6 +24,6 @@ class ExpertSettings(Augmented):
 
     @property
     def length(self) -> int:
-        """Epochs, once they are known."""
+        """The number of epochs, after the default has been resolved."""
         assert self.epochs is not None
         return self.epochs
