@@ -36,6 +36,11 @@ from rayddl.stages.runtime import cluster, driver, local
 local.store_bytes = lambda: 100 * 2**20
 cluster.configure(num_cpus=1)
 seen = []
+class Restarted:
+    def __init__(self, data):
+        pass
+    def ready(self):
+        pass
 for _ in range(2):
     before = dict(os.environ)
     cluster.start()
@@ -44,6 +49,9 @@ for _ in range(2):
     from ray._common.usage import usage_lib
     work = ray.get(ray.remote(lambda: os.environ["MALLOC_TRIM_THRESHOLD_"]).remote())
     reports = [usage_lib.usage_stats_enabled(), ray.get(ray.remote(usage_lib.usage_stats_enabled).remote())]
+    # Ray's C++ library warns of such an actor on standard error.
+    actor = ray.remote(num_cpus=0, max_restarts=1)(Restarted).remote(ray.put(bytes(10**6)))
+    ray.get(actor.ready.remote())
     below = psutil.Process().children(recursive=True)
     marked = {process.pid for process in driver.marked(mark)}
     seen.append({
@@ -60,9 +68,12 @@ for _ in range(2):
         "work": work,
         "reports": reports,
         "log": os.path.exists(local._running.log),
-        "folder": oct(os.stat(ray._private.worker._global_node.get_session_dir_path()).st_mode)[-3:],
+        "folder": oct(os.stat(local._running.private).st_mode)[-3:],
+        "in it": ray._private.worker._global_node.get_session_dir_path().startswith(local._running.private + "/"),
     })
+    private = local._running.private
     cluster.stop()
+    seen[-1]["gone"] = not os.path.exists(private)
     seen[-1]["left"] = [process.name() for process in driver.marked(mark)]
     seen[-1]["changed"] = sorted(
         name for name in {*before, *os.environ}
@@ -104,8 +115,10 @@ def last_line(process: subprocess.Popen[str]) -> str:
 
 @pytest.fixture(scope="module")
 def two() -> list[dict[str, Any]]:
-    """What a program saw of two local Rays after each other; other Rays of this machine are none of its business."""
-    return json.loads(last_line(run(TWICE)))
+    """What a program saw of two local Rays after each other, and what it printed; other Rays are left out."""
+    out, err = run(TWICE).communicate(timeout=PATIENCE)
+    assert out.strip(), err[-2000:]
+    return [{**each, "printed": err} for each in json.loads(out.strip().splitlines()[-1])]
 
 
 def test_every_socket_is_on_loopback(two: list[dict[str, Any]]) -> None:
@@ -119,6 +132,11 @@ def test_every_socket_is_on_loopback(two: list[dict[str, Any]]) -> None:
 
 def loopback(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def test_ray_writes_nothing_to_the_terminal(two: list[dict[str, Any]]) -> None:
+    """Neither its processes nor its C++ library in this one."""
+    assert [each["printed"] for each in two] == ["", ""]
 
 
 def test_every_process_can_be_found_again(two: list[dict[str, Any]]) -> None:
@@ -154,13 +172,15 @@ def test_two_after_each_other_in_one_process(two: list[dict[str, Any]]) -> None:
     assert first["token"] != second["token"]
     assert len(first["token"]) >= 32
     for each in two:
-        names = ("mode", "work", "reports", "log", "folder", "left", "changed")
+        names = ("mode", "work", "reports", "log", "folder", "in it", "gone", "left", "changed")
         assert {name: each[name] for name in names} == {
             "mode": "token",
             "work": "100000000000",
             "reports": [False, False],
             "log": True,
             "folder": "700",
+            "in it": True,
+            "gone": True,
             "left": [],
             "changed": [],
         }

@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 import secrets
+import shutil
 import socket
 import sys
 import tempfile
@@ -47,6 +48,9 @@ class _Local:
 
     mark: str
     log: str
+    private: str
+    """A folder that only this user can enter. Ray's own folder in it, with its sockets, is opened to all users by every
+    worker that starts."""
     give_back: list[Callable[[], None]]
 
 
@@ -68,7 +72,9 @@ def start(env: dict[str, str], num_cpus: int | None = None, num_gpus: int | None
     unset = {name: value for name, value in {**env, **LOCAL_ONLY}.items() if name not in os.environ}
     mark = secrets.token_hex(8)
     killed_at_last = interrupts.add_last(lambda: driver.end_marked(mark, 0.0))
-    _running = _Local(mark, log, [driver.set_variables(unset), _asks_for_token(), killed_at_last])
+    private = tempfile.mkdtemp(prefix=f"{os.path.basename(folder)}-", dir=os.path.dirname(folder))
+    give_back = [driver.set_variables(unset), _asks_for_token(), killed_at_last]
+    _running = _Local(mark, log, private, give_back)
     try:
         _start_patiently(_running, folder, num_cpus or machine.cpus(), num_gpus)
     except BaseException as error:
@@ -91,6 +97,7 @@ def stop(*, keep_log: bool = False) -> None:
         give_back()
     _forget_token()
     if not keep_log:
+        shutil.rmtree(ended.private, ignore_errors=True)
         with suppress(OSError):
             os.unlink(ended.log)
 
@@ -98,19 +105,19 @@ def stop(*, keep_log: bool = False) -> None:
 def _start_patiently(running: _Local, folder: str, num_cpus: int, num_gpus: int | None) -> None:
     failures: list[Exception] = []
     while len(failures) < ATTEMPTS:
-        failure = _attempted(running, folder, num_cpus, num_gpus)
+        failure = _attempted(running, num_cpus, num_gpus)
         if failure is None:
             return
         failures.append(failure)
     raise StageError(_refusal(failures[-1], folder, running.log), code="ray-not-started") from failures[-1]
 
 
-def _attempted(running: _Local, folder: str, num_cpus: int, num_gpus: int | None) -> Exception | None:
+def _attempted(running: _Local, num_cpus: int, num_gpus: int | None) -> Exception | None:
     """Start Ray; on failure return the error after all its processes have ended."""
     with driver.stderr_into(running.log):
         try:
             with _started_with(running.mark):
-                _init(folder, num_cpus, num_gpus)
+                _init(os.path.join(running.private, "r"), num_cpus, num_gpus)
         except Exception as error:  # Ray raises a plain Exception for a node that does not register
             traceback.print_exc(file=sys.__stderr__)
             _clear(running.mark)
@@ -132,10 +139,6 @@ def _init(folder: str, num_cpus: int, num_gpus: int | None) -> None:
         _temp_dir=folder,
         _node_ip_address=LOOPBACK,
     )
-    node: Any = ray._private.worker._global_node
-    with suppress(OSError, AttributeError):
-        # Ray's folder is open to all users, and its sockets require no token.
-        os.chmod(node.get_session_dir_path(), 0o700)
 
 
 def _clear(mark: str) -> None:
@@ -179,9 +182,16 @@ def _started_with(mark: str) -> Iterator[None]:
         given = driver.replaced(services, "start_raylet", _with_ports(services.start_raylet, ports))
         stack.enter_context(given)
         # Ray's limit of 30 seconds for a node to register is a constant inside a function.
-        stack.enter_context(
-            driver.replaced(services, "get_node", _patient(services.get_node, ports.values()))
-        )
+        get_node = _patient(services.get_node, ports.values())
+
+        def started(*args: Any, **more: Any) -> Any:
+            node = get_node(*args, **more)
+            # Read when this process connects: from then on Ray's C++ library in it would write to the terminal. Ray's
+            # own processes run by now, and write to their log files as ever.
+            stack.enter_context(driver.variables({"RAY_BACKEND_LOG_LEVEL": "fatal"}))
+            return node
+
+        stack.enter_context(driver.replaced(services, "get_node", started))
         yield
 
 

@@ -85,9 +85,11 @@ def temporary_folder() -> str:
 
 
 def socket_path_bytes(temporary: str) -> int:
-    """The length in bytes of the longest Unix socket path that Ray creates for sessions in ``temporary``."""
-    session = "session_2000-01-01_00-00-00_000000_4194304"
-    return len(os.fsencode(os.path.join(os.path.abspath(temporary), session, "sockets", "plasma_store.1")))
+    """The length in bytes of the longest Unix socket path that Ray creates for sessions in ``temporary``, of which
+    each is in a private folder of its own next to it.
+    """
+    session = "-12345678/r/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
+    return len(os.fsencode(os.path.abspath(temporary) + session))
 
 
 def _cpu_quotas(root: Path) -> Iterator[float]:
