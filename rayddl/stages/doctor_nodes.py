@@ -107,8 +107,8 @@ def _wrong(
     if given > facts["cpus"]:
         yield (
             "worse",
-            f"Ray was told {given:g} CPUs, the node has {facts['cpus']}: workers slow each other down; start it "
-            f"with --num-cpus={facts['cpus']}",
+            f"Ray was started with {given:g} CPUs, the node has {facts['cpus']}: workers slow each other down; start "
+            f"it with --num-cpus={facts['cpus']}",
         )
     if facts["shm"] < SMALL_SHM:
         yield (
@@ -125,13 +125,13 @@ def _gpus(node: Node, probe: Mapping[str, Any], driver: list[str]) -> Iterator[t
         )
         yield (
             "fails",
-            f"Ray was told {given:g} GPUs, torch sees {seen}: a worker that is given a missing one fails. Start the "
+            f"Ray was started with {given:g} GPUs, torch sees {seen}: a worker on a missing one fails. Start the "
             f"node with --num-gpus={seen}, or install a torch that sees its GPUs{built if driver else ''}",
         )
     elif given < seen:
         yield (
             "worse",
-            f"Ray was told {given:g} GPUs, torch sees {seen}: the rest is not used; start the node with "
+            f"Ray was started with {given:g} GPUs, torch sees {seen}: the rest is not used; start the node with "
             f"--num-gpus={seen}",
         )
 

@@ -27,8 +27,9 @@ from rayddl.stages.evaluate.settings import EvaluateConfig
 from rayddl.stages.evaluate.soft_labels import Teaching
 from rayddl.stages.runtime import listings
 from rayddl.stages.runtime.backend import Backend, OnRay
+from rayddl.stages.runtime.slots import Work
 from rayddl.stages.runtime.sources import SharedSource, tensor
-from rayddl.stages.runtime.workers import Work, Workers
+from rayddl.stages.runtime.workers import Workers
 from rayddl.storage import Folder
 
 WHOLE_LR = 0.01

@@ -16,7 +16,7 @@ from rayddl.methods.trajectories import files
 from rayddl.methods.trajectories.expert import Epoch, Training
 from rayddl.stages.context import Context
 from rayddl.stages.experts.artifact import Job, contents
-from rayddl.stages.runtime import devices, workers
+from rayddl.stages.runtime import devices, slots
 from rayddl.stages.runtime.sources import splits
 
 CHANCE_TIMES = 1.5
@@ -35,7 +35,7 @@ def import_all(job: Job, context: Context, path: str) -> int:
     shared = context.backend.put(job)
     units = [(str(file), start) for file, start in zip(found, starts, strict=True) if start < total]
 
-    def work(unit: tuple[str, int]) -> workers.Work:
+    def work(unit: tuple[str, int]) -> slots.Work:
         return (import_file, shared, *unit, total)
 
     with context.backend.opened(share, "experts imported", note=context.progress.note) as free:

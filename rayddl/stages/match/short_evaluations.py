@@ -14,7 +14,7 @@ from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context
 from rayddl.stages.evaluate import worker as students
 from rayddl.stages.match import worker as matcher
-from rayddl.stages.runtime import cluster, plugin_code, workers
+from rayddl.stages.runtime import cluster, plugin_code, slots, workers
 from rayddl.stages.runtime.groups import Group
 
 BACKLOG = 8
@@ -139,7 +139,7 @@ class ShortEvaluations:
     def _actor(self) -> Any:
         import ray
 
-        made = ray.remote(workers.Worker).options(
+        made = ray.remote(slots.Worker).options(
             **(self._group.beside() or {}), max_restarts=workers.RETRIES, max_task_retries=workers.RETRIES
         )
         return made.remote("match evaluation")

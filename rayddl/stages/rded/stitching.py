@@ -10,7 +10,7 @@ from rayddl.methods.patches.select import Rows
 from rayddl.methods.patches.stitch import places
 from rayddl.stages.context import Context
 from rayddl.stages.rded.worker import Job, stitch_classes
-from rayddl.stages.runtime.workers import Work
+from rayddl.stages.runtime.slots import Work
 
 CLASSES_A_TASK = 16
 

@@ -14,7 +14,8 @@ from rayddl.stages.runtime import cluster, workers
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.progress import ProgressCounter, RayCounter
 from rayddl.stages.runtime.sizes import Ask, Resources, Share
-from rayddl.stages.runtime.workers import Work, Workers
+from rayddl.stages.runtime.slots import Work
+from rayddl.stages.runtime.workers import Workers
 
 if TYPE_CHECKING:
     import numpy as np

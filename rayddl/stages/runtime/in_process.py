@@ -13,7 +13,8 @@ from rayddl.stages.runtime.backend import Note, quiet
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.progress import LocalCounter, ProgressCounter
 from rayddl.stages.runtime.sizes import Ask, Resources, Share
-from rayddl.stages.runtime.workers import Task, Work, Workers
+from rayddl.stages.runtime.slots import Work
+from rayddl.stages.runtime.workers import Task, Workers
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from rayddl.stages.context import Context, Progress, Result, Silent
-from rayddl.stages.runtime import cluster, workers
+from rayddl.stages.runtime import cluster, slots, workers
 from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.tune import engine, outcome, plan
 from rayddl.stages.tune.outcome import Winner
@@ -86,7 +86,7 @@ class _Proof:
         rounds = [[unit] for unit in units] if best.number == own.number else [units]
         self.progress.update(0, 1, "running the template's own settings to the end")
 
-        def work(unit: tuple[Row, bool]) -> workers.Work:
+        def work(unit: tuple[Row, bool]) -> slots.Work:
             row, to_its_end = unit
             return (engine.finish, self._packed, row.number, row.settings, to_its_end)
 
@@ -103,7 +103,7 @@ class _Proof:
         units = [(who, seed) for who in rows for seed in range(self.students)]
         found: dict[tuple[str, int], float] = {}
 
-        def work(unit: tuple[str, int]) -> workers.Work:
+        def work(unit: tuple[str, int]) -> slots.Work:
             row = rows[unit[0]]
             return (engine.held_out, self._packed, row.number, row.settings, unit[1])
 

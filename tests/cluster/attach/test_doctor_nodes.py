@@ -23,7 +23,7 @@ def cluster(make_cluster) -> Any:
 
 
 def test_nodes_that_would_fail(cluster, bare_python, unshared, tmp_path) -> None:
-    """A node that Ray was told GPUs of that it does not have, one without torch, and one that does not see --out are
+    """A node that was started with GPUs that it does not have, one without torch, and one that does not see --out are
     named with what to do; a node that only lacks rayddl, and the head without CPUs, are fine.
     """
     hidden = cluster.folder / "here"
@@ -42,7 +42,7 @@ def test_nodes_that_would_fail(cluster, bare_python, unshared, tmp_path) -> None
     assert (head["state"], plain["state"]) == ("fine", "fine"), rows
     assert head["name"].startswith("head ")
     assert liar["state"] == "fails"
-    assert "Ray was told 2 GPUs, torch sees 0" in liar["advice"]
+    assert "Ray was started with 2 GPUs, torch sees 0" in liar["advice"]
     assert "--num-gpus=0" in liar["advice"]
     out = the(rows, "not on 1 of 2")
     assert (out["state"], out["name"]) == ("fails", f"--out {hidden / 'runs'} on every node")

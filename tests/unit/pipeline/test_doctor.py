@@ -218,7 +218,7 @@ class TestNode:
         found = self.row(probe={"gpus": [], "built_for": None}, driver_gpus=["H200"])
 
         assert found.state == "fails"
-        assert "Ray was told 1 GPUs, torch sees 0" in found.advice
+        assert "Ray was started with 1 GPUs, torch sees 0" in found.advice
         assert "the driver lists 1, torch is built for CPUs only" in found.advice
 
     def test_unused_gpus(self) -> None:
