@@ -5,11 +5,15 @@ import os
 import pytest
 from hypothesis import settings
 
-from tests import raising
+from tests import raising, warm
 
 # Ray reads it at its first import, which test modules may do before rayddl does: left on, its hook starts
 # every worker through `uv run` where the tests were started so.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+# Hundreds of workers are started, and two thirds of their processor time would be the import of torch.
+os.environ.setdefault(warm.SWITCH, "1")
+os.environ["PYTHONPATH"] = warm.python_path(*os.environ.get("PYTHONPATH", "").split(os.pathsep))
 
 # The clusters that tests start have nobody to report to.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

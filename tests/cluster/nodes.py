@@ -50,8 +50,12 @@ def main() -> None:
     os.dup2(2, 1)
     os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    from ray._private.node import Node
     from ray.cluster_utils import Cluster
 
+    # These nodes need no autoscaler and no dashboard.
+    for needless in ("start_monitor", "start_api_server"):
+        setattr(Node, needless, lambda node, **more: None)
     # The head takes no work: what the driver has put into the object store outlives every other node.
     cluster = patiently(
         lambda: Cluster(initialize_head=True, head_node_args={**node("CPU:0"), "include_dashboard": False})

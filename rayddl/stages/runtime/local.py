@@ -33,6 +33,10 @@ LOCAL_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED
 """Ray's variables for a machine outside a cluster: 127.0.0.1 is not replaced by the machine's external address, and no
 usage statistics are sent.
 """
+NEEDLESS = ("start_monitor", "start_log_monitor", "start_api_server")
+"""Methods of Ray's node that start the autoscaler, the forwarding of logs to the driver, and the dashboard's server: a
+local Ray uses none of them, and their imports take several seconds of its start.
+"""
 AGENT_PORTS = (
     "metrics_agent_port",
     "metrics_export_port",
@@ -162,6 +166,7 @@ def _refusal(error: Exception, folder: str, log: str) -> str:
 def _started_with(mark: str) -> Iterator[None]:
     """Settings for the start of Ray: loopback, longer time limits, and a mark on its processes."""
     from ray._private import ray_constants, services
+    from ray._private.node import Node
 
     wait = str(int(START_SECONDS))
     patient = {
@@ -178,6 +183,8 @@ def _started_with(mark: str) -> Iterator[None]:
         # The same as LOCAL_ONLY, which Ray has already read if it was imported before: with an external address its
         # processes would listen on every interface.
         stack.enter_context(driver.replaced(ray_constants, "ENABLE_RAY_CLUSTER", False))
+        for name in NEEDLESS:
+            stack.enter_context(driver.replaced(Node, name, lambda node, **more: None))
         ports = _free_ports(AGENT_PORTS)
         given = driver.replaced(services, "start_raylet", _with_ports(services.start_raylet, ports))
         stack.enter_context(given)

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
+
 PATIENCE = 240.0
 RAY = "import sys; from ray.scripts.scripts import main; sys.exit(main())"
 RAYDDL = "import sys; sys.path.remove(''); from rayddl.cli import main; main()"
@@ -56,6 +58,7 @@ class Cluster:
         kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS")}
         return {
             **kept,
+            "PYTHONPATH": warm.python_path(),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
@@ -102,7 +105,7 @@ class Cluster:
 
     def rayddl(self, *words: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
         """A command attached to the cluster."""
-        path = os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
+        path = warm.python_path(str(CHECKOUT), *os.environ.get("PYTHONPATH", "").split(os.pathsep))
         return subprocess.run(
             [sys.executable, "-c", RAYDDL, *words, "--address", self.address],
             cwd=cwd, env={**self.environment, "PYTHONPATH": path, **variables},

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from rayddl.stages.runtime import failures, machine
+from tests import warm
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 NEEDED_GIB = 10
@@ -29,7 +30,7 @@ def eaten(max_retries: int, **variables: str) -> dict[str, Any]:
     here = Path(__file__)
     ended = subprocess.run(
         [sys.executable, str(here.with_name("eats.py")), str(max_retries)],
-        env={**os.environ, "PYTHONPATH": str(here.parents[3]), **variables},
+        env={**os.environ, "PYTHONPATH": warm.python_path(str(here.parents[3])), **variables},
         capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-3000:]

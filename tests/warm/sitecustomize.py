@@ -1,0 +1,144 @@
+"""Starts Ray's workers by a fork of a process that has imported torch and Ray already.
+
+Python imports this module at its start where the folder is on PYTHONPATH, as ``tests/conftest.py`` sets it. A worker's
+imports are three of the four processor seconds that it takes to start, and the tests start hundreds of workers.
+
+Every node (raylet) and runtime environment has a process of its own to fork from: the first worker that the node
+starts. So workers are below their node in the tree of processes and have its environment, as without this module, and
+nothing that a test computes is in the memory that they begin with. ``RAYDDL_TEST_WARM=0`` turns it off.
+"""
+
+import hashlib
+import json
+import os
+import socket
+import sys
+from contextlib import suppress
+
+SWITCH = "RAYDDL_TEST_WARM"
+PER_WORKER = ("RAY_JOB_ID",)
+"""Environment variables in which workers of one node and runtime environment differ."""
+IMPORTED = ("ray._private.node", "ray.actor", "torch", "pyarrow")
+FORKED = b"1"
+SETUP, WORKER = "/ray/_private/workers/setup_worker.py", "/ray/_private/workers/default_worker.py"
+OF_SETUP = ("--language=", "--serialized-runtime-env-context=")
+"""Beginnings of the words that are for the first of the two."""
+
+
+def begin() -> None:
+    """Do nothing, except in the two programs by which a node starts a worker."""
+    words = sys.orig_argv
+    if sys.platform != "linux" or os.environ.get(SWITCH, "0") == "0" or len(words) < 3:
+        return
+    if not words[1].endswith((SETUP, WORKER)) or not any(word.endswith(WORKER) for word in words):
+        return
+    own = [word for word in words[1:] if not word.endswith(SETUP) and not word.startswith(OF_SETUP)]
+    name = os.environ[SWITCH]
+    if name == "1":
+        name = name_of([word for word in words[1:] if word not in own])
+        if hand_over(name, own):
+            os._exit(0)
+    if words[1].endswith(SETUP):
+        # It starts Python once more, with the runtime environment.
+        os.environ[SWITCH] = name
+    else:
+        serve(name, own)
+
+
+def name_of(setup: list[str]) -> str:
+    """The name of the socket to ask at, which a node and a runtime environment have for themselves."""
+    same = {name: value for name, value in os.environ.items() if name not in PER_WORKER}
+    asked = json.dumps([os.getppid(), sorted(same.items()), setup])
+    return f"rayddl-{hashlib.sha256(asked.encode()).hexdigest()[:32]}"
+
+
+def hand_over(name: str, words: list[str]) -> bool:
+    """Have the worker forked by the process that listens at ``name``; false where none does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as there:
+        try:
+            there.connect(f"\0{name}")
+        except ConnectionRefusedError:
+            return False
+        own = {key: os.environ[key] for key in PER_WORKER if key in os.environ}
+        data = json.dumps({"words": words, "env": own}).encode()
+        socket.send_fds(there, [len(data).to_bytes(4, "big") + data], [0, 1, 2])
+        there.shutdown(socket.SHUT_WR)
+        return there.recv(1) == FORKED
+
+
+def serve(name: str, words: list[str]) -> None:
+    """In a node's first worker: fork every worker, this one too; returns in the forked ones."""
+    import ctypes
+    import signal
+    import struct
+
+    os.environ[SWITCH] = "1"
+    own = {name: os.environ[name] for name in PER_WORKER if name in os.environ}
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listening.bind(f"\0{name}")
+        listening.listen(64)
+    except OSError:  # another worker was the first one
+        listening.close()
+        if hand_over(name, words):
+            os._exit(0)
+        return
+    node, own_group = os.getppid(), os.getpgrp() == os.getpid()
+    ends_with_parent = 1
+    ctypes.CDLL(None).prctl(ends_with_parent, signal.SIGKILL)
+    # Ray's C++ library reads it once. A worker of no job, as a node starts some in advance, is given one with its
+    # first task.
+    os.environ["RAY_JOB_ID"] = "f" * 8
+    for module in IMPORTED:
+        with suppress(ImportError):  # a test may have hidden it: its own worker is to say so
+            __import__(module)
+    signal.signal(signal.SIGCHLD, _reap)
+    if os.fork() == 0:
+        _become(listening, own_group, words, own)
+        return
+    while os.getppid() == node:
+        there, _ = listening.accept()
+        with there:
+            _, uid, _ = struct.unpack("3i", there.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            if uid != os.getuid():
+                continue
+            data, descriptors, _, _ = socket.recv_fds(there, 1 << 16, 3)
+            size = int.from_bytes(data[:4], "big")
+            while len(data) < 4 + size:
+                data += there.recv(1 << 16)
+            worker = json.loads(data[4:])
+            if os.fork() == 0:
+                for target, descriptor in enumerate(descriptors):
+                    os.dup2(descriptor, target)
+                    os.close(descriptor)
+                _become(listening, own_group, worker["words"], worker["env"])
+                return
+            there.send(FORKED)
+            for descriptor in descriptors:
+                os.close(descriptor)
+    os._exit(0)
+
+
+def _become(listening: socket.socket, own_group: bool, words: list[str], env: dict[str, str]) -> None:
+    import signal
+
+    import numpy as np
+
+    listening.close()
+    if own_group:
+        # A node that gives each worker a process group ends the group with it.
+        os.setpgid(0, 0)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.environ.update(env)
+    np.random.seed()
+    # Python goes on with the program that it was started with, which is the same for every worker.
+    sys.argv[:] = words
+
+
+def _reap(*_: object) -> None:
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+begin()
