@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests import warm
 from tests.bench import machine
 from tests.cluster.conftest import Nodes
 
@@ -115,6 +116,8 @@ def main() -> None:
     if given.driver:
         print(json.dumps(driver(given.driver[0], int(given.driver[1]), given.seconds)))
         return
+    # Where units go does not depend on how their processes start.
+    os.environ |= {warm.SWITCH: "1", "PYTHONPATH": warm.python_path(os.environ.get("PYTHONPATH", ""))}
     print(machine.figures(), flush=True)
     rows = []
     for case, (units, nodes) in CASES.items():

@@ -113,7 +113,7 @@ def unrolled(steps: Steps, run: StudentRun, start_P: Tensor, target_P: Tensor) -
     leaves = [t.detach().requires_grad_() for t in (run.images, run.labels, run.lr)]
     images, labels, lr = leaves
     with torch.enable_grad():
-        theta = start_P
+        theta = start_P.detach().requires_grad_()
         for picked, drawn in zip(run.picks, run.draws, strict=True):
             x = augment.apply(images[picked], drawn)
             theta = theta - lr * gradient_only(steps.net, theta, x, labels[picked])

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad, grad_and_value, jvp, vmap
+from torch.func import grad_and_value, jvp, vmap
 from torch.nn import functional as F
 
 from rayddl import plugins
@@ -151,9 +151,9 @@ def _made(
 
 
 def gradient_only(net: FlatNet, theta_P: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """The gradient ``[P]`` by autograd with its graph, so that it can be differentiated again."""
-    g: Tensor = grad(lambda theta: loss(net, theta, x, y))(theta_P)
-    return g
+    """The gradient ``[P]`` at a ``theta_P`` that requires one, with its graph, to be differentiated again."""
+    (gradient_P,) = torch.autograd.grad(loss(net, theta_P, x, y), theta_P, create_graph=True)
+    return gradient_P
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:

@@ -7,8 +7,10 @@ import warnings
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from rayddl.nets import compiling
+from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
 from rayddl.nets.cost import TOGETHER_FLOPS, faster_together, forward_flops, worth_compiling
 
@@ -103,6 +105,20 @@ def test_cost_of_the_literatures_convnet() -> None:
     by_hand = 2 * (first + second + third + 4 * 4 * 128 * 10)
 
     assert forward_flops(NetConfig(), (3, 32, 32), 10) == by_hand
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("convnet", (1, 8, 8)), ("lenet", (3, 32, 32)), ("mlp", (1, 8, 8)), ("alexnet", (3, 32, 32)),
+     ("vgg11", (3, 32, 32)), ("resnet18", (3, 32, 32)), ("tv_mobilenet_v2", (3, 64, 64))],
+)  # fmt: skip
+def test_cost_is_what_torch_counts(name: str, shape: tuple[int, int, int]) -> None:
+    """Convolutions with groups or stride and linear layers, of the literature's and torchvision's networks."""
+    net = build(NetConfig(name=name), shape, 10, seed=0).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(torch.zeros(1, *shape))
+
+    assert forward_flops(NetConfig(name=name), shape, 10) == counter.get_total_flops()
 
 
 def test_only_long_work_is_compiled() -> None:

@@ -220,20 +220,28 @@ def test_uncompiled_steps_have_the_bits_of_the_functional_interface(norm: str) -
     assert not any(part is not None and part.requires_grad for part in found)
 
 
-def test_uncompiled_steps_do_not_load_the_compiler() -> None:
-    """A worker whose steps are not compiled starts without torch's compiler, which takes seconds to import."""
+def test_uncompiled_work_does_not_load_the_compiler() -> None:
+    """A worker whose steps are not compiled, and a driver that estimates a network's cost, start without torch's
+    compiler; the digits are read without scikit-learn. Each takes three seconds of processor time to import.
+    """
     code = """
 import sys, torch
+from rayddl.data.config import SourceConfig
+from rayddl.data.sources import registry
 from rayddl.methods.training.steps import steps_for
+from rayddl.nets import cost
 from rayddl.nets.build import initial
 from rayddl.nets.config import NetConfig
 net = NetConfig(depth=1, width=4)
-steps = steps_for(net, (1, 8, 8), 2, "fp32", False)
-steps.gradient(initial(net, (1, 8, 8), 2, seed=0), torch.zeros(3, 1, 8, 8), torch.ones(3, 2) / 2)
-print("torch._dynamo" in sys.modules)
+steps, theta = steps_for(net, (1, 8, 8), 2, "fp32", False), initial(net, (1, 8, 8), 2, seed=0)
+x, y = torch.zeros(3, 1, 8, 8), torch.ones(3, 2) / 2
+steps.gradient(theta, x, y)
+cost.forward_flops(net, (1, 8, 8), 2)
+assert len(registry.load(SourceConfig(name="digits")).train) > 1400
+print([name for name in ("torch._dynamo", "sklearn") if name in sys.modules])
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "False"
+    assert ran.stdout.strip() == "[]"
 
 
 def test_derived_seeds_are_stable_and_distinct() -> None:
