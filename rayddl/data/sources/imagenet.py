@@ -102,13 +102,17 @@ def _files(folder: Folder, wanted: tuple[str, ...], config: SourceConfig) -> Spl
     if config.subset is None:
         # One recursive listing is much faster than one for each of a thousand classes.
         known = set(wanted)
-        inside = [(name, size) for name, size in trees.list_images(folder) if name.split("/")[0] in known]
+        inside = [
+            (name, size)
+            for name, size in trees.list_images(folder, trees.within(config))
+            if name.split("/")[0] in known
+        ]
         files = tuple(ImageFile(name, name.split("/")[0], size) for name, size in inside if "/" in name)
     else:
         files = tuple(
             ImageFile(f"{wnid}/{name}", wnid, size)
             for wnid in wanted
-            for name, size in trees.list_images(folder.child(wnid))
+            for name, size in trees.list_images(folder.child(wnid), trees.within(config))
         )
     trees.refuse_no_images(config.name, place(folder), files, "<wnid>/<image>", _tree(config))
     folders.refuse_empty(config, folder, sorted(set(wanted) - {file.class_ for file in files}))

@@ -72,7 +72,7 @@ def _refuse_missing(root: Folder, config: SourceConfig) -> None:
 def _train(folder: Folder, classes: tuple[str, ...], config: SourceConfig) -> Split:
     there = {name for name in folder.folders() if not name.startswith(".")}
     _refuse_difference(folder, classes, there)
-    inside = [(name, size) for name, size in trees.list_images(folder) if "/" in name]
+    inside = [(name, size) for name, size in trees.list_images(folder, trees.within(config)) if "/" in name]
     files = tuple(ImageFile(name, name.split("/")[0], size) for name, size in inside)
     trees.refuse_no_images(config.name, place(folder), files, "<wnid>/images/<image>", _tree(config))
     folders.refuse_empty(config, folder, sorted(set(classes) - {file.class_ for file in files}))
@@ -93,7 +93,7 @@ def _refuse_difference(folder: Folder, classes: tuple[str, ...], there: set[str]
 
 def _val(folder: Folder, classes: set[str], config: SourceConfig) -> Split:
     labels = _annotations(folder, classes)
-    sizes = dict(trees.list_images(folder.child("images")))
+    sizes = dict(trees.list_images(folder.child("images"), trees.within(config)))
     trees.refuse_no_images(config.name, place(folder.child("images")), sizes, "<image>", _tree(config))
     unlabelled, absent = sorted(set(sizes) - set(labels)), sorted(set(labels) - set(sizes))
     if unlabelled or absent:

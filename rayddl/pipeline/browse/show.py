@@ -111,6 +111,10 @@ def _set(folder: Folder, verify: bool) -> Inspected:
             code="set-document-malformed",
         )
     checked = _verified(folder, meta) if verify else ""
+    if folder.has("set.safetensors"):
+        from rayddl.data.distilled import DistilledSet
+
+        DistilledSet.load(folder)
     files = folder.files()
     head = {
         "folder": scrub(str(folder)),
