@@ -46,7 +46,11 @@ def walk(top: str, within: str | None) -> Iterator[tuple[str, int]]:
 
 
 def _below(folder: str, prefix: str, inside: str | None, above: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    with os.scandir(folder) as entries:
+    try:
+        listed = os.scandir(folder)
+    except FileNotFoundError:
+        return  # removed meanwhile
+    with listed as entries:
         for entry in entries:
             name, linked = prefix + shown(entry.name), entry.is_symlink()
             if linked:
@@ -62,7 +66,11 @@ def _below(folder: str, prefix: str, inside: str | None, above: tuple[str, ...])
                 here = trail if linked else (*above, os.path.join(above[-1], entry.name))
                 yield from _below(entry.path, f"{name}/", inside, here)
             elif entry.is_file():
-                yield name, entry.stat().st_size
+                try:
+                    size = entry.stat().st_size
+                except FileNotFoundError:
+                    continue
+                yield name, size
             elif linked and inside is not None:
                 yield name, 0
 

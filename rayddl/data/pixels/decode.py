@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -193,4 +194,6 @@ def _threads() -> int:
 
 def reason(error: Exception) -> str:
     """The first line of the error's message, at most 300 characters; its type if the message is empty."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    # PIL names the object in memory that it reads from.
+    text = re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", str(error)).strip()
+    return (text or type(error).__name__).splitlines()[0][:300]

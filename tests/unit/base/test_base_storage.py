@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from rayddl import localfiles
 from rayddl.cli.app import app
 from rayddl.storage import Folder, split
 from tests.raising import raises
@@ -132,3 +134,19 @@ def test_two_names_that_are_shown_alike_are_refused(tmp_path: Path) -> None:
 
     with raises("names-alike"):
         Folder(str(tmp_path)).files()
+
+
+def test_files_that_vanish_while_they_are_listed_are_passed_over(tmp_path: Path) -> None:
+    """Other processes finish and remove files at any time."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for number in range(3):
+            (tmp_path / folder / str(number)).write_bytes(b"x")
+
+    listed = localfiles.walk(str(tmp_path), None)
+    first, _ = next(listed)
+    for folder in ("a", "b"):
+        shutil.rmtree(tmp_path / folder)
+
+    assert first.count("/") == 1
+    assert list(listed) == []
