@@ -84,11 +84,10 @@ class Folder:
         if not isinstance(filesystem, fs.LocalFileSystem):
             found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
             return [(info.base_name, info.type) for info in found]
-        try:
-            with os.scandir(localfiles.real(path)) as entries:
-                return [(localfiles.shown(entry.name), _type(entry)) for entry in entries]
-        except FileNotFoundError:
+        if not os.path.exists(localfiles.real(path)):
             return []
+        with os.scandir(localfiles.real(path)) as entries:
+            return [(localfiles.shown(entry.name), _type(entry)) for entry in entries]
 
     def files(self, within: Folder | None = None) -> dict[str, int]:
         """Return the size in bytes of every file in this folder and below, by its name relative to the folder.

@@ -49,7 +49,7 @@ def read(column: pa.ChunkedArray, metadata: dict[bytes, bytes], where: str, key:
         )
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    names, text = _names_in(metadata, key), not pa.types.is_integer(column.type)
+    names, text = names_in(metadata, key), not pa.types.is_integer(column.type)
     if text:
         column = _readable(column)
     distinct = [label for label in sorted(pc.unique(column).to_pylist()) if str(label) != UNLABELLED]
@@ -93,7 +93,8 @@ def _mapped(positions: Labels, codes: Labels) -> Labels:
     return np.append(positions, -1)[codes]
 
 
-def _names_in(metadata: dict[bytes, bytes], key: str) -> tuple[str, ...] | None:
+def names_in(metadata: dict[bytes, bytes], key: str) -> tuple[str, ...] | None:
+    """The class names that ``metadata`` give for the column ``key``, in label order; ``None`` if they give none."""
     if b"classes" in metadata:
         return tuple(line.strip() for line in decoded(metadata[b"classes"]).splitlines() if line.strip())
     try:

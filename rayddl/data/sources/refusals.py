@@ -63,6 +63,18 @@ def refuse_all_unlabelled(splits: Mapping[str, Sequence[NDArray[np.int64]]], whe
             )
 
 
+def refuse_links(config: SourceConfig, folder: Folder, names: Sequence[str]) -> None:
+    """Raise :class:`SourceError` if links lead one of the files ``names`` out of ``folder``, unless the source allows
+    it.
+    """
+    outside = [] if config.follow_links else [name for name in names if folder.leaves(name, folder)]
+    if outside:
+        raise SourceError(
+            f"source {config.name} in {place(folder)}: links lead out of it: {shown(outside)}. {FOLLOW}",
+            code="link-leaves-root",
+        )
+
+
 def shown(names: Sequence[str], most: int = SHOWN) -> str:
     """The first ``most`` names, and the number of the others."""
     text = ", ".join(names[:most])

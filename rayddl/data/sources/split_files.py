@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from rayddl.data.config import SourceConfig
-from rayddl.data.sources.refusals import FOLLOW, place, shown
+from rayddl.data.sources.refusals import place, refuse_links, shown
 from rayddl.errors import SourceError
 from rayddl.storage import Folder
 
@@ -43,8 +43,7 @@ def find(config: SourceConfig, folder: Folder, ending: str) -> dict[str, list[st
         _refuse_missing(config, folder, split, found[split], tried)
         if not found[split]:
             raise SourceError(_nothing(config, folder, split, tried, ending), code="split-without-files")
-        if not config.follow_links:
-            _refuse_links(config, folder, found[split])
+        refuse_links(config, folder, found[split])
     shared = sorted(set(found["train"]) & set(found["test"]))
     if shared:
         raise SourceError(
@@ -78,15 +77,6 @@ def _refuse_mixture(
             f"{shown(names)}. Say which with source.train and source.test, for example --set "
             f"source.{split}={names[0]} (a glob takes several files).",
             code="split-ambiguous",
-        )
-
-
-def _refuse_links(config: SourceConfig, folder: Folder, names: Sequence[str]) -> None:
-    outside = [name for name in names if folder.leaves(name, folder)]
-    if outside:
-        raise SourceError(
-            f"source {config.name} in {place(folder)}: links lead out of it: {shown(outside)}. {FOLLOW}",
-            code="link-leaves-root",
         )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import folders, trees
-from rayddl.data.sources.refusals import open_root, place, refuse_one_class, shown
+from rayddl.data.sources.refusals import open_root, place, refuse_links, refuse_one_class, shown
 from rayddl.data.sources.trees import ImageFile, Split, Survey
 from rayddl.errors import SourceError
 from rayddl.storage import Folder
@@ -57,6 +57,7 @@ def survey(config: SourceConfig) -> Survey:
 
 
 def _refuse_missing(root: Folder, config: SourceConfig) -> None:
+    refuse_links(config, root, ["wnids.txt", f"val/{_ANNOTATIONS}"])
     missing = [name for name in ("train", "val/images") if not root.child(name).exists()]
     missing += [name for name in ("wnids.txt", f"val/{_ANNOTATIONS}") if not root.has(name)]
     if missing:

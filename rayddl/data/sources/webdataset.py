@@ -2,8 +2,8 @@
 
 An image member has an image's ending; the label is the member ``cls``, or the ``label`` of a member
 ``json``. Labels are text: ``007`` and ``7`` are two classes. Only next to a ``classes.txt``, and if all labels
-of all shards are whole numbers, they are numbers of its lines, from 0. Shards must be uncompressed, so that an
-image can be read by offset and size.
+of all shards are whole numbers, they are numbers of its lines, from 0 (names, if only that is possible).
+Shards must be uncompressed, so that an image can be read by offset and size.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -30,6 +31,7 @@ from rayddl.data.sources.refusals import (
     place,
     refuse_absent_classes,
     refuse_all_unlabelled,
+    refuse_links,
     refuse_one_class,
     shown,
     unlabelled,
@@ -138,14 +140,14 @@ def _notes(survey: _Survey) -> tuple[str, ...]:
 def _survey(config: SourceConfig) -> _Survey:
     folder = open_root(config, "tar shards")
     found = find(config, folder, ".tar")
+    refuse_links(config, folder, [NAMES])
     named = {b"classes": folder.read(NAMES)} if folder.has(NAMES) else {}
     shards = {
         split: [_scanned(folder, name, folder.size(name), folder.modified(name)) for name in names]
         for split, names in found.items()
     }
-    numbered = bool(named) and _are_numbers(
-        {label for parts in shards.values() for shard in parts for label in shard.labels}
-    )
+    written = {label for parts in shards.values() for shard in parts for label in shard.labels}
+    numbered = bool(named) and _are_numbers(written, parquet_labels.names_in(named, "cls") or ())
     columns = {
         split: [_column(shard, named, folder.path(shard.name), numbered) for shard in parts]
         for split, parts in shards.items()
@@ -172,11 +174,14 @@ def _survey(config: SourceConfig) -> _Survey:
     return _Survey(folder, classes, splits)
 
 
-def _are_numbers(labels: set[str]) -> bool:
+def _are_numbers(labels: set[str], names: Sequence[str]) -> bool:
     """True if the labels of all shards are numbers of lines of ``classes.txt``, not names. Decided once, because one
     shard may hold only such names as look like numbers.
     """
-    return all(parquet_labels.whole(label) for label in labels)
+    if not all(parquet_labels.whole(label) for label in labels):
+        return False
+    beyond = any(int(label) >= len(names) for label in labels)
+    return not (beyond and labels <= {*names, parquet_labels.UNLABELLED})
 
 
 def _column(shard: _Shard, named: dict[bytes, bytes], where: str, numbered: bool) -> parquet_labels.Column:

@@ -374,3 +374,30 @@ def test_names_that_are_not_utf8_are_carried_through(photos: Path, streamed: boo
         found = sources.load(_folders(photos))
         assert found.train.classes == ("if\\xe8", "oak")
         assert found.train.images[:, 0, 0, 0].tolist() == [1, 1, 1, 0, 0, 0]
+
+
+def test_a_list_of_class_names_does_not_leave_by_a_link(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """No line of another file becomes a class."""
+    aside = tmp_path_factory.mktemp("aside")
+    (aside / "private").write_text("one\ntwo\n")
+    (tmp_path / "classes.txt").symlink_to(aside / "private")
+    for name in ("train", "val"):
+        _shard(tmp_path / f"{name}-0.tar", [b"0", b"1"])
+
+    with raises("link-leaves-root"):
+        sources.fingerprint(_tars(tmp_path))
+
+
+@pytest.mark.parametrize(("names", "labels"), [("4\n7\n20\n", [2, 0, 1]), ("2\n0\n1\n", [1, 2, 0])])
+def test_whole_numbers_beside_class_names_that_are_numbers(
+    tmp_path: Path, names: str, labels: list[int]
+) -> None:
+    """They are names if they cannot be numbers of lines, and else numbers of lines."""
+    (tmp_path / "classes.txt").write_text(names)
+    written = [b"20", b"4", b"7"] if "20" in names else [b"1", b"2", b"0"]
+    for split in ("train", "val"):
+        _shard(tmp_path / f"{split}-0.tar", written)
+
+    assert sources.load(_tars(tmp_path)).train.labels.tolist() == labels
