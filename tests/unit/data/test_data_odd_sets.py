@@ -163,7 +163,7 @@ def test_a_set_with_impossible_numbers_is_refused_everywhere(tmp_path: Path, key
 
 
 def test_a_set_with_impossible_numbers_is_not_saved(tmp_path: Path) -> None:
-    """A method that made them hears of it."""
+    """The method that made them ends with an error."""
     fitted = space.fit("normalise", REAL)
     for images, labels, rate in (
         (IMAGES / 0, HARD, 0.1),

@@ -68,7 +68,7 @@ def _folders(root: Path, **more: object) -> SourceConfig:
 
 
 def test_labels_in_tars_are_text_over_all_shards(tmp_path: Path) -> None:
-    """A shard of numbers beside one of words is read as text: leading zeros and signs stay."""
+    """A shard of numbers next to one of words is read as text: leading zeros and signs stay."""
     _shard(tmp_path / "train-0.tar", [b"042", b"+5", b"5"])
     _shard(tmp_path / "train-1.tar", [b"042", b"x"], first=3)
     _shard(tmp_path / "val-0.tar", [b"5"])
@@ -79,7 +79,7 @@ def test_labels_in_tars_are_text_over_all_shards(tmp_path: Path) -> None:
     assert [found.train.classes[label] for label in found.train.labels] == ["042", "+5", "5", "042", "x"]
 
 
-def test_names_that_look_like_numbers_beside_class_names(tmp_path: Path) -> None:
+def test_names_that_look_like_numbers_with_class_names(tmp_path: Path) -> None:
     """One shard's labels are all whole numbers, the other's are not: both are names of ``classes.txt``."""
     (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbf101\n7\nb2\n")
     _shard(tmp_path / "train-0.tar", [b"7", b"101"])
@@ -391,7 +391,7 @@ def test_a_list_of_class_names_does_not_leave_by_a_link(
 
 
 @pytest.mark.parametrize(("names", "labels"), [("4\n7\n20\n", [2, 0, 1]), ("2\n0\n1\n", [1, 2, 0])])
-def test_whole_numbers_beside_class_names_that_are_numbers(
+def test_whole_numbers_with_class_names_that_are_numbers(
     tmp_path: Path, names: str, labels: list[int]
 ) -> None:
     """They are names if they cannot be numbers of lines, and else numbers of lines."""
