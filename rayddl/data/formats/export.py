@@ -6,10 +6,13 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from rayddl.errors import ArtifactError, UserError
 from rayddl.storage import Folder
+
+if TYPE_CHECKING:
+    from rayddl.data.distilled import DistilledSet
 
 Format: TypeAlias = Literal["imagefolder", "parquet", "webdataset", "pt", "hf"]
 FORMATS: tuple[Format, ...] = ("imagefolder", "parquet", "webdataset", "pt", "hf")
@@ -42,9 +45,10 @@ def export_set(folder: Folder, form: str, to: Folder) -> list[str]:
 
     if form not in FORMATS:
         raise UserError(f"unknown format {form!r}; known: {', '.join(FORMATS)}", code="unknown-format")
-    forms = {"imagefolder": _pictures, "parquet": _table, "webdataset": _shards, "pt": _tensors, "hf": _hub}
+    forms = {"parquet": _table, "webdataset": _shards, "pt": _tensors, "hf": _hub}
     made = DistilledSet.load(folder)
-    files = {**dict(forms[form](folder)), NAMES: "\n".join([*made.classes, ""]).encode()}
+    found = _pictures(made) if form == "imagefolder" else forms[form](folder)
+    files = {**dict(found), NAMES: "\n".join([*made.classes, ""]).encode()}
     there = sorted(name for name in files if to.has(name))
     if there:
         raise UserError(
@@ -57,12 +61,10 @@ def export_set(folder: Folder, form: str, to: Folder) -> list[str]:
     return [to.path(name) for name in files]
 
 
-def _pictures(folder: Folder) -> Iterator[tuple[str, bytes]]:
+def _pictures(made: DistilledSet) -> Iterator[tuple[str, bytes]]:
     # From the tensors, because the PNG files of a set of an earlier version may sort in another order.
     from rayddl.data import views
-    from rayddl.data.distilled import DistilledSet
 
-    made = DistilledSet.load(folder)
     folders = views.class_folders(made.classes)
     for picture in views.pictures(made.pixels().cpu(), made.hard_labels.cpu(), folders):
         yield picture.path, picture.png
