@@ -46,7 +46,7 @@ def unlabelled(splits: Mapping[str, Sequence[NDArray[np.int64]]]) -> tuple[str, 
     """A sentence on the images with the label -1 in each split's files, if there are any."""
     counts = {split: sum(int((part < 0).sum()) for part in parts) for split, parts in splits.items()}
     return tuple(
-        f"{count:,} images of the {split} split have the label -1, which means unlabelled; they are left out"
+        f"left out of the {split} split: {count:,} with the label -1, which means unlabelled"
         for split, count in counts.items()
         if count
     )

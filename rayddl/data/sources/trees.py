@@ -86,8 +86,7 @@ def is_hidden(name: str) -> bool:
 def notes(survey: Survey) -> tuple[str, ...]:
     """A sentence on the files in each split's class folders that are no images by their ending, if there are any."""
     return tuple(
-        f"{len(part.others):,} files in class folders of {part.folder} are left out, because their endings are none of "
-        f"images: {shown(part.others)}"
+        f"left out of {part.folder}: {len(part.others):,} with an ending of no image: {shown(part.others)}"
         for part in survey.splits.values()
         if part.others
     )

@@ -145,8 +145,8 @@ def test_rows_without_a_label_are_left_out_and_counted(
         assert found.train.images[:, 0, 0, 0].tolist() == [1, 2, 4]
     assert labels == [1, 0, 1]
     assert classes == (("ant", "bee") if names else ("0", "1"))
-    assert [note.split(" have ")[0] for note in notes] == [
-        "3 images of the train split", "1 images of the test split",
+    assert [note.split(" with ")[0] for note in notes] == [
+        "left out of the train split: 3", "left out of the test split: 1",
     ]  # fmt: skip
     assert (glance(config).train, glance(config).test) == (3, 2)
 
@@ -160,7 +160,7 @@ def test_tars_without_a_label_are_left_out(tmp_path: Path) -> None:
 
     assert found.train.classes == ("1", "2")
     assert found.train.labels.tolist() == [1, 0]
-    assert "2 images of the train split" in found.notes[0]
+    assert "the train split: 2 with the label -1" in found.notes[0]
 
 
 def test_a_split_without_any_label_is_refused(tmp_path: Path) -> None:
@@ -243,8 +243,7 @@ def test_every_file_of_a_class_is_used_or_named(photos: Path) -> None:
     assert found.train.labels.tolist().count(0) == 6
     assert found.bad == (f"{oak / 'd.heif'}: cannot identify image file",)
     (note,) = found.notes
-    assert note.startswith("1 files in class folders")
-    assert "oak/notes.txt" in note
+    assert note.endswith(": 1 with an ending of no image: oak/notes.txt")
 
 
 def _ramp(root: Path, top: int) -> None:
