@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import stat
 import uuid
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -15,10 +17,14 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pyarrow import NativeFile, fs
+from pyarrow import NativeFile, OSFile, fs
 
+from rayddl import localfiles
 from rayddl.credentials import scrub
 from rayddl.errors import PathError
+
+_SCRATCH = re.compile(r"\.tmp-[0-9a-f]{8}$")
+"""The end of the name of a file that is being written."""
 
 
 @dataclass(frozen=True)
@@ -66,62 +72,92 @@ class Folder:
 
     def names(self) -> list[str]:
         """Return the sorted names of the files directly in this folder, without unfinished ones."""
-        filesystem, path = self._opened
-        found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-        return sorted(f.base_name for f in found if f.type == fs.FileType.File and ".tmp-" not in f.base_name)
+        return sorted(n for n, kind in self._entries() if kind == fs.FileType.File and not _unfinished(n))
 
     def folders(self) -> list[str]:
         """Return the sorted names of the folders directly in this folder."""
-        filesystem, path = self._opened
-        found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-        return sorted(f.base_name for f in found if f.type == fs.FileType.Directory)
+        return sorted(name for name, kind in self._entries() if kind == fs.FileType.Directory)
 
-    def files(self) -> dict[str, int]:
+    def _entries(self) -> list[tuple[str, fs.FileType]]:
+        """The names and types in the folder; links count as what they lead to."""
+        filesystem, path = self._opened
+        if not isinstance(filesystem, fs.LocalFileSystem):
+            found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+            return [(info.base_name, info.type) for info in found]
+        if not os.path.exists(localfiles.real(path)):
+            return []
+        with os.scandir(localfiles.real(path)) as entries:
+            return [(localfiles.shown(entry.name), _type(entry)) for entry in entries]
+
+    def files(self, within: Folder | None = None) -> dict[str, int]:
         """Return the size in bytes of every file in this folder and below, by its name relative to the folder.
 
-        Sorted by name, without unfinished files; makes one listing request on any filesystem.
+        Sorted by name, without unfinished files; makes one listing request on any filesystem. Raises
+        :class:`PathError` for links that run in a circle, or lead out of the local folder ``within``.
         """
         filesystem, path = self._opened
+        if isinstance(filesystem, fs.LocalFileSystem):
+            if not self.exists():
+                return {}
+            root = None if within is None else within._opened[1]
+            return dict(sorted((n, s) for n, s in localfiles.walk(path, root) if not _unfinished(n)))
         found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
         sizes = {
             f.path[len(path) :].lstrip("/"): int(f.size or 0)
             for f in found
-            if f.type == fs.FileType.File and ".tmp-" not in f.base_name
+            if f.type == fs.FileType.File and not _unfinished(f.base_name)
         }
         return dict(sorted(sizes.items()))
 
+    def leaves(self, name: str, root: Folder) -> bool:
+        """True if links lead the local file ``name`` out of ``root``; remote filesystems have no links."""
+        filesystem, path = self._opened
+        local = isinstance(filesystem, fs.LocalFileSystem)
+        return local and localfiles.leaves(f"{path}/{_inside(name)}", root._opened[1])
+
     def modified(self, name: str) -> datetime | None:
         """Return when the file ``name`` was last written, in UTC; ``None`` if the filesystem does not know."""
-        filesystem, path = self._opened
-        moment = filesystem.get_file_info(f"{path}/{_inside(name)}").mtime
+        moment = self._info(name).mtime
         return moment.astimezone(timezone.utc) if isinstance(moment, datetime) else None
 
     def exists(self) -> bool:
         """True if the folder exists (on object stores: if any file below it exists)."""
-        filesystem, path = self._opened
-        return bool(filesystem.get_file_info(path).type == fs.FileType.Directory)
+        return bool(self._info(None).type == fs.FileType.Directory)
 
     def has(self, name: str) -> bool:
         """True if the file ``name`` exists."""
-        filesystem, path = self._opened
-        info = filesystem.get_file_info(f"{path}/{_inside(name)}")
-        return bool(info.type == fs.FileType.File)
+        return bool(self._info(name).type == fs.FileType.File)
 
     def size(self, name: str) -> int:
         """Return the size of the file ``name`` in bytes; 0 if it does not exist."""
+        return int(self._info(name).size or 0)
+
+    def _info(self, name: str | None) -> fs.FileInfo:
+        """Type, size and time of the file ``name``, or of the folder itself."""
         filesystem, path = self._opened
-        return int(filesystem.get_file_info(f"{path}/{_inside(name)}").size or 0)
+        target = path if name is None else f"{path}/{_inside(name)}"
+        odd = _odd(filesystem, target)
+        if odd is None:
+            return filesystem.get_file_info(target)
+        found = os.stat(odd)
+        if stat.S_ISDIR(found.st_mode):
+            return fs.FileInfo(target, type=fs.FileType.Directory)
+        return fs.FileInfo(target, type=fs.FileType.File, mtime_ns=found.st_mtime_ns, size=found.st_size)
 
     def read(self, name: str) -> bytes:
         """Return the content of the file ``name``. Raises ``FileNotFoundError``."""
         filesystem, path = self._opened
-        with filesystem.open_input_stream(f"{path}/{_inside(name)}") as stream:
+        target = f"{path}/{_inside(name)}"
+        odd = _odd(filesystem, target)
+        with OSFile(odd) if odd is not None else filesystem.open_input_stream(target) as stream:
             return bytes(stream.read())
 
     def open(self, name: str) -> NativeFile:
         """Open the file ``name`` for random access, so that a footer is read without the rest."""
         filesystem, path = self._opened
-        return filesystem.open_input_file(f"{path}/{_inside(name)}")
+        target = f"{path}/{_inside(name)}"
+        odd = _odd(filesystem, target)
+        return OSFile(odd) if odd is not None else filesystem.open_input_file(target)
 
     def write(self, name: str, data: bytes) -> None:
         """Write the file ``name``; other processes never see it half-written."""
@@ -170,6 +206,24 @@ def split(where: str) -> tuple[Folder, str]:
     place, mark, options = where.partition("?") if "://" in where else (where, "", "")
     parent, _, name = place.rstrip("/").rpartition("/")
     return Folder((parent or ("/" if place.startswith("/") else ".")) + mark + options), name
+
+
+def _odd(filesystem: fs.FileSystem, path: str) -> bytes | None:
+    """The bytes of a local path that is not UTF-8, which pyarrow's filesystem cannot open; ``None`` for others."""
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        return None
+    real = localfiles.real(path)
+    return None if real == path else os.fsencode(real)
+
+
+def _type(entry: os.DirEntry[str]) -> fs.FileType:
+    if entry.is_dir():
+        return fs.FileType.Directory
+    return fs.FileType.File if entry.is_file() else fs.FileType.Unknown
+
+
+def _unfinished(name: str) -> bool:
+    return _SCRATCH.search(name) is not None
 
 
 def _inside(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pickle import UnpicklingError  # raised by torch.load; nothing here unpickles
 from typing import IO, Any
 
@@ -24,5 +25,15 @@ def load(file: str | IO[bytes] | NativeFile, *, mapped: bool = False) -> Any:
     except FileNotFoundError:
         raise
     except (RuntimeError, OSError, EOFError, ValueError, TypeError, LookupError, UnpicklingError) as error:
-        lines = str(error).strip().splitlines()
-        raise NotTensors(lines[0] if lines else type(error).__name__) from error
+        raise NotTensors(_in_words(error)) from error
+
+
+def _in_words(error: Exception) -> str:
+    """The reason in one line, without the terminal codes of torch's message and its advice to trust the file."""
+    text = str(error)
+    named = re.search(r"GLOBAL ([\w.]+)", text)
+    if named:
+        return f"it holds an object of {named[1]}"
+    reason = text.partition("WeightsUnpickler error: ")[2] or text
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", reason).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -52,6 +52,12 @@ class SourceConfig(Config):
     """``parquet``: the column of labels."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
     """Largest share of unreadable images; with more the source is refused."""
+    range: int | None = Field(default=None, ge=1, le=65535)
+    """The value of white in images of 16 bits per pixel, e.g. 4095 for 12-bit pictures; a larger value makes an image
+    unreadable. Default: 65535."""
+    follow_links: bool = False
+    """Use images to which links inside ``root`` lead, wherever they are. Default: a link out of ``root`` is
+    refused."""
 
     @model_validator(mode="before")
     @classmethod

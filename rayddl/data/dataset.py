@@ -41,3 +41,5 @@ class Source:
     """Hexadecimal hash of contents and settings; it does not depend on where the files are."""
     bad: tuple[str, ...] = ()
     """The unreadable images, which are left out of the splits, each as ``path: reason``."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what the files have and the splits leave out, and on pixels that look wrong."""

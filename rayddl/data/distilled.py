@@ -15,6 +15,7 @@ On disk it is a folder::
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -34,6 +35,7 @@ from rayddl.storage import Folder
 _TENSORS, _META = "set.safetensors", "set.json"
 KIND = sealed.Kind("rayddl distilled set", 1, _META, "distilled set", "a", "make the set again")
 _SPACE = "space."
+_SUM_TOLERANCE = 1e-2
 LR_STUDENT = 0.01
 """The learning rate of hard-label students if none was learned: the start value of ``lr_student`` in MTT's code."""
 
@@ -103,8 +105,8 @@ class DistilledSet:
     def save(self, folder: Folder) -> None:
         """Write the set and its views into ``folder``, replacing an existing set.
 
-        Other files are not changed. Raises ``ValueError`` if the shapes of the parts do not match or
-        ``info`` is not JSON.
+        Other files are not changed. Raises ``ValueError`` if the shapes of the parts do not match, if a number
+        cannot be right (see :meth:`wrong_values`), or if ``info`` is not JSON.
         """
         self._refuse_misfit()
         json.dumps(dict(self.info), allow_nan=False)
@@ -195,6 +197,28 @@ class DistilledSet:
             )
         if count == 0 or (hard and not (0 <= int(self.labels.min()) <= int(self.labels.max()) < classes)):
             raise ValueError(f"{count} images with labels outside 0 ... {classes - 1}, or none at all")
+        wrong = self.wrong_values()
+        if wrong:
+            raise ValueError(wrong)
+
+    def wrong_values(self) -> str:
+        """What is wrong with the numbers, in words: not finite, a learning rate of 0 or below, or soft labels that are
+        no distributions. Empty if nothing is.
+        """
+        numbers = {"images": self.stored, "labels": self.labels, **self.space.tensors()}
+        for name, tensor in numbers.items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                return f"{name} holds numbers that are not finite"
+        if not (math.isfinite(self.lr_student) and self.lr_student > 0):
+            return f"lr_student is {self.lr_student:g}, expected a finite number above 0"
+        if self.labels.ndim == 2:
+            sums = self.labels.sum(1)
+            if float(self.labels.min()) < 0 or float((sums - 1).abs().max()) > _SUM_TOLERANCE:
+                return (
+                    f"soft labels run from {float(self.labels.min()):g}, with sums of rows from "
+                    f"{float(sums.min()):g} to {float(sums.max()):g}; expected none below 0, and sums of 1"
+                )
+        return ""
 
 
 def _remove_previous(folder: Folder) -> None:

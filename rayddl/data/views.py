@@ -36,7 +36,19 @@ class Picture(NamedTuple):
 
 
 def class_folders(classes: Sequence[str]) -> tuple[str, ...]:
-    """A folder name for each class: readable, unique, and valid on every file system."""
+    """A folder name for each class: readable, unique, valid on every file system, and sorted in the classes' order.
+
+    Libraries that read images by folder number the classes by sorted folder names. Where the names' own order is
+    another one, the class's number is put before the name.
+    """
+    folders, width = plain_folders(classes), len(str(len(classes) - 1))
+    if sorted(folders) == list(folders):
+        return folders
+    return tuple(f"{index:0{width}d}-{folder}" for index, folder in enumerate(folders))
+
+
+def plain_folders(classes: Sequence[str]) -> tuple[str, ...]:
+    """A folder name for each class, whatever their order: readable, unique, and valid on every file system."""
     plain = [_safe(name) for name in classes]
     # Some file systems ignore case.
     taken = Counter(name.casefold() for name in plain)

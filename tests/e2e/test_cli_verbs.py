@@ -197,11 +197,11 @@ class TestEvaluate:
 
 class TestExport:
     def test_incomplete(self, finished: Path) -> None:
-        """A set without pictures is refused; exit code 2."""
+        """A set whose document is none is refused; exit code 2."""
         ended = command(finished, "export", "demo", "--to", "x")
 
         assert ended.returncode == 2
-        assert "has no images/; copy the whole set, or make it again" in ended.stderr
+        assert "does not describe a distilled set" in ended.stderr
 
     def test_unknown_format(self, finished: Path) -> None:
         """An unknown format answers with the known ones."""

@@ -6,38 +6,49 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from rayddl.errors import ArtifactError, UserError
 from rayddl.storage import Folder
+
+if TYPE_CHECKING:
+    from rayddl.data.distilled import DistilledSet
 
 Format: TypeAlias = Literal["imagefolder", "parquet", "webdataset", "pt", "hf"]
 FORMATS: tuple[Format, ...] = ("imagefolder", "parquet", "webdataset", "pt", "hf")
 SHARD_BYTES = 100 * 2**20
 """Bytes of images after which a new tar file is begun."""
-_TABLE, _PICTURES = "images.parquet", "images"
+NAMES = "classes.txt"
+"""The file of an export that names the classes, a line each, in label order."""
+_TABLE = "images.parquet"
 
 
 def export_set(folder: Folder, form: str, to: Folder) -> list[str]:
     """Write the set in ``folder`` into ``to``; returns the paths of the files written.
 
-    - ``imagefolder``: PNG files, ``<class>/<number>.png``, rounded to bytes.
+    - ``imagefolder``: PNG files, ``<class>/<number>.png``, rounded to bytes; sorted folders are in label order.
     - ``parquet``: ``images.parquet`` with the columns ``image`` and ``label``, also rounded to bytes.
     - ``webdataset``: tar files with ``<number>.png`` and ``<number>.cls`` for each image, and
-      ``<number>.soft_label.json`` for soft labels, and ``classes.txt`` with a name per line.
+      ``<number>.soft_label.json`` for soft labels.
     - ``pt``: ``images_best.pt`` (float32 [N, C, H, W] in model space) and ``labels_best.pt``, plain
       tensors in the layout that MTT's code saves and reads, not rounded; with ``set.json`` and
       ``space.safetensors``, which hold the learning rate and the pixel space for training.
     - ``hf``: a folder for ``datasets.load_dataset``: the table, a card (``README.md``), and the
     unrounded tensors for ``rayddl.load_set``.
 
+    Each has ``classes.txt``, the names of the classes in label order, one per line.
+
     Never overwrites a file: raises :class:`UserError` if ``to`` already has one of the names, and
-    :class:`ArtifactError` if the set is incomplete.
+    :class:`ArtifactError` if the set is incomplete, was altered, or has numbers that cannot be right.
     """
+    from rayddl.data.distilled import DistilledSet
+
     if form not in FORMATS:
         raise UserError(f"unknown format {form!r}; known: {', '.join(FORMATS)}", code="unknown-format")
-    forms = {"imagefolder": _pictures, "parquet": _table, "webdataset": _shards, "pt": _tensors, "hf": _hub}
-    files = dict(forms[form](folder))
+    forms = {"parquet": _table, "webdataset": _shards, "pt": _tensors, "hf": _hub}
+    made = DistilledSet.load(folder)
+    found = _pictures(made) if form == "imagefolder" else forms[form](folder)
+    files = {**dict(found), NAMES: "\n".join([*made.classes, ""]).encode()}
     there = sorted(name for name in files if to.has(name))
     if there:
         raise UserError(
@@ -50,16 +61,13 @@ def export_set(folder: Folder, form: str, to: Folder) -> list[str]:
     return [to.path(name) for name in files]
 
 
-def _pictures(folder: Folder) -> Iterator[tuple[str, bytes]]:
-    inside = folder.child(_PICTURES)
-    names = list(inside.files())
-    if not names:
-        raise ArtifactError(
-            f"the set in {folder} has no images/; copy the whole set, or make it again",
-            code="set-without-images",
-        )
-    for name in names:
-        yield name, inside.read(name)
+def _pictures(made: DistilledSet) -> Iterator[tuple[str, bytes]]:
+    # From the tensors, because the PNG files of a set of an earlier version may sort in another order.
+    from rayddl.data import views
+
+    folders = views.class_folders(made.classes)
+    for picture in views.pictures(made.pixels().cpu(), made.hard_labels.cpu(), folders):
+        yield picture.path, picture.png
 
 
 def _table(folder: Folder) -> Iterator[tuple[str, bytes]]:
@@ -76,7 +84,6 @@ def _shards(folder: Folder) -> Iterator[tuple[str, bytes]]:
 
     (_, data), *_ = _table(folder)
     table = pq.read_table(io.BytesIO(data))
-    classes = table.schema.metadata[b"classes"].decode()
     shard, held, number = io.BytesIO(), 0, 0
     tar = tarfile.open(fileobj=shard, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed when full
     for index, row in enumerate(table.to_pylist()):
@@ -93,7 +100,6 @@ def _shards(folder: Folder) -> Iterator[tuple[str, bytes]]:
             tar.addfile(head, io.BytesIO(content))
     tar.close()
     yield _shard_name(number), shard.getvalue()
-    yield "classes.txt", classes.encode() + b"\n"
 
 
 def _members(row: dict[str, Any]) -> Iterator[tuple[str, bytes]]:

@@ -8,12 +8,12 @@ matched by name if the format has names; numbers are indices into the source's c
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -22,15 +22,17 @@ from torch import Tensor
 from rayddl.data import views
 from rayddl.data.distilled import LR_STUDENT, DistilledSet
 from rayddl.data.formats import pt as pairs
+from rayddl.data.pixels.cutting import with_channels
 from rayddl.data.pixels.decode import Encoded, decode
 from rayddl.data.pixels.space import PixelSpace
-from rayddl.data.sources import parquet_labels, trees
+from rayddl.data.sources import parquet_labels, split_files, trees
 from rayddl.data.sources.refusals import shown
 from rayddl.errors import ArtifactError, SourceError
 from rayddl.storage import Folder
 
 Form = Literal["set", "pt", "imagefolder", "parquet"]
 SET_FILE = "set.json"
+NAMES = "classes.txt"
 LOOKED_FOR = "set.json, images_best.pt and labels_best.pt, folders of images by class, or one .parquet file"
 
 
@@ -52,7 +54,7 @@ def form_of(folder: Folder) -> Form:
         return "set"
     if _table_in(folder) is not None:
         return "parquet"
-    if any("/" in name for name, _ in trees.list_images(folder)):
+    if any("/" in name for name, _ in trees.list_images(folder, folder)):
         return "imagefolder"
     raise ArtifactError(f"there is no set in {folder}: looked for {LOOKED_FOR}.", code="no-set-here")
 
@@ -69,7 +71,11 @@ def bring(folder: Folder, form: Form, home: Home) -> DistilledSet:
     images, labels, soft = _tree(folder, home) if form == "imagefolder" else _table(folder, home)
     order = labels.argsort(stable=True)
     kept = labels[order] if soft is None else soft[order]
-    return DistilledSet(images[order], kept, LR_STUDENT, home.classes, home.space, {"method": "imported"})
+    made = DistilledSet(images[order], kept, LR_STUDENT, home.classes, home.space, {"method": "imported"})
+    wrong = made.wrong_values()
+    if wrong:
+        raise ArtifactError(f"the set in {folder} cannot be trained on: {wrong}.", code="import-values-wrong")
+    return made
 
 
 def _pair(folder: Folder, home: Home) -> DistilledSet:
@@ -95,19 +101,29 @@ def _pair(folder: Folder, home: Home) -> DistilledSet:
             code="label-beyond-classes",
         )
     # The published code stores images in the pixel space of the real images.
-    return replace(made, classes=home.classes, space=home.space, info={"method": "imported"})
+    info = {"method": "imported", "labels_read_as": made.info["labels_read_as"]}
+    return replace(made, classes=home.classes, space=home.space, info=info)
 
 
 def _tree(folder: Folder, home: Home) -> tuple[Tensor, Tensor, None]:
-    files = [name for name, _ in trees.list_images(folder) if "/" in name]
+    files = [name for name, _ in trees.list_images(folder, folder) if "/" in name]
     names = [name.split("/")[0] for name in files]
-    places = _places(sorted(set(names)), home, str(folder))
+    places = _places(sorted(set(names)), home, str(folder), _order(folder, set(names)))
     encoded = [
         Encoded(folder.path(file), places[name], partial(folder.read, file))
         for file, name in zip(files, names, strict=True)
     ]
     images, labels = _decoded(encoded, home)
     return images, labels, None
+
+
+def _order(folder: Folder, folders: set[str]) -> dict[str, str]:
+    """The class of each folder: the lines of an export's ``classes.txt`` name the folders in sorted order."""
+    if not folder.has(NAMES):
+        return {}
+    lines = [line for line in parquet_labels.decoded(folder.read(NAMES)).splitlines() if line]
+    named = dict(zip(views.class_folders(lines), lines, strict=True))
+    return {name: named[name] for name in folders} if folders <= set(named) else {}
 
 
 def _table(folder: Folder, home: Home) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -123,7 +139,13 @@ def _table(folder: Folder, home: Home) -> tuple[Tensor, Tensor, Tensor | None]:
             f"{where} cannot be read as a set: {error}. Expected the columns image and label.",
             code="set-table-unreadable",
         ) from error
-    places = _places(column.vocabulary, home, where)
+    if column.codes.min(initial=0) < 0:
+        raise ArtifactError(
+            f"{where} has {int((column.codes < 0).sum())} rows with the label -1, which means unlabelled. Remove them.",
+            code="import-unlabelled",
+        )
+    numbers = not column.text and not column.named
+    places = _places(column.vocabulary, home, where, numbers=numbers)
     blobs = [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
     encoded = [
         Encoded(f"{where} row {row}", places[column.vocabulary[code]], partial(bytes, blob))
@@ -132,10 +154,61 @@ def _table(folder: Folder, home: Home) -> tuple[Tensor, Tensor, Tensor | None]:
     images, labels = _decoded(encoded, home)
     if "soft_label" not in table.column_names:
         return images, labels, None
-    said = torch.tensor(table["soft_label"].to_pylist(), dtype=torch.float32)
+    return images, labels, _soft(table["soft_label"].to_pylist(), column, places, home, where)
+
+
+def _soft(
+    rows: Sequence[Sequence[float]],
+    column: parquet_labels.Column,
+    places: dict[str, int],
+    home: Home,
+    where: str,
+) -> Tensor:
+    """The soft labels with a column for each of the source's classes: float32 [N, K].
+
+    Raises :class:`ArtifactError` if rows differ in length, or if the file does not say which class each column is.
+    """
+    if len({len(row) for row in rows if row is not None}) != 1 or None in rows:
+        raise ArtifactError(
+            f"{where}: the rows of soft_label differ in length; expected a number for each class.",
+            code="soft-labels-ragged",
+        )
+    said = torch.tensor(rows, dtype=torch.float32)
+    order = _columns(said, column, places, home)
+    if order is None:
+        raise ArtifactError(
+            f"{where}: soft_label has {said.shape[1]} columns, and nothing says which class each is: the file has no "
+            'class names, and the labels do not show it. Add the schema metadata "classes", a name per line in the '
+            "columns' order.",
+            code="soft-labels-without-order",
+        )
     soft = torch.zeros(len(said), len(home.classes))
-    soft[:, [places[own] for own in column.vocabulary]] = said
-    return images, labels, soft
+    soft[:, order] = said
+    return soft
+
+
+def _columns(
+    said: Tensor, column: parquet_labels.Column, places: dict[str, int], home: Home
+) -> list[int] | None:
+    """The source's class of each soft-label column; ``None`` if unknown."""
+    width, classes = said.shape[1], len(home.classes)
+    if column.named:
+        return [places[name] for name in column.vocabulary] if width == len(column.vocabulary) else None
+    if width != classes:
+        return None
+    if not column.text:
+        return list(range(classes))
+    labels = torch.tensor([places[column.vocabulary[code]] for code in column.codes.tolist()])
+    at = said.gather(1, labels[:, None]).squeeze(1)
+    if bool((at >= said.amax(1)).all()):
+        return list(range(classes))
+    # A column is the class of the images of which it is the largest.
+    found: dict[int, set[int]] = {}
+    for top, label in zip(said.argmax(1).tolist(), labels.tolist(), strict=True):
+        found.setdefault(top, set()).add(label)
+    order = [min(found.get(at, {-1})) for at in range(width)]
+    clear = all(len(each) == 1 for each in found.values())
+    return order if clear and sorted(order) == list(range(classes)) else None
 
 
 def _table_in(folder: Folder) -> str | None:
@@ -143,17 +216,48 @@ def _table_in(folder: Folder) -> str | None:
     found = [name for name in folder.names() if name.endswith(".parquet")]
     if not found and "data" in folder.folders():
         found = [f"data/{name}" for name in folder.child("data").names() if name.endswith(".parquet")]
+    lacking = split_files.missing(found)
+    if lacking:
+        raise ArtifactError(
+            f"the set in {folder} is incomplete: by the numbers of its files, {shown(lacking)} "
+            f"{'is' if len(lacking) == 1 else 'are'} missing.",
+            code="import-shards-missing",
+        )
     return found[0] if len(found) == 1 else None
 
 
-def _places(names: Sequence[str], home: Home, where: str) -> dict[str, int]:
-    """Index of each class name in the source's classes, matched by name, folder name or number."""
+def _places(
+    names: Sequence[str],
+    home: Home,
+    where: str,
+    called: Mapping[str, str] = MappingProxyType({}),
+    *,
+    numbers: bool = False,
+) -> dict[str, int]:
+    """Index of each class name in the source's classes, matched by name or folder name.
+
+    Numbers as names match names of the same value (``02`` is ``2``) if the source's names are numbers, else they are
+    indices. ``called`` gives names of folders. ``numbers``: the names are whole numbers from a column, which may be
+    indices even if the source's names are numbers; raises :class:`ArtifactError` if they could be either.
+    """
     known = {name: i for i, name in reversed(list(enumerate(home.classes)))}
-    known = {folder: i for i, folder in enumerate(views.class_folders(home.classes))} | known
-    if all(name.isdecimal() and int(name) < len(home.classes) for name in names) and not set(names) <= set(
-        known
-    ):
-        known = {name: int(name) for name in names}
+    for folders in (views.plain_folders(home.classes), views.class_folders(home.classes)):
+        known = {folder: i for i, folder in enumerate(folders)} | known
+    known |= {folder: known[name] for folder, name in called.items() if name in known}
+    indices = {name: int(name) for name in names if name.isdecimal() and int(name) < len(home.classes)}
+    if len(indices) == len(names) and set(names) <= set(known) and numbers:
+        if any(known[name] != index for name, index in indices.items()):
+            raise ArtifactError(
+                f"{where} has the labels {shown(names)}, which could be names of the source's classes "
+                f"({shown(home.classes)}) or indices of them. Store labels as text, or add class names.",
+                code="labels-ambiguous",
+            )
+    elif not set(names) <= set(known):
+        values = {int(name): i for name, i in known.items() if name.isdecimal()}
+        if len(values) == len(home.classes) and not numbers:
+            indices = {name: values[int(name)] for name in names if name.isdecimal() and int(name) in values}
+        if len(set(indices.values())) == len(names):
+            known = indices
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ArtifactError(
@@ -178,9 +282,7 @@ def _decoded(encoded: Sequence[Encoded], home: Home) -> tuple[Tensor, Tensor]:
         pixels = image.pixels if image.pixels.ndim == 3 else image.pixels[..., None]
         if pixels.shape[2] != channels:
             pixels = (
-                pixels.repeat(3, 2)
-                if channels == 3
-                else pixels.mean(2, keepdims=True).round().astype(np.uint8)
+                with_channels(torch.from_numpy(pixels).permute(2, 0, 1), channels).permute(1, 2, 0).numpy()
             )
         if pixels.shape[:2] != (height, width):
             raise ArtifactError(

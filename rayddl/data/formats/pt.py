@@ -1,7 +1,8 @@
 """Sets as two torch files, ``images_best.pt`` and ``labels_best.pt``: the layout of the published code.
 
 rayddl's own exports add ``set.json`` and ``space.safetensors``, so they load completely. Files of other code
-do not name their classes or pixel space.
+do not name their classes or pixel space, and do not say what their labels are: classes, probabilities, or logits, as
+DATM's code saves them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,12 @@ SPREAD = 2.5
 """For pixels of unknown scale, pictures show the mean plus and minus this many standard deviations."""
 
 
+BRIGHTEST = 30
+"""Images without a negative value and with one above this are pixels up to 255, not scaled ones."""
+SUM_TOLERANCE = 1e-2
+"""Largest deviation from 1 of the sum of a row of probabilities."""
+
+
 def is_pair(folder: Folder) -> bool:
     """True if ``folder`` has both torch files of a set."""
     return folder.has(IMAGES) and folder.has(LABELS)
@@ -37,21 +44,67 @@ def load_pair(folder: Folder) -> DistilledSet:
     suffices for pictures only: such a set names no source, and evaluating it needs one. Raises
     :class:`ArtifactError` for files without images and labels.
     """
-    images, labels = _tensor(folder, IMAGES), _tensor(folder, LABELS)
+    images = _tensor(folder, IMAGES)
     if images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
         raise ArtifactError(
             f"{folder.path(IMAGES)} holds {images.dtype} {tuple(images.shape)}, expected float images [N, C, H, W]",
             code="pt-images-malformed",
         )
-    labels = labels.float() if labels.is_floating_point() else labels.to(torch.int64)
-    if len(labels) != len(images) or labels.ndim != (2 if labels.is_floating_point() else 1):
+    images = images.float()
+    _refuse_unlikely(folder.path(IMAGES), images)
+    labels, read_as = _labels(folder, len(images))
+    made = _own(folder, images, labels) if folder.has(META) else _foreign(folder, images, labels, read_as)
+    wrong = made.wrong_values()
+    if wrong:
         raise ArtifactError(
-            f"{folder.path(LABELS)} holds {labels.dtype} {tuple(labels.shape)}, expected int64 [{len(images)}] or "
-            f"float [{len(images)}, K] as there are {len(images)} images",
+            f"the set in {folder} cannot be trained on: {wrong}. Save it again without that.",
+            code="pt-values-wrong",
+        )
+    return made
+
+
+def _refuse_unlikely(where: str, images: Tensor) -> None:
+    if images.isfinite().all() and images.min() >= 0 and images.max() > BRIGHTEST:
+        raise ArtifactError(
+            f"{where} holds pixels from {float(images.min()):g} to {float(images.max()):g}, expected images as a "
+            "network is trained on them, of mean about 0 and deviation about 1. Save them so, or as PNGs by class.",
+            code="pt-images-not-scaled",
+        )
+
+
+def _labels(folder: Folder, count: int) -> tuple[Tensor, str]:
+    """The labels, int64 [N] or probabilities float32 [N, K], and how the file's numbers were read.
+
+    Raises :class:`ArtifactError` for numbers that are neither classes nor probabilities nor logits.
+    """
+    found, where = _tensor(folder, LABELS), folder.path(LABELS)
+    if len(found.shape) not in (1, 2) or found.is_complex() or len(found) != count:
+        raise ArtifactError(
+            f"{where} holds {found.dtype} {tuple(found.shape)}, expected int64 [{count}] or float [{count}, K] as "
+            f"there are {count} images",
             code="pt-labels-malformed",
         )
-    images = images.float()
-    return _own(folder, images, labels) if folder.has(META) else _foreign(folder, images, labels)
+    if not found.isfinite().all():
+        raise ArtifactError(f"{where} holds numbers that are not finite", code="pt-labels-not-finite")
+    if found.ndim == 1 or found.shape[1] == 1:
+        whole = found.reshape(-1).round().to(torch.int64)
+        if not torch.equal(whole.to(found.dtype), found.reshape(-1)) or int(whole.min()) < 0:
+            raise ArtifactError(
+                f"{where} holds numbers from {float(found.min()):g} to {float(found.max()):g}, expected classes: whole "
+                "numbers from 0",
+                code="pt-labels-no-classes",
+            )
+        return whole, "classes"
+    rows = found.float()
+    if rows.min() >= 0 and (rows.sum(1) - 1).abs().max() < SUM_TOLERANCE:
+        return rows, "probabilities"
+    if rows.min() < 0:
+        return rows.softmax(1), "logits"
+    raise ArtifactError(
+        f"{where} holds rows that are no probabilities (their sums are {float(rows.sum(1).min()):g} to "
+        f"{float(rows.sum(1).max()):g}, expected 1), and may be no logits (none is negative). Save probabilities.",
+        code="pt-labels-unclear",
+    )
 
 
 def _own(folder: Folder, images: Tensor, labels: Tensor) -> DistilledSet:
@@ -68,13 +121,23 @@ def _own(folder: Folder, images: Tensor, labels: Tensor) -> DistilledSet:
     return DistilledSet(images, labels, rate, classes, space, info)
 
 
-def _foreign(folder: Folder, images: Tensor, labels: Tensor) -> DistilledSet:
+def _foreign(folder: Folder, images: Tensor, labels: Tensor, read_as: str) -> DistilledSet:
     soft = labels.ndim == 2
     count = labels.shape[1] if soft else int(labels.max()) + 1
-    rate = float(_tensor(folder, RATE)) if folder.has(RATE) else LR_STUDENT
-    info: dict[str, Any] = {"method": "imported", "guessed": ["classes", "space"]}
+    rate = _rate(folder) if folder.has(RATE) else LR_STUDENT
+    info: dict[str, Any] = {"method": "imported", "guessed": ["classes", "space"], "labels_read_as": read_as}
     names = tuple(str(number) for number in range(count))
     return DistilledSet(images, labels, rate, names, _guessed(images), info)
+
+
+def _rate(folder: Folder) -> float:
+    found = _tensor(folder, RATE)
+    if found.numel() != 1:
+        raise ArtifactError(
+            f"{folder.path(RATE)} holds {found.numel()} numbers, expected one learning rate",
+            code="pt-rates-several",
+        )
+    return float(found)
 
 
 def _guessed(images: Tensor) -> PixelSpace:

@@ -37,7 +37,7 @@ def opened(blob: bytes | NDArray[np.uint8], channels: int) -> Opened:
     ``ValueError`` for modes whose values are not bytes.
     """
     if isinstance(blob, np.ndarray):
-        whole = _channels(torch.from_numpy(np.array(blob)), channels)
+        whole = with_channels(torch.from_numpy(np.array(blob)), channels)
         return Opened(int(whole.shape[1]), int(whole.shape[2]), lambda _: (whole, 1))
     if not blob:
         raise ValueError("no bytes")
@@ -61,15 +61,16 @@ def _jpeg(data: bytes, channels: int, reduce: int) -> tuple[Tensor, int]:
 def _from_pil(pixels: NDArray[np.uint8], channels: int) -> Tensor:
     grey = pixels.ndim == 2
     writable = torch.from_numpy(np.array(pixels[:, :, None] if grey else pixels))
-    return _channels(writable.permute(2, 0, 1), channels)
+    return with_channels(writable.permute(2, 0, 1), channels)
 
 
-def _channels(image: Tensor, channels: int) -> Tensor:
+def with_channels(image: Tensor, channels: int) -> Tensor:
+    """uint8 ``[C, H, W]`` as ``[channels, H, W]``, 1 or 3: RGB becomes grey by the weights of ITU-R 601."""
     if image.shape[0] == channels:
         return image
     if channels == 3:
         return image.expand(3, -1, -1)
-    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)  # ITU-R 601, as PIL's mode L
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)  # as in PIL's mode L
     return (image.float() * weights).sum(0, keepdim=True).round().to(torch.uint8)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,8 @@ from PIL import ExifTags, Image, ImageOps
 
 Pixels = NDArray[np.uint8]
 
+DEEPEST = 0xFFFF
+"""White in images of 16 bits per pixel."""
 _GREY = ("1", "L", "LA", "La")
 # Passing a 32 x 32 JPEG to another thread takes longer than decoding it.
 _WORTH_A_THREAD = 16 * 1024
@@ -41,21 +44,25 @@ class Decoded(NamedTuple):
     name: str
     label: int
     pixels: Pixels | str
+    brightest: int = 0
+    """The largest value of an image of 16 bits per pixel; 0 for others."""
 
 
-def decode(batches: Iterable[Sequence[Encoded]], size: int | None) -> Iterator[Decoded]:
-    """Decode every image once, in order, and resize it to ``size`` pixels if given.
+def decode(
+    batches: Iterable[Sequence[Encoded]], size: int | None, white: int | None = None
+) -> Iterator[Decoded]:
+    """Decode every image once, in order, and resize it to ``size`` pixels if given. ``white`` is as in :func:`plain`.
 
     Holds one batch in memory at a time. Large images are decoded by a few threads.
     """
     with pil_warnings(), ThreadPoolExecutor(_threads()) as pool:
         for batch in batches:
-            first = _decode_one(batch[0], size) if batch else None
+            first = _decode_one(batch[0], size, white) if batch else None
             if first is None:
                 continue
             yield first.decoded
             run = pool.map if first.bytes >= _WORTH_A_THREAD else map
-            for outcome in run(lambda item: _decode_one(item, size), batch[1:]):
+            for outcome in run(lambda item: _decode_one(item, size, white), batch[1:]):
                 yield outcome.decoded
 
 
@@ -64,15 +71,15 @@ class _Outcome(NamedTuple):
     bytes: int
 
 
-def _decode_one(item: Encoded, size: int | None) -> _Outcome:
-    data = b""
+def _decode_one(item: Encoded, size: int | None, white: int | None) -> _Outcome:
+    data, brightest = b"", 0
     pixels: Pixels | str
     try:
         data = item.read()
-        pixels = read_image(data, size)
+        pixels, brightest = _read(data, size, white)
     except Exception as error:  # the parsers raise many types for broken files
         pixels = reason(error)
-    return _Outcome(Decoded(item.name, item.label, pixels), len(data))
+    return _Outcome(Decoded(item.name, item.label, pixels, brightest), len(data))
 
 
 def read_image(data: bytes, size: int | None = None) -> Pixels:
@@ -81,6 +88,11 @@ def read_image(data: bytes, size: int | None = None) -> Pixels:
     With ``size``, :func:`fit_square` is applied. Raises PIL's errors, and ``ValueError`` for
     modes whose values are not bytes.
     """
+    return _read(data, size, None)[0]
+
+
+def _read(data: bytes, size: int | None, white: int | None) -> tuple[Pixels, int]:
+    """The pixels of :func:`read_image`, and the largest value of an image of 16 bits per pixel, 0 for others."""
     if not data:
         raise ValueError("no bytes")
     with Image.open(io.BytesIO(data)) as image:
@@ -88,8 +100,22 @@ def read_image(data: bytes, size: int | None = None) -> Pixels:
             # A JPEG is decoded much faster at a half, a quarter or an eighth of its size. Twice the
             # requested size is kept for the resizing filter.
             image.draft(None, (2 * size, 2 * size))
-        turned = plain(image if upright(image) else ImageOps.exif_transpose(image))
-        return np.array(turned if size is None else fit_square(turned, size))
+        brightest = int(np.asarray(image).max(initial=0)) if image.mode.startswith("I") else 0
+        turned = plain(image if upright(image) else ImageOps.exif_transpose(image), white)
+        return np.array(turned if size is None else fit_square(turned, size)), brightest
+
+
+def narrowed(data: bytes, white: int) -> bytes:
+    """The encoded image ``data``; one of 16 bits per pixel as a PNG of 8, of which ``white`` is 255.
+
+    Raises the errors of :func:`read_image`.
+    """
+    with Image.open(io.BytesIO(data)) as head:
+        if not head.mode.startswith("I"):
+            return data
+    sink = io.BytesIO()
+    Image.fromarray(_read(data, None, white)[0]).save(sink, "PNG", compress_level=1)
+    return sink.getvalue()
 
 
 def fit_square(image: Image.Image, size: int) -> Image.Image:
@@ -125,17 +151,21 @@ def upright(image: Image.Image) -> bool:
         return True
 
 
-def plain(image: Image.Image) -> Image.Image:
-    """The image in mode L or RGB."""
+def plain(image: Image.Image, white: int | None = None) -> Image.Image:
+    """The image in mode L or RGB. ``white`` is the value of white in images of 16 bits per pixel, by default 65535.
+
+    Raises ``ValueError`` for modes whose values are not bytes, and for values above white.
+    """
     mode = image.mode
     if mode in _GREY:
         return image if mode == "L" else image.convert("L")
     if mode.startswith("I"):
         # PIL clips at 255 although the range is 0 ... 65535.
         wide = np.asarray(image).astype(np.int64)
-        if wide.min(initial=0) < 0 or wide.max(initial=0) > 0xFFFF:
-            raise ValueError(f"mode {mode} with values outside 0 ... 65535")
-        return Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+        top = white or DEEPEST
+        if wide.min(initial=0) < 0 or wide.max(initial=0) > top:
+            raise ValueError(f"mode {mode} with values outside 0 ... {top}")
+        return Image.fromarray(((wide * 255 + top // 2) // top).astype(np.uint8))
     if mode == "F":
         raise ValueError("mode F: floating-point pixels have no fixed range")
     if mode == "P" and "transparency" in image.info:
@@ -164,4 +194,6 @@ def _threads() -> int:
 
 def reason(error: Exception) -> str:
     """The first line of the error's message, at most 300 characters; its type if the message is empty."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    # PIL names the object in memory that it reads from.
+    text = re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", str(error)).strip()
+    return (text or type(error).__name__).splitlines()[0][:300]

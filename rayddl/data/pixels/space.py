@@ -43,7 +43,10 @@ class PixelSpace(ABC):
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 [N, C, H, W] to float32 [N, C, H, W] in this space, on the same device."""
+        """uint8, or float in 0..1, [N, C, H, W] to float32 [N, C, H, W] in this space, on the same device.
+
+        Raises ``ValueError`` for other numbers and shapes.
+        """
 
     @abstractmethod
     def invert(self, x: Tensor) -> Tensor:
@@ -92,6 +95,16 @@ class PixelSpace(ABC):
             )
         return space
 
+    def _refuse_other_pixels(self, images: Tensor) -> None:
+        self._refuse_other_shape(images)
+        if images.dtype == torch.uint8:
+            return
+        if not images.is_floating_point() or not bool(((images >= 0) & (images <= 1)).all()):
+            raise ValueError(
+                f"pixels are {images.dtype} from {images.min().item():g} to {images.max().item():g}; expected uint8, "
+                "or floats in 0..1"
+            )
+
     def _refuse_other_shape(self, images: Tensor) -> None:
         if tuple(images.shape[1:]) != self.shape:
             raise ValueError(
@@ -110,10 +123,10 @@ class Normalise(PixelSpace):
     """float64 [C], at least ``STD_FLOOR``."""
 
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 to (pixel - mean) / std, channel by channel."""
-        self._refuse_other_shape(images)
+        """Pixels in 0..1, or uint8 / 255, to (pixel - mean) / std, channel by channel."""
+        self._refuse_other_pixels(images)
         mean, std = (t.float().view(-1, 1, 1).to(images.device) for t in (self.mean, self.std))
-        return images.float().div_(255).sub_(mean).div_(std)
+        return _unit(images).sub_(mean).div_(std)
 
     def invert(self, x: Tensor) -> Tensor:
         """Float x to x * std + mean, channel by channel."""
@@ -154,13 +167,13 @@ class Zca(PixelSpace):
     eps: float = ZCA_EPS
 
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 to whitened float32, in portions of some thousand images."""
-        self._refuse_other_shape(images)
+        """Pixels in 0..1, or uint8 / 255, to whitened float32, in portions of some thousand images."""
+        self._refuse_other_pixels(images)
         mean, whiten = self.mean.to(images.device), self.whiten.to(images.device)
         flat = images.flatten(1)
         result = torch.empty(flat.shape, dtype=torch.float32, device=images.device)
         for part in slices(len(flat), 4096):
-            torch.mm(flat[part].float().div_(255).sub_(mean), whiten, out=result[part])
+            torch.mm(_unit(flat[part]).sub_(mean), whiten, out=result[part])
         return result.view(images.shape)
 
     def invert(self, x: Tensor) -> Tensor:
@@ -200,6 +213,12 @@ class Zca(PixelSpace):
             statistics=str(parts["statistics"]),
             eps=float(parts["eps"]),
         )
+
+
+def _unit(images: Tensor) -> Tensor:
+    """A new float32 tensor of the pixels in 0..1."""
+    # A clone, because float() of a float32 tensor is the same tensor, and the callers change it in place.
+    return images.float().div_(255) if images.dtype == torch.uint8 else images.to(torch.float32, copy=True)
 
 
 def fit(kind: str, images: Tensor) -> PixelSpace:

@@ -99,11 +99,14 @@ def by_class_folder(folder: Folder, config: SourceConfig, tree: str) -> Split:
     class. ``tree`` is the expected layout, for the message.
     """
     classes = [name for name in folder.folders() if not name.startswith(".")]
-    inside = [(name, size) for name, size in trees.list_images(folder) if "/" in name]
-    files = tuple(ImageFile(name, name.split("/")[0], size) for name, size in inside)
+    listed = folder.files(trees.within(config))
+    inside = [name for name in listed if "/" in name and not trees.is_hidden(name)]
+    files = tuple(
+        ImageFile(name, name.split("/")[0], listed[name]) for name in inside if trees.is_image(name)
+    )
     trees.refuse_no_images(config.name, place(folder), files, "<class>/<image>", tree)
     refuse_empty(config, folder, sorted(set(classes) - {file.class_ for file in files}))
-    return Split(folder, files)
+    return Split(folder, files, tuple(name for name in inside if not trees.is_image(name)))
 
 
 def refuse_empty(config: SourceConfig, folder: Folder, empty: Sequence[str]) -> None:

@@ -33,7 +33,9 @@ def identity(config: SourceConfig) -> dict[str, Any]:
         return {"images": _hashed(*decoded(config))}
     assert plugin is not None  # the definition's check found the name
     own = config.model_dump(
-        mode="json", exclude={"name", "size", "space", "max_bad_fraction"}, exclude_defaults=True
+        mode="json",
+        exclude={"name", "size", "space", "max_bad_fraction", "follow_links"},
+        exclude_defaults=True,
     )
     return {"plugin": [plugin.name, plugin.version], **own}
 
@@ -129,7 +131,7 @@ def _arrays(split: Any, config: SourceConfig, name: str) -> tuple[NDArray[np.uin
     pixels: list[NDArray[np.uint8]] = []
     targets: list[int] = []
     for image, label in _items(split):
-        pixels.append(_pixels(image, config.size, f"{where}, image {len(pixels)}"))
+        pixels.append(_pixels(image, config, f"{where}, image {len(pixels)}"))
         targets.append(int(label))
     if len({each.shape for each in pixels}) > 1:
         if {each.shape[:2] for each in pixels} != {pixels[0].shape[:2]}:
@@ -147,7 +149,7 @@ def _items(split: Any) -> Iterator[tuple[Any, Any]]:
         yield split[index]
 
 
-def _pixels(image: Any, size: int | None, where: str) -> NDArray[np.uint8]:
+def _pixels(image: Any, config: SourceConfig, where: str) -> NDArray[np.uint8]:
     """One image as uint8 ``[H, W, C]``."""
     import numpy as np
     from PIL import Image
@@ -155,7 +157,7 @@ def _pixels(image: Any, size: int | None, where: str) -> NDArray[np.uint8]:
     from rayddl.data.pixels.decode import fit_square, plain
 
     if isinstance(image, Image.Image):
-        array = np.array(plain(image))
+        array = np.array(plain(image, config.range))
     else:
         array = np.asarray(image)
         if array.ndim == 3 and array.shape[0] in CHANNELS:
@@ -169,6 +171,7 @@ def _pixels(image: Any, size: int | None, where: str) -> NDArray[np.uint8]:
             "floats in 0..1 (without Normalize: rayddl scales pixels itself)",
             code="images-malformed",
         )
+    size = config.size
     if size is None:
         return array
     square = fit_square(Image.fromarray(array[..., 0] if array.shape[2] == 1 else array), size)

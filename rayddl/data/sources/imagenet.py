@@ -99,20 +99,23 @@ def _refuse_missing(config: SourceConfig, root: Folder, parts: dict[str, Folder]
 
 
 def _files(folder: Folder, wanted: tuple[str, ...], config: SourceConfig) -> Split:
+    within, known = trees.within(config), set(wanted)
     if config.subset is None:
         # One recursive listing is much faster than one for each of a thousand classes.
-        known = set(wanted)
-        inside = [(name, size) for name, size in trees.list_images(folder) if name.split("/")[0] in known]
-        files = tuple(ImageFile(name, name.split("/")[0], size) for name, size in inside if "/" in name)
+        listed = folder.files(within)
     else:
-        files = tuple(
-            ImageFile(f"{wnid}/{name}", wnid, size)
+        listed = {
+            f"{wnid}/{name}": size
             for wnid in wanted
-            for name, size in trees.list_images(folder.child(wnid))
-        )
+            for name, size in folder.child(wnid).files(within).items()
+        }
+    inside = [n for n in listed if "/" in n and n.split("/")[0] in known and not trees.is_hidden(n)]
+    files = tuple(
+        ImageFile(name, name.split("/")[0], listed[name]) for name in inside if trees.is_image(name)
+    )
     trees.refuse_no_images(config.name, place(folder), files, "<wnid>/<image>", _tree(config))
     folders.refuse_empty(config, folder, sorted(set(wanted) - {file.class_ for file in files}))
-    return Split(folder, files)
+    return Split(folder, files, tuple(name for name in inside if not trees.is_image(name)))
 
 
 def _tree(config: SourceConfig) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +53,8 @@ class Listing:
     """[N], bytes of each image, if the store needs them."""
     classes: tuple[str, ...]
     store: Store
+    notes: tuple[str, ...] = ()
+    """Sentences on what the source's files have and the splits leave out. A part of a listing has none."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -91,11 +93,12 @@ def sorted_listing(
     classes: tuple[str, ...],
     store: Store,
     *,
+    notes: tuple[str, ...] = (),
     file: NDArray[np.int32] | None = None,
     at: NDArray[np.int64] | None = None,
     size: NDArray[np.int64] | None = None,
 ) -> Listing:
-    """The listing of images that were found in any order."""
+    """The listing of images that were found in any order, without the unlabelled ones (label -1)."""
     column = names if isinstance(names, pa.Array) else pa.array(names, pa.large_string())
     nothing = np.zeros(len(column), np.int64)
     found = Listing(
@@ -108,7 +111,8 @@ def sorted_listing(
         store,
     )
     order = pc.sort_indices(column).to_numpy().astype(np.int64)
-    return found if np.array_equal(order, np.arange(len(order))) else found.take(order)
+    order = order[found.labels[order] >= 0]
+    return replace(found if np.array_equal(order, np.arange(len(column))) else found.take(order), notes=notes)
 
 
 def _starts(edges: NDArray[np.int64]) -> Iterator[int]:
@@ -136,11 +140,18 @@ class FileStore:
         return np.zeros(len(listing), np.int64)
 
 
+def read_inside(folder: Folder, name: str, follow_links: bool) -> bytes:
+    """The file ``name`` inside ``folder``. Raises ``ValueError`` if links lead out of it, unless ``follow_links``."""
+    if not follow_links and folder.leaves(name, folder):
+        raise ValueError(f"a link leads out of {folder}; see source.follow_links")
+    return folder.read(name)
+
+
 @lru_cache(maxsize=2)
-def _row_group(folder: Folder, name: str, group: int, column: str) -> pa.Array:
+def _row_group(folder: Folder, name: str, group: int, column: str) -> pa.ChunkedArray:
     """A column of a row group. The last ones are cached, because the chunks of one group are read in sequence."""
     with folder.open(name) as stream:
-        return pq.ParquetFile(stream).read_row_group(group, columns=[column]).column(0).combine_chunks()
+        return pq.ParquetFile(stream).read_row_group(group, columns=[column]).column(0)
 
 
 @dataclass(frozen=True)
@@ -152,6 +163,7 @@ class ParquetStore:
     column: str
     group_rows: tuple[tuple[int, ...], ...]
     """For each file, the first row of each row group, followed by the number of rows."""
+    follow_links: bool = False
 
     def read(self, listing: Listing) -> Iterator[Blob]:
         groups = self.unit(listing)
@@ -163,18 +175,19 @@ class ParquetStore:
         name, firsts = self.files[file], self.group_rows[file]
         group = int(np.searchsorted(firsts, rows[0], side="right")) - 1
         try:
-            column = _row_group(self.folder, name, group, self.column).take(pa.array(rows - firsts[group]))
+            column = _row_group(self.folder, name, group, self.column)
+            # Row by row, because an Arrow array of bytes holds at most 2 GiB and a row group may hold more.
+            cells = [column[row].as_py() for row in (rows - firsts[group]).tolist()]
         except (OSError, pa.ArrowException) as error:
             yield from (error for _ in rows)
             return
-        yield from self._blobs(column)
+        yield from self._blobs(cells)
 
-    def _blobs(self, column: pa.Array) -> Iterator[Blob]:
-        struct = pa.types.is_struct(column.type)
-        for cell in column.to_pylist():
-            found = (cell or {}) if struct else {"bytes": cell}
+    def _blobs(self, cells: Sequence[Any]) -> Iterator[Blob]:
+        for cell in cells:
+            found = cell if isinstance(cell, dict) else {"bytes": cell}
             if found.get("bytes") is None and found.get("path"):
-                yield _tried(partial(self.folder.read, found["path"]))
+                yield _tried(partial(read_inside, self.folder, found["path"], self.follow_links))
             else:
                 yield ValueError("no bytes") if found.get("bytes") is None else found["bytes"]
 
@@ -184,6 +197,29 @@ class ParquetStore:
             here = listing.file == index
             numbers[here] = index * 2**32 + np.searchsorted(firsts, listing.at[here], side="right")
         return numbers
+
+
+@dataclass(frozen=True)
+class RangedStore:
+    """The images of another store; those of 16 bits per pixel as PNG files of 8, of which ``white`` is 255."""
+
+    inner: Store
+    white: int
+
+    def read(self, listing: Listing) -> Iterator[Blob]:
+        for blob in self.inner.read(listing):
+            yield blob if not isinstance(blob, bytes) else self._narrowed(blob)
+
+    def _narrowed(self, blob: bytes) -> Blob:
+        from rayddl.data.pixels.decode import narrowed
+
+        try:
+            return narrowed(blob, self.white)
+        except Exception as error:  # the parsers raise many types for broken files
+            return error
+
+    def unit(self, listing: Listing) -> NDArray[np.int64]:
+        return self.inner.unit(listing)
 
 
 @dataclass(frozen=True)

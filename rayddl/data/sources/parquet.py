@@ -22,8 +22,16 @@ import pyarrow.parquet as pq
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import parquet_labels
 from rayddl.data.sources.contents import Contents
+from rayddl.data.sources.listing import read_inside
 from rayddl.data.sources.parquet_labels import Labels
-from rayddl.data.sources.refusals import open_root, refuse_absent_classes, refuse_one_class, shown
+from rayddl.data.sources.refusals import (
+    open_root,
+    refuse_absent_classes,
+    refuse_all_unlabelled,
+    refuse_one_class,
+    shown,
+    unlabelled,
+)
 from rayddl.data.sources.split_files import find
 from rayddl.errors import SourceError
 from rayddl.storage import Folder
@@ -54,6 +62,7 @@ class _Survey:
     classes: tuple[str, ...]
     splits: dict[str, tuple[tuple[_Table, Labels], ...]]
     """``train`` and ``test``: each file with its labels as indices into ``classes``."""
+    follow_links: bool
 
 
 def identity(config: SourceConfig) -> dict[str, Any]:
@@ -78,7 +87,7 @@ def load(config: SourceConfig, fingerprint: str) -> Source:
 
     survey = _survey(config)
     splits = {split: _rows(survey, split, config.image_column) for split in survey.splits}
-    return build(config, fingerprint, survey.classes, splits["train"], splits["test"])
+    return build(config, fingerprint, survey.classes, splits["train"], splits["test"], notes=_notes(survey))
 
 
 def listing(config: SourceConfig, split: str) -> Listing:
@@ -97,20 +106,28 @@ def listing(config: SourceConfig, split: str) -> Listing:
         f"{name}#{row:09d}" for name, length in zip(files, lengths, strict=True) for row in range(length)
     ]
     store = ParquetStore(
-        survey.folder, files, config.image_column, tuple(_groups(survey.folder, f) for f in files)
+        survey.folder,
+        files,
+        config.image_column,
+        tuple(_groups(survey.folder, f) for f in files),
+        survey.follow_links,
     )
     labels = np.concatenate([labels for _, labels in tables]).astype(np.int32)
-    return sorted_listing(names, labels, survey.classes, store, file=file, at=at)
+    return sorted_listing(names, labels, survey.classes, store, notes=_notes(survey), file=file, at=at)
+
+
+def _notes(survey: _Survey) -> tuple[str, ...]:
+    return unlabelled({split: [part for _, part in parts] for split, parts in survey.splits.items()})
 
 
 def contents(config: SourceConfig, first: int) -> Contents:
     """Counts of both splits and the first few images; reads footers, labels and these images only."""
     survey = _survey(config)
-    train, test = (sum(len(labels) for _, labels in survey.splits[s]) for s in ("train", "test"))
+    train, test = (sum(int((labels >= 0).sum()) for _, labels in survey.splits[s]) for s in ("train", "test"))
     with survey.folder.open(survey.splits["train"][0][0].name) as stream:
         batch = next(pq.ParquetFile(stream).iter_batches(first, columns=[config.image_column]))
     images = []
-    for read in _readers(survey.folder, batch.column(0)):
+    for read in _readers(survey, batch.column(0)):
         with suppress(OSError, ValueError):
             images.append(read())
     return Contents(len(survey.classes), train, test, tuple(images))
@@ -132,6 +149,7 @@ def _survey(config: SourceConfig) -> _Survey:
     folder = open_root(config, "Parquet files")
     found = find(config, folder, ".parquet")
     tables = {split: [_table(config, folder, name) for name in names] for split, names in found.items()}
+    parquet_labels.refuse_mixed_types({folder.path(table.name): table.labels for table in tables["train"]})
     classes = parquet_labels.classes([table.labels for table in tables["train"]])
     where = f"source parquet in {config.root}"
     repeated = sorted({name for name in classes if classes.count(name) > 1})
@@ -143,12 +161,16 @@ def _survey(config: SourceConfig) -> _Survey:
     refuse_one_class(
         classes, where, f"the labels in column {config.label_column!r} of {shown(found['train'])}"
     )
-    survey = _Survey(folder, classes, {split: _in(folder, classes, ts) for split, ts in tables.items()})
+    splits = {split: _in(folder, classes, ts) for split, ts in tables.items()}
+    survey = _Survey(folder, classes, splits, config.follow_links)
     for split, members in survey.splits.items():
         if not sum(len(labels) for _, labels in members):
             raise SourceError(
                 f"{where}: the {split} split has no rows ({shown(found[split])}).", code="split-without-rows"
             )
+    refuse_all_unlabelled(
+        {split: [part for _, part in parts] for split, parts in survey.splits.items()}, where
+    )
     present = np.unique(np.concatenate([labels for _, labels in survey.splits["train"]]))
     refuse_absent_classes(present.tolist(), classes, config)
     return survey
@@ -225,10 +247,11 @@ def _rows(survey: _Survey, split: str, column: str) -> Iterator[list[Encoded]]:
         with survey.folder.open(table.name) as stream:
             start = 0
             for batch in _batches(stream, column, survey.folder.path(table.name)):
-                readers = _readers(survey.folder, batch.column(0))
+                readers = _readers(survey, batch.column(0))
                 yield [
                     Encoded(f"{table.name} row {row}", int(labels[row]), read)
                     for row, read in enumerate(readers, start)
+                    if labels[row] >= 0
                 ]
                 start += len(readers)
 
@@ -242,14 +265,16 @@ def _batches(stream: pa.NativeFile, column: str, where: str) -> Iterator[pa.Reco
         ) from error
 
 
-def _readers(folder: Folder, column: pa.Array) -> list[Callable[[], bytes]]:
+def _readers(survey: _Survey, column: pa.Array) -> list[Callable[[], bytes]]:
     if not pa.types.is_struct(column.type):
         return [partial(_given, data) for data in column.to_pylist()]
     has_path = column.type.get_field_index("path") >= 0
     blobs = column.field("bytes").to_pylist()
     paths = column.field("path").to_pylist() if has_path else [None] * len(blobs)
     return [
-        partial(folder.read, path) if data is None and path else partial(_given, data)
+        partial(read_inside, survey.folder, path, survey.follow_links)
+        if data is None and path
+        else partial(_given, data)
         for data, path in zip(blobs, paths, strict=True)
     ]
 

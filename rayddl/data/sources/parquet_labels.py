@@ -1,10 +1,14 @@
-"""Converts the labels of Parquet files, integers or text, to indices into class names."""
+"""Converts the labels of Parquet files, integers or text, to indices into class names.
+
+The label -1 means "unlabelled": it is index -1, and never the name of a class.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +19,9 @@ from rayddl.data.sources.refusals import shown
 from rayddl.errors import SourceError
 
 Labels = NDArray[np.int64]
+UNLABELLED = "-1"
+"""The label of an image without a label."""
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]*)")
 
 
 @dataclass(frozen=True)
@@ -22,9 +29,12 @@ class Column:
     """The labels of one file as indices into the file's own class names."""
 
     codes: Labels
+    """-1 for unlabelled images."""
     vocabulary: tuple[str, ...]
     named: bool
     """True if the file's metadata give the class names in order."""
+    text: bool = False
+    """True if the file stores labels as text."""
 
 
 def read(column: pa.ChunkedArray, metadata: dict[bytes, bytes], where: str, key: str) -> Column:
@@ -39,11 +49,13 @@ def read(column: pa.ChunkedArray, metadata: dict[bytes, bytes], where: str, key:
         )
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    names = _names_in(metadata, key)
-    distinct = sorted(pc.unique(column).to_pylist())
-    if names is None or not pa.types.is_integer(column.type):
-        codes = _numpy(pc.index_in(column, pa.array(distinct, column.type)))
-        return _ordered(codes, tuple(str(label) for label in distinct), names)
+    names, text = names_in(metadata, key), not pa.types.is_integer(column.type)
+    if text:
+        column = _readable(column)
+    distinct = [label for label in sorted(pc.unique(column).to_pylist()) if str(label) != UNLABELLED]
+    if names is None or text:
+        codes = _numpy(pc.fill_null(pc.index_in(column, pa.array(distinct, column.type)), -1))
+        return replace(_ordered(codes, tuple(str(label) for label in distinct), names), text=text)
     if distinct and not (distinct[0] >= 0 and distinct[-1] < len(names)):
         raise SourceError(
             f"{where}: labels in column {key!r} run from {distinct[0]} to {distinct[-1]}, but there are "
@@ -53,17 +65,38 @@ def read(column: pa.ChunkedArray, metadata: dict[bytes, bytes], where: str, key:
     return Column(_numpy(column), names, named=True)
 
 
+def _readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    r"""Text labels, with bytes that are not UTF-8 written as ``\xe9``."""
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        cells = column.cast(pa.large_binary()).to_pylist()
+        return pa.chunked_array([pa.array([decoded(cell) for cell in cells], pa.large_string())])
+    return column
+
+
+def decoded(data: bytes) -> str:
+    r"""Text from a file: without a byte-order mark, and with bytes that are not UTF-8 written as ``\xe9``."""
+    return data.decode("utf-8-sig", errors="backslashreplace")
+
+
 def _ordered(codes: Labels, vocabulary: tuple[str, ...], names: tuple[str, ...] | None) -> Column:
     """Text labels as indices into the file's class names, if all labels are among these."""
     if names is None or not set(vocabulary) <= set(names):
         return Column(codes, vocabulary, named=False)
     positions = np.array([names.index(name) for name in vocabulary], dtype=np.int64)
-    return Column(positions[codes], names, named=True)
+    return Column(_mapped(positions, codes), names, named=True)
 
 
-def _names_in(metadata: dict[bytes, bytes], key: str) -> tuple[str, ...] | None:
+def _mapped(positions: Labels, codes: Labels) -> Labels:
+    """``positions[codes]``, where -1 stays -1."""
+    return np.append(positions, -1)[codes]
+
+
+def names_in(metadata: dict[bytes, bytes], key: str) -> tuple[str, ...] | None:
+    """The class names that ``metadata`` give for the column ``key``, in label order; ``None`` if they give none."""
     if b"classes" in metadata:
-        return tuple(line.strip() for line in metadata[b"classes"].decode().splitlines() if line.strip())
+        return tuple(line.strip() for line in decoded(metadata[b"classes"]).splitlines() if line.strip())
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
         return tuple(str(name) for name in features[key]["names"])
@@ -82,11 +115,25 @@ def classes(train: Sequence[Column]) -> tuple[str, ...]:
             return column.vocabulary
     found = {name for column in train for name in column.vocabulary}
     # Integers converted to text are sorted as integers.
-    return tuple(sorted(found, key=lambda name: (0, int(name), "") if _whole(name) else (1, 0, name)))
+    return tuple(
+        sorted(found, key=lambda name: (0, int(name), name) if name.lstrip("-").isdecimal() else (1, 0, name))
+    )
 
 
-def _whole(name: str) -> bool:
-    return name.removeprefix("-").isdecimal()
+def whole(label: str) -> bool:
+    """True if ``label`` is a whole number as it is written usually; ``007`` and ``1_1`` are text."""
+    return _WHOLE.fullmatch(label) is not None
+
+
+def refuse_mixed_types(columns: Mapping[str, Column]) -> None:
+    """Raise :class:`SourceError` if files without class names, by name, store labels as numbers and as text."""
+    kinds = {column.text: name for name, column in columns.items() if not column.named}
+    if len(kinds) > 1:
+        raise SourceError(
+            f"labels are whole numbers in {kinds[False]} and text in {kinds[True]}, so that 7 and 007 could be one "
+            "class or two. Store all labels as one type.",
+            code="labels-of-mixed-types",
+        )
 
 
 def by_name(column: Column, names: tuple[str, ...], where: str) -> Labels:
@@ -97,7 +144,7 @@ def by_name(column: Column, names: tuple[str, ...], where: str) -> Labels:
     if column.vocabulary == names:
         return column.codes
     index = {name: position for position, name in enumerate(names)}
-    used = [column.vocabulary[code] for code in np.unique(column.codes)]
+    used = [column.vocabulary[code] for code in np.unique(column.codes) if code >= 0]
     unknown = [name for name in used if name not in index]
     if unknown:
         raise SourceError(
@@ -106,4 +153,4 @@ def by_name(column: Column, names: tuple[str, ...], where: str) -> Labels:
             code="labels-not-in-train",
         )
     positions = np.array([index.get(name, -1) for name in column.vocabulary], dtype=np.int64)
-    return positions[column.codes]
+    return _mapped(positions, column.codes)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rayddl.data.config import SourceConfig
 from rayddl.errors import SourceError
@@ -10,6 +13,10 @@ from rayddl.storage import Folder
 
 SHOWN = 5
 """Number of names that a message lists; the others are counted."""
+
+
+FOLLOW = "If they are your own and you want the images they lead to, set source.follow_links=true."
+"""What to do about links that leave a source's root."""
 
 
 def refuse_absent_classes(labels: Iterable[int], classes: tuple[str, ...], config: SourceConfig) -> None:
@@ -32,6 +39,39 @@ def refuse_one_class(classes: tuple[str, ...], where: str, looked_for: str) -> N
         raise SourceError(
             f"{where}: found {found}, at least two are needed. Looked for {looked_for}.",
             code="too-few-classes",
+        )
+
+
+def unlabelled(splits: Mapping[str, Sequence[NDArray[np.int64]]]) -> tuple[str, ...]:
+    """A sentence on the images with the label -1 in each split's files, if there are any."""
+    counts = {split: sum(int((part < 0).sum()) for part in parts) for split, parts in splits.items()}
+    return tuple(
+        f"left out of the {split} split: {count:,} with the label -1, which means unlabelled"
+        for split, count in counts.items()
+        if count
+    )
+
+
+def refuse_all_unlabelled(splits: Mapping[str, Sequence[NDArray[np.int64]]], where: str) -> None:
+    """Raise :class:`SourceError` if every image of a split has the label -1."""
+    for split, parts in splits.items():
+        if parts and all((part < 0).all() for part in parts):
+            raise SourceError(
+                f"{where}: every image of the {split} split has the label -1, which means unlabelled. Set "
+                f"source.{split} to files with labels.",
+                code="split-unlabelled",
+            )
+
+
+def refuse_links(config: SourceConfig, folder: Folder, names: Sequence[str]) -> None:
+    """Raise :class:`SourceError` if links lead one of the files ``names`` out of ``folder``, unless the source allows
+    it.
+    """
+    outside = [] if config.follow_links else [name for name in names if folder.leaves(name, folder)]
+    if outside:
+        raise SourceError(
+            f"source {config.name} in {place(folder)}: links lead out of it: {shown(outside)}. {FOLLOW}",
+            code="link-leaves-root",
         )
 
 

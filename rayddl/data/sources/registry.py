@@ -11,13 +11,15 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import bundled, cifar, folders, given, imagenet, tinyimagenet
 from rayddl.data.sources import parquet as tables
 from rayddl.data.sources import webdataset as shards
-from rayddl.errors import SourceError
+from rayddl.data.sources.refusals import FOLLOW
+from rayddl.errors import PathError, SourceError
 
 if TYPE_CHECKING:
     from rayddl.data.dataset import ImageDataset, Source
@@ -78,7 +80,16 @@ def listing(config: SourceConfig, split: Literal["train", "test"] = "train") -> 
     """
     family = _family(config)
     with _unreadable(config):
-        return family.listing(config, split) if isinstance(family, _Listed) else None
+        if not isinstance(family, _Listed):
+            return None
+        found = family.listing(config, split)
+        return found if config.range is None else _ranged(found, config.range)
+
+
+def _ranged(found: Listing, white: int) -> Listing:
+    from rayddl.data.sources.listing import RangedStore
+
+    return replace(found, store=RangedStore(found.store, white))
 
 
 def decoded(config: SourceConfig, listed: Listing) -> tuple[ImageDataset, dict[str, str]]:
@@ -103,6 +114,8 @@ def fingerprint(config: SourceConfig) -> str:
     with _unreadable(config):
         content = _family(config).identity(config)
     identity = {"format": _FORMAT, "name": config.name, "size": config.size, "content": content}
+    if config.range is not None:
+        identity["range"] = config.range
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -110,6 +123,10 @@ def fingerprint(config: SourceConfig) -> str:
 def _unreadable(config: SourceConfig) -> Iterator[None]:
     try:
         yield
+    except PathError as error:
+        if error.code != "link-leaves-folder":
+            raise
+        raise SourceError(f"source {config.name}: {error}. {FOLLOW}", code="link-leaves-root") from error
     except OSError as error:
         raise SourceError(
             f"source {config.name} in {config.root} cannot be read: {error}. Check that it is there and may "

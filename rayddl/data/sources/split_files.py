@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from rayddl.data.config import SourceConfig
-from rayddl.data.sources.refusals import place, shown
+from rayddl.data.sources.refusals import place, refuse_links, shown
 from rayddl.errors import SourceError
 from rayddl.storage import Folder
 
@@ -17,13 +18,18 @@ DEFAULTS = {"train": ("*train*",), "test": ("*test*", "*val*")}
 # The part of a name that differs between shards: "-00000-of-00004", "_3", "-0a1b2c3d4e5f6789" (Hugging Face).
 _SHARD = re.compile(r"[-_.]?(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])|-of(?=-)|-[0-9a-f]{16}$")
 
+# A shard's number, its total if given, and what stands before and after.
+_NUMBERED = re.compile(r"(.*?)(?<![A-Za-z0-9])(\d+)(?:-of-(\d+))?((?:-[0-9a-f]{16})?\.[A-Za-z]+)")
+_MISSING_AT_MOST = 1000
+
 
 def find(config: SourceConfig, folder: Folder, ending: str) -> dict[str, list[str]]:
     """The files of ``train`` and ``test``, by name inside the root; ``ending`` is ``.parquet`` or ``.tar``.
 
     A pattern set by the user selects all matching files. Default patterns are tried in the root, then in
     its folder ``data``. Raises :class:`SourceError` if nothing matches, if a default pattern matches files
-    of several data sets, and if a file would be in both splits.
+    of several data sets, if numbered shards that the pattern matches are missing, and if a file would be in both
+    splits.
     """
     found = {}
     for split, pattern in (("train", config.train), ("test", config.test)):
@@ -34,8 +40,10 @@ def find(config: SourceConfig, folder: Folder, ending: str) -> dict[str, list[st
             tried = [where + p + ending for where in ("", "data/") for p in DEFAULTS[split]]
             found[split] = next(filter(None, (_matches(folder, p) for p in tried)), [])
             _refuse_mixture(config, folder, split, found[split], ending)
+        _refuse_missing(config, folder, split, found[split], tried)
         if not found[split]:
             raise SourceError(_nothing(config, folder, split, tried, ending), code="split-without-files")
+        refuse_links(config, folder, found[split])
     shared = sorted(set(found["train"]) & set(found["test"]))
     if shared:
         raise SourceError(
@@ -70,6 +78,48 @@ def _refuse_mixture(
             f"source.{split}={names[0]} (a glob takes several files).",
             code="split-ambiguous",
         )
+
+
+def _refuse_missing(
+    config: SourceConfig, folder: Folder, split: str, names: Sequence[str], tried: Sequence[str]
+) -> None:
+    lacking = [name for name in missing(names) if any(_fits(name, pattern) for pattern in tried)]
+    if lacking:
+        raise SourceError(
+            f"source {config.name} in {place(folder)}: the {split} split is incomplete: by the numbers of its files, "
+            f"{shown(lacking)} {'is' if len(lacking) == 1 else 'are'} missing. Fetch what is missing, or set "
+            f"source.{split} to a pattern of the files that are to be used.",
+            code="shards-missing",
+        )
+
+
+def missing(names: Sequence[str]) -> list[str]:
+    """The names that numbered files lack: of ``-00000-of-00002``, all up to the total; else those in the middle.
+
+    A hash at the end of a name, which cannot be known, is ``*``.
+    """
+    families: dict[tuple[str, int, str, str], set[int]] = {}
+    for name in names:
+        parts = _NUMBERED.fullmatch(name)
+        if parts:
+            before, number, total, after = parts.groups()
+            after = re.sub(r"^-[0-9a-f]{16}(?=\.)", "-*", after)
+            width = len(number) if number.startswith("0") or total else 0
+            families.setdefault((before, width, total or "", after), set()).add(int(number))
+    lacking = []
+    for (before, width, total, after), there in families.items():
+        # Both ways of counting are in use: 00000-of-00002 to 00001-of-00002, and 1-of-2 to 2-of-2.
+        first = min(there) if not total else 1 if int(total) in there else 0
+        last = int(total) + first - 1 if total else max(there)
+        # The bound is for names that claim an absurd total.
+        absent = itertools.islice((n for n in range(first, last + 1) if n not in there), _MISSING_AT_MOST)
+        lacking += [f"{before}{n:0{width}d}{f'-of-{total}' if total else ''}{after}" for n in absent]
+    return lacking
+
+
+def _fits(name: str, pattern: str) -> bool:
+    parts, wanted = name.split("/"), pattern.split("/")
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 
 
 def _nothing(config: SourceConfig, folder: Folder, split: str, tried: Sequence[str], ending: str) -> str:

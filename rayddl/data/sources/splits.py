@@ -17,7 +17,7 @@ import torch
 
 from rayddl.data.config import SourceConfig
 from rayddl.data.dataset import ImageDataset, Source
-from rayddl.data.pixels.decode import Decoded, Encoded, Pixels, decode
+from rayddl.data.pixels.decode import DEEPEST, Decoded, Encoded, Pixels, decode
 from rayddl.data.sources.listing import Blob, Listing
 from rayddl.data.sources.refusals import SHOWN, refuse_absent_classes
 from rayddl.errors import SourceError
@@ -30,6 +30,8 @@ class _Split:
     pixels: list[Pixels] = field(default_factory=list)
     bad: dict[str, str] = field(default_factory=dict)
     """By name, the reason why an image is unreadable."""
+    brightest: int = 0
+    """The largest value in images of 16 bits per pixel; 0 if there are none."""
 
 
 def build(
@@ -38,6 +40,8 @@ def build(
     classes: tuple[str, ...],
     train: Iterable[Sequence[Encoded]],
     test: Iterable[Sequence[Encoded]],
+    *,
+    notes: tuple[str, ...] = (),
 ) -> Source:
     """Decode both splits, batch by batch, each into one tensor.
 
@@ -45,14 +49,20 @@ def build(
     :class:`SourceError` if more than ``max_bad_fraction`` of the images cannot be read, if sizes
     differ and ``size`` is not set, or if a class has no readable training image.
     """
-    splits = [_read(decode(batches, config.size)) for batches in (train, test)]
+    splits = [_read(decode(batches, config.size, config.range)) for batches in (train, test)]
     _refuse_too_many_bad(config, splits)
     _refuse_mixed_sizes(config, splits)
     refuse_absent_classes(splits[0].labels, classes, config)
     grey = all(pixels.ndim == 2 for split in splits for pixels in split.pixels)
     datasets = [_stacked(split, classes, grey) for split in splits]
     bad = tuple(_reasons(splits))
-    return Source(train=datasets[0], test=datasets[1], fingerprint=fingerprint, bad=bad)
+    return Source(
+        train=datasets[0],
+        test=datasets[1],
+        fingerprint=fingerprint,
+        bad=bad,
+        notes=(*notes, *_dark(config, splits)),
+    )
 
 
 def decoded(config: SourceConfig, listed: Listing) -> tuple[ImageDataset, dict[str, str]]:
@@ -89,14 +99,27 @@ def _given(blob: Blob) -> bytes:
 
 def _read(images: Iterable[Decoded]) -> _Split:
     split = _Split()
-    for name, label, pixels in images:
-        if isinstance(pixels, str):
-            split.bad[name] = pixels
+    for image in images:
+        if isinstance(image.pixels, str):
+            split.bad[image.name] = image.pixels
         else:
-            split.names.append(name)
-            split.labels.append(label)
-            split.pixels.append(pixels)
+            split.names.append(image.name)
+            split.labels.append(image.label)
+            split.pixels.append(image.pixels)
+            split.brightest = max(split.brightest, image.brightest)
     return split
+
+
+def _dark(config: SourceConfig, splits: Sequence[_Split]) -> tuple[str, ...]:
+    """A sentence on images of 16 bits per pixel that use at most 14 of them."""
+    brightest = max(split.brightest for split in splits)
+    if config.range is not None or not 0 < brightest <= DEEPEST // 4:
+        return ()
+    white = 2 ** brightest.bit_length() - 1
+    return (
+        f"images have 16 bits per pixel, and none of their values is above {brightest:,}, so they are nearly black; if "
+        f"{white:,} is their white, set source.range={white}",
+    )
 
 
 def _reasons(splits: Sequence[_Split]) -> list[str]:

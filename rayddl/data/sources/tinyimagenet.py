@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import folders, trees
-from rayddl.data.sources.refusals import open_root, place, refuse_one_class, shown
+from rayddl.data.sources.refusals import open_root, place, refuse_links, refuse_one_class, shown
 from rayddl.data.sources.trees import ImageFile, Split, Survey
 from rayddl.errors import SourceError
 from rayddl.storage import Folder
@@ -57,6 +57,7 @@ def survey(config: SourceConfig) -> Survey:
 
 
 def _refuse_missing(root: Folder, config: SourceConfig) -> None:
+    refuse_links(config, root, ["wnids.txt", f"val/{_ANNOTATIONS}"])
     missing = [name for name in ("train", "val/images") if not root.child(name).exists()]
     missing += [name for name in ("wnids.txt", f"val/{_ANNOTATIONS}") if not root.has(name)]
     if missing:
@@ -72,7 +73,7 @@ def _refuse_missing(root: Folder, config: SourceConfig) -> None:
 def _train(folder: Folder, classes: tuple[str, ...], config: SourceConfig) -> Split:
     there = {name for name in folder.folders() if not name.startswith(".")}
     _refuse_difference(folder, classes, there)
-    inside = [(name, size) for name, size in trees.list_images(folder) if "/" in name]
+    inside = [(name, size) for name, size in trees.list_images(folder, trees.within(config)) if "/" in name]
     files = tuple(ImageFile(name, name.split("/")[0], size) for name, size in inside)
     trees.refuse_no_images(config.name, place(folder), files, "<wnid>/images/<image>", _tree(config))
     folders.refuse_empty(config, folder, sorted(set(classes) - {file.class_ for file in files}))
@@ -93,7 +94,7 @@ def _refuse_difference(folder: Folder, classes: tuple[str, ...], there: set[str]
 
 def _val(folder: Folder, classes: set[str], config: SourceConfig) -> Split:
     labels = _annotations(folder, classes)
-    sizes = dict(trees.list_images(folder.child("images")))
+    sizes = dict(trees.list_images(folder.child("images"), trees.within(config)))
     trees.refuse_no_images(config.name, place(folder.child("images")), sizes, "<image>", _tree(config))
     unlabelled, absent = sorted(set(sizes) - set(labels)), sorted(set(labels) - set(sizes))
     if unlabelled or absent:

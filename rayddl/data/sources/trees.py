@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from rayddl.data.config import SourceConfig
+from rayddl.data.sources.refusals import shown
 from rayddl.errors import SourceError
 from rayddl.storage import Folder
 
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
     from rayddl.data.pixels.decode import Encoded
     from rayddl.data.sources.listing import Listing
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+EXTENSIONS = (
+    ".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
+    ".pnm", ".avif", ".heic", ".heif", ".tga", ".jp2", ".j2k", ".jxl",
+)  # fmt: skip
+"""Endings of image files. Files of a format that cannot be read are counted as unreadable, not passed over."""
 _FILES_AT_ONCE = 512
 
 
@@ -42,6 +47,8 @@ class Split:
 
     folder: Folder
     files: tuple[ImageFile, ...]
+    others: tuple[str, ...] = ()
+    """The files in class folders that are no images by their ending."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +60,36 @@ class Survey:
     """``train`` and ``test``."""
 
 
-def list_images(folder: Folder) -> list[tuple[str, int]]:
-    """Name and bytes of every image file in ``folder`` and below, sorted by name, without hidden files."""
-    return [(name, size) for name, size in folder.files().items() if is_image(name)]
+def list_images(folder: Folder, within: Folder | None) -> list[tuple[str, int]]:
+    """Name and bytes of every image file in ``folder`` and below, sorted by name, without hidden files.
+
+    Raises the errors of :meth:`Folder.files` for links that lead out of ``within``.
+    """
+    return [(name, size) for name, size in folder.files(within).items() if is_image(name)]
+
+
+def within(config: SourceConfig) -> Folder | None:
+    """The folder that links must not leave: the root, or any with ``follow_links``."""
+    return None if config.follow_links or config.root is None else Folder(config.root)
 
 
 def is_image(name: str) -> bool:
     """True if ``name`` has an image's ending and no component of it is hidden."""
-    parts = PurePosixPath(name)
-    hidden = any(part.startswith(".") for part in parts.parts)
-    return not hidden and parts.suffix.lower() in EXTENSIONS
+    return not is_hidden(name) and PurePosixPath(name).suffix.lower() in EXTENSIONS
+
+
+def is_hidden(name: str) -> bool:
+    """True if a component of ``name`` begins with a dot."""
+    return any(part.startswith(".") for part in PurePosixPath(name).parts)
+
+
+def notes(survey: Survey) -> tuple[str, ...]:
+    """A sentence on the files in each split's class folders that are no images by their ending, if there are any."""
+    return tuple(
+        f"left out of {part.folder}: {len(part.others):,} with an ending of no image: {shown(part.others)}"
+        for part in survey.splits.values()
+        if part.others
+    )
 
 
 def load(config: SourceConfig, fingerprint: str, survey: Survey) -> Source:
@@ -70,7 +97,7 @@ def load(config: SourceConfig, fingerprint: str, survey: Survey) -> Source:
     from rayddl.data.sources.splits import build
 
     train, test = (batches(survey.splits[split], survey.classes) for split in ("train", "test"))
-    return build(config, fingerprint, survey.classes, train, test)
+    return build(config, fingerprint, survey.classes, train, test, notes=notes(survey))
 
 
 def batches(split: Split, classes: Sequence[str]) -> Iterator[list[Encoded]]:
@@ -92,7 +119,11 @@ def listing(survey: Survey, name: str) -> Listing:
     split, index = survey.splits[name], {name: position for position, name in enumerate(survey.classes)}
     labels = np.fromiter((index[file.class_] for file in split.files), np.int32, len(split.files))
     return sorted_listing(
-        [file.name for file in split.files], labels, survey.classes, FileStore(split.folder)
+        [file.name for file in split.files],
+        labels,
+        survey.classes,
+        FileStore(split.folder),
+        notes=notes(survey),
     )
 
 

@@ -1,8 +1,9 @@
 """Images in tar shards, the WebDataset layout: the members of a sample share their name up to the first dot.
 
-An image member has an image's ending; the label is the member ``cls`` (an integer or text), or the
-``label`` of a member ``json``. The names of integer labels are the lines of ``classes.txt`` next to the
-shards, else the integers. Shards must be uncompressed, so that an image can be read by offset and size.
+An image member has an image's ending; the label is the member ``cls``, or the ``label`` of a member
+``json``. Labels are text: ``007`` and ``7`` are two classes. Only next to a ``classes.txt``, and if all labels
+of all shards are whole numbers, they are numbers of its lines, from 0 (names, if only that is possible).
+Shards must be uncompressed, so that an image can be read by offset and size.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -24,7 +26,16 @@ from rayddl.data.config import SourceConfig
 from rayddl.data.sources import parquet_labels
 from rayddl.data.sources.contents import Contents
 from rayddl.data.sources.parquet_labels import Labels
-from rayddl.data.sources.refusals import open_root, place, refuse_absent_classes, refuse_one_class, shown
+from rayddl.data.sources.refusals import (
+    open_root,
+    place,
+    refuse_absent_classes,
+    refuse_all_unlabelled,
+    refuse_links,
+    refuse_one_class,
+    shown,
+    unlabelled,
+)
 from rayddl.data.sources.split_files import find
 from rayddl.data.sources.trees import EXTENSIONS
 from rayddl.errors import SourceError
@@ -85,7 +96,7 @@ def load(config: SourceConfig, fingerprint: str) -> Source:
 
     survey = _survey(config)
     train, test = (batches(_listing(survey, split)) for split in ("train", "test"))
-    return build(config, fingerprint, survey.classes, train, test)
+    return build(config, fingerprint, survey.classes, train, test, notes=_notes(survey))
 
 
 def listing(config: SourceConfig, split: str) -> Listing:
@@ -100,7 +111,7 @@ def listing(config: SourceConfig, split: str) -> Listing:
 def contents(config: SourceConfig, first: int) -> Contents:
     """Counts of both splits and the first few images; reads headers, labels and these images only."""
     survey = _survey(config)
-    train, test = (sum(len(shard.keys) for shard, _ in survey.splits[s]) for s in ("train", "test"))
+    train, test = (sum(int((labels >= 0).sum()) for _, labels in survey.splits[s]) for s in ("train", "test"))
     listed = _listing(survey, "train").take(np.arange(min(first, train)))
     images = [blob for blob in listed.store.read(listed) if isinstance(blob, bytes)]
     return Contents(len(survey.classes), train, test, tuple(images))
@@ -115,22 +126,30 @@ def _listing(survey: _Survey, split: str) -> Listing:
         np.concatenate([labels for _, labels in parts]).astype(np.int32),
         survey.classes,
         TarStore(survey.folder, tuple(shard.name for shard, _ in parts)),
+        notes=_notes(survey),
         file=np.repeat(np.arange(len(parts), dtype=np.int32), [len(shard.keys) for shard, _ in parts]),
         at=np.concatenate([shard.at for shard, _ in parts]),
         size=np.concatenate([shard.size for shard, _ in parts]),
     )
 
 
+def _notes(survey: _Survey) -> tuple[str, ...]:
+    return unlabelled({split: [part for _, part in parts] for split, parts in survey.splits.items()})
+
+
 def _survey(config: SourceConfig) -> _Survey:
     folder = open_root(config, "tar shards")
     found = find(config, folder, ".tar")
+    refuse_links(config, folder, [NAMES])
     named = {b"classes": folder.read(NAMES)} if folder.has(NAMES) else {}
     shards = {
         split: [_scanned(folder, name, folder.size(name), folder.modified(name)) for name in names]
         for split, names in found.items()
     }
+    written = {label for parts in shards.values() for shard in parts for label in shard.labels}
+    numbered = bool(named) and _are_numbers(written, parquet_labels.names_in(named, "cls") or ())
     columns = {
-        split: [_column(shard, named, folder.path(shard.name)) for shard in parts]
+        split: [_column(shard, named, folder.path(shard.name), numbered) for shard in parts]
         for split, parts in shards.items()
     }
     classes = parquet_labels.classes(columns["train"])
@@ -149,17 +168,25 @@ def _survey(config: SourceConfig) -> _Survey:
                 f"{where}: the {split} split has no images ({shown(found[split])}).",
                 code="split-without-images",
             )
+    refuse_all_unlabelled({split: [part for _, part in parts] for split, parts in splits.items()}, where)
     present = np.unique(np.concatenate([labels for _, labels in splits["train"]]))
     refuse_absent_classes(present.tolist(), classes, config)
     return _Survey(folder, classes, splits)
 
 
-def _column(shard: _Shard, named: dict[bytes, bytes], where: str) -> parquet_labels.Column:
-    try:
-        values: list[Any] = [int(label) for label in shard.labels]
-        kind = pa.int64()
-    except ValueError:
-        values, kind = list(shard.labels), pa.string()
+def _are_numbers(labels: set[str], names: Sequence[str]) -> bool:
+    """True if the labels of all shards are numbers of lines of ``classes.txt``, not names. Decided once, because one
+    shard may hold only such names as look like numbers.
+    """
+    if not all(parquet_labels.whole(label) for label in labels):
+        return False
+    beyond = any(int(label) >= len(names) for label in labels)
+    return not (beyond and labels <= {*names, parquet_labels.UNLABELLED})
+
+
+def _column(shard: _Shard, named: dict[bytes, bytes], where: str, numbered: bool) -> parquet_labels.Column:
+    values: list[Any] = [int(label) for label in shard.labels] if numbered else list(shard.labels)
+    kind = pa.int64() if numbered else pa.string()
     return parquet_labels.read(pa.chunked_array([pa.array(values, kind)]), named, where, "cls")
 
 
@@ -170,7 +197,7 @@ def _scanned(folder: Folder, name: str, bytes_: int, modified: datetime | None) 
     where, samples = folder.path(name), _Samples()
     with folder.open(name) as stream:
         try:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
+            with tarfile.open(fileobj=stream, mode="r:", errors="backslashreplace") as tar:
                 for member in tar:
                     if member.isfile():
                         samples.add(tar, member, where)
@@ -229,7 +256,7 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, kind: str) -> str | No
     opened = tar.extractfile(member) if member.size <= _LONGEST_LABEL else None
     if opened is None:
         return None
-    text = opened.read().decode("utf-8", errors="replace")
+    text = parquet_labels.decoded(opened.read())
     if kind == "cls":
         return text.strip() or None
     try:

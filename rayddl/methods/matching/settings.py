@@ -102,6 +102,22 @@ class Settings(WindowRule, Augmented):
     diverged."""
 
     @property
+    def method(self) -> str:
+        """The name of the method that these settings are: MTT, TESLA, DATM or MCT.
+
+        MCT with labels or a gradient of another method is ``MCT+TESLA`` or ``MCT+DATM``. A growing range of start
+        epochs is DATM's and MCT's.
+        """
+        convex = self.trajectory == "convex"
+        if self.labels == "learned" or (self.first_start_epoch is not None and not convex):
+            other = "DATM"
+        elif self.labels == "expert" or self.gradient == "truncated":
+            other = "TESLA"
+        else:
+            return "MCT" if convex else "MTT"
+        return f"MCT+{other}" if convex else other
+
+    @property
     def first_lr(self) -> float:
         """The student's learning rate in iteration 0."""
         from rayddl.data.distilled import LR_STUDENT

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from rayddl.data.config import Augmented
 from rayddl.data.pixels import augment
 from rayddl.methods.training.settings import HARD_BATCH, HARD_EPOCHS, StudentSettings
-from rayddl.methods.training.steps import Steps, one_hot, sgd
+from rayddl.methods.training.steps import Steps, batches, one_hot, sgd
 from rayddl.seeds import generator
 
 
@@ -23,10 +23,9 @@ class Protocol(StudentSettings, Augmented):
     momentum: float = 0.9
     weight_decay: float = 5e-4
 
-    def order(self, count: int, draws: Generator) -> tuple[Tensor, ...]:
-        """The indices of each batch, int64 ``[B]``, of an epoch of ``count`` images."""
-        places: tuple[Tensor, ...] = torch.randperm(count, generator=draws).split(self.batch)
-        return places
+    def order(self, count: int, draws: Generator, *, never_one: bool = False) -> tuple[Tensor, ...]:
+        """The indices of each batch, int64 ``[B]``, of an epoch of ``count`` images, from :func:`batches`."""
+        return batches(torch.randperm(count, generator=draws), self.batch, never_one=never_one)
 
     def augmented(self, x: Tensor, draws: Generator) -> Tensor:
         """The batch ``x`` ``[B, C, H, W]`` after one randomly drawn augmentation."""
@@ -65,8 +64,9 @@ def train_student(
     draws = generator(seed, "student")
     lr, velocity = protocol.lr, torch.zeros_like(theta)
     statistics = steps.fresh_statistics(images.device)
+    never_one = len(images) % protocol.batch == 1 and steps.needs_two(theta, images)
     for epoch in range(protocol.epochs + 1):
-        for places in protocol.order(len(images), draws):
+        for places in protocol.order(len(images), draws, never_one=never_one):
             picked = places.to(images.device)
             x = protocol.augmented(images[picked], draws)
             usual = len(picked) == min(protocol.batch, len(images))

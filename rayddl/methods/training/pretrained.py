@@ -24,8 +24,13 @@ from rayddl.nets.config import NetConfig
 from rayddl.storage import split
 
 State = Mapping[str, Tensor]
-WRAPPERS = ("model", "state_dict")
-"""Keys under which published files store the state dict."""
+WRAPPERS = (
+    "model", "state_dict", "model_state_dict", "net", "network", "module", "weights", "params",
+    "state_dict_ema", "model_ema", "ema_state_dict",
+)  # fmt: skip
+"""Keys under which files store the state dict. The first that is there is taken; averages are taken if alone."""
+COUNTERS = ("n_averaged",)
+"""Tensors of an average that are no weights."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,25 +112,39 @@ def unwrapped(data: bytes, where: str) -> State:
         found = tensorfiles.load(io.BytesIO(data))
     except tensorfiles.NotTensors as error:
         raise ArtifactError(
-            f"{where} cannot be read as a file of weights: {error} Only tensors are accepted: save the "
-            "network's state_dict().",
+            f"{where} cannot be read as a file of weights: {error}. Only tensors are accepted: save the "
+            "network's state_dict() alone, or {'model': state_dict()} without args, optimizer and other objects.",
             code="weights-unreadable",
         ) from error
-    for key in WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
+    while isinstance(found, Mapping):
+        inner = next((found[key] for key in WRAPPERS if _holds_tensors(found.get(key))), None)
+        if inner is None:
+            break
+        found = inner
     if not isinstance(found, Mapping) or not found:
         raise ArtifactError(
             f"{where} holds a {type(found).__name__}, expected a state dict of tensors.",
             code="weights-not-a-mapping",
         )
-    state = {str(k).removeprefix("module."): v for k, v in found.items() if isinstance(v, Tensor)}
+    tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor) and k not in COUNTERS}
+    # DataParallel and averages put the one before all names, torch.compile the other.
+    state = {
+        name.removeprefix("module.").removeprefix("_orig_mod."): tensor for name, tensor in tensors.items()
+    }
     if not state:
         raise ArtifactError(
-            f"{where} holds no tensors, expected a state dict; it has {', '.join(map(str, found))}.",
+            f"{where} holds no tensors, expected a state dict, alone or under one of the keys {', '.join(WRAPPERS)}; "
+            f"it has {', '.join(map(str, found))}.",
             code="weights-without-tensors",
         )
     return state
+
+
+def _holds_tensors(found: Any) -> bool:
+    """True for a state dict, and for a dictionary around one."""
+    if not isinstance(found, Mapping):
+        return False
+    return any(isinstance(v, Tensor) or (k in WRAPPERS and _holds_tensors(v)) for k, v in found.items())
 
 
 def _read(where: str, what: str) -> bytes:
@@ -188,7 +207,7 @@ def read_names(where: str) -> tuple[tuple[str, ...], ...]:
     A text file has a line per output, with names separated by tabs; JSON is a list of names or of lists
     of names, or an object from output number to either. Raises :class:`ArtifactError` for other content.
     """
-    text = _read(where, "the file of the teacher's classes").decode("utf-8", errors="replace")
+    text = _read(where, "the file of the teacher's classes").decode("utf-8-sig", errors="replace")
     if not where.endswith(".json"):
         lines = [line.strip() for line in text.splitlines()]
         return tuple(tuple(p.strip() for p in line.split("\t")) for line in lines if line)

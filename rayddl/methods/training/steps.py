@@ -59,6 +59,21 @@ class Steps:
             return gradient, value, None
         return (self.tracked if usual else self.tracked_eager)(theta_P, statistics_S, x, y)
 
+    def needs_two(self, theta_P: Tensor, x: Tensor) -> bool:
+        """True if one image cannot be trained on alone: batch norm of features of one pixel has no variance.
+
+        ``x`` ``[B, C, H, W]`` are any images.
+        """
+        statistics_S = self.fresh_statistics(x.device)
+        if statistics_S is None:
+            return False
+        try:
+            with torch.no_grad():
+                self.net.track(theta_P, statistics_S, x[:1])
+        except ValueError:
+            return True
+        return False
+
     def fresh_statistics(self, device: torch.device) -> Tensor | None:
         """The running statistics ``[S]`` of an untrained network; ``None`` without batch norm."""
         known = self.net.statistics
@@ -159,6 +174,16 @@ def gradient_only(net: FlatNet, theta_P: Tensor, x: Tensor, y: Tensor) -> Tensor
 def one_hot(labels: Tensor, classes: int) -> Tensor:
     """int64 labels ``[N]`` as float32 probabilities ``[N, K]``; probabilities are returned unchanged."""
     return labels if labels.is_floating_point() else F.one_hot(labels, classes).to(torch.float32)
+
+
+def batches(order: Tensor, size: int, *, never_one: bool) -> tuple[Tensor, ...]:
+    """``order`` ``[N]`` in batches of ``size`` and a smaller last one. With ``never_one``, a last one of a single image
+    joins the one before it.
+    """
+    parts: tuple[Tensor, ...] = order.split(size)
+    if never_one and len(parts) > 1 and len(parts[-1]) == 1:
+        return (*parts[:-2], torch.cat(parts[-2:]))
+    return parts
 
 
 def sgd(

@@ -14,7 +14,7 @@ from torch import Tensor
 from rayddl.data.pixels import augment
 from rayddl.data.pixels.space import PixelSpace
 from rayddl.methods.training.metrics import accuracy
-from rayddl.methods.training.steps import Steps, one_hot, sgd
+from rayddl.methods.training.steps import Steps, batches, one_hot, sgd
 from rayddl.methods.trajectories.settings import ExpertSettings
 from rayddl.seeds import generator
 
@@ -133,7 +133,8 @@ def _one_epoch(
     run.loss = run.loss.to(device)
     draws = generator(seed, "epoch", epoch)
     order = torch.randperm(len(train.y), generator=draws).to(device)
-    for picked in order.split(settings.batch):
+    never_one = len(order) % settings.batch == 1 and steps.needs_two(run.theta, train.x)
+    for picked in batches(order, settings.batch, never_one=never_one):
         x = train.x[picked]
         drawn = augment.draw(settings.augmentations, tuple(x.shape), draws)
         x, y = augment.apply(x, drawn), one_hot(train.y[picked], classes)

@@ -111,6 +111,7 @@ def _set(folder: Folder, verify: bool) -> Inspected:
             code="set-document-malformed",
         )
     checked = _verified(folder, meta) if verify else ""
+    _refuse_wrong_numbers(folder, meta)
     files = folder.files()
     head = {
         "folder": scrub(str(folder)),
@@ -119,6 +120,13 @@ def _set(folder: Folder, verify: bool) -> Inspected:
     }
     rest = {key: value for key, value in meta.items() if key not in ("classes", "files", "folders", "format")}
     return Inspected("a distilled set", head, {"set": rest}, {}, meta)
+
+
+def _refuse_wrong_numbers(folder: Folder, meta: Mapping[str, Any]) -> None:
+    from rayddl.data.distilled import KIND, DistilledSet
+
+    if meta.get("format") == KIND.format and folder.has("set.safetensors"):
+        DistilledSet.load(folder)
 
 
 def _verified(folder: Folder, meta: Mapping[str, Any]) -> str:

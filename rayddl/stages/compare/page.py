@@ -124,7 +124,8 @@ def _by_ipc(found: Sequence[Entry], net: str) -> Chart:
         aside = (m - (len(methods) - 1) / 2) * DODGE
         xs = [sizes.index(e.ipc) + aside for e, _ in own]
         tint, dash = own[0][0].tint, "" if m < TINTS else " dashed"
-        marks.append(Line(xs, [row.mean for _, row in own], f"mean{dash}", tint=tint))
+        if _one_each([e for e, _ in own]):
+            marks.append(Line(xs, [row.mean for _, row in own], f"mean{dash}", tint=tint))
         low, high = ([row.mean + side * _spread(row) for _, row in own] for side in (-1, 1))
         marks += [Whiskers(xs, low, high, tint), Spots(xs, [row.mean for _, row in own], tint)]
         for e, row in own:
@@ -152,6 +153,7 @@ def _by_time(found: Sequence[Entry], net: str) -> Chart:
         Line([e.seconds for e, _ in group], [row.mean for _, row in group], "raw", tint=group[0][0].tint)
         for method in dict.fromkeys(e.method for e, _ in own)
         if len(group := [each for each in own if each[0].method == method]) > 1
+        and _one_each([e for e, _ in group])
     ]
     spots = [Spots([e.seconds], [row.mean], e.tint) for e, row in own]
     bars = [
@@ -172,6 +174,11 @@ def _by_time(found: Sequence[Entry], net: str) -> Chart:
         hints=tuple(Hint(x, text) for x, text in sorted(texts)),
         legend=_legend(found),
     )
+
+
+def _one_each(found: Sequence[Entry]) -> bool:
+    """True if the sets differ in size. Several of one size are made with different settings: no line joins them."""
+    return len({entry.ipc for entry in found}) == len(found)
 
 
 def _spread(row: Row) -> float:

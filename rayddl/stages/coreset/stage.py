@@ -36,7 +36,7 @@ from rayddl.stages.experts.artifact import refuse_other_experts
 from rayddl.stages.kinds import produced
 from rayddl.stages.runtime.listings import of_shared
 from rayddl.stages.runtime.sizes import Ask, Share
-from rayddl.stages.runtime.sources import fit_space, publish, read_space
+from rayddl.stages.runtime.sources import fit_space, note, publish, read_space
 
 FEATURE_BYTES = 2**28
 """Most features that one task holds, unless a single class has more."""
@@ -98,8 +98,11 @@ def _candidates(config: CoresetConfig, context: Context) -> _Candidates:
         observer = Observer.load(found.folder.child("observer"))
         listing = sources.listing(context.source) if context.source.space == "normalise" else None
         if listing is not None:
+            for line in listing.notes:
+                context.progress.note(line)
             return _streamed(listing, observer, str(config.features))
     source = publish(context.source)
+    note(source, context.progress.note)
     listing = of_shared(source)
     if observer is not None:
         features = Features(partial(_framed, observer.frame), observer.module)

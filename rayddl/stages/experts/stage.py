@@ -15,7 +15,7 @@ from rayddl.stages.experts.artifact import PARTIAL, Job, summary
 from rayddl.stages.experts.settings import ExpertsConfig
 from rayddl.stages.experts.worker import measured, train_some, tried
 from rayddl.stages.runtime.sizes import Share
-from rayddl.stages.runtime.sources import SharedSource, fit_space, publish
+from rayddl.stages.runtime.sources import SharedSource, fit_space, note, publish
 from rayddl.stages.runtime.workers import Workers
 
 
@@ -26,8 +26,7 @@ def run(config: ExpertsConfig, context: Context) -> Result:
     began = time.perf_counter()
     context.backend.start()
     source = publish(context.source)
-    for line in source.bad[:3]:
-        context.progress.note(f"skipped an unreadable image: {line}")
+    note(source, context.progress.note)
     fitted = fit_space(source, context.out)
     if config.replay is not None:
         return Result(

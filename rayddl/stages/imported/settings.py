@@ -17,8 +17,8 @@ class ImportedConfig(StageConfig):
     kind: Literal["imported"]
     path: str
     """A folder or URI: other code's ``images_best.pt`` and ``labels_best.pt``, a rayddl set, folders of
-    images by class, or a Parquet table. Images of ``.pt`` files must be in the source's pixel space; numbers
-    are its classes in their order."""
+    images by class, or a Parquet table. Images of ``.pt`` files must be in the source's pixel space; their
+    labels are classes, probabilities or logits, by what they are. Numbers are the source's classes in their order."""
     form: Literal["set", "pt", "imagefolder", "parquet"] | None = None
     """Which of these it is. Default: found out from the files."""
     method: str = Field(default="imported", min_length=1)

@@ -17,6 +17,8 @@ from rayddl.stages.context import Context, Result
 from rayddl.stages.imported.settings import ImportedConfig
 from rayddl.storage import Folder
 
+LOGITS = "the labels have negative numbers: they are logits, as DATM saves them, and softmax makes them probabilities"
+
 
 def run(config: ImportedConfig, context: Context) -> Result:
     """Read the set, convert it to the source, and write it."""
@@ -34,6 +36,8 @@ def run(config: ImportedConfig, context: Context) -> Result:
     )
     made = importing.bring(folder, form, home)
     _refuse_other_classes(made, home, folder)
+    if made.info.get("labels_read_as") == "logits":
+        context.progress.note(LOGITS)
     found = digest(made)
     if config.sha256 is not None and config.sha256 != found:
         raise ArtifactError(
@@ -58,6 +62,7 @@ def run(config: ImportedConfig, context: Context) -> Result:
         "ipc": kept.ipc,
         "classes": list(kept.classes),
         "sha256": found,
+        **({"labels_read_as": read_as} if (read_as := made.info.get("labels_read_as")) else {}),
         "seconds": time.perf_counter() - began,
     }
     return Result(summary)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from rayddl.report.sections import Section
 from rayddl.stages.match.finished import Match
 
 TINTS = ("set", "loss", "experts", "whole", "random")
+_ASIDE = ("kind", "start_set", "iterations", "resources", "compile", "cuda_graphs")
+"""Settings that do not change what an iteration computes, or that are the chain itself."""
 Chain: TypeAlias = "Sequence[Match]"
 """One run: a match, or several matches of which each continues the previous one."""
 
@@ -23,14 +26,15 @@ def section(matches: Sequence[Match]) -> Section | None:
 
     A match that continues another one of the same method (``start_set``) forms one run with it.
     """
-    groups: dict[str, list[Chain]] = {}
+    alike: dict[tuple[str, str], list[Chain]] = {}
     judged = [m for m in matches if len(m.accuracy["accuracy"])]
     sizes = {m.stage.summary.get("ipc") for m in judged}
     for chain in _chains(judged):
         summary = chain[-1].stage.summary
         name = str(summary.get("method", chain[-1].stage.name))
         size = "" if len(sizes) == 1 else f", {summary.get('ipc')} per class"
-        groups.setdefault(name + size, []).append(chain)
+        alike.setdefault((name + size, json.dumps([_settings(match) for match in chain])), []).append(chain)
+    groups = dict(zip(_names(list(alike.values()), [name for name, _ in alike]), alike.values(), strict=True))
     methods = {match.stage.summary.get("method") for match in judged}
     if len(methods) < 2 or len(groups) > len(TINTS):
         return None
@@ -39,9 +43,30 @@ def section(matches: Sequence[Match]) -> Section | None:
         "methods",
         "Method against method",
         short="Methods",
-        lead=f"Short evaluations while matching. {runs}, each from its own seed.",
+        lead=f"Short evaluations while matching. {runs}, each from its own seed. Runs of other settings have a line of "
+        "their own.",
         charts=(_chart(groups, timed=False), _chart(groups, timed=True)),
     )
+
+
+def _settings(match: Match) -> dict[str, Any]:
+    """The settings that runs of one curve have in common."""
+    return {k: v for k, v in sorted(match.stage.config.items()) if k not in _ASIDE}
+
+
+def _names(found: Sequence[Sequence[Chain]], names: Sequence[str]) -> list[str]:
+    """The names of groups of runs; equal ones followed by the settings in which they differ."""
+    settings = [_settings(chains[0][-1]) for chains in found]
+    result = []
+    for name, own in zip(names, settings, strict=True):
+        others = [each for each, theirs in zip(settings, names, strict=True) if theirs == name]
+        keys = [key for key in own if any(each.get(key) != own[key] for each in others)]
+        result.append(f"{name} ({', '.join(f'{key} {own[key]}' for key in keys)})" if keys else name)
+    # Two chains whose last matches have equal settings differ earlier.
+    return [
+        name if result.count(name) == 1 else f"{name}, from {chains[0][0].stage.name}"
+        for name, chains in zip(result, found, strict=True)
+    ]
 
 
 def _chains(matches: Sequence[Match]) -> list[Chain]:

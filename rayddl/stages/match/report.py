@@ -28,6 +28,8 @@ RAW_AT_MOST = 600
 METHODS = {
     "MCT": "matching convexified trajectories (MCT)",
     "MTT": "matching training trajectories (MTT)",
+    "TESLA": "matching training trajectories at constant memory (TESLA)",
+    "DATM": "matching training trajectories aligned in difficulty (DATM)",
 }
 TINT = "loss"
 COLUMNS = ("iteration", "loss", "lr_student", "start", "seconds")

@@ -203,17 +203,13 @@ def _typed(rows: Mapping[str, list[float]]) -> dict[str, list[Any]]:
     return {name: [int(v) for v in values] if name in whole else values for name, values in rows.items()}
 
 
-def _method(config: MatchConfig) -> str:
-    return "MCT" if config.trajectory == "convex" else "MTT"
-
-
 def made_of(
     kept: matcher.Snapshot, config: MatchConfig, context: Context, job: matcher.Job, iteration: int
 ) -> DistilledSet:
     """The set of ``iteration``, with its metadata."""
     images, labels, lr = kept
     info = {
-        "method": _method(config),
+        "method": config.method,
         "net": job.net.model_dump(mode="json"),
         "source": context.source.model_dump(mode="json"),
         "source_fingerprint": job.source.fingerprint,
@@ -238,7 +234,7 @@ def _summary(
     losses = rows["loss"]
     first, last = losses[:FIRST_AND_LAST], losses[-FIRST_AND_LAST:]
     return {
-        "method": _method(config),
+        "method": config.method,
         "ipc": config.ipc,
         "classes": list(source.classes),
         "images": len(made.images),

@@ -91,6 +91,8 @@ def prepared(config: RdedConfig, context: Context) -> tuple[Job, int]:
     import ray
 
     listing = listing_of(context.source)
+    for line in listing.notes:
+        context.progress.note(line)
     found = context.inputs[config.teacher]
     observer = Observer.load(found.folder.child("observer")).pruned(listing.classes)
     _refuse_mixed_sides(observer, config)

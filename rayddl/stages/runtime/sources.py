@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,8 @@ class SharedSource:
     space_kind: str
     counts: tuple[int, int]
     """Images in the train and the test split."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what the files have and the splits leave out."""
 
     @property
     def space_id(self) -> str:
@@ -63,6 +66,7 @@ def publish(config: SourceConfig) -> SharedSource:
             source.bad,
             config.space,
             (len(source.train.labels), len(source.test.labels)),
+            notes=source.notes,
         )
     return _published[key]
 
@@ -87,8 +91,17 @@ def publish_held_out(config: SourceConfig) -> SharedSource:
             tuple(f"{name}: {why}" for name, why in bad.items()),
             config.space,
             (0 if train is None else len(train), len(test)),
+            notes=listed.notes,
         )
     return _published[key]
+
+
+def note(source: SharedSource, said: Callable[[str], None]) -> None:
+    """Say the source's notes, and its first unreadable images."""
+    for line in source.notes:
+        said(line)
+    for line in source.bad[:3]:
+        said(f"skipped an unreadable image: {line}")
 
 
 def adopt(config: SourceConfig, source: SharedSource) -> None:

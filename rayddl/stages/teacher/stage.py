@@ -27,7 +27,7 @@ from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Result
 from rayddl.stages.runtime import devices
 from rayddl.stages.runtime.progress import ProgressCounter
-from rayddl.stages.runtime.sources import SharedSource, on_device, publish, publish_held_out, tensor
+from rayddl.stages.runtime.sources import SharedSource, note, on_device, publish, publish_held_out, tensor
 from rayddl.stages.teacher.pretrained import observer_of
 from rayddl.stages.teacher.settings import DEFAULT, TeacherConfig
 from rayddl.storage import Folder
@@ -70,8 +70,7 @@ def run(config: TeacherConfig, context: Context) -> Result:
     began = time.perf_counter()
     context.backend.start()
     source = _published(config, context.source)
-    for line in source.bad[:3]:
-        context.progress.note(f"skipped an unreadable image: {line}")
+    note(source, context.progress.note)
     share = context.backend.sized(lambda have: config.asks(have)[0])
     given = None if config.weights is None else ray.put(observer_of(config, source))
     compile_ = config.weights is None and compiled(config, source)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from rayddl import localfiles
 from rayddl.cli.app import app
 from rayddl.storage import Folder, split
 from tests.raising import raises
@@ -88,3 +91,62 @@ def test_a_split_outside_the_source_is_refused(tmp_path: Path) -> None:
     assert ended.stderr == (
         "error: '../there' does not stay inside its folder; expected a name below it, without a leading '/' and '..'\n"
     )
+
+
+def test_only_unfinished_files_are_hidden(tmp_path: Path) -> None:
+    """A file of the user's own with a similar name is listed."""
+    for name in ("a.tmp-1.png", "b.tmp-0123456789", "c.png.tmp-0a1b2c3d", "d.tmp-report"):
+        (tmp_path / name).write_bytes(b"x")
+    folder = Folder(str(tmp_path))
+
+    assert folder.names() == ["a.tmp-1.png", "b.tmp-0123456789", "d.tmp-report"]
+    assert list(folder.files()) == folder.names()
+
+
+def test_names_that_are_not_utf8_find_their_files(tmp_path: Path) -> None:
+    """They are listed with their bytes shown, and everything works by the shown name."""
+    raw = os.fsencode(tmp_path)
+    os.mkdir(raw + b"/d\xff")
+    for name in (b"/d\xff/\xe9.bin", b"/d\xff/plain"):
+        with open(raw + name, "wb") as file:
+            file.write(b"12345")
+    folder = Folder(str(tmp_path))
+
+    assert folder.folders() == ["d\\xff"]
+    assert folder.files() == {"d\\xff/\\xe9.bin": 5, "d\\xff/plain": 5}
+    inside = folder.child("d\\xff")
+    assert inside.exists()
+    assert inside.names() == ["\\xe9.bin", "plain"]
+    assert inside.has("\\xe9.bin")
+    assert (inside.size("\\xe9.bin"), inside.read("\\xe9.bin")) == (5, b"12345")
+    assert inside.modified("\\xe9.bin") is not None
+    with inside.open("\\xe9.bin") as stream:
+        stream.seek(3)
+        assert stream.read() == b"45"
+    assert not inside.has("\\xea.bin")
+
+
+def test_two_names_that_are_shown_alike_are_refused(tmp_path: Path) -> None:
+    """Neither is passed over."""
+    for name in (b"/\xe9", b"/\\xe9"):
+        with open(os.fsencode(tmp_path) + name, "wb"):
+            pass
+
+    with raises("names-alike"):
+        Folder(str(tmp_path)).files()
+
+
+def test_files_that_vanish_while_they_are_listed_are_passed_over(tmp_path: Path) -> None:
+    """Other processes finish and remove files at any time."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for number in range(3):
+            (tmp_path / folder / str(number)).write_bytes(b"x")
+
+    listed = localfiles.walk(str(tmp_path), None)
+    first, _ = next(listed)
+    for folder in ("a", "b"):
+        shutil.rmtree(tmp_path / folder)
+
+    assert first.count("/") == 1
+    assert list(listed) == []

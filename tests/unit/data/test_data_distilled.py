@@ -86,7 +86,7 @@ def test_the_folder_holds_what_is_promised(tmp_path: Path) -> None:
 
     assert files == {
         "grid.png",
-        *(f"images/{name}/{n:04d}.png" for name in ("a_b", "cat", "dog") for n in range(2)),
+        *(f"images/{name}/{n:04d}.png" for name in ("0-cat", "1-dog", "2-a_b") for n in range(2)),
         "images.parquet",
         "set.json",
         "set.safetensors",
@@ -121,7 +121,7 @@ def test_the_description_is_readable(tmp_path: Path) -> None:
         "format": "rayddl distilled set",
         "version": 1,
         "classes": list(CLASSES),
-        "folders": ["cat", "dog", "a_b"],
+        "folders": ["0-cat", "1-dog", "2-a_b"],
         "images": {"count": 6, "per_class": [2, 2, 2], "shape": [3, 6, 5]},
         "labels": "hard",
         "lr_student": distilled.lr_student,
@@ -141,9 +141,9 @@ def test_saving_again_replaces_the_set(tmp_path: Path) -> None:
 
     pictures = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("images/**/*.png"))
     assert pictures == [
-        "images/a_b/0000.png",
-        "images/cat/0000.png",
-        "images/dog/0000.png",
+        "images/0-cat/0000.png",
+        "images/1-dog/0000.png",
+        "images/2-a_b/0000.png",
         "images/mine.png",
     ]
     assert DistilledSet.load(folder).ipc == 1

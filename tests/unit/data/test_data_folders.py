@@ -216,7 +216,7 @@ def test_one_class(tree: Path) -> None:
 def test_a_folder_that_may_not_be_read(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of the file system is the source's error, with its place."""
 
-    def forbidden(self: Folder) -> dict[str, int]:
+    def forbidden(self: Folder, within: Folder | None) -> dict[str, int]:
         raise PermissionError(f"Permission denied: {self}")
 
     monkeypatch.setattr(Folder, "files", forbidden)

@@ -86,7 +86,7 @@ def test_a_pair_of_other_code_is_in_the_sources_space(home: Home, tmp_path: Path
     assert torch.equal(found.images, images)
     assert torch.equal(found.labels, labels)
     assert (found.classes, found.space.fingerprint) == (CLASSES, home.space.fingerprint)
-    assert found.info == {"method": "imported"}
+    assert found.info == {"method": "imported", "labels_read_as": "classes"}
 
 
 def test_an_own_pair_and_an_own_set_keep_what_they_know(
@@ -149,7 +149,7 @@ def test_classes_that_the_source_lacks_are_named(home: Home, tmp_path: Path) -> 
             torch.tensor([3]),
             "label-beyond-classes",
         ),
-        (torch.zeros(1, 1, 6, 6), torch.ones(1, 4), "labels-of-other-classes"),
+        (torch.zeros(1, 1, 6, 6), torch.full((1, 4), 0.25), "labels-of-other-classes"),
     ],
     ids=["size", "label", "width"],
 )

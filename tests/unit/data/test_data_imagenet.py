@@ -197,3 +197,17 @@ class TestRefusals:
         """Only ``imagenet`` has subsets."""
         with pytest.raises(ValidationError, match="subset belongs to name: imagenet, not cifar10"):
             SourceConfig.model_validate({"name": "cifar10", "subset": "nette"})
+
+
+@pytest.mark.parametrize("subset", [None, "nette"])
+def test_files_that_are_no_images_are_noted(
+    grow: Callable[[Iterable[str]], Path], subset: str | None
+) -> None:
+    """Those of the class folders that are read, with a subset and without."""
+    root = grow(NETTE)
+    (root / "train" / NETTE[3] / "n.mp4").write_bytes(b"x")
+    (root / "train" / "readme.txt").write_text("not in a class folder")
+
+    (note,) = sources.load(config(root, size=8, subset=subset)).notes
+
+    assert note.endswith(f": 1 with an ending of no image: {NETTE[3]}/n.mp4")

@@ -100,7 +100,7 @@ def test_files_of_several_data_sets(small: Path, encode: Encode, write_table: Wr
     "names",
     [
         ("train-00000-of-00002", "train-00001-of-00002"),
-        ("train_0", "train_1", "train_10"),
+        ("train_9", "train_10", "train_11"),
         ("train-00000-of-00001-0a1b2c3d4e5f6789", "train-00000-of-00001-99aabbccddeeff00"),
         ("0.x-train", "1.x-train"),
     ],

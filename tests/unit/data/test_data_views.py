@@ -37,16 +37,15 @@ def make(soft: bool = False) -> DistilledSet:
 
 
 def test_the_png_files_open_as_an_image_folder(tmp_path: Path) -> None:
-    """ImageFolder reads them with the class of each, and the pixels are those of the set."""
+    """ImageFolder reads them with the label of each, and the pixels are those of the set."""
     distilled = make()
     distilled.save(Folder(str(tmp_path)))
 
     opened = ImageFolder(str(tmp_path / "images"))
 
-    assert opened.classes == ["a_b", "cat", "dog"]
-    of_set = [distilled.classes.index({"a_b": "a/b"}.get(name, name)) for name in opened.classes]
-    for index, (image, label) in enumerate(opened):
-        position = 2 * of_set[label] + index % 2
+    assert opened.classes == ["0-cat", "1-dog", "2-a_b"]
+    for position, (image, label) in enumerate(opened):
+        assert label == distilled.labels[position]
         assert np.array_equal(np.asarray(image), distilled.pixels()[position].permute(1, 2, 0).numpy())
 
 
@@ -135,6 +134,15 @@ def test_class_folders_are_safe_and_distinct(names: list[str]) -> None:
 
 def test_plain_class_names_are_kept() -> None:
     """Only names that need it are changed."""
-    names = ["airplane", "n01443537", "Zürich", "犬", "two words", "A", "a"]
+    names = ["A", "Zürich", "a", "airplane", "n01443537", "two words", "犬"]
 
-    assert class_folders(names) == ("airplane", "n01443537", "Zürich", "犬", "two words", "A-5", "a-6")
+    assert class_folders(names) == ("A-0", "Zürich", "a-2", "airplane", "n01443537", "two words", "犬")
+
+
+@pytest.mark.parametrize("names", [[str(n) for n in range(11)], ["pear", "fig", "kiwi"], ["10", "9"]])
+def test_class_folders_sort_in_label_order(names: list[str]) -> None:
+    """Libraries that number classes by sorted folder names give every class its own label."""
+    folders = class_folders(names)
+
+    assert sorted(folders) == list(folders)
+    assert all(folder.endswith(name) for folder, name in zip(folders, names, strict=True))

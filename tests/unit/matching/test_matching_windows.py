@@ -191,3 +191,23 @@ def test_defaults_are_the_published_numbers() -> None:
     }  # fmt: skip
     assert Settings.model_validate(LEAST).first_lr == 0.01
     assert Settings.model_validate({**LEAST, "lr_student": 0.5}).first_lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"trajectory": "snapshots"}, "MTT"),
+        ({"trajectory": "snapshots", "gradient": "unrolled", "labels": "hard"}, "MTT"),
+        ({"trajectory": "snapshots", "labels": "expert"}, "TESLA"),
+        ({"trajectory": "snapshots", "gradient": "truncated"}, "TESLA"),
+        ({"trajectory": "snapshots", "labels": "learned", "gradient": "truncated"}, "DATM"),
+        ({"trajectory": "snapshots", "first_start_epoch": 1, "grow_iterations": 9}, "DATM"),
+        ({}, "MCT"),
+        ({"first_start_epoch": 1, "grow_iterations": 9}, "MCT"),
+        ({"labels": "learned"}, "MCT+DATM"),
+        ({"gradient": "truncated"}, "MCT+TESLA"),
+    ],
+)
+def test_settings_have_their_methods_name(given: dict[str, Any], name: str) -> None:
+    """Those of TESLA and DATM are not called MTT."""
+    assert Settings.model_validate(LEAST | given).method == name

@@ -26,7 +26,7 @@ from rayddl.pipeline import artifacts, comparing
 from rayddl.pipeline.artifacts import ordered_json
 from rayddl.pipeline.definition import load as definitions
 from rayddl.stages import parquet as tables
-from rayddl.stages.context import Context
+from rayddl.stages.context import Context, Silent
 from rayddl.stages.imported import stage as imported
 from rayddl.stages.imported.settings import ImportedConfig
 from rayddl.storage import Folder
@@ -241,3 +241,23 @@ def test_an_imported_set_is_one_of_the_source(tmp_path: Path, digits: DistilledS
         run(sha256="0" * 64)
     with raises("import-folder-missing"):
         run(path=str(tmp_path / "nowhere"))
+
+
+def test_an_imported_set_with_logits_says_so(tmp_path: Path, digits: DistilledSet) -> None:
+    """As a note and in the summary; its labels are the probabilities."""
+    path, notes = pair(tmp_path / "datm", digits), []
+    logits = 4.0 * torch.nn.functional.one_hot(digits.hard_labels, 10).float() - 2.0
+    torch.save(logits, path / "labels_best.pt")
+
+    class Noted(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    config = ImportedConfig.model_validate({"kind": "imported", "path": str(path)})
+    source, out = SourceConfig(name="digits"), Folder(str(tmp_path / "out"))
+    found = imported.run(config, Context("set", source, 0, out, {}, {}, progress=Noted()))
+
+    assert found.summary["labels_read_as"] == "logits"
+    assert len(notes) == 1
+    assert "they are logits" in notes[0]
+    torch.testing.assert_close(DistilledSet.load(out.child("set")).labels, logits.softmax(1))

@@ -16,7 +16,7 @@ def test_files(tmp_path: Path, form: str) -> None:
     folder = Folder(form.format(tmp_path / "x"))
     folder.write("b.bin", b"123")
     folder.write("a/deep/er.txt", b"12345")
-    (tmp_path / "x" / "c.tmp-0123").write_text("unfinished")
+    (tmp_path / "x" / "c.tmp-0123abcd").write_text("unfinished")
     (tmp_path / "x" / "empty").mkdir()
 
     assert list(folder.files().items()) == [("a/deep/er.txt", 5), ("b.bin", 3)]

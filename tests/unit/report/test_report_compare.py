@@ -84,6 +84,18 @@ def test_a_chart_for_each_network_has_a_line_with_error_bars_for_each_method(fou
     assert f"MTT, IPC 10: {numbers.spread(0.9, 0.01)}" in chart.summary
 
 
+def test_no_line_joins_sets_of_one_size(four: Comparison, make: Any) -> None:
+    """Two sets of one method and size were made with other settings: each is a spot of its own."""
+    twin = replace(judged(make, "MTT", 1, 0.6), run="other")
+    shown = {s.key: s for s in compare.sections(replace(four, judged=(*four.judged, twin)), 100_000)}
+
+    lines = [mark.y for mark in shown["accuracy"].charts[0].marks if isinstance(mark, Line)]
+    assert [list(y) for y in lines] == [pytest.approx([0.5, 0.8])]
+    spots = [list(mark.y) for mark in shown["accuracy"].charts[0].marks if isinstance(mark, Spots)]
+    assert spots == [pytest.approx([0.5, 0.8]), pytest.approx([0.7, 0.6, 0.9])]
+    assert len([mark for mark in shown["cost"].charts[0].marks if isinstance(mark, Line)]) == 1
+
+
 def test_cost_counts_every_stage_behind_a_set(four: Comparison) -> None:
     """Seconds of the set and of all stages that it depends on, on the axis and in the table."""
     cost = {s.key: s for s in compare.sections(four, 100_000)}["cost"]

@@ -130,3 +130,39 @@ def test_the_page_names_every_line_once(make: Any) -> None:
     assert drawing.count(">MTT<") == drawing.count(">MCT<") == 1
     heights = {line.split(' y="')[1].split('"')[0] for line in drawing.split("<text") if "direct" in line}
     assert len(heights) == 2
+
+
+def _with(match: Match, **config: Any) -> Match:
+    return replace(match, stage=replace(match.stage, config={**match.stage.config, **config}))
+
+
+def test_runs_of_other_settings_are_not_averaged(make: Any) -> None:
+    """Each has its own line, named by what differs; what does not change a step makes no difference."""
+    runs = [
+        _by(make, "MCT", "mct", [0.1, 0.2], 1.0),
+        _with(_by(make, "MTT", "a", [0.2, 0.4], 1.0), lr_image=100.0, resources=1),
+        _with(_by(make, "MTT", "b", [0.4, 0.8], 1.0), lr_image=1000.0, resources=1),
+        _with(_by(make, "MTT", "c", [0.4, 0.6], 1.0), lr_image=100.0, resources=2),
+    ]
+
+    found = methods.section(runs)
+
+    assert found is not None
+    lines = {m.name: m.y for m in found.charts[0].marks if isinstance(m, Line)}
+    assert lines["MTT (lr_image 100.0)"] == pytest.approx([0.3, 0.5])
+    assert lines["MTT (lr_image 1000.0)"] == pytest.approx([0.4, 0.8])
+    assert list(lines) == ["MCT", "MTT (lr_image 100.0)", "MTT (lr_image 1000.0)"]
+
+
+def test_runs_that_differ_in_an_earlier_match_are_not_averaged(make: Any) -> None:
+    """The same last settings after other first ones are another run."""
+    runs = [_by(make, "MCT", "mct", [0.1, 0.2], 1.0)]
+    for name, rate in (("a", 1.0), ("b", 9.0)):
+        runs.append(_with(_by(make, "MTT", name, [0.2, 0.4], 1.0), lr_image=rate))
+        runs.append(_with(_by(make, "MTT", f"{name}-fine", [0.4, 0.5], 1.0), start_set=name, lr_image=2.0))
+
+    found = methods.section(runs)
+
+    assert found is not None
+    names = [m.name for m in found.charts[0].marks if isinstance(m, Line)]
+    assert names == ["MCT", "MTT, from a", "MTT, from b"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -107,3 +109,57 @@ def test_expert_is_tested_by_statistics_that_survive_an_interruption() -> None:
     assert len(whole.snapshots[-1]) == len(start)
     tested = torch.cat([whole.snapshots[-1], whole.statistics])
     assert whole.history[-1].test_accuracy == accuracy(STEPS, tested, test.x, test.y)
+
+
+DEEP = NetConfig(name="resnet18", norm="batch")
+"""Its last features have one pixel."""
+
+
+def _deep(count: int, batch: int) -> tuple[Tensor, list[int]]:
+    """A student after 2 epochs, and the sizes of its batches."""
+    steps, sizes = make_steps(flat(DEEP, SHAPE, CLASSES), compile_=False), []
+
+    def noted(theta: Tensor, statistics: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        sizes.append(len(x))
+        return steps.tracked_eager(theta, statistics, x, y)
+
+    watched = replace(steps, tracked=noted, tracked_eager=noted)
+    x, y = data(count)
+    protocol = Protocol(epochs=1, lr=0.05, augment="none", batch=batch)
+    return train_student(watched, protocol, initial(DEEP, SHAPE, CLASSES, seed=1), x, y, CLASSES, 5), sizes
+
+
+@pytest.mark.parametrize(("count", "batch", "sizes"), [(9, 4, [4, 5]), (3, 2, [3]), (6, 4, [4, 2])])
+def test_a_last_batch_of_one_joins_the_one_before(count: int, batch: int, sizes: list[int]) -> None:
+    """Features of one pixel of one image have no variance; no image is left out."""
+    theta, found = _deep(count, batch)
+
+    assert found == 2 * sizes
+    assert theta.isfinite().all()
+
+
+def test_an_experts_last_batch_of_one_joins_the_one_before() -> None:
+    """The same for experts."""
+    x, y = data(9)
+    steps = make_steps(flat(DEEP, SHAPE, CLASSES), compile_=False)
+    settings = ExpertSettings(epochs=2, batch=4, augment="none")
+    images = Images(x, y)
+
+    training = train_expert(
+        steps, settings, initial(DEEP, SHAPE, CLASSES, seed=1), images, images, CLASSES, seed=3
+    )
+
+    assert all(snapshot.isfinite().all() for snapshot in training.snapshots)
+
+
+def test_a_last_batch_of_one_that_has_a_variance_is_as_before() -> None:
+    """Features of several pixels: the batches are torch's."""
+    x, _ = data(9)
+    start, protocol = (
+        initial(CONFIG, SHAPE, CLASSES, seed=1),
+        Protocol(epochs=2, lr=0.05, augment="none", batch=4),
+    )
+    draws = generator(5, "student")
+
+    assert not STEPS.needs_two(start, x)
+    assert [len(part) for part in protocol.order(9, draws)] == [4, 4, 1]

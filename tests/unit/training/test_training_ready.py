@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +159,49 @@ def test_names_of_outputs_come_from_text_and_json(tmp_path: Path) -> None:
         ready.read_names(str(path))
     with raises("teacher-file-unreadable"):
         ready.read_names(str(tmp_path / "none.txt"))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {"net": s, "acc": 94.2},
+        lambda s: {"model_state_dict": s, "optimizer_state_dict": {"state": {}, "param_groups": []}},
+        lambda s: {"state_dict_ema": s, "epoch": 3},
+        lambda s: {"epoch": 3, "model": {"state_dict": s}},
+        lambda s: {f"module.{k}": v for k, v in s.items()} | {"n_averaged": torch.tensor(7)},
+        lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
+        lambda s: {"model": s, "model_ema": {k: torch.zeros_like(v) for k, v in s.items()}},
+    ],
+    ids=["net", "model_state_dict", "ema", "nested", "averaged", "compiled", "model-and-ema"],
+)
+def test_checkpoints_as_people_have_them(tmp_path: Path, wrap: Callable[[Any], Any]) -> None:
+    """The one state dict inside is taken, under its own names."""
+    state = network(5).state_dict()
+    torch.save(wrap(state), tmp_path / "w.pth")
+
+    read = ready.read_state(str(tmp_path / "w.pth"))
+
+    assert read.keys() == state.keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in state.items())
+
+
+def test_a_checkpoint_with_other_objects_is_refused_in_plain_words(tmp_path: Path) -> None:
+    """Without torch's terminal codes and its advice to trust the file."""
+    torch.save({"model": network(5).state_dict(), "args": argparse.Namespace(lr=1)}, tmp_path / "w.pth")
+
+    with raises("weights-unreadable") as caught:
+        ready.read_state(str(tmp_path / "w.pth"))
+    assert "an object of argparse.Namespace" in str(caught.value)
+    assert "without args" in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_without_weights_names_the_keys(tmp_path: Path) -> None:
+    """Those that it has, and those that are looked for."""
+    torch.save({"epoch": 3, "best": {"acc": 0.9}}, tmp_path / "w.pth")
+
+    with raises("weights-without-tensors") as caught:
+        ready.read_state(str(tmp_path / "w.pth"))
+    assert "model_state_dict" in str(caught.value)
+    assert str(caught.value).endswith("it has epoch, best.")

@@ -1,0 +1,93 @@
+r"""Names and links of the local file system.
+
+A name that is not UTF-8, as old archives have them, is shown with its odd bytes as ``\xe9``, and a shown name
+finds its file again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+
+from rayddl.errors import PathError
+
+_ESCAPED = re.compile(rb"\\x([89a-f][0-9a-f])")
+
+
+def shown(name: str) -> str:
+    """The name ``name``, as ``os`` gives it, as UTF-8 text."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def real(path: str) -> str:
+    """The path of which :func:`shown` made ``path``, as ``os`` takes it."""
+    if "\\x" not in path or os.path.lexists(path):
+        return path
+    restored = os.fsdecode(_ESCAPED.sub(lambda byte: bytes([int(byte[1], 16)]), os.fsencode(path)))
+    return restored if os.path.lexists(restored) else path
+
+
+def walk(top: str, within: str | None) -> Iterator[tuple[str, int]]:
+    """Each file below the folder ``top``: its shown name relative to ``top``, and its size in bytes.
+
+    Links are followed. With ``within``, none may lead out of that folder, and a broken one counts as a file of 0 bytes.
+    Raises :class:`PathError` for a link out of ``within``, for a link to a folder that it is in, and for two names
+    that are shown alike.
+    """
+    inside = None if within is None else os.path.realpath(real(within))
+    _refuse_outside(real(top), inside)
+    found: set[str] = set()
+    for name, size in _below(real(top), "", inside, (os.path.realpath(real(top)),)):
+        if name in found:
+            raise PathError(f"two files in {top} have names that are shown as {name}", code="names-alike")
+        found.add(name)
+        yield name, size
+
+
+def _below(folder: str, prefix: str, inside: str | None, above: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    try:
+        listed = os.scandir(folder)
+    except FileNotFoundError:
+        return  # removed meanwhile
+    with listed as entries:
+        for entry in entries:
+            name, linked = prefix + shown(entry.name), entry.is_symlink()
+            if linked:
+                _refuse_outside(entry.path, inside)
+            if entry.is_dir():
+                trail = (*above, os.path.realpath(entry.path)) if linked else above
+                if linked and any(_contains(trail[-1], each) for each in above):
+                    raise PathError(
+                        f"the link {shown(entry.path)} leads to {shown(trail[-1])}, a folder that it is in itself; "
+                        "remove it",
+                        code="link-in-circle",
+                    )
+                here = trail if linked else (*above, os.path.join(above[-1], entry.name))
+                yield from _below(entry.path, f"{name}/", inside, here)
+            elif entry.is_file():
+                try:
+                    size = entry.stat().st_size
+                except FileNotFoundError:
+                    continue
+                yield name, size
+            elif linked and inside is not None:
+                yield name, 0
+
+
+def leaves(path: str, within: str) -> bool:
+    """True if the file ``path`` is outside the folder ``within`` once links are followed."""
+    return not _contains(os.path.realpath(real(within)), os.path.realpath(real(path)))
+
+
+def _refuse_outside(path: str, inside: str | None) -> None:
+    target = os.path.realpath(path)
+    if inside is not None and not _contains(inside, target):
+        raise PathError(
+            f"the link {shown(path)} leads to {shown(target)}, outside {shown(inside)}",
+            code="link-leaves-folder",
+        )
+
+
+def _contains(folder: str, path: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
