@@ -48,10 +48,13 @@ class Terminal(Display):
         self._lines = _Lines()
         # Not held while a frame is drawn, for which the console has its own lock.
         self._lock = threading.RLock()
+        self._order: dict[str, int] = {}
+        """The position of each stage in the plan."""
         self._name_width = 0
 
     def plan(self, plan: Plan) -> None:
-        self._name_width = max((len(stage.name) for stage in plan.stages), default=0)
+        self._order = {stage.name: k for k, stage in enumerate(plan.chosen)}
+        self._name_width = max(map(len, self._order), default=0)
         self._console.print(plan)
         self._console.print()
 
@@ -70,7 +73,8 @@ class Terminal(Display):
     def begin(self, stage: str) -> Progress:
         line = _Line(self, stage, Pace(self._clock), self._spinner(), self._name_width)
         with self._lock:
-            self._lines.running[stage] = line
+            lines = {**self._lines.running, stage: line}
+            self._lines.running = dict(sorted(lines.items(), key=lambda entry: self._order.get(entry[0], 0)))
             if self._live is None:
                 self._live = self._live_display(self._lines)
                 self._live.start()
