@@ -13,7 +13,8 @@ from rayddl.pipeline.definition import load as definition
 from rayddl.stages.runtime import room, sizes
 from rayddl.stages.runtime.capacity import Capacity, Group
 from rayddl.stages.runtime.room import Room
-from rayddl.stages.runtime.sizes import Ask, Resources, Share
+from rayddl.stages.runtime.sizes import Ask, Resources
+from rayddl.stages.teacher.settings import TeacherConfig
 
 TWICE_TWO = Capacity(({"CPU": 1.0}, {"CPU": 2.0, "GPU": 2.0}, {"CPU": 2.0, "GPU": 2.0}))
 NET = "{name: convnet, depth: 1, width: 8}"
@@ -168,4 +169,6 @@ def test_every_kind_says_what_it_can_use() -> None:
     asked = {stage.name: stage.config.asks(have)[0] for stage in stages}
     assert asked["experts"].units == stages[0].config.count  # type: ignore[attr-defined]
     assert asked["evaluate"].units == 2 * stages[2].config.seeds  # type: ignore[attr-defined]
-    assert isinstance(asked["experts"].share, Share)
+    assert asked["distill"].together
+    (teacher,) = TeacherConfig(kind="teacher").asks(have)
+    assert teacher.units == 1
