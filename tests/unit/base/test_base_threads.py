@@ -71,8 +71,9 @@ def test_held() -> None:
     assert said == ["whole"]
 
 
-def test_reacted() -> None:
+def test_reacted(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a reaction it is not raised again, however often it is asked for."""
+    monkeypatch.setattr(threads, "LOST_SECONDS", 0.05)
     said: list[str] = []
 
     def work(ready: threading.Event) -> None:

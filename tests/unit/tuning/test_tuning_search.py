@@ -96,7 +96,7 @@ def test_the_first_trial_has_the_templates_own_settings(work):
 
 
 def test_no_more_trials_run_than_there_is_room_for(work):
-    """While as many trials run as the search may have, none is proposed; one that ends, or more room, allows another."""
+    """While as many trials run as the search may have, none is proposed until one ends or there is more room."""
     w, most = work(), [2]
     searcher = Numbered(w.search, Book(w.out), lambda: most[0])
     found = [searcher.suggest(str(i)) for i in range(3)]
