@@ -62,7 +62,7 @@ class Interruptible(threading.Thread):
     def act(self) -> None:
         """Raise ``KeyboardInterrupt`` if :meth:`interrupt` was called during a hold. Called by the thread itself."""
         with self._lock:
-            due = self._asked and self._due()
+            due = self._asked and self._raised_at is None and self._due()
             self._raised_at = time.monotonic() if due else self._raised_at
         if due:
             raise KeyboardInterrupt

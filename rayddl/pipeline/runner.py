@@ -157,9 +157,12 @@ class _Run:
         """Record the run as interrupted, at its running stages or else at its first unfinished one."""
         left = [planned for planned in self.plan.chosen if planned.name not in self.finished]
         running = self.schedule.running if self.schedule else []
-        for planned in [p for p in left if p.name in running] or left[:1]:
-            if self.recorded:
-                self._note(planned, "interrupted", seconds=_NOTICE_SECONDS)
+        if self.recorded and self._writing.acquire(timeout=_NOTICE_SECONDS):
+            try:
+                for planned in [p for p in left if p.name in running] or left[:1]:
+                    self._note(planned, "interrupted")
+            finally:
+                self._writing.release()
 
     def _run(self, planned: PlannedStage, began: float) -> Artifact:
         if planned.stage.kind.needs_ray:
@@ -247,19 +250,11 @@ class _Run:
         outcome: Ending | Literal["running"],
         artifact: Artifact | None = None,
         error: str = "",
-        seconds: float = -1,
     ) -> None:
-        """Record the state of a stage, unless another thread writes the record for longer than ``seconds``; -1 waits
-        without limit.
-        """
         # Only the stages' manifests decide what is finished, so an outdated record does no harm.
-        with interrupts.held(), suppress(OSError):
-            if self._writing.acquire(timeout=seconds):
-                try:
-                    self.record.note(planned.name, outcome, artifact, error)
-                    self.record.write()
-                finally:
-                    self._writing.release()
+        with interrupts.held(), self._writing, suppress(OSError):
+            self.record.note(planned.name, outcome, artifact, error)
+            self.record.write()
 
     def _observe(self, planned: PlannedStage, progress: Mapping[str, Any]) -> None:
         self.ray.observe(self.plan.definition.name, planned.name, progress)
