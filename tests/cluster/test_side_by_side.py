@@ -25,12 +25,12 @@ stages:
     {{kind: match, experts: experts, ipc: 1, iterations: 12, syn_steps: 4, expert_epochs: 1, max_start_epoch: 3,
      lr_image: 20, lr_student: 0.05, augment: flip_color, compile: false, resources: {{num_cpus: 1}}}}
   match-b: {{<<: *match, lr_image: 10}}
-  a-short: &judge {{kind: evaluate, set: match-a, seeds: 2, epochs: 5, compile: false, random: false, together: false}}
-  a-long: {{<<: *judge, epochs: 8}}
-  b-short: {{<<: *judge, set: match-b}}
-  b-long: {{<<: *judge, set: match-b, epochs: 8}}
+  a-short: &evaluation {{kind: evaluate, set: match-a, seeds: 1, epochs: 5, compile: false, random: false}}
+  a-long: {{<<: *evaluation, epochs: 8}}
+  b-short: {{<<: *evaluation, set: match-b}}
+  b-long: {{<<: *evaluation, set: match-b, epochs: 8}}
 """
-MATCHES, JUDGED = ("match-a", "match-b"), ("a-short", "a-long", "b-short", "b-long")
+MATCHES, EVALUATIONS = ("match-a", "match-b"), ("a-short", "a-long", "b-short", "b-long")
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,10 @@ def test_stages_overlap_with_the_same_bits(bench: Any, gpus: Any, tmp_path: Path
     side = bench.Run(tmp_path / "side", gpus.address, "", DEFINITION, {"RAYDDL_LOGICAL_GPUS": str(placed)})
     side.finish(side.start(), 800)
     found = spans(side.log)
-    for pair in (("experts", "teacher"), MATCHES, JUDGED[:2], JUDGED[2:]):
+    for pair in (("experts", "teacher"), MATCHES):
         assert overlapping(found, *pair), (pair, side.log[-3000:])
+    # Those of the match that ends first: the other match and the teacher leave them two GPUs.
+    assert any(overlapping(found, *pair) for pair in (EVALUATIONS[:2], EVALUATIONS[2:])), side.log[-3000:]
     rows = [json.loads(line) for line in placed.read_text().splitlines()]
     loops = {(row["node"], row["gpu"], row["process"]) for row in rows if row["unit"] == "match"}
     assert len({place[:2] for place in loops}) == 2
@@ -77,7 +79,7 @@ def test_stages_overlap_with_the_same_bits(bench: Any, gpus: Any, tmp_path: Path
     for match in MATCHES:
         name = "set/set.safetensors"
         assert side.file(match, name).read_bytes() == turns.file(match, name).read_bytes()
-    for stage in JUDGED:
+    for stage in EVALUATIONS:
         one, other = (pq.read_table(run.file(stage, "students.parquet")) for run in (side, turns))
         assert one.select(["data", "seed", "accuracy"]) == other.select(["data", "seed", "accuracy"])
     observers = [run.file("teacher", "observer/observer.safetensors").read_bytes() for run in (side, turns)]

@@ -39,14 +39,14 @@ def limited(share: Share, parts: int, wanted: int) -> Lease:
 
 def test_metrics_are_tagged_with_the_stage_of_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stage's units in flight are not those of the stage that reported last."""
-    told: list[tuple[str, str, float]] = []
+    sent: list[tuple[str, str, float]] = []
 
     class Gauge:
         def __init__(self, name: str, **_: Any) -> None:
             self.name = name
 
         def set(self, value: float, tags: dict[str, str]) -> None:
-            told.append((tags["stage"], self.name, value))
+            sent.append((tags["stage"], self.name, value))
 
     monkeypatch.setattr("ray.util.metrics.Gauge", Gauge)
     monkeypatch.setattr(metrics, "_gauges", metrics._Gauges())
@@ -54,7 +54,7 @@ def test_metrics_are_tagged_with_the_stage_of_the_thread(monkeypatch: pytest.Mon
     cluster.observe("run", "experts", progress)
     in_thread(lambda: cluster.observe("run", "teacher", progress)).join(PATIENCE)
     metrics.depth(3, 4)
-    assert told[-2:] == [("experts", "rayddl_units_in_flight", 3.0), ("experts", "rayddl_units_queued", 4.0)]
+    assert sent[-2:] == [("experts", "rayddl_units_in_flight", 3.0), ("experts", "rayddl_units_queued", 4.0)]
 
 
 def test_networks_are_drawn_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,7 +147,7 @@ class TestOrder:
         assert lab.calls == ["one", "two", "after", "page"]
 
     def test_a_stage_that_does_not_fit_lets_smaller_ones_pass(self, lab: Any, on: Run) -> None:
-        """`two` needs the whole node: `third` runs beside `one`, and `two` when both have ended."""
+        """`two` needs the whole node: `third` runs next to `one`, and `two` when both have ended."""
         stages = {
             "one": {"kind": "make"},
             "two": {"kind": "make", "resources": {"num_cpus": 2}},
@@ -168,7 +168,7 @@ class TestOrder:
     def test_kinds_that_share_something_run_in_turn(
         self, lab: Any, on: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Stages of a kind that runs one at a time do so however large the cluster is; others run beside them."""
+        """Stages of a kind that runs one at a time do so however large the cluster is; others run next to them."""
         counting = Counting()
         for planned in lab.plan(FOUR).stages[:1]:
             monkeypatch.setattr(type(planned.stage.config), "one_at_a_time", "a library")
