@@ -23,16 +23,16 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, TypeAlias
 
+from rayddl import threads
+from rayddl.threads import LOST_SECONDS, fragile
+
 Call: TypeAlias = Callable[[], None]
 
 EXIT_CODE = 130
-LOST_SECONDS = 5.0
-"""Seconds without a reaction after which the exception counts as swallowed and is raised again."""
 LAST_SECONDS = 45.0
 """Seconds after the first signal at which the process is ended, whatever it is waiting for."""
 _POLL_SECONDS = 0.2
 _IDLE_SECONDS = 1.0
-_IMPORTING = "<frozen importlib"
 
 SIGNALS: tuple[signal.Signals, ...] = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -60,7 +60,7 @@ class _Interrupts:
         self.note()
         if number == getattr(signal, "SIGHUP", None):
             _leave_terminal()
-        if _fragile(frame) <= self.imports:
+        if fragile(frame) <= self.imports:
             self.act()
 
     def note(self) -> None:
@@ -75,6 +75,14 @@ class _Interrupts:
         self.raised_at = time.monotonic()
         self.notice()
         raise KeyboardInterrupt
+
+    def hold(self) -> None:
+        """Delay the exception until :meth:`release`."""
+        self.held += 1
+
+    def release(self) -> None:
+        """End a :meth:`hold`."""
+        self.held -= 1
 
     def notice(self) -> None:
         """Call every function registered with :func:`noticed`."""
@@ -100,7 +108,7 @@ def install() -> None:
     global _installed  # noqa: PLW0603  # a process has one set of signal handlers
     if _installed is not None or not _main_thread():
         return
-    _installed = _Interrupts(_fragile(sys._getframe()))
+    _installed = _Interrupts(fragile(sys._getframe()))
     reinstall()
     _silence(_installed)
     _mask(signal.SIG_BLOCK)
@@ -149,16 +157,16 @@ def raised() -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Delay signals that are received inside the block until its end."""
-    state = _installed if _main_thread() else None
+    """Delay signals, and interrupts of an :class:`~rayddl.threads.Interruptible`, until the end of the block."""
+    state = _installed if _main_thread() else threads.mine()
     if state is None:
         yield
         return
-    state.held += 1
+    state.hold()
     try:
         yield
     finally:
-        state.held -= 1
+        state.release()
     state.act()
 
 
@@ -191,9 +199,10 @@ def unheard() -> Iterator[None]:
 
 
 def react() -> None:
-    """Mark the interrupt as handled, so that it is not raised again."""
-    if _installed is not None:
-        _installed.reacted = True
+    """Mark the interrupt of this thread as handled, so that it is not raised again."""
+    state = threads.mine() or _installed
+    if state is not None:
+        state.reacted = True
 
 
 @contextmanager
@@ -298,16 +307,6 @@ def _watch(state: _Interrupts, wakeup: socket.socket) -> None:
             ours = [number for number in SIGNALS if signal.getsignal(number) == state.handle]
             # Not interrupt_main, which does not make a blocking call of the main thread return.
             signal.pthread_kill(threading.main_thread().ident or 0, ours[0])
-
-
-def _fragile(frame: FrameType | None) -> int:
-    """Count the imports and destructors in progress in ``frame``; an exception does not propagate from them."""
-    count = 0
-    while frame is not None:
-        code = frame.f_code
-        count += code.co_filename.startswith(_IMPORTING) or code.co_name == "__del__"
-        frame = frame.f_back
-    return count
 
 
 def _leave_terminal() -> None:

@@ -24,6 +24,10 @@ Overrides: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. experts.count=20. Repeatable."),
 ]
+Stages: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--stage", metavar="NAME", help="Run only this stage and what it needs. Repeatable."),
+]
 Out: TypeAlias = Annotated[
     str,
     typer.Option(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from rayddl.cli.errors import reporting_errors
-from rayddl.cli.options import Address, File, Grows, Json, NumCpus, Out, Overrides, Plugins, Quiet
+from rayddl.cli.options import Address, File, Grows, Json, NumCpus, Out, Overrides, Plugins, Quiet, Stages
 
 
 def run(
     file: File,
     *,
     overrides: Overrides = None,
+    stage: Stages = None,
     out: Out = "runs",
     address: Address = None,
     num_cpus: NumCpus = None,
@@ -20,6 +21,8 @@ def run(
 ) -> None:
     """Run a definition. Finished stages are not run again; an interrupted one continues.
 
+    Stages that do not need each other run at the same time where the machine or cluster has room for them.
+
     \b
     rayddl run quickstart
     rayddl run pipelines/cifar10-mct-ipc1.yaml --set source.root=data --set experts.count=20
@@ -29,6 +32,7 @@ def run(
 
     again = ["rayddl", "run", file]
     again += [word for text in overrides or () for word in ("--set", text)]
+    again += [word for text in stage or () for word in ("--stage", text)]
     again += ["--out", out] if out != "runs" else []
     again += ["--address", address] if address else []
     again += ["--num-cpus", str(num_cpus)] if num_cpus else []
@@ -46,4 +50,5 @@ def run(
             num_cpus=num_cpus,
             grows=tuple(grows or ()),
             plugins=tuple(plugin or ()),
+            stages=tuple(stage or ()),
         )

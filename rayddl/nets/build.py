@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -40,13 +41,17 @@ BUILDERS: dict[str, Callable[[NetConfig, Shape, int], nn.Module]] = {
 """Builders of the small networks. Torchvision's and plugins' networks are built elsewhere."""
 
 
+_DRAWING = threading.RLock()
+"""Held while torch's global generator, which all threads share, draws a network's parameters."""
+
+
 def build(config: NetConfig, shape: Shape, classes: int, *, seed: int, precision: str = "fp32") -> nn.Module:
     """A newly initialised network. The same seed gives the same parameters; global random state is unchanged.
 
     Raises :class:`~rayddl.errors.NetError` if the network cannot take images of this shape.
     """
     compute = COMPUTE[precision]
-    with torch.random.fork_rng(devices=[]):
+    with _DRAWING, torch.random.fork_rng(devices=[]):
         # Weights are drawn on the CPU. `torch.manual_seed` would also seed every GPU, which is not restored.
         torch.default_generator.manual_seed(seed)
         if config.name in BUILDERS:

@@ -58,6 +58,7 @@ def run(
     num_cpus: int | None = None,
     grows: Sequence[str] = (),
     plugins: Sequence[Given] = (),
+    stages: Sequence[str] = (),
 ) -> RunResult:
     """Run ``definition`` and return its artifacts; finished stages are not run again.
 
@@ -66,9 +67,10 @@ def run(
     a stage needs it and stopped at the end. ``grows`` are groups of nodes that the cluster's autoscaler can
     add, each as ``4xCPU:8,GPU:1``. ``plugins`` are loaded in addition to the installed ones and register networks,
     sources and methods for the definition: a :class:`rayddl.Plugin`, a module with a ``plugin``, or the module's name
-    or file. Raises :class:`rayddl.errors.RayddlError`.
+    or file. With ``stages``, only these and the stages that they need are run. Raises
+    :class:`rayddl.errors.RayddlError`.
     """
-    planned = plan(definition, overrides=overrides, out=out, plugins=plugins)
+    planned = plan(definition, overrides=overrides, out=out, plugins=plugins).narrowed(stages)
     display = progress if not isinstance(progress, bool) else choose() if progress else Hidden()
     with ray_session(display, address, num_cpus, grows) as ray:
         return execute(planned, display, ray)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from rich.console import Group, RenderableType
@@ -20,6 +20,7 @@ from rayddl.pipeline import artifacts
 from rayddl.pipeline.definition import graph
 from rayddl.pipeline.definition.load import Definition, Stage
 from rayddl.pipeline.tables import as_text, rows_table
+from rayddl.plugins import suggestion
 from rayddl.stages.settings import without_resources
 from rayddl.storage import Folder
 
@@ -71,6 +72,34 @@ class Plan:
     out: Folder
     source_fingerprint: str
     stages: tuple[PlannedStage, ...]
+    only: frozenset[str] | None = None
+    """The names of the stages that are run; ``None``: all. See :meth:`narrowed`."""
+
+    @property
+    def chosen(self) -> tuple[PlannedStage, ...]:
+        """The stages that are run, in the order they run."""
+        return tuple(stage for stage in self.stages if self.only is None or stage.name in self.only)
+
+    def narrowed(self, names: Sequence[str]) -> Plan:
+        """Return the plan of the stages ``names`` and all that they need; all stages if ``names`` is empty.
+
+        Raises :class:`UserError` for a name that is not a stage of the plan.
+        """
+        reads = {stage.name: stage.stage.reads for stage in self.stages}
+        for name in names:
+            if name not in reads:
+                raise UserError(
+                    f"--stage {name!r} is not a stage that runs; {suggestion(name, reads, 'stages')}",
+                    code="stage-not-in-plan",
+                )
+        found: set[str] = set()
+        waiting = list(names)
+        while waiting:
+            name = waiting.pop()
+            if name not in found:
+                found.add(name)
+                waiting += reads[name]
+        return replace(self, only=frozenset(found)) if names else self
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values, without credentials."""
@@ -79,7 +108,7 @@ class Plan:
             "seed": self.definition.seed,
             "out": scrub(str(self.out)),
             "source_fingerprint": self.source_fingerprint,
-            "stages": [stage.to_json() for stage in self.stages],
+            "stages": [stage.to_json() for stage in self.chosen],
         }
 
     def __str__(self) -> str:
@@ -103,7 +132,7 @@ class Plan:
                 "state": stage.state,
                 "folder": stage.folder_name,
             }
-            for stage in self.stages
+            for stage in self.chosen
         ]
         return Group(head, rows_table(rows))
 

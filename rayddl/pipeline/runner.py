@@ -1,8 +1,9 @@
-"""Runs a plan stage by stage: skips finished stages and continues partial ones."""
+"""Runs a plan: skips finished stages and continues partial ones, several at the same time."""
 
 from __future__ import annotations
 
 import errno
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -22,18 +23,25 @@ from rayddl.pipeline.display.heartbeat import Heartbeat
 from rayddl.pipeline.plan import Plan, PlannedStage, plugins_of
 from rayddl.pipeline.records import Record
 from rayddl.pipeline.results import RunResult
+from rayddl.pipeline.schedule import Schedule
 from rayddl.pipeline.session import RaySession
 from rayddl.stages.context import Context, Result
+from rayddl.stages.runtime import room
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _KEPT = "what was done so far is kept, and the same command goes on from there"
+_NOTICE_SECONDS = 5.0
+"""Time limit of an interrupt for another thread's write of the record."""
+_importing = threading.Lock()
+"""Held while a kind's modules are imported: threads that import the same modules in different orders may see parts."""
 
 
 def execute(plan: Plan, display: Display | None = None, ray: RaySession | None = None) -> RunResult:
     """Run ``plan`` and return its artifacts.
 
-    Raises a :class:`RayddlError` that names the stage. ``KeyboardInterrupt`` is raised again after it is
-    recorded. If every stage is finished, neither torch nor Ray is imported.
+    A failed stage does not stop stages that do not need it; then raises a :class:`RayddlError` that names the failed
+    ones. ``KeyboardInterrupt`` ends all running stages, and is raised again after it is recorded. If every stage is
+    finished, neither torch nor Ray is imported.
     """
     display = display or Hidden()
     run = _Run(plan, display, ray or RaySession(display), Record(plan))
@@ -42,8 +50,7 @@ def execute(plan: Plan, display: Display | None = None, ray: RaySession | None =
             display.plan(plan)
             run.write_first()
             run.require()
-            for planned in plan.stages:
-                run.stage(planned)
+            run.stages()
     except KeyboardInterrupt:
         interrupts.react()
         run.interrupted()
@@ -53,7 +60,13 @@ def execute(plan: Plan, display: Display | None = None, ray: RaySession | None =
         with suppress(OSError):
             display.close()
     record = plan.out.path(run.record.file)
-    result = RunResult(plan, dict(run.finished), dict(run.endings), record)
+    order = [planned.name for planned in plan.chosen]
+    result = RunResult(
+        plan,
+        {name: run.finished[name] for name in order},
+        {name: run.endings[name] for name in order},
+        record,
+    )
     display.result(result.closing())
     return result
 
@@ -70,16 +83,22 @@ class _Run:
     endings: dict[str, Literal["done", "cached"]] = field(default_factory=dict)
     recorded: bool = False
     """True once the record has been written; nothing starts before."""
+    schedule: Schedule | None = None
     clock: Callable[[], float] = time.monotonic
+    _writing: threading.RLock = field(default_factory=threading.RLock)
+    """Held while the record is changed and written."""
 
     def write_first(self) -> None:
         """Write the record before anything runs, which also checks that ``--out`` is writable."""
+        for planned in self.plan.stages:
+            if planned not in self.plan.chosen and planned.artifact is not None:
+                self.record.note(planned.name, "cached", planned.artifact)
         try:
             with interrupts.held():
                 self.record.write()
                 self.recorded = True
         except (OSError, ValueError) as error:
-            if all(planned.artifact for planned in self.plan.stages):
+            if all(planned.artifact for planned in self.plan.chosen):
                 self.display.note(f"the run's record could not be written: {scrub(str(error))}")
                 return
             raise UserError(
@@ -90,7 +109,7 @@ class _Run:
 
     def require(self) -> None:
         """Check before anything runs that the cluster has the resources of all remaining stages."""
-        left = [p for p in self.plan.stages if p.artifact is None and p.stage.kind.needs_ray]
+        left = [p for p in self.plan.chosen if p.artifact is None and p.stage.kind.needs_ray]
         if left:
             self.ray.reach(self._places())
             self.ray.require({planned.name: planned.stage.config.asks for planned in left})
@@ -98,18 +117,29 @@ class _Run:
     def _places(self) -> dict[str, str]:
         """Return the folders that workers read and write, by the option that sets each."""
         source = self.plan.definition.source
-        left = [p for p in self.plan.stages if p.artifact is None and p.name not in self.finished]
+        left = [p for p in self.plan.chosen if p.artifact is None and p.name not in self.finished]
         read = any(p.stage.kind.reads_source for p in left) and sources.in_place(source)
         return {"--out": str(self.plan.out)} | ({"source.root": str(source.root)} if read else {})
 
-    def stage(self, planned: PlannedStage) -> None:
-        """Run one stage, or use its artifact if it is finished."""
-        if planned.artifact is not None:
-            self._reuse(planned, planned.artifact)
-            return
+    def stages(self) -> None:
+        """Use the artifacts of finished stages, and run the others. Raises the error of failed ones."""
+        for planned in self.plan.chosen:
+            if planned.artifact is not None:
+                self._reuse(planned, planned.artifact)
+        left = [planned for planned in self.plan.chosen if planned.artifact is None]
+        self.schedule = Schedule(left, self.finished, self._stage, self.ray.room(), self.display.note)
+        self.schedule.go()
+        failure = self.schedule.failure([planned.name for planned in self.plan.chosen])
+        if failure is not None:
+            for name, needs in self.schedule.missing().items():
+                self.display.missing(name, needs)
+            raise failure
+
+    def _stage(self, planned: PlannedStage, lease: Any) -> None:
+        """Run one stage in this thread, with ``lease`` of the cluster."""
         began = self.clock()
         try:
-            with lock.held(planned.folder):
+            with room.of_stage(lease), lock.held(planned.folder):
                 # Another command may have finished the stage since the plan was made.
                 if artifacts.state(planned.folder) == "done":
                     found = artifacts.open_artifact(planned.folder, fingerprint=planned.fingerprint)
@@ -124,10 +154,15 @@ class _Run:
         self._end(planned, "done", artifact.seconds, artifact)
 
     def interrupted(self) -> None:
-        """Record the run as interrupted, at its first unfinished stage."""
-        left = [planned for planned in self.plan.stages if planned.name not in self.finished]
-        if left and self.recorded:
-            self._note(left[0], "interrupted")
+        """Record the run as interrupted, at its running stages or else at its first unfinished one."""
+        left = [planned for planned in self.plan.chosen if planned.name not in self.finished]
+        running = self.schedule.running if self.schedule else []
+        if self.recorded and self._writing.acquire(timeout=_NOTICE_SECONDS):
+            try:
+                for planned in [p for p in left if p.name in running] or left[:1]:
+                    self._note(planned, "interrupted")
+            finally:
+                self._writing.release()
 
     def _run(self, planned: PlannedStage, began: float) -> Artifact:
         if planned.stage.kind.needs_ray:
@@ -145,7 +180,9 @@ class _Run:
                 s.name: s.config for s in self.plan.definition.stages if s.name in planned.stage.templates
             },
         )
-        result = planned.stage.kind.run(planned.stage.config, context)
+        with _importing:
+            run = planned.stage.kind.run
+        result = run(planned.stage.config, context)
         with interrupts.held():
             return artifacts.seal(planned.folder, self._manifest(planned, result, self.clock() - began))
 
@@ -215,13 +252,13 @@ class _Run:
         error: str = "",
     ) -> None:
         # Only the stages' manifests decide what is finished, so an outdated record does no harm.
-        with interrupts.held(), suppress(OSError):
+        with interrupts.held(), self._writing, suppress(OSError):
             self.record.note(planned.name, outcome, artifact, error)
             self.record.write()
 
     def _observe(self, planned: PlannedStage, progress: Mapping[str, Any]) -> None:
         self.ray.observe(self.plan.definition.name, planned.name, progress)
-        with interrupts.held(), suppress(OSError):
+        with interrupts.held(), self._writing, suppress(OSError):
             self.record.note_progress(planned.name, progress)
             self.record.write()
 

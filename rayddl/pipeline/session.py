@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any, Protocol, TypeAlias, cast
 
 from rayddl import interrupts
 from rayddl.pipeline.display.base import Display
+from rayddl.pipeline.schedule import Room
 
 
 class Cluster(Protocol):
@@ -30,6 +32,9 @@ class Cluster(Protocol):
 
     def reach(self, places: Mapping[str, str]) -> None:
         """Raise if a node cannot access one of these folders."""
+
+    def room(self) -> Room:
+        """The cluster's resources, to be divided among the stages that run at the same time."""
 
     def start(self) -> None:
         """Start or attach to Ray, unless this has been done."""
@@ -60,6 +65,7 @@ class RaySession:
     """Groups of nodes that an autoscaler can add, each as ``4xCPU:8,GPU:1``."""
     load: LoadCluster = load_cluster
     _cluster: Cluster | None = field(default=None, init=False)
+    _reaching: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def need(self) -> None:
         """Start Ray, unless this has been done."""
@@ -88,7 +94,12 @@ class RaySession:
         """
         self.need()
         if self._cluster is not None and self.address:
-            self._cluster.reach(places)
+            with self._reaching:
+                self._cluster.reach(places)
+
+    def room(self) -> Room | None:
+        """The cluster's resources, to be divided among stages; ``None`` if Ray was not started."""
+        return None if self._cluster is None else self._cluster.room()
 
     def observe(self, run: str, stage: str, progress: Mapping[str, Any]) -> None:
         """Publish the progress of a stage in Ray's metrics, if Ray runs."""

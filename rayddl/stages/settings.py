@@ -94,6 +94,8 @@ class StageConfig(Config):
     """The product that other stages read: ``experts``, ``set``, ``teacher``, ``judgement`` or ``page``."""
     tunable: ClassVar[Tunable | None] = None
     """How stages of this kind are tuned; ``None`` if they cannot be tuned."""
+    one_at_a_time: ClassVar[str] = ""
+    """Stages with the same text here run one after the other: the name of what their processes cannot share."""
     soft: ClassVar[bool] = False
     """True if sets of this kind are made for students of soft labels."""
 
@@ -118,8 +120,17 @@ class StageConfig(Config):
         return (self,)
 
     def asks(self, have: Capacity) -> Sequence[Ask]:
-        """The workers that must fit on the cluster ``have`` for this stage to run."""
-        return (Ask("resources", sizes.spread(self.resources, have, units=1)),)
+        """The workers that must fit on the cluster ``have`` for this stage to run; they are also what the stage is
+        given when several stages run at the same time.
+        """
+        limits = [count for count in (self.most_units, self.resources.at_once) if count is not None]
+        share = sizes.spread(self.resources, have, units=1)
+        return (Ask("resources", share, units=min(limits, default=None)),)
+
+    @property
+    def most_units(self) -> int | None:
+        """The largest number of units of work that can run at the same time; ``None`` if it is not known in advance."""
+        return None
 
     def network(self, stages: Mapping[str, StageConfig]) -> NetConfig | None:
         """The network that this stage trains, or makes its set with; ``None`` if the settings name none.

@@ -16,6 +16,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from rayddl.cli import main
 from rayddl.stages.context import Context, Result
 from rayddl.stages.kinds import KINDS, Kind
+from rayddl.stages.runtime.capacity import Capacity
+from rayddl.stages.runtime.room import Room
 from rayddl.stages.settings import Reads, StageConfig
 
 
@@ -27,6 +29,12 @@ class MakeConfig(StageConfig):
     kind: Literal["make"]
     count: int = 3
     ends: Literal["well", "crash", "waiting", "printing"] = "well"
+
+
+class SideConfig(MakeConfig):
+    """A stage that runs next to others of its kind, on a pretended cluster."""
+
+    kind: Literal["side"]  # type: ignore[assignment]
 
 
 class UseConfig(StageConfig):
@@ -87,6 +95,9 @@ def evaluate_set(folder: Any, **options: Any) -> Result:
 calls: list[str] = []
 cluster = SimpleNamespace(
     configure=lambda address, num_cpus, **_: calls.append(f"configure {address} {num_cpus}"),
+    require=lambda asks: None,
+    observe=lambda run, stage, progress: None,
+    room=lambda: Room(lambda: Capacity(({"CPU": 2.0},))),
     start=lambda: calls.append("start"),
     stop=lambda: sys.stderr.write(f"cluster: {' '.join(calls)}\n"),
 )
@@ -96,6 +107,7 @@ if __name__ == "__main__":
     KINDS.clear()
     KINDS["evaluate"] = judge
     KINDS["make"] = FakeKind("make", MakeConfig, needs_ray=False, work=make)
+    KINDS["side"] = FakeKind("side", SideConfig, work=make)
     KINDS["use"] = FakeKind("use", UseConfig, needs_ray=False, work=use)
     sys.modules["rayddl.stages.evaluate.stage"] = SimpleNamespace(evaluate_set=evaluate_set)  # type: ignore[assignment]
     sys.modules["rayddl.stages.runtime.cluster"] = cluster  # type: ignore[assignment]

@@ -196,6 +196,43 @@ def test_interrupted(rayddl: Rayddl, tmp_path: Path, how: signal.Signals) -> Non
     assert json.loads(again.stdout.splitlines()[-1])["stages"]["first"]["summary"]["went_on"]
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted_side_by_side(rayddl: Rayddl, tmp_path: Path, how: signal.Signals) -> None:
+    """A signal while two stages run ends both, as it ends one; the same command continues both."""
+    stages = ["  first: {kind: side, ends: waiting}", "  other: {kind: side, ends: waiting}"]
+    text = "\n".join([*DEFINITION.splitlines()[:3], *stages, "  second: {kind: use, make: first}", ""])
+    (tmp_path / "pipelines" / "demo.yaml").write_text(text)
+    process = start(tmp_path, "run", "demo")
+    assert process.stderr is not None
+    assert process.stderr.readline() == "now\n"
+    process.send_signal(how)
+    stdout, stderr = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    for stage in ("first", "other"):
+        assert re.search(rf"\n{stage}: interrupted after .*, 1/3, half-way\n", stdout)
+    assert "stopped: interrupted; what was done so far is kept; resume with:\n  rayddl run demo\n" in stderr
+    assert "Traceback" not in stderr
+    assert states(tmp_path / "runs") == {"first": "interrupted", "other": "interrupted", "second": "waiting"}
+    again = rayddl("run", "demo", "--json")
+    stages_ = json.loads(again.stdout.splitlines()[-1])["stages"]
+    assert [stages_[name]["summary"]["went_on"] for name in ("first", "other")] == [True, True]
+
+
+def test_one_stage(rayddl: Rayddl, tmp_path: Path) -> None:
+    """`--stage` runs a stage and what it needs, and is part of the command that resumes."""
+    ended = rayddl("run", "demo", "--stage", "first", "--quiet")
+    assert ended.returncode == 0
+    assert states(tmp_path / "runs") == {"first": "done", "second": "waiting"}
+    wrong = rayddl("run", "demo", "--stage", "thrid")
+    assert wrong.returncode == 2
+    assert "--stage 'thrid' is not a stage that runs" in wrong.stderr
+    waits = ["--set", "first.ends=waiting", "--stage", "second"]
+    process = start(tmp_path, "run", "demo", *waits)
+    process.send_signal(signal.SIGTERM)
+    assert "rayddl run demo --set first.ends=waiting --stage second\n" in process.communicate()[1]
+
+
 def states(out: Path) -> dict[str, str]:
     """The stages' states in the run's record."""
     record = json.loads((out / "demo.run.json").read_text())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -177,13 +178,39 @@ def plain(image: Image.Image, white: int | None = None) -> Image.Image:
 def pil_warnings() -> Iterator[None]:
     """Silence PIL's warnings on readable files, but turn that on decompression bombs into an error.
 
-    Warning filters apply to the whole process, so to the threads of the pool, too.
+    Warning filters apply to the whole process, so to the threads of the pool, too. The first of several threads in such
+    a block sets them, and the last one restores the previous ones.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        # By itself, PIL raises an error only above twice its limit.
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    _filters.enter()
+    try:
         yield
+    finally:
+        _filters.leave()
+
+
+class _Filters:
+    def __init__(self) -> None:
+        self._lock, self._users = threading.Lock(), 0
+        self._previous = warnings.catch_warnings()
+
+    def enter(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._previous = warnings.catch_warnings()
+                self._previous.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+                # By itself, PIL raises an error only above twice its limit.
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self._previous.__exit__(None, None, None)
+
+
+_filters = _Filters()
 
 
 def _threads() -> int:

@@ -30,7 +30,11 @@ class Closing:
 
 
 class Display:
-    """Shows a run while it runs; events whose method a subclass does not override are not shown."""
+    """Shows a run while it runs; events whose method a subclass does not override are not shown.
+
+    Stages run in threads, several at the same time: :meth:`note`, :meth:`begin`, :meth:`end` and the progress
+    reporters may be called from any of them.
+    """
 
     def plan(self, plan: Plan) -> None:
         """Show the plan, before anything starts."""
@@ -46,13 +50,17 @@ class Display:
         del text
 
     def begin(self, stage: str) -> Progress:
-        """Show the start of a stage and return its progress reporter. One stage runs at a time."""
+        """Show the start of a stage and return its progress reporter."""
         del stage
         return Silent()
 
     def end(self, stage: str, ending: Ending, seconds: float, details: Mapping[str, Any]) -> None:
         """Show the end of a stage; cached ones have no start. ``details`` are JSON values for programs."""
         del stage, ending, seconds, details
+
+    def missing(self, stage: str, needs: Sequence[str]) -> None:
+        """Show that a stage did not run, because it ``needs`` stages that failed or did not run themselves."""
+        del stage, needs
 
     def result(self, closing: Closing) -> None:
         """Show the tables and the paths of results."""

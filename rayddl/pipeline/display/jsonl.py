@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO
 
@@ -21,21 +22,23 @@ _BETWEEN = 1.0
 
 
 class JsonLines(Display):
-    """Writes the events ``plan``, ``note``, ``progress`` (at most one per second, and the last), ``stage_done``,
-    ``result`` and ``error``.
+    """Writes the events ``plan``, ``note``, ``progress`` (at most one per second and stage, and the last),
+    ``stage_done``, ``stage_missing``, ``result`` and ``error``.
     """
 
     def __init__(self, stream: TextIO, clock: Clock = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
         self._run = ""
+        self._lock = threading.Lock()
 
     def emit(self, event: str, **fields: Any) -> None:
         """Write one event."""
         run = {"run": self._run} if self._run else {}
         text = json.dumps(scrub({"event": event, **run, **fields}), allow_nan=False)
-        self._stream.write(text + "\n")
-        self._stream.flush()
+        with self._lock:
+            self._stream.write(text + "\n")
+            self._stream.flush()
 
     def plan(self, plan: Plan) -> None:
         """Write the plan; all later events have the name of the run."""
@@ -54,6 +57,9 @@ class JsonLines(Display):
 
     def end(self, stage: str, ending: Ending, seconds: float, details: Mapping[str, Any]) -> None:
         self.emit("stage_done", stage=stage, state=ending, seconds=round(seconds, 3), **details)
+
+    def missing(self, stage: str, needs: Sequence[str]) -> None:
+        self.emit("stage_missing", stage=stage, needs=list(needs))
 
     def result(self, closing: Closing) -> None:
         tables = {stage: [dict(row) for row in rows] for stage, rows in closing.tables.items()}

@@ -1,10 +1,12 @@
-"""Shows a run in a terminal: a live line for the running stage, a dim line for each finished one."""
+"""Shows a run in a terminal: a live line for each running stage, a dim line for each finished one."""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -22,8 +24,11 @@ from rayddl.pipeline.tables import places_table, rows_table
 from rayddl.stages.context import Progress
 
 _FRAMES_A_SECOND = 4
-_BAR_WIDTH = 20
-_WIDTH_FOR_BAR = 76
+_BAR_WIDTH, _SHORT_BAR_WIDTH = 20, 8
+_CELLS, _BAR, _RATE, _METRIC = 6, 1, 3, 5
+"""The number of cells of a live line, and the positions of some of them."""
+_WIDTH_FOR_ALL, _WIDTH_FOR_BAR = 100, 76
+"""Columns of a terminal for all cells, and for a short bar; below the first, the rate is left out for the metric."""
 _MARKS = {
     "done": ("✓", "green"),
     "cached": ("✓", "dim"),
@@ -40,11 +45,16 @@ class Terminal(Display):
         self._console = console
         self._clock = clock
         self._live: Live | None = None
-        self._line: _Line | None = None
+        self._lines = _Lines()
+        # Not held while a frame is drawn, for which the console has its own lock.
+        self._lock = threading.RLock()
+        self._order: dict[str, int] = {}
+        """The position of each stage in the plan."""
         self._name_width = 0
 
     def plan(self, plan: Plan) -> None:
-        self._name_width = max((len(stage.name) for stage in plan.stages), default=0)
+        self._order = {stage.name: k for k, stage in enumerate(plan.chosen)}
+        self._name_width = max(map(len, self._order), default=0)
         self._console.print(plan)
         self._console.print()
 
@@ -53,23 +63,30 @@ class Terminal(Display):
 
     @contextmanager
     def _waiting(self, text: str) -> Iterator[None]:
-        with self._live_display(_Line(self, text, Pace(self._clock), self._spinner(), 0)):
+        line = _Line(self, text, Pace(self._clock), self._spinner(), 0)
+        with self._live_display(_Lines({text: line})):
             yield
 
     def note(self, text: str) -> None:
         self._console.print(Text(f"  {text}", style="dim"))
 
     def begin(self, stage: str) -> Progress:
-        self.close()
-        self._line = _Line(self, stage, Pace(self._clock), self._spinner(), self._name_width)
-        self._live = self._live_display(self._line)
-        self._live.start()
-        return self._line
+        line = _Line(self, stage, Pace(self._clock), self._spinner(), self._name_width)
+        with self._lock:
+            lines = {**self._lines.running, stage: line}
+            self._lines.running = dict(sorted(lines.items(), key=lambda entry: self._order.get(entry[0], 0)))
+            if self._live is None:
+                self._live = self._live_display(self._lines)
+                self._live.start()
+        return line
 
     def end(self, stage: str, ending: Ending, seconds: float, details: Mapping[str, Any]) -> None:
         del details
-        metric = self._line.metric if self._line and ending != "cached" else ""
-        self.close()
+        with self._lock:
+            ended = self._lines.running.pop(stage, None)
+            if not self._lines.running:
+                self.close()
+        metric = ended.metric if ended else ""
         mark, style = _MARKS[ending]
         if self._console.options.ascii_only:
             mark = _ASCII_MARKS[ending]
@@ -80,6 +97,11 @@ class Terminal(Display):
             ("cached" if ending == "cached" else f"{outcome:<12}", "dim"),
             (f"  {metric}" if metric else "", "dim"),
         )
+        self._console.print(line, no_wrap=True, overflow="ellipsis")
+
+    def missing(self, stage: str, needs: Sequence[str]) -> None:
+        mark = "-" if self._console.options.ascii_only else "–"
+        line = Text(f"{mark:<2}{stage:<{self._name_width}}  not run, needs {', '.join(needs)}", style="dim")
         self._console.print(line, no_wrap=True, overflow="ellipsis")
 
     def result(self, closing: Closing) -> None:
@@ -97,12 +119,14 @@ class Terminal(Display):
         return False
 
     def close(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-        self._live = self._line = None
+        with self._lock:
+            if self._live is not None:
+                self._live.stop()
+            self._live = None
+            self._lines.running.clear()
 
-    def _live_display(self, line: _Line) -> Live:
-        return Live(line, console=self._console, refresh_per_second=_FRAMES_A_SECOND, transient=True)
+    def _live_display(self, lines: _Lines) -> Live:
+        return Live(lines, console=self._console, refresh_per_second=_FRAMES_A_SECOND, transient=True)
 
     def _spinner(self) -> Spinner:
         return Spinner("line" if self._console.options.ascii_only else "dots", style="cyan")
@@ -124,31 +148,41 @@ class _Line:
         """Show a line that stays above the live line."""
         self._out.note(text)
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        del console
-        table = Table.grid(padding=(0, 2, 0, 0))
-        cells: list[RenderableType] = [
-            Text.assemble(self._frame(), " ", (f"{self._name:<{self._width}}", "bold"))
-        ]
-        if self._pace.total > 0:
-            if options.max_width >= _WIDTH_FOR_BAR:
-                done = min(self._pace.done, self._pace.total)
-                cells.append(ProgressBar(total=self._pace.total, completed=done, width=_BAR_WIDTH))
-            cells.append(Text(pace.count(self._pace.done, self._pace.total)))
-            cells += [Text(text, style="dim") for text in self._estimates()]
-        else:
-            cells.append(Text(pace.duration(self._pace.elapsed), style="dim"))
-        for _ in cells:
-            table.add_column(no_wrap=True)
-        table.add_column(no_wrap=True, overflow="ellipsis")
-        table.add_row(*cells, Text(self.metric))
-        yield table
+    def cells(self, bar_width: int) -> list[RenderableType | None]:
+        """Name, bar, count or elapsed time, rate, remaining time, metric; ``None`` for what is not known."""
+        pace_ = self._pace
+        name = Text.assemble(self._frame(), " ", (f"{self._name:<{self._width}}", "bold"))
+        metric = Text(self.metric, no_wrap=True, overflow="ellipsis") if self.metric else None
+        if pace_.total <= 0:
+            return [name, None, Text(pace.duration(pace_.elapsed), style="dim"), None, None, metric]
+        bar = ProgressBar(total=pace_.total, completed=min(pace_.done, pace_.total), width=bar_width)
+        rate = Text(pace.speed(pace_.rate), style="dim") if pace_.rate else None
+        left = Text(f"{pace.duration(pace_.left)} left", style="dim") if pace_.left else None
+        return [name, bar, Text(pace.count(pace_.done, pace_.total)), rate, left, metric]
 
     def _frame(self) -> Text:
         frame = self._spinner.render(self._pace.elapsed)
         return frame if isinstance(frame, Text) else Text(" ")
 
-    def _estimates(self) -> list[str]:
-        rate = pace.speed(self._pace.rate) if self._pace.rate else ""
-        left = f"{pace.duration(self._pace.left)} left" if self._pace.left else ""
-        return [text for text in (rate, left) if text]
+
+@dataclass
+class _Lines:
+    """The live lines of the running stages, in one table so that their columns align."""
+
+    running: dict[str, _Line] = field(default_factory=dict)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        del console
+        width = options.max_width
+        bar_width = _BAR_WIDTH if width >= _WIDTH_FOR_ALL else _SHORT_BAR_WIDTH
+        rows = [line.cells(bar_width) for line in list(self.running.values())]
+        left_out = {_RATE} if width < _WIDTH_FOR_ALL else set()
+        left_out |= {_BAR} if width < _WIDTH_FOR_BAR else set()
+        shown = [k for k in range(_CELLS) if k not in left_out and any(row[k] is not None for row in rows)]
+        table = Table.grid(padding=(0, 2, 0, 0))
+        for k in shown:
+            # Only the metric is shortened, unless the others alone are too wide.
+            table.add_column(no_wrap=k != _METRIC, overflow="ellipsis")
+        for row in rows:
+            table.add_row(*("" if row[k] is None else row[k] for k in shown))
+        yield table

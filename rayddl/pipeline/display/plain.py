@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO
 
@@ -28,13 +28,17 @@ class Plain(Display):
         self._stream = stream
         self._quiet = quiet
         self._clock = clock
-        self._line: _Line | None = None
+        self._lines: dict[str, _Line] = {}
+        """The running stages, by name."""
 
     def say(self, text: str, *, always: bool = False) -> None:
         """Print a line and flush."""
         if always or not self._quiet:
-            # sys.stdout is read on each call because tools that capture output replace it.
-            print(text, file=self._stream or sys.stdout, flush=True)
+            # sys.stdout is read on each call because tools that capture output replace it. One call writes the whole
+            # line: print() would write its end separately, and stages run in several threads.
+            stream = self._stream or sys.stdout
+            stream.write(f"{text}\n")
+            stream.flush()
 
     def plan(self, plan: Plan) -> None:
         self.say(as_text(plan) + "\n")
@@ -50,15 +54,18 @@ class Plain(Display):
         if self._quiet:
             return Silent()
         self.say(f"{stage}: started")
-        self._line = _Line(self, stage, Pace(self._clock), self._clock)
-        return self._line
+        self._lines[stage] = _Line(self, stage, Pace(self._clock), self._clock)
+        return self._lines[stage]
 
     def end(self, stage: str, ending: Ending, seconds: float, details: Mapping[str, Any]) -> None:
         del details
-        last = self._line.last() if self._line else []
-        self._line = None
+        line = self._lines.pop(stage, None)
+        last = line.last() if line else []
         parts = ["cached"] if ending == "cached" else [f"{ending} after {pace.duration(seconds)}", *last]
         self.say(f"{stage}: {', '.join(parts)}")
+
+    def missing(self, stage: str, needs: Sequence[str]) -> None:
+        self.say(f"{stage}: not run, needs {', '.join(needs)}")
 
     def result(self, closing: Closing) -> None:
         for stage, rows in closing.tables.items():

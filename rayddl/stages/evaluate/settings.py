@@ -79,6 +79,12 @@ class EvaluateConfig(StudentSettings, NetStageConfig):
             raise ValueError("lr is one rate and lr_grid are rates to choose from; leave one of the two out")
         return self
 
+    @property
+    def most_units(self) -> int:
+        """The students, at most."""
+        data = 1 + self.random + (self.whole or self.ranking) + 4 * self.ranking
+        return data * len(self.nets or (None,)) * self.seeds
+
     def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
         """Problems with the protocol: soft labels need an observer."""
         of = reads.get("set")

@@ -64,6 +64,11 @@ class ExpertsConfig(ExpertSettings, NetStageConfig):
             raise ValueError(f"waypoints must go from 0 to epochs ({self.epochs or CONVEX_EPOCHS})")
         return self
 
+    @property
+    def most_units(self) -> int:
+        """The tasks that train the experts."""
+        return -(-self.count // (self.experts_per_task or 1))
+
     def network(self, stages: Mapping[str, StageConfig]) -> NetConfig:
         """The experts' network."""
         del stages

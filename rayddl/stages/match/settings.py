@@ -16,6 +16,9 @@ from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask, Share
 from rayddl.stages.settings import NetStageConfig, Reads, StageConfig, Tunable
 
+SHORT_EVALUATIONS = "short evaluations"
+"""The request for short evaluations on CPUs."""
+
 
 class MatchConfig(Settings, NetStageConfig):
     """Distillation by matching training trajectories: MTT and MCT."""
@@ -76,8 +79,13 @@ class MatchConfig(Settings, NetStageConfig):
         return self
 
     def asks(self, have: Capacity) -> Sequence[Ask]:
-        """The workers of the matching loop, which must run at the same time."""
-        return (Ask("resources", self.share(have), together=True),)
+        """The workers of the matching loop, which must run at the same time. Without GPUs, short evaluations take
+        further CPUs if there are any.
+        """
+        loop = Ask("resources", self.share(have), together=True)
+        if self.evaluate_every is None or loop.share.gpus:
+            return (loop,)
+        return (loop, Ask(SHORT_EVALUATIONS, sizes.STUDENT, least=0))
 
     def share(self, have: Capacity) -> Share:
         """The resources of each worker on the cluster ``have``, with a part kept for short evaluations."""

@@ -14,7 +14,8 @@ from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context
 from rayddl.stages.evaluate import worker as students
 from rayddl.stages.match import worker as matcher
-from rayddl.stages.runtime import cluster, plugin_code, slots, workers
+from rayddl.stages.match.settings import SHORT_EVALUATIONS
+from rayddl.stages.runtime import cluster, plugin_code, room, slots, workers
 from rayddl.stages.runtime.groups import Group
 
 BACKLOG = 8
@@ -125,7 +126,8 @@ class ShortEvaluations:
             yield self._actor()
             return
         taken = self._group.share.num_cpus * self._group.share.at_once
-        yield from [None] * int(sum(n.get("CPU", 0) for n in cluster.capacity_now().nodes) - taken)
+        free = int(sum(n.get("CPU", 0) for n in cluster.capacity_now().nodes) - taken)
+        yield from [None] * min(free, room.limit(SHORT_EVALUATIONS)())
 
     def _places_after(self) -> Iterator[Any]:
         """Yield places on the resources that the matching has released, for the last evaluation."""

@@ -17,6 +17,8 @@ class RdedConfig(StageConfig):
     """The most realistic crops of real images, several on one image (RDED, Sun et al. 2024)."""
 
     produces: ClassVar[str] = "set"
+    # Ray Data plans each stream's memory in the object store as if it were the only one.
+    one_at_a_time: ClassVar[str] = "Ray Data"
     soft: ClassVar[bool] = True
     tunable: ClassVar[Tunable | None] = Tunable({"accuracy": "max"}, "rayddl.stages.rded.trials:trials")
 
@@ -50,7 +52,8 @@ class RdedConfig(StageConfig):
     def asks(self, have: Capacity) -> Sequence[Ask]:
         """Scoring workers, and decoding workers if the observer has a GPU."""
         judges, cutters = sizes.streamed(self.resources, self.decoders, have)
-        return (Ask("resources", judges), *([Ask("decoders", cutters)] if cutters else []))
+        shares = {"resources": judges, "decoders": cutters}
+        return [Ask(key, share, units=share.at_once) for key, share in shares.items() if share]
 
     def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
         """Problems with ``mipc``: at most one patch of each scored image is selected."""

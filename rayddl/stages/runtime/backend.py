@@ -6,11 +6,13 @@ module imports neither torch nor Ray.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from rayddl.stages.runtime import cluster, workers
+from rayddl.stages.runtime import cluster, room, workers
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.progress import ProgressCounter, RayCounter
 from rayddl.stages.runtime.sizes import Ask, Resources, Share
@@ -105,4 +107,15 @@ class OnRay:
         for ask in asked:
             cluster.wait_for(ask.share.needs, note)
         judges, *cutters = (ask.share for ask in asked)
+        steps = replace(
+            steps,
+            judges_at_once=_limited(steps.judges_at_once, asked[0]),
+            cutters_at_once=_limited(steps.cutters_at_once, asked[-1]),
+        )
         return streams.stream(rows, steps, judges, cutters[0] if cutters else None, note)
+
+
+def _limited(at_once: int | None, ask: Ask) -> int | None:
+    """``at_once``, or the limit of the stage's room if that is lower; ``None``: as many as the cluster can run."""
+    parts = room.limit(ask.key)()
+    return at_once if parts == sys.maxsize else min(parts, at_once or parts)

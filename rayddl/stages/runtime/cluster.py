@@ -26,6 +26,7 @@ from rayddl.stages.runtime import (
     sizes,
 )
 from rayddl.stages.runtime.capacity import Capacity
+from rayddl.stages.runtime.room import Room
 from rayddl.stages.runtime.sizes import Ask, Resources, Share
 
 WAIT_SECONDS = 20 * 60.0
@@ -126,7 +127,8 @@ def require(asks: Mapping[str, Asks], have: Capacity | None = None) -> None:
     have = have or capacity_now()
     for stage, asked in asks.items():
         for ask in asked(have):
-            refuse_unfit(ask, have, f"stage {stage!r}: ")
+            if ask.least:
+                refuse_unfit(ask, have, f"stage {stage!r}: ")
 
 
 def sized(ask: Callable[[Capacity], Ask]) -> Share:
@@ -172,6 +174,11 @@ def reach(places: Mapping[str, str]) -> None:
     Cheap if no node has joined since the last call. Raises :class:`UserError` for a node without access.
     """
     nodes.refuse_unseen(places, _wanted.note)
+
+
+def room() -> Room:
+    """The cluster's resources, to be divided among the stages that run at the same time."""
+    return Room(capacity_now)
 
 
 def observe(run: str, stage: str, progress: Mapping[str, Any]) -> None:

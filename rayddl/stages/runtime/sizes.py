@@ -85,14 +85,23 @@ class Share:
         return _named({"CPU": self.num_cpus, "GPU": self.num_gpus, "memory": float(self.memory or 0)})
 
 
+STUDENT = Share(1.0, 0.0, None, 1)
+"""A student of a short evaluation on a CPU."""
+
+
 @dataclass(frozen=True)
 class Ask:
-    """The resources that a stage's workers request, and whether all workers must run at once."""
+    """The resources that a stage's workers request, and how many of them may run at once."""
 
     key: str
     """The setting that changes the request."""
     share: Share
     together: bool = False
+    """True if all workers must run at once; otherwise ``share`` is that of a single worker."""
+    units: int | None = None
+    """The largest number of units of work for such single workers; ``None`` if it is not known in advance."""
+    least: int = 1
+    """The number of single workers without which the stage cannot run: 1, or 0 for work that it can leave out."""
 
     @property
     def placed(self) -> Iterator[Mapping[str, float]]:

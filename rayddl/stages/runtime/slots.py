@@ -74,8 +74,17 @@ class Slot:
 class Slots:
     """Workers on GPUs: one on each, then further ones on each, as far as units and memory allow."""
 
-    def __init__(self, share: Share, what: str, need: Work | None, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        share: Share,
+        what: str,
+        need: Work | None,
+        note: Callable[[str], None],
+        limit: Callable[[], int],
+    ) -> None:
         self._share, self._what, self._need, self._note = share, what, need, note
+        self._limit = limit
+        """Returns the current limit of slots."""
         self._per_slot = 1
         """The current limit of workers per slot."""
         self._trial: tuple[Slot, Held] | None = None
@@ -84,7 +93,8 @@ class Slots:
         self._began: float | None = None
         """The time at which the first worker had started."""
         self._waiting = cluster.Waiting(share.needs, note)
-        self._slots = [Slot(cluster.held([needs], what)) for needs in share.slots]
+        self._slots: list[Slot] = []
+        self._reserve()
 
     def begin(self, work: Work, name: str) -> Any:
         self._poll()
@@ -118,6 +128,7 @@ class Slots:
 
     def _poll(self) -> None:
         """Update the state of started and lost workers, and start missing ones."""
+        self._reserve()
         self._arrivals()
         self._start(1)
         if not any(slot.ready for slot in self._slots):
@@ -127,6 +138,11 @@ class Slots:
         self._began = self._began or time.monotonic()
         if self._share.per_slot > 1 and time.monotonic() - self._began > SETTLE_SECONDS:
             self._share_gpus()
+
+    def _reserve(self) -> None:
+        """Request the slots that the stage may have by now."""
+        for needs in self._share.slots[len(self._slots) : self._limit()]:
+            self._slots.append(Slot(cluster.held([needs], self._what)))
 
     def _start(self, per_slot: int) -> None:
         """Start workers in every placed slot: a first one in all slots, then further ones up to ``per_slot``."""

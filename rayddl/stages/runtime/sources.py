@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from rayddl.data.dataset import ImageDataset
 from rayddl.data.pixels import space
 from rayddl.data.pixels.space import PixelSpace
 from rayddl.data.sources import registry as sources
+from rayddl.data.sources.listing import Listing
 from rayddl.errors import ArtifactError
 from rayddl.methods.trajectories.expert import Images, encoded
 from rayddl.storage import Folder
@@ -50,25 +52,28 @@ class SharedSource:
 
 
 _published: dict[str, SharedSource] = {}
+_publishing = threading.RLock()
+"""Held while a source is loaded, so that stages that run at the same time load it once."""
 plugins.on_change(_published.clear)
 
 
 def publish(config: SourceConfig) -> SharedSource:
     """The source in Ray's object store; loaded at the first call of a session."""
     key = _key(config)
-    if key not in _published:
-        source = sources.load(config)
-        _published[key] = SharedSource(
-            (*_put(source.train), *_put(source.test)),
-            source.train.classes,
-            source.train.shape,
-            source.fingerprint,
-            source.bad,
-            config.space,
-            (len(source.train.labels), len(source.test.labels)),
-            notes=source.notes,
-        )
-    return _published[key]
+    with _publishing:
+        if key not in _published:
+            source = sources.load(config)
+            _published[key] = SharedSource(
+                (*_put(source.train), *_put(source.test)),
+                source.train.classes,
+                source.train.shape,
+                source.fingerprint,
+                source.bad,
+                config.space,
+                (len(source.train.labels), len(source.test.labels)),
+                notes=source.notes,
+            )
+        return _published[key]
 
 
 def publish_held_out(config: SourceConfig) -> SharedSource:
@@ -77,23 +82,27 @@ def publish_held_out(config: SourceConfig) -> SharedSource:
     Sources that are always decoded whole, or are published already, are published whole.
     """
     key = _key(config, held_out=True)
-    if key not in _published:
-        listed = None if _key(config) in _published else sources.listing(config, "test")
-        if listed is None:
-            return publish(config)
-        test, bad = sources.decoded(config, listed)
-        train = sources.listing(config)
-        _published[key] = SharedSource(
-            (None, None, *_put(test)),
-            test.classes,
-            test.shape,
-            sources.fingerprint(config),
-            tuple(f"{name}: {why}" for name, why in bad.items()),
-            config.space,
-            (0 if train is None else len(train), len(test)),
-            notes=listed.notes,
-        )
-    return _published[key]
+    with _publishing:
+        if key not in _published:
+            if _key(config) in _published or (listed := sources.listing(config, "test")) is None:
+                return publish(config)
+            _published[key] = _held_out(config, listed)
+        return _published[key]
+
+
+def _held_out(config: SourceConfig, listed: Listing) -> SharedSource:
+    test, bad = sources.decoded(config, listed)
+    train = sources.listing(config)
+    return SharedSource(
+        (None, None, *_put(test)),
+        test.classes,
+        test.shape,
+        sources.fingerprint(config),
+        tuple(f"{name}: {why}" for name, why in bad.items()),
+        config.space,
+        (0 if train is None else len(train), len(test)),
+        notes=listed.notes,
+    )
 
 
 def note(source: SharedSource, said: Callable[[str], None]) -> None:
@@ -128,9 +137,9 @@ def _put(split: ImageDataset) -> tuple[Any, Any]:
 
 def tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
     """An array of the object store as a tensor that shares its read-only memory."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)
+    # Without a context manager, which would restore the filters of the whole process under other threads.
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+    return torch.from_numpy(array)
 
 
 def on_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rayddl.stages.runtime import cluster, failures, metrics, plugin_code
+from rayddl.stages.runtime import cluster, failures, metrics, plugin_code, room
 from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.runtime.slots import Slots, Work
 
@@ -82,7 +82,7 @@ class RayWorkers(Workers):
     A failure other than a lost worker, or too many lost workers, ends the work: see :func:`failures.explain`.
     """
 
-    def __init__(self, places: Places, most: int) -> None:
+    def __init__(self, places: Places, most: Callable[[], int]) -> None:
         self._places, self._most = places, most
 
     def results(self, tasks: Sequence[Task], idle: Callable[[], None]) -> Iterator[tuple[Any, Any]]:
@@ -92,7 +92,7 @@ class RayWorkers(Workers):
         losses: Counter[tuple[str, bool]] = Counter()
         try:
             while waiting or running:
-                while waiting and len(running) < self._most:
+                while waiting and len(running) < self._most():
                     ref = self._places.begin(plugin_code.carried(waiting[0].work), waiting[0].name)
                     if ref is None:
                         break
@@ -144,14 +144,15 @@ def opened(
     """Workers of ``share`` for the block; workers on GPUs are named after ``what``.
 
     If GPUs are shared and ``need`` is given, it is run once, and its peak memory limits the number of workers per GPU.
-    ``note`` receives messages for the user.
+    ``note`` receives messages for the user. The number of workers is limited to the stage's :mod:`room`.
     """
+    limit = room.limit()
     need = None if need is None else plugin_code.carried(need)
-    places: Places = Slots(share, what, need, note) if share.gpus else _Tasks(share)
+    places: Places = Slots(share, what, need, note, limit) if share.gpus else _Tasks(share)
     if not share.gpus:
         cluster.wait_for(share.needs)
     try:
-        yield RayWorkers(places, share.at_once)
+        yield RayWorkers(places, lambda: share.at_once if share.gpus else min(share.at_once, limit()))
     finally:
         places.close()
 
@@ -165,6 +166,9 @@ def get(ref: Any, what: str) -> Any:
     """The value of ``ref``; errors are raised by :func:`failures.explain`."""
     import ray
 
+    # Outside the main thread, an interrupt does not end a wait inside Ray.
+    while not ray.wait([ref], timeout=POLL_SECONDS)[0]:
+        pass
     try:
         return ray.get(ref)
     except ray.exceptions.RayError as error:

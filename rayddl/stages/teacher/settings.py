@@ -56,7 +56,7 @@ class TeacherConfig(TeacherSettings, NetStageConfig):
 
     def asks(self, have: Capacity) -> Sequence[Ask]:
         """One worker with all resources of a node."""
-        return (Ask("resources", sizes.alone(self.resources, have)),)
+        return (Ask("resources", sizes.alone(self.resources, have), units=1),)
 
     @model_validator(mode="after")
     def _fits_together(self) -> TeacherConfig:

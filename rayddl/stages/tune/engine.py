@@ -8,7 +8,7 @@ from typing import Any
 
 from rayddl.errors import StageError
 from rayddl.stages.context import Progress
-from rayddl.stages.runtime import cluster, workers
+from rayddl.stages.runtime import cluster, room, workers
 from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.tune.store import WORK, Book, Row
 from rayddl.stages.tune.trial import Running, Ticket, Work
@@ -38,7 +38,8 @@ def run(work: Work, share: Share, progress: Progress, *, tensorboard: bool = Fal
     from rayddl.stages.tune.searcher import Numbered
 
     book = Book(work.out)
-    searcher = Numbered(work.search, book)
+    limit = room.limit()
+    searcher = Numbered(work.search, book, lambda: limit() * share.per_slot)
     if searcher.missing and not Budget(work.search, book).stop_all():
         _fit(work, share, progress, searcher, tensorboard=tensorboard)
     rows = book.ended()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -19,8 +21,9 @@ class Numbered(Searcher):
     Trial 0 has the template's own settings, as the baseline of the search.
     """
 
-    def __init__(self, search: Search, book: Book) -> None:
+    def __init__(self, search: Search, book: Book, most: Callable[[], int] = lambda: sys.maxsize) -> None:
         super().__init__(metric="value", mode=search.mode)
+        self._most, self._running = most, set[str]()
         self._search, self._book, self._suggest = search, book, suggester(search)
         self.numbers: dict[str, int] = {}
         """The number of each trial by Tune's id."""
@@ -35,7 +38,9 @@ class Numbered(Searcher):
         """The number of trials that are still to be run."""
 
     def suggest(self, trial_id: str) -> Any:
-        """The number and the settings of the next trial, as Tune's configuration."""
+        """The next trial's number and settings, as Tune's configuration; ``None`` while ``most`` trials run."""
+        if len(self._running) >= self._most():
+            return None
         if self._unfinished:
             number, settings = self._unfinished.popleft()
         elif self._next < self._search.samples:
@@ -45,13 +50,15 @@ class Numbered(Searcher):
         else:
             return Searcher.FINISHED
         self.numbers[trial_id] = number
+        self._running.add(trial_id)
         return {NUMBER: number, **settings}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Do nothing: results are taken from trials' rows, see :meth:`learn`."""
-        del trial_id, result, error
+        """Make room for another trial. Results are taken from trials' rows, see :meth:`learn`."""
+        del result, error
+        self._running.discard(trial_id)
 
     def learn(self, row: Row) -> None:
         """Pass a trial's result to the suggester. A trial without a finite metric counts as the worst."""

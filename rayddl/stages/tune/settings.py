@@ -32,6 +32,8 @@ class TuneConfig(StageConfig):
     """A search for the best settings of another stage, with Ray Tune."""
 
     produces: ClassVar[str] = "set"
+    # Ray Tune finds trainables by names that are global to a process.
+    one_at_a_time: ClassVar[str] = "Ray Tune"
 
     kind: Literal["tune"]
     of: Annotated[str, Template()]
@@ -78,6 +80,11 @@ class TuneConfig(StageConfig):
     def _no_circle(cls, value: dict[str, Entry]) -> dict[str, Entry]:
         spaces.in_order(value)
         return value
+
+    @property
+    def most_units(self) -> int | None:
+        """The trials, if their number is given."""
+        return self.samples if self.searcher == "grid" else self.samples or SAMPLES
 
     def better(self, template: StageConfig) -> Mode:
         """The direction in which the metric of ``template`` improves: ``max`` or ``min``."""

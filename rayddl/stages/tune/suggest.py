@@ -45,16 +45,16 @@ class Parzen:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._search = search
-        with warnings.catch_warnings():
-            # constant_liar is experimental in optuna 4 and on by default in optuna 5.
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler = optuna.samplers.TPESampler(
-                seed=derive(search.seed, "optuna") % 2**32,
-                multivariate=False,
-                # Several trials run at once: running trials count as bad, so that proposals differ from them.
-                constant_liar=True,
-                n_startup_trials=min(10, max(4, search.samples // 4)),
-            )
+        # constant_liar is experimental in optuna 4 and on by default in optuna 5. A context manager would restore the
+        # filters of the whole process under other threads.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.TPESampler(
+            seed=derive(search.seed, "optuna") % 2**32,
+            multivariate=False,
+            # Several trials run at once: running trials count as bad, so that proposals differ from them.
+            constant_liar=True,
+            n_startup_trials=min(10, max(4, search.samples // 4)),
+        )
         self._study = optuna.create_study(
             direction="maximize" if search.mode == "max" else "minimize", sampler=sampler
         )

@@ -14,7 +14,7 @@ from rayddl.errors import StageError
 from rayddl.pipeline.display import pace
 from rayddl.pipeline.display.base import Closing
 from rayddl.pipeline.display.jsonl import JsonLines
-from rayddl.pipeline.display.live import Terminal
+from rayddl.pipeline.display.live import Terminal, _Lines
 from rayddl.pipeline.display.pace import Pace
 from rayddl.pipeline.display.plain import Plain
 from rayddl.stages.context import Result
@@ -210,13 +210,14 @@ class TestPlain:
         assert "\nfirst: cached\nsecond: cached\npage: cached\n" in stream.getvalue()
 
     def test_failed(self, lab: Any, three: dict[str, Any]) -> None:
-        """A failed stage says so."""
+        """A failed stage says so, and so does each that needs it."""
         stream = io.StringIO()
         lab.works["first"] = lambda config, context: 1 / 0
         with pytest.raises(StageError):
             lab.run(three, display=Plain(stream))
 
-        assert re.search(r"\nfirst: failed after \d\.\d s\n$", stream.getvalue())
+        end = r"\nfirst: failed after \d\.\d s\nsecond: not run, needs first\npage: not run, needs first, second\n$"
+        assert re.search(end, stream.getvalue())
 
     def test_quiet(self, lab: Any, three: dict[str, Any]) -> None:
         """Quiet leaves the result."""
@@ -333,7 +334,7 @@ class TestTerminal:
         line.update(5, 20, "test 61 %")
         display.close()
         with console.capture() as captured:
-            console.print(line)
+            console.print(_Lines({"experts": line}))
         text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", captured.get()).rstrip()
 
         assert re.fullmatch(r". experts  ━━━━━[━╸╺ ]{15}  5/20  2\.0 s each  30 s left  test 61 %", text)
@@ -347,7 +348,7 @@ class TestTerminal:
         line.update(5, 20, "a figure that is much too long to be shown here")
         display.close()
         with console.capture() as captured:
-            console.print(line)
+            console.print(_Lines({"experts": line}))
 
         assert "━" not in captured.get()
         assert captured.get().count("\n") == 1

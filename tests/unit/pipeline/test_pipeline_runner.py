@@ -15,6 +15,8 @@ from rayddl.pipeline.display.base import Hidden
 from rayddl.pipeline.runner import execute
 from rayddl.pipeline.session import RaySession, ray_session
 from rayddl.stages.context import Result
+from rayddl.stages.runtime.capacity import Capacity
+from rayddl.stages.runtime.room import Room
 from rayddl.stages.settings import Ask
 from tests.raising import raises
 
@@ -285,6 +287,7 @@ class FakeCluster:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.refuses = ""
+        self.nodes = ({"CPU": 2.0},)
 
     def configure(
         self, *, address: str | None, num_cpus: int | None, grows: Sequence[str], note: Callable[[str], None]
@@ -305,6 +308,9 @@ class FakeCluster:
 
     def observe(self, run: str, stage: str, progress: Mapping[str, Any]) -> None:
         self.calls.append(f"{run} {stage} {progress['done']}")
+
+    def room(self) -> Room:
+        return Room(lambda: Capacity(self.nodes))
 
     def stop(self) -> None:
         self.calls.append("stop")

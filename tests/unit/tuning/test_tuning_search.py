@@ -95,6 +95,19 @@ def test_the_first_trial_has_the_templates_own_settings(work):
     assert searcher.suggest("12") == "FINISHED"
 
 
+def test_no_more_trials_run_than_there_is_room_for(work):
+    """While as many trials run as the search may have, none is proposed until one ends or there is more room."""
+    w, most = work(), [2]
+    searcher = Numbered(w.search, Book(w.out), lambda: most[0])
+    found = [searcher.suggest(str(i)) for i in range(3)]
+    assert [config and config[NUMBER] for config in found] == [0, 1, None]
+    searcher.on_trial_complete("0")
+    assert searcher.suggest("3")[NUMBER] == 2
+    assert searcher.suggest("4") is None
+    most[0] = 3
+    assert searcher.suggest("4")[NUMBER] == 3
+
+
 @pytest.mark.parametrize("searcher", ["random", "optuna"])
 def test_a_search_started_again_runs_only_what_is_missing(work, searcher):
     """Ended trials are not handed out again, begun ones keep number and settings, new ones follow."""
