@@ -69,8 +69,12 @@ class Settings(WindowRule, Augmented):
     """N: student steps on the synthetic set in one iteration (MTT section 3.2)."""
     batch_syn: int | None = Field(default=None, ge=1)
     """Synthetic images in one student step (MTT section 3.3). Default: all of them."""
+    keep_remainder: bool = False
+    """Train on the smaller batch that remains of a pass over the set, at the pass's start, as in the published
+    code. Without it, those images wait for the next pass, and all steps have one shape."""
     lr_image: float = Field(default=1000.0, gt=0)
-    """Learning rate of the synthetic images."""
+    """Learning rate of the synthetic images. The codes of TESLA and MCT give images half of the truncated
+    gradient: their ``lr_img: 1000`` is 500 here with ``gradient: truncated``, and about 700 with ``exact``."""
     lr_lr: float = Field(default=1e-5, ge=0)
     """Learning rate of the student's learning rate; 0 keeps that constant."""
     lr_student: float | None = Field(default=None, gt=0)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load, save
 
 from rayddl import plugins
-from rayddl.data.config import SourceConfig
+from rayddl.data.config import Scaling, SourceConfig
 from rayddl.data.dataset import ImageDataset
 from rayddl.data.pixels import space
 from rayddl.data.pixels.space import PixelSpace
@@ -37,6 +37,8 @@ class SharedSource:
     space_kind: str
     counts: tuple[int, int]
     """Images in the train and the test split."""
+    scaling: Scaling | None = None
+    """The constants of ``space: published``."""
 
     @property
     def space_id(self) -> str:
@@ -61,8 +63,9 @@ def publish(config: SourceConfig) -> SharedSource:
             source.train.shape,
             source.fingerprint,
             source.bad,
-            config.space,
+            config.space_key,
             (len(source.train.labels), len(source.test.labels)),
+            config.scaling,
         )
     return _published[key]
 
@@ -85,8 +88,9 @@ def publish_held_out(config: SourceConfig) -> SharedSource:
             test.shape,
             sources.fingerprint(config),
             tuple(f"{name}: {why}" for name, why in bad.items()),
-            config.space,
+            config.space_key,
             (0 if train is None else len(train), len(test)),
+            config.scaling,
         )
     return _published[key]
 
@@ -137,7 +141,7 @@ def fit_space(source: SharedSource, folder: Folder) -> PixelSpace:
         return read_space(folder, source)
     import ray
 
-    fitted = space.fit(source.space_kind, tensor(ray.get(source.refs[0])))
+    fitted = space.fit(source.space_kind, tensor(ray.get(source.refs[0])), source.scaling)
     folder.write_json("space.json", {"id": source.space_id, "space": fitted.to_json()})
     folder.write(SPACE_FILE, save({k: v.contiguous() for k, v in fitted.tensors().items()}))
     return fitted
