@@ -28,6 +28,8 @@ RAW_AT_MOST = 600
 METHODS = {
     "MCT": "matching convexified trajectories (MCT)",
     "MTT": "matching training trajectories (MTT)",
+    "DATM": "difficulty-aligned trajectory matching (DATM)",
+    "DATM on MCT": "difficulty-aligned matching of convexified trajectories (DATM on MCT)",
 }
 TINT = "loss"
 COLUMNS = ("iteration", "loss", "lr_student", "start", "seconds")

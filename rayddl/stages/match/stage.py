@@ -75,11 +75,11 @@ def run(config: MatchConfig, context: Context) -> Result:
 
 
 def started(config: MatchConfig, source: SharedSource, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """int64 labels of the synthetic images, and indices of the real images of their initialisation, if any."""
+    """int64 labels of the synthetic images, and indices of random real images of their initialisation, if any."""
     import ray
 
     classes = len(source.classes)
-    if config.start_from == "noise":
+    if config.start_from != "real":
         return torch.arange(classes).repeat_interleave(config.ipc), None
     labels = tensor(ray.get(source.refs[1])).clone()
     draws = seeds.generator(seed, "images")
@@ -203,17 +203,13 @@ def _typed(rows: Mapping[str, list[float]]) -> dict[str, list[Any]]:
     return {name: [int(v) for v in values] if name in whole else values for name, values in rows.items()}
 
 
-def _method(config: MatchConfig) -> str:
-    return "MCT" if config.trajectory == "convex" else "MTT"
-
-
 def made_of(
     kept: matcher.Snapshot, config: MatchConfig, context: Context, job: matcher.Job, iteration: int
 ) -> DistilledSet:
     """The set of ``iteration``, with its metadata."""
     images, labels, lr = kept
     info = {
-        "method": _method(config),
+        "method": config.method,
         "net": job.net.model_dump(mode="json"),
         "source": context.source.model_dump(mode="json"),
         "source_fingerprint": job.source.fingerprint,
@@ -238,7 +234,7 @@ def _summary(
     losses = rows["loss"]
     first, last = losses[:FIRST_AND_LAST], losses[-FIRST_AND_LAST:]
     return {
-        "method": _method(config),
+        "method": config.method,
         "ipc": config.ipc,
         "classes": list(source.classes),
         "images": len(made.images),
