@@ -42,8 +42,8 @@ class Registered:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._known, handler(source))
 
-    def _known(self, name: str) -> str:
-        if name not in plugins.names(self.group):
+    def _known(self, name: str | None) -> str | None:
+        if name is not None and name not in plugins.names(self.group):
             raise PydanticCustomError(UNKNOWN, "{text}", {"text": plugins.unknown(self.group, name)})
         return name
 

@@ -19,6 +19,19 @@ plugins.shipped(
     "sources",
     ("digits", "cifar10", "cifar100", "parquet", "webdataset", "imagefolder", "tinyimagenet", "imagenet"),
 )
+Scaling = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel, of pixels in 0..1."""
+_CIFAR: Scaling = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+_IMAGENET: Scaling = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+PUBLISHED: Mapping[str, Scaling] = {
+    "cifar10": _CIFAR,
+    # The published code has the same numbers for both.
+    "cifar100": _CIFAR,
+    "tinyimagenet": _IMAGENET,
+    "imagenet": _IMAGENET,
+}
+"""The scaling of pixels without ZCA in the code of MTT and its successors (``get_dataset``), by source. CIFAR's
+deviations are means of single images' deviations, smaller than those of all pixels."""
 AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 
@@ -31,8 +44,15 @@ class SourceConfig(Config):
     ``webdataset``. Plugins add others."""
     root: Annotated[str | None, OnDisk()] = None
     """Folder or URI of the files; not needed for ``digits``."""
-    space: Literal["normalise", "zca"] = "normalise"
-    """``normalise``: per-channel mean and deviation. ``zca``: whitening fitted on the train split."""
+    space: Literal["normalise", "zca", "published"] = "normalise"
+    """``normalise``: per-channel mean and deviation of the train split. ``zca``: whitening fitted on it.
+    ``published``: the constants of the trajectory-matching papers' code, in whose units its settings without
+    ZCA and its ``.pt`` files are; known for ``cifar10``, ``cifar100``, ``tinyimagenet`` and ``imagenet``, and
+    for other sources given as ``mean`` and ``std``."""
+    mean: tuple[float, ...] | None = None
+    """``space: published``: the mean of each channel, of pixels in 0..1."""
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """``space: published``: the standard deviation of each channel, of pixels in 0..1."""
     size: int | None = Field(default=None, ge=4)
     """Side in pixels to which images are resized: the shorter side is scaled, the centre cut out. Default: as
     stored, where all images must have one size; 128 for ``imagenet``."""
@@ -78,7 +98,30 @@ class SourceConfig(Config):
             raise ValueError(f"subset belongs to name: imagenet, not {self.name}")
         if self.name == "tinyimagenet" and (self.train or self.test):
             raise ValueError("train and test are fixed for name: tinyimagenet; leave them out")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std belong together: give both or neither")
+        if self.mean is not None and self.space != "published":
+            raise ValueError("mean and std belong to space: published")
+        if self.space == "published" and self.scaling is None:
+            raise ValueError(
+                f"no published mean and std are known for {self.name}: give both, or use space: normalise"
+            )
         return self
+
+    @property
+    def scaling(self) -> Scaling | None:
+        """Mean and standard deviation per channel in ``space: published``; ``None`` in other spaces."""
+        if self.space != "published":
+            return None
+        if self.mean is not None and self.std is not None:
+            return self.mean, self.std
+        return PUBLISHED.get(self.name)
+
+    @property
+    def space_key(self) -> str:
+        """The pixel space as text, with constants that the settings give; part of fingerprints."""
+        given = "" if self.mean is None else f"({', '.join(map(str, (*self.mean, *(self.std or ()))))})"
+        return self.space + given
 
 
 DSA = "color_crop_cutout_flip_scale_rotate"

@@ -2,7 +2,8 @@
 
 Up to 64 pixels the first layer is a 3x3 convolution at stride 1 without pooling, as in the literature
 for CIFAR and Tiny ImageNet; above, it is the original 7x7 convolution at stride 2 with pooling.
-Parameters have torchvision's names, so that state dicts can be exchanged.
+Parameters have torchvision's names, so that state dicts can be exchanged; with batch norm they also have its
+initial distribution. With the norms of trajectory matching they have torch's default one, as in MTT's code.
 """
 
 from __future__ import annotations
@@ -63,6 +64,17 @@ class ResNet18(nn.Module):
             self.add_module(f"layer{index + 1}", nn.Sequential(first, BasicBlock(width, width, 1, norm)))
             inputs = width
         self.fc = nn.Linear(inputs, classes)
+        if norm == "batch":
+            self._initialise(keep=self.conv1 if small else None)
+
+    def _initialise(self, keep: nn.Module | None) -> None:
+        """Draw the convolutions as torchvision does (He et al. 2015, fan-out), except ``keep``.
+
+        RDED's code replaces the first layer of torchvision's network for small images, with torch's default.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and module is not keep:
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.maxpool(F.relu(self.bn1(self.conv1(channels_last(images)))))

@@ -197,20 +197,30 @@ def _fingerprint(
         "stage": stage.name,
         "settings": settings,
         "source": source,
-        "space": definition.source.space,
+        "space": definition.source.space_key,
         "seed": definition.seed,
     }
     if stage.templates:
-        parts["templates"] = [_template(stages[template]) for template in stage.templates]
+        parts["templates"] = [_template(stages[template], definition) for template in stage.templates]
+    if changes := stage.config.revisions(definition.source):
+        parts["revisions"] = list(changes)
     if used := plugins_of(stage, stages):
         parts["plugins"] = used
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _template(stage: Stage) -> dict[str, Any]:
+def _template(stage: Stage, definition: Definition) -> dict[str, Any]:
     settings = without_resources(stage.config)
-    return {"kind": stage.kind.name, "version": stage.kind.version, "stage": stage.name, "settings": settings}
+    parts = {
+        "kind": stage.kind.name,
+        "version": stage.kind.version,
+        "stage": stage.name,
+        "settings": settings,
+    }
+    if changes := stage.config.revisions(definition.source):
+        parts["revisions"] = list(changes)
+    return parts
 
 
 def _check_readable(out: Folder) -> None:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from rayddl.config import Config
-from rayddl.data.config import Augmented
+from rayddl.data.config import Augmented, SourceConfig
 from rayddl.nets.config import NetConfig
+from rayddl.stages import revisions
 from rayddl.stages.runtime import sizes
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask, Resources
@@ -108,6 +109,11 @@ class StageConfig(Config):
         """Problems between this stage and the stages ``reads``, given by the fields that name them."""
         del reads
         return []
+
+    def revisions(self, source: SourceConfig) -> Sequence[str]:
+        """Changes of results, since a setting's introduction, that concern this stage and not its whole kind."""
+        del source
+        return revisions.of_networks(self)
 
     def resolved(self, readers: Sequence[StageConfig]) -> StageConfig:
         """The settings with defaults filled in that depend on the stages that read this one."""

@@ -15,7 +15,7 @@ from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.sources import registry as sources
 from rayddl.methods.selection.features import before_last
-from rayddl.methods.selection.select import herding, k_center
+from rayddl.methods.selection.select import easiest, herding, k_center, medium
 from rayddl.methods.training.observer import Observer, frozen
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
@@ -194,6 +194,22 @@ def test_files_are_read_as_a_teacher_needs_them(choose, stages, folder, tmp_path
     assert done.summary["bad"] == 1
     assert done.summary["bad_examples"][0].startswith("dog/broken.png: ")
     assert progress.notes[0].startswith("skipped an unreadable image: dog/broken.png: ")
+
+
+@pytest.mark.parametrize("method", ["easiest", "medium"])
+def test_a_teachers_scores_select_images(choose, stages, folder, tmp_path, method):
+    """By the probability of each image's own class, though the teacher has the classes in another order."""
+    root, teacher = folder
+    teacher_folder = stages._context("teacher", tmp_path / "teacher", {}, None).out
+    teacher.save(teacher_folder.child("observer"))
+    done = choose(Input("teacher", "teacher", teacher_folder, {}, {}), as_source(root), method=method)
+
+    train = sources.load(as_source(root)).train
+    logits = teacher.module(teacher.frame.normalised(train.images))[:, [1, 0]]
+    scores = logits.log_softmax(1).gather(1, train.labels[:, None])[:, 0]
+    picked = expected({"easiest": easiest, "medium": medium}[method], scores, train.labels, 2)
+    assert torch.equal(made(done).stored, train.images[picked])
+    assert done.summary["method"] == method
 
 
 def test_a_short_class_is_refused_or_filled(choose, folder):

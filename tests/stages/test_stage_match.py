@@ -209,6 +209,33 @@ def test_noise_and_learned_labels(stages, convex, tmp_path):
     assert len({label.numpy().tobytes() for label in made.labels}) == 20
 
 
+def test_datm_starts_from_images_that_an_expert_classifies_correctly(stages, whole, tmp_path):
+    """Real images of each class, which the first expert knows; the labels are those of the experts that are right."""
+    settings = {
+        "start_from": "correct",
+        "labels": "learned",
+        "trajectory": "snapshots",
+        "ipc": 2,
+        "lr_label": 1e-30,
+    }
+    done = stages.match(whole, tmp_path, **settings, **AS_IT_STARTED)
+    made, labels = done.distilled, torch.arange(10).repeat_interleave(2)
+    assert all(is_real(made.images, labels, stages))
+    experts = [
+        files.open_trajectory(whole.out, files.file_name(i), "snapshots")
+        for i in range(whole.summary["count"])
+    ]
+    reach = stages.match_config(**settings).last_epoch
+    said = torch.stack([stages.steps.net(t.at(min(reach, t.last)), made.images) for t in experts])
+    assert bool((said[0].argmax(1) == labels).all())
+    for n, label in enumerate(labels.tolist()):
+        right = [row[n] for row in said if int(row[n].argmax()) == label]
+        torch.testing.assert_close(
+            made.labels[n], torch.stack(right).mean(0).softmax(0), rtol=1e-3, atol=1e-4
+        )
+    assert made.info["method"] == done.summary["method"] == "DATM"
+
+
 def test_a_run_may_go_on_from_another_stages_set(stages, convex, mct, tmp_path):
     """The images are that set's to the last bit, also where they are darker than black, with its labels."""
     made = stages.match(convex, tmp_path, start=mct, **AS_IT_STARTED).distilled

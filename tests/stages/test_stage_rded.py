@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from rayddl import seeds
 from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
+from rayddl.data.pixels.cutting import as_jpeg
 from rayddl.data.sources import listing
 from rayddl.data.sources import registry as sources
 from rayddl.methods.patches.boxes import crops, preselected
@@ -401,6 +402,19 @@ def test_an_observer_in_another_order_is_matched_by_name(
     found = run_rded(by=permuted, how=in_process)
     assert found.winners["image"] == reference.winners["image"]
     assert found.winners["crop"] == reference.winners["crop"]
+
+
+def test_whole_images_are_scored_and_stored_as_jpeg(run_rded: Runs) -> None:
+    """One centred square of each image; the set has the pixels that a JPEG file of the same images leaves."""
+    plain = run_rded(whole=True, factor=1)
+    rows = plain.winners
+    assert set(rows["crop"]) == {0}
+    assert all(min(top, left) == 0 for top, left in zip(rows["top"], rows["left"], strict=True))
+    packed = run_rded(whole=True, factor=1, jpeg=75)
+    assert packed.winners == rows
+    expected = torch.stack([as_jpeg(image, 75) for image in plain.made.stored])
+    assert torch.equal(packed.made.stored, expected)
+    assert not torch.equal(packed.made.stored, plain.made.stored)
 
 
 def test_more_patches_than_images_looked_at_are_refused_in_the_definition() -> None:

@@ -117,10 +117,10 @@ def stored(taught: Input, chosen: Input, tmp_path_factory: pytest.TempPathFactor
 
 def test_soft_labels_teach_far_better_than_chance(live: Made) -> None:
     """Students of the set and of random images read digits; seeds differ."""
-    assert set(live.rows) == {"distilled", "random"}
-    for row in live.rows.values():
+    assert set(live.rows) == {"distilled", "random", "distilled-own"}
+    for name, row in live.rows.items():
         assert row["images"] == 10 * IPC
-        assert row["mean"] > 0.4, row
+        assert row["mean"] > (0.2 if name == "distilled-own" else 0.4), row
         assert len(set(row["accuracies"])) == 2
     assert live.out.names() == ["confusion.parquet", "students.parquet"]
 
@@ -167,6 +167,29 @@ def test_a_judged_set_reaches_its_figures_by_itself(live: Made) -> None:
     ]
 
 
+def test_an_open_protocol_is_written_down_and_repeated(taught: Input, chosen: Input, tmp_path: Path) -> None:
+    """A recipe's choices are stored one by one; the set's folder alone gives the same figures, the best ones, too."""
+    config = settings(recipe="edc", epochs=12, seeds=1, report="best", random=False, crop_within_patch=True)
+    made = run(config, tmp_path, taught, chosen)
+    protocol = made.result.summary["protocol"]
+    expected = {"recipe": "edc", "loss": "mse_gt", "ema": 0.99, "crop_min": 0.08, "crop_within_patch": True}
+    assert {k: protocol[k] for k in expected} == expected
+    assert "optimizer" not in protocol
+    assert set(made.rows) == {"distilled", "distilled-own"}
+    for row in made.rows.values():
+        assert row["best"]["mean"] >= row["mean"]
+    again = evaluate.evaluate_set(made.out.child("set"))
+    repeated = {row["data"]: row for row in again.summary["rows"]}
+    assert {name: repeated[name] for name in made.rows} == made.rows
+    assert {"accuracy % (last epoch)", "best of late epochs %"} <= set(again.table[0])
+
+
+def test_comparisons_can_be_turned_off(taught: Input, chosen: Input, tmp_path: Path) -> None:
+    """Students of own labels and of random images are trained by default, and not if the settings say so."""
+    config = settings(epochs=1, seeds=1, random=False, own_labels=False)
+    assert set(run(config, tmp_path, taught, chosen).rows) == {"distilled"}
+
+
 def test_a_large_observer_stays_where_it_is(
     live: Made, taught: Input, chosen: Input, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +223,8 @@ def test_stored_labels_make_the_observer_superfluous(stored: Made) -> None:
     folder = stored.out.child("set")
     assert stored.rows["distilled"]["mean"] > 0.4
     assert folder.child("labels").has("labels.json")
+    sizes = [folder.child("labels").size(name) for name in folder.child("labels").names()]
+    assert stored.result.summary["label_bytes"] == sum(sizes) > stored.result.summary["bytes"]
     for name in folder.child("observer").names():
         folder.child("observer").delete(name)
     again = evaluate.evaluate_set(folder)
@@ -276,7 +301,7 @@ def test_ranking_adds_hard_labels_and_plain_views(taught: Input, chosen: Input, 
 
     assert {name: row["images"] for name, row in made.rows.items()} == {
         "distilled": 10 * IPC, "random": 10 * IPC, "whole": 1438, "distilled-bare": 10 * IPC,
-        "random-bare": 10 * IPC, "distilled-hard": 10 * IPC, "whole-hard": 1438,
+        "random-bare": 10 * IPC, "distilled-hard": 10 * IPC, "whole-hard": 1438, "distilled-own": 10 * IPC,
     }  # fmt: skip
     (scores,) = made.result.summary["scores"].values()
     assert set(scores) == {"over_random", "of_whole", "hlr", "slr", "over_random_bare", "lrs", "ars"}
@@ -377,4 +402,4 @@ def test_an_observer_of_another_size_sees_images_as_published(
     observer.save(Folder(str(tmp_path)).child("observer"))
     given = Input("teacher", "teacher", Folder(str(tmp_path)), {}, {})
     made = run(settings(epochs=1, seeds=1), tmp_path / "out", given, chosen)
-    assert set(made.rows) == {"distilled", "random"}
+    assert set(made.rows) == {"distilled", "random", "distilled-own"}

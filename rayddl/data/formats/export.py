@@ -30,9 +30,9 @@ def export_set(folder: Folder, form: str, to: Folder) -> list[str]:
     - ``parquet``: ``images.parquet`` with the columns ``image`` and ``label``, also rounded to bytes.
     - ``webdataset``: tar files with ``<number>.png`` and ``<number>.cls`` for each image, and
       ``<number>.soft_label.json`` for soft labels.
-    - ``pt``: ``images_best.pt`` (float32 [N, C, H, W] in model space) and ``labels_best.pt``, plain
-      tensors in the layout that MTT's code saves and reads, not rounded; with ``set.json`` and
-      ``space.safetensors``, which hold the learning rate and the pixel space for training.
+    - ``pt``: ``images_best.pt`` (float32 [N, C, H, W] in model space), ``labels_best.pt`` and ``lr_best.pt``,
+      plain tensors in the layout that MTT's code saves and reads, not rounded; with ``set.json`` and
+      ``space.safetensors``, which hold the pixel space. :func:`foreign_space` says if MTT's code has another one.
     - ``hf``: a folder for ``datasets.load_dataset``: the table, a card (``README.md``), and the
     unrounded tensors for ``rayddl.load_set``.
 
@@ -59,6 +59,25 @@ def export_set(folder: Folder, form: str, to: Folder) -> list[str]:
     for name, data in files.items():
         to.write(name, data)
     return [to.path(name) for name in files]
+
+
+def foreign_space(folder: Folder) -> str:
+    """A sentence on the pixel space of the set in ``folder``, if the published code scales pixels otherwise; else
+    empty.
+    """
+    from rayddl.data.config import PUBLISHED
+    from rayddl.data.distilled import KIND
+
+    meta = KIND.read(folder)
+    source = dict(meta["info"].get("source") or {})
+    if meta["space"]["kind"] != "normalise" or source.get("space") == "published":
+        return ""
+    if source.get("name") not in PUBLISHED:
+        return ""
+    return (
+        "the tensors are in the set's pixel space, scaled by the train split's own mean and deviation; the published "
+        "code scales by constants. Set source.space=published before distilling to make a set for that code."
+    )
 
 
 def _pictures(made: DistilledSet) -> Iterator[tuple[str, bytes]]:
@@ -118,10 +137,11 @@ def _tensors(folder: Folder) -> Iterator[tuple[str, bytes]]:
     from safetensors.torch import save
 
     from rayddl.data.distilled import DistilledSet
-    from rayddl.data.formats.pt import IMAGES, LABELS, META, SPACE
+    from rayddl.data.formats.pt import IMAGES, LABELS, META, RATE, SPACE
 
     loaded = DistilledSet.load(folder)
-    for name, tensor in ((IMAGES, loaded.images), (LABELS, loaded.labels)):
+    rate = torch.tensor(loaded.lr_student)
+    for name, tensor in ((IMAGES, loaded.images), (LABELS, loaded.labels), (RATE, rate)):
         stream = io.BytesIO()
         torch.save(tensor.detach().cpu().contiguous().clone(), stream)
         yield name, stream.getvalue()

@@ -92,6 +92,13 @@ def cut(image: Opened, boxes: Boxes, size: tuple[int, int] | int, *, reduced: bo
     return torch.cat([_resized(_box(pixels, box, factor), height, width) for box in boxes])
 
 
+def as_jpeg(image: Tensor, quality: int) -> Tensor:
+    """The uint8 ``image`` ``[C, H, W]`` after writing and reading a JPEG file of ``quality``, as PIL writes it."""
+    pixels, stream = image.permute(1, 2, 0).numpy(), io.BytesIO()
+    Image.fromarray(pixels[..., 0] if len(image) == 1 else pixels).save(stream, "JPEG", quality=quality)
+    return _from_pil(np.asarray(Image.open(stream)), len(image))
+
+
 def _box(pixels: Tensor, box: NDArray[np.int32], factor: int) -> Tensor:
     top, left, side = (int(v) for v in box)
     if factor > 1:

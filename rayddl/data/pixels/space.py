@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from rayddl.data.config import Scaling
 from rayddl.data.pixels.whitening import SHIFT, covariance, from_triangle, moments, slices, spectral, triangle
 from rayddl.errors import ArtifactError, SourceError
 
@@ -221,16 +222,31 @@ def _unit(images: Tensor) -> Tensor:
     return images.float().div_(255) if images.dtype == torch.uint8 else images.to(torch.float32, copy=True)
 
 
-def fit(kind: str, images: Tensor) -> PixelSpace:
+def fit(kind: str, images: Tensor, scaling: Scaling | None = None) -> PixelSpace:
     """The pixel space ``kind`` (``normalise`` or ``zca``), fitted on the uint8 train images [N, C, H, W].
 
-    Raises :class:`SourceError` if images are too large or too few for whitening.
+    ``scaling``: constants of :class:`Normalise` in place of fitted ones. Raises :class:`SourceError` if images are
+    too large or too few for whitening, or have other channels than ``scaling``.
     """
+    if scaling is not None:
+        return _scaled(scaling, images)
     if kind == "normalise":
         return _fit_normalise(images)
     if kind == "zca":
         return _fit_zca(images)
     raise ValueError(f"unknown pixel space {kind!r}; known: normalise, zca")
+
+
+def _scaled(scaling: Scaling, images: Tensor) -> Normalise:
+    channels, height, width = (int(n) for n in images.shape[1:])
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in scaling)
+    if len(mean) != channels or len(std) != channels:
+        raise SourceError(
+            f"space: published has {len(mean)} means and {len(std)} deviations, and the images have {channels} "
+            "channels. Give source.mean and source.std a number for each channel.",
+            code="scaling-of-other-channels",
+        )
+    return Normalise(shape=(channels, height, width), mean=mean, std=std)
 
 
 def _fit_normalise(images: Tensor) -> Normalise:

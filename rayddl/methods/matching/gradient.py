@@ -75,7 +75,9 @@ def truncated(steps: Steps, run: StudentRun, start_P: Tensor, target_P: Tensor) 
     """The derivative with theta_k constant inside every gradient: lambda is dL/dtheta_N in all steps.
 
     TESLA, section 3.2. A step takes as long as in :func:`exact`, and the result is biased; it serves to
-    reproduce TESLA and the published MCT code.
+    reproduce TESLA and the published MCT code. Both write ``2 * autograd.grad(...)``, and in Python a tuple
+    times two is the tuple repeated: their images get half of this derivative, the learning rate the whole of
+    it. So a published ``lr_img`` of theirs is twice the ``lr_image`` of the same step here.
     """
     return _reverse(steps, run, start_P, target_P, through_theta=False)
 

@@ -78,13 +78,13 @@ class Matcher:
             start = start + self.settings.start_noise * start.abs() * noise
         labels = self.probabilities(state, target)
         picks = self._picks(len(state.images), draws)
-        shape = (len(picks[0]), *state.images.shape[1:])
+        pixels = tuple(state.images.shape[1:])
         run = StudentRun(
             state.images,
             labels,
             state.lr.to(self.device, torch.float32),
             picks,
-            [augment.draw(self.settings.augmentations, shape, draws) for _ in picks],
+            [augment.draw(self.settings.augmentations, (len(pick), *pixels), draws) for pick in picks],
         )
         return MODES[self.settings.gradient](self.steps, run, start, target), facts
 
@@ -98,13 +98,16 @@ class Matcher:
         return one_hot(self.labels.to(self.device), self.classes)
 
     def _picks(self, count: int, draws: torch.Generator) -> list[Tensor]:
-        # Passes over the set in random order. The incomplete last batch of a pass is dropped, so that
-        # every step has the same shape.
+        # Passes over the set in random order. Without `keep_remainder`, every step has the same shape.
         batch = min(self.settings.batch_syn or count, count)
         picks: list[Tensor] = []
         while len(picks) < self.settings.syn_steps:
-            order = torch.randperm(count, generator=draws)
-            picks += [order[i : i + batch].to(self.device) for i in range(0, count - batch + 1, batch)]
+            *whole, last = torch.randperm(count, generator=draws).split(batch)
+            if len(last) == batch:
+                whole.append(last)
+            elif self.settings.keep_remainder:
+                whole.insert(0, last)
+            picks += [pick.to(self.device) for pick in whole]
         return picks[: self.settings.syn_steps]
 
 

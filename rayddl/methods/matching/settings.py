@@ -69,8 +69,12 @@ class Settings(WindowRule, Augmented):
     """N: student steps on the synthetic set in one iteration (MTT section 3.2)."""
     batch_syn: int | None = Field(default=None, ge=1)
     """Synthetic images in one student step (MTT section 3.3). Default: all of them."""
+    keep_remainder: bool = False
+    """Train on the smaller batch that remains of a pass over the set, at the pass's start, as in the published
+    code. Without it, those images wait for the next pass, and all steps have one shape."""
     lr_image: float = Field(default=1000.0, gt=0)
-    """Learning rate of the synthetic images."""
+    """Learning rate of the synthetic images. The codes of TESLA and MCT give images half of the truncated
+    gradient: their ``lr_img: 1000`` is 500 here with ``gradient: truncated``, and about 700 with ``exact``."""
     lr_lr: float = Field(default=1e-5, ge=0)
     """Learning rate of the student's learning rate; 0 keeps that constant."""
     lr_student: float | None = Field(default=None, gt=0)
@@ -105,13 +109,13 @@ class Settings(WindowRule, Augmented):
     def method(self) -> str:
         """The name of the method that these settings are: MTT, TESLA, DATM or MCT.
 
-        MCT with labels or a gradient of another method is ``MCT+TESLA`` or ``MCT+DATM``. A growing range of start
-        epochs is DATM's and MCT's.
+        MCT with labels of another method is ``MCT+TESLA`` or ``MCT+DATM``. A growing range of start epochs is DATM's and
+        MCT's, the truncated gradient TESLA's and MCT's.
         """
         convex = self.trajectory == "convex"
         if self.labels == "learned" or (self.first_start_epoch is not None and not convex):
             other = "DATM"
-        elif self.labels == "expert" or self.gradient == "truncated":
+        elif self.labels == "expert" or (self.gradient == "truncated" and not convex):
             other = "TESLA"
         else:
             return "MCT" if convex else "MTT"

@@ -53,8 +53,12 @@ def crops(seed: int, name: str, height: int, width: int, count: int) -> NDArray[
     side = sides[rows, first]
     top = (uniform[rows, first, 1] * (height - side + 1)).astype(np.int32)
     left = (uniform[rows, first, 2] * (width - side + 1)).astype(np.int32)
-    shorter = min(height, width)
-    centre = np.array([(height - shorter) // 2, (width - shorter) // 2, shorter], dtype=np.int32)
     found = np.stack([top, left, side], axis=1).astype(np.int32)
-    found[~fits.any(axis=1)] = centre
+    found[~fits.any(axis=1)] = whole(height, width)
     return found
+
+
+def whole(height: int, width: int) -> NDArray[np.int32]:
+    """The largest centred square of an image, int32 ``[1, 3]``: top, left, side."""
+    side = min(height, width)
+    return np.array([[(height - side) // 2, (width - side) // 2, side]], dtype=np.int32)

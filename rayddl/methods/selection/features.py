@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ class Features:
     module: nn.Module | None = None
     """A network in eval mode; the input of its last linear layer is the feature vector."""
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - a constant
+    outputs: bool = False
+    """Return the network's logits, not the input of its last layer."""
 
     def on(self, device: torch.device) -> Features:
         """The same features, computed on ``device``."""
@@ -41,7 +44,8 @@ class Features:
             return self.encode(images.to(self.device)).flatten(1).float().cpu()
         missing = BATCH - count
         full = torch.cat([images, images[-1:].expand(missing, *images.shape[1:])]) if missing else images
-        return before_last(self.module, self.encode(full.to(self.device)))[:count].float().cpu()
+        network = self.module if self.outputs else partial(before_last, self.module)
+        return network(self.encode(full.to(self.device)))[:count].float().cpu()
 
 
 def before_last(module: nn.Module, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Greedy selections from the features of one class.
+"""Selections from the features, or from the observer's scores, of one class.
 
 Features are float32 ``[n, D]``; distances are Euclidean, computed in float64 in portions of rows. The
 first of several equally good rows is selected.
@@ -9,6 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+PATTERNS = 10
+"""Most patterns into which :func:`balanced` divides a class."""
+OUTLIERS = 0.1
+"""Share of a pattern's rows, the farthest from its centre, that :func:`balanced` takes last."""
 ROWS = 4096
 """Rows converted to float64 at a time."""
 
@@ -48,6 +52,54 @@ def k_center(features: Tensor, count: int, *, rows: int = ROWS) -> list[int]:
         distances = torch.where(free, nearest, -1.0)
         taken.append(_first(distances == distances.max()))
     return taken
+
+
+def balanced(features: Tensor, count: int) -> list[int]:
+    """Indices of ``count`` different rows, half of them at the centres and half at the margins of the class's patterns.
+
+    After BPS (CVPR 2026), which models patterns and margins otherwise: patterns are the k-means clusters of the rows of
+    length 1, one for every two of ``count``, up to :data:`PATTERNS`. Each has a share of ``count`` by its size: of it
+    the larger half are the rows nearest to the centre, the others the farthest, without the :data:`OUTLIERS` farthest.
+    """
+    from sklearn.cluster import KMeans
+
+    count = min(count, len(features))
+    rows = torch.nn.functional.normalize(features.double(), dim=1)
+    patterns = min(max(1, count // 2), PATTERNS)
+    found = KMeans(patterns, n_init=3, random_state=0).fit(rows.numpy())
+    pattern, centres = torch.from_numpy(found.labels_).long(), torch.from_numpy(found.cluster_centers_)
+    far = (rows - centres[pattern]).square().sum(1)
+    taken: list[int] = []
+    for own, share in enumerate(_shares(pattern.bincount(minlength=patterns).tolist(), count)):
+        members = (pattern == own).nonzero().flatten()
+        near = members[far[members].argsort(stable=True)].tolist()
+        centre = near[: (share + 1) // 2]
+        outliers = min(int(OUTLIERS * len(near)), len(near) - share)
+        margin = near[len(near) - outliers - share // 2 : len(near) - outliers]
+        taken += [*centre, *margin]
+    return taken
+
+
+def _shares(sizes: list[int], count: int) -> list[int]:
+    """``count`` divided by ``sizes``, of which each is at least its share; the largest remainders get one more."""
+    exact = [size * count / sum(sizes) for size in sizes]
+    shares = [int(share) for share in exact]
+    order = sorted(range(len(sizes)), key=lambda i: (shares[i] - exact[i], i))
+    for i in order[: count - sum(shares)]:
+        shares[i] += 1
+    return shares
+
+
+def easiest(scores: Tensor, count: int) -> list[int]:
+    """The ``count`` rows with the highest of ``scores`` ``[n]``: RDED's selection, of whole images."""
+    return scores.argsort(descending=True, stable=True)[:count].tolist()
+
+
+def medium(scores: Tensor, count: int) -> list[int]:
+    """The ``count`` rows in the middle of the order of ``scores`` ``[n]``: neither easy nor mislabelled."""
+    count = min(count, len(scores))
+    first = (len(scores) - count) // 2
+    return scores.argsort(descending=True, stable=True)[first : first + count].tolist()
 
 
 def _mean(features: Tensor, rows: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rayddl.errors import ArtifactError
+from rayddl.methods.training.settings import zoomed
 
 Shape = tuple[int, int, int]
 BATCH = 256
@@ -32,6 +33,17 @@ class Frame:
             for v in (self.mean, self.std)
         )
         return in_unit(images).sub(mean).div_(std)
+
+    def tested(self, images: Tensor) -> Tensor:
+        """uint8 test ``images`` ``[N, C, H, W]`` as RDED's published code shows them.
+
+        The shorter side is scaled to ``zoomed`` pixels and the centre is cropped, also if the images have the
+        input's size already: at 64 pixels the central 57 are shown, at 32 pixels the image is unchanged.
+        """
+        _, height, width = self.shape
+        if tuple(images.shape[1:]) == self.shape and zoomed(min(height, width)) != min(height, width):
+            return torch.cat([_cut(part, height, width) for part in images.split(BATCH)])
+        return self.fitted(images)
 
     def fitted(self, images: Tensor) -> Tensor:
         """uint8 ``images`` ``[N, C, H, W]``, resized to this shape if theirs differs.
@@ -60,7 +72,7 @@ def in_unit(images: Tensor) -> Tensor:
 
 
 def _cut(images: Tensor, height: int, width: int) -> Tensor:
-    wanted = min(height, width) // 7 * 8 or min(height, width)
+    wanted = zoomed(min(height, width))
     # For an input that is not square, the image must also cover its longer side.
     scale = max(wanted / min(images.shape[2:]), height / images.shape[2], width / images.shape[3])
     sides = [max(round(images.shape[2] * scale), height), max(round(images.shape[3] * scale), width)]

@@ -43,6 +43,8 @@ class Score:
     def __init__(self, classes: int) -> None:
         self._classes, self._among = classes, 0
         self._pairs = torch.zeros(classes * classes, dtype=torch.int64)
+        self.best: float | None = None
+        """The best accuracy after late epochs, if they were tested."""
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Count ``logits`` ``[B, K]`` against int64 ``labels`` ``[B]``."""

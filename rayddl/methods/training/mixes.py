@@ -65,11 +65,21 @@ def draw(
     factor: int,
     cutmix: bool,
     generator: torch.Generator,
+    least: float | None = None,
+    within_patch: bool = False,
 ) -> Draws:
-    """Draw an epoch of ``count`` images of height and width ``sides``, resized to ``into``, in batches of ``batch``."""
+    """Draw an epoch of ``count`` images of height and width ``sides``, resized to ``into``, in batches of ``batch``.
+
+    ``least``: smallest share of the area in a crop; default: ``1/factor``. ``within_patch``: it is the share of a
+    patch, and each crop is taken from one patch.
+    """
     picked = torch.randperm(count, generator=generator)
     rows, columns = (torch.rand(count, factor, generator=generator).argsort(1) for _ in range(2))
-    boxes = _boxes(count, sides, 1 / factor, generator)
+    smallest = 1 / factor if least is None else least
+    if within_patch:
+        boxes = _boxes_in_patches(rows, columns, sides, smallest, generator)
+    else:
+        boxes = _boxes(count, sides, smallest, generator)
     flipped = torch.rand(count, generator=generator) < FLIP_PROBABILITY
     partners, cuts = [], []
     for start in range(0, count, batch):
@@ -123,6 +133,19 @@ def _boxes(count: int, sides: tuple[int, int], least: float, generator: torch.Ge
     return torch.where(none[:, None], middle, torch.stack([top, left, h, w], 1))
 
 
+def _boxes_in_patches(
+    rows: Tensor, columns: Tensor, sides: tuple[int, int], least: float, generator: torch.Generator
+) -> Tensor:
+    """Boxes as :func:`_boxes` draws them in a patch, each in a random patch of the permuted image: int64 ``[N, 4]``."""
+    count, factor = rows.shape
+    boxes = _boxes(count, (sides[0] // factor, sides[1] // factor), least, generator)
+    for axis, (strips, side) in enumerate(zip((rows, columns), sides, strict=True)):
+        place = torch.randint(factor, (count, 1), generator=generator)
+        ordered = _thickness(factor, side, strips.device)[strips]
+        boxes[:, axis] += (ordered.cumsum(1) - ordered).gather(1, place).squeeze(1)
+    return boxes
+
+
 def _middle(height: int, width: int) -> tuple[int, int, int, int]:
     """The largest centred box with an aspect ratio in :data:`ASPECT`."""
     h = min(height, round(width / ASPECT[0]))
@@ -149,13 +172,18 @@ def _places(strips: Tensor, side: int) -> Tensor:
     """
     count, factor = strips.shape
     thick = side // factor
-    sizes = torch.full((factor,), thick, device=strips.device)
-    sizes[-1] = side - thick * (factor - 1)
-    ordered = sizes[strips]
+    ordered = _thickness(factor, side, strips.device)[strips]
     starts = torch.zeros_like(strips).scatter_(1, strips, ordered.cumsum(1) - ordered)
     row = torch.arange(side, device=strips.device)
     strip = (row // max(thick, 1)).clamp(max=factor - 1)
     return starts[:, strip] + (row - strip * thick).expand(count, -1)
+
+
+def _thickness(factor: int, side: int, device: torch.device) -> Tensor:
+    """The thickness of each of ``factor`` strips, int64 ``[factor]``; the last one includes the remainder."""
+    sizes = torch.full((factor,), side // factor, device=device)
+    sizes[-1] = side - side // factor * (factor - 1)
+    return sizes
 
 
 def _weights(places: Tensor, start: Tensor, length: Tensor, into: int) -> Tensor:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ WRAPPERS = (
 """Keys under which files store the state dict. The first that is there is taken; averages are taken if alone."""
 COUNTERS = ("n_averaged",)
 """Tensors of an average that are no weights."""
+_GROUPED = re.compile(r"^layers\.(conv|norm)\.(\d+)\.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,21 +44,27 @@ class Ready:
     frame: Frame
 
 
-def torchvision_weights(net: NetConfig, *, download: bool) -> Ready:
-    """Torchvision's best weights of its network ``net``.
+def torchvision_weights(net: NetConfig, *, download: bool, name: str = "DEFAULT") -> Ready:
+    """Torchvision's weights ``name`` of its network ``net``; ``DEFAULT`` are its best.
 
     Read from torch hub's cache, or downloaded into it if ``download`` is true. Raises
-    :class:`ArtifactError` if they are not in the cache, or torchvision has none of this network.
+    :class:`ArtifactError` if they are not in the cache, or torchvision has none of this network or name.
     """
     from torchvision import models
 
     if not net.name.startswith(TORCHVISION):
         raise ArtifactError(
-            f"weights: DEFAULT are torchvision's, and {net.name} is no network of torchvision. Use one of those, "
+            f"weights: {name} are torchvision's, and {net.name} is no network of torchvision. Use one of those, "
             f"e.g. net: tv_resnet18, or leave weights out to train {net.name} here.",
             code="weights-not-of-torchvision",
         )
-    weights: Any = models.get_model_weights(net.name.removeprefix(TORCHVISION)).DEFAULT
+    offered: Any = models.get_model_weights(net.name.removeprefix(TORCHVISION))
+    if name not in offered.__members__:
+        raise ArtifactError(
+            f"torchvision has no weights {name} of {net.name}; it has {', '.join(offered.__members__)}.",
+            code="weights-name-unknown",
+        )
+    weights: Any = offered[name]
     file = os.path.basename(urlparse(weights.url).path)
     folder = os.path.join(torch.hub.get_dir(), "checkpoints")
     path = os.path.join(folder, file)
@@ -160,11 +168,13 @@ def _read(where: str, what: str) -> bytes:
 def fill(module: nn.Module, state: State, net: NetConfig, where: str) -> None:
     """Load ``state`` into ``module``: by name, or by order if all shapes are equal in sequence.
 
-    The small networks have the published code's order of parameters, but other names. The accuracy
-    check finds an order that matches only by accident. A safetensors file has no order. Raises
+    RDED's released ConvNets group layers by type, and are matched by name. Other small networks have the
+    published code's order of parameters, but other names; the accuracy check finds an order that matches
+    only by accident. A safetensors file has no order. Raises
     :class:`ArtifactError` if neither names nor shapes match.
     """
     own = module.state_dict()
+    state = _by_block(state)
     if own.keys() != state.keys():
         fits = [t.shape for t in own.values()] == [t.shape for t in state.values()]
         if not fits or where.endswith(".safetensors"):
@@ -181,6 +191,11 @@ def fill(module: nn.Module, state: State, net: NetConfig, where: str) -> None:
             code="weights-of-another-shape",
         )
     module.load_state_dict(dict(state))
+
+
+def _by_block(state: State) -> State:
+    """``state`` with the names of RDED's ConvNet, ``layers.conv.0.weight``, as ours, ``blocks.0.conv.weight``."""
+    return {_GROUPED.sub(r"blocks.\2.\1.", name): value for name, value in state.items()}
 
 
 def _misfit(own: State, state: State) -> str:

@@ -17,6 +17,25 @@ KL = "kl"
 """The loss of the published soft-label protocol."""
 
 
+def zoomed(side: int) -> int:
+    """The side in pixels to which RDED's published code scales test images before it crops ``side``."""
+    return side // 7 * 8 or side
+
+
+def published_batch(ipc: int, classes: int, count: int) -> int:
+    """The published batch for ``ipc`` images a class: 10, 50, 100 from IPC 1, 10, 50 on.
+
+    Twice that from 100 classes on, but 100 for the 200 classes of Tiny ImageNet; at most ``count``, the
+    number of images of the set.
+    """
+    batch = 100 if ipc >= 50 else 50 if ipc >= 10 else 10
+    if classes == 200:
+        batch = 100
+    elif classes >= 100:
+        batch *= 2
+    return max(1, min(batch, count))
+
+
 class TeacherSettings(Augmented):
     """How a teacher is trained: SGD with momentum, linear warm-up and cosine schedule."""
 

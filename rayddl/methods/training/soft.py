@@ -5,32 +5,35 @@ A new network is trained on the observer's outputs for images that are augmented
 outputs at temperature 20, averaged over the batch, without the factor T². The optimiser is AdamW; the
 learning rate follows the first half of a cosine. The images' own labels are not used.
 
-The accuracy after the last epoch is reported. The published code reports the best of several late
-epochs on the test images; this is not offered. Batch norm's running statistics are updated once per
-step. The published code updates them twice, because it runs the student once more on each batch to
-print its training accuracy.
+These are the defaults; :mod:`rayddl.methods.training.soft_settings` lists the choices. By default, batch norm's
+running statistics are updated once per step, and the accuracy is that after the last epoch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rayddl import plugins
-from rayddl.methods.training import checkpoint, mixes
+from rayddl.methods.training import checkpoint, losses, mixes, optimisers
 from rayddl.methods.training.input_spec import Frame, in_unit
 from rayddl.methods.training.mixes import Draws
 from rayddl.methods.training.settings import KL, SOFT_EPOCHS, SOFT_LR, StudentSettings
+from rayddl.methods.training.soft_settings import GIFT, MSE_GT, SoftSettings
 from rayddl.nets.build import TORCHVISION
 from rayddl.nets.compiling import compiled
 from rayddl.seeds import derive, generator
 
+OWN = "own"
+"""The cross-entropy with the images' own labels, mixed as CutMix mixes the images. Needs no observer."""
+_EMA = "ema."
 LR_OF = {
     "vgg11": 5e-4,
     "efficientnet_b0": 2e-3,
@@ -42,7 +45,7 @@ LR_OF = {
 """Learning rates published for some students; the others use :data:`SOFT_LR`."""
 
 
-class SoftProtocol(StudentSettings):
+class SoftProtocol(StudentSettings, SoftSettings):
     """How a student is trained on soft labels."""
 
     epochs: int = SOFT_EPOCHS
@@ -57,11 +60,24 @@ class SoftProtocol(StudentSettings):
     plain: bool = False
     """Train without augmentation; only the order of images is random."""
     loss: str = KL
-    """The students' loss: the published divergence, or the name of a plugin's loss."""
+    """The students' loss: one of :data:`LOSSES`, :data:`OWN`, or the name of a plugin's loss."""
+    crop_within_patch: bool = False
+    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
+    schedule: Literal["half_cosine", "cosine", "linear", "constant"] = "half_cosine"
+    ema: float = 0.0
+    statistics: Literal["once", "twice"] = "once"
 
     def lr_in(self, epoch: int) -> float:
         """The learning rate of ``epoch``, counted from 0."""
-        return self.lr * 0.5 * (1 + math.cos(math.pi * epoch / (2 * self.epochs)))
+        if self.schedule in ("half_cosine", "cosine"):
+            stretch = 2 if self.schedule == "half_cosine" else 1
+            return self.lr * 0.5 * (1 + math.cos(math.pi * epoch / (stretch * self.epochs)))
+        return self.lr * (1 - epoch / self.epochs) if self.schedule == "linear" else self.lr
+
+    @property
+    def with_own_labels(self) -> bool:
+        """True if the loss uses the images' own labels."""
+        return self.loss in (OWN, MSE_GT, GIFT)
 
     def draw(self, epoch: int, count: int, sides: tuple[int, int], frame: Frame, seed: int) -> Draws:
         """The random choices of ``epoch`` for ``count`` images; ``seed``: that of the labels or the student."""
@@ -72,26 +88,13 @@ class SoftProtocol(StudentSettings):
             count, sides, frame.shape[1:],
             batch=self.batch, factor=self.factor, cutmix=self.cutmix,
             generator=generator(seed, "soft", epoch),
+            least=self.crop_min, within_patch=self.crop_within_patch,
         )  # fmt: skip
 
 
 def published_lr(net: str) -> float:
     """The published learning rate of the student named ``net``."""
     return LR_OF.get(net.removeprefix(TORCHVISION), SOFT_LR)
-
-
-def published_batch(ipc: int, classes: int, count: int) -> int:
-    """The published batch for ``ipc`` images a class: 10, 50, 100 from IPC 1, 10, 50 on.
-
-    Twice that from 100 classes on, but 100 for the 200 classes of Tiny ImageNet; at most ``count``, the
-    number of images of the set.
-    """
-    batch = 100 if ipc >= 50 else 50 if ipc >= 10 else 10
-    if classes == 200:
-        batch = 100
-    elif classes >= 100:
-        batch *= 2
-    return max(1, min(batch, count))
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,10 +172,14 @@ class SoftTraining:
         observer: nn.Module | None,
         manner: Manner,
         seed: int,
+        labels: Tensor | None = None,
     ) -> None:
         """``images`` ``[N, C, H, W]`` are uint8 or float in 0..1. ``observer`` maps normalised images to logits;
-        it may be ``None`` if all epochs have stored logits. ``seed`` is the student's.
+        it may be ``None`` if all epochs have stored logits, or the loss uses none. ``seed`` is the student's.
+        ``labels`` are the images' own, as probabilities ``[N, K]``, for losses that use them.
         """
+        if protocol.with_own_labels and labels is None:
+            raise ValueError(f"loss {protocol.loss} needs the images' own labels")
         self.student: nn.Module = student.to(manner.device).to(memory_format=torch.channels_last)
         self.epoch = 0
         """Number of finished epochs."""
@@ -180,8 +187,14 @@ class SoftTraining:
         """The mean loss of each finished epoch."""
         self._protocol, self._frame, self._images = protocol, frame, images
         self._lectures, self._manner, self._seed = lectures, manner, seed
+        self.looks: list[float] = []
+        """Accuracies of late epochs, for ``report: best``."""
+        self._labels = labels
         self._answers = None if observer is None else Answers(observer, manner)
-        self._optimiser = adamw(self.student, protocol)
+        self._optimiser = optimisers.MAKERS[protocol.optimizer](
+            self.student, protocol.lr, protocol.weight_decay
+        )
+        self._averaged = averaged(self.student, protocol.ema) if protocol.ema else None
         self._criterion = criterion(protocol)
 
         def loss(x: Tensor, targets: Tensor) -> Tensor:
@@ -192,13 +205,28 @@ class SoftTraining:
 
     def dump(self) -> bytes:
         """The state of the training as bytes, for :meth:`resume`."""
-        numbers = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
+        numbers = {
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "looks": torch.tensor(self.looks, dtype=torch.float64),
+        }
+        if self._averaged is not None:
+            numbers |= {_EMA + name: value for name, value in self._averaged.module.state_dict().items()}
         return checkpoint.dump(self.student, self._optimiser, numbers)
 
     def resume(self, data: bytes) -> None:
         """Continue from the state that :meth:`dump` returned."""
-        self.losses = checkpoint.restore(data, self.student, self._optimiser)["losses"].tolist()
+        numbers = checkpoint.restore(data, self.student, self._optimiser)
+        self.losses = numbers["losses"].tolist()
+        self.looks = numbers["looks"].tolist() if "looks" in numbers else []
         self.epoch = len(self.losses)
+        if self._averaged is not None:
+            state = {k.removeprefix(_EMA): v for k, v in numbers.items() if k.startswith(_EMA)}
+            self._averaged.module.load_state_dict(state)
+
+    @property
+    def tested(self) -> nn.Module:
+        """The network that is tested: the student, or the moving average of it."""
+        return self.student if self._averaged is None else self._averaged.module
 
     def run(self, on_epoch: Callable[[SoftTraining], None] = lambda _: None) -> nn.Module:
         """Train to the last epoch and return the student in eval mode. ``on_epoch`` is called after each epoch."""
@@ -207,8 +235,8 @@ class SoftTraining:
                 self.losses.append(self._one_epoch())
                 self.epoch += 1
                 on_epoch(self)
-        self.student.eval()
-        return self.student
+        self.tested.eval()
+        return self.tested
 
     def _one_epoch(self) -> float:
         torch.manual_seed(derive(self._seed, "noise", self.epoch))
@@ -223,14 +251,30 @@ class SoftTraining:
             if size == 1 and not whole:
                 break  # batch norm needs a variance: a single remaining image is skipped
             x = inputs(self._images, part, self._frame, device)
-            said = self._said(lecture, done, x, whole)
-            loss = (self._fast if whole else self._plain)(x, targets_of(said, self._protocol))
+            targets = self._targets(lecture, part, done, x, whole)
+            if self._protocol.statistics == "twice":
+                self._show_unmixed(part)
+            loss = (self._fast if whole else self._plain)(x, targets)
             self._optimiser.zero_grad(set_to_none=True)
             loss.backward()
             self._optimiser.step()
+            if self._averaged is not None:
+                self._averaged.update_parameters(self.student)
             total += loss.detach() * size
             done += size
         return float(total) / count
+
+    def _targets(self, lecture: Lecture, part: Draws, done: int, x: Tensor, whole: bool) -> Tensor:
+        own = None if self._labels is None else self._labels[part.picked.to(self._labels.device)].to(x.device)
+        if self._protocol.loss == OWN:
+            assert own is not None
+            return mixed(own, part, x.shape[2:])
+        return targets_of(self._said(lecture, done, x, whole), self._protocol, own)
+
+    @torch.no_grad()
+    def _show_unmixed(self, part: Draws) -> None:
+        plain = replace(part, cuts=torch.zeros_like(part.cuts))
+        self.student(inputs(self._images, plain, self._frame, self._manner.device))
 
     def _said(self, lecture: Lecture, done: int, x: Tensor, whole: bool) -> Tensor:
         if lecture.logits is not None:
@@ -240,16 +284,50 @@ class SoftTraining:
 
 
 def criterion(protocol: SoftProtocol) -> Callable[[Tensor, Tensor], Tensor]:
-    """The protocol's loss, a function of the student's logits and the observer's :func:`targets_of`."""
-    if protocol.loss != KL:
-        found: Callable[[Tensor, Tensor], Tensor] = plugins.find("losses", protocol.loss)  # type: ignore[assignment]
-        return found
-    return lambda logits, targets: divergence(logits, targets, protocol.temperature)
+    """The protocol's loss, a function of the student's logits and of :func:`targets_of`."""
+    own: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        KL: lambda logits, targets: divergence(logits, targets, protocol.temperature),
+        MSE_GT: lambda logits, targets: losses.mse_gt(logits, targets[0], targets[1]),
+        GIFT: losses.cosine,
+        OWN: F.cross_entropy,
+    }
+    if protocol.loss in own:
+        return own[protocol.loss]
+    found: Callable[[Tensor, Tensor], Tensor] = plugins.find("losses", protocol.loss)  # type: ignore[assignment]
+    return found
 
 
-def targets_of(logits: Tensor, protocol: SoftProtocol) -> Tensor:
-    """The loss's targets ``[B, K]``: probabilities, or the observer's logits for a plugin's loss."""
-    return softened(logits, protocol.temperature) if protocol.loss == KL else logits
+def targets_of(said: Tensor, protocol: SoftProtocol, own: Tensor | None = None) -> Tensor:
+    """The loss's targets for the observer's logits ``said`` ``[B, K]`` and the images' own labels ``[B, K]``.
+
+    ``[B, K]``; for ``mse_gt`` ``[2, B, K]``, logits and own labels. A plugin's loss gets the logits.
+    """
+    if protocol.loss == KL:
+        return softened(said, protocol.temperature)
+    if protocol.loss not in (MSE_GT, GIFT):
+        return said
+    assert own is not None
+    usual = 0.1 if protocol.loss == GIFT else 0.0
+    smoothing = usual if protocol.label_smoothing is None else protocol.label_smoothing
+    probabilities = losses.smoothed(own, smoothing)
+    return (
+        torch.stack([said, probabilities]) if protocol.loss == MSE_GT else losses.refined(said, probabilities)
+    )
+
+
+def mixed(own: Tensor, part: Draws, sides: Sequence[int]) -> Tensor:
+    """The labels ``own`` ``[B, K]`` of a batch of images with ``sides``, mixed by the areas of CutMix's box."""
+    top, left, bottom, right = part.cuts[0].tolist()
+    share = (bottom - top) * (right - left) / (sides[0] * sides[1])
+    blend: Tensor = (1 - share) * own + share * own[part.partners.to(own.device)]
+    return blend
+
+
+def averaged(student: nn.Module, decay: float) -> AveragedModel:
+    """The exponential moving average of ``student``'s parameters, from now on; other state is the student's."""
+    model = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    model.update_parameters(student)
+    return model
 
 
 def softened(logits: Tensor, temperature: float) -> Tensor:
@@ -260,19 +338,3 @@ def softened(logits: Tensor, temperature: float) -> Tensor:
 def divergence(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """KL(targets || softmax(logits / temperature)), averaged over the batch, a scalar."""
     return F.kl_div(F.log_softmax(logits / temperature, dim=1), targets, reduction="batchmean")
-
-
-def adamw(module: nn.Module, protocol: SoftProtocol) -> torch.optim.AdamW:
-    """AdamW, with weight decay on parameters that are named weight and have more than one dimension."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(True)
-        (decayed if "weight" in name and parameter.ndim > 1 else plain).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=protocol.lr,
-        betas=(0.9, 0.999),
-        weight_decay=protocol.weight_decay,
-    )

@@ -26,6 +26,9 @@ from rayddl.methods.training.soft import Lecture, SoftProtocol
 from rayddl.storage import Folder
 
 _META = "labels.json"
+OF_CROPS = {"crop_min", "crop_within_patch"}
+OF_STUDENTS = {"loss", "optimizer", "schedule", "ema", "label_smoothing", "statistics"} | OF_CROPS
+"""Settings that do not affect labels, and those of crops, which are stored only if they are not the defaults."""
 KIND = sealed.Kind("rayddl soft labels", 1, _META, "soft labels", "", "evaluate the set again")
 PART_BYTES = 32 * 2**20
 """Approximate size of one file."""
@@ -62,9 +65,9 @@ class Index:
         return {
             "classes": list(self.classes),
             "frame": {"shape": list(frame.shape), "mean": list(frame.mean), "std": list(frame.std)},
-            # Labels are stored only for augmented images, so `plain` is always false. The loss does not affect
-            # them.
-            "protocol": protocol.model_dump(exclude={"plain", "loss"}),
+            # Labels are stored only for augmented images, so `plain` is always false.
+            "protocol": protocol.model_dump(exclude={"plain", *OF_STUDENTS}, exclude_none=True)
+            | protocol.model_dump(include=OF_CROPS, exclude_defaults=True),
             "images": self.images,
             "count": self.count,
             "epochs_a_part": self.epochs_a_part,

@@ -150,14 +150,14 @@ class TeacherTraining:
 def outputs(module: nn.Module, frame: Frame, images: Tensor, device: torch.device) -> Iterator[Tensor]:
     """Logits ``[B, K]`` for uint8 ``images`` ``[N, C, H, W]``, batch by batch.
 
-    The images are resized by :meth:`Frame.fitted`, as in the published code. The mode of ``module``,
+    The images are shown by :meth:`Frame.tested`, as in the published code. The mode of ``module``,
     training or eval, is restored.
     """
     training = module.training
     module.eval()
     try:
         for part in images.split(BATCH):
-            x = frame.normalised(frame.fitted(part).to(device, non_blocking=True))
+            x = frame.normalised(frame.tested(part).to(device, non_blocking=True))
             yield module(x.contiguous(memory_format=torch.channels_last))
     finally:
         module.train(training)

@@ -14,8 +14,17 @@ from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask, Share
 from rayddl.stages.settings import Reads, StageConfig
 
-METHODS = {"random": "random", "herding": "herding", "kcenter": "k-center"}
+METHODS = {
+    "random": "random",
+    "herding": "herding",
+    "kcenter": "k-center",
+    "balanced": "balanced",
+    "easiest": "easiest",
+    "medium": "medium",
+}
 """rayddl's own selection methods, with their titles on pages."""
+SCORED = ("easiest", "medium")
+"""Methods that select by a teacher's score of the image's class."""
 BATCH_NORM = (
     "the experts of {!r} have batch norm, and trajectories carry no running statistics; take features from a teacher, "
     "or leave features out"
@@ -31,7 +40,10 @@ class CoresetConfig(StageConfig):
     kind: Literal["coreset"]
     method: Annotated[str, Registered("selections")]
     """``random``; ``herding``: the mean of the chosen images follows the class's mean; ``kcenter``: each
-    image is the farthest from those before it, beginning with the one nearest to the mean. Plugins add others."""
+    image is the farthest from those before it, beginning with the one nearest to the mean; ``balanced``: half at
+    the centres and half at the margins of the class's patterns, which are clusters of features (after BPS);
+    ``easiest``: those whose class a teacher gives the highest probability (as RDED, without crops); ``medium``:
+    those in the middle of that order. Plugins add others."""
     ipc: int = Field(ge=1)
     """Images per class."""
     features: Annotated[str | None, Reads(("experts", "teacher"))] = None
@@ -61,6 +73,10 @@ class CoresetConfig(StageConfig):
                 f"{self.ipc} images of each class cannot be chosen from {self.mipc}; raise mipc, or lower ipc"
             )
         source = reads.get("features")
+        if self.method in SCORED and (source is None or source.produces != "teacher"):
+            problems.append(
+                f"method: {self.method} selects by a teacher's scores; set features to the name of a teacher stage"
+            )
         net = source.network({}) if source and source.produces == "experts" else None
         if net is not None and net.norm == "batch":
             problems.append(BATCH_NORM.format(self.features))

@@ -30,11 +30,11 @@ from rayddl.nets.build import build, has_batch_norm
 from rayddl.nets.config import NetConfig
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Input, Result
-from rayddl.stages.coreset.settings import BATCH_NORM, METHODS, CoresetConfig
+from rayddl.stages.coreset.settings import BATCH_NORM, METHODS, SCORED, CoresetConfig
 from rayddl.stages.coreset.worker import Chosen, Job, choose, read_chosen
 from rayddl.stages.experts.artifact import refuse_other_experts
 from rayddl.stages.kinds import produced
-from rayddl.stages.runtime.listings import of_shared
+from rayddl.stages.runtime.listings import listing_of, of_shared
 from rayddl.stages.runtime.sizes import Ask, Share
 from rayddl.stages.runtime.sources import fit_space, note, publish, read_space
 
@@ -96,16 +96,18 @@ def _candidates(config: CoresetConfig, context: Context) -> _Candidates:
     observer = None
     if found is not None and produced(found.kind) == "teacher":
         observer = Observer.load(found.folder.child("observer"))
+        if config.method in SCORED:
+            observer = observer.pruned(listing_of(context.source).classes)
         listing = sources.listing(context.source) if context.source.space == "normalise" else None
         if listing is not None:
             for line in listing.notes:
                 context.progress.note(line)
-            return _streamed(listing, observer, str(config.features))
+            return _streamed(listing, observer, config)
     source = publish(context.source)
     note(source, context.progress.note)
     listing = of_shared(source)
     if observer is not None:
-        features = Features(partial(_framed, observer.frame), observer.module)
+        features = _features(observer, config)
         return _Candidates(listing, fit_space(source, context.out), features, observer.net)
     if found is not None:
         refuse_other_experts(found, source, context.source.name)
@@ -117,15 +119,18 @@ def _candidates(config: CoresetConfig, context: Context) -> _Candidates:
     return _Candidates(listing, space, Features(space.encode), NetConfig())
 
 
-def _streamed(listing: Listing, observer: Observer, stage: str) -> _Candidates:
+def _features(observer: Observer, config: CoresetConfig) -> Features:
+    return Features(partial(_framed, observer.frame), observer.module, outputs=config.method in SCORED)
+
+
+def _streamed(listing: Listing, observer: Observer, config: CoresetConfig) -> _Candidates:
     if observer.shape[1] != observer.shape[2]:
         raise ArtifactError(
-            f"the observer of {stage!r} takes {observer.shape[1]} x {observer.shape[2]} pixels; images are cut "
-            "square here. Set source.size, and train it on square images.",
+            f"the observer of {config.features!r} takes {observer.shape[1]} x {observer.shape[2]} pixels; images are "
+            "cut square here. Set source.size, and train it on square images.",
             code="observer-not-square",
         )
-    features = Features(partial(_framed, observer.frame), observer.module)
-    return _Candidates(listing, observer.space, features, observer.net)
+    return _Candidates(listing, observer.space, _features(observer, config), observer.net)
 
 
 def _framed(frame: Frame, images: Tensor) -> Tensor:

@@ -19,12 +19,13 @@ from rayddl.data.sources import picking
 from rayddl.data.sources.listing import Blob, Listing
 from rayddl.errors import PluginError
 from rayddl.methods.selection.features import BATCH, Features
-from rayddl.methods.selection.select import herding, k_center
+from rayddl.methods.selection.select import balanced, easiest, herding, k_center, medium
 from rayddl.stages.coreset.settings import CoresetConfig
 from rayddl.stages.runtime import devices
 from rayddl.storage import Folder
 
-GREEDY = {"herding": herding, "kcenter": k_center}
+GREEDY = {"herding": herding, "kcenter": k_center, "balanced": balanced}
+BY_SCORE = {"easiest": easiest, "medium": medium}
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def _selected(job: Job, label: int, features: Tensor) -> list[int]:
     name, count = job.config.method, min(job.config.ipc, len(features))
     if name in GREEDY:
         return GREEDY[name](features, count)
+    if name in BY_SCORE:
+        return BY_SCORE[name](features.log_softmax(1)[:, label], count)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seeds.derive(job.seed, "selection", job.listing.classes[label]))
         found = plugins.find("selections", name)(features, count)  # type: ignore[misc]

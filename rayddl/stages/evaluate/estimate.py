@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rayddl.methods.training.settings import HARD_BATCH, HARD_EPOCHS, SOFT_EPOCHS
+from rayddl.methods.training.settings import HARD_BATCH, HARD_EPOCHS
+from rayddl.methods.training.soft_settings import recipe
 from rayddl.nets.config import NetConfig
 from rayddl.stages.estimates import Estimate, Outlook, Stages, made, net_of, training
 from rayddl.stages.evaluate.settings import EvaluateConfig
@@ -20,6 +21,7 @@ def estimate(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Estima
     soft = config.protocol == "soft" or (config.protocol is None and of is not None and of.soft)
     nets = list(_nets(config, of, stages))
     kinds = 1 + config.random + (config.whole or config.ranking) + config.ranking * (4 if soft else 2)
+    kinds += soft and config.own_labels
     units = kinds * len(nets) * (config.seeds + len(config.lr_grid or ()))
     share = outlook.machine.share(config.resources, units)
     observer = stages.get(config.observer or "") if soft else None
@@ -29,7 +31,8 @@ def estimate(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Estima
         batch = min(batch, ipc * outlook.glance.classes)
     shown = [*nets, net_of(stages, observer)] if observer else nets
     memory = training(shown, batch, share, outlook)
-    epochs = config.epochs or (SOFT_EPOCHS if soft else HARD_EPOCHS)
+    usual = recipe(config.recipe, ipc or 1, outlook.glance.classes, batch)["epochs"] if soft else HARD_EPOCHS
+    epochs = config.epochs or usual
     work = f"{units} students × {epochs} epochs"
     return made(work, share, outlook, memory, units * RESULT)
 

@@ -13,11 +13,18 @@ from rayddl.stages.context import Input
 from rayddl.stages.finished import columns
 
 CONFUSION = ("data", "net", "true", "predicted", "count")
-ORDER = ("distilled", "random", "whole", "distilled-bare", "random-bare", "distilled-hard", "whole-hard")
-HOW = {"": "", "bare": ", not augmented", "hard": ", hard labels"}
+ORDER = (
+    "distilled", "random", "distilled-own", "whole", "distilled-bare", "random-bare", "distilled-hard", "whole-hard",
+)  # fmt: skip
+HOW = {"": "", "own": ", own labels", "bare": ", not augmented", "hard": ", hard labels"}
 """Texts for the suffixes of training data's names."""
+BELOW = ", below random"
+"""Added to a set whose students are worse than those of random images."""
 PROTOCOL = {
     "name": "protocol",
+    "recipe": "recipe",
+    "loss": "loss",
+    "optimizer": "optimiser",
     "labels": "labels",
     "epochs": "epochs each",
     "lr": "learning rate",
@@ -41,6 +48,8 @@ class Row:
     accuracies: tuple[float, ...]
     top5: float = math.nan
     """Mean top-5 accuracy; NaN with at most five classes."""
+    best: float = math.nan
+    """Mean of the best accuracies of late epochs; NaN if only the last epoch was tested."""
 
     @property
     def text(self) -> str:
@@ -114,4 +123,5 @@ def _row(stage: str, row: Any) -> Row:
         std=number(row.get("std")),
         accuracies=tuple(number(a) for a in row.get("accuracies") or ()),
         top5=number((row.get("top5") or {}).get("mean")),
+        best=number((row.get("best") or {}).get("mean")),
     )

@@ -15,8 +15,10 @@ from rayddl.data.sources import picking
 from rayddl.errors import ArtifactError
 from rayddl.methods.training import softlabels
 from rayddl.methods.training.hard import Protocol
-from rayddl.methods.training.settings import HARD_BATCH, HARD_EPOCHS, SOFT_EPOCHS
-from rayddl.methods.training.soft import SoftProtocol, published_batch, published_lr
+from rayddl.methods.training.optimisers import SGD_LR
+from rayddl.methods.training.settings import HARD_BATCH, HARD_EPOCHS
+from rayddl.methods.training.soft import OWN, SoftProtocol, published_lr
+from rayddl.methods.training.soft_settings import recipe
 from rayddl.methods.training.softlabels import Index, StoredLabels
 from rayddl.nets.config import NetConfig
 from rayddl.nets.cost import eager_seconds, faster_together, forward_flops, worth_compiling
@@ -97,8 +99,8 @@ def settled(
     if teaching is None:
         chosen["epochs"], chosen["batch"] = config.epochs or HARD_EPOCHS, config.batch or HARD_BATCH
     else:
-        usual = published_batch(made.ipc, len(made.classes), len(made))
-        chosen["epochs"], chosen["batch"] = config.epochs or SOFT_EPOCHS, config.batch or usual
+        usual = recipe(config.recipe, made.ipc, len(made.classes), len(made))
+        chosen |= {k: v for k, v in usual.items() if getattr(config, k) is None}
     whole = config.model_copy(update=chosen)
     if whole.compile is None:
         compile_ = _worth_compiling(Task(whole, made, source, teaching, 0))
@@ -215,7 +217,7 @@ def _trained_together(task: Task, data: students.TrainingData, net: NetConfig) -
 def _lr(task: Task, data: students.TrainingData, net: NetConfig) -> float | None:
     if isinstance(data.protocol, Protocol):
         return None
-    return task.config.lr or published_lr(net.name)
+    return task.config.lr or (SGD_LR if task.config.optimizer == "sgd" else published_lr(net.name))
 
 
 def _shared(task: Task, out: Folder, threads: int) -> students.Shared:
@@ -233,6 +235,7 @@ def _shared(task: Task, out: Folder, threads: int) -> students.Shared:
         threads,
         None if teaching is None else teaching.frame,
         None if observer is None else ray.put(observer),
+        best=config.report == "best",
     )
 
 
@@ -273,7 +276,8 @@ def training_data_of(task: Task) -> DataPerSeed:
             draws = seeds.generator(task.seed, "random", s)
             if task.listed is not None:
                 images = listings.drawn(task.listed, made.ipc, draws)
-                return students.TrainingData(name, images, None, None, protocol, drawn=True)
+                own = torch.arange(len(made.classes)).repeat_interleave(made.ipc)
+                return students.TrainingData(name, images, own, None, protocol, drawn=True)
             labels = tensor(ray.get(source.refs[1])).clone()
             picked = picking.per_class(labels, source.classes, made.ipc, draws)
             return students.TrainingData(name, None, None, picked, protocol, drawn=True)
@@ -285,6 +289,9 @@ def training_data_of(task: Task) -> DataPerSeed:
 
     if config.random:
         random("random", by_random)
+    if config.own_labels and isinstance(by_set, SoftProtocol):
+        with_own = by_set.model_copy(update={"loss": OWN})
+        fixed(replace(distilled, name=f"{task.name}-own", protocol=with_own, stored=None))
     if config.whole or config.ranking:
         fixed(students.TrainingData("whole", None, None, None, by_whole))
     if config.ranking and _labels_available(task):
@@ -315,7 +322,7 @@ def _distilled(task: Task, protocol: Protocol | SoftProtocol) -> students.Traini
     if teaching is None:
         return students.TrainingData(task.name, made.images, made.labels, None, protocol)
     images = teaching.frame.fitted(made.pixels()).contiguous()
-    return students.TrainingData(task.name, images, None, None, protocol, teaching.stored)
+    return students.TrainingData(task.name, images, made.labels, None, protocol, teaching.stored)
 
 
 def _refuse_other_shape(task: Task) -> None:
@@ -350,7 +357,9 @@ def _protocols(task: Task) -> Sequence[Protocol | SoftProtocol]:
     stored = task.teaching.stored
     if stored is not None and softlabels.has_labels(stored):
         # Stored labels belong to stored crops in stored batches.
-        own = {"epochs": config.epochs, "loss": config.loss}
+        own = {
+            name: getattr(soft, name) for name in ("epochs", *softlabels.OF_STUDENTS - softlabels.OF_CROPS)
+        }
         soft = StoredLabels(stored).index.protocol.model_copy(update=own)
     real = soft.model_copy(update={"factor": 1})
     more = {"epochs": config.whole_epochs, "batch": max(config.batch or 1, WHOLE_BATCH)}

@@ -19,7 +19,17 @@ from rayddl.report.sections import Fact, Panel, Section, links_to, net_name, slu
 from rayddl.report.tables import Cell, Column, Table
 from rayddl.report.values import Columns, Stage, number
 from rayddl.stages.context import Input
-from rayddl.stages.evaluate.figures import PROTOCOL, Duel, Row, best, confusion_of, duels, rows, rows_of
+from rayddl.stages.evaluate.figures import (
+    BELOW,
+    PROTOCOL,
+    Duel,
+    Row,
+    best,
+    confusion_of,
+    duels,
+    rows,
+    rows_of,
+)
 from rayddl.stages.finished import as_stage, columns
 
 SCORES = {
@@ -84,8 +94,11 @@ def _headline(duel: Duel, run: Run) -> Markup:
     )
     if duel.random is None:
         return lead + Markup(".")
-    text = Markup('; <span class="against">{} {}.</span>')
-    return lead + text.format(duel.random.what, numbers.percent(duel.random.mean))
+    below = duel.gain < 0
+    text = Markup('; <span class="against">{}{} {}.</span>')
+    return lead + text.format(
+        "less than " if below else "", duel.random.what, numbers.percent(duel.random.mean)
+    )
 
 
 def _gains(duel: Duel) -> Iterable[Fact]:
@@ -194,15 +207,19 @@ def _bar(row: Row) -> Bar:
 def _table(found: Sequence[Row], several: bool) -> Table:
     gains = {(d.distilled.stage, d.distilled.net): d.gain for d in duels(found)}
     columns = [Column("Net"), Column("Trained on"), Column("Images", True), Column("Mean accuracy", True)]
+    late = any(math.isfinite(r.best) for r in found)
+    columns[3] = Column("Mean accuracy (last epoch)" if late else "Mean accuracy", True)
+    columns += [Column("Best of late epochs", True)] if late else []
     columns += [Column("Std (points)", True), Column("Students", True), Column("Over random (points)", True)]
     lines = []
     for r in found:
         gain = gains.get((r.stage, r.net), math.nan) if r.data == "distilled" else math.nan
         line = [
             Cell(net_name(r.net)),
-            Cell(r.data, strong=r.data == "distilled"),
+            Cell(r.data + (BELOW if gain < 0 else ""), strong=r.data == "distilled"),
             Cell(numbers.count(r.images), r.images),
             Cell(numbers.percent(r.mean), r.mean, strong=r.data == "distilled"),
+            *([Cell(numbers.percent(r.best), r.best)] if late else []),
             Cell(_deviation(r), r.std),
             Cell(str(len(r.accuracies)), len(r.accuracies)),
             Cell(numbers.points(gain), gain),
@@ -249,6 +266,10 @@ def _protocol(protocol: Any, summary: Any, seconds: float) -> Iterable[Fact]:
                 value = protocol[key]
                 yield Fact(numbers.figure(value) if isinstance(value, float) else _spaced(value), label)
         yield from _observer(protocol.get("observer"))
+    if summary.get("label_bytes"):
+        # Stored labels can be many times as large as the images that they are made for.
+        images = numbers.size(number(summary.get("bytes")))
+        yield Fact(f"{numbers.size(number(summary['label_bytes']))}, images {images}", "stored labels")
     if math.isfinite(seconds):
         yield Fact(numbers.duration(seconds), "stage took")
 

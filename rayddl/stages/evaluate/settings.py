@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from rayddl import plugins
 from rayddl.config import Registered
+from rayddl.data.config import SourceConfig
 from rayddl.methods.training.settings import HARD_BATCH, HARD_EPOCHS, KL, StudentSettings
+from rayddl.methods.training.soft_settings import LOSSES, Recipe, SoftSettings
 from rayddl.nets.config import NetConfig
+from rayddl.stages.revisions import side_of, tested_on_zoomed
 from rayddl.stages.settings import NetStageConfig, Reads, StageConfig
 
-plugins.shipped("losses", (KL,))
+OWN_LABELS = "students of own labels for comparison"
+"""The revision of soft evaluations that train them."""
+plugins.shipped("losses", LOSSES)
 NO_OBSERVER = (
     "soft labels come from an observer: set observer to the name of a teacher stage, or protocol: hard"
 )
 
 
-class EvaluateConfig(StudentSettings, NetStageConfig):
+class EvaluateConfig(StudentSettings, SoftSettings, NetStageConfig):
     """Students trained on the distilled set, compared with students of random real images."""
 
     produces: ClassVar[str] = "judgement"
@@ -28,15 +33,28 @@ class EvaluateConfig(StudentSettings, NetStageConfig):
     set: Annotated[str, Reads(("set",))]
     """The stage whose set is evaluated."""
     protocol: Literal["hard", "soft"] | None = None
-    """``hard``: MTT's, with the images' labels. ``soft``: RDED's, with the labels that ``observer`` gives;
-    the accuracy is that after the last epoch. Default: the one for which the set was made."""
+    """``hard``: MTT's, with the images' labels. ``soft``: with the labels that ``observer`` gives, by
+    ``recipe``. Default: the one for which the set was made."""
+    recipe: Recipe = "rded"
+    """``soft``: a named set of choices, each of which can be set by itself. ``rded``: that of RDED's published code.
+    ``edc``: EDC's (own labels in the loss, small crops, averaged weights, 1000 epochs). ``rd3``: RD3's unified one
+    (400 epochs, batch 50, a whole cosine). ``bps``: BPS's (500 epochs, small crops, small batches)."""
     observer: Annotated[str | None, Reads(("teacher",))] = None
     """``soft``: the teacher that labels."""
     labels: Literal["live", "stored"] = "live"
     """``soft``: ``live`` labels at every step. ``stored`` labels once and keeps the labels (float16) and the
     crops with the set, for all its students: the set can then be used without the observer."""
-    loss: Annotated[str, Registered("losses")] = KL
-    """``soft``: what students minimise. ``kl``: the published divergence at temperature 20. Plugins add others."""
+    loss: Annotated[str | None, Registered("losses")] = None
+    """``soft``: what students minimise. ``kl``: the published divergence at temperature 20. ``mse_gt``: the mean
+    squared difference of logits, and 0.025 times the cross-entropy with the images' own labels (G-VBSM, EDC).
+    ``gift``: the cosine with the observer's logits, refined by the own labels (GIFT). Plugins add others.
+    Default: the recipe's, for ``rded`` ``kl``."""
+    report: Literal["last", "best"] = "last"
+    """``soft``: ``best`` shows, next to the accuracy after the last epoch, the best of every tenth of the last fifth
+    of epochs, as published codes report it. It is chosen on the held-out images, and so too high."""
+    own_labels: bool = True
+    """``soft``: also train students of the set by the same recipe with the images' own labels, which show what the
+    observer's labels add. They need no observer, and so about half of the time."""
     nets: tuple[NetConfig, ...] | None = Field(default=None, min_length=1)
     """Networks of the students. Default: the one with which the set was made."""
     seeds: int = Field(default=5, ge=1)
@@ -64,7 +82,11 @@ class EvaluateConfig(StudentSettings, NetStageConfig):
     @classmethod
     def _hard_defaults_spelt_out(cls, value: Any) -> Any:
         """Drop explicit defaults of the hard protocol if there is no observer: they change no fingerprint."""
-        if not isinstance(value, Mapping) or value.get("observer") or value.get("protocol") == "soft":
+        if not isinstance(value, Mapping):
+            return value
+        if value.get("loss") == KL and value.get("recipe", "rded") == "rded":
+            value = {k: v for k, v in value.items() if k != "loss"}
+        if value.get("observer") or value.get("protocol") == "soft":
             return value
         spelt = {"epochs": HARD_EPOCHS, "batch": HARD_BATCH}
         return {k: v for k, v in value.items() if k not in spelt or v != spelt[k]}
@@ -85,10 +107,17 @@ class EvaluateConfig(StudentSettings, NetStageConfig):
         data = 1 + self.random + (self.whole or self.ranking) + 4 * self.ranking
         return data * len(self.nets or (None,)) * self.seeds
 
+    def revisions(self, source: SourceConfig) -> Sequence[str]:
+        """Soft evaluations train students of own labels, and test on zoomed images."""
+        found = list(super().revisions(source))
+        if self.observer is None:
+            return found
+        return [*found, *tested_on_zoomed(side_of(source)), *([OWN_LABELS] if self.own_labels else [])]
+
     def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
         """Problems with the protocol: soft labels need an observer."""
         of = reads.get("set")
         soft = self.protocol == "soft" or (self.protocol is None and of is not None and of.soft)
-        if self.loss != KL and not soft and self.observer is None:
+        if self.loss is not None and not soft and self.observer is None:
             return [f"loss: {self.loss} is of soft labels; name an observer, or leave loss out"]
         return [NO_OBSERVER] if soft and self.observer is None else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -13,11 +13,14 @@ from pydantic import BaseModel, ValidationError
 from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError
+from rayddl.methods.training.optimisers import SGD_LR
 from rayddl.methods.training.scores import scores
 from rayddl.methods.training.soft import published_lr
+from rayddl.methods.training.soft_settings import PLAIN, SoftSettings
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Input, Progress, Result, Silent
 from rayddl.stages.evaluate import soft_labels
+from rayddl.stages.evaluate.figures import BELOW, HOW
 from rayddl.stages.evaluate.protocol import Task, judge, nets_of, settled
 from rayddl.stages.evaluate.settings import EvaluateConfig
 from rayddl.stages.evaluate.soft_labels import Teaching
@@ -56,7 +59,9 @@ def run(config: EvaluateConfig, context: Context) -> Result:
     rows = summarise(found)
     protocol = {**recipe(task), "seed": context.seed_of()}
     figures = {"accuracy": rows, "scores": scores_of(found, soft=teaching is not None)}
-    cost = {"bytes": _bytes(made), "spent": _spent(made, context.inputs[config.set])}
+    cost: dict[str, Any] = {"bytes": _bytes(made), "spent": _spent(made, context.inputs[config.set])}
+    if teaching is not None and teaching.stored is not None:
+        cost["label_bytes"] = sum(teaching.stored.size(name) for name in teaching.stored.names())
     judged = replace(made, info={**made.info, "metrics": {**figures, **cost}, "protocol": protocol})
     into = context.out.child("set")
     if teaching is not None:
@@ -79,7 +84,7 @@ def run(config: EvaluateConfig, context: Context) -> Result:
         **cost,
         "seconds": time.perf_counter() - began,
     }
-    return Result(summary, tuple(_shown(config.set, row) for row in rows))
+    return Result(summary, shown(config.set, rows))
 
 
 def _spent(made: DistilledSet, read: Input) -> dict[str, float]:
@@ -161,7 +166,7 @@ def evaluate_set(
         "protocol": recipe(task),
         "scores": scores_of(found, soft=teaching is not None),
     }
-    return Result(summary, tuple(_shown(str(folder), row) for row in rows))
+    return Result(summary, shown(str(folder), rows))
 
 
 def read(model: type[_Model], value: Any, folder: Folder) -> _Model:
@@ -229,9 +234,11 @@ def recipe(task: Task) -> dict[str, Any]:
     kept = config.model_dump(
         mode="json", include={"seeds", "epochs", "batch", "precision", "compile", "labels"}
     )
-    # A recipe without a loss uses the published one.
-    kept |= config.model_dump(include={"loss"}, exclude_defaults=True)
-    rates = {published_lr(net.name) for net in task.nets}
+    # What is not stored is as published.
+    open_ = config.model_dump(include={*SoftSettings.model_fields, "loss"}, exclude_none=True)
+    kept |= {name: value for name, value in open_.items() if PLAIN.get(name) != value}
+    kept |= config.model_dump(include={"recipe", "report", "own_labels"}, exclude_defaults=True)
+    rates = {SGD_LR if config.optimizer == "sgd" else published_lr(net.name) for net in task.nets}
     # Different default rates of several networks are not stored.
     lr = config.lr or (rates.pop() if len(rates) == 1 else None)
     return {"name": "soft", "nets": nets, **_rates(config, lr), **kept, "observer": task.teaching.where}
@@ -257,29 +264,40 @@ def summarise(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "mean": statistics.fmean(values),
             "std": statistics.pstdev(values),
             "accuracies": values,
-            **_looser([r["top5"] for r in found if (r["data"], r["net"]) == (data, net)]),
+            **_spread("top5", [r["top5"] for r in found if (r["data"], r["net"]) == (data, net)]),
+            **_spread("best", [r.get("best") for r in found if (r["data"], r["net"]) == (data, net)]),
         }
         for (data, net), values in groups.items()
     ]
 
 
-def _looser(values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean and standard deviation of the top-5 accuracies, if there are any."""
+def _spread(name: str, values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean and standard deviation of ``values``, under ``name``, if there are any."""
     known = [value for value in values if value is not None]
-    return {"top5": {"mean": statistics.fmean(known), "std": statistics.pstdev(known)}} if known else {}
+    return {name: {"mean": statistics.fmean(known), "std": statistics.pstdev(known)}} if known else {}
 
 
-HOW = {"": "", "bare": ", not augmented", "hard": ", hard labels"}
-"""Texts for the suffixes of training data's names."""
-
-
-def _shown(name: str, row: dict[str, Any]) -> dict[str, str]:
+def shown(name: str, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, str], ...]:
+    """The rows of the table that a run prints; a set that is worse than random images is marked."""
+    random = {row["net"]: row["mean"] for row in rows if row["data"] == "random"}
     what = {"distilled": f"distilled ({name})", "random": "random real images", "whole": "all real images"}
-    plain, _, how = str(row["data"]).partition("-")
-    return {
-        "data": what[plain] + HOW[how],
-        "images": f"{row['images']:,}",
-        "net": row["net"],
-        "accuracy %": f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f}",
-        "seeds": "  ".join(f"{100 * a:.1f}" for a in row["accuracies"]),
-    }
+    best = any("best" in row for row in rows)
+    lines = []
+    for row in rows:
+        plain, _, how = str(row["data"]).partition("-")
+        below = row["data"] == "distilled" and row["mean"] < random.get(row["net"], 0.0)
+        last = {"accuracy % (last epoch)" if best else "accuracy %": _percent(row)}
+        late = {"best of late epochs %": _percent(row["best"]) if "best" in row else ""} if best else {}
+        lines.append({
+            "data": what[plain] + HOW[how] + (BELOW if below else ""),
+            "images": f"{row['images']:,}",
+            "net": row["net"],
+            **last,
+            **late,
+            "seeds": "  ".join(f"{100 * a:.1f}" for a in row["accuracies"]),
+        })  # fmt: skip
+    return tuple(lines)
+
+
+def _percent(spread: Mapping[str, Any]) -> str:
+    return f"{100 * spread['mean']:.1f} ± {100 * spread['std']:.1f}"

@@ -15,6 +15,7 @@ from rayddl.methods.training.input_spec import BATCH, Frame
 from rayddl.methods.training.metrics import Score, scored
 from rayddl.methods.training.observer import Observer
 from rayddl.methods.training.soft import (
+    OWN,
     Answers,
     Lecture,
     Lectures,
@@ -24,7 +25,7 @@ from rayddl.methods.training.soft import (
     labelled,
 )
 from rayddl.methods.training.softlabels import Index, StoredLabels, pack
-from rayddl.methods.training.steps import steps_for
+from rayddl.methods.training.steps import one_hot, steps_for
 from rayddl.methods.training.teacher import outputs
 from rayddl.methods.trajectories.expert import Images
 from rayddl.nets.build import build, initial
@@ -89,6 +90,8 @@ class Shared:
     """Reference to their observer in the object store."""
     trials_on: torch.Tensor | None = None
     """int64 indices into the train split, on which :attr:`Student.trial` students are tested."""
+    best: bool = False
+    """Test after late epochs, too, and store the best accuracy."""
     counter: ProgressCounter | None = None
     """Receives progress reports of long trainings."""
 
@@ -181,6 +184,7 @@ def _written(
         "images": images,
         "accuracy": score.accuracy,
         "top5": score.top5,
+        **({} if score.best is None else {"best": score.best}),
         "confused": asdict(score.confused()),
         "lr": lr,
         "seconds": seconds,
@@ -246,6 +250,7 @@ def train_soft(
     frame, manner = shared.frame, Manner(device, shared.compile)
     test, labels = (tensor(a) for a in ray.get(list(shared.source.refs[2:])))
     images = data.images if data.images is not None else tensor(ray.get(shared.source.refs[0]))
+    kept: torch.Tensor | None = None
     if student.trial:
         train, train_labels = (tensor(a) for a in ray.get(list(shared.source.refs[:2])))
         places = _trials_on(shared, data)
@@ -257,7 +262,7 @@ def train_soft(
     images = frame.fitted(images if data.picked is None else images[data.picked])
     protocol = data.protocol.at(student.lr)
     observer = None
-    if data.stored is None:
+    if data.stored is None and protocol.loss != OWN:
         seen: Observer = ray.get(shared.observer)
         observer = seen.on(device, shared.precision).module
     start = seeds.derive(seed, "start")
@@ -273,6 +278,7 @@ def train_soft(
         observer,
         manner,
         seed,
+        _own_labels(shared, data, kept) if protocol.with_own_labels else None,
     )
     partial = student.file.removesuffix(".json") + ".partial.safetensors"
     if shared.out.has(partial):
@@ -282,16 +288,46 @@ def train_soft(
     def on_epoch(now: SoftTraining) -> None:
         nonlocal saved
         report(now.epoch)
+        if shared.best and looked_at(now.epoch, protocol.epochs):
+            now.looks.append(_tested(now.tested, shared, test, labels, device).accuracy)
         if time.monotonic() - saved > PARTIAL_SECONDS and now.epoch < protocol.epochs:
             shared.out.write(partial, now.dump())
             saved = time.monotonic()
 
     trained = training.run(on_epoch)
-    score = Score(len(shared.source.classes))
-    for logits, right in zip(outputs(trained, frame, test, device), labels.split(BATCH), strict=True):
-        score.add(logits, right)
+    score = _tested(trained, shared, test, labels, device)
+    score.best = max(training.looks, default=None)
     shared.out.delete(partial)
     return len(images), score
+
+
+def looked_at(done: int, epochs: int) -> bool:
+    """True if RDED's published code tests after ``done`` of ``epochs`` epochs: each tenth of the last fifth, and the
+    last.
+    """
+    return done - 1 > 0.8 * epochs and (done % 10 == 0 or done == epochs)
+
+
+def _tested(
+    module: torch.nn.Module, shared: Shared, test: torch.Tensor, labels: torch.Tensor, device: torch.device
+) -> Score:
+    assert shared.frame is not None
+    score = Score(len(shared.source.classes))
+    for logits, right in zip(outputs(module, shared.frame, test, device), labels.split(BATCH), strict=True):
+        score.add(logits, right)
+    return score
+
+
+def _own_labels(shared: Shared, data: TrainingData, kept: torch.Tensor | None) -> torch.Tensor:
+    """The images' own labels as probabilities ``[N, K]``; of the whole train split those ``kept``, a mask."""
+    import ray
+
+    labels = data.labels
+    if labels is None:
+        labels = tensor(ray.get(shared.source.refs[1])).long()
+        labels = labels if data.picked is None else labels[data.picked]
+        labels = labels if kept is None else labels[kept]
+    return one_hot(labels, len(shared.source.classes))
 
 
 def lectures(

@@ -31,9 +31,8 @@ def run(config: ImportedConfig, context: Context) -> Result:
         )
     form = config.form or importing.form_of(folder)
     source = load(context.source)
-    home = Home(
-        source.train.classes, source.train.shape, space.fit(context.source.space, source.train.images)
-    )
+    fitted = space.fit(context.source.space, source.train.images, context.source.scaling)
+    home = Home(source.train.classes, source.train.shape, fitted)
     made = importing.bring(folder, form, home)
     _refuse_other_classes(made, home, folder)
     if made.info.get("labels_read_as") == "logits":

@@ -29,7 +29,8 @@ METHODS = {
     "MCT": "matching convexified trajectories (MCT)",
     "MTT": "matching training trajectories (MTT)",
     "TESLA": "matching training trajectories at constant memory (TESLA)",
-    "DATM": "matching training trajectories aligned in difficulty (DATM)",
+    "DATM": "difficulty-aligned trajectory matching (DATM)",
+    "MCT+DATM": "difficulty-aligned matching of convexified trajectories (MCT+DATM)",
 }
 TINT = "loss"
 COLUMNS = ("iteration", "loss", "lr_student", "start", "seconds")

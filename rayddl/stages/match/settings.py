@@ -38,8 +38,10 @@ class MatchConfig(Settings, NetStageConfig):
     """Images per class."""
     iterations: int = Field(default=5000, ge=1)
     """Updates of the synthetic images."""
-    start_from: Literal["real", "noise"] = "real"
-    """Initial images: random real ones of each class, or Gaussian noise."""
+    start_from: Literal["real", "noise", "correct"] = "real"
+    """Initial images: random real ones of each class, Gaussian noise, or real ones that an expert classifies
+    ``correct``-ly at the last target epoch (DATM). Then learned labels start as the mean logits, for each
+    image, of the experts that classify it correctly."""
     start_set: Annotated[str | None, Reads(("set",))] = None
     """A stage whose set is the initial images, with ``ipc`` of each class; another ``match`` stage is
     continued exactly if the pixel space is the same."""
@@ -70,6 +72,8 @@ class MatchConfig(Settings, NetStageConfig):
                 raise ValueError("waypoints belong to trajectory: convex")
             if len(points) < 2 or points[0] != 0 or list(points) != sorted(set(points)):
                 raise ValueError("waypoints must be at least two rising epochs, the first of them 0")
+        if self.start_from == "correct" and (self.start_set is not None or self.short_class != "error"):
+            raise ValueError("start_from: correct has no use for start_set and short_class; leave them out")
         if self.cuda_graphs and self.compile is False:
             raise ValueError("cuda_graphs replay compiled steps; leave compile out or set it to true")
         if self.min_start_epoch >= self.max_start_epoch:

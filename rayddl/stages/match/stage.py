@@ -75,11 +75,11 @@ def run(config: MatchConfig, context: Context) -> Result:
 
 
 def started(config: MatchConfig, source: SharedSource, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """int64 labels of the synthetic images, and indices of the real images of their initialisation, if any."""
+    """int64 labels of the synthetic images, and indices of random real images of their initialisation, if any."""
     import ray
 
     classes = len(source.classes)
-    if config.start_from == "noise":
+    if config.start_from != "real":
         return torch.arange(classes).repeat_interleave(config.ipc), None
     labels = tensor(ray.get(source.refs[1])).clone()
     draws = seeds.generator(seed, "images")

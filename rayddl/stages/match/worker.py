@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from rayddl import seeds
 from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError, DivergedError
+from rayddl.methods.matching import correct
 from rayddl.methods.matching.gradient import MetaGradient
 from rayddl.methods.matching.loop import COLUMNS, Facts, Loop, Matcher
 from rayddl.methods.matching.state import State, first_state, load_state
@@ -51,7 +52,8 @@ class Job:
     labels: Tensor
     """int64 ``[N]``: labels of the synthetic images, in class order."""
     picked: Tensor | None
-    """int64 ``[N]``: the initial real images as indices into the train split; ``None``: noise, or ``given``."""
+    """int64 ``[N]``: the initial real images as indices into the train split; ``None``: noise, ``given``, or those
+    that experts classify correctly."""
     compile: bool
     threads: int
     checkpoint_seconds: float = CHECKPOINT_SECONDS
@@ -104,8 +106,9 @@ def _refuse_short(job: Job, trajectories: Sequence[Trajectory]) -> None:
         )
 
 
-def starting_images(job: Job, device: torch.device) -> Tensor:
+def starting_images(job: Job, matcher: Matcher) -> Tensor:
     """The initial images ``[N, C, H, W]`` in model space, in class order: given, real, or unit Gaussian noise."""
+    device = matcher.device
     if job.given is not None:
         import ray
 
@@ -114,6 +117,12 @@ def starting_images(job: Job, device: torch.device) -> Tensor:
         same = space.fingerprint == job.given.space.fingerprint
         images: Tensor = job.given.images if same else space.encode(job.given.pixels())
         return images.to(device)
+    if job.config.start_from == "correct":
+        train, _ = splits(job.source, job.space, device)
+        picked = correct.chosen(
+            _experts(job, matcher, job.count), train.x, train.y, job.source.classes, job.config.ipc, job.seed
+        )
+        return train.x[picked]
     if job.picked is None:
         draws = seeds.generator(job.seed, "images")
         return torch.randn((len(job.labels), *job.source.shape), generator=draws).to(device)
@@ -122,16 +131,23 @@ def starting_images(job: Job, device: torch.device) -> Tensor:
 
 
 def _start(job: Job, matcher: Matcher) -> State:
-    images = starting_images(job, matcher.device)
+    images = starting_images(job, matcher)
     logits = None
     if job.config.labels == "learned":
-        # A share of the hard label separates the classes if the experts' logits are uncertain.
-        reach = job.config.max_start_epoch + job.config.expert_epochs
-        some = matcher.trajectories[:LABEL_EXPERTS]
+        masked = job.config.start_from == "correct"
+        some = _experts(job, matcher, job.count if masked else LABEL_EXPERTS)
         with torch.no_grad():
-            found = [matcher.steps.net(t.at(min(reach, t.last)).to(matcher.device), images) for t in some]
-        logits = torch.stack(found).mean(0)
+            found = torch.stack([expert(images) for expert in some])
+        logits = correct.masked_mean(found, job.labels.to(matcher.device)) if masked else found.mean(0)
     return first_state(images, logits, matcher.settings)
+
+
+def _experts(job: Job, matcher: Matcher, count: int) -> Iterator[correct.Logits]:
+    """The first ``count`` experts' networks at the last target epoch."""
+    reach = job.config.max_start_epoch + job.config.expert_epochs
+    for trajectory in matcher.trajectories[:count]:
+        theta = trajectory.at(min(reach, trajectory.last)).to(matcher.device)
+        yield partial(matcher.steps.net, theta)
 
 
 class WindowWorker:

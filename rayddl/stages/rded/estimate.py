@@ -14,4 +14,4 @@ def estimate(config: RdedConfig, stages: Stages, outlook: Outlook) -> Estimate:
     images = min(config.mipc * glance.classes, glance.train)
     share, _ = sizes.streamed(config.resources, config.decoders, outlook.machine.have)
     written = config.ipc * glance.classes * glance.numbers * 2 + outlook.space
-    return made(f"{images:,} images × {config.num_crops} crops", share, outlook, None, written)
+    return made(f"{images:,} images × {config.candidates} crops", share, outlook, None, written)

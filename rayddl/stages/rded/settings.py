@@ -31,6 +31,11 @@ class RdedConfig(StageConfig):
     """Patches along one side of an image; published: 1 at 32 and 64 pixels, 2 at 224."""
     num_crops: int = Field(default=5, ge=1)
     """K: random crops of each image; the one with the best score is kept."""
+    whole: bool = False
+    """Score and keep whole images, cut to their centre square, in place of crops; ``num_crops`` does not apply."""
+    jpeg: int | None = Field(default=None, ge=1, le=95)
+    """Pass the images through a JPEG file of this quality. RDED's published code stores them with 75. Default:
+    without loss."""
     mipc: int = Field(default=300, ge=1)
     """Real images per class that are cropped and scored."""
     scoring: Literal["published", "native"] = "published"
@@ -48,6 +53,11 @@ class RdedConfig(StageConfig):
     decoders: Resources = Resources()
     """Resources of a worker that decodes, if the observer has a GPU. Without one, the same worker decodes and
     scores, and has ``resources``."""
+
+    @property
+    def candidates(self) -> int:
+        """The number of crops of an image that are scored."""
+        return 1 if self.whole else self.num_crops
 
     def asks(self, have: Capacity) -> Sequence[Ask]:
         """Scoring workers, and decoding workers if the observer has a GPU."""

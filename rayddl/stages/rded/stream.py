@@ -25,7 +25,7 @@ def steps(job: Job) -> Steps:
         rded_cut_and_judge,
         chunk=listing.CHUNK,
         # As many images as one scoring batch has crops of.
-        judged=max(1, (config.batch or GPU_BATCH) // config.num_crops),
+        judged=max(1, (config.batch or GPU_BATCH) // config.candidates),
         judges_at_once=config.resources.at_once,
         cutters_at_once=config.decoders.at_once,
     )

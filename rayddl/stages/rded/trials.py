@@ -54,7 +54,7 @@ class RdedTrials(StageTrials):
         nets = None if asked.net is None else (asked.net,)
         config = EvaluateConfig(
             kind="evaluate", set=self.config.of, observer=self.template(ticket).teacher, nets=nets,
-            epochs=asked.epochs, seeds=len(seeds), random=False, compile=False,
+            epochs=asked.epochs, seeds=len(seeds), random=False, own_labels=False, compile=False,
         )  # fmt: skip
         context = self.here(ticket, folder)
         teaching = soft_labels.of_stage(config, made, context)

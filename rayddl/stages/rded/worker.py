@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rayddl.data.pixels.cutting import cut, opened
+from rayddl.data.pixels.cutting import as_jpeg, cut, opened
 from rayddl.data.pixels.decode import reason
 from rayddl.data.sources.listing import Blob, Listing
 from rayddl.methods.patches import boxes, stitch
@@ -59,8 +59,8 @@ def cut_images(job: Job, positions: NDArray[np.int64]) -> Block:
     config = job.config
     count, channels, side = len(positions), job.shape[0], job.patch
     names = job.listing.names.take(positions).to_pylist()
-    patches = np.zeros((count, config.num_crops, channels, side, side), np.uint8)
-    where = np.zeros((count, config.num_crops, 3), np.int32)
+    patches = np.zeros((count, config.candidates, channels, side, side), np.uint8)
+    where = np.zeros((count, config.candidates, 3), np.int32)
     bad = [""] * count
     for row, (name, blob) in enumerate(zip(names, job.listing.read(positions), strict=True)):
         found = _crops(job, name, blob)
@@ -84,7 +84,11 @@ def _crops(job: Job, name: str, blob: Blob) -> tuple[NDArray[np.int32], NDArray[
         return reason(blob)
     try:
         image = opened(blob, job.shape[0])
-        found = boxes.crops(job.crop_seed, name, image.height, image.width, config.num_crops)
+        found = (
+            boxes.whole(image.height, image.width)
+            if config.whole
+            else boxes.crops(job.crop_seed, name, image.height, image.width, config.candidates)
+        )
         return found, cut(image, found, job.patch, reduced=config.scoring == "native").numpy()
     except Exception as error:  # parsers raise any exception for a broken file
         return reason(error)
@@ -116,7 +120,7 @@ class Judge:
 
     def __call__(self, block: Block) -> Block:
         """The best crop of each image: a row for every row of ``block``."""
-        crops, readable = self._job.config.num_crops, np.flatnonzero(block["bad"] == "")
+        crops, readable = self._job.config.candidates, np.flatnonzero(block["bad"] == "")
         count, each = len(block["image"]), np.arange(len(readable))
         picked = torch.from_numpy(np.array(block["patch"][readable])).flatten(0, 1)
         labels = torch.from_numpy(block["label"][readable].astype(np.int64)).repeat_interleave(crops)
@@ -153,7 +157,8 @@ def stitch_classes(job: Job, winners: Rows, per_class: dict[int, list[list[int]]
         for members in per_class.values()
         for rows in members
     ]
-    return torch.stack(images).numpy()
+    quality = job.config.jpeg
+    return torch.stack(images if quality is None else [as_jpeg(image, quality) for image in images]).numpy()
 
 
 def _again(job: Job, winners: Rows, row: int, size: tuple[int, int]) -> Tensor:

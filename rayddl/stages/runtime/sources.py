@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load, save
 
 from rayddl import plugins
-from rayddl.data.config import SourceConfig
+from rayddl.data.config import Scaling, SourceConfig
 from rayddl.data.dataset import ImageDataset
 from rayddl.data.pixels import space
 from rayddl.data.pixels.space import PixelSpace
@@ -42,6 +42,8 @@ class SharedSource:
     """Images in the train and the test split."""
     notes: tuple[str, ...] = ()
     """Sentences on what the files have and the splits leave out."""
+    scaling: Scaling | None = None
+    """The constants of ``space: published``."""
 
     @property
     def space_id(self) -> str:
@@ -69,9 +71,10 @@ def publish(config: SourceConfig) -> SharedSource:
                 source.train.shape,
                 source.fingerprint,
                 source.bad,
-                config.space,
+                config.space_key,
                 (len(source.train.labels), len(source.test.labels)),
-                notes=source.notes,
+                source.notes,
+                config.scaling,
             )
         return _published[key]
 
@@ -99,9 +102,10 @@ def _held_out(config: SourceConfig, listed: Listing) -> SharedSource:
         test.shape,
         sources.fingerprint(config),
         tuple(f"{name}: {why}" for name, why in bad.items()),
-        config.space,
+        config.space_key,
         (0 if train is None else len(train), len(test)),
-        notes=listed.notes,
+        listed.notes,
+        config.scaling,
     )
 
 
@@ -159,7 +163,7 @@ def fit_space(source: SharedSource, folder: Folder) -> PixelSpace:
         return read_space(folder, source)
     import ray
 
-    fitted = space.fit(source.space_kind, tensor(ray.get(source.refs[0])))
+    fitted = space.fit(source.space_kind, tensor(ray.get(source.refs[0])), source.scaling)
     folder.write_json("space.json", {"id": source.space_id, "space": fitted.to_json()})
     folder.write(SPACE_FILE, save({k: v.contiguous() for k, v in fitted.tensors().items()}))
     return fitted

@@ -10,7 +10,7 @@ from rayddl.methods.training.input_spec import Frame, moments
 from rayddl.methods.training.observer import Observer, frozen
 from rayddl.nets.build import build
 from rayddl.stages.runtime.sources import SharedSource, tensor
-from rayddl.stages.teacher.settings import AS_SOURCE, DEFAULT, TeacherConfig
+from rayddl.stages.teacher.settings import AS_SOURCE, NAMED, TeacherConfig
 
 
 def observer_of(config: TeacherConfig, source: SharedSource) -> Observer:
@@ -42,8 +42,8 @@ def _scaled(config: TeacherConfig, source: SharedSource) -> Frame | None:
 def _weights(
     config: TeacherConfig, source: SharedSource
 ) -> tuple[ready.State, tuple[str, ...], Frame | None]:
-    if config.weights == DEFAULT:
-        found = ready.torchvision_weights(config.net, download=config.download)
+    if config.weights in NAMED:
+        found = ready.torchvision_weights(config.net, download=config.download, name=str(config.weights))
         names = _names(config, source) if config.classes is not None else _known(found.classes, source)
         return found.state, names, found.frame
     return ready.read_state(str(config.weights)), _names(config, source), None

@@ -8,14 +8,17 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from rayddl.config import OnDisk
+from rayddl.data.config import SourceConfig
 from rayddl.methods.training.settings import TeacherSettings
 from rayddl.nets.config import NetConfig
+from rayddl.stages.revisions import side_of, tested_on_zoomed
 from rayddl.stages.runtime import sizes
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask
 from rayddl.stages.settings import NetStageConfig, StageConfig, Tunable
 
-DEFAULT = "DEFAULT"
+NAMED = ("DEFAULT", "IMAGENET1K_V1", "IMAGENET1K_V2")
+"""Names of torchvision's weights."""
 AS_SOURCE = "source"
 
 
@@ -28,11 +31,12 @@ class TeacherConfig(TeacherSettings, NetStageConfig):
     kind: Literal["teacher"]
     net: NetConfig = NetConfig()
     """The observer's network."""
-    weights: Annotated[str | None, OnDisk((DEFAULT,))] = Field(default=None, min_length=1)
-    """``DEFAULT``: torchvision's weights of ``net``. Otherwise the path or URI of a state dict, ``.pt``,
+    weights: Annotated[str | None, OnDisk(NAMED)] = Field(default=None, min_length=1)
+    """``DEFAULT``: torchvision's best weights of ``net``; ``IMAGENET1K_V1`` those of its first release, which
+    RDED uses, ``IMAGENET1K_V2`` the second. Otherwise the path or URI of a state dict, ``.pt``,
     ``.pth`` or ``.safetensors``; settings of training do not apply. Default: train here."""
     download: bool = False
-    """Fetch ``weights: DEFAULT`` if torch hub's cache lacks them."""
+    """Fetch torchvision's weights if torch hub's cache lacks them."""
     classes: Annotated[tuple[str, ...] | str | None, OnDisk((AS_SOURCE,))] = None
     """The classes of the outputs of ``weights``, in order: a list of names, the path of a text file with a
     line per output (several names with tabs between, any of which may match) or of a JSON file; ``source``
@@ -48,6 +52,12 @@ class TeacherConfig(TeacherSettings, NetStageConfig):
     """Held-out images on which the accuracy is measured, drawn at random if there are more."""
     allow_weak: bool = False
     """Accept a teacher that is hardly better than guessing."""
+
+    def revisions(self, source: SourceConfig) -> Sequence[str]:
+        """The accuracy is measured on zoomed images."""
+        side = self.size or (None if self.weights in NAMED else side_of(source))
+        changes = tested_on_zoomed(side)
+        return (*super().revisions(source), *changes)
 
     def network(self, stages: Mapping[str, StageConfig]) -> NetConfig:
         """The observer's network."""
@@ -66,9 +76,9 @@ class TeacherConfig(TeacherSettings, NetStageConfig):
                 raise ValueError(
                     f"{' and '.join(given)} belong to weights; a teacher trained here needs none"
                 )
-        elif self.weights != DEFAULT:
+        elif self.weights not in NAMED:
             if self.download:
-                raise ValueError("download belongs to weights: DEFAULT")
+                raise ValueError("download belongs to torchvision's weights")
             if self.classes is None:
                 raise ValueError(
                     "weights from a file need classes: what the outputs stand for, in order (a list, a file, "

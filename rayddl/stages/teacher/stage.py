@@ -29,7 +29,7 @@ from rayddl.stages.runtime import devices
 from rayddl.stages.runtime.progress import ProgressCounter
 from rayddl.stages.runtime.sources import SharedSource, note, on_device, publish, publish_held_out, tensor
 from rayddl.stages.teacher.pretrained import observer_of
-from rayddl.stages.teacher.settings import DEFAULT, TeacherConfig
+from rayddl.stages.teacher.settings import NAMED, TeacherConfig
 from rayddl.storage import Folder
 
 PARTIAL_SECONDS = 60.0
@@ -90,7 +90,7 @@ def run(config: TeacherConfig, context: Context) -> Result:
 
 
 def _published(config: TeacherConfig, source: SourceConfig) -> SharedSource:
-    scaled = config.weights == DEFAULT or (config.mean is not None and config.std is not None)
+    scaled = config.weights in NAMED or (config.mean is not None and config.std is not None)
     # Training needs the train split, and so does the pixel scaling if the weights come without one.
     return publish_held_out(source) if config.weights is not None and scaled else publish(source)
 

@@ -48,6 +48,46 @@ def problem(
     return steps, run, start, target
 
 
+def as_the_codes_of_mct_and_tesla(
+    steps: Steps, run: StudentRun, start: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The updates' gradients of images and rate in those codes, term by term, from the sum of all steps' gradients.
+
+    Their factor of two multiplies a tuple, and so repeats it; only its first part is used.
+    """
+    theta, path = start, []
+    for picked, drawn in zip(run.picks, run.draws, strict=True):
+        g, _ = steps.eager(theta, augment.apply(run.images[picked], drawn), run.labels[picked])
+        path.append((theta, g))
+        theta = theta - run.lr * g
+    total = torch.stack([g for _, g in path]).sum(0)
+    distance = (start - target).square().sum()
+    images = torch.zeros_like(run.images)
+    for (theta, _), picked, drawn in zip(path, run.picks, run.draws, strict=True):
+        leaf, weights = run.images[picked].clone().requires_grad_(), theta.clone().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(
+            steps.net(weights, augment.apply(leaf, drawn)), run.labels[picked]
+        )
+        (g,) = torch.autograd.grad(loss, weights, create_graph=True)
+        along = (run.lr * (target - start) + run.lr**2 * total) @ g / distance
+        repeated = 2 * torch.autograd.grad(along, leaf)
+        images[picked] += repeated[0]
+    rate = run.lr.clone().requires_grad_()
+    end = start - rate * total - target
+    return images, torch.autograd.grad(end @ end / distance, rate)[0]
+
+
+@pytest.mark.parametrize("norm", ["instance", "none"])
+def test_the_codes_of_mct_and_tesla_halve_the_images_gradient(norm: str) -> None:
+    """`truncated` is twice the images' gradient of those codes, and equals that of the rate."""
+    args = problem(batch=3, count=5, augmentations=("flip", "color"), norm=norm)
+    ours = truncated(*args)
+    images, rate = as_the_codes_of_mct_and_tesla(*args)
+
+    assert difference(ours.images, 2 * images) < 1e-9
+    assert difference(ours.lr, rate) < 1e-9
+
+
 def difference(actual: Tensor, expected: Tensor) -> float:
     return float((actual - expected).norm() / expected.norm())
 

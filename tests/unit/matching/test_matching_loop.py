@@ -235,6 +235,25 @@ def test_a_pass_shows_no_image_twice(
         assert len(run.draws) == steps
 
 
+def test_the_remainder_of_a_pass_is_its_first_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As published, where a list of batches, the smaller one last, is emptied from its end."""
+    kept = config(batch_syn=4, syn_steps=5, keep_remainder=True, labels="learned")
+    run_on = begin(kept)
+    run_on.step()
+    assert torch.isfinite(run_on.state.images).all()
+    seen = students(begin(kept), monkeypatch)
+    for run in seen:
+        assert [len(p) for p in run.picks] == [2, 4, 2, 4, 2]
+        assert sorted(torch.cat(list(run.picks[:2])).tolist()) == list(range(6))
+        assert [len(d.params[0]) for d in run.draws if d and d.params] == [2, 4, 2, 4, 2]
+    # A batch that divides the set leaves none, and the batches are those of a run without the setting.
+    whole = [
+        [p.tolist() for p in students(begin(config(batch_syn=3, keep_remainder=keep)), monkeypatch)[0].picks]
+        for keep in (True, False)
+    ]
+    assert whole[0] == whole[1]
+
+
 def test_students_are_taught_the_labels_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their classes; the softmax of the learned logits; or what the expert at the window's end says of the images."""
     (hard, *_), (learned, *_), (expert, *_) = (

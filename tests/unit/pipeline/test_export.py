@@ -48,13 +48,44 @@ def test_pt(made: tuple[Any, Folder], tmp_path: Path) -> None:
     assert torch.equal(images, distilled.images)
     assert torch.equal(labels, distilled.labels)
     assert Folder(str(tmp_path)).read_json("set.json")["lr_student"] == 0.02
+    rate = torch.load(tmp_path / "lr_best.pt", weights_only=True)
+    assert (rate.ndim, float(rate)) == (0, pytest.approx(0.02))
     assert [Path(path).name for path in written] == [
         "images_best.pt",
         "labels_best.pt",
+        "lr_best.pt",
         "set.json",
         "space.safetensors",
         "classes.txt",
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "noted"),
+    [
+        ("normalise", {"name": "cifar10", "space": "normalise"}, True),
+        ("normalise", {"name": "cifar10", "space": "published"}, False),
+        ("zca", {"name": "cifar10", "space": "zca"}, False),
+        ("normalise", {"name": "digits", "space": "normalise"}, False),
+    ],
+)
+def test_an_export_in_other_units_than_the_published_codes_is_noted(
+    kind: str, source: dict[str, str], noted: bool, tmp_path: Path
+) -> None:
+    """Only for a set of a source with published constants that was made with other ones."""
+    import torch
+
+    from rayddl.data.distilled import DistilledSet
+    from rayddl.data.formats.export import foreign_space
+    from rayddl.data.pixels import space
+
+    images = torch.randint(256, (8, 3, 4, 4), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    set_ = DistilledSet(
+        images[:2], torch.arange(2), 0.01, ("a", "b"), space.fit(kind, images), {"source": source}
+    )
+    set_.save(Folder(str(tmp_path)))
+
+    assert ("constants" in foreign_space(Folder(str(tmp_path)))) == noted
 
 
 def test_imagefolder(made: tuple[Any, Folder], tmp_path: Path) -> None:

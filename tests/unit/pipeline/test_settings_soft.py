@@ -71,7 +71,10 @@ def test_evaluations_that_contradict_themselves_are_refused(
         ({"classes": ["a"]}, "classes belong to weights; a teacher trained here needs none"),
         ({"size": 32, "download": True}, "download and size belong to weights"),
         ({"weights": "w.pt"}, "weights from a file need classes: what the outputs stand for"),
-        ({"weights": "w.pt", "classes": "source", "download": True}, "download belongs to weights: DEFAULT"),
+        (
+            {"weights": "w.pt", "classes": "source", "download": True},
+            "download belongs to torchvision's weights",
+        ),
         ({"weights": "DEFAULT", "mean": [0.5]}, "mean and std belong together"),
         ({"weights": "DEFAULT", "mean": [0.5], "std": [0.0]}, "std must be above 0 in every channel"),
         ({"augment": "crop_turn"}, "unknown augmentation 'turn'"),

@@ -10,7 +10,8 @@ import pytest
 
 from rayddl.report import numbers
 from rayddl.stages.evaluate import figures
-from rayddl.stages.evaluate.report import section
+from rayddl.stages.evaluate.report import _headline, comparison, section
+from rayddl.stages.evaluate.stage import shown
 
 
 def facts(make: Any, **protocol: Any) -> dict[str, str]:
@@ -84,3 +85,36 @@ def test_further_lessons_are_named_in_words(make: Any) -> None:
         "10\u00a0random real images, not augmented",
         "all 10\u00a0images, hard labels",
     ]
+
+
+@pytest.mark.parametrize(("distilled", "below"), [(0.4, True), (0.5, False), (0.7, False)])
+def test_a_set_below_random_images_is_named_so(make: Any, distilled: float, below: bool) -> None:
+    """In the table that a run prints, in the page's table and in its headline."""
+    rows = [make.row("distilled", "convnet", 10, [distilled]), make.row("random", "convnet", 10, [0.5])]
+    printed = [line["data"] for line in shown("distill", rows)]
+    assert printed == [f"distilled (distill){', below random' if below else ''}", "random real images"]
+
+    made = make.evaluate(rows=rows)
+    table = comparison([made.stage], 10).tables[0]  # type: ignore[union-attr]
+    assert table.rows[0][1].text == ("distilled, below random" if below else "distilled")
+    (duel,) = figures.duels(figures.rows([made.stage]))
+    assert (">less than " in _headline(duel, make.run())) == below
+
+
+def test_the_best_of_late_epochs_is_a_column_of_its_own(make: Any) -> None:
+    """Next to the last epoch's accuracy, which is then named; without it no column is added."""
+    row = make.row("distilled", "convnet", 10, [0.5])
+    (line,) = shown("distill", [{**row, "best": {"mean": 0.6, "std": 0.01}}])
+    assert line["accuracy % (last epoch)"].startswith("50.0")
+    assert line["best of late epochs %"] == "60.0 ± 1.0"
+    assert "accuracy %" in shown("distill", [row])[0]
+
+    table = comparison([make.evaluate(rows=[{**row, "best": {"mean": 0.6, "std": 0.01}}]).stage], 10).tables[
+        0
+    ]  # type: ignore[union-attr]
+    names = [column.name for column in table.columns]
+    assert names[3:5] == ["Mean accuracy (last epoch)", "Best of late epochs"]
+    assert [cell.text for cell in table.rows[0]][3:5] == [numbers.percent(0.5), numbers.percent(0.6)]
+    assert len(table.rows[0]) == len(names)
+    plain = comparison([make.evaluate(rows=[row]).stage], 10).tables[0]  # type: ignore[union-attr]
+    assert "Best of late epochs" not in [column.name for column in plain.columns]

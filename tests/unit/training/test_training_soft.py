@@ -13,6 +13,8 @@ from rayddl.methods.training import softlabels
 from rayddl.methods.training.input_spec import Frame
 from rayddl.methods.training.mixes import shown
 from rayddl.methods.training.observer import frozen
+from rayddl.methods.training.optimisers import adamw
+from rayddl.methods.training.settings import published_batch
 from rayddl.methods.training.soft import (
     Answers,
     Lecture,
@@ -20,10 +22,8 @@ from rayddl.methods.training.soft import (
     Manner,
     SoftProtocol,
     SoftTraining,
-    adamw,
     divergence,
     labelled,
-    published_batch,
     published_lr,
     softened,
 )
@@ -128,7 +128,8 @@ def test_only_weights_of_several_dimensions_decay() -> None:
     module = network(0)
     names = {id(p): n for n, p in module.named_parameters()}
     found = {
-        g["weight_decay"]: [names[id(p)] for p in g["params"]] for g in adamw(module, PROTOCOL).param_groups
+        g["weight_decay"]: [names[id(p)] for p in g["params"]]
+        for g in adamw(module, PROTOCOL.lr, PROTOCOL.weight_decay).param_groups
     }
     assert found[0.01] == ["blocks.0.conv.weight", "classifier.weight"]
     assert all("norm" in n or "bias" in n for n in found[0.0])

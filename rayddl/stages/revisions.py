@@ -1,0 +1,36 @@
+"""Changes of results that concern some settings of a kind, and so fingerprints of stages with those settings only.
+
+A change that concerns all stages of a kind raises the kind's version instead. Imports neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rayddl.config import Config
+from rayddl.data.config import IMAGENET_SIZE, SourceConfig
+from rayddl.methods.training.settings import zoomed
+from rayddl.nets.config import NetConfig
+
+ZOOMED = "test images zoomed as published"
+RESNET = "resnet18 with batch norm initialised as torchvision's"
+SIDES = {"digits": 8, "cifar10": 32, "cifar100": 32, "tinyimagenet": 64, "imagenet": IMAGENET_SIZE}
+"""Sides in pixels of sources whose images have one size."""
+
+
+def side_of(source: SourceConfig) -> int | None:
+    """The side of the source's images in pixels; ``None`` if it is known only from the files."""
+    return source.size or SIDES.get(source.name)
+
+
+def tested_on_zoomed(side: int | None) -> Sequence[str]:
+    """The revision of networks tested at ``side`` pixels; empty where zooming leaves an image as it is."""
+    return () if side is not None and zoomed(side) == side else (ZOOMED,)
+
+
+def of_networks(config: Config) -> Sequence[str]:
+    """The revisions of the networks named in ``config``."""
+    values = [getattr(config, name) for name in type(config).model_fields]
+    nets = [net for value in values for net in (value if isinstance(value, tuple) else (value,))]
+    found = any(isinstance(net, NetConfig) and (net.name, net.norm) == ("resnet18", "batch") for net in nets)
+    return (RESNET,) if found else ()
