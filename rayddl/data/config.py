@@ -19,6 +19,8 @@ plugins.shipped(
     "sources",
     ("digits", "cifar10", "cifar100", "parquet", "webdataset", "imagefolder", "tinyimagenet", "imagenet"),
 )
+_WITH_HELD_OUT = ("digits", "cifar10", "cifar100", "tinyimagenet")
+"""Sources that always have a held-out split."""
 AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 
@@ -46,6 +48,12 @@ class SourceConfig(Config):
     test: str | None = None
     """The held-out split, as for ``train``. Default: ``*test*``, then ``*val*``, with the same ending; for
     ``imagefolder`` the folder ``val`` or ``test``, for ``imagenet`` ``val``."""
+    holdout: float | None = Field(default=None, gt=0, lt=1)
+    """Share of each class that is held out of the train split, at least one image, for a source without a held-out
+    split. Where the files have one, it is used and this has no effect. An ``imagefolder`` may then also be the class
+    folders themselves, and ``parquet`` and ``webdataset`` any files. Default: a held-out split is required."""
+    holdout_seed: int = Field(default=0, ge=0)
+    """Seed of the choice of images that ``holdout`` holds out."""
     image_column: str = "image"
     """``parquet``: the column of images, as encoded bytes."""
     label_column: str = "label"
@@ -72,6 +80,10 @@ class SourceConfig(Config):
             raise ValueError(f"subset belongs to name: imagenet, not {self.name}")
         if self.name == "tinyimagenet" and (self.train or self.test):
             raise ValueError("train and test are fixed for name: tinyimagenet; leave them out")
+        if self.holdout is not None and self.name in _WITH_HELD_OUT:
+            raise ValueError(f"name: {self.name} has a held-out split; leave holdout out")
+        if self.holdout is not None and self.test is not None:
+            raise ValueError("test names a held-out split and holdout makes one; leave one of the two out")
         return self
 
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayddl.data.config import SourceConfig
-from rayddl.data.sources import parquet_labels
+from rayddl.data.sources import holdout, parquet_labels
 from rayddl.data.sources.contents import Contents
 from rayddl.data.sources.parquet_labels import Labels
 from rayddl.data.sources.refusals import open_root, refuse_absent_classes, refuse_one_class, shown
@@ -53,7 +53,8 @@ class _Survey:
     folder: Folder
     classes: tuple[str, ...]
     splits: dict[str, tuple[tuple[_Table, Labels], ...]]
-    """``train`` and ``test``: each file with its labels as indices into ``classes``."""
+    """``train`` and ``test``: each file with its labels as indices into ``classes``. ``test`` has no file where
+    ``holdout`` makes that split."""
 
 
 def identity(config: SourceConfig) -> dict[str, Any]:
@@ -69,14 +70,18 @@ def identity(config: SourceConfig) -> dict[str, Any]:
             ]
             for split, tables in survey.splits.items()
         },
+        **({} if survey.splits["test"] else {"holdout": [config.holdout, config.holdout_seed]}),
     }
 
 
 def load(config: SourceConfig, fingerprint: str) -> Source:
     """Both splits in memory, decoded a few hundred rows at a time."""
-    from rayddl.data.sources.splits import build
+    from rayddl.data.sources.splits import batches, build
 
     survey = _survey(config)
+    if not survey.splits["test"]:
+        parts = (batches(_part(survey, split, config)) for split in ("train", "test"))
+        return build(config, fingerprint, survey.classes, *parts)
     splits = {split: _rows(survey, split, config.image_column) for split in survey.splits}
     return build(config, fingerprint, survey.classes, splits["train"], splits["test"])
 
@@ -85,9 +90,18 @@ def listing(config: SourceConfig, split: str) -> Listing:
     """The listing of a split; reads footers and labels, no image. Raises the errors of :func:`load` that
     concern columns and classes.
     """
+    return _part(_survey(config), split, config)
+
+
+def _part(survey: _Survey, split: str, config: SourceConfig) -> Listing:
+    if not survey.splits["test"]:
+        return holdout.part(_listing(survey, "train", config), split, config)
+    return _listing(survey, split, config)
+
+
+def _listing(survey: _Survey, split: str, config: SourceConfig) -> Listing:
     from rayddl.data.sources.listing import ParquetStore, sorted_listing
 
-    survey = _survey(config)
     tables = survey.splits[split]
     files = tuple(table.name for table, _ in tables)
     lengths = [len(labels) for _, labels in tables]
@@ -107,6 +121,8 @@ def contents(config: SourceConfig, first: int) -> Contents:
     """Counts of both splits and the first few images; reads footers, labels and these images only."""
     survey = _survey(config)
     train, test = (sum(len(labels) for _, labels in survey.splits[s]) for s in ("train", "test"))
+    if not test:
+        train, test = holdout.totals((part for _, part in survey.splits["train"]), survey.classes, config)
     with survey.folder.open(survey.splits["train"][0][0].name) as stream:
         batch = next(pq.ParquetFile(stream).iter_batches(first, columns=[config.image_column]))
     images = []
@@ -145,7 +161,7 @@ def _survey(config: SourceConfig) -> _Survey:
     )
     survey = _Survey(folder, classes, {split: _in(folder, classes, ts) for split, ts in tables.items()})
     for split, members in survey.splits.items():
-        if not sum(len(labels) for _, labels in members):
+        if (members or config.holdout is None) and not sum(len(labels) for _, labels in members):
             raise SourceError(
                 f"{where}: the {split} split has no rows ({shown(found[split])}).", code="split-without-rows"
             )

@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayddl.data.config import SourceConfig
-from rayddl.data.sources import parquet_labels
+from rayddl.data.sources import holdout, parquet_labels
 from rayddl.data.sources.contents import Contents
 from rayddl.data.sources.parquet_labels import Labels
 from rayddl.data.sources.refusals import open_root, place, refuse_absent_classes, refuse_one_class, shown
@@ -67,7 +67,8 @@ class _Survey:
     folder: Folder
     classes: tuple[str, ...]
     splits: dict[str, tuple[tuple[_Shard, Labels], ...]]
-    """``train`` and ``test``: each shard with its labels as indices into ``classes``."""
+    """``train`` and ``test``: each shard with its labels as indices into ``classes``. ``test`` has no shard where
+    ``holdout`` makes that split."""
 
 
 def identity(config: SourceConfig) -> dict[str, Any]:
@@ -76,6 +77,7 @@ def identity(config: SourceConfig) -> dict[str, Any]:
     return {
         "classes": survey.classes,
         "splits": {s: [[t.name, t.digest] for t, _ in parts] for s, parts in survey.splits.items()},
+        **({} if survey.splits["test"] else {"holdout": [config.holdout, config.holdout_seed]}),
     }
 
 
@@ -84,7 +86,7 @@ def load(config: SourceConfig, fingerprint: str) -> Source:
     from rayddl.data.sources.splits import batches, build
 
     survey = _survey(config)
-    train, test = (batches(_listing(survey, split)) for split in ("train", "test"))
+    train, test = (batches(_part(survey, split, config)) for split in ("train", "test"))
     return build(config, fingerprint, survey.classes, train, test)
 
 
@@ -94,16 +96,24 @@ def listing(config: SourceConfig, split: str) -> Listing:
     Raises :class:`SourceError` for missing or damaged shards, samples without a label or with several
     images, labels without a class name, and fewer than two classes.
     """
-    return _listing(_survey(config), split)
+    return _part(_survey(config), split, config)
 
 
 def contents(config: SourceConfig, first: int) -> Contents:
     """Counts of both splits and the first few images; reads headers, labels and these images only."""
     survey = _survey(config)
     train, test = (sum(len(shard.keys) for shard, _ in survey.splits[s]) for s in ("train", "test"))
-    listed = _listing(survey, "train").take(np.arange(min(first, train)))
+    if not test:
+        train, test = holdout.totals((labels for _, labels in survey.splits["train"]), survey.classes, config)
+    listed = _part(survey, "train", config).take(np.arange(min(first, train)))
     images = [blob for blob in listed.store.read(listed) if isinstance(blob, bytes)]
     return Contents(len(survey.classes), train, test, tuple(images))
+
+
+def _part(survey: _Survey, split: str, config: SourceConfig) -> Listing:
+    if not survey.splits["test"]:
+        return holdout.part(_listing(survey, "train"), split, config)
+    return _listing(survey, split)
 
 
 def _listing(survey: _Survey, split: str) -> Listing:
@@ -144,7 +154,7 @@ def _survey(config: SourceConfig) -> _Survey:
         for split, parts in shards.items()
     }
     for split, members in splits.items():
-        if not sum(len(labels) for _, labels in members):
+        if (members or config.holdout is None) and not sum(len(labels) for _, labels in members):
             raise SourceError(
                 f"{where}: the {split} split has no images ({shown(found[split])}).",
                 code="split-without-images",
