@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 import rayddl
-from rayddl.cli import compare, doctor, evaluate, export, logs, plan, run, runs, show, status, stop, submit
+from rayddl.cli import (
+    compare,
+    doctor,
+    evaluate,
+    export,
+    init,
+    logs,
+    plan,
+    run,
+    runs,
+    show,
+    status,
+    stop,
+    submit,
+)
 
 app = typer.Typer(
     help="Distil an image dataset into a few images per class, on a laptop or on a Ray cluster.",
@@ -19,6 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("init")(init.init)
 app.command("run")(run.run)
 app.command("plan")(plan.plan)
 app.command("show")(show.show)

@@ -51,7 +51,8 @@ class SourceConfig(Config):
     holdout: float | None = Field(default=None, gt=0, lt=1)
     """Share of each class that is held out of the train split, at least one image, for a source without a held-out
     split. Where the files have one, it is used and this has no effect. An ``imagefolder`` may then also be the class
-    folders themselves, and ``parquet`` and ``webdataset`` any files. Default: a held-out split is required."""
+    folders themselves, and ``parquet`` and ``webdataset`` any files; if ``train`` names these, no held-out split is
+    looked for. Default: a held-out split is required."""
     holdout_seed: int = Field(default=0, ge=0)
     """Seed of the choice of images that ``holdout`` holds out."""
     image_column: str = "image"

@@ -67,6 +67,7 @@ class TestEntry:
         ended = command(tmp_path, "--help")
 
         for verb in (
+            "init",
             "run",
             "plan",
             "show",

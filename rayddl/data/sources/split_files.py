@@ -27,8 +27,12 @@ def find(config: SourceConfig, folder: Folder, ending: str) -> dict[str, list[st
     ``train`` is all files. Raises :class:`SourceError` if nothing matches, if a default pattern matches files
     of several data sets, and if a file would be in both splits.
     """
-    found = {}
+    found: dict[str, list[str]] = {}
     for split, pattern in (("train", config.train), ("test", config.test)):
+        if split == "test" and pattern is None and config.train is not None and config.holdout is not None:
+            # Files of default names next to a chosen one may be of another data set.
+            found[split] = []
+            continue
         if pattern is not None:
             found[split] = _matches(folder, pattern)
             tried = [pattern]

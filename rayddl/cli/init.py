@@ -1,0 +1,49 @@
+"""``rayddl init``"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from rayddl.cli.errors import reporting_errors, waiting
+
+
+def init(
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH", help="Class folders, a Parquet file, a tar file, or a folder of these."
+        ),
+    ],
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="FILE", help="The definition to write; default: PATH's name here."),
+    ] = None,
+    ipc: Annotated[int | None, typer.Option("--ipc", metavar="N", min=1, help="Images per class.")] = None,
+    size: Annotated[int | None, typer.Option("--size", metavar="N", min=4, help="Side in pixels.")] = None,
+    method: Annotated[
+        Literal["match", "rded"] | None, typer.Option("--method", help="Match trajectories, or select crops.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+) -> None:
+    """Look at images and write a definition that suits them.
+
+    Chooses method, image size, batches, epochs and windows by the number of images and their resolution, holds out a
+    share where there is no held-out split, and says why in comments. Nothing is trained.
+
+    \b
+    rayddl init photos
+    rayddl init photos --ipc 10 --method rded --to photos-rded.yaml
+    """
+    from rayddl.drafts.draft import draft
+
+    with reporting_errors():
+        with waiting("looking at the images"):
+            made = draft(path, to, ipc=ipc, size=size, method=method, force=force)
+        for line in made.look.lines():
+            typer.echo(line)
+        chosen = made.suited
+        typer.echo(f"{chosen.method}: {chosen.why_method}; {chosen.ipc} per class at {chosen.size} pixels")
+        typer.echo(f"on this machine {made.duration.words()}")
+        typer.echo(f"\nwrote {made.file}; change it as you like, then\n  {made.command}")
