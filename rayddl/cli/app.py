@@ -11,12 +11,14 @@ from rayddl.cli import (
     compare,
     doctor,
     evaluate,
+    explain,
     export,
     init,
     logs,
     plan,
     run,
     runs,
+    schema,
     show,
     status,
     stop,
@@ -27,7 +29,6 @@ app = typer.Typer(
     help="Distil an image dataset into a few images per class, on a laptop or on a Ray cluster.",
     epilog="Start with: rayddl run quickstart",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     # Plain help looks the same in a terminal and in a log, and is fast.
     rich_markup_mode=None,
@@ -41,6 +42,8 @@ app.command("list")(runs.runs)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("export")(export.export)
+app.command("explain")(explain.explain)
+app.command("schema")(schema.schema)
 app.command("doctor")(doctor.doctor)
 app.command("submit")(submit.submit)
 app.command("status")(status.status)

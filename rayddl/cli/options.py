@@ -6,8 +6,18 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+
+def _definitions(typed: str) -> list[str]:
+    from rayddl.pipeline.definition.reading import names
+
+    return [name for name in names() if name.startswith(typed)]
+
+
 File: TypeAlias = Annotated[
-    str, typer.Argument(metavar="FILE", help="A definition file, or a name in ./pipelines.")
+    str,
+    typer.Argument(
+        metavar="FILE", help="A definition file, or the name of a shipped one.", autocompletion=_definitions
+    ),
 ]
 Plugins: TypeAlias = Annotated[
     list[str] | None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from rayddl import plugins
 from rayddl.config import Config, Registered
@@ -38,12 +38,21 @@ def norms_of(name: str) -> tuple[Norm, ...]:
     return NORMS.get(name, ("none",))
 
 
+def _or_a_name(schema: dict[str, Any]) -> None:
+    """Add the short form to the JSON Schema."""
+    whole = dict(schema)
+    schema.clear()
+    schema["anyOf"] = [whole, {"type": "string"}]
+
+
 class NetConfig(Config):
     """A network by name. In a definition, ``net: vgg11`` is short for ``net: {name: vgg11}``.
 
     The first six are the small networks of the distillation literature's cross-architecture tables;
     ``tv_*`` are torchvision's, made for large colour images, as torchvision builds them. Plugins add others.
     """
+
+    model_config = ConfigDict(json_schema_extra=_or_a_name)
 
     name: Annotated[str, Registered("nets")] = "convnet"
     """The architecture."""

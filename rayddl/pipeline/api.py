@@ -21,7 +21,7 @@ from rayddl.pipeline.session import ray_session
 from rayddl.plugins import activate
 
 DefinitionLike: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
-"""A definition: its file, its name in ``pipelines/``, or a mapping of its keys."""
+"""A definition: its file, the name of one in ``pipelines/`` or of a shipped one, or a mapping of its keys."""
 
 
 def plan(
@@ -29,7 +29,7 @@ def plan(
     *,
     overrides: Overrides = (),
     out: str | os.PathLike[str] = "runs",
-    plugins: Sequence[Given] = (),
+    plugins: Given | Sequence[Given] = (),
 ) -> Plan:
     """Return what running ``definition`` would do; printed, it is a table. Starts and writes nothing.
 
@@ -56,8 +56,8 @@ def run(
     progress: bool | Display = True,
     address: str | None = None,
     num_cpus: int | None = None,
-    grows: Sequence[str] = (),
-    plugins: Sequence[Given] = (),
+    grows: str | Sequence[str] = (),
+    plugins: Given | Sequence[Given] = (),
 ) -> RunResult:
     """Run ``definition`` and return its artifacts; finished stages are not run again.
 
@@ -70,5 +70,5 @@ def run(
     """
     planned = plan(definition, overrides=overrides, out=out, plugins=plugins)
     display = progress if not isinstance(progress, bool) else choose() if progress else Hidden()
-    with ray_session(display, address, num_cpus, grows) as ray:
+    with ray_session(display, address, num_cpus, (grows,) if isinstance(grows, str) else grows) as ray:
         return execute(planned, display, ray)

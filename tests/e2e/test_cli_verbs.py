@@ -74,6 +74,8 @@ class TestEntry:
             "list",
             "evaluate",
             "export",
+            "explain",
+            "schema",
             "doctor",
             "submit",
             "status",
