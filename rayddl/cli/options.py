@@ -68,6 +68,9 @@ NumCpus: TypeAlias = Annotated[
     typer.Option("--num-cpus", metavar="N", min=1, help="CPUs that local Ray takes; default: all."),
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, nothing else.")]
+Strict: TypeAlias = Annotated[
+    bool, typer.Option("--strict", help="Warnings about results that will disappoint are errors.")
+]
 Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but the result.")]
 
 Nets = Annotated[

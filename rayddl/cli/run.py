@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rayddl.cli.errors import reporting_errors
-from rayddl.cli.options import Address, File, Grows, Json, NumCpus, Out, Overrides, Plugins, Quiet
+from rayddl.cli.options import Address, File, Grows, Json, NumCpus, Out, Overrides, Plugins, Quiet, Strict
 
 
 def run(
@@ -15,6 +15,7 @@ def run(
     num_cpus: NumCpus = None,
     grows: Grows = None,
     plugin: Plugins = None,
+    strict: Strict = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -34,7 +35,7 @@ def run(
     again += ["--num-cpus", str(num_cpus)] if num_cpus else []
     again += [word for text in grows or () for word in ("--grows", text)]
     again += [word for text in plugin or () for word in ("--plugin", text)]
-    again += ["--json"] * as_json + ["--quiet"] * quiet
+    again += ["--strict"] * strict + ["--json"] * as_json + ["--quiet"] * quiet
     display = choose(as_json=as_json, quiet=quiet)
     with reporting_errors(display, again):
         run_definition(
@@ -46,4 +47,5 @@ def run(
             num_cpus=num_cpus,
             grows=tuple(grows or ()),
             plugins=tuple(plugin or ()),
+            strict=strict,
         )

@@ -123,7 +123,7 @@ def _match(suited: Suited) -> list[str]:
         _key("max_start_epoch", suited.starts, "", 4),
         _key("lr_image", LR_IMAGE, "lower it if the loss rises, raise it if it does not fall", 4),
         _key("lr_lr", LR_LR, "", 4),
-        _key("lr_student", 0.02, "", 4),
+        _key("lr_student", 0.01, "", 4),
         _key("augment", suited.augment, "", 4),
         _key("evaluate_every", ITERATIONS // 3, "", 4),
         _key("evaluate_epochs", STUDENT_EPOCHS, "", 4),

@@ -40,7 +40,8 @@ def plan(
 
 
 def estimate(plan: Plan, *, measure: bool = False) -> Estimates:
-    """Return the expected work and memory of the unfinished stages of ``plan`` on this machine; printed, a table.
+    """Return the expected work and memory of the unfinished stages of ``plan`` on this machine, with warnings about
+    results that will disappoint; printed, a table.
 
     With ``measure``, one matching step runs in another process to measure its peak memory.
     """
@@ -58,6 +59,7 @@ def run(
     num_cpus: int | None = None,
     grows: str | Sequence[str] = (),
     plugins: Given | Sequence[Given] = (),
+    strict: bool = False,
 ) -> RunResult:
     """Run ``definition`` and return its artifacts; finished stages are not run again.
 
@@ -66,9 +68,10 @@ def run(
     a stage needs it and stopped at the end. ``grows`` are groups of nodes that the cluster's autoscaler can
     add, each as ``4xCPU:8,GPU:1``. ``plugins`` are loaded in addition to the installed ones and register networks,
     sources and methods for the definition: a :class:`rayddl.Plugin`, a module with a ``plugin``, or the module's name
-    or file. Raises :class:`rayddl.errors.RayddlError`.
+    or file. With ``strict``, warnings about results that disappoint are errors. Raises
+    :class:`rayddl.errors.RayddlError`.
     """
     planned = plan(definition, overrides=overrides, out=out, plugins=plugins)
     display = progress if not isinstance(progress, bool) else choose() if progress else Hidden()
     with ray_session(display, address, num_cpus, (grows,) if isinstance(grows, str) else grows) as ray:
-        return execute(planned, display, ray)
+        return execute(planned, display, ray, strict=strict)

@@ -84,6 +84,20 @@ class Kind:
         found: Estimate = function(config, stages, outlook)
         return found
 
+    def cautions_before(
+        self, config: StageConfig, stages: Mapping[str, StageConfig], outlook: Any
+    ) -> tuple[str, ...]:
+        """Warnings about a stage that has not run, from its settings and the source. Arguments are those of
+        :meth:`estimate`.
+        """
+        module = self.optional("cautions")
+        return tuple(module.before(config, stages, outlook)) if module else ()
+
+    def cautions_after(self, summary: Mapping[str, Any]) -> tuple[str, ...]:
+        """Warnings about the result of a finished stage, from its summary."""
+        module = self.optional("cautions")
+        return tuple(module.after(summary)) if module else ()
+
 
 def outlook(source: SourceConfig) -> Any:
     """Inputs of estimates besides settings: the size of the source, and this machine's resources."""
