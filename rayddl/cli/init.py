@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from rayddl.cli.errors import reporting_errors, waiting
+
+
+def _methods(typed: str) -> list[str]:
+    from rayddl.drafts.draft import methods
+
+    return [name for name in methods() if name.startswith(typed)]
 
 
 def init(
@@ -23,7 +29,10 @@ def init(
     ipc: Annotated[int | None, typer.Option("--ipc", metavar="N", min=1, help="Images per class.")] = None,
     size: Annotated[int | None, typer.Option("--size", metavar="N", min=4, help="Side in pixels.")] = None,
     method: Annotated[
-        Literal["match", "rded"] | None, typer.Option("--method", help="Match trajectories, or select crops.")
+        str | None,
+        typer.Option(
+            "--method", metavar="KIND", help="The stage kind that makes the set.", autocompletion=_methods
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
 ) -> None:
@@ -37,13 +46,13 @@ def init(
     rayddl init photos --ipc 10 --method rded --to photos-rded.yaml
     """
     from rayddl.drafts.draft import draft
+    from rayddl.drafts.text import duration
 
     with reporting_errors():
         with waiting("looking at the images"):
             made = draft(path, to, ipc=ipc, size=size, method=method, force=force)
         for line in made.look.lines():
             typer.echo(line)
-        chosen = made.suited
-        typer.echo(f"{chosen.method}: {chosen.why_method}; {chosen.ipc} per class at {chosen.size} pixels")
-        typer.echo(f"on this machine {made.duration.words()}")
+        typer.echo(f"{made.method}: {made.reason}; {made.draft.ipc} per class at {made.draft.size} pixels")
+        typer.echo(f"on this machine {duration(made.draft)}")
         typer.echo(f"\nwrote {made.file}; change it as you like, then\n  {made.command}")

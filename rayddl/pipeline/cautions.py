@@ -7,21 +7,30 @@ from typing import Any
 
 from rayddl.errors import StageError, UserError
 from rayddl.pipeline.plan import Plan
+from rayddl.stages import kinds
 
 
 def before(plan: Plan, outlook: Any = None) -> dict[str, tuple[str, ...]]:
     """Return the warnings about the stages of ``plan`` that are not done, by stage. ``outlook`` is the result of
-    :func:`rayddl.stages.kinds.outlook`; default: made here, if a kind needs it.
+    :func:`rayddl.stages.kinds.outlook`; default: made here, if a stage uses the images.
+
+    Raises :class:`UserError` for stages that must fail on these images.
     """
-    waiting = [p for p in plan.stages if p.state != "done" and p.stage.kind.optional("cautions")]
-    if not waiting:
+    waiting = [p for p in plan.stages if p.state != "done"]
+    cautious = [p for p in waiting if p.stage.kind.optional("cautions")]
+    if not cautious and not any(p.stage.config.images_needed for p in waiting):
         return {}
     if outlook is None:
-        from rayddl.stages.kinds import outlook as look
-
-        outlook = look(plan.definition.source)
+        outlook = kinds.outlook(plan.definition.source)
+    problems = kinds.impossible({p.name: p.stage.config for p in waiting}, outlook)
+    if problems:
+        listed = "\n".join(f"  {text}" for text in problems)
+        raise UserError(
+            f"{plan.definition.name} cannot run on these images; nothing was started.\n{listed}",
+            code="must-fail",
+        )
     configs = {stage.name: stage.config for stage in plan.definition.stages}
-    found = {p.name: p.stage.kind.cautions_before(p.stage.config, configs, outlook) for p in waiting}
+    found = {p.name: p.stage.kind.cautions_before(p.stage.config, configs, outlook) for p in cautious}
     return {name: texts for name, texts in found.items() if texts}
 
 

@@ -1,7 +1,7 @@
 """The registry of stage kinds, read by the pipeline floor: one line for each of rayddl's own.
 
-A kind is a folder. Besides ``settings`` and ``stage`` it may have the modules ``estimate`` (resources) and
-``report`` (sections of the page), which are found by name. The settings class declares what a stage produces and
+A kind is a folder. Besides ``settings`` and ``stage`` it may have the modules ``estimate`` (resources), ``cautions``
+(warnings), ``draft`` (settings for ``rayddl init``) and ``report`` (sections of the page), which are found by name. The settings class declares what a stage produces and
 how it is tuned. ``stage``, and with it torch and Ray, is imported only when a stage of the kind runs.
 """
 
@@ -97,6 +97,13 @@ class Kind:
         """Warnings about the result of a finished stage, from its summary."""
         module = self.optional("cautions")
         return tuple(module.after(summary)) if module else ()
+
+
+def impossible(stages: Mapping[str, StageConfig], outlook: Any) -> list[str]:
+    """Why ``stages`` must fail on the images of ``outlook``, the result of :func:`outlook`."""
+    module = importlib.import_module("rayddl.stages.possible")
+    each = [text for name, config in stages.items() for text in module.problems(name, config, outlook)]
+    return [*module.of_source(outlook), *each]
 
 
 def outlook(source: SourceConfig) -> Any:

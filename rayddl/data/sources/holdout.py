@@ -6,7 +6,7 @@ found nor a library's random generator. Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,8 +62,10 @@ def part(listed: Listing, split: str, config: SourceConfig) -> Listing:
     return listed.take(np.flatnonzero(mask == (split == "test")))
 
 
-def totals(labels: Iterable[NDArray[Any]], classes: Sequence[str], config: SourceConfig) -> tuple[int, int]:
-    """The numbers of training and of held-out images, from the labels of the train split's files."""
-    joined = np.concatenate(list(labels))
-    held = sum(counts(joined, classes, config))
-    return len(joined) - held, held
+def totals(labels: NDArray[Any], classes: Sequence[str], config: SourceConfig) -> tuple[int, int, int]:
+    """The numbers of training images, of held-out images, and of training images of the smallest class, from the labels
+    of the whole train split.
+    """
+    held = np.array(counts(labels, classes, config))
+    left = np.bincount(labels, minlength=len(classes)) - held
+    return int(left.sum()), int(held.sum()), int(left.min())

@@ -121,15 +121,17 @@ def contents(config: SourceConfig, first: int) -> Contents:
     """Counts of both splits and the first few images; reads footers, labels and these images only."""
     survey = _survey(config)
     train, test = (sum(len(labels) for _, labels in survey.splits[s]) for s in ("train", "test"))
+    present = np.concatenate([part for _, part in survey.splits["train"]])
+    fewest = int(np.bincount(present, minlength=len(survey.classes)).min())
     if not test:
-        train, test = holdout.totals((part for _, part in survey.splits["train"]), survey.classes, config)
+        train, test, fewest = holdout.totals(present, survey.classes, config)
     with survey.folder.open(survey.splits["train"][0][0].name) as stream:
         batch = next(pq.ParquetFile(stream).iter_batches(first, columns=[config.image_column]))
     images = []
     for read in _readers(survey.folder, batch.column(0)):
         with suppress(OSError, ValueError):
             images.append(read())
-    return Contents(len(survey.classes), train, test, tuple(images))
+    return Contents(len(survey.classes), train, test, tuple(images), fewest)
 
 
 def _groups(folder: Folder, name: str) -> tuple[int, ...]:

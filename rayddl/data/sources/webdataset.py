@@ -103,11 +103,13 @@ def contents(config: SourceConfig, first: int) -> Contents:
     """Counts of both splits and the first few images; reads headers, labels and these images only."""
     survey = _survey(config)
     train, test = (sum(len(shard.keys) for shard, _ in survey.splits[s]) for s in ("train", "test"))
+    present = np.concatenate([labels for _, labels in survey.splits["train"]])
+    fewest = int(np.bincount(present, minlength=len(survey.classes)).min())
     if not test:
-        train, test = holdout.totals((labels for _, labels in survey.splits["train"]), survey.classes, config)
+        train, test, fewest = holdout.totals(present, survey.classes, config)
     listed = _part(survey, "train", config).take(np.arange(min(first, train)))
     images = [blob for blob in listed.store.read(listed) if isinstance(blob, bytes)]
-    return Contents(len(survey.classes), train, test, tuple(images))
+    return Contents(len(survey.classes), train, test, tuple(images), fewest)
 
 
 def _part(survey: _Survey, split: str, config: SourceConfig) -> Listing:

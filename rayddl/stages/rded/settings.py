@@ -52,6 +52,11 @@ class RdedConfig(StageConfig):
         judges, cutters = sizes.streamed(self.resources, self.decoders, have)
         return (Ask("resources", judges), *([Ask("decoders", cutters)] if cutters else []))
 
+    @property
+    def images_needed(self) -> int:
+        """One for each patch."""
+        return self.factor**2 * self.ipc if self.short_class == "error" else 0
+
     def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
         """Problems with ``mipc``: at most one patch of each scored image is selected."""
         del reads

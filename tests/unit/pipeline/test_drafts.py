@@ -14,8 +14,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from rayddl.data.sources.look import look
 from rayddl.drafts.draft import draft
-from rayddl.drafts.look import look
 from rayddl.pipeline.definition import load as definitions
 from rayddl.stages.kinds import outlook
 from tests.raising import raises
@@ -65,7 +65,7 @@ def test_three_hundred_photos_get_settings_that_train(tmp_path: Path) -> None:
     assert 32 >> experts.net.depth == 4
     assert (match.trajectory, match.ipc) == ("convex", 1)
     assert "rayddl run my-photos.yaml" in made.file.read_text()
-    assert sum(made.duration.seconds.values()) > 10
+    assert made.draft.seconds > 10
 
 
 def test_counts_sizes_and_formats_are_found(tmp_path: Path) -> None:
@@ -164,3 +164,11 @@ def test_nothing_to_look_at() -> None:
     """Neither a folder nor a file of images."""
     with raises("nothing-to-look-at"):
         look("nowhere")
+
+
+def test_a_method_is_a_kind_that_proposes_settings(tmp_path: Path) -> None:
+    """It overrides the choice; others are refused with the names of those that can."""
+    photos = str(_photos(tmp_path / "photos", per_class=10))
+    assert draft(photos, "crops.yaml", method="rded").method == "rded"
+    with raises("unknown-method"):
+        draft(photos, "other.yaml", method="coreset")
