@@ -1,8 +1,9 @@
 """The registry of stage kinds, read by the pipeline floor: one line for each of rayddl's own.
 
 A kind is a folder. Besides ``settings`` and ``stage`` it may have the modules ``estimate`` (resources), ``cautions``
-(warnings), ``draft`` (settings for ``rayddl init``) and ``report`` (sections of the page), which are found by name. The settings class declares what a stage produces and
-how it is tuned. ``stage``, and with it torch and Ray, is imported only when a stage of the kind runs.
+(warnings), ``draft`` (settings for ``rayddl init``) and ``report`` (sections of the page), which are found by name.
+The settings class declares what a stage produces and how it is tuned. ``stage``, and with it torch and Ray, is imported
+only when a stage of the kind runs.
 """
 
 from __future__ import annotations
