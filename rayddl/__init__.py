@@ -1,9 +1,19 @@
 """rayddl: dataset distillation that scales on Ray.
 
-Reads a definition file; writes a distilled set, an accuracy table and a page, on a laptop or on a Ray cluster.
+Reads a definition file; writes a distilled set, an accuracy table and a page, on a laptop or on a Ray cluster::
+
+    import rayddl
+
+    print(rayddl.plan("quickstart"))                                # what would run
+    result = rayddl.run("quickstart", overrides={"distill.ipc": 2})  # run it; finished stages are not run again
+    images = rayddl.load_set("quickstart").to_torch_dataset()       # the set of the last run
+    rayddl.compare(["quickstart", "other-run"])                     # one table, one page
+
+``rayddl explain`` on the command line lists the keys of a definition. Errors are in :mod:`rayddl.errors`.
+
 Packages import only from packages lower in this list:
 
-- ``cli``, ``jobs``, ``pipeline``: the command line, jobs on a cluster, definitions and runs; they name no method.
+- ``cli``, ``drafts``, ``jobs``, ``pipeline``: the command line, first definitions, jobs on a cluster, and runs.
 - ``stages``: everything that uses Ray, with a folder for each stage kind.
 - ``report``, ``methods``, ``data``, ``nets``: the page, and plain PyTorch that works without Ray.
 """

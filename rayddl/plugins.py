@@ -38,7 +38,8 @@ class Splits:
     """
 
     train: Any
-    test: Any
+    test: Any = None
+    """``None``: the definition's ``holdout`` makes it from ``train``."""
     classes: Sequence[str] | None = None
     """Names of the labels 0, 1, …; default: the data set's ``classes``, else the numbers."""
 

@@ -7,18 +7,34 @@ from typing import Annotated
 import typer
 
 import rayddl
-from rayddl.cli import compare, doctor, evaluate, export, logs, plan, run, runs, show, status, stop, submit
+from rayddl.cli import (
+    compare,
+    doctor,
+    evaluate,
+    explain,
+    export,
+    init,
+    logs,
+    plan,
+    run,
+    runs,
+    schema,
+    show,
+    status,
+    stop,
+    submit,
+)
 
 app = typer.Typer(
     help="Distil an image dataset into a few images per class, on a laptop or on a Ray cluster.",
     epilog="Start with: rayddl run quickstart",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     # Plain help looks the same in a terminal and in a log, and is fast.
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("init")(init.init)
 app.command("run")(run.run)
 app.command("plan")(plan.plan)
 app.command("show")(show.show)
@@ -26,6 +42,8 @@ app.command("list")(runs.runs)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("export")(export.export)
+app.command("explain")(explain.explain)
+app.command("schema")(schema.schema)
 app.command("doctor")(doctor.doctor)
 app.command("submit")(submit.submit)
 app.command("status")(status.status)

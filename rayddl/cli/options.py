@@ -6,8 +6,18 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+
+def _definitions(typed: str) -> list[str]:
+    from rayddl.pipeline.definition.reading import names
+
+    return [name for name in names() if name.startswith(typed)]
+
+
 File: TypeAlias = Annotated[
-    str, typer.Argument(metavar="FILE", help="A definition file, or a name in ./pipelines.")
+    str,
+    typer.Argument(
+        metavar="FILE", help="A definition file, or the name of a shipped one.", autocompletion=_definitions
+    ),
 ]
 Plugins: TypeAlias = Annotated[
     list[str] | None,
@@ -62,6 +72,9 @@ NumCpus: TypeAlias = Annotated[
     typer.Option("--num-cpus", metavar="N", min=1, help="CPUs that local Ray takes; default: all."),
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, nothing else.")]
+Strict: TypeAlias = Annotated[
+    bool, typer.Option("--strict", help="Warnings about results that will disappoint are errors.")
+]
 Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but the result.")]
 
 Nets = Annotated[

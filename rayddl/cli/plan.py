@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from rayddl.cli.errors import emit_json, print_table, reporting_errors, waiting
-from rayddl.cli.options import File, Json, Out, Overrides, Plugins
+from rayddl.cli.options import File, Json, Out, Overrides, Plugins, Strict
 
 Measure = Annotated[
     bool,
@@ -23,6 +23,7 @@ def plan(
     out: Out = "runs",
     measure: Measure = False,
     plugin: Plugins = None,
+    strict: Strict = False,
     as_json: Json = False,
 ) -> None:
     """Check a definition: what would run, and what it takes.
@@ -36,6 +37,7 @@ def plan(
 
     from rayddl.pipeline.api import estimate
     from rayddl.pipeline.api import plan as plan_definition
+    from rayddl.pipeline.cautions import refuse_before
 
     with reporting_errors():
         made = plan_definition(file, overrides=tuple(overrides or ()), out=out, plugins=tuple(plugin or ()))
@@ -46,3 +48,5 @@ def plan(
         else:
             known = any(expected.stages.values())
             print_table(made.__rich__(), *([expected.__rich__()] if known else []))
+        if strict:
+            refuse_before(expected.warnings)

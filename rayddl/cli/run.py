@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from rayddl.cli.errors import reporting_errors
-from rayddl.cli.options import Address, File, Grows, Json, NumCpus, Out, Overrides, Plugins, Quiet, Stages
+from rayddl.cli.options import (
+    Address,
+    File,
+    Grows,
+    Json,
+    NumCpus,
+    Out,
+    Overrides,
+    Plugins,
+    Quiet,
+    Stages,
+    Strict,
+)
 
 
 def run(
@@ -16,6 +28,7 @@ def run(
     num_cpus: NumCpus = None,
     grows: Grows = None,
     plugin: Plugins = None,
+    strict: Strict = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -38,7 +51,7 @@ def run(
     again += ["--num-cpus", str(num_cpus)] if num_cpus else []
     again += [word for text in grows or () for word in ("--grows", text)]
     again += [word for text in plugin or () for word in ("--plugin", text)]
-    again += ["--json"] * as_json + ["--quiet"] * quiet
+    again += ["--strict"] * strict + ["--json"] * as_json + ["--quiet"] * quiet
     display = choose(as_json=as_json, quiet=quiet)
     with reporting_errors(display, again):
         run_definition(
@@ -51,4 +64,5 @@ def run(
             grows=tuple(grows or ()),
             plugins=tuple(plugin or ()),
             stages=tuple(stage or ()),
+            strict=strict,
         )

@@ -32,6 +32,8 @@ PUBLISHED: Mapping[str, Scaling] = {
 }
 """The scaling of pixels without ZCA in the code of MTT and its successors (``get_dataset``), by source. CIFAR's
 deviations are means of single images' deviations, smaller than those of all pixels."""
+_WITH_HELD_OUT = ("digits", "cifar10", "cifar100", "tinyimagenet")
+"""Sources that always have a held-out split."""
 AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 
@@ -66,6 +68,13 @@ class SourceConfig(Config):
     test: str | None = None
     """The held-out split, as for ``train``. Default: ``*test*``, then ``*val*``, with the same ending; for
     ``imagefolder`` the folder ``val`` or ``test``, for ``imagenet`` ``val``."""
+    holdout: float | None = Field(default=None, gt=0, lt=1)
+    """Share of each class that is held out of the train split, at least one image, for a source without a held-out
+    split. Where the files have one, it is used and this has no effect. An ``imagefolder`` may then also be the class
+    folders themselves, and ``parquet`` and ``webdataset`` any files; if ``train`` names these, no held-out split is
+    looked for. Default: a held-out split is required."""
+    holdout_seed: int = Field(default=0, ge=0)
+    """Seed of the choice of images that ``holdout`` holds out."""
     image_column: str = "image"
     """``parquet``: the column of images, as encoded bytes."""
     label_column: str = "label"
@@ -106,6 +115,10 @@ class SourceConfig(Config):
             raise ValueError(
                 f"no published mean and std are known for {self.name}: give both, or use space: normalise"
             )
+        if self.holdout is not None and self.name in _WITH_HELD_OUT:
+            raise ValueError(f"name: {self.name} has a held-out split; leave holdout out")
+        if self.holdout is not None and self.test is not None:
+            raise ValueError("test names a held-out split and holdout makes one; leave one of the two out")
         return self
 
     @property

@@ -26,6 +26,10 @@ class ImageDataset:
         channels, height, width = self.images.shape[1:]
         return int(channels), int(height), int(width)
 
+    def __repr__(self) -> str:
+        channels, height, width = self.shape
+        return f"<ImageDataset {len(self)} images of {len(self.classes)} classes, {channels} x {height} x {width}>"
+
     def counts(self) -> tuple[int, ...]:
         """Images per class, in the order of ``classes``."""
         return tuple(self.labels.bincount(minlength=len(self.classes)).tolist())

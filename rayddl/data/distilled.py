@@ -88,6 +88,9 @@ class DistilledSet:
         """Display a picture of the set: below the cell in a notebook, otherwise in the image viewer."""
         views.opened(self._grid()).show()
 
+    def __repr__(self) -> str:
+        return f"<DistilledSet {self._facts()}>"
+
     def _repr_html_(self) -> str:
         return views.html(self._grid(), self._facts())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from rayddl import plugins
 from rayddl.config import Config, Registered
@@ -38,12 +38,25 @@ def norms_of(name: str) -> tuple[Norm, ...]:
     return NORMS.get(name, ("none",))
 
 
+def _or_a_name(schema: dict[str, Any]) -> None:
+    """Add the short form to the JSON Schema."""
+    whole = dict(schema)
+    schema.clear()
+    schema["anyOf"] = [whole, {"type": "string"}]
+
+
+SMALLEST = {"alexnet": 8, "lenet": 16, "vgg11": 32}
+"""The least side in pixels of images that a network takes; 28 counts as 32, to which it is padded."""
+
+
 class NetConfig(Config):
     """A network by name. In a definition, ``net: vgg11`` is short for ``net: {name: vgg11}``.
 
     The first six are the small networks of the distillation literature's cross-architecture tables;
     ``tv_*`` are torchvision's, made for large colour images, as torchvision builds them. Plugins add others.
     """
+
+    model_config = ConfigDict(json_schema_extra=_or_a_name)
 
     name: Annotated[str, Registered("nets")] = "convnet"
     """The architecture."""
@@ -63,6 +76,18 @@ class NetConfig(Config):
         parts.append(f"w{self.width}" if self.width != default.width else "")
         parts.append(self.norm if self.norm != norms_of(self.name)[0] else "")
         return "-".join([self.name, *(p for p in parts if p)])
+
+    @property
+    def smallest(self) -> int:
+        """The least side in pixels of images that the network takes, as far as it is known without building it."""
+        if self.name == "resnet18" and self.norm == "instance":
+            return 9  # smaller images end as single pixels, which instance norm makes constant
+        return 2**self.depth if self.name == "convnet" else SMALLEST.get(self.name, 1)
+
+    def takes(self, height: int, width: int) -> bool:
+        """False if images of this size are too small for the network."""
+        side = max(height, width) if self.name == "resnet18" else min(height, width)
+        return (32 if (height, width) == (28, 28) else side) >= self.smallest
 
     @model_validator(mode="before")
     @classmethod

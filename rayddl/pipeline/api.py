@@ -21,7 +21,7 @@ from rayddl.pipeline.session import ray_session
 from rayddl.plugins import activate
 
 DefinitionLike: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
-"""A definition: its file, its name in ``pipelines/``, or a mapping of its keys."""
+"""A definition: its file, the name of one in ``pipelines/`` or of a shipped one, or a mapping of its keys."""
 
 
 def plan(
@@ -29,7 +29,7 @@ def plan(
     *,
     overrides: Overrides = (),
     out: str | os.PathLike[str] = "runs",
-    plugins: Sequence[Given] = (),
+    plugins: Given | Sequence[Given] = (),
 ) -> Plan:
     """Return what running ``definition`` would do; printed, it is a table. Starts and writes nothing.
 
@@ -40,7 +40,8 @@ def plan(
 
 
 def estimate(plan: Plan, *, measure: bool = False) -> Estimates:
-    """Return the expected work and memory of the unfinished stages of ``plan`` on this machine; printed, a table.
+    """Return the expected work and memory of the unfinished stages of ``plan`` on this machine, with warnings about
+    results that will disappoint; printed, a table.
 
     With ``measure``, one matching step runs in another process to measure its peak memory.
     """
@@ -56,8 +57,9 @@ def run(
     progress: bool | Display = True,
     address: str | None = None,
     num_cpus: int | None = None,
-    grows: Sequence[str] = (),
-    plugins: Sequence[Given] = (),
+    grows: str | Sequence[str] = (),
+    plugins: Given | Sequence[Given] = (),
+    strict: bool = False,
     stages: Sequence[str] = (),
 ) -> RunResult:
     """Run ``definition`` and return its artifacts; finished stages are not run again.
@@ -67,10 +69,11 @@ def run(
     a stage needs it and stopped at the end. ``grows`` are groups of nodes that the cluster's autoscaler can
     add, each as ``4xCPU:8,GPU:1``. ``plugins`` are loaded in addition to the installed ones and register networks,
     sources and methods for the definition: a :class:`rayddl.Plugin`, a module with a ``plugin``, or the module's name
-    or file. With ``stages``, only these and the stages that they need are run. Raises
+    or file. With ``stages``, only these and the stages that they need are run. With ``strict``, warnings about results
+    that disappoint are errors. Raises
     :class:`rayddl.errors.RayddlError`.
     """
     planned = plan(definition, overrides=overrides, out=out, plugins=plugins).narrowed(stages)
     display = progress if not isinstance(progress, bool) else choose() if progress else Hidden()
-    with ray_session(display, address, num_cpus, grows) as ray:
-        return execute(planned, display, ray)
+    with ray_session(display, address, num_cpus, (grows,) if isinstance(grows, str) else grows) as ray:
+        return execute(planned, display, ray, strict=strict)

@@ -44,10 +44,10 @@ class Found:
 
 
 def compare(
-    where: Sequence[str | os.PathLike[str]],
+    where: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     out: str = "runs",
-    nets: tuple[str, ...] | None = None,
+    nets: str | Sequence[str] | None = None,
     seeds: int | None = None,
     epochs: int | None = None,
     root: str | None = None,
@@ -56,18 +56,21 @@ def compare(
     progress: bool | Display = True,
     address: str | None = None,
     num_cpus: int | None = None,
-    plugins: Sequence[Given] = (),
+    plugins: Given | Sequence[Given] = (),
 ) -> RunResult:
-    """Compare the runs, evaluate stages and sets in ``where``; the result has one table and one page.
+    """Compare the runs, evaluate stages and sets in ``where``, or a single one; the result has one table and one
+    page.
 
     With ``again`` all sets are evaluated again by one protocol. ``nets``, ``seeds`` and ``epochs`` replace single
     settings of it. ``root`` is the folder of the real images if it has moved. ``plugins`` are as for
     :func:`rayddl.run`. Raises :class:`rayddl.errors.RayddlError`.
     """
     use(plugins)
-    named = [each for place in where for each in resolve(os.fspath(place), out)]
+    places = (where,) if isinstance(where, str | os.PathLike) else where
+    several = (nets,) if isinstance(nets, str) else tuple(nets) if nets else None
+    named = [each for place in places for each in resolve(os.fspath(place), out)]
     found = list({_place(each.folder): each for each in named}.values())
-    made = definition(found, name=name, nets=nets, seeds=seeds, epochs=epochs, root=root, again=again)
+    made = definition(found, name=name, nets=several, seeds=seeds, epochs=epochs, root=root, again=again)
     return run(made, out=out, progress=progress, address=address, num_cpus=num_cpus, plugins=plugins)
 
 

@@ -5,13 +5,14 @@ Each stage kind makes its own estimate; this module collects and shows them. Not
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from rayddl.pipeline import cautions
 from rayddl.pipeline.plan import Plan
 from rayddl.pipeline.tables import rows_table
 
@@ -26,6 +27,8 @@ class Estimates:
     machine: Machine
     stages: Mapping[str, Estimate | None]
     """``None`` for a kind without an estimate."""
+    warnings: Mapping[str, Sequence[str]]
+    """By stage, what will disappoint and what to change; stages without warnings are left out."""
 
     def to_json(self, plan: Plan) -> dict[str, Any]:
         """Return the plan with its estimates, as JSON values."""
@@ -33,6 +36,7 @@ class Estimates:
         for stage in planned["stages"]:
             found = self.stages.get(stage["stage"])
             stage["estimate"] = None if found is None else found.to_json()
+            stage["warnings"] = list(self.warnings.get(stage["stage"], ()))
         return {**planned, "machine": self.machine.to_json()}
 
     def __rich__(self) -> RenderableType:
@@ -44,7 +48,10 @@ class Estimates:
         if any(found.memory and not found.measured for found in known.values()):
             notes.append("~ is an estimate by formula; with --measure a matching step is tried")
         rows = [{"stage": name, **_expected(found)} for name, found in self.stages.items()]
-        return Group(Text(f"\n{head}", "dim"), rows_table(rows), *(Text(note, "dim") for note in notes))
+        shown = [Text(f"warning: {line}", "yellow") for line in cautions.lines(self.warnings)]
+        return Group(
+            Text(f"\n{head}", "dim"), rows_table(rows), *(Text(note, "dim") for note in notes), *shown
+        )
 
 
 def _expected(found: Estimate | None) -> dict[str, str]:
@@ -82,4 +89,4 @@ def estimate(plan: Plan, *, measure: bool = False) -> Estimates:
         for planned in plan.stages
         if planned.state != "done"
     }
-    return Estimates(view.machine, found)
+    return Estimates(view.machine, found, cautions.before(plan, view))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -160,6 +161,8 @@ def make(definition: Definition, out: str, source_fingerprint: SourceFingerprint
     for name in order:
         prints[name] = _fingerprint(stages, name, prints, source, definition)
         planned.append(_planned(stages, name, prints[name], folder))
+    if any(stage.state != "done" for stage in planned):
+        _check_writable(folder)
     return Plan(definition, folder, source, tuple(planned))
 
 
@@ -221,6 +224,20 @@ def _template(stage: Stage, definition: Definition) -> dict[str, Any]:
     if changes := stage.config.revisions(definition.source):
         parts["revisions"] = list(changes)
     return parts
+
+
+def _check_writable(out: Folder) -> None:
+    """Refuse a local ``out`` that cannot be made or written; other places are tried when a run begins."""
+    place = out.local
+    while place is not None and not place.exists() and place != place.parent:
+        place = place.parent
+    if place is None or (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        return
+    why = f"{place} is not a folder" if not place.is_dir() else f"{place} may not be written"
+    raise UserError(
+        f"--out {scrub(str(out))!r} cannot be written: {why}; make it writable, or choose another with --out",
+        code="out-not-writable",
+    )
 
 
 def _check_readable(out: Folder) -> None:

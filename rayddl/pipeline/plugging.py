@@ -28,12 +28,14 @@ Given: TypeAlias = Plugin | ModuleType | str
 _Found = TypeVar("_Found")
 
 
-def use(given: Sequence[Given] = ()) -> tuple[Plugin, ...]:
+def use(given: Given | Sequence[Given] = ()) -> tuple[Plugin, ...]:
     """Make the installed plugins and those ``given`` the only active ones, and return the active ones.
 
     Raises :class:`PluginError` for a plugin that cannot be loaded, and for a name that is registered twice.
     """
     importlib.import_module("rayddl.stages.kinds")  # declares all of rayddl's own names
+    if isinstance(given, str | Plugin | ModuleType):
+        given = (given,)
     found: list[Plugin] = []
     for plugin in (*_installed(), *(_loaded(each) for each in given)):
         # An installed plugin may also be among those given.

@@ -25,6 +25,8 @@ class Record:
 
     plan: Plan
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
+    """By stage, what will or did disappoint, and what to change."""
 
     def __post_init__(self) -> None:
         for planned in self.plan.stages:
@@ -71,6 +73,7 @@ class Record:
             "source_fingerprint": self.plan.source_fingerprint,
             "order": [planned.name for planned in self.plan.stages],
             "stages": self.stages,
+            "warnings": self.warnings,
         }
         self.plan.out.write(self.file, ordered_json(scrub(value)))
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rayddl.credentials import scrub
 from rayddl.errors import UserError
-from rayddl.pipeline import notebook
+from rayddl.pipeline import cautions, notebook
 from rayddl.pipeline.artifacts import Artifact
 from rayddl.pipeline.display.base import Closing
 from rayddl.pipeline.plan import Plan
@@ -29,6 +29,8 @@ class RunResult:
     """``done`` for a stage that ran, ``cached`` for one that was finished before."""
     record: str
     """Path or URI of the run's record."""
+    warnings: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By stage, what disappoints in its result, and what to change."""
 
     @property
     def folders(self) -> dict[str, str]:
@@ -102,4 +104,4 @@ class RunResult:
                 for name, artifact in self.artifacts.items()
             },
         }
-        return Closing(self.tables, scrub(places), details)
+        return Closing(self.tables, scrub(places), details, tuple(cautions.lines(self.warnings)))

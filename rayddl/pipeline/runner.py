@@ -15,7 +15,7 @@ from rayddl import interrupts
 from rayddl.credentials import scrub
 from rayddl.data.sources import registry as sources
 from rayddl.errors import RayddlError, StageError, UserError
-from rayddl.pipeline import artifacts, lock
+from rayddl.pipeline import artifacts, cautions, lock
 from rayddl.pipeline.artifacts import Artifact
 from rayddl.pipeline.definition.load import Stage
 from rayddl.pipeline.display.base import Display, Ending, Hidden
@@ -36,18 +36,21 @@ _importing = threading.Lock()
 """Held while a kind's modules are imported: threads that import the same modules in different orders may see parts."""
 
 
-def execute(plan: Plan, display: Display | None = None, ray: RaySession | None = None) -> RunResult:
-    """Run ``plan`` and return its artifacts.
+def execute(
+    plan: Plan, display: Display | None = None, ray: RaySession | None = None, *, strict: bool = False
+) -> RunResult:
+    """Run ``plan`` and return its artifacts. With ``strict``, warnings about results that disappoint are errors.
 
     A failed stage does not stop stages that do not need it; then raises a :class:`RayddlError` that names the failed
     ones. ``KeyboardInterrupt`` ends all running stages, and is raised again after it is recorded. If every stage is
     finished, neither torch nor Ray is imported.
     """
     display = display or Hidden()
-    run = _Run(plan, display, ray or RaySession(display), Record(plan))
+    run = _Run(plan, display, ray or RaySession(display), Record(plan), strict=strict)
     try:
         with interrupts.noticed(run.interrupted):
             display.plan(plan)
+            run.warn_first()
             run.write_first()
             run.require()
             run.stages()
@@ -66,6 +69,7 @@ def execute(plan: Plan, display: Display | None = None, ray: RaySession | None =
         {name: run.finished[name] for name in order},
         {name: run.endings[name] for name in order},
         record,
+        dict(run.warnings),
     )
     display.result(result.closing())
     return result
@@ -81,12 +85,23 @@ class _Run:
     record: Record
     finished: dict[str, Artifact] = field(default_factory=dict)
     endings: dict[str, Literal["done", "cached"]] = field(default_factory=dict)
+    warnings: dict[str, tuple[str, ...]] = field(default_factory=dict)
     recorded: bool = False
     """True once the record has been written; nothing starts before."""
     schedule: Schedule | None = None
     clock: Callable[[], float] = time.monotonic
+    strict: bool = False
     _writing: threading.RLock = field(default_factory=threading.RLock)
     """Held while the record is changed and written."""
+
+    def warn_first(self) -> None:
+        """Show and record what the settings let expect. Raises :class:`UserError` if ``strict``."""
+        found = cautions.before(self.plan)
+        if self.strict:
+            cautions.refuse_before(found)
+        self.record.warnings |= {stage: list(texts) for stage, texts in found.items()}
+        for line in cautions.lines(found):
+            self.display.note(f"warning: {line}")
 
     def write_first(self) -> None:
         """Write the record before anything runs, which also checks that ``--out`` is writable."""
@@ -150,8 +165,7 @@ class _Run:
         except BaseException as error:
             self._failed(planned, error, self.clock() - began)
         self.finished[planned.name], self.endings[planned.name] = artifact, "done"
-        self._note(planned, "done", artifact)
-        self._end(planned, "done", artifact.seconds, artifact)
+        self._warned(planned, artifact, "done")
 
     def interrupted(self) -> None:
         """Record the run as interrupted, at its running stages or else at its first unfinished one."""
@@ -228,8 +242,22 @@ class _Run:
 
     def _reuse(self, planned: PlannedStage, artifact: Artifact) -> None:
         self.finished[planned.name], self.endings[planned.name] = artifact, "cached"
-        self._note(planned, "cached", artifact)
-        self._end(planned, "cached", artifact.seconds, artifact)
+        self._warned(planned, artifact, "cached")
+
+    def _warned(self, planned: PlannedStage, artifact: Artifact, ending: Literal["done", "cached"]) -> None:
+        """Record and show a finished stage with its warnings. Raises :class:`StageError` for these if ``strict``."""
+        found = planned.stage.kind.cautions_after(artifact.summary)
+        if found:
+            with self._writing:
+                self.warnings[planned.name] = found
+                earlier = self.record.warnings.get(planned.name, ())
+                self.record.warnings[planned.name] = [*earlier, *found]
+        self._note(planned, ending, artifact)
+        self._end(planned, ending, artifact.seconds, artifact)
+        for line in cautions.lines({planned.name: found}):
+            self.display.note(f"warning: {line}")
+        if self.strict:
+            cautions.refuse_after(planned.name, found)
 
     def _failed(self, planned: PlannedStage, error: BaseException, seconds: float) -> NoReturn:
         """Show and record how the stage ended, and raise the error for the caller."""

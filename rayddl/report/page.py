@@ -31,6 +31,8 @@ def render(run: Run) -> str:
 
 def sections(run: Run, parts: Sequence[Part]) -> Iterable[Section]:
     """Yield the sections in order: those of the parts by place, then times, definition and provenance."""
+    if run.warnings:
+        yield Section("warnings", "Warnings", lead=" ".join(f"{text}." for text in run.warnings))
     placed = [each for part in parts for each in part.sections]
     yield from (section for _, section in sorted(placed, key=lambda each: each[0]))
     times = _times(run)

@@ -97,6 +97,8 @@ class Run:
     """All finished stages in the definition's order."""
     chapters: tuple[Chapter, ...] = ()
     """One for each kind that draws a part of the page."""
+    warnings: tuple[str, ...] = ()
+    """What disappoints in the results, and what to change."""
 
     @property
     def name(self) -> str:

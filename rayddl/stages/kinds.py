@@ -1,8 +1,9 @@
 """The registry of stage kinds, read by the pipeline floor: one line for each of rayddl's own.
 
-A kind is a folder. Besides ``settings`` and ``stage`` it may have the modules ``estimate`` (resources) and
-``report`` (sections of the page), which are found by name. The settings class declares what a stage produces and
-how it is tuned. ``stage``, and with it torch and Ray, is imported only when a stage of the kind runs.
+A kind is a folder. Besides ``settings`` and ``stage`` it may have the modules ``estimate`` (resources), ``cautions``
+(warnings), ``draft`` (settings for ``rayddl init``) and ``report`` (sections of the page), which are found by name.
+The settings class declares what a stage produces and how it is tuned. ``stage``, and with it torch and Ray, is imported
+only when a stage of the kind runs.
 """
 
 from __future__ import annotations
@@ -83,6 +84,27 @@ class Kind:
         function = getattr(module, "measure", module.estimate) if measure else module.estimate
         found: Estimate = function(config, stages, outlook)
         return found
+
+    def cautions_before(
+        self, config: StageConfig, stages: Mapping[str, StageConfig], outlook: Any
+    ) -> tuple[str, ...]:
+        """Warnings about a stage that has not run, from its settings and the source. Arguments are those of
+        :meth:`estimate`.
+        """
+        module = self.optional("cautions")
+        return tuple(module.before(config, stages, outlook)) if module else ()
+
+    def cautions_after(self, summary: Mapping[str, Any]) -> tuple[str, ...]:
+        """Warnings about the result of a finished stage, from its summary."""
+        module = self.optional("cautions")
+        return tuple(module.after(summary)) if module else ()
+
+
+def impossible(stages: Mapping[str, StageConfig], outlook: Any) -> list[str]:
+    """Why ``stages`` must fail on the images of ``outlook``, the result of :func:`outlook`."""
+    module = importlib.import_module("rayddl.stages.possible")
+    each = [text for name, config in stages.items() for text in module.problems(name, config, outlook)]
+    return [*module.of_source(outlook), *each]
 
 
 def outlook(source: SourceConfig) -> Any:

@@ -120,6 +120,11 @@ class StageConfig(Config):
         del readers
         return self
 
+    @property
+    def images_needed(self) -> int:
+        """The least number of real training images of each class without which the stage fails."""
+        return 0
+
     def as_readers(self, templates: Mapping[str, StageConfig]) -> Sequence[StageConfig]:
         """The settings that determine what is read: this stage's own, or those of the stages that it runs."""
         del templates

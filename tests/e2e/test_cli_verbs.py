@@ -67,12 +67,15 @@ class TestEntry:
         ended = command(tmp_path, "--help")
 
         for verb in (
+            "init",
             "run",
             "plan",
             "show",
             "list",
             "evaluate",
             "export",
+            "explain",
+            "schema",
             "doctor",
             "submit",
             "status",

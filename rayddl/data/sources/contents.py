@@ -14,3 +14,5 @@ class Contents:
     test: int
     first: tuple[bytes, ...]
     """The first images of the train split as encoded bytes; images without bytes are left out."""
+    fewest: int
+    """Training images of the smallest class."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rayddl.data.config import SourceConfig
-from rayddl.data.sources import trees
+from rayddl.data.sources import holdout, trees
 from rayddl.data.sources.refusals import open_root, place, refuse_one_class, shown
 from rayddl.data.sources.trees import EXTENSIONS, ImageFile, Split, Survey
 from rayddl.errors import SourceError
@@ -45,11 +47,31 @@ def survey(config: SourceConfig) -> Survey:
     without images, fewer than two classes, and a held-out class that is not in the train split.
     """
     root = open_root(config, f"{train_name(config)}/<class>/<image>")
+    held = test_name(config, root)
+    if config.holdout is not None and held is None:
+        bare = config.train is None and not root.child(train_name(config)).exists()
+        whole = (
+            by_class_folder(root, config, _tree(config)) if bare else _list(root, train_name(config), config)
+        )
+        return judged(config, root, halves(whole, config))
     splits = {
         "train": _list(root, train_name(config), config),
-        "test": _list(root, test_name(config, root), config),
+        "test": _list(root, held or "test", config),
     }
     return judged(config, root, splits)
+
+
+def halves(whole: Split, config: SourceConfig) -> dict[str, Split]:
+    """``whole`` as a train split and the images that ``config.holdout`` holds out."""
+    classes = sorted({file.class_ for file in whole.files})
+    index = {name: position for position, name in enumerate(classes)}
+    labels = np.fromiter((index[file.class_] for file in whole.files), np.int32, len(whole.files))
+    held = holdout.held_out([file.name for file in whole.files], labels, classes, config)
+    parts = {"train": ~held, "test": held}
+    return {
+        split: Split(whole.folder, tuple(whole.files[i] for i in np.flatnonzero(mask)))
+        for split, mask in parts.items()
+    }
 
 
 def judged(config: SourceConfig, root: Folder, splits: dict[str, Split]) -> Survey:
@@ -75,12 +97,12 @@ def train_name(config: SourceConfig) -> str:
     return config.train or "train"
 
 
-def test_name(config: SourceConfig, root: Folder) -> str:
+def test_name(config: SourceConfig, root: Folder) -> str | None:
     """Name of the held-out split's folder: ``config.test``, or the first of ``val`` and ``test`` that exists."""
     if config.test is not None:
         return config.test
     there = root.folders()
-    return next((name for name in _TEST_FOLDERS if name in there), "test")
+    return next((name for name in _TEST_FOLDERS if name in there), None)
 
 
 def _list(root: Folder, split: str, config: SourceConfig) -> Split:
@@ -125,5 +147,5 @@ def _tree(config: SourceConfig) -> str:
         f"  {config.root}/\n"
         f"    {train_name(config)}/\n      cat/  0001.png ...\n      dog/  0001.png ...\n"
         f"    {test}/\n      cat/  0001.png ...\n      dog/  0001.png ...\n"
-        "Set source.root, source.train or source.test."
+        f"Set source.root, source.train or source.test. {holdout.ADVICE}"
     )

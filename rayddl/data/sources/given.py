@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayddl import plugins
 from rayddl.data.config import SourceConfig
+from rayddl.data.sources import holdout
 from rayddl.data.sources.refusals import refuse_absent_classes, refuse_one_class
 from rayddl.errors import PluginError, RayddlError, SourceError
 from rayddl.plugins import Splits
@@ -56,7 +57,8 @@ def decoded(config: SourceConfig) -> tuple[ImageDataset, ImageDataset]:
     given = plugins.find("sources", config.name)
     try:
         given = _splits(given(config) if callable(given) else given, f"{where} of plugin {plugin}")
-        found = {name: _arrays(getattr(given, name), config, name) for name in ("train", "test")}
+        named = ("train",) if given.test is None else ("train", "test")
+        found = {name: _arrays(getattr(given, name), config, name) for name in named}
     except RayddlError:
         raise
     except Exception as error:  # plugin code can raise any type
@@ -79,7 +81,21 @@ def decoded(config: SourceConfig) -> tuple[ImageDataset, ImageDataset]:
             f"{where}: the splits' images differ in shape, {' and '.join(map(str, sorted(shapes)))}; set source.size",
             code="images-of-several-sizes",
         )
+    if "test" not in found:
+        found = _halves(*found["train"], classes, config)
     return _made(found["train"], classes), _made(found["test"], classes)
+
+
+def _halves(
+    images: NDArray[np.uint8], labels: NDArray[np.int64], classes: tuple[str, ...], config: SourceConfig
+) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+    if config.holdout is None:
+        raise SourceError(
+            f"source {config.name}: rayddl.Splits has no test split. {holdout.ADVICE}",
+            code="source-without-held-out",
+        )
+    held = holdout.held_out([str(index) for index in range(len(labels))], labels, classes, config)
+    return {"train": (images[~held], labels[~held]), "test": (images[held], labels[held])}
 
 
 def _splits(given: Any, where: str) -> Splits:

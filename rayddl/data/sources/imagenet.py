@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from rayddl.data.config import SourceConfig
-from rayddl.data.sources import folders, trees
+from rayddl.data.sources import folders, holdout, trees
 from rayddl.data.sources.refusals import open_root, place, shown
 from rayddl.data.sources.trees import ImageFile, Split, Survey
 from rayddl.data.sources.wnids import SUBSETS
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rayddl.data.sources.listing import Listing
 
 _WNID = re.compile(r"n\d{8}")
+_TEST = "val"
 
 
 def identity(config: SourceConfig) -> dict[str, Any]:
@@ -47,11 +48,15 @@ def survey(config: SourceConfig) -> Survey:
     """
     root = open_root(config, "train/<wnid>/<image>")
     parts = {"train": _split(root, config.train or "train", config)}
-    parts["test"] = _split(root, config.test or "val", config)
+    cut = config.holdout is not None and not root.child(_TEST).exists()
+    if not cut:
+        parts["test"] = _split(root, config.test or _TEST, config)
     wanted = {split: _wanted(folder, config) for split, folder in parts.items()}
     if config.subset is not None:
         _refuse_missing(config, root, parts)
     splits = {split: _files(parts[split], wanted[split], config) for split in parts}
+    if cut:
+        splits = folders.halves(splits["train"], config)
     return folders.judged(config, root, splits)
 
 
@@ -122,6 +127,6 @@ def _tree(config: SourceConfig) -> str:
     return (
         f"  {config.root}/\n"
         f"    {config.train or 'train'}/\n      n01440764/  n01440764_18.JPEG ...\n      ...\n"
-        f"    {config.test or 'val'}/\n      n01440764/  ILSVRC2012_val_00000293.JPEG ...\n      ...\n"
-        "Set source.root, source.train or source.test."
+        f"    {config.test or _TEST}/\n      n01440764/  ILSVRC2012_val_00000293.JPEG ...\n      ...\n"
+        f"Set source.root, source.train or source.test. {holdout.ADVICE}"
     )

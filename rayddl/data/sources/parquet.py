@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayddl.data.config import SourceConfig
-from rayddl.data.sources import parquet_labels
+from rayddl.data.sources import holdout, parquet_labels
 from rayddl.data.sources.contents import Contents
 from rayddl.data.sources.listing import read_inside
 from rayddl.data.sources.parquet_labels import Labels
@@ -61,7 +61,8 @@ class _Survey:
     folder: Folder
     classes: tuple[str, ...]
     splits: dict[str, tuple[tuple[_Table, Labels], ...]]
-    """``train`` and ``test``: each file with its labels as indices into ``classes``."""
+    """``train`` and ``test``: each file with its labels as indices into ``classes``. ``test`` has no file where
+    ``holdout`` makes that split."""
     follow_links: bool
 
 
@@ -78,14 +79,18 @@ def identity(config: SourceConfig) -> dict[str, Any]:
             ]
             for split, tables in survey.splits.items()
         },
+        **({} if survey.splits["test"] else {"holdout": [config.holdout, config.holdout_seed]}),
     }
 
 
 def load(config: SourceConfig, fingerprint: str) -> Source:
     """Both splits in memory, decoded a few hundred rows at a time."""
-    from rayddl.data.sources.splits import build
+    from rayddl.data.sources.splits import batches, build
 
     survey = _survey(config)
+    if not survey.splits["test"]:
+        parts = (batches(_part(survey, split, config)) for split in ("train", "test"))
+        return build(config, fingerprint, survey.classes, *parts)
     splits = {split: _rows(survey, split, config.image_column) for split in survey.splits}
     return build(config, fingerprint, survey.classes, splits["train"], splits["test"], notes=_notes(survey))
 
@@ -94,9 +99,18 @@ def listing(config: SourceConfig, split: str) -> Listing:
     """The listing of a split; reads footers and labels, no image. Raises the errors of :func:`load` that
     concern columns and classes.
     """
+    return _part(_survey(config), split, config)
+
+
+def _part(survey: _Survey, split: str, config: SourceConfig) -> Listing:
+    if not survey.splits["test"]:
+        return holdout.part(_listing(survey, "train", config), split, config)
+    return _listing(survey, split, config)
+
+
+def _listing(survey: _Survey, split: str, config: SourceConfig) -> Listing:
     from rayddl.data.sources.listing import ParquetStore, sorted_listing
 
-    survey = _survey(config)
     tables = survey.splits[split]
     files = tuple(table.name for table, _ in tables)
     lengths = [len(labels) for _, labels in tables]
@@ -124,13 +138,17 @@ def contents(config: SourceConfig, first: int) -> Contents:
     """Counts of both splits and the first few images; reads footers, labels and these images only."""
     survey = _survey(config)
     train, test = (sum(int((labels >= 0).sum()) for _, labels in survey.splits[s]) for s in ("train", "test"))
+    present = np.concatenate([part[part >= 0] for _, part in survey.splits["train"]])
+    fewest = int(np.bincount(present, minlength=len(survey.classes)).min())
+    if not test:
+        train, test, fewest = holdout.totals(present, survey.classes, config)
     with survey.folder.open(survey.splits["train"][0][0].name) as stream:
         batch = next(pq.ParquetFile(stream).iter_batches(first, columns=[config.image_column]))
     images = []
     for read in _readers(survey, batch.column(0)):
         with suppress(OSError, ValueError):
             images.append(read())
-    return Contents(len(survey.classes), train, test, tuple(images))
+    return Contents(len(survey.classes), train, test, tuple(images), fewest)
 
 
 def _groups(folder: Folder, name: str) -> tuple[int, ...]:
@@ -164,7 +182,7 @@ def _survey(config: SourceConfig) -> _Survey:
     splits = {split: _in(folder, classes, ts) for split, ts in tables.items()}
     survey = _Survey(folder, classes, splits, config.follow_links)
     for split, members in survey.splits.items():
-        if not sum(len(labels) for _, labels in members):
+        if (members or config.holdout is None) and not sum(len(labels) for _, labels in members):
             raise SourceError(
                 f"{where}: the {split} split has no rows ({shown(found[split])}).", code="split-without-rows"
             )

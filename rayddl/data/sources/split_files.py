@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from rayddl.data.config import SourceConfig
+from rayddl.data.sources.holdout import ADVICE
 from rayddl.data.sources.refusals import place, refuse_links, shown
 from rayddl.errors import SourceError
 from rayddl.storage import Folder
@@ -27,21 +28,27 @@ def find(config: SourceConfig, folder: Folder, ending: str) -> dict[str, list[st
     """The files of ``train`` and ``test``, by name inside the root; ``ending`` is ``.parquet`` or ``.tar``.
 
     A pattern set by the user selects all matching files. Default patterns are tried in the root, then in
-    its folder ``data``. Raises :class:`SourceError` if nothing matches, if a default pattern matches files
+    its folder ``data``. With ``config.holdout``, ``test`` may be empty, and without files named for a train split
+    ``train`` is all files. Raises :class:`SourceError` if nothing matches, if a default pattern matches files
     of several data sets, if numbered shards that the pattern matches are missing, and if a file would be in both
     splits.
     """
-    found = {}
+    found: dict[str, list[str]] = {}
     for split, pattern in (("train", config.train), ("test", config.test)):
+        if split == "test" and pattern is None and config.train is not None and config.holdout is not None:
+            # Files of default names next to a chosen one may be of another data set.
+            found[split] = []
+            continue
         if pattern is not None:
             found[split] = _matches(folder, pattern)
-            tried: Sequence[str] = (pattern,)
+            tried = [pattern]
         else:
             tried = [where + p + ending for where in ("", "data/") for p in DEFAULTS[split]]
+            tried += [f"*{ending}", f"data/*{ending}"] if split == "train" and config.holdout else []
             found[split] = next(filter(None, (_matches(folder, p) for p in tried)), [])
             _refuse_mixture(config, folder, split, found[split], ending)
         _refuse_missing(config, folder, split, found[split], tried)
-        if not found[split]:
+        if not found[split] and not (split == "test" and config.holdout):
             raise SourceError(_nothing(config, folder, split, tried, ending), code="split-without-files")
         refuse_links(config, folder, found[split])
     shared = sorted(set(found["train"]) & set(found["test"]))
@@ -132,4 +139,5 @@ def _nothing(config: SourceConfig, folder: Folder, split: str, tried: Sequence[s
     return (
         f"source {config.name} in {place(folder)}: no file for the {split} split. Looked for {', '.join(tried)}. "
         f"{held} Set source.root, or source.{split} to a file or glob inside it."
+        + (f" {ADVICE}" if there else "")
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from PIL import Image
 
@@ -32,6 +33,10 @@ class Glance:
     """Number of training images."""
     test: int
     """Number of held-out images."""
+    fewest: int = field(default=0, compare=False)
+    """Training images of the smallest class; 0 if unknown."""
+    sizes: tuple[tuple[int, int], ...] = field(default=(), compare=False)
+    """(width, height) of the images whose headers were read, each once."""
 
     @property
     def numbers(self) -> int:
@@ -41,9 +46,9 @@ class Glance:
 
 
 _KNOWN = {
-    "digits": Glance((1, 8, 8), 10, 1438, 359),
-    "cifar10": Glance((3, 32, 32), 10, 50_000, 10_000),
-    "cifar100": Glance((3, 32, 32), 100, 50_000, 10_000),
+    "digits": Glance((1, 8, 8), 10, 1438, 359, 139),
+    "cifar10": Glance((3, 32, 32), 10, 50_000, 10_000, 5_000),
+    "cifar100": Glance((3, 32, 32), 100, 50_000, 10_000, 500),
 }
 _TREES: dict[str, Callable[[SourceConfig], Survey]] = {
     "imagefolder": folders.survey,
@@ -60,21 +65,29 @@ def glance(config: SourceConfig) -> Glance:
     if known is not None:
         channels, *sides = known.shape
         height, width = (config.size or side for side in sides)
-        return Glance((channels, height, width), known.classes, known.train, known.test)
+        return Glance((channels, height, width), known.classes, known.train, known.test, known.fewest)
     if plugins.owner("sources", config.name):
         train, test = given.decoded(config)
-        return Glance(train.shape, len(train.classes), len(train), len(test))
+        return Glance(train.shape, len(train.classes), len(train), len(test), min(train.counts()))
     if config.name in _TREES:
         tree = _TREES[config.name](config)
         listed = tree.splits["train"]
-        first = (listed.folder.read(file.name) for file in listed.files[:_LOOKED_AT])
-        counts = [len(tree.splits[split].files) for split in ("train", "test")]
-        return Glance(_shape(first, config.size), len(tree.classes), *counts)
+        # Spread over the classes, which may come from different cameras.
+        apart = max(1, len(listed.files) // _LOOKED_AT)
+        first = (listed.folder.read(file.name) for file in listed.files[::apart][:_LOOKED_AT])
+        counts = {split: len(part.files) for split, part in tree.splits.items()}
+        shape, sizes = _shape(first, config.size)
+        fewest = min(Counter(file.class_ for file in listed.files).values())
+        return Glance(shape, len(tree.classes), counts["train"], counts["test"], fewest, sizes)
     found = (shards if config.name == "webdataset" else tables).contents(config, _LOOKED_AT)
-    return Glance(_shape(found.first, config.size), found.classes, found.train, found.test)
+    shape, sizes = _shape(found.first, config.size)
+    return Glance(shape, found.classes, found.train, found.test, found.fewest, sizes)
 
 
-def _shape(images: Iterable[bytes], size: int | None) -> tuple[int, int, int]:
+def _shape(
+    images: Iterable[bytes], size: int | None
+) -> tuple[tuple[int, int, int], tuple[tuple[int, int], ...]]:
+    """The shape (C, H, W) of a source, and the different (width, height) of ``images``."""
     sides, modes = [(size or 1, size or 1)], set()
     for data in images:
         # Unreadable images are skipped here; decoding reports them by name.
@@ -85,4 +98,5 @@ def _shape(images: Iterable[bytes], size: int | None) -> tuple[int, int, int]:
             modes.add(image.mode)
             sides.append((image.height, image.width))
     height, width = sides[0] if size else sides[-1]
-    return (1 if modes and modes <= set(_GREY) else 3), height, width
+    found = tuple(dict.fromkeys((w, h) for h, w in sides[1:]))
+    return (1 if modes and modes <= set(_GREY) else 3, height, width), found

@@ -23,7 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayddl.data.config import SourceConfig
-from rayddl.data.sources import parquet_labels
+from rayddl.data.sources import holdout, parquet_labels
 from rayddl.data.sources.contents import Contents
 from rayddl.data.sources.parquet_labels import Labels
 from rayddl.data.sources.refusals import (
@@ -78,7 +78,8 @@ class _Survey:
     folder: Folder
     classes: tuple[str, ...]
     splits: dict[str, tuple[tuple[_Shard, Labels], ...]]
-    """``train`` and ``test``: each shard with its labels as indices into ``classes``."""
+    """``train`` and ``test``: each shard with its labels as indices into ``classes``. ``test`` has no shard where
+    ``holdout`` makes that split."""
 
 
 def identity(config: SourceConfig) -> dict[str, Any]:
@@ -87,6 +88,7 @@ def identity(config: SourceConfig) -> dict[str, Any]:
     return {
         "classes": survey.classes,
         "splits": {s: [[t.name, t.digest] for t, _ in parts] for s, parts in survey.splits.items()},
+        **({} if survey.splits["test"] else {"holdout": [config.holdout, config.holdout_seed]}),
     }
 
 
@@ -95,7 +97,7 @@ def load(config: SourceConfig, fingerprint: str) -> Source:
     from rayddl.data.sources.splits import batches, build
 
     survey = _survey(config)
-    train, test = (batches(_listing(survey, split)) for split in ("train", "test"))
+    train, test = (batches(_part(survey, split, config)) for split in ("train", "test"))
     return build(config, fingerprint, survey.classes, train, test, notes=_notes(survey))
 
 
@@ -105,16 +107,26 @@ def listing(config: SourceConfig, split: str) -> Listing:
     Raises :class:`SourceError` for missing or damaged shards, samples without a label or with several
     images, labels without a class name, and fewer than two classes.
     """
-    return _listing(_survey(config), split)
+    return _part(_survey(config), split, config)
 
 
 def contents(config: SourceConfig, first: int) -> Contents:
     """Counts of both splits and the first few images; reads headers, labels and these images only."""
     survey = _survey(config)
     train, test = (sum(int((labels >= 0).sum()) for _, labels in survey.splits[s]) for s in ("train", "test"))
-    listed = _listing(survey, "train").take(np.arange(min(first, train)))
+    present = np.concatenate([labels[labels >= 0] for _, labels in survey.splits["train"]])
+    fewest = int(np.bincount(present, minlength=len(survey.classes)).min())
+    if not test:
+        train, test, fewest = holdout.totals(present, survey.classes, config)
+    listed = _part(survey, "train", config).take(np.arange(min(first, train)))
     images = [blob for blob in listed.store.read(listed) if isinstance(blob, bytes)]
-    return Contents(len(survey.classes), train, test, tuple(images))
+    return Contents(len(survey.classes), train, test, tuple(images), fewest)
+
+
+def _part(survey: _Survey, split: str, config: SourceConfig) -> Listing:
+    if not survey.splits["test"]:
+        return holdout.part(_listing(survey, "train"), split, config)
+    return _listing(survey, split)
 
 
 def _listing(survey: _Survey, split: str) -> Listing:
@@ -163,7 +175,7 @@ def _survey(config: SourceConfig) -> _Survey:
         for split, parts in shards.items()
     }
     for split, members in splits.items():
-        if not sum(len(labels) for _, labels in members):
+        if (members or config.holdout is None) and not sum(len(labels) for _, labels in members):
             raise SourceError(
                 f"{where}: the {split} split has no images ({shown(found[split])}).",
                 code="split-without-images",

@@ -109,8 +109,8 @@ class Settings(WindowRule, Augmented):
     def method(self) -> str:
         """The name of the method that these settings are: MTT, TESLA, DATM or MCT.
 
-        MCT with labels of another method is ``MCT+TESLA`` or ``MCT+DATM``. A growing range of start epochs is DATM's and
-        MCT's, the truncated gradient TESLA's and MCT's.
+        MCT with labels of another method is ``MCT+TESLA`` or ``MCT+DATM``. A growing range of start epochs is DATM's
+        and MCT's, the truncated gradient TESLA's and MCT's.
         """
         convex = self.trajectory == "convex"
         if self.labels == "learned" or (self.first_start_epoch is not None and not convex):

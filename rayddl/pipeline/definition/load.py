@@ -22,7 +22,8 @@ from rayddl.pipeline.definition.document import Document
 from rayddl.pipeline.definition.overrides import Overrides
 from rayddl.pipeline.definition.problems import Fault, Key, Problems, quoted
 from rayddl.pipeline.definition.schema import Shape, booleans_for_numbers, explain
-from rayddl.plugins import Plugin, active, loaded, suggestion
+from rayddl.pipeline.definition.vocabulary import kind_hint
+from rayddl.plugins import Plugin, active, loaded
 from rayddl.stages.kinds import Kind, known
 from rayddl.stages.settings import StageConfig
 
@@ -233,7 +234,7 @@ def _kind(
         text = f"missing; expected one of {', '.join(kinds)}"
         _note(document, problems, Fault((*key, "kind"), text, "missing-key"))
     elif str(value["kind"]) not in kinds:
-        hint = suggestion(value["kind"], kinds, "known kinds")
+        hint = kind_hint(value["kind"], kinds, "known kinds")
         text = f"{quoted(value['kind'])} is not a stage kind; {hint}; {loaded()}"
         _note(document, problems, Fault((*key, "kind"), text, "unknown-kind"))
     else:

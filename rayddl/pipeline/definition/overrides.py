@@ -15,8 +15,8 @@ from rayddl.pipeline.definition.schema import Shape, shape_at
 from rayddl.plugins import suggestion
 from rayddl.stages.kinds import Kind
 
-Overrides: TypeAlias = Sequence[str] | Mapping[str, Any]
-"""``["experts.count=20"]`` as on the command line, or ``{"experts.count": 20}`` from Python."""
+Overrides: TypeAlias = str | Sequence[str] | Mapping[str, Any]
+"""``["experts.count=20"]`` as on the command line, a single one as text, or ``{"experts.count": 20}`` from Python."""
 
 TOP_KEYS = ("name", "seed", "source", "description")
 """The keys that an override may start with, in addition to the names of stages."""
@@ -24,6 +24,8 @@ TOP_KEYS = ("name", "seed", "source", "description")
 
 def as_text(overrides: Overrides) -> tuple[str, ...]:
     """Return the overrides as they would be typed."""
+    if isinstance(overrides, str):
+        return (overrides,)
     if isinstance(overrides, Mapping):
         return tuple(f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items())
     return tuple(overrides)
@@ -36,7 +38,7 @@ def apply(
     if isinstance(overrides, Mapping):
         items = [(Place(f"--set {key}"), key, value) for key, value in overrides.items()]
     else:
-        items = [item for text in overrides if (item := _parsed(text, problems))]
+        items = [item for text in as_text(overrides) if (item := _parsed(text, problems))]
     value, places = document.value, dict(document.places)
     for place, name, new in items:
         key = _key(name, value, place, problems)

@@ -9,37 +9,58 @@ from typing import Any
 
 from pydantic import BaseModel
 
+import rayddl
 from rayddl.errors import DefinitionError
 from rayddl.pipeline.definition.document import Document, parse
 from rayddl.pipeline.definition.problems import Key, Place, Problems, quoted
 from rayddl.plugins import suggestion
 
 FOLDER = "pipelines"
-"""Folder in which definitions given without a path are searched."""
+"""Folder in which definitions given without a path are searched: in the current folder, then among the shipped ones."""
 
 _SUFFIXES = (".yaml", ".yml")
 
 
 def find(name: str | os.PathLike[str]) -> Path:
-    """Return the definition file for ``name``: a path as given, or a name inside ``pipelines/``.
+    """Return the definition file for ``name``: a path, or a name in ``pipelines/`` or among the shipped definitions;
+    the ending ``.yaml`` or ``.yml`` may be left out.
 
     Raises :class:`DefinitionError` with the known names if there is none.
     """
     given = Path(name)
-    candidates = [given]
-    if given.parent == Path():
-        inside = Path(FOLDER) / given
-        candidates += [inside, *(inside.with_name(inside.name + suffix) for suffix in _SUFFIXES)]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    known = [path.name for path in _definitions(Path(FOLDER))]
-    wanted = given.name if given.suffix in _SUFFIXES else f"{given.name}.yaml"
+    files = (
+        [given] if given.suffix in _SUFFIXES else [given, *(Path(f"{given}{ending}") for ending in _SUFFIXES)]
+    )
+    folders = [Path(), *_folders()] if given.parent == Path() else [Path()]
+    for folder in folders:
+        for file in files:
+            if (folder / file).is_file():
+                return folder / file
+    wanted = files[min(1, len(files) - 1)]
+    known = [f"{known}.yaml" for known in names()]
     raise DefinitionError(
-        f"no definition {str(name)!r}: looked for {', '.join(str(c) for c in candidates[:3])}; "
-        + suggestion(wanted, known, f"definitions in {FOLDER}/"),
+        f"no definition {str(name)!r}: looked for {', '.join(str(folder / wanted) for folder in folders)}; "
+        + suggestion(wanted.name, known, "known definitions"),
         code="no-definition",
     )
+
+
+def names() -> list[str]:
+    """Return the names of the definitions in ``pipelines/`` and of the shipped ones, without their ending."""
+    return sorted({path.stem for folder in _folders() for path in _definitions(folder)})
+
+
+def _folders() -> list[Path]:
+    """Return the folders in which definitions given without a path are searched, after the current one."""
+    return [folder for folder in (Path(FOLDER), _shipped()) if folder.is_dir()]
+
+
+def _shipped() -> Path:
+    """Return the folder of the shipped definitions: in the installed package, or in the clone that it runs from."""
+    package = Path(rayddl.__file__).parent
+    clone = package.parent
+    inside = package / FOLDER
+    return clone / FOLDER if not inside.is_dir() and (clone / "pyproject.toml").is_file() else inside
 
 
 def read(path: Path, problems: Problems) -> Document:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args, get_origin
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -31,10 +32,7 @@ other settings, the meaning says how.
 
 def page(kinds: Mapping[str, Kind] = KINDS) -> str:
     """Return the reference as Markdown: the top level, every kind, and the groups of settings below their keys."""
-    groups: dict[type[BaseModel], str] = {}
-    models: list[type[BaseModel]] = [Top, StageConfig, *(kind.config for kind in kinds.values())]
-    for model in models:
-        _gather(model, groups)
+    groups = groups_of([Top, StageConfig, *(kind.config for kind in kinds.values())])
     return "\n".join(
         [
             _HEAD,
@@ -46,20 +44,49 @@ def page(kinds: Mapping[str, Kind] = KINDS) -> str:
     )
 
 
+class Row(NamedTuple):
+    """A key of a definition: the cells of its row, as Markdown."""
+
+    key: str
+    type: str
+    default: str
+    """``required``, or a dash if nothing is set."""
+    meaning: str
+
+
+def groups_of(models: Iterable[type[BaseModel]]) -> dict[type[BaseModel], str]:
+    """Return every settings class below ``models``, with the first key that has it."""
+    groups: dict[type[BaseModel], str] = {}
+    for model in models:
+        _gather(model, groups)
+    return groups
+
+
+def row(name: str, field: FieldInfo, groups: Mapping[type[BaseModel], str]) -> Row:
+    """Return the description of a key."""
+    return Row(name, _type(field, groups), _default(field), _markdown(field.description or ""))
+
+
+def without_links(text: str) -> str:
+    """Return Markdown with the texts of its links in their place."""
+    return re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
+
+
 def _gather(model: type[BaseModel], groups: dict[type[BaseModel], str]) -> None:
     """Add every settings class below ``model`` to ``groups``, with the first key that has it."""
     for name, field in model.model_fields.items():
-        for found in _models(field.annotation):
+        for found in models_of(field.annotation):
             if found not in groups:
                 groups[found] = name
                 _gather(found, groups)
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_of(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the settings classes in a type."""
     if isinstance(annotation, type) and get_origin(annotation) is None and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
-        yield from _models(argument)
+        yield from models_of(argument)
 
 
 def _kind(kind: Kind, groups: Mapping[type[BaseModel], str]) -> str:
@@ -82,7 +109,8 @@ def _section(
 
 
 def _row(name: str, field: FieldInfo, groups: Mapping[type[BaseModel], str]) -> str:
-    cells = (f"`{name}`", _type(field, groups), _default(field), _markdown(field.description or ""))
+    found = row(name, field, groups)
+    cells = (f"`{name}`", *found[1:])
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
@@ -92,7 +120,7 @@ def _type(field: FieldInfo, groups: Mapping[type[BaseModel], str]) -> str:
     if stages:
         several = any(shape.annotation is not str for shape in shapes)
         return f"{'list of names of stages, each' if several else 'name of'} {stages[0].wanted}"
-    below = list(dict.fromkeys(groups[model] for model in _models(field.annotation)))
+    below = list(dict.fromkeys(groups[model] for model in models_of(field.annotation)))
     if below:
         within = "" if any(shape.model for shape in shapes) else _container(shapes[0].annotation)
         return within + " or ".join(f"[`{name}`](#{name})" for name in below)

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from rayddl import plugins
 from rayddl.config import UNKNOWN, Registered
 from rayddl.pipeline.definition.problems import Fault, Key, quoted
+from rayddl.pipeline.definition.vocabulary import key_hint
 from rayddl.plugins import suggestion
 
 _SIMPLE = {int: "an integer", float: "a number", bool: "true or false", str: "text", Any: "any value"}
@@ -146,7 +147,7 @@ def _sentence(details: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
         parent = shape_at(model, key[:-1])
         models = [shape.model for shape in parent.alternatives() if shape.model] if parent else []
         known = [name for found in models for name in found.model_fields]
-        return f"unknown key; {suggestion(key[-1], known, 'known keys')}", "unknown-key"
+        return f"unknown key; {key_hint(key[-1], known, 'known keys')}", "unknown-key"
     shape = shape_at(model, key)
     expected = f"; expected {shape.words()}" if shape and key else ""
     if kind == "missing":

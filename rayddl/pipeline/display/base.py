@@ -27,6 +27,8 @@ class Closing:
     """Paths of results: ``{"set": path, "report": path}``."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Further results for programs, as JSON values."""
+    warnings: Sequence[str] = ()
+    """What disappoints in the results, and what to change."""
 
 
 class Display:

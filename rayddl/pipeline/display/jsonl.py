@@ -63,7 +63,13 @@ class JsonLines(Display):
 
     def result(self, closing: Closing) -> None:
         tables = {stage: [dict(row) for row in rows] for stage, rows in closing.tables.items()}
-        self.emit("result", tables=tables, places=dict(closing.places), **closing.details)
+        self.emit(
+            "result",
+            tables=tables,
+            places=dict(closing.places),
+            warnings=list(closing.warnings),
+            **closing.details,
+        )
 
     def error(self, error: BaseException, message: str, exit_code: int) -> bool:
         known = {"code": error.code} if isinstance(error, RayddlError) else {}

@@ -109,6 +109,8 @@ class Terminal(Display):
         for stage, rows in closing.tables.items():
             self._console.print()
             self._console.print(rows_table(rows, stage))
+        for line in closing.warnings:
+            self._console.print(Text(f"warning: {line}", "yellow"))
         if closing.places:
             self._console.print()
             self._console.print(places_table(closing.places))

@@ -70,6 +70,8 @@ class Plain(Display):
     def result(self, closing: Closing) -> None:
         for stage, rows in closing.tables.items():
             self.say(f"\n{as_text(rows_table(rows, stage))}", always=True)
+        for line in closing.warnings:
+            self.say(f"warning: {line}", always=True)
         if closing.places:
             self.say(f"\n{as_text(places_table(closing.places))}", always=True)
 

@@ -65,6 +65,11 @@ class CoresetConfig(StageConfig):
         networked = self.features is not None and self.method != "random"
         return sizes.spread(self.resources, have, units=units, gpu=networked)
 
+    @property
+    def images_needed(self) -> int:
+        """``ipc``."""
+        return self.ipc if self.short_class == "error" else 0
+
     def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
         """Problems with ``features``: trajectories must hold all state of the network."""
         problems = []

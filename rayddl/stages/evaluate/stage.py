@@ -81,6 +81,7 @@ def run(config: EvaluateConfig, context: Context) -> Result:
         "method": made.info.get("method"),
         "ipc": made.ipc,
         "classes": len(made.classes),
+        "tested": sum(found[0]["confused"]["count"]),
         **cost,
         "seconds": time.perf_counter() - began,
     }

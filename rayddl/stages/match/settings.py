@@ -96,6 +96,12 @@ class MatchConfig(Settings, NetStageConfig):
         beside = self.evaluate_every is not None
         return sizes.together(self.resources, have, workers=self.workers, beside=beside)
 
+    @property
+    def images_needed(self) -> int:
+        """``ipc``, unless other images are the start."""
+        real = self.start_from == "real" and self.start_set is None
+        return self.ipc if real and self.short_class == "error" else 0
+
     def network(self, stages: Mapping[str, StageConfig]) -> NetConfig | None:
         """The experts' network."""
         experts = stages.get(self.experts)

@@ -65,6 +65,11 @@ class RdedConfig(StageConfig):
         shares = {"resources": judges, "decoders": cutters}
         return [Ask(key, share, units=share.at_once) for key, share in shares.items() if share]
 
+    @property
+    def images_needed(self) -> int:
+        """One for each patch."""
+        return self.factor**2 * self.ipc if self.short_class == "error" else 0
+
     def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
         """Problems with ``mipc``: at most one patch of each scored image is selected."""
         del reads

@@ -8,9 +8,11 @@ only.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from rayddl.report.page import render
 from rayddl.report.run import Chapter, ReportedStage, Run
-from rayddl.stages.context import Context, Result
+from rayddl.stages.context import Context, Input, Result
 from rayddl.stages.finished import PAGE, as_stage, in_order, versions
 from rayddl.stages.kinds import known
 from rayddl.stages.report.settings import ReportConfig
@@ -40,9 +42,17 @@ def run(config: ReportConfig, context: Context) -> Result:
             seed=context.seed,
             versions=versions(),
             stages=tuple(stages),
+            warnings=tuple(_warnings(inputs)),
             chapters=tuple(Chapter(sections[name].part, tuple(shown)) for name, shown in read.items()),
         )
     ).encode()
     context.out.write(PAGE, page)
     context.progress.update(total, total)
     return Result({"file": PAGE, "bytes": len(page)})
+
+
+def _warnings(inputs: Sequence[Input]) -> Iterator[str]:
+    kinds = known()
+    for found in inputs:
+        if found.kind in kinds:
+            yield from (f"{found.stage}: {text}" for text in kinds[found.kind].cautions_after(found.summary))

@@ -161,7 +161,8 @@ def test_a_missing_split_shows_the_expected_tree(tree: Path) -> None:
         f"  {tree}/\n"
         "    train/\n      cat/  0001.png ...\n      dog/  0001.png ...\n"
         "    val or test/\n      cat/  0001.png ...\n      dog/  0001.png ...\n"
-        "Set source.root, source.train or source.test."
+        "Set source.root, source.train or source.test. Without a held-out split, set source.holdout, for example "
+        "--set source.holdout=0.2."
     )
 
 

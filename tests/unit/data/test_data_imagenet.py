@@ -162,7 +162,8 @@ class TestRefusals:
             f"  {root}/\n"
             "    train/\n      n01440764/  n01440764_18.JPEG ...\n      ...\n"
             "    val/\n      n01440764/  ILSVRC2012_val_00000293.JPEG ...\n      ...\n"
-            "Set source.root, source.train or source.test."
+            "Set source.root, source.train or source.test. Without a held-out split, set source.holdout, for "
+            "example --set source.holdout=0.2."
         )
 
     def test_held_out_images_that_were_never_sorted(self, grow: Callable[..., Path]) -> None:

@@ -74,7 +74,8 @@ def test_a_missing_test_split(small: Path) -> None:
     assert message(config(small)) == (
         f"source parquet in {small}: no file for the test split. Looked for *test*.parquet, *val*.parquet, "
         "data/*test*.parquet, data/*val*.parquet. It holds: a-train.parquet. Set source.root, or source.test "
-        "to a file or glob inside it."
+        "to a file or glob inside it. Without a held-out split, set source.holdout, for example "
+        "--set source.holdout=0.2."
     )
 
 

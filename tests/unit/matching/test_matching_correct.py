@@ -66,7 +66,7 @@ def test_labels_are_the_mean_of_the_experts_that_are_right() -> None:
         ({"trajectory": "snapshots"}, "MTT"),
         ({"trajectory": "snapshots", "labels": "learned"}, "MTT"),
         ({"trajectory": "snapshots", "labels": "learned", "start_from": "correct"}, "DATM"),
-        ({"labels": "learned", "start_from": "correct"}, "DATM on MCT"),
+        ({"labels": "learned", "start_from": "correct"}, "MCT+DATM"),
     ],
 )
 def test_datm_has_its_own_name(changes: dict[str, str], name: str) -> None:

@@ -205,7 +205,8 @@ def test_defaults_are_the_published_numbers() -> None:
         ({}, "MCT"),
         ({"first_start_epoch": 1, "grow_iterations": 9}, "MCT"),
         ({"labels": "learned"}, "MCT+DATM"),
-        ({"gradient": "truncated"}, "MCT+TESLA"),
+        ({"gradient": "truncated"}, "MCT"),
+        ({"labels": "expert"}, "MCT+TESLA"),
     ],
 )
 def test_settings_have_their_methods_name(given: dict[str, Any], name: str) -> None:

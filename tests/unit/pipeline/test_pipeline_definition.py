@@ -126,7 +126,8 @@ class TestErrors:
             (
                 "name: d\nstages: {s: {kind: make}}\n",
                 "d.yaml:1: source: missing; expected a mapping with keys among name, root, space, size, subset, "
-                "download, train, test, image_column, label_column, max_bad_fraction, range, follow_links",
+                "download, train, test, holdout, holdout_seed, image_column, label_column, max_bad_fraction, range, "
+                "follow_links",
             ),
             (
                 "name: My Run\nsource: {name: digits}\nstages: {s: {kind: make}}\n",

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from rayddl.errors import DefinitionError
+from rayddl.pipeline.definition import reading
+from rayddl.pipeline.definition.load import load
 from tests.raising import raises
 
 HEAD = "name: d\nsource: {name: digits}\nstages:\n"
@@ -155,11 +157,32 @@ class TestFinding:
         written("", "pipelines/quickstart.yaml")
         written("", "pipelines/cifar10-mct-ipc1.yaml")
         monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(reading, "_shipped", lambda: tmp_path / "none")
 
-        with pytest.raises(DefinitionError) as error:
-            lab.load("quickstrat")
+        for name in ("quickstrat", "quickstrat.yaml"):
+            with pytest.raises(DefinitionError) as error:
+                lab.load(name)
 
-        assert str(error.value) == (
-            "no definition 'quickstrat': looked for quickstrat, pipelines/quickstrat, pipelines/quickstrat.yaml; "
-            "did you mean 'quickstart.yaml'? definitions in pipelines/: cifar10-mct-ipc1.yaml, quickstart.yaml"
+            assert str(error.value) == (
+                f"no definition '{name}': looked for quickstrat.yaml, pipelines/quickstrat.yaml; "
+                "did you mean 'quickstart.yaml'? known definitions: cifar10-mct-ipc1.yaml, quickstart.yaml"
+            )
+
+    def test_shipped(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Elsewhere than in a clone the shipped definitions are found by name; those of the folder come first."""
+        monkeypatch.chdir(tmp_path)
+        assert load("quickstart").name == "quickstart"
+        assert "quickstart-rded" in reading.names()
+        (tmp_path / "quickstart.yaml").write_text(
+            "name: mine\nsource: {name: digits}\nstages: {r: {kind: report}}\n"
         )
+        assert load("quickstart").name == "mine"
+
+    def test_without_its_ending(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of a file in another folder, too."""
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "a.yml").write_text(
+            "name: mine\nsource: {name: digits}\nstages: {r: {kind: report}}\n"
+        )
+        assert load("mine/a").name == "mine"

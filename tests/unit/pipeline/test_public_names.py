@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import pydoc
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import rayddl
+from rayddl.data.dataset import ImageDataset
+from rayddl.data.pixels.space import Normalise
+from rayddl.errors import DefinitionError
 from rayddl.pipeline.api import run
 
 HEAVY = "{'torch', 'ray', 'sklearn', 'scipy', 'pandas', 'matplotlib', 'PIL'}"
@@ -85,3 +90,37 @@ def test_plan_prints_as_a_table(lab: Any, three: dict[str, Any]) -> None:
     assert lines[0].startswith("three  seed 0")
     assert lines[1].split() == ["stage", "kind", "reads", "state", "folder"]
     assert lines[-1].split()[:4] == ["page", "page", "first,", "second"]
+
+
+def test_help_shows_how_to_use_it() -> None:
+    """``help(rayddl)`` begins with an example, and has the public functions with their documentation."""
+    text = pydoc.render_doc(rayddl, renderer=pydoc.plaintext)
+    assert 'rayddl.run("quickstart"' in text
+    for name in ("class DistilledSet", "compare(", "load_set(", "plan(", "run("):
+        assert name in text
+    assert "Run ``definition`` and return its artifacts" in text
+
+
+def test_a_single_override_may_be_text() -> None:
+    """One error for what is wrong in it, not one for each letter."""
+    definition = {"name": "d", "source": {"name": "digits"}, "stages": {"r": {"kind": "report"}}}
+    assert rayddl.plan(definition, overrides="seed=3").definition.seed == 3
+    with pytest.raises(DefinitionError, match="1 problem in"):
+        rayddl.plan(definition, overrides="a.b=2")
+
+
+def test_types_are_shipped() -> None:
+    """Type checkers read the annotations of an installed package only with this file."""
+    assert (Path(rayddl.__file__).parent / "py.typed").is_file()
+
+
+def test_sets_have_a_short_repr() -> None:
+    """One line, without tensors."""
+    space = Normalise((3, 4, 4), torch.zeros(3), torch.ones(3))
+    images = torch.zeros(20, 3, 4, 4)
+    found = rayddl.DistilledSet(
+        images, torch.arange(20) % 10, 0.1, tuple("abcdefghij"), space, {"method": "MCT"}
+    )
+    assert repr(found) == "<DistilledSet MCT: 20 images of 10 classes, 3 x 4 x 4, hard labels>"
+    split = ImageDataset(images.byte(), torch.arange(20) % 10, tuple("abcdefghij"))
+    assert repr(split) == "<ImageDataset 20 images of 10 classes, 3 x 4 x 4>"

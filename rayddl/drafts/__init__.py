@@ -1,0 +1,1 @@
+"""A first definition for a folder of images: what is in it, the settings that suit it, and the commented file."""

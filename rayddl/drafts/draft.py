@@ -1,0 +1,88 @@
+"""``rayddl init``: looks at images, asks the kinds for settings, writes the definition and checks it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayddl.data.sources.look import Look, look
+from rayddl.drafts import text
+from rayddl.errors import UserError
+from rayddl.pipeline import plan as plans
+from rayddl.pipeline.definition import load as definitions
+from rayddl.plugins import suggestion
+from rayddl.stages.drafting import Brief, Draft
+from rayddl.stages.kinds import known
+from rayddl.stages.runtime import machine
+
+
+@dataclass(frozen=True)
+class Written:
+    """A written definition and what it is based on."""
+
+    file: Path
+    look: Look
+    method: str
+    """The kind that makes the set."""
+    reason: str
+    draft: Draft
+    command: str
+    """The command line that runs it."""
+
+
+def methods() -> dict[str, Any]:
+    """The modules ``draft`` of the kinds that can propose settings, by kind."""
+    found = {name: kind.optional("draft") for name, kind in known().items()}
+    return {name: module for name, module in found.items() if module is not None}
+
+
+def draft(
+    path: str,
+    to: str | None = None,
+    *,
+    ipc: int | None = None,
+    size: int | None = None,
+    method: str | None = None,
+    force: bool = False,
+) -> Written:
+    """Write a definition for the images at ``path`` into ``to``; default: a file here, named like the folder.
+
+    ``ipc``, ``size`` and ``method``, a kind, override the choice. The written file is loaded and planned, so it is
+    valid. Raises :class:`UserError` if ``to`` exists and not ``force``, for an unknown ``method`` and an ``ipc`` above
+    the smallest class, and the errors of :func:`rayddl.data.sources.look.look`.
+    """
+    able = methods()
+    if method is not None and method not in able:
+        raise UserError(
+            f"--method {method!r} proposes no settings; {suggestion(method, able, 'methods')}",
+            code="unknown-method",
+        )
+    found, name = look(path), _name(to, path)
+    file = Path(to or f"{name}.yaml")
+    if file.exists() and not force:
+        raise UserError(
+            f"{file} exists. Give another file with --to, or overwrite it with --force.", code="file-exists"
+        )
+    brief = Brief(found, bool(machine.gpu_bytes()), ipc, size)
+    chosen = method or max(able, key=lambda kind: able[kind].suits(brief)[0])
+    made: Draft = able[chosen].draft(brief)
+    command = f"rayddl run {shlex.quote(str(file))}"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text.written(found, made, name, command), encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{file} cannot be written: {error.strerror}. Give another file with --to.",
+            code="file-unwritable",
+        ) from error
+    plans.make(definitions.load(file), "runs")
+    return Written(file, found, chosen, able[chosen].suits(brief)[1], made, command)
+
+
+def _name(to: str | None, path: str) -> str:
+    """The run's name: that of the file to write, or of the folder or file of images."""
+    raw = Path(to).stem if to else Path(path.rstrip("/") or "images").resolve().name.partition(".")[0]
+    return re.sub(r"[^a-z0-9._-]+", "-", raw.casefold()).strip("-._") or "images"

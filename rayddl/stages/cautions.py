@@ -1,0 +1,48 @@
+"""Warnings about results that will disappoint: rules shared by the kinds.
+
+A kind's module ``cautions`` has ``before(config, stages, outlook)``, what its settings and the source let expect, and
+``after(summary)``, what its result shows. Both yield sentences that say what to change. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rayddl.stages.estimates import Outlook
+
+FEWEST_STEPS = 5
+"""Steps in an epoch below which a batch counts as too large."""
+SUGGESTED_STEPS = 10
+SHARE_ABOVE_CHANCE = 0.1
+TIMES_CHANCE = 1.5
+
+
+def few_steps(batch: int, outlook: Outlook) -> Iterator[str]:
+    """A warning if an epoch has only a few steps."""
+    images = outlook.glance.train
+    steps = -(-images // batch)
+    if steps < FEWEST_STEPS:
+        better = max(2, 2 ** (max(images // SUGGESTED_STEPS, 2).bit_length() - 1))
+        yield (
+            f"an epoch of {images:,} images in batches of {batch} is {steps} step{'s' * (steps > 1)}, too few to learn "
+            f"from; set batch to {better}, and epochs to several hundred steps"
+        )
+
+
+def near_chance(accuracy: float, classes: int, what: str, change: str) -> Iterator[str]:
+    """A warning if ``accuracy``, a share, is hardly above guessing among ``classes``."""
+    chance = 1 / classes
+    if accuracy < min(TIMES_CHANCE * chance, chance + SHARE_ABOVE_CHANCE):
+        yield (
+            f"{what} {100 * accuracy:.1f} % of the held-out images, and guessing reaches {100 * chance:.1f} %: "
+            f"sets made with this teach little; {change}"
+        )
+
+
+def number(summary: Mapping[str, Any], *keys: str) -> float | None:
+    """The number at nested ``keys`` of a summary; ``None`` if there is none."""
+    value: Any = summary
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

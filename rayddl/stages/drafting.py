@@ -1,0 +1,137 @@
+"""Shared parts of the drafts with which kinds propose settings for images: steps, networks, and lines of YAML.
+
+A kind's module ``draft`` has ``suits(brief)``, a rank with its reason, and ``draft(brief)``, a :class:`Draft`.
+
+The published settings are for 50,000 images, whose epochs have 200 steps. What counts is the number of steps, so for
+few images batches are smaller, epochs more, and windows longer in epochs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from rayddl.data.sources.look import Look
+from rayddl.errors import UserError
+
+LARGEST_MATCHED = 64
+"""Side in pixels up to which trajectories can be matched in reasonable time."""
+STEPS_AN_EPOCH = 15
+"""Least number of steps in an epoch that a batch leaves."""
+STUDENT_EPOCHS = 300
+GPU_GAIN = 30
+"""Speed of a GPU relative to a CPU's, in an estimate."""
+_PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./-]*")
+_FIXED = ("cifar10", "cifar100", "digits")
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What a draft is made for."""
+
+    look: Look
+    gpu: bool
+    ipc: int | None = None
+    """Images per class, if they are given."""
+    size: int | None = None
+    """Side in pixels, if it is given."""
+
+    def side(self, able: Sequence[int]) -> int:
+        """The side in pixels at which stages work: the given or stored one, or the largest of ``able`` that needs no
+        enlarging.
+        """
+        look = self.look
+        square = look.one_size and look.sides[0][0] == look.sides[0][1]
+        if self.size is not None:
+            return self.size
+        if (square and look.side <= LARGEST_MATCHED) or look.source["name"] in _FIXED:
+            return look.side
+        return max([side for side in able if side <= look.side], default=able[0])
+
+    def per_class(self, patches: int = 1) -> int:
+        """The images per class: the given number, or 10 where classes have at least 100 images, else 1.
+
+        Each is made of ``patches`` different real ones. Raises :class:`UserError` if the smallest class has too few.
+        """
+        fewest = min(self.look.train)
+        most = fewest // patches
+        wanted = self.ipc or min(10 if fewest >= 100 else 1, max(most, 1))
+        if wanted > most:
+            several = f", and {patches} make one image" if patches > 1 else ""
+            raise UserError(
+                f"{wanted} images per class cannot be made: the smallest class has {fewest} training images{several}; "
+                + (f"give at most --ipc {most}" if most else "add images, or choose another --method"),
+                code="ipc-above-class",
+            )
+        return wanted
+
+    def batch(self, most: int) -> int:
+        """The largest power of two that leaves ``STEPS_AN_EPOCH`` steps, between 8 and ``most``."""
+        batch = 8
+        while batch * 2 <= most and self.look.images / (batch * 2) >= STEPS_AN_EPOCH:
+            batch *= 2
+        return batch
+
+    def seconds(self, net: Mapping[str, Any], side: int, images: float, batch: int, passes: int) -> float:
+        """About how long ``images`` images take in batches, at ``passes`` forward passes for each, on this machine."""
+        from rayddl.nets.config import NetConfig
+        from rayddl.nets.cost import eager_seconds
+
+        shape = (1 if self.look.grey else 3, side, side)
+        steps, classes = max(1, round(images / batch)), len(self.look.classes)
+        found = eager_seconds(
+            NetConfig.model_validate(net), shape, classes, steps=steps, batch=batch, passes=passes
+        )
+        return found / (GPU_GAIN if self.gpu else 1)
+
+    def students(self, net: Mapping[str, Any], side: int, ipc: int, seeds: int) -> float:
+        """About how long ``seeds`` students of a set and of random images take."""
+        made = ipc * len(self.look.classes)
+        return seeds * self.seconds(net, side, STUDENT_EPOCHS * made * 2, min(256, made), 3)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A kind's proposal."""
+
+    ipc: int
+    size: int
+    lines: tuple[str, ...]
+    """The stages in YAML, below ``stages:``."""
+    training: float
+    """About how many seconds the networks take that the set is made with, on this machine."""
+    making: float
+    """The same for the set."""
+    evaluating: float
+
+    @property
+    def seconds(self) -> float:
+        """About how long all stages take."""
+        return self.training + self.making + self.evaluating
+
+
+def convnet(side: int, width: int, **more: Any) -> dict[str, Any]:
+    """A ConvNet whose last block sees about 4 pixels a side, as in the literature."""
+    depth = max(1, min(7, (side // 4).bit_length() - 1)) if side > 16 else min(2, side.bit_length() - 1)
+    return {"name": "convnet", "depth": depth, "width": width, **more}
+
+
+def key(name: str, value: Any, comment: str = "", indent: int = 4) -> str:
+    """A line of YAML with an aligned comment."""
+    line = f"{' ' * indent}{name}: {_yaml(value)}"
+    return f"{line:<33} # {comment}" if comment else line
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {_yaml(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, str) and _PLAIN.fullmatch(value) and yaml.safe_load(value) == value:
+        return value
+    if isinstance(value, float):
+        return f"{value:g}".replace("e-0", "e-")
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,48 @@
+"""Warnings about sets that are no better than random images, and about too few held-out images to tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rayddl.stages import cautions
+from rayddl.stages.estimates import Outlook, Stages
+from rayddl.stages.evaluate.settings import EvaluateConfig
+
+FEWEST = 200
+"""Held-out images below which an accuracy is uncertain by more than 7 points."""
+SURE = 1.96
+"""Standard errors of a 95 % interval."""
+
+
+def before(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Iterator[str]:
+    """Too few held-out images."""
+    del config, stages
+    tested = outlook.glance.test
+    if tested < FEWEST:
+        yield (
+            f"{tested} held-out images tell accuracies apart only if they differ by about "
+            f"{100 * SURE * math.sqrt(0.25 / tested):.0f} points; hold out more images"
+        )
+
+
+def after(summary: Mapping[str, Any]) -> Iterator[str]:
+    """For each network, a set below random images, or one within the noise of the held-out images."""
+    found = {(row["data"], row["net"]): float(row["mean"]) for row in summary.get("rows", ())}
+    tested = cautions.number(summary, "tested")
+    for (data, net), accuracy in found.items():
+        other = found.get(("random", net))
+        if data != "distilled" or other is None:
+            continue
+        reached = f"{net} reaches {100 * accuracy:.1f} % with the set and {100 * other:.1f} % with random real images"
+        if accuracy < other:
+            yield (
+                f"{reached}: the set is worse than a random choice; see the warnings of the stages that made it, give "
+                "them more iterations or epochs, or take rded or coreset"
+            )
+        elif tested and accuracy - other < SURE * math.sqrt(accuracy * (1 - accuracy) / tested):
+            yield (
+                f"{reached}, a difference within the noise of {tested:.0f} held-out images; hold out more images, or "
+                "make the set longer"
+            )

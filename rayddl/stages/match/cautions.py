@@ -1,0 +1,49 @@
+"""Warnings about windows that are too short, and about a loss that did not fall."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rayddl.stages import cautions
+from rayddl.stages.estimates import Outlook, Stages
+from rayddl.stages.experts.settings import ExpertsConfig
+from rayddl.stages.match.settings import MatchConfig
+
+FEWEST_STEPS = 10
+"""Steps of an expert in a window below which its target is hardly farther than noise."""
+UNMATCHED = 1.0
+"""The normalised loss of a student that does not move at all."""
+FALLEN = 0.98
+LONG_ENOUGH = 100
+"""Iterations after which a loss should have fallen."""
+
+
+def before(config: MatchConfig, stages: Stages, outlook: Outlook) -> Iterator[str]:
+    """Windows of a few steps."""
+    experts = stages.get(config.experts)
+    if not isinstance(experts, ExpertsConfig) or experts.replay is not None:
+        return
+    steps = config.expert_epochs * -(-outlook.glance.train // experts.batch)
+    if steps < FEWEST_STEPS:
+        yield (
+            f"a window of {config.expert_epochs:g} expert epochs is {steps:.0f} steps of an expert, too few for a "
+            f"target worth matching; set a smaller batch for {config.experts!r}, or larger expert_epochs"
+        )
+
+
+def after(summary: Mapping[str, Any]) -> Iterator[str]:
+    """A matching loss above 1, or one that did not fall."""
+    first, last = (cautions.number(summary, key) for key in ("loss_first", "loss_last"))
+    if first is None or last is None:
+        return
+    if last > UNMATCHED:
+        yield (
+            f"the matching loss ended at {last:.2f}; above 1, students end farther from the experts' target than they "
+            "started; lower lr_student, lower or raise lr_image by a factor of ten, or run more iterations"
+        )
+    elif last > FALLEN * first and (cautions.number(summary, "iterations") or 0) >= LONG_ENOUGH:
+        yield (
+            f"the matching loss did not fall ({first:.3f} at the start, {last:.3f} at the end): the images have hardly "
+            "learned; raise lr_image by a factor of ten, or run more iterations"
+        )

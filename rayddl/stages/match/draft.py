@@ -1,0 +1,80 @@
+"""The settings that matching trajectories (MCT) needs for given images."""
+
+from __future__ import annotations
+
+from rayddl.data.config import DSA
+from rayddl.stages.drafting import LARGEST_MATCHED, STUDENT_EPOCHS, Brief, Draft, convnet, key
+
+EXPERTS, EXPERT_STEPS = 8, 600
+WINDOW_STEPS, START_STEPS = 70, 150
+"""Steps of an expert from a window's start to its target, and up to the latest start."""
+ITERATIONS, SYN_STEPS, STUDENTS = 300, 20, 5
+MATCHED_PASSES = 12
+"""Cost of a matched student step in forward passes."""
+ON_A_CPU = 5_000
+"""Training images up to which a CPU suffices."""
+CLASSES = 200
+
+
+def suits(brief: Brief) -> tuple[int, str]:
+    """First choice for small images of a few classes, with a GPU or few of them."""
+    look = brief.look
+    fits = _side(brief) <= LARGEST_MATCHED and len(look.classes) <= CLASSES
+    able = brief.gpu or look.images <= ON_A_CPU
+    return (
+        2 if fits and able else 0
+    ), f"matching trajectories (MCT): the best sets at up to {LARGEST_MATCHED} pixels"
+
+
+def draft(brief: Brief) -> Draft:
+    """Experts, the matching, its evaluation."""
+    look, side, ipc = brief.look, _side(brief), brief.per_class()
+    net, batch = convnet(side, 128 if brief.gpu else 32), brief.batch(256)
+    steps = -(-look.images // batch)
+    window, starts = max(2, round(WINDOW_STEPS / steps)), max(2, round(START_STEPS / steps))
+    epochs = max(20, -(-EXPERT_STEPS // steps), window + starts)
+    augment = "none" if look.grey else DSA
+    made = ipc * len(look.classes)
+    lines = (
+        "  experts:                        # networks trained on the real images",
+        "    kind: experts",
+        key("net", net),
+        key("count", EXPERTS, "more of them, up to 100, make better sets"),
+        key("epochs", epochs, f"{epochs * steps:,} steps"),
+        key("batch", batch, f"{steps} steps an epoch"),
+        key("lr", 0.02),
+        key("augment", augment),
+        "  distill:                        # the set whose students follow the experts",
+        f"    kind: match                   # {suits(brief)[1]}",
+        "    experts: experts",
+        "    trajectory: convex            # MCT; `snapshots` is MTT and needs experts with keep: all",
+        key("ipc", ipc, f"images per class; the smallest class has {min(look.train):,} training images"),
+        key("iterations", ITERATIONS, "more of them make better sets"),
+        key("syn_steps", SYN_STEPS),
+        key("expert_epochs", window, f"{window * steps} steps of an expert"),
+        key("max_start_epoch", starts),
+        key("lr_image", 300, "lower it if the loss rises, raise it if it does not fall"),
+        key("lr_lr", 1e-5),
+        key("lr_student", 0.01),
+        key("augment", augment),
+        key("evaluate_every", ITERATIONS // 3),
+        key("evaluate_epochs", STUDENT_EPOCHS),
+        "  evaluate:                       # students of the set, and of as many random real images",
+        "    kind: evaluate",
+        "    set: distill",
+        key("seeds", STUDENTS),
+        key("epochs", STUDENT_EPOCHS),
+        key("augment", augment),
+    )
+    return Draft(
+        ipc,
+        side,
+        lines,
+        training=EXPERTS * brief.seconds(net, side, epochs * look.images, batch, 3),
+        making=brief.seconds(net, side, ITERATIONS * SYN_STEPS * made, made, MATCHED_PASSES),
+        evaluating=brief.students(net, side, ipc, STUDENTS),
+    )
+
+
+def _side(brief: Brief) -> int:
+    return brief.side((32, 64) if brief.gpu else (32,))

@@ -1,0 +1,63 @@
+"""The settings that selecting crops (RDED) needs for given images."""
+
+from __future__ import annotations
+
+from rayddl.stages.drafting import LARGEST_MATCHED, STUDENT_EPOCHS, Brief, Draft, convnet, key
+
+TEACHER_STEPS, SCORED, CROPS = 1500, 300, 5
+STUDENTS = 3
+SIZES = (32, 64, 128, 224)
+
+
+def suits(brief: Brief) -> tuple[int, str]:
+    """For all images; the first choice for large ones, many classes, and many images without a GPU."""
+    del brief
+    return 1, "crops of real images, in minutes, for all sizes and numbers of classes"
+
+
+def draft(brief: Brief) -> Draft:
+    """The observer, the crops, their evaluation with its soft labels."""
+    look, side = brief.look, brief.side(SIZES)
+    factor = 2 if side > LARGEST_MATCHED else 1
+    ipc, batch = brief.per_class(factor**2), brief.batch(128)
+    net = (
+        {"name": "resnet18", "norm": "batch"}
+        if side > 128
+        else convnet(side, 128 if brief.gpu else 64, norm="batch")
+    )
+    steps = -(-look.images // batch)
+    epochs = max(20, min(300, -(-TEACHER_STEPS // steps)))
+    augment = "none" if look.grey else "crop_flip"
+    lines = (
+        "  teacher:                        # the observer: it scores the crops and gives the soft labels",
+        "    kind: teacher",
+        key("net", net),
+        key("epochs", epochs, f"{epochs * steps:,} steps"),
+        key("batch", batch, f"{steps} steps an epoch"),
+        key("augment", augment),
+        "  distill:",
+        f"    kind: rded                    # {suits(brief)[1]}",
+        "    teacher: teacher",
+        key("ipc", ipc, f"images per class; the smallest class has {min(look.train):,} training images"),
+        key("factor", factor, "patches along one side of an image"),
+        key(
+            "mipc",
+            max(factor**2 * ipc, min(SCORED, max(look.train))),
+            "real images per class that are looked at",
+        ),
+        "  evaluate:                       # students of the set, and of as many random real images",
+        "    kind: evaluate",
+        "    set: distill",
+        "    observer: teacher",
+        key("seeds", STUDENTS),
+        key("epochs", STUDENT_EPOCHS),
+    )
+    scored = CROPS * min(look.images, SCORED * len(look.classes))
+    return Draft(
+        ipc,
+        side,
+        lines,
+        training=brief.seconds(net, side, epochs * look.images, batch, 3),
+        making=brief.seconds(net, side, scored, 64, 1),
+        evaluating=brief.students(net, side, ipc, STUDENTS) * 4 / 3,  # the observer labels every batch
+    )

@@ -1,0 +1,175 @@
+"""Warnings where a result will disappoint: in a plan, at the end of a stage, in the record; errors with ``strict``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rayddl.pipeline import api, cautions
+from rayddl.pipeline.display.base import Closing, Hidden
+from rayddl.pipeline.plan import Plan
+from rayddl.pipeline.runner import execute
+from rayddl.report.page import sections
+from rayddl.report.run import Run
+from rayddl.stages.kinds import KINDS, Kind
+from tests.raising import raises
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two classes of 30 photos."""
+    for k in range(60):
+        path = tmp_path / "photos" / f"class{k % 2}" / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), k, np.uint8)).save(path)
+    return tmp_path / "photos"
+
+
+def _plan(photos: Path, **experts: Any) -> Plan:
+    match = {
+        "kind": "match",
+        "experts": "experts",
+        "ipc": 1,
+        "syn_steps": 2,
+        "expert_epochs": 2,
+        "max_start_epoch": 2,
+    }
+    stages = {
+        "experts": {"kind": "experts", **experts},
+        "teacher": {"kind": "teacher", **experts},
+        "distill": match,
+        "evaluate": {"kind": "evaluate", "set": "distill"},
+    }
+    source = {"name": "imagefolder", "root": str(photos), "holdout": 0.2}
+    return api.plan({"name": "d", "source": source, "stages": stages}, out=str(photos.parent / "runs"))
+
+
+def test_a_plan_warns_of_settings_that_will_not_train(photos: Path) -> None:
+    """Two steps an epoch, short windows, few held-out images; each with what to change."""
+    expected = api.estimate(_plan(photos, batch=256))
+    found = expected.warnings
+    assert "is 1 step, too few" in found["experts"][0]
+    assert "set batch to 4" in found["experts"][0]
+    assert found["teacher"] == found["experts"]
+    assert "2 steps of an expert" in found["distill"][0]
+    assert found["evaluate"][0].startswith("12 held-out images")
+    assert "28 points" in found["evaluate"][0]
+    assert "batch" in expected.to_json(_plan(photos, batch=256))["stages"][0]["warnings"][0]
+    with raises("strict"):
+        cautions.refuse_before(found)
+
+
+def test_settings_that_train_have_no_warning(photos: Path) -> None:
+    """Only the held-out images are too few."""
+    assert set(api.estimate(_plan(photos, batch=4)).warnings) == {"evaluate"}
+    cautions.refuse_before({})
+
+
+EVALUATED = {
+    "rows": [{"data": "distilled", "net": "n", "mean": 0.5}, {"data": "random", "net": "n", "mean": 0.6}]
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "summary", "says"),
+    [
+        ("experts", {"test_accuracy": {"mean": 0.25}, "classes": list("abcde")}, "guessing reaches 20.0 %"),
+        ("experts", {"test_accuracy": {"mean": 0.45}, "classes": list("abcde")}, None),
+        ("experts", {"test_accuracy": {"mean": 0.02}, "classes": list(range(100))}, None),
+        ("teacher", {"accuracy": 0.55, "classes": ["a", "b"]}, "guessing reaches 50.0 %"),
+        ("teacher", {"accuracy": 0.65, "classes": ["a", "b"]}, None),
+        ("match", {"loss_first": 1.2, "loss_last": 8.7, "iterations": 300}, "ended at 8.70"),
+        ("match", {"loss_first": 0.9, "loss_last": 0.9, "iterations": 300}, "did not fall"),
+        ("match", {"loss_first": 0.9, "loss_last": 0.9, "iterations": 5}, None),
+        ("match", {"loss_first": 0.9, "loss_last": 0.6, "iterations": 300}, None),
+        ("evaluate", EVALUATED, "worse than a random choice"),
+        ("coreset", {}, None),
+    ],
+)
+def test_results_that_disappoint(kind: str, summary: dict[str, Any], says: str | None) -> None:
+    """From the summary of a finished stage; good results have no warning."""
+    found = KINDS[kind].cautions_after(summary)
+    assert len(found) == (says is not None)
+    assert says is None or says in found[0]
+
+
+@pytest.mark.parametrize(("tested", "warned"), [(60, True), (6000, False)])
+def test_a_difference_within_the_noise_of_the_held_out_images(tested: int, warned: bool) -> None:
+    """Four points tell nothing on 60 images, and much on 6,000."""
+    rows = [{"data": "distilled", "net": "n", "mean": 0.5}, {"data": "random", "net": "n", "mean": 0.46}]
+    found = KINDS["evaluate"].cautions_after({"rows": rows, "tested": tested})
+    assert [f"noise of {tested} held-out images" in text for text in found] == [True] * warned
+
+
+def test_the_page_begins_with_the_warnings() -> None:
+    """A section of its own, and none without warnings."""
+    plain = Run({"name": "d"}, {"name": "digits"}, 0, {})
+    warned = Run({"name": "d"}, {"name": "digits"}, 0, {}, warnings=("distill: the loss ended at 8.70",))
+    first = next(iter(sections(warned, ())))
+    assert (first.key, first.lead) == ("warnings", "distill: the loss ended at 8.70.")
+    assert all(section.key != "warnings" for section in sections(plain, ()))
+
+
+class _Cautions:
+    """A kind's module ``cautions``: every stage is warned about before and after it runs."""
+
+    @staticmethod
+    def before(*_: object) -> list[str]:
+        return ["little to expect; set more"]
+
+    @staticmethod
+    def after(summary: dict[str, Any]) -> list[str]:
+        return [f"{summary['stage']} disappoints; set less"]
+
+
+class _Notes(Hidden):
+    """Keeps what is shown."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.closing: Closing | None = None
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def result(self, closing: Closing) -> None:
+        self.closing = closing
+
+
+@pytest.fixture
+def warned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All kinds have cautions."""
+    monkeypatch.setattr(Kind, "optional", lambda _, name: _Cautions if name == "cautions" else None)
+
+
+@pytest.mark.usefixtures("warned")
+def test_a_run_shows_and_records_its_warnings(lab: Any, three: dict[str, Any]) -> None:
+    """At the start, after each stage and with the tables; also those of finished stages."""
+    for expected in (["little to expect; set more"], []):
+        display = _Notes()
+        result = lab.run(three, display=display)
+        assert f"warning: second: {expected[0]}" in display.notes if expected else display.notes
+        assert "warning: first: first disappoints; set less" in display.notes
+        assert display.closing is not None
+        assert "second: second disappoints; set less" in display.closing.warnings
+        assert result.warnings["first"] == ("first disappoints; set less",)
+        record = json.loads((lab.out / "three.run.json").read_text())
+        assert record["warnings"]["page"] == [*expected, "page disappoints; set less"]
+
+
+@pytest.mark.usefixtures("warned")
+def test_strict_makes_them_errors(lab: Any, three: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing starts; a disappointing result ends the run and is kept."""
+    with raises("strict"):
+        execute(lab.plan(three), strict=True)
+    assert lab.calls == []
+    monkeypatch.setattr(_Cautions, "before", lambda *_: [])
+    with raises("strict"):
+        execute(lab.plan(three), strict=True)
+    assert lab.calls == ["first"]
+    assert lab.plan(three).stages[0].state == "done"

@@ -1,0 +1,174 @@
+"""``rayddl init``: what is found in a folder of images, and the definition that is written for it."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+from rayddl.data.sources.look import look
+from rayddl.drafts.draft import draft
+from rayddl.pipeline.definition import load as definitions
+from rayddl.stages.kinds import outlook
+from tests.raising import raises
+
+
+def _image(seed: int, size: tuple[int, int], form: str = "PNG", mode: str = "RGB") -> bytes:
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(values).convert(mode).save(sink, form)
+    return sink.getvalue()
+
+
+def _photos(root: Path, per_class: int = 60, size: tuple[int, int] | None = None, mode: str = "RGB") -> Path:
+    """Five folders of photos of mixed sizes and formats, or of one size."""
+    for k in range(5 * per_class):
+        form, ending = (("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"))[k % 3]
+        sides = size or ((48, 40), (90, 64), (64, 128))[k % 3]
+        path = root / f"class {k % 5}" / f"{k:04d}.{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_image(k, sides, form if mode == "RGB" else "PNG", mode))
+    return root
+
+
+def _stages(file: Path) -> dict[str, Any]:
+    return {stage.name: stage.config for stage in definitions.load(file).stages}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rayddl.stages.runtime.machine.gpu_bytes", lambda: ())
+
+
+def test_three_hundred_photos_get_settings_that_train(tmp_path: Path) -> None:
+    """Mixed sizes get a size, a missing split a holdout, and an epoch many steps instead of two."""
+    made = draft(str(_photos(tmp_path / "My Photos!")))
+    assert made.file == Path("my-photos.yaml")
+    definition, stages = definitions.load(made.file), _stages(made.file)
+    assert definition.source.holdout == 0.2
+    assert definition.source.size == 32
+    seen = outlook(definition.source).glance
+    assert (seen.train, seen.test, seen.classes) == (240, 60, 5)
+    experts, match = stages["experts"], stages["distill"]
+    assert seen.train / experts.batch >= 15
+    assert experts.epochs * seen.train / experts.batch >= 500
+    assert match.last_epoch <= experts.epochs
+    assert 32 >> experts.net.depth == 4
+    assert (match.trajectory, match.ipc) == ("convex", 1)
+    assert "rayddl run my-photos.yaml" in made.file.read_text()
+    assert made.draft.seconds > 10
+
+
+def test_counts_sizes_and_formats_are_found(tmp_path: Path) -> None:
+    """From listings and headers."""
+    found = look(str(_photos(tmp_path / "photos")))
+    assert found.train == (48,) * 5
+    assert found.test == 60
+    assert set(found.formats) == {"JPEG", "PNG", "WEBP"}
+    assert set(found.sides) == {(48, 40), (90, 64), (64, 128)}
+    assert not found.grey
+    assert found.side == 64
+
+
+def test_images_of_one_small_size_are_not_resized_and_grey_ones_not_mirrored(tmp_path: Path) -> None:
+    """A network fits the 28 pixels that are stored."""
+    made = draft(str(_photos(tmp_path / "letters", size=(28, 28), mode="L")))
+    assert definitions.load(made.file).source.size is None
+    experts = _stages(made.file)["experts"]
+    assert experts.augment == "none"
+    assert experts.net.depth == 2
+
+
+def test_large_images_get_crops(tmp_path: Path) -> None:
+    """At 128 pixels RDED is taken, with no more images per class than its patches allow."""
+    made = draft(str(_photos(tmp_path / "photos", per_class=20, size=(128, 128))), size=128)
+    stages = _stages(made.file)
+    teacher, rded = stages["teacher"], stages["distill"]
+    assert rded.kind == "rded"
+    assert rded.factor == 2
+    assert rded.factor**2 * rded.ipc <= 16
+    assert 80 / teacher.batch >= 8
+    assert stages["evaluate"].observer == "teacher"
+
+
+def test_a_held_out_split_of_any_usual_name_is_used(tmp_path: Path) -> None:
+    """``validation`` is named; ``val`` is the default."""
+    for split in ("train", "validation"):
+        _photos(tmp_path / "photos" / split, per_class=4)
+    assert look(str(tmp_path / "photos")).source == {
+        "name": "imagefolder",
+        "root": str(tmp_path / "photos"),
+        "test": "validation",
+    }
+    (tmp_path / "photos" / "validation").rename(tmp_path / "photos" / "val")
+    assert set(look(str(tmp_path / "photos")).source) == {"name", "root"}
+
+
+def test_a_parquet_file_is_read_by_its_columns(tmp_path: Path) -> None:
+    """Columns of other names are found by type; a sibling of the other split is used, another data set is not."""
+    rows = {"img": [_image(k, (8, 8)) for k in range(10)], "fine_label": [k % 2 for k in range(10)]}
+    for name in ("a-train.parquet", "b-test.parquet"):
+        pq.write_table(pa.table(rows), tmp_path / name)
+    found = look(str(tmp_path / "a-train.parquet"))
+    assert found.source["image_column"] == "img"
+    assert found.source["label_column"] == "fine_label"
+    assert found.source["holdout"] == 0.2
+    assert (found.train, found.test) == ((4, 4), 2)
+    pq.write_table(pa.table(rows), tmp_path / "a-test.parquet")
+    found = look(str(tmp_path / "a-train.parquet"))
+    assert found.source["test"] == "a-test.parquet"
+    assert (found.train, found.test) == ((5, 5), 10)
+
+
+def test_shards_are_read(tmp_path: Path) -> None:
+    """A folder of tar files is a ``webdataset``."""
+    with tarfile.open(tmp_path / "photos-0000.tar", "w") as tar:
+        for k in range(10):
+            for ending, content in (("png", _image(k, (8, 8))), ("cls", str(k % 2).encode())):
+                head = tarfile.TarInfo(f"{k}.{ending}")
+                head.size = len(content)
+                tar.addfile(head, io.BytesIO(content))
+    found = look(str(tmp_path))
+    assert found.source == {"name": "webdataset", "root": str(tmp_path), "holdout": 0.2}
+    assert (found.train, found.test) == ((4, 4), 2)
+
+
+def test_a_file_is_not_overwritten(tmp_path: Path) -> None:
+    """Only with ``force``."""
+    photos = str(_photos(tmp_path / "photos", per_class=4))
+    Path("mine.yaml").write_text("mine")
+    with raises("file-exists"):
+        draft(photos, "mine.yaml")
+    assert Path("mine.yaml").read_text() == "mine"
+    draft(photos, "mine.yaml", force=True)
+    assert yaml.safe_load(Path("mine.yaml").read_text())["name"] == "mine"
+
+
+def test_more_images_than_a_class_has_are_refused(tmp_path: Path) -> None:
+    """Before anything is written."""
+    with raises("ipc-above-class"):
+        draft(str(_photos(tmp_path / "photos", per_class=10)), ipc=9)
+    assert not Path("photos.yaml").exists()
+
+
+def test_nothing_to_look_at() -> None:
+    """Neither a folder nor a file of images."""
+    with raises("nothing-to-look-at"):
+        look("nowhere")
+
+
+def test_a_method_is_a_kind_that_proposes_settings(tmp_path: Path) -> None:
+    """It overrides the choice; others are refused with the names of those that can."""
+    photos = str(_photos(tmp_path / "photos", per_class=10))
+    assert draft(photos, "crops.yaml", method="rded").method == "rded"
+    with raises("unknown-method"):
+        draft(photos, "other.yaml", method="coreset")
