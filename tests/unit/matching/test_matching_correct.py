@@ -64,13 +64,13 @@ def test_labels_are_the_mean_of_the_experts_that_are_right() -> None:
     [
         ({}, "MCT"),
         ({"trajectory": "snapshots"}, "MTT"),
-        ({"trajectory": "snapshots", "labels": "learned"}, "MTT"),
+        ({"trajectory": "snapshots", "labels": "learned"}, "DATM"),
         ({"trajectory": "snapshots", "labels": "learned", "start_from": "correct"}, "DATM"),
         ({"labels": "learned", "start_from": "correct"}, "MCT+DATM"),
     ],
 )
 def test_datm_has_its_own_name(changes: dict[str, str], name: str) -> None:
-    """Only with both of its parts; they have no use for another initial set."""
+    """With learned labels; its starting images have no use for another initial set."""
     base = {
         "kind": "match",
         "experts": "e",
