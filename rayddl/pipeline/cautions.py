@@ -53,5 +53,5 @@ def refuse_after(stage: str, texts: Sequence[str]) -> None:
     if texts:
         raise StageError(
             f"stage {stage!r} is finished, and with --strict its warnings are errors: {'; '.join(texts)}",
-            code="strict",
+            code="strict-result",
         )

@@ -158,10 +158,11 @@ def test_unknown_definition(rayddl: Rayddl) -> None:
     ended = rayddl("run", "dmeo")
 
     assert ended.returncode == 2
-    assert ended.stderr == (
-        "error: no definition 'dmeo': looked for dmeo, pipelines/dmeo, pipelines/dmeo.yaml; "
-        "did you mean 'demo.yaml'? definitions in pipelines/: demo.yaml\n"
-    )
+    assert ended.stderr.startswith("error: no definition 'dmeo': looked for dmeo.yaml, pipelines/dmeo.yaml, ")
+    assert "; did you mean 'demo.yaml'? known definitions: " in ended.stderr
+    # The shipped ones are known in any folder.
+    assert " demo.yaml, " in ended.stderr
+    assert " quickstart.yaml, " in ended.stderr
 
 
 def test_crash(rayddl: Rayddl, tmp_path: Path) -> None:

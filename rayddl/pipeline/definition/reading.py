@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-import rayddl
 from rayddl.errors import DefinitionError
 from rayddl.pipeline.definition.document import Document, parse
 from rayddl.pipeline.definition.problems import Key, Place, Problems, quoted
@@ -57,7 +56,7 @@ def _folders() -> list[Path]:
 
 def _shipped() -> Path:
     """Return the folder of the shipped definitions: in the installed package, or in the clone that it runs from."""
-    package = Path(rayddl.__file__).parent
+    package = Path(__file__).parents[2]
     clone = package.parent
     inside = package / FOLDER
     return clone / FOLDER if not inside.is_dir() and (clone / "pyproject.toml").is_file() else inside

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,14 @@ def test_a_held_out_split_that_exists_is_used(key: str, tmp_path: Path) -> None:
     assert sources.load(with_share).test.counts() == COUNTS
 
 
+@pytest.fixture
+def _alone() -> Iterator[None]:
+    """Plugins of a test are gone after it."""
+    yield
+    plugins.activate([])
+
+
+@pytest.mark.usefixtures("_alone")
 def test_data_of_a_plugin_may_have_no_test_split() -> None:
     """``rayddl.Splits(train)`` with ``holdout``; without it the refusal names the setting."""
     images = (

@@ -169,7 +169,7 @@ def test_strict_makes_them_errors(lab: Any, three: dict[str, Any], monkeypatch: 
         execute(lab.plan(three), strict=True)
     assert lab.calls == []
     monkeypatch.setattr(_Cautions, "before", lambda *_: [])
-    with raises("strict"):
+    with raises("strict-result"):
         execute(lab.plan(three), strict=True)
     assert lab.calls == ["first"]
     assert lab.plan(three).stages[0].state == "done"
