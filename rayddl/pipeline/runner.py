@@ -256,7 +256,9 @@ class _Run:
         self._end(planned, ending, artifact.seconds, artifact)
         for line in cautions.lines({planned.name: found}):
             self.display.note(f"warning: {line}")
-        if self.strict:
+        if self.strict and found:
+            # Stages that read this one do not start.
+            del self.finished[planned.name]
             cautions.refuse_after(planned.name, found)
 
     def _failed(self, planned: PlannedStage, error: BaseException, seconds: float) -> NoReturn:

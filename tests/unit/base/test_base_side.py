@@ -90,7 +90,7 @@ def test_a_source_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(config: SourceConfig) -> Any:
         loaded.append(config.name)
         time.sleep(0.2)
-        return SimpleNamespace(train=split, test=split, fingerprint="f", bad=())
+        return SimpleNamespace(train=split, test=split, fingerprint="f", bad=(), notes=())
 
     monkeypatch.setattr(sources, "_published", {})
     monkeypatch.setattr(sources, "_key", lambda config, **_: "key")
