@@ -1,4 +1,4 @@
-"""Runs stages at the same time, each in a thread of this process.
+"""Runs stages at the same time, each in a thread of this process; one that all others wait for in the main thread.
 
 A stage starts when all stages that it reads are finished and the cluster has room for it, the first ones of the plan
 before later ones; :mod:`rayddl.stages.runtime.room` defines room. Stages that need no Ray compute in this process, and
@@ -55,12 +55,14 @@ class Schedule:
     failed: dict[str, RayddlError] = field(default_factory=dict)
     """The errors of failed stages, by name."""
     _threads: dict[str, tuple[Interruptible, str]] = field(default_factory=dict)
+    _alone: str = ""
+    """The stage that runs in the main thread."""
     _ended: queue.SimpleQueue[tuple[str, BaseException | None]] = field(default_factory=queue.SimpleQueue)
 
     @property
     def running(self) -> list[str]:
         """The names of the running stages."""
-        return list(self._threads)
+        return [*self._threads, *([self._alone] if self._alone else [])]
 
     def go(self) -> None:
         """Run all stages but those that read a failed one, which remain in :attr:`waiting`."""
@@ -94,6 +96,9 @@ class Schedule:
             starting.append((planned, lease, turn))
         if self.room is not None:
             self.room.hand_out()
+        if not self._threads and len(starting) == 1 and self._all_wait_for(starting[0][0].name):
+            self._run_alone(*starting[0][:2])
+            return
         for planned, lease, turn in starting:
             self.waiting.remove(planned)
             thread = Interruptible(self._work(planned, lease), f"stage {planned.name}")
@@ -101,6 +106,27 @@ class Schedule:
             # The system delivers a signal to any thread that does not mask it; only the main one acts on it.
             with interrupts.unheard():
                 thread.start()
+
+    def _all_wait_for(self, name: str) -> bool:
+        """True if no waiting stage could start before the stage ``name`` has finished."""
+        behind = {name}
+        for planned in self.waiting:  # a stage stands after those that it reads
+            if planned.name == name or behind & set(planned.stage.reads):
+                behind.add(planned.name)
+        return len(behind) == len(self.waiting)
+
+    def _run_alone(self, planned: PlannedStage, lease: Any) -> None:
+        """Run a stage in this thread, where calls into Ray are interrupted at once, and start what waits for it."""
+        self.waiting.remove(planned)
+        self._alone = planned.name
+        try:
+            self.run(planned, lease)
+        except RayddlError as error:
+            self.failed[planned.name] = error
+        if self.room is not None:
+            self.room.end(planned.name)
+        self._alone = ""
+        self._start()
 
     def _work(self, planned: PlannedStage, lease: Any) -> Callable[[], None]:
         def work() -> None:

@@ -157,6 +157,23 @@ class TestOrder:
         on({**FOUR, "stages": stages}, {"CPU": 2.0})
         assert lab.calls[-1] == "two"
 
+    def test_a_stage_that_all_others_wait_for_runs_in_the_main_thread(self, lab: Any, on: Run) -> None:
+        """There a signal interrupts calls into Ray at once; others run in threads of their own."""
+        threads: dict[str, bool] = {}
+
+        def work(config: Any, context: Any) -> Result:
+            threads[context.stage] = threading.current_thread() is threading.main_thread()
+            context.out.write("thing.txt", context.stage.encode())
+            return Result({})
+
+        chain = {"first": {"kind": "make"}, "next": {"kind": "use", "make": "first"}}
+        lab.works = dict.fromkeys((*chain, "one", "two", "after"), work)
+        on({**FOUR, "stages": chain}, {"CPU": 2.0})
+        on({**FOUR, "stages": {name: FOUR["stages"][name] for name in ("one", "two", "after")}}, {"CPU": 2.0})
+
+        del threads["after"]
+        assert threads == {"first": True, "next": True, "one": False, "two": False}
+
     def test_without_ray_one_at_a_time(self, lab: Any) -> None:
         """Stages that compute in this process do not run at the same time."""
         counting = Counting()
@@ -394,4 +411,6 @@ def test_a_live_line_for_each_running_stage(lab: Any, on: Run, width: int) -> No
     assert both[0].endswith("…")
     assert len(both[0]) <= width
     assert both[0].count("━") < both[1].count("━")
-    assert [line.split()[1] for line in last] == ["page"]
+    names = [line.split()[1] for line in last]
+    assert names[-1] == "page"
+    assert "one" not in names or "two" not in names
