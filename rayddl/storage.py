@@ -16,9 +16,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pyarrow import NativeFile, fs
+from pydantic import BaseModel
 
+from rayddl import documents, hosts, limits
 from rayddl.credentials import scrub
-from rayddl.errors import PathError
+from rayddl.errors import ArtifactError, PathError
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Folder:
     def _opened(self) -> tuple[fs.FileSystem, str]:
         if "://" not in self.uri:
             return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(self.uri))
+        hosts.check(self.uri)
         filesystem, path = fs.FileSystem.from_uri(self.uri)
         return filesystem, path
 
@@ -112,11 +115,18 @@ class Folder:
         filesystem, path = self._opened
         return int(filesystem.get_file_info(f"{path}/{_inside(name)}").size or 0)
 
-    def read(self, name: str) -> bytes:
-        """Return the content of the file ``name``. Raises ``FileNotFoundError``."""
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """Return the content of the file ``name``, at most its first ``most`` bytes. Raises ``FileNotFoundError``."""
         filesystem, path = self._opened
         with filesystem.open_input_stream(f"{path}/{_inside(name)}") as stream:
-            return bytes(stream.read())
+            if most is None:
+                return bytes(stream.read())
+            # A stream allocates what it is asked for, and may not know its length.
+            parts: list[bytes] = []
+            while most > 0 and (part := stream.read(min(most, _PART))):
+                parts.append(part)
+                most -= len(part)
+            return b"".join(parts)
 
     def open(self, name: str) -> NativeFile:
         """Open the file ``name`` for random access, so that a footer is read without the rest."""
@@ -156,13 +166,32 @@ class Folder:
             filesystem.delete_dir(f"{path}/{_inside(name)}")
 
     def read_json(self, name: str) -> Any:
-        """Return the content of the JSON file ``name``. Raises ``FileNotFoundError`` and ``ValueError``."""
-        return json.loads(self.read(name))
+        """Return the content of the JSON file ``name``, read by :func:`rayddl.documents.parse`.
+
+        Raises ``FileNotFoundError`` and ``ValueError``.
+        """
+        return documents.parse(self.read(name, limits.DOCUMENT_BYTES.value + 1))
+
+    def read_document(self, name: str, model: type[BaseModel], again: str) -> Any:
+        """Return the content of the JSON file ``name``, which has the types of ``model``.
+
+        Raises ``FileNotFoundError``, and :class:`ArtifactError` that names the file and the key; ``again`` says
+        what to do.
+        """
+        where = scrub(self.path(name))
+        try:
+            value = self.read_json(name)
+        except ValueError as error:
+            raise ArtifactError(f"{where} is not JSON: {error}; {again}", code="document-not-json") from error
+        return documents.checked(value, model, where, again)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write ``value`` as the JSON file ``name``, without credentials in URIs. Raises ``ValueError`` for NaN."""
         text = json.dumps(scrub(value), indent=1, sort_keys=True, allow_nan=False)
         self.write(name, text.encode() + b"\n")
+
+
+_PART = 1 << 20
 
 
 def split(where: str) -> tuple[Folder, str]:

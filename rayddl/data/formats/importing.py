@@ -7,15 +7,13 @@ matched by name if the format has names; numbers are indices into the source's c
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -24,7 +22,7 @@ from rayddl.data.distilled import LR_STUDENT, DistilledSet
 from rayddl.data.formats import pt as pairs
 from rayddl.data.pixels.decode import Encoded, decode
 from rayddl.data.pixels.space import PixelSpace
-from rayddl.data.sources import parquet_labels, trees
+from rayddl.data.sources import parquet_bounds, parquet_labels, trees
 from rayddl.data.sources.refusals import shown
 from rayddl.errors import ArtifactError, SourceError
 from rayddl.storage import Folder
@@ -115,7 +113,8 @@ def _table(folder: Folder, home: Home) -> tuple[Tensor, Tensor, Tensor | None]:
     assert name is not None
     where = folder.path(name)
     try:
-        table = pq.read_table(io.BytesIO(folder.read(name)))
+        with folder.open(name) as stream:
+            table = parquet_bounds.opened(stream, where).read()
         column = parquet_labels.read(table["label"], table.schema.metadata or {}, where, "label")
         cells = table["image"].to_pylist()
     except (KeyError, pa.ArrowException, SourceError) as error:
@@ -124,7 +123,7 @@ def _table(folder: Folder, home: Home) -> tuple[Tensor, Tensor, Tensor | None]:
             code="set-table-unreadable",
         ) from error
     places = _places(column.vocabulary, home, where)
-    blobs = [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
+    blobs = [_blob(cell.get("bytes") if isinstance(cell, dict) else cell, where) for cell in cells]
     encoded = [
         Encoded(f"{where} row {row}", places[column.vocabulary[code]], partial(bytes, blob))
         for row, (blob, code) in enumerate(zip(blobs, column.codes.tolist(), strict=True))
@@ -136,6 +135,16 @@ def _table(folder: Folder, home: Home) -> tuple[Tensor, Tensor, Tensor | None]:
     soft = torch.zeros(len(said), len(home.classes))
     soft[:, [places[own] for own in column.vocabulary]] = said
     return images, labels, soft
+
+
+def _blob(cell: Any, where: str) -> bytes:
+    # bytes() of a number would be as many zeros.
+    if not isinstance(cell, bytes):
+        raise ArtifactError(
+            f"{where} has {type(cell).__name__} in its column image, expected the bytes of an image in each row.",
+            code="set-table-unreadable",
+        )
+    return cell
 
 
 def _table_in(folder: Folder) -> str | None:

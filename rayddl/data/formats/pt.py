@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from rayddl import tensorfiles
+from rayddl import documents, limits, tensorfiles
 from rayddl.data.distilled import LR_STUDENT, DistilledSet
 from rayddl.data.pixels.space import Normalise, PixelSpace
 from rayddl.errors import ArtifactError
@@ -43,12 +43,26 @@ def load_pair(folder: Folder) -> DistilledSet:
             f"{folder.path(IMAGES)} holds {images.dtype} {tuple(images.shape)}, expected float images [N, C, H, W]",
             code="pt-images-malformed",
         )
-    labels = labels.float() if labels.is_floating_point() else labels.to(torch.int64)
-    if len(labels) != len(images) or labels.ndim != (2 if labels.is_floating_point() else 1):
+    if not labels.is_complex():
+        labels = labels.float() if labels.is_floating_point() else labels.to(torch.int64)
+    wanted = 2 if labels.is_floating_point() else 1
+    if labels.ndim != wanted or len(labels) != len(images) or labels.is_complex():
         raise ArtifactError(
             f"{folder.path(LABELS)} holds {labels.dtype} {tuple(labels.shape)}, expected int64 [{len(images)}] or "
             f"float [{len(images)}, K] as there are {len(images)} images",
             code="pt-labels-malformed",
+        )
+    if not labels.is_floating_point() and int(labels.min()) < 0:
+        raise ArtifactError(
+            f"{folder.path(LABELS)} has the label {int(labels.min())}; labels are numbers of classes from 0 on. "
+            "Take images without a class out.",
+            code="pt-label-negative",
+        )
+    classes = labels.shape[1] if labels.is_floating_point() else int(labels.max()) + 1
+    if classes > limits.CLASSES.value:
+        raise ArtifactError(
+            f"{folder.path(LABELS)} has labels of {limits.CLASSES.exceeded(classes, 'classes')}",
+            code="pt-too-many-classes",
         )
     images = images.float()
     return _own(folder, images, labels) if folder.has(META) else _foreign(folder, images, labels)
@@ -56,7 +70,7 @@ def load_pair(folder: Folder) -> DistilledSet:
 
 def _own(folder: Folder, images: Tensor, labels: Tensor) -> DistilledSet:
     try:
-        meta = folder.read_json(META)
+        meta = folder.read_document(META, documents.DistilledSetDocument, "copy all files of the export")
         space = PixelSpace.from_parts(meta["space"], safetensors.load(folder.read(SPACE)))
         rate, classes, info = float(meta["lr_student"]), tuple(meta["classes"]), meta["info"]
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
@@ -71,10 +85,20 @@ def _own(folder: Folder, images: Tensor, labels: Tensor) -> DistilledSet:
 def _foreign(folder: Folder, images: Tensor, labels: Tensor) -> DistilledSet:
     soft = labels.ndim == 2
     count = labels.shape[1] if soft else int(labels.max()) + 1
-    rate = float(_tensor(folder, RATE)) if folder.has(RATE) else LR_STUDENT
+    rate = _rate(folder) if folder.has(RATE) else LR_STUDENT
     info: dict[str, Any] = {"method": "imported", "guessed": ["classes", "space"]}
     names = tuple(str(number) for number in range(count))
     return DistilledSet(images, labels, rate, names, _guessed(images), info)
+
+
+def _rate(folder: Folder) -> float:
+    rate = _tensor(folder, RATE)
+    if rate.numel() != 1 or rate.is_complex():
+        raise ArtifactError(
+            f"{folder.path(RATE)} holds {rate.dtype} {tuple(rate.shape)}, expected one number",
+            code="pt-rate-malformed",
+        )
+    return float(rate)
 
 
 def _guessed(images: Tensor) -> PixelSpace:

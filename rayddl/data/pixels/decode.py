@@ -2,8 +2,8 @@
 
 Images that PIL can read become grey [H, W] or RGB [H, W, 3]: bilevel, grey and 16-bit grey become
 grey; palettes, CMYK and all other modes become RGB; alpha is dropped, as torchvision's ImageFolder
-does; EXIF orientation is applied; the first frame of an animation is used. Unreadable and truncated
-files and decompression bombs (``PIL.Image.MAX_IMAGE_PIXELS``) are reported, not raised.
+does; EXIF orientation is applied; the first frame of an animation is used. Files that are unreadable,
+truncated, in a format that is not in :data:`FORMATS`, or above a limit are reported, not raised.
 """
 
 from __future__ import annotations
@@ -18,9 +18,16 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
+
+from rayddl import limits
 
 Pixels = NDArray[np.uint8]
+
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+"""The formats that are opened, in PIL's names, whatever a file is called. PIL knows others that start programs
+(EPS starts Ghostscript) or are little used and little tested.
+"""
 
 _GREY = ("1", "L", "LA", "La")
 # Passing a 32 x 32 JPEG to another thread takes longer than decoding it.
@@ -78,18 +85,44 @@ def _decode_one(item: Encoded, size: int | None) -> _Outcome:
 def read_image(data: bytes, size: int | None = None) -> Pixels:
     """Decode one image to uint8 [H, W] (grey) or [H, W, 3] (RGB).
 
-    With ``size``, :func:`fit_square` is applied. Raises PIL's errors, and ``ValueError`` for
-    modes whose values are not bytes.
+    With ``size``, :func:`fit_square` is applied. Raises the errors of :func:`open_image`, and ``ValueError``
+    for modes whose values are not bytes.
     """
-    if not data:
-        raise ValueError("no bytes")
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(data) as image:
         if size is not None:
             # A JPEG is decoded much faster at a half, a quarter or an eighth of its size. Twice the
             # requested size is kept for the resizing filter.
             image.draft(None, (2 * size, 2 * size))
         turned = plain(image if upright(image) else ImageOps.exif_transpose(image))
         return np.array(turned if size is None else fit_square(turned, size))
+
+
+def open_image(data: bytes) -> ImageFile.ImageFile:
+    """Open an encoded image of one of :data:`FORMATS`; reads its header only.
+
+    Raises PIL's errors, and ``ValueError`` for no bytes and for an image above one of :mod:`rayddl.limits`.
+    """
+    if not data:
+        raise ValueError("no bytes")
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    fault = _above_a_limit(image, data)
+    if fault:
+        image.close()
+        raise ValueError(fault)
+    return image
+
+
+def _above_a_limit(image: Image.Image, data: bytes) -> str | None:
+    width, height = image.size
+    pixels = width * height
+    if pixels > limits.PIXELS.value:
+        return limits.PIXELS.exceeded(pixels, "pixels")
+    density = pixels // len(data)
+    if pixels > limits.SMALL and density > limits.PIXELS_PER_BYTE.value:
+        return limits.PIXELS_PER_BYTE.exceeded(density, f"pixels for each of its {len(data):,} bytes")
+    # Inside the data of a scan, a byte of 255 is never followed by this one.
+    scans = data.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 0
+    return limits.SCANS.exceeded(scans, "scans") if scans > limits.SCANS.value else None
 
 
 def fit_square(image: Image.Image, size: int) -> Image.Image:
@@ -145,14 +178,13 @@ def plain(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def pil_warnings() -> Iterator[None]:
-    """Silence PIL's warnings on readable files, but turn that on decompression bombs into an error.
+    """Silence PIL's warnings on readable files, also that on many pixels: :func:`open_image` has the limit.
 
     Warning filters apply to the whole process, so to the threads of the pool, too.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        # By itself, PIL raises an error only above twice its limit.
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from rayddl import documents, limits
 from rayddl.data.sources.refusals import shown
 from rayddl.errors import SourceError
 
@@ -39,8 +39,14 @@ def read(column: pa.ChunkedArray, metadata: dict[bytes, bytes], where: str, key:
         )
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    names = _names_in(metadata, key)
+    names = _names_in(metadata, key, where)
     distinct = sorted(pc.unique(column).to_pylist())
+    if len(distinct) > limits.CLASSES.value:
+        raise SourceError(
+            f"{where}: column {key!r} has {limits.CLASSES.exceeded(len(distinct), 'different labels')}. Class labels "
+            "are expected; set source.label_column.",
+            code="too-many-classes",
+        )
     if names is None or not pa.types.is_integer(column.type):
         codes = _numpy(pc.index_in(column, pa.array(distinct, column.type)))
         return _ordered(codes, tuple(str(label) for label in distinct), names)
@@ -57,18 +63,36 @@ def _ordered(codes: Labels, vocabulary: tuple[str, ...], names: tuple[str, ...] 
     """Text labels as indices into the file's class names, if all labels are among these."""
     if names is None or not set(vocabulary) <= set(names):
         return Column(codes, vocabulary, named=False)
-    positions = np.array([names.index(name) for name in vocabulary], dtype=np.int64)
+    index = {name: position for position, name in reversed(list(enumerate(names)))}
+    positions = np.array([index[name] for name in vocabulary], dtype=np.int64)
     return Column(positions[codes], names, named=True)
 
 
-def _names_in(metadata: dict[bytes, bytes], key: str) -> tuple[str, ...] | None:
+def _names_in(metadata: dict[bytes, bytes], key: str, where: str) -> tuple[str, ...] | None:
     if b"classes" in metadata:
-        return tuple(line.strip() for line in metadata[b"classes"].decode().splitlines() if line.strip())
+        try:
+            text = metadata[b"classes"].decode()
+        except UnicodeDecodeError as error:
+            raise SourceError(
+                f"{where}: the class names in it are not UTF-8 text (byte {error.start}).",
+                code="names-not-utf-8",
+            ) from error
+        return _within_the_limit([line.strip() for line in text.splitlines() if line.strip()], where)
     try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        return tuple(str(name) for name in features[key]["names"])
+        names = documents.parse(metadata[b"huggingface"])["info"]["features"][key]["names"]
     except (KeyError, TypeError, ValueError):
         return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return _within_the_limit(names, where)
+
+
+def _within_the_limit(names: list[str], where: str) -> tuple[str, ...]:
+    if len(names) > limits.CLASSES.value:
+        raise SourceError(
+            f"{where} has {limits.CLASSES.exceeded(len(names), 'class names')}.", code="too-many-classes"
+        )
+    return tuple(names)
 
 
 def _numpy(column: pa.ChunkedArray) -> Labels:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO
 
+from rayddl.escapes import visible
 from rayddl.pipeline.display import pace
 from rayddl.pipeline.display.base import Closing, Display, Ending
 from rayddl.pipeline.display.pace import Clock, Pace
@@ -34,7 +35,7 @@ class Plain(Display):
         """Print a line and flush."""
         if always or not self._quiet:
             # sys.stdout is read on each call because tools that capture output replace it.
-            print(text, file=self._stream or sys.stdout, flush=True)
+            print(visible(text), file=self._stream or sys.stdout, flush=True)
 
     def plan(self, plan: Plan) -> None:
         self.say(as_text(plan) + "\n")
