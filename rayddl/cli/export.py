@@ -41,14 +41,16 @@ def export(
     rayddl export quickstart --format pt --to exported
     rayddl export quickstart --format hf --to shared
     """
+    from rayddl import hosts
     from rayddl.credentials import scrub
     from rayddl.data.formats.export import export_set
+    from rayddl.escapes import visible
     from rayddl.pipeline.plugging import use
     from rayddl.pipeline.sets import find_set
     from rayddl.storage import Folder
 
-    with reporting_errors():
+    with reporting_errors(), hosts.only(where, out, to):
         use(tuple(plugin or ()))
         written = export_set(find_set(where, out), format_.value, Folder(to))
         more = f" and {len(written) - 1} more" if len(written) > 1 else ""
-        typer.echo(f"wrote {scrub(written[0])}{more}")
+        typer.echo(visible(f"wrote {scrub(written[0])}{more}"))

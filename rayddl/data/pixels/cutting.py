@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from rayddl.data.pixels.decode import pil_warnings, plain, read_image, upright
+from rayddl.data.pixels.decode import open_image, pil_warnings, plain, read_image, upright
 
 Boxes = NDArray[np.int32]
 """``[K, 3]``: top, left, side in pixels of the whole image."""
@@ -39,9 +37,7 @@ def opened(blob: bytes | NDArray[np.uint8], channels: int) -> Opened:
     if isinstance(blob, np.ndarray):
         whole = with_channels(torch.from_numpy(np.array(blob)), channels)
         return Opened(int(whole.shape[1]), int(whole.shape[2]), lambda _: (whole, 1))
-    if not blob:
-        raise ValueError("no bytes")
-    with pil_warnings(), Image.open(io.BytesIO(blob)) as head:
+    with pil_warnings(), open_image(blob) as head:
         if head.format == "JPEG" and upright(head):
             width, height = head.size
             return Opened(height, width, lambda reduce: _jpeg(blob, channels, reduce))
@@ -51,7 +47,7 @@ def opened(blob: bytes | NDArray[np.uint8], channels: int) -> Opened:
 
 
 def _jpeg(data: bytes, channels: int, reduce: int) -> tuple[Tensor, int]:
-    with pil_warnings(), Image.open(io.BytesIO(data)) as image:
+    with pil_warnings(), open_image(data) as image:
         width, height = image.size
         if reduce > 1:
             image.draft(None, (-(-width // reduce), -(-height // reduce)))

@@ -90,7 +90,7 @@ def test_a_source_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(config: SourceConfig) -> Any:
         loaded.append(config.name)
         time.sleep(0.2)
-        return SimpleNamespace(train=split, test=split, fingerprint="f", bad=())
+        return SimpleNamespace(train=split, test=split, fingerprint="f", bad=(), notes=())
 
     monkeypatch.setattr(sources, "_published", {})
     monkeypatch.setattr(sources, "_key", lambda config, **_: "key")
@@ -109,9 +109,10 @@ def test_warning_filters_of_two_threads() -> None:
     one.__enter__()
     other.__enter__()
     one.__exit__(None, None, None)
+    warnings.warn("large", Image.DecompressionBombWarning, stacklevel=1)
+    other.__exit__(None, None, None)
     with pytest.raises(Image.DecompressionBombWarning):
         warnings.warn("large", Image.DecompressionBombWarning, stacklevel=1)
-    other.__exit__(None, None, None)
     assert list(warnings.filters) == before
 
 
