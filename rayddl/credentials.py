@@ -1,31 +1,105 @@
-"""Removes credentials from text that goes into artifacts, records and messages."""
+"""Removes credentials from text that goes into artifacts, records, pages and messages."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
-_URI = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<rest>[^\s'\"]*)")
+_MARK = "://"
+_PORT = re.compile(r"\d{1,5}(?![^\s/?#'\"])")
+_MORE_OPTIONS = re.compile(r"&[\w.-]+=\S*")
+_PLACE_END = re.compile(r"[/?#]")
+_WORD_END = re.compile(r"[\s/?#]")
+_PLAIN_END = re.compile(r"[\s'\"]")
 
 
 def scrub(value: Any) -> Any:
-    """Return ``value`` without the user part, query and fragment of every URI in it.
+    """Return ``value`` without the user part, query and fragment of every URI in it, in time linear in its length.
 
-    Mappings, lists and tuples are processed recursively; other values than strings are returned unchanged.
+    Mappings, lists and tuples are processed recursively; other values than strings are returned unchanged. A key
+    may contain any character: what stands between ``://`` and an ``@`` is removed where it can be a key.
     """
     if isinstance(value, str):
-        return _URI.sub(_without_credentials, value)
-    if isinstance(value, dict):
+        return _scrubbed(value) if _MARK in value else value
+    if isinstance(value, Mapping):
         return {scrub(key): scrub(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(scrub(item) for item in value)
     return value
 
 
-def _without_credentials(found: re.Match[str]) -> str:
-    rest = found["rest"].split("?", 1)[0].split("#", 1)[0]
-    host, slash, path = rest.partition("/")
-    # A secret key may contain "/", and the "@" then comes after the first "/".
-    if "@" in rest and ":" in rest.split("@", 1)[0]:
-        return found["scheme"] + rest.rsplit("@", 1)[1]
-    return found["scheme"] + host.rsplit("@", 1)[-1] + slash + path
+def _scrubbed(text: str) -> str:
+    before, *parts = text.split(_MARK)
+    found = [before]
+    # Text that begins with a URI is taken for a URI as a whole, as if it were in quotation marks.
+    alone = _scheme(before) == len(before)
+    for part in parts:
+        found += [_MARK, _without_credentials(part, _quote_before(before), alone)]
+        before, alone = part, False
+    return "".join(found)
+
+
+def _quote_before(before: str) -> str:
+    """Return the quotation mark in front of the scheme that ends ``before``, or nothing."""
+    start = len(before) - _scheme(before)
+    return before[start - 1] if start and before[start - 1] in "'\"" else ""
+
+
+def _scheme(before: str) -> int:
+    """Return the length of the scheme that ends ``before``. A scheme is short; the bound keeps the time linear."""
+    length = 0
+    while length < min(20, len(before)) and (before[-length - 1].isalnum() or before[-length - 1] in "+.-"):
+        length += 1
+    return length
+
+
+def _without_credentials(part: str, quote: str, alone: bool) -> str:
+    """Return ``part``, which begins after ``://``, without the user part and the query of the URI."""
+    line, newline, rest = part.partition("\n")
+    line = line[_length_of_user(line, quote, alone) :]
+    place = _PLAIN_END.search(line)
+    end = place.start() if place else len(line)
+    options = min((at for mark in "?#" if (at := line.find(mark, 0, end)) >= 0), default=-1)
+    if options >= 0:
+        line = line[:options] + line[_end_of_options(line, options, end, quote) :]
+    return line + newline + rest
+
+
+def _length_of_user(line: str, quote: str, alone: bool) -> int:
+    """Return how many characters at the start of ``line`` are a user part with its ``@``."""
+    closing = _closing(line, quote) if quote else None
+    reach = len(line) if closing is None else closing
+    head = _PLAIN_END.split(line[:reach].split("?", 1)[0].split("#", 1)[0], 1)[0]
+    first = head.partition("/")[0]
+    if "@" in first or ":" in first:
+        name, colon, after = first.partition(":")
+        if "@" in name or (colon and "@" not in head and _PORT.match(after)):
+            return head.rfind("@", 0, len(first)) + 1
+        # A secret key may contain every character, also a blank, a quotation mark or a question mark.
+        return line.rfind("@", 0, reach) + 1
+    # Without a colon, an "@" behind a "/" is part of a path, and one behind a blank is of the text, unless all of
+    # it is the URI.
+    ends = _PLACE_END if quote or alone else _WORD_END
+    found = ends.search(line, 0, reach)
+    return line.rfind("@", 0, found.start() if found else reach) + 1
+
+
+def _closing(line: str, quote: str) -> int | None:
+    """Return where the quotation mark is that closes the URI: one that no letter or digit follows."""
+    at = line.find(quote)
+    while at >= 0:
+        if not line[at + 1 : at + 2].isalnum():
+            return at
+        at = line.find(quote, at + 1)
+    return None
+
+
+def _end_of_options(line: str, start: int, end: int, quote: str) -> int:
+    closing = _closing(line[start:], quote) if quote else None
+    if closing is not None:
+        return start + closing
+    # A value with a blank in it: more options follow.
+    for more in _MORE_OPTIONS.finditer(line, end):
+        end = more.end()
+    return end

@@ -7,7 +7,6 @@ format, or reading it raises an error that says what to do.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
+from rayddl import documents
 from rayddl.errors import ArtifactError
 from rayddl.storage import Folder
 
@@ -36,6 +36,8 @@ class Kind:
     """The article of the noun, e.g. ``an``; empty for a plural."""
     again: str
     """How to make it again: ``run the teacher stage again``."""
+    model: type[documents.Document] = documents.Sealed
+    """The types of the document."""
 
     @property
     def _verbs(self) -> tuple[str, str]:
@@ -49,18 +51,14 @@ class Kind:
         """Return the document in ``folder``. Raises :class:`ArtifactError` if missing, damaged or not readable here."""
         path, again = folder.path(self.document), self.again
         try:
-            found = folder.read_json(self.document)
+            found: dict[str, Any] = folder.read_document(self.document, documents.Document, again)
         except FileNotFoundError as error:
             raise ArtifactError(
                 f"{folder} holds no whole {self.name}: {self.document} is missing, which is written last. Name "
                 f"the folder that holds {'it' if self.article else 'them'}, or {again}.",
                 code="document-missing",
             ) from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ArtifactError(
-                f"{path} is not JSON: {error}. {_sentence(again)}", code="document-not-json"
-            ) from error
-        if not isinstance(found, dict) or found.get("format") != self.format:
+        if found.get("format") != self.format:
             called = f"{self.article} {self.name}".strip()
             raise ArtifactError(
                 f"{path} does not describe {called} ({self.format!r}).", code="document-of-another-kind"
@@ -72,6 +70,8 @@ class Kind:
                 f"{self.version}. Use a newer rayddl.",
                 code="document-too-new",
             )
+        documents.checked(found, documents.Sealed, path, again)
+        documents.checked(found, self.model, path, again)
         return found
 
     def file(self, folder: Folder, document: Mapping[str, Any], name: str) -> dict[str, Tensor]:

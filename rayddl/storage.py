@@ -18,10 +18,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pyarrow import NativeFile, OSFile, fs
+from pydantic import BaseModel
 
-from rayddl import localfiles
+from rayddl import documents, hosts, limits, localfiles
 from rayddl.credentials import scrub
-from rayddl.errors import PathError
+from rayddl.errors import ArtifactError, PathError
 
 _SCRATCH = re.compile(r"\.tmp-[0-9a-f]{8}$")
 """The end of the name of a file that is being written."""
@@ -37,6 +38,7 @@ class Folder:
     def _opened(self) -> tuple[fs.FileSystem, str]:
         if "://" not in self.uri:
             return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(self.uri))
+        hosts.check(self.uri)
         filesystem, path = fs.FileSystem.from_uri(self.uri)
         return filesystem, path
 
@@ -144,13 +146,20 @@ class Folder:
             return fs.FileInfo(target, type=fs.FileType.Directory)
         return fs.FileInfo(target, type=fs.FileType.File, mtime_ns=found.st_mtime_ns, size=found.st_size)
 
-    def read(self, name: str) -> bytes:
-        """Return the content of the file ``name``. Raises ``FileNotFoundError``."""
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """Return the content of the file ``name``, at most its first ``most`` bytes. Raises ``FileNotFoundError``."""
         filesystem, path = self._opened
         target = f"{path}/{_inside(name)}"
         odd = _odd(filesystem, target)
         with OSFile(odd) if odd is not None else filesystem.open_input_stream(target) as stream:
-            return bytes(stream.read())
+            if most is None:
+                return bytes(stream.read())
+            # A stream allocates what it is asked for, and may not know its length.
+            parts: list[bytes] = []
+            while most > 0 and (part := stream.read(min(most, _PART))):
+                parts.append(part)
+                most -= len(part)
+            return b"".join(parts)
 
     def open(self, name: str) -> NativeFile:
         """Open the file ``name`` for random access, so that a footer is read without the rest."""
@@ -192,13 +201,32 @@ class Folder:
             filesystem.delete_dir(f"{path}/{_inside(name)}")
 
     def read_json(self, name: str) -> Any:
-        """Return the content of the JSON file ``name``. Raises ``FileNotFoundError`` and ``ValueError``."""
-        return json.loads(self.read(name))
+        """Return the content of the JSON file ``name``, read by :func:`rayddl.documents.parse`.
+
+        Raises ``FileNotFoundError`` and ``ValueError``.
+        """
+        return documents.parse(self.read(name, limits.DOCUMENT_BYTES.value + 1))
+
+    def read_document(self, name: str, model: type[BaseModel], again: str) -> Any:
+        """Return the content of the JSON file ``name``, which has the types of ``model``.
+
+        Raises ``FileNotFoundError``, and :class:`ArtifactError` that names the file and the key; ``again`` says
+        what to do.
+        """
+        where = scrub(self.path(name))
+        try:
+            value = self.read_json(name)
+        except ValueError as error:
+            raise ArtifactError(f"{where} is not JSON: {error}; {again}", code="document-not-json") from error
+        return documents.checked(value, model, where, again)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write ``value`` as the JSON file ``name``, without credentials in URIs. Raises ``ValueError`` for NaN."""
         text = json.dumps(scrub(value), indent=1, sort_keys=True, allow_nan=False)
         self.write(name, text.encode() + b"\n")
+
+
+_PART = 1 << 20
 
 
 def split(where: str) -> tuple[Folder, str]:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import copy_context
 from types import FrameType
 
 LOST_SECONDS = 5.0
@@ -22,7 +23,8 @@ class Interruptible(threading.Thread):
     """
 
     def __init__(self, work: Callable[[], None], name: str) -> None:
-        super().__init__(target=work, name=name, daemon=True)
+        # The thread has the context of the one that makes it, such as the hosts that a command may contact.
+        super().__init__(target=copy_context().run, args=(work,), name=name, daemon=True)
         self.reacted = False
         """True once the interrupt is handled, so that it is not raised again."""
         self._lock = threading.Lock()

@@ -7,7 +7,19 @@ from typing import Annotated
 import typer
 
 from rayddl.cli.errors import reporting_errors
-from rayddl.cli.options import Address, Epochs, Json, Nets, NumCpus, Out, Plugins, Quiet, Root, Seeds
+from rayddl.cli.options import (
+    Address,
+    AllowRemote,
+    Epochs,
+    Json,
+    Nets,
+    NumCpus,
+    Out,
+    Plugins,
+    Quiet,
+    Root,
+    Seeds,
+)
 
 
 def compare(
@@ -33,6 +45,7 @@ def compare(
     address: Address = None,
     num_cpus: NumCpus = None,
     plugin: Plugins = None,
+    allow_remote: AllowRemote = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -62,4 +75,5 @@ def compare(
             address=address,
             num_cpus=num_cpus,
             plugins=tuple(plugin or ()),
+            allow_remote=allow_remote,
         )

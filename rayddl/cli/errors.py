@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ import typer
 from rayddl import interrupts
 from rayddl.credentials import scrub
 from rayddl.errors import RayddlError
+from rayddl.escapes import visible
 
 if TYPE_CHECKING:
     from rayddl.pipeline.display.base import Display
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 INTERRUPTED = interrupts.EXIT_CODE
 FINISH_SECONDS = 20.0
 """Seconds that Ray may take to stop after an interrupt before its processes are killed."""
-_USER_PART = re.compile(r"://[^/@\s]*:[^@\s]*@")
 
 
 @contextmanager
@@ -69,11 +68,9 @@ def emit_json(value: Any) -> None:
 
 def print_table(*parts: Any) -> None:
     """Print Rich renderables to standard output: in colour in a terminal, in full width in a pipe."""
-    from rich.console import Console
+    from rayddl.pipeline.tables import SafeConsole, as_text
 
-    from rayddl.pipeline.tables import as_text
-
-    console = Console(highlight=False)
+    console = SafeConsole(highlight=False)
     for part in parts:
         if console.is_terminal:
             console.print(part)
@@ -107,8 +104,8 @@ def _show(error: BaseException, message: str, code: int, display: Display | None
 def _say(message: str, code: int) -> None:
     label = "stopped" if code == INTERRUPTED else "error"
     typer.secho(f"{label}: ", fg="yellow" if code == INTERRUPTED else "red", nl=False, err=True)
-    typer.echo(message, err=True)
+    typer.echo(visible(message), err=True)
 
 
 def _command(words: Sequence[str]) -> str:
-    return shlex.join(_USER_PART.sub("://***@", word) for word in words)
+    return shlex.join(scrub(word) for word in words)

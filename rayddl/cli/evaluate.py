@@ -7,7 +7,20 @@ from typing import Annotated
 import typer
 
 from rayddl.cli.errors import reporting_errors
-from rayddl.cli.options import Address, Epochs, Json, Nets, NumCpus, Out, Plugins, Quiet, Root, Seeds, Set
+from rayddl.cli.options import (
+    Address,
+    AllowRemote,
+    Epochs,
+    Json,
+    Nets,
+    NumCpus,
+    Out,
+    Plugins,
+    Quiet,
+    Root,
+    Seeds,
+    Set,
+)
 
 
 def evaluate(
@@ -25,6 +38,7 @@ def evaluate(
     address: Address = None,
     num_cpus: NumCpus = None,
     plugin: Plugins = None,
+    allow_remote: AllowRemote = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -53,4 +67,5 @@ def evaluate(
             address=address,
             num_cpus=num_cpus,
             plugins=tuple(plugin or ()),
+            allow_remote=allow_remote,
         )

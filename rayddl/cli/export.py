@@ -41,17 +41,19 @@ def export(
     rayddl export quickstart --format pt --to exported
     rayddl export quickstart --format hf --to shared
     """
+    from rayddl import hosts
     from rayddl.credentials import scrub
     from rayddl.data.formats.export import export_set, foreign_space
+    from rayddl.escapes import visible
     from rayddl.pipeline.plugging import use
     from rayddl.pipeline.sets import find_set
     from rayddl.storage import Folder
 
-    with reporting_errors():
+    with reporting_errors(), hosts.only(where, out, to):
         use(tuple(plugin or ()))
         found = find_set(where, out)
         written = export_set(found, format_.value, Folder(to))
         more = f" and {len(written) - 1} more" if len(written) > 1 else ""
-        typer.echo(f"wrote {scrub(written[0])}{more}")
+        typer.echo(visible(f"wrote {scrub(written[0])}{more}"))
         if format_ is Format.pt and (note := foreign_space(found)):
-            typer.echo(f"note: {note}")
+            typer.echo(visible(f"note: {note}"))

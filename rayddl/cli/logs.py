@@ -8,6 +8,7 @@ import typer
 
 from rayddl.cli.errors import INTERRUPTED, reporting_errors
 from rayddl.cli.options import JobId, JobsAddress
+from rayddl.escapes import coloured
 
 
 def logs(
@@ -26,10 +27,10 @@ def logs(
     with reporting_errors():
         jobs = Jobs(address)
         if not follow:
-            typer.echo(jobs.log(job), nl=False)
+            typer.echo(coloured(jobs.log(job)), nl=False)
             return
         try:
-            ended = jobs.follow(job, lambda text: typer.echo(text, nl=False))
+            ended = jobs.follow(job, lambda text: typer.echo(coloured(text), nl=False))
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         views.refuse_failed(ended)

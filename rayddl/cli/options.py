@@ -58,6 +58,12 @@ Grows: TypeAlias = Annotated[
         help="Nodes that the cluster's autoscaler may bring, e.g. 4xCPU:8,GPU:1. Repeatable.",
     ),
 ]
+AllowRemote: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--allow-remote", help="Contact the hosts that a definition or set names, not only those given here."
+    ),
+]
 JobsAddress: TypeAlias = Annotated[
     str | None,
     typer.Option(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from rayddl.cli.errors import emit_json, print_table, reporting_errors, waiting
-from rayddl.cli.options import File, Json, Out, Overrides, Plugins, Strict
+from rayddl.cli.options import AllowRemote, File, Json, Out, Overrides, Plugins, Strict
 
 Measure = Annotated[
     bool,
@@ -24,6 +24,7 @@ def plan(
     measure: Measure = False,
     plugin: Plugins = None,
     strict: Strict = False,
+    allow_remote: AllowRemote = False,
     as_json: Json = False,
 ) -> None:
     """Check a definition: what would run, and what it takes.
@@ -35,13 +36,20 @@ def plan(
     """
     from contextlib import nullcontext
 
+    from rayddl import hosts
     from rayddl.pipeline.api import estimate
     from rayddl.pipeline.api import plan as plan_definition
     from rayddl.pipeline.cautions import refuse_before
 
     with reporting_errors():
-        made = plan_definition(file, overrides=tuple(overrides or ()), out=out, plugins=tuple(plugin or ()))
-        with waiting("trying one matching step, in a process of its own") if measure else nullcontext():
+        given = tuple(overrides or ())
+        made = plan_definition(
+            file, overrides=given, out=out, plugins=tuple(plugin or ()), allow_remote=allow_remote
+        )
+        with (
+            hosts.only(file, out, *given, allow=allow_remote),
+            waiting("trying one matching step, in a process of its own") if measure else nullcontext(),
+        ):
             expected = estimate(made, measure=measure)
         if as_json:
             emit_json(expected.to_json(made))

@@ -8,9 +8,10 @@ from rayddl.cli.options import Json, Out
 
 def runs(out: Out = "runs", as_json: Json = False) -> None:
     """List runs and stage folders: state, size, age."""
+    from rayddl import hosts
     from rayddl.pipeline.browse.listing import listing
 
-    with reporting_errors():
+    with reporting_errors(), hosts.only(out):
         found = listing(out)
         if as_json:
             emit_json(found.to_json())

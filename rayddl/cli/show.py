@@ -25,10 +25,11 @@ def show(
     rayddl show quickstart
     rayddl show runs/experts-0123456789ab --verify
     """
+    from rayddl import hosts
     from rayddl.pipeline.browse.show import inspect
     from rayddl.pipeline.plugging import use
 
-    with reporting_errors():
+    with reporting_errors(), hosts.only(path, out):
         use(tuple(plugin or ()))
         found = inspect(path, out, verify=verify)
         if as_json:

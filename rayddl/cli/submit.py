@@ -9,6 +9,7 @@ import typer
 
 from rayddl.cli.errors import INTERRUPTED, reporting_errors
 from rayddl.cli.options import File, Grows, JobsAddress, Overrides, Plugins
+from rayddl.escapes import coloured
 
 
 def submit(
@@ -124,7 +125,7 @@ def submit(
             typer.echo(job)
             return
         try:
-            ended = jobs.follow(job, lambda text: typer.echo(text, nl=False))
+            ended = jobs.follow(job, lambda text: typer.echo(coloured(text), nl=False))
         except KeyboardInterrupt:
             typer.echo(
                 f"\nthe job goes on; watch it again with:\n  {views.command('logs', job, address)} --follow",

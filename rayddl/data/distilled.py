@@ -26,14 +26,22 @@ from safetensors import torch as safetensors
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from rayddl import sealed
+from rayddl import documents, sealed
 from rayddl.data import views
 from rayddl.data.pixels.space import PixelSpace
 from rayddl.errors import ArtifactError
 from rayddl.storage import Folder
 
 _TENSORS, _META = "set.safetensors", "set.json"
-KIND = sealed.Kind("rayddl distilled set", 1, _META, "distilled set", "a", "make the set again")
+KIND = sealed.Kind(
+    "rayddl distilled set",
+    1,
+    _META,
+    "distilled set",
+    "a",
+    "make the set again",
+    documents.DistilledSetDocument,
+)
 _SPACE = "space."
 _SUM_TOLERANCE = 1e-2
 LR_STUDENT = 0.01
@@ -114,8 +122,7 @@ class DistilledSet:
         self._refuse_misfit()
         json.dumps(dict(self.info), allow_nan=False)
         _remove_previous(folder)
-        data = safetensors.save(self._tensors())
-        folder.write(_TENSORS, data)
+        folder.write(_TENSORS, self.data())
         pixels, labels = self.pixels().cpu(), self.hard_labels.cpu()
         folders = views.class_folders(self.classes)
         pictures = views.pictures(pixels, labels, folders)
@@ -124,7 +131,7 @@ class DistilledSet:
         soft = self.labels if self.labels.ndim == 2 else None
         folder.write("images.parquet", views.table(pictures, self.classes, soft))
         folder.write("grid.png", views.grid(pixels, labels, len(self.classes)))
-        folder.write_json(_META, self._json(data, folders))
+        folder.write_json(_META, self.document())
 
     @classmethod
     def load(cls, folder: Folder) -> DistilledSet:
@@ -166,11 +173,16 @@ class DistilledSet:
         }
         return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
-    def _json(self, data: bytes, folders: tuple[str, ...]) -> dict[str, Any]:
+    def data(self) -> bytes:
+        """The content of ``set.safetensors``."""
+        return safetensors.save(self._tensors())
+
+    def document(self) -> dict[str, Any]:
+        """The content of ``set.json`` as JSON values."""
         return {
             **KIND.head(),
             "classes": list(self.classes),
-            "folders": list(folders),
+            "folders": list(views.class_folders(self.classes)),
             "images": {
                 "count": len(self),
                 "per_class": self.hard_labels.bincount(minlength=len(self.classes)).tolist(),
@@ -180,7 +192,7 @@ class DistilledSet:
             "lr_student": self.lr_student,
             "space": self.space.to_json(),
             "info": dict(self.info),
-            "files": {_TENSORS: sealed.entry(data)},
+            "files": {_TENSORS: sealed.entry(self.data())},
         }
 
     def _refuse_misfit(self) -> None:
@@ -231,11 +243,15 @@ def _remove_previous(folder: Folder) -> None:
     """
     if not folder.has(_META):
         return
+    there = folder.files()
     try:
-        meta = folder.read_json(_META)
-        old = views.picture_paths(meta["folders"], meta["images"]["per_class"])
-    except (KeyError, TypeError, ValueError):
+        meta = folder.read_document(_META, documents.DistilledSetDocument, "")
+        counts = meta["images"]["per_class"]
+        # A document may count more images than there are files.
+        old = views.picture_paths(meta["folders"], counts) if sum(counts) <= len(there) else []
+    except (ArtifactError, KeyError, TypeError, ValueError):
         old = []
     folder.delete(_META)
-    for path in old:
-        folder.delete(f"images/{path}")
+    for path in (f"images/{path}" for path in old):
+        if path in there:
+            folder.delete(path)

@@ -136,7 +136,7 @@ def grid(pixels: Tensor, labels: Tensor, classes: int) -> bytes:
 
 def opened(png: bytes) -> Image.Image:
     """The image decoded from the bytes of a PNG file."""
-    return Image.open(io.BytesIO(png))
+    return Image.open(io.BytesIO(png), formats=("PNG",))
 
 
 def html(png: bytes, caption: str) -> str:

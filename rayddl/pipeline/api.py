@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from rayddl import hosts
 from rayddl.pipeline import estimating
 from rayddl.pipeline import plan as plans
 from rayddl.pipeline.definition import load as definitions
@@ -30,13 +32,18 @@ def plan(
     overrides: Overrides = (),
     out: str | os.PathLike[str] = "runs",
     plugins: Given | Sequence[Given] = (),
+    allow_remote: bool = False,
 ) -> Plan:
     """Return what running ``definition`` would do; printed, it is a table. Starts and writes nothing.
 
-    ``plugins`` are as for :func:`run`. Raises :class:`rayddl.errors.UserError` with every problem of the input.
+    Contacts only hosts that ``overrides``, ``out`` or a mapping name, with ``allow_remote`` also those that a
+    definition file names. ``plugins`` are as for :func:`run`. Raises :class:`rayddl.errors.UserError` with every
+    problem of the input.
     """
     use(plugins)
-    return plans.make(definitions.load(definition, overrides), os.fspath(out))
+    given = json.dumps([definition if isinstance(definition, Mapping) else "", overrides], default=str)
+    with hosts.only(os.fspath(out), given, allow=allow_remote):
+        return plans.make(definitions.load(definition, overrides), os.fspath(out))
 
 
 def estimate(plan: Plan, *, measure: bool = False) -> Estimates:
@@ -73,7 +80,8 @@ def run(
     that disappoint are errors. Raises
     :class:`rayddl.errors.RayddlError`.
     """
-    planned = plan(definition, overrides=overrides, out=out, plugins=plugins).narrowed(stages)
+    use(plugins)
+    planned = plans.make(definitions.load(definition, overrides), os.fspath(out)).narrowed(stages)
     display = progress if not isinstance(progress, bool) else choose() if progress else Hidden()
     with ray_session(display, address, num_cpus, (grows,) if isinstance(grows, str) else grows) as ray:
         return execute(planned, display, ray, strict=strict)

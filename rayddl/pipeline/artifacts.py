@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from rayddl import documents
 from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError
 from rayddl.stages.context import Input
@@ -26,7 +27,6 @@ State: TypeAlias = Literal["done", "partial", "new"]
 
 _NOT_LISTED = {MANIFEST, ERROR, LOCK}
 _HASHED_BELOW = 64 << 20
-_KEYS = ("stage", "kind", "fingerprint", "config", "inputs", "source", "seed", "summary", "files", "table")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def seal(folder: Folder, description: Mapping[str, Any]) -> Artifact:
     folder.delete(ERROR)
     folder.write(MANIFEST, ordered_json(manifest))
     # Read back what was written, so that a first run and a resumed one pass on the same values.
-    return Artifact(folder, json.loads(folder.read(MANIFEST)))
+    return Artifact(folder, folder.read_json(MANIFEST))
 
 
 def state(folder: Folder) -> State:
@@ -125,42 +125,24 @@ def open_artifact(folder: Folder, *, fingerprint: str | None = None, verify: boo
 
 
 def _manifest(folder: Folder) -> dict[str, Any]:
-    where = scrub(folder.path(MANIFEST))
+    where, again = scrub(folder.path(MANIFEST)), "delete the folder to make it again"
     try:
-        manifest = folder.read_json(MANIFEST)
+        manifest: dict[str, Any] = folder.read_document(MANIFEST, documents.Format, again)
     except FileNotFoundError:
         raise ArtifactError(
             f"{scrub(str(folder))} has no {MANIFEST}: the stage has not finished there; "
             "run its definition again",
             code="stage-not-finished",
         ) from None
-    except ValueError as error:
-        raise ArtifactError(
-            f"{where} is not JSON ({error}); delete the folder to make it again", code="manifest-not-json"
-        ) from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
-        raise ArtifactError(
-            f"{where} is not a manifest: it has no format version", code="manifest-without-format"
-        )
     if manifest["format"] > FORMAT:
-        made_by = manifest.get("versions", {}).get("rayddl", "a newer one")
+        versions = manifest.get("versions")
+        made_by = versions.get("rayddl") if isinstance(versions, dict) else None
         raise ArtifactError(
-            f"{where} has format {manifest['format']}, written by rayddl {made_by}; this rayddl "
+            f"{where} has format {manifest['format']}, written by rayddl {made_by or 'a newer one'}; this rayddl "
             f"({__version__}) reads formats up to {FORMAT}: upgrade rayddl, or choose another --out",
             code="manifest-too-new",
         )
-    missing = [key for key in _KEYS if key not in manifest]
-    if missing:
-        raise ArtifactError(
-            f"{where} lacks {', '.join(missing)}; delete the folder to make it again",
-            code="manifest-incomplete",
-        )
-    entries = manifest["files"].values() if isinstance(manifest["files"], dict) else [None]
-    if not all(isinstance(entry, dict) and isinstance(entry.get("bytes"), int) for entry in entries):
-        raise ArtifactError(
-            f"{where} has no readable list of files; delete the folder to make it again",
-            code="manifest-without-files",
-        )
+    documents.checked(manifest, documents.Manifest, where, again)
     return manifest
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rayddl import documents, hosts
 from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import artifacts, records
@@ -57,21 +58,24 @@ def compare(
     address: str | None = None,
     num_cpus: int | None = None,
     plugins: Given | Sequence[Given] = (),
+    allow_remote: bool = False,
 ) -> RunResult:
     """Compare the runs, evaluate stages and sets in ``where``, or a single one; the result has one table and one
     page.
 
     With ``again`` all sets are evaluated again by one protocol. ``nets``, ``seeds`` and ``epochs`` replace single
     settings of it. ``root`` is the folder of the real images if it has moved. ``plugins`` are as for
-    :func:`rayddl.run`. Raises :class:`rayddl.errors.RayddlError`.
+    :func:`rayddl.run`. Contacts only hosts that the arguments name, with ``allow_remote`` also those that the sets
+    name. Raises :class:`rayddl.errors.RayddlError`.
     """
     use(plugins)
     places = (where,) if isinstance(where, str | os.PathLike) else where
     several = (nets,) if isinstance(nets, str) else tuple(nets) if nets else None
-    named = [each for place in places for each in resolve(os.fspath(place), out)]
-    found = list({_place(each.folder): each for each in named}.values())
-    made = definition(found, name=name, nets=several, seeds=seeds, epochs=epochs, root=root, again=again)
-    return run(made, out=out, progress=progress, address=address, num_cpus=num_cpus, plugins=plugins)
+    with hosts.only(*(os.fspath(place) for place in places), out, root, allow=allow_remote):
+        named = [each for place in places for each in resolve(os.fspath(place), out)]
+        found = list({_place(each.folder): each for each in named}.values())
+        made = definition(found, name=name, nets=several, seeds=seeds, epochs=epochs, root=root, again=again)
+        return run(made, out=out, progress=progress, address=address, num_cpus=num_cpus, plugins=plugins)
 
 
 def resolve(where: str, out: str) -> list[Found]:
@@ -191,10 +195,10 @@ def _source(found: Sequence[Found]) -> tuple[dict[str, Any], int]:
     for each in found:
         if each.manifest is not None:
             source: dict[str, Any] = each.manifest["source"]["config"]
-            return _without_none(source), int(each.manifest["seed"])
+            return _stored(source), int(each.manifest["seed"])
         known = _info(each).get("source")
         if known is not None:
-            return _without_none(known), int(_info(each).get("seed", 0))
+            return _stored(known), int(_info(each).get("seed") or 0)
     raise UserError(
         "none of these sets says which images it was made from; name a run or a rayddl set beside them, or write a "
         "definition with kind: imported",
@@ -202,8 +206,10 @@ def _source(found: Sequence[Found]) -> tuple[dict[str, Any], int]:
     )
 
 
-def _without_none(source: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in source.items() if value is not None}
+def _stored(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a source that a set stores; only the user's own definition can ask for a download."""
+    dropped = ["download"] if hosts.restricted() else []
+    return {key: value for key, value in source.items() if value is not None and key not in dropped}
 
 
 def _judge(found: Sequence[Found]) -> Kind:
@@ -235,5 +241,6 @@ def _protocol(found: Sequence[Found], judge: Kind) -> dict[str, Any]:
 def _info(found: Found) -> Mapping[str, Any]:
     if not found.set.has(SET_FILE):
         return {}
-    info: Mapping[str, Any] = found.set.read_json(SET_FILE).get("info", {})
+    document = found.set.read_document(SET_FILE, documents.DistilledSetDocument, "make the set again")
+    info: Mapping[str, Any] = document["info"]
     return info

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 
-from rayddl import interrupts
+from rayddl import hosts, interrupts
 from rayddl.credentials import scrub
 from rayddl.pipeline import artifacts
 from rayddl.pipeline.display.base import Closing, Display, Ending, Hidden
@@ -34,10 +34,12 @@ def judge_set(
     address: str | None = None,
     num_cpus: int | None = None,
     plugins: Sequence[Given] = (),
+    allow_remote: bool = False,
 ) -> Result:
     """Train students on the set at ``where`` by the protocol stored with it; show and return the result.
 
-    ``nets``, ``seeds``, ``epochs``, ``root`` and ``observer`` replace single settings of the protocol. Raises
+    ``nets``, ``seeds``, ``epochs``, ``root`` and ``observer`` replace single settings of the protocol. Contacts
+    only hosts that the arguments name, with ``allow_remote`` also those that the set names. Raises
     :class:`rayddl.errors.RayddlError`.
     """
     display = display or Hidden()
@@ -45,7 +47,8 @@ def judge_set(
     folder = find_set(where, out)
     began = time.monotonic()
     ending: Ending = "failed"
-    with ray_session(display, address, num_cpus) as ray:
+    named = hosts.only(where, out, root, observer, allow=allow_remote)
+    with named, ray_session(display, address, num_cpus) as ray:
         ray.reach({"--out": out})
         evaluate_set = _judge(folder)
         progress = display.begin(_NAME)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from rayddl.escapes import visible
+
 HEIGHT = 720
 """Height in CSS pixels of a page below a notebook's cell."""
 
@@ -24,7 +26,7 @@ def html(name: str, tables: Mapping[str, Sequence[Mapping[str, str]]], report: s
         )
     if report is not None:
         parts.append(f"<p>Page: <code>{escape(report)}</code>; <code>.show()</code> opens it.</p>")
-    return "".join(parts)
+    return visible("".join(parts))
 
 
 def page(where: str) -> None:

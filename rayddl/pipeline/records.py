@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Literal, TypeAlias
 
+from rayddl import documents
 from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError
 from rayddl.pipeline.artifacts import FORMAT, Artifact, ordered_json
@@ -84,20 +85,17 @@ def _now() -> str:
 
 def read(out: Folder, file: str) -> Mapping[str, Any]:
     """Return the record ``file`` in ``out``. Raises :class:`ArtifactError` if it is missing or unreadable."""
-    where = scrub(out.path(file))
+    where, again = scrub(out.path(file)), "run its definition again"
     try:
-        value = out.read_json(file)
+        value: dict[str, Any] = out.read_document(file, documents.Format, again)
     except FileNotFoundError:
         raise ArtifactError(f"there is no run record {where}", code="no-run-record") from None
-    except ValueError as error:
-        raise ArtifactError(f"{where} is not JSON: {error}", code="run-record-not-json") from error
-    if not isinstance(value, dict) or not isinstance(value.get("format"), int) or "stages" not in value:
-        raise ArtifactError(f"{where} is not a run record", code="run-record-malformed")
     if value["format"] > FORMAT:
         raise ArtifactError(
             f"{where} has format {value['format']}; this rayddl reads formats up to {FORMAT}: upgrade rayddl",
             code="run-record-too-new",
         )
+    documents.checked(value, documents.RunRecord, where, again)
     return value
 
 

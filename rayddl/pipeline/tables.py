@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from rayddl.escapes import on_one_line, visible
 
 PIPED_WIDTH = 240
 """Width in characters outside a terminal, so that a log keeps complete folder names."""
@@ -25,6 +28,15 @@ _STATE_STYLES = {
 }
 
 
+class SafeConsole(Console):
+    """Rich's console, which also shows the control characters of texts instead of sending them."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            shown = segment.text if segment.control else visible(segment.text)
+            yield segment if shown == segment.text else Segment(shown, segment.style)
+
+
 def rows_table(rows: Sequence[Mapping[str, str]], title: str = "") -> Table:
     """Return a table of ``rows``, one column for each key; columns of numbers are aligned right."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -39,7 +51,7 @@ def rows_table(rows: Sequence[Mapping[str, str]], title: str = "") -> Table:
     )
     for name in columns:
         figures = all(_is_figure(str(row.get(name, ""))) for row in rows)
-        table.add_column(name, justify="right" if figures else "left", overflow="fold")
+        table.add_column(Text(on_one_line(name)), justify="right" if figures else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(name, str(row.get(name, ""))) for name in columns))
     return table
@@ -51,19 +63,19 @@ def places_table(places: Mapping[str, str]) -> Table:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for name, path in places.items():
-        table.add_row(Text(name), Text(path))
+        table.add_row(Text(on_one_line(name)), Text(on_one_line(path)))
     return table
 
 
 def as_text(renderable: RenderableType, width: int = PIPED_WIDTH) -> str:
     """Return the drawn text without colours and trailing blanks."""
     stream = io.StringIO()
-    Console(file=stream, width=width, color_system=None, force_terminal=False).print(renderable)
+    SafeConsole(file=stream, width=width, color_system=None, force_terminal=False).print(renderable)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
 
 
 def _cell(column: str, value: str) -> Text:
-    return Text(value, style=_STATE_STYLES.get(value, "") if column == "state" else "")
+    return Text(on_one_line(value), style=_STATE_STYLES.get(value, "") if column == "state" else "")
 
 
 def _is_figure(text: str) -> bool:

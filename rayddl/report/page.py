@@ -14,6 +14,8 @@ import jinja2
 import yaml
 from markupsafe import Markup, escape
 
+from rayddl.credentials import scrub
+from rayddl.escapes import visible
 from rayddl.report import numbers
 from rayddl.report.bars import Bar, Bars, Group
 from rayddl.report.drawing import draw
@@ -75,7 +77,7 @@ def assembled(name: str, lead: Headline, contents: Sequence[Section], versions: 
         highlighted=highlighted,
         draw=draw,
     )
-    return page.lstrip()
+    return visible(page.lstrip())
 
 
 def highlighted(text: str, key: str = "") -> Markup:
@@ -86,24 +88,6 @@ def highlighted(text: str, key: str = "") -> Markup:
         stage = re.match(r"^  ([\w.-]+):", line) if inside else None
         lines.append(_line(line, f"{key}{slug('stage', stage[1])}" if stage else ""))
     return Markup("\n").join(lines)
-
-
-def redacted(value: Any) -> Any:
-    """Return ``value`` without user names, passwords and queries in its URIs."""
-    if isinstance(value, str):
-        return re.sub(r"(?<=://)[^\s'\"]+", _public, value)
-    if isinstance(value, Mapping):
-        return {str(k): redacted(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [redacted(v) for v in value]
-    return value
-
-
-def _public(address: re.Match[str]) -> str:
-    rest = address[0].split("?", 1)[0]
-    user, at, behind = rest.rpartition("@")
-    # A secret key may contain "/", a path "@": an "@" ends a user part only if ":" or no "/" precedes it.
-    return behind if at and (":" in user or "/" not in user) else rest
 
 
 def _times(run: Run) -> Section | None:
@@ -130,14 +114,14 @@ def _times(run: Run) -> Section | None:
 def _provenance(run: Run) -> Section:
     known = [
         ("seed", str(run.seed)),
-        *((f"source {k}", _plain(v)) for k, v in redacted(run.source).items() if v not in (None, False)),
+        *((f"source {k}", _plain(v)) for k, v in scrub(run.source).items() if v not in (None, False)),
     ]
     known += [(f"{name} version", version) for name, version in run.versions.items()]
     noted = [(one.stage.name, one.provenance) for one in run.reported if one.provenance is not None]
     for name, provenance in noted:
         known += [
             (f"{name}: {k}" if len(noted) > 1 else k.replace("_", " "), _plain(v))
-            for k, v in redacted(provenance).items()
+            for k, v in scrub(provenance).items()
         ]
     facts = Table(
         "Where the numbers come from",
@@ -165,7 +149,7 @@ def _plain(value: Any) -> str:
 
 
 def _yaml(definition: Mapping[str, Any]) -> str:
-    plain = redacted(definition)
+    plain = scrub(definition)
     if isinstance(plain.get("stages"), dict):
         plain["stages"] = {k: _Block(v) if isinstance(v, dict) else v for k, v in plain["stages"].items()}
     text: str = yaml.dump(

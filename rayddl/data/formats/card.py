@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import yaml
+
+from rayddl import documents
+from rayddl.escapes import on_one_line, visible
 
 if TYPE_CHECKING:
     from rayddl.data.distilled import DistilledSet
@@ -36,6 +40,10 @@ SCORES = {
 }
 """The scores in the card, and their descriptions."""
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**12, "100K<n<1M"))
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_MARKUP = re.compile(r"[&<>\\`*\[\]|~!]")
+_APOSTROPHE = "'"
+_LONGEST = 300
 DATA = "data/train-00000-of-00001.parquet"
 """Path of the Parquet table in the export, as named in the card."""
 
@@ -50,11 +58,35 @@ def card(made: DistilledSet) -> str:
         _how_good(made),
         _use(),
     ]
-    return "\n".join(parts)
+    return visible("\n".join(parts))
 
 
 def _source(made: DistilledSet) -> str:
-    return str(made.info.get("source", {}).get("name", "unknown source"))
+    return str((made.info.get("source") or {}).get("name", "unknown source"))
+
+
+def _metrics(made: DistilledSet) -> dict[str, Any]:
+    found: dict[str, Any] = made.info.get("metrics") or {}
+    documents.checked(found, documents.Metrics, "info.metrics of the set", "evaluate the set again")
+    return found
+
+
+def _text(value: Any) -> str:
+    """Return a value as Markdown text on one line: no HTML, no heading, and no other markup."""
+    line = _MARKUP.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), on_one_line(str(value)))
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} …"
+
+
+def _code(value: Any) -> str:
+    """Return a value as Markdown code on one line."""
+    return f"`{on_one_line(str(value)).replace('`', _APOSTROPHE)[:_LONGEST]}`"
+
+
+def _fenced(text: str, language: str) -> str:
+    """Return a block of code whose end no line of ``text`` can be."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}{fence}\n"
 
 
 def _front(made: DistilledSet) -> dict[str, Any]:
@@ -72,10 +104,10 @@ def _what(made: DistilledSet) -> str:
     channels, height, width = made.space.shape
     labels = "hard labels" if made.labels.ndim == 1 else "soft labels (a distribution over the classes)"
     return (
-        f"# {_source(made)}, distilled\n\n"
+        f"# {_text(_source(made))}, distilled\n\n"
         f"{len(made)} images of {len(made.classes)} classes ({made.ipc} a class), {height} x {width} pixels, "
         f"{'grey' if channels == 1 else 'colour'}, with {labels}. They stand for the whole training set: a network is "
-        f"trained on them alone. Method: {made.info.get('method', 'not stated')}.\n"
+        f"trained on them alone. Method: {_text(made.info.get('method') or 'not stated')}.\n"
     )
 
 
@@ -84,13 +116,13 @@ def _how(made: DistilledSet) -> str:
     text = "## How it was made\n\nBy rayddl"
     if not definition:
         return text + "; the definition was not kept.\n"
-    return f"{text}, from this definition:\n\n```yaml\n{yaml.safe_dump(definition, sort_keys=False)}```\n"
+    return f"{text}, from this definition:\n\n{_fenced(yaml.safe_dump(definition, sort_keys=False), 'yaml')}"
 
 
 def without_places(info: Mapping[str, Any]) -> dict[str, Any]:
     """``info`` without file paths: they are useless to others, and may disclose private data."""
     kept = copy.deepcopy(dict(info))
-    for holder in (kept, kept.get("definition", {})):
+    for holder in (kept, kept.get("definition") or {}):
         if isinstance(holder.get("source"), dict):
             holder["source"].pop("root", None)
     return kept
@@ -100,35 +132,35 @@ def _whose(made: DistilledSet) -> str:
     _, known = LICENCES.get(_source(made), ("", "Nothing is known of the licence of the source."))
     return (
         "## Source and licence\n\n"
-        f"The images were made from `{_source(made)}`, and its terms bind what is made from it. {known} "
+        f"The images were made from {_code(_source(made))}, and its terms bind what is made from it. {known} "
         "**Before you share this set, check them and state them here:** _licence of the source: to be filled in_.\n"
     )
 
 
 def _how_good(made: DistilledSet) -> str:
-    rows: Sequence[Mapping[str, Any]] = made.info.get("metrics", {}).get("accuracy", [])
+    rows: Sequence[Mapping[str, Any]] = _metrics(made).get("accuracy", [])
     if not rows:
         return "## Accuracy\n\nNot measured. `rayddl evaluate` on the set measures it.\n"
     lines = [
-        f"| {LESSONS.get(row['data'], row['data'])} | {row['images']:,} | {row['net']} "
+        f"| {LESSONS.get(row['data']) or _text(row['data'])} | {row['images']:,} | {_text(row['net'])} "
         f"| {100 * row['mean']:.1f} ± {100 * row['std']:.1f} | {len(row['accuracies'])} |"
         for row in rows
     ]
-    protocol = made.info.get("protocol", {}).get("name", "")
+    protocol = _text((made.info.get("protocol") or {}).get("name") or "")
     return (
         f"## Accuracy\n\nTop-1 on the source's held-out images{f', {protocol}-label protocol' if protocol else ''}; "
         "mean ± standard deviation over networks trained from different seeds.\n\n"
         "| trained on | images | network | accuracy % | seeds |\n| --- | ---: | --- | ---: | ---: |\n"
         + "\n".join(lines)
         + "\n"
-        + _worth(made.info.get("metrics", {}))
+        + _worth(_metrics(made))
     )
 
 
 def _worth(metrics: Mapping[str, Any]) -> str:
     """Sentences on the scores and on the cost of the set, if known."""
     lines = [
-        f"- {net}: {100 * found[name]['mean']:.1f} ± {100 * found[name]['std']:.1f} % {words}"
+        f"- {_text(net)}: {100 * found[name]['mean']:.1f} ± {100 * found[name]['std']:.1f} % {words}"
         for net, found in (metrics.get("scores") or {}).items()
         for name, words in SCORES.items()
         if name in found

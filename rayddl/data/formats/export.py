@@ -5,14 +5,19 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from rayddl.errors import ArtifactError, UserError
+from rayddl.credentials import scrub
+from rayddl.errors import UserError
 from rayddl.storage import Folder
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from rayddl.data.distilled import DistilledSet
+    from rayddl.data.views import Picture
 
 Format: TypeAlias = Literal["imagefolder", "parquet", "webdataset", "pt", "hf"]
 FORMATS: tuple[Format, ...] = ("imagefolder", "parquet", "webdataset", "pt", "hf")
@@ -20,7 +25,6 @@ SHARD_BYTES = 100 * 2**20
 """Bytes of images after which a new tar file is begun."""
 NAMES = "classes.txt"
 """The file of an export that names the classes, a line each, in label order."""
-_TABLE = "images.parquet"
 
 
 def export_set(folder: Folder, form: str, to: Folder) -> list[str]:
@@ -45,10 +49,10 @@ def export_set(folder: Folder, form: str, to: Folder) -> list[str]:
 
     if form not in FORMATS:
         raise UserError(f"unknown format {form!r}; known: {', '.join(FORMATS)}", code="unknown-format")
-    forms = {"parquet": _table, "webdataset": _shards, "pt": _tensors, "hf": _hub}
+    # Everything is made from the checked tensors: the other files of a set are not read, nor what they link to.
     made = DistilledSet.load(folder)
-    found = _pictures(made) if form == "imagefolder" else forms[form](folder)
-    files = {**dict(found), NAMES: "\n".join([*made.classes, ""]).encode()}
+    forms = {"imagefolder": _folders, "parquet": _table, "webdataset": _shards, "pt": _tensors, "hf": _hub}
+    files = {**dict(forms[form](made)), NAMES: "\n".join([*made.classes, ""]).encode()}
     there = sorted(name for name in files if to.has(name))
     if there:
         raise UserError(
@@ -80,39 +84,37 @@ def foreign_space(folder: Folder) -> str:
     )
 
 
-def _pictures(made: DistilledSet) -> Iterator[tuple[str, bytes]]:
-    # From the tensors, because the PNG files of a set of an earlier version may sort in another order.
+def _pictures(made: DistilledSet) -> list[Picture]:
     from rayddl.data import views
 
-    folders = views.class_folders(made.classes)
-    for picture in views.pictures(made.pixels().cpu(), made.hard_labels.cpu(), folders):
-        yield picture.path, picture.png
+    return views.pictures(made.pixels().cpu(), made.hard_labels.cpu(), views.class_folders(made.classes))
 
 
-def _table(folder: Folder) -> Iterator[tuple[str, bytes]]:
-    if not folder.has(_TABLE):
-        raise ArtifactError(
-            f"the set in {folder} has no {_TABLE}; copy the whole set, or make it again",
-            code="set-without-table",
-        )
-    yield _TABLE, folder.read(_TABLE)
+def _folders(made: DistilledSet) -> Iterator[tuple[str, bytes]]:
+    yield from ((picture.path, picture.png) for picture in _pictures(made))
 
 
-def _shards(folder: Folder) -> Iterator[tuple[str, bytes]]:
-    import pyarrow.parquet as pq
+def _table(made: DistilledSet) -> Iterator[tuple[str, bytes]]:
+    from rayddl.data import views
 
-    (_, data), *_ = _table(folder)
-    table = pq.read_table(io.BytesIO(data))
+    yield "images.parquet", views.table(_pictures(made), made.classes, _soft(made))
+
+
+def _soft(made: DistilledSet) -> Tensor | None:
+    return made.labels if made.labels.ndim == 2 else None
+
+
+def _shards(made: DistilledSet) -> Iterator[tuple[str, bytes]]:
     shard, held, number = io.BytesIO(), 0, 0
     tar = tarfile.open(fileobj=shard, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed when full
-    for index, row in enumerate(table.to_pylist()):
+    for index, picture in enumerate(_pictures(made)):
         if held >= SHARD_BYTES:
             tar.close()
             yield _shard_name(number), shard.getvalue()
             shard, held, number = io.BytesIO(), 0, number + 1
             tar = tarfile.open(fileobj=shard, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
-        held += len(row["image"]["bytes"])
-        for name, content in _members(row):
+        held += len(picture.png)
+        for name, content in _members(made, index, picture):
             # No time and no owner, so that the same set gives the same bytes.
             head = tarfile.TarInfo(f"{index:09d}.{name}")
             head.size = len(content)
@@ -121,42 +123,43 @@ def _shards(folder: Folder) -> Iterator[tuple[str, bytes]]:
     yield _shard_name(number), shard.getvalue()
 
 
-def _members(row: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
-    yield "png", row["image"]["bytes"]
-    yield "cls", str(row["label"]).encode()
-    if "soft_label" in row:
-        yield "soft_label.json", json.dumps(row["soft_label"]).encode()
+def _members(made: DistilledSet, index: int, picture: Picture) -> Iterator[tuple[str, bytes]]:
+    yield "png", picture.png
+    yield "cls", str(picture.label).encode()
+    soft = _soft(made)
+    if soft is not None:
+        yield "soft_label.json", json.dumps(soft[index].tolist()).encode()
 
 
 def _shard_name(number: int) -> str:
     return f"train-{number:06d}.tar"
 
 
-def _tensors(folder: Folder) -> Iterator[tuple[str, bytes]]:
+def _tensors(made: DistilledSet) -> Iterator[tuple[str, bytes]]:
     import torch
     from safetensors.torch import save
 
-    from rayddl.data.distilled import DistilledSet
     from rayddl.data.formats.pt import IMAGES, LABELS, META, RATE, SPACE
 
-    loaded = DistilledSet.load(folder)
-    rate = torch.tensor(loaded.lr_student)
-    for name, tensor in ((IMAGES, loaded.images), (LABELS, loaded.labels), (RATE, rate)):
+    rate = torch.tensor(made.lr_student)
+    for name, tensor in ((IMAGES, made.images), (LABELS, made.labels), (RATE, rate)):
         stream = io.BytesIO()
         torch.save(tensor.detach().cpu().contiguous().clone(), stream)
         yield name, stream.getvalue()
-    yield META, folder.read(META)
-    yield SPACE, save({name: tensor.contiguous() for name, tensor in loaded.space.tensors().items()})
+    yield META, _document(made.document())
+    yield SPACE, save({name: tensor.contiguous() for name, tensor in made.space.tensors().items()})
 
 
-def _hub(folder: Folder) -> Iterator[tuple[str, bytes]]:
-    from rayddl.data.distilled import DistilledSet
+def _hub(made: DistilledSet) -> Iterator[tuple[str, bytes]]:
     from rayddl.data.formats.card import DATA, card, without_places
 
-    (_, table), *_ = _table(folder)
-    yield "README.md", card(DistilledSet.load(folder)).encode()
+    (_, table), *_ = _table(made)
+    yield "README.md", card(made).encode()
     yield DATA, table
-    meta = folder.read_json("set.json")
-    meta["info"] = without_places(meta["info"])
-    yield "set.json", json.dumps(meta, indent=1, sort_keys=True).encode() + b"\n"
-    yield "set.safetensors", folder.read("set.safetensors")
+    shared = replace(made, info=without_places(made.info))
+    yield "set.json", _document(shared.document())
+    yield "set.safetensors", shared.data()
+
+
+def _document(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(scrub(value), indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"

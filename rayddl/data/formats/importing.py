@@ -7,25 +7,25 @@ matched by name if the format has names; numbers are indices into the source's c
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from rayddl import limits
 from rayddl.data import views
 from rayddl.data.distilled import LR_STUDENT, DistilledSet
 from rayddl.data.formats import pt as pairs
 from rayddl.data.pixels.cutting import with_channels
 from rayddl.data.pixels.decode import Encoded, decode
 from rayddl.data.pixels.space import PixelSpace
-from rayddl.data.sources import parquet_labels, split_files, trees
+from rayddl.data.sources import parquet_bounds, parquet_labels, split_files, trees
 from rayddl.data.sources.refusals import shown
 from rayddl.errors import ArtifactError, SourceError
 from rayddl.storage import Folder
@@ -121,7 +121,8 @@ def _order(folder: Folder, folders: set[str]) -> dict[str, str]:
     """The class of each folder: the lines of an export's ``classes.txt`` name the folders in sorted order."""
     if not folder.has(NAMES):
         return {}
-    lines = [line for line in parquet_labels.decoded(folder.read(NAMES)).splitlines() if line]
+    names = folder.read(NAMES, limits.DOCUMENT_BYTES.value)
+    lines = [line for line in parquet_labels.decoded(names).splitlines() if line]
     named = dict(zip(views.class_folders(lines), lines, strict=True))
     return {name: named[name] for name in folders} if folders <= set(named) else {}
 
@@ -131,7 +132,8 @@ def _table(folder: Folder, home: Home) -> tuple[Tensor, Tensor, Tensor | None]:
     assert name is not None
     where = folder.path(name)
     try:
-        table = pq.read_table(io.BytesIO(folder.read(name)))
+        with folder.open(name) as stream:
+            table = parquet_bounds.opened(stream, where).read()
         column = parquet_labels.read(table["label"], table.schema.metadata or {}, where, "label")
         cells = table["image"].to_pylist()
     except (KeyError, pa.ArrowException, SourceError) as error:
@@ -146,7 +148,7 @@ def _table(folder: Folder, home: Home) -> tuple[Tensor, Tensor, Tensor | None]:
         )
     numbers = not column.text and not column.named
     places = _places(column.vocabulary, home, where, numbers=numbers)
-    blobs = [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
+    blobs = [_blob(cell.get("bytes") if isinstance(cell, dict) else cell, where) for cell in cells]
     encoded = [
         Encoded(f"{where} row {row}", places[column.vocabulary[code]], partial(bytes, blob))
         for row, (blob, code) in enumerate(zip(blobs, column.codes.tolist(), strict=True))
@@ -166,14 +168,18 @@ def _soft(
 ) -> Tensor:
     """The soft labels with a column for each of the source's classes: float32 [N, K].
 
-    Raises :class:`ArtifactError` if rows differ in length, or if the file does not say which class each column is.
+    Raises :class:`ArtifactError` if rows differ in length or are not numbers, or if the file does not say which class
+    each column is.
     """
-    if len({len(row) for row in rows if row is not None}) != 1 or None in rows:
+    said = torch.empty(0)
+    with suppress(TypeError, ValueError):
+        said = torch.tensor(rows, dtype=torch.float32)
+    if said.ndim != 2 or said.numel() == 0:
         raise ArtifactError(
-            f"{where}: the rows of soft_label differ in length; expected a number for each class.",
+            f"{where}: the rows of soft_label differ in length or are no rows of numbers; expected a number for each "
+            "class.",
             code="soft-labels-ragged",
         )
-    said = torch.tensor(rows, dtype=torch.float32)
     order = _columns(said, column, places, home)
     if order is None:
         raise ArtifactError(
@@ -209,6 +215,16 @@ def _columns(
     order = [min(found.get(at, {-1})) for at in range(width)]
     clear = all(len(each) == 1 for each in found.values())
     return order if clear and sorted(order) == list(range(classes)) else None
+
+
+def _blob(cell: Any, where: str) -> bytes:
+    # bytes() of a number would be as many zeros.
+    if not isinstance(cell, bytes):
+        raise ArtifactError(
+            f"{where} has {type(cell).__name__} in its column image, expected the bytes of an image in each row.",
+            code="set-table-unreadable",
+        )
+    return cell
 
 
 def _table_in(folder: Folder) -> str | None:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from rayddl import tensorfiles
+from rayddl import documents, limits, tensorfiles
 from rayddl.data.distilled import LR_STUDENT, DistilledSet
 from rayddl.data.pixels.space import Normalise, PixelSpace
 from rayddl.errors import ArtifactError
@@ -45,7 +45,7 @@ def load_pair(folder: Folder) -> DistilledSet:
     :class:`ArtifactError` for files without images and labels.
     """
     images = _tensor(folder, IMAGES)
-    if images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
+    if images.ndim != 4 or not images.is_floating_point() or images.numel() == 0:
         raise ArtifactError(
             f"{folder.path(IMAGES)} holds {images.dtype} {tuple(images.shape)}, expected float images [N, C, H, W]",
             code="pt-images-malformed",
@@ -53,6 +53,12 @@ def load_pair(folder: Folder) -> DistilledSet:
     images = images.float()
     _refuse_unlikely(folder.path(IMAGES), images)
     labels, read_as = _labels(folder, len(images))
+    classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+    if classes > limits.CLASSES.value:
+        raise ArtifactError(
+            f"{folder.path(LABELS)} has labels of {limits.CLASSES.exceeded(classes, 'classes')}",
+            code="pt-too-many-classes",
+        )
     made = _own(folder, images, labels) if folder.has(META) else _foreign(folder, images, labels, read_as)
     wrong = made.wrong_values()
     if wrong:
@@ -78,12 +84,14 @@ def _labels(folder: Folder, count: int) -> tuple[Tensor, str]:
     Raises :class:`ArtifactError` for numbers that are neither classes nor probabilities nor logits.
     """
     found, where = _tensor(folder, LABELS), folder.path(LABELS)
-    if len(found.shape) not in (1, 2) or found.is_complex() or len(found) != count:
+    if found.ndim not in (1, 2) or found.is_complex() or found.numel() == 0 or len(found) != count:
         raise ArtifactError(
             f"{where} holds {found.dtype} {tuple(found.shape)}, expected int64 [{count}] or float [{count}, K] as "
             f"there are {count} images",
             code="pt-labels-malformed",
         )
+    # Not every type of numbers has the operations below.
+    found = found.double() if found.is_floating_point() else found.to(torch.int64)
     if not found.isfinite().all():
         raise ArtifactError(f"{where} holds numbers that are not finite", code="pt-labels-not-finite")
     if found.ndim == 1 or found.shape[1] == 1:
@@ -109,7 +117,7 @@ def _labels(folder: Folder, count: int) -> tuple[Tensor, str]:
 
 def _own(folder: Folder, images: Tensor, labels: Tensor) -> DistilledSet:
     try:
-        meta = folder.read_json(META)
+        meta = folder.read_document(META, documents.DistilledSetDocument, "copy all files of the export")
         space = PixelSpace.from_parts(meta["space"], safetensors.load(folder.read(SPACE)))
         rate, classes, info = float(meta["lr_student"]), tuple(meta["classes"]), meta["info"]
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
@@ -131,13 +139,13 @@ def _foreign(folder: Folder, images: Tensor, labels: Tensor, read_as: str) -> Di
 
 
 def _rate(folder: Folder) -> float:
-    found = _tensor(folder, RATE)
-    if found.numel() != 1:
+    rate = _tensor(folder, RATE)
+    if rate.numel() != 1 or rate.is_complex():
         raise ArtifactError(
-            f"{folder.path(RATE)} holds {found.numel()} numbers, expected one learning rate",
-            code="pt-rates-several",
+            f"{folder.path(RATE)} holds {rate.dtype} {tuple(rate.shape)}, expected one learning rate",
+            code="pt-rate-malformed",
         )
-    return float(found)
+    return float(rate)
 
 
 def _guessed(images: Tensor) -> PixelSpace:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from rayddl.data.pixels.decode import pil_warnings, plain, read_image, upright
+from rayddl.data.pixels.decode import open_image, pil_warnings, plain, read_image, upright
 
 Boxes = NDArray[np.int32]
 """``[K, 3]``: top, left, side in pixels of the whole image."""
@@ -39,9 +39,7 @@ def opened(blob: bytes | NDArray[np.uint8], channels: int) -> Opened:
     if isinstance(blob, np.ndarray):
         whole = with_channels(torch.from_numpy(np.array(blob)), channels)
         return Opened(int(whole.shape[1]), int(whole.shape[2]), lambda _: (whole, 1))
-    if not blob:
-        raise ValueError("no bytes")
-    with pil_warnings(), Image.open(io.BytesIO(blob)) as head:
+    with pil_warnings(), open_image(blob) as head:
         if head.format == "JPEG" and upright(head):
             width, height = head.size
             return Opened(height, width, lambda reduce: _jpeg(blob, channels, reduce))
@@ -51,7 +49,7 @@ def opened(blob: bytes | NDArray[np.uint8], channels: int) -> Opened:
 
 
 def _jpeg(data: bytes, channels: int, reduce: int) -> tuple[Tensor, int]:
-    with pil_warnings(), Image.open(io.BytesIO(data)) as image:
+    with pil_warnings(), open_image(data) as image:
         width, height = image.size
         if reduce > 1:
             image.draft(None, (-(-width // reduce), -(-height // reduce)))
@@ -96,7 +94,7 @@ def as_jpeg(image: Tensor, quality: int) -> Tensor:
     """The uint8 ``image`` ``[C, H, W]`` after writing and reading a JPEG file of ``quality``, as PIL writes it."""
     pixels, stream = image.permute(1, 2, 0).numpy(), io.BytesIO()
     Image.fromarray(pixels[..., 0] if len(image) == 1 else pixels).save(stream, "JPEG", quality=quality)
-    return _from_pil(np.asarray(Image.open(stream)), len(image))
+    return _from_pil(np.asarray(open_image(stream.getvalue())), len(image))
 
 
 def _box(pixels: Tensor, box: NDArray[np.int32], factor: int) -> Tensor:

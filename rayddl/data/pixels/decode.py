@@ -2,15 +2,14 @@
 
 Images that PIL can read become grey [H, W] or RGB [H, W, 3]: bilevel, grey and 16-bit grey become
 grey; palettes, CMYK and all other modes become RGB; alpha is dropped, as torchvision's ImageFolder
-does; EXIF orientation is applied; the first frame of an animation is used. Unreadable and truncated
-files and decompression bombs (``PIL.Image.MAX_IMAGE_PIXELS``) are reported, not raised.
+does; EXIF orientation is applied; the first frame of an animation is used. Files that are unreadable,
+truncated, in a format that is not in :data:`FORMATS`, or above a limit are reported, not raised.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import re
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,12 +19,18 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from rayddl import limits
 
 Pixels = NDArray[np.uint8]
 
 DEEPEST = 0xFFFF
 """White in images of 16 bits per pixel."""
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+"""The formats that are opened, in PIL's names, whatever a file is called. PIL knows others that start programs
+(EPS starts Ghostscript) or are little used and little tested.
+"""
 _GREY = ("1", "L", "LA", "La")
 # Passing a 32 x 32 JPEG to another thread takes longer than decoding it.
 _WORTH_A_THREAD = 16 * 1024
@@ -86,17 +91,15 @@ def _decode_one(item: Encoded, size: int | None, white: int | None) -> _Outcome:
 def read_image(data: bytes, size: int | None = None) -> Pixels:
     """Decode one image to uint8 [H, W] (grey) or [H, W, 3] (RGB).
 
-    With ``size``, :func:`fit_square` is applied. Raises PIL's errors, and ``ValueError`` for
-    modes whose values are not bytes.
+    With ``size``, :func:`fit_square` is applied. Raises the errors of :func:`open_image`, and ``ValueError``
+    for modes whose values are not bytes.
     """
     return _read(data, size, None)[0]
 
 
 def _read(data: bytes, size: int | None, white: int | None) -> tuple[Pixels, int]:
     """The pixels of :func:`read_image`, and the largest value of an image of 16 bits per pixel, 0 for others."""
-    if not data:
-        raise ValueError("no bytes")
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(data) as image:
         if size is not None:
             # A JPEG is decoded much faster at a half, a quarter or an eighth of its size. Twice the
             # requested size is kept for the resizing filter.
@@ -111,12 +114,43 @@ def narrowed(data: bytes, white: int) -> bytes:
 
     Raises the errors of :func:`read_image`.
     """
-    with Image.open(io.BytesIO(data)) as head:
+    with open_image(data) as head:
         if not head.mode.startswith("I"):
             return data
     sink = io.BytesIO()
     Image.fromarray(_read(data, None, white)[0]).save(sink, "PNG", compress_level=1)
     return sink.getvalue()
+
+
+def open_image(data: bytes) -> ImageFile.ImageFile:
+    """Open an encoded image of one of :data:`FORMATS`; reads its header only.
+
+    Raises PIL's errors, and ``ValueError`` for no bytes and for an image above one of :mod:`rayddl.limits`.
+    """
+    if not data:
+        raise ValueError("no bytes")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise UnidentifiedImageError(f"cannot identify image file as one of {', '.join(FORMATS)}") from error
+    fault = _above_a_limit(image, data)
+    if fault:
+        image.close()
+        raise ValueError(fault)
+    return image
+
+
+def _above_a_limit(image: Image.Image, data: bytes) -> str | None:
+    width, height = image.size
+    pixels = width * height
+    if pixels > limits.PIXELS.value:
+        return limits.PIXELS.exceeded(pixels, "pixels")
+    density = pixels // len(data)
+    if pixels > limits.SMALL and density > limits.PIXELS_PER_BYTE.value:
+        return limits.PIXELS_PER_BYTE.exceeded(density, f"pixels for each of its {len(data):,} bytes")
+    # Inside the data of a scan, a byte of 255 is never followed by this one.
+    scans = data.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 0
+    return limits.SCANS.exceeded(scans, "scans") if scans > limits.SCANS.value else None
 
 
 def fit_square(image: Image.Image, size: int) -> Image.Image:
@@ -176,7 +210,7 @@ def plain(image: Image.Image, white: int | None = None) -> Image.Image:
 
 @contextmanager
 def pil_warnings() -> Iterator[None]:
-    """Silence PIL's warnings on readable files, but turn that on decompression bombs into an error.
+    """Silence PIL's warnings on readable files, also that on many pixels: :func:`open_image` has the limit.
 
     Warning filters apply to the whole process, so to the threads of the pool, too. The first of several threads in such
     a block sets them, and the last one restores the previous ones.
@@ -200,8 +234,7 @@ class _Filters:
                 self._previous = warnings.catch_warnings()
                 self._previous.__enter__()
                 warnings.filterwarnings("ignore", module=r"PIL\.")
-                # By itself, PIL raises an error only above twice its limit.
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
     def leave(self) -> None:
         with self._lock:
@@ -221,6 +254,4 @@ def _threads() -> int:
 
 def reason(error: Exception) -> str:
     """The first line of the error's message, at most 300 characters; its type if the message is empty."""
-    # PIL names the object in memory that it reads from.
-    text = re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", str(error)).strip()
-    return (text or type(error).__name__).splitlines()[0][:300]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

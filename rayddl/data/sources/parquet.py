@@ -9,6 +9,7 @@ are the distinct labels in sorted order. Labels of several files are matched by 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rayddl import limits
 from rayddl.data.config import SourceConfig
-from rayddl.data.sources import holdout, parquet_labels
+from rayddl.data.sources import holdout, parquet_bounds, parquet_labels
 from rayddl.data.sources.contents import Contents
 from rayddl.data.sources.listing import read_inside
 from rayddl.data.sources.parquet_labels import Labels
@@ -40,8 +43,6 @@ if TYPE_CHECKING:
     from rayddl.data.dataset import Source
     from rayddl.data.pixels.decode import Encoded
     from rayddl.data.sources.listing import Listing
-
-_ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,10 @@ def contents(config: SourceConfig, first: int) -> Contents:
     if not test:
         train, test, fewest = holdout.totals(present, survey.classes, config)
     with survey.folder.open(survey.splits["train"][0][0].name) as stream:
-        batch = next(pq.ParquetFile(stream).iter_batches(first, columns=[config.image_column]))
+        file = pq.ParquetFile(stream)
+        cells = list(itertools.islice(parquet_bounds.batches(file, config.image_column, 1), first))
     images = []
-    for read in _readers(survey, batch.column(0)):
+    for read in (read for cell in cells for read in _readers(survey, cell)):
         with suppress(OSError, ValueError):
             images.append(read())
     return Contents(len(survey.classes), train, test, tuple(images), fewest)
@@ -205,7 +207,7 @@ def _table(config: SourceConfig, folder: Folder, name: str) -> _Table:
     with folder.open(name) as stream:
         try:
             size, footer = _footer(stream)
-            file = pq.ParquetFile(stream)
+            file = parquet_bounds.opened(stream, where)
             _refuse_wrong_columns(config, where, file.schema_arrow)
             column = file.read(columns=[config.label_column]).column(config.label_column)
         except (pa.ArrowException, OSError) as error:
@@ -264,8 +266,8 @@ def _rows(survey: _Survey, split: str, column: str) -> Iterator[list[Encoded]]:
     for table, labels in survey.splits[split]:
         with survey.folder.open(table.name) as stream:
             start = 0
-            for batch in _batches(stream, column, survey.folder.path(table.name)):
-                readers = _readers(survey, batch.column(0))
+            for cells in _batches(stream, column, survey.folder.path(table.name)):
+                readers = _readers(survey, cells)
                 yield [
                     Encoded(f"{table.name} row {row}", int(labels[row]), read)
                     for row, read in enumerate(readers, start)
@@ -274,21 +276,21 @@ def _rows(survey: _Survey, split: str, column: str) -> Iterator[list[Encoded]]:
                 start += len(readers)
 
 
-def _batches(stream: pa.NativeFile, column: str, where: str) -> Iterator[pa.RecordBatch]:
+def _batches(stream: pa.NativeFile, column: str, where: str) -> Iterator[pa.ChunkedArray]:
     try:
-        yield from pq.ParquetFile(stream).iter_batches(_ROWS_AT_ONCE, columns=[column])
+        yield from parquet_bounds.batches(pq.ParquetFile(stream), column)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(
             f"{where} is damaged in column {column!r}: {error}. Copy it again.", code="parquet-damaged"
         ) from error
 
 
-def _readers(survey: _Survey, column: pa.Array) -> list[Callable[[], bytes]]:
+def _readers(survey: _Survey, column: pa.ChunkedArray) -> list[Callable[[], bytes]]:
     if not pa.types.is_struct(column.type):
         return [partial(_given, data) for data in column.to_pylist()]
     has_path = column.type.get_field_index("path") >= 0
-    blobs = column.field("bytes").to_pylist()
-    paths = column.field("path").to_pylist() if has_path else [None] * len(blobs)
+    blobs = pc.struct_field(column, "bytes").to_pylist()
+    paths = pc.struct_field(column, "path").to_pylist() if has_path else [None] * len(blobs)
     return [
         partial(read_inside, survey.folder, path, survey.follow_links)
         if data is None and path
@@ -300,4 +302,6 @@ def _readers(survey: _Survey, column: pa.Array) -> list[Callable[[], bytes]]:
 def _given(data: bytes | None) -> bytes:
     if data is None:
         raise ValueError("no bytes")
+    if len(data) > limits.CELL_BYTES.value:
+        raise ValueError(limits.CELL_BYTES.exceeded(len(data), "bytes"))
     return data

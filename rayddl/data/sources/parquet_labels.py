@@ -5,7 +5,6 @@ The label -1 means "unlabelled": it is index -1, and never the name of a class.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from rayddl import documents, limits
 from rayddl.data.sources.refusals import shown
 from rayddl.errors import SourceError
 
@@ -49,10 +49,16 @@ def read(column: pa.ChunkedArray, metadata: dict[bytes, bytes], where: str, key:
         )
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    names, text = names_in(metadata, key), not pa.types.is_integer(column.type)
+    names, text = names_in(metadata, key, where), not pa.types.is_integer(column.type)
     if text:
         column = _readable(column)
     distinct = [label for label in sorted(pc.unique(column).to_pylist()) if str(label) != UNLABELLED]
+    if len(distinct) > limits.CLASSES.value:
+        raise SourceError(
+            f"{where}: column {key!r} has {limits.CLASSES.exceeded(len(distinct), 'different labels')}. Class labels "
+            "are expected; set source.label_column.",
+            code="too-many-classes",
+        )
     if names is None or text:
         codes = _numpy(pc.fill_null(pc.index_in(column, pa.array(distinct, column.type)), -1))
         return replace(_ordered(codes, tuple(str(label) for label in distinct), names), text=text)
@@ -84,7 +90,8 @@ def _ordered(codes: Labels, vocabulary: tuple[str, ...], names: tuple[str, ...] 
     """Text labels as indices into the file's class names, if all labels are among these."""
     if names is None or not set(vocabulary) <= set(names):
         return Column(codes, vocabulary, named=False)
-    positions = np.array([names.index(name) for name in vocabulary], dtype=np.int64)
+    index = {name: position for position, name in reversed(list(enumerate(names)))}
+    positions = np.array([index[name] for name in vocabulary], dtype=np.int64)
     return Column(_mapped(positions, codes), names, named=True)
 
 
@@ -93,15 +100,28 @@ def _mapped(positions: Labels, codes: Labels) -> Labels:
     return np.append(positions, -1)[codes]
 
 
-def names_in(metadata: dict[bytes, bytes], key: str) -> tuple[str, ...] | None:
-    """The class names that ``metadata`` give for the column ``key``, in label order; ``None`` if they give none."""
+def names_in(metadata: dict[bytes, bytes], key: str, where: str) -> tuple[str, ...] | None:
+    """The class names that ``metadata`` of the file ``where`` give for the column ``key``, in label order; ``None`` if
+    they give none. Raises :class:`SourceError` for more than a limit.
+    """
     if b"classes" in metadata:
-        return tuple(line.strip() for line in decoded(metadata[b"classes"]).splitlines() if line.strip())
+        lines = [line.strip() for line in decoded(metadata[b"classes"]).splitlines()]
+        return _within_the_limit([line for line in lines if line], where)
     try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        return tuple(str(name) for name in features[key]["names"])
+        names = documents.parse(metadata[b"huggingface"])["info"]["features"][key]["names"]
     except (KeyError, TypeError, ValueError):
         return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return _within_the_limit(names, where)
+
+
+def _within_the_limit(names: list[str], where: str) -> tuple[str, ...]:
+    if len(names) > limits.CLASSES.value:
+        raise SourceError(
+            f"{where} has {limits.CLASSES.exceeded(len(names), 'class names')}.", code="too-many-classes"
+        )
+    return tuple(names)
 
 
 def _numpy(column: pa.ChunkedArray) -> Labels:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from PIL import Image
-
 from rayddl import plugins
 from rayddl.data.config import SourceConfig
+from rayddl.data.pixels.decode import open_image
 from rayddl.data.sources import folders, given, imagenet, tinyimagenet
 from rayddl.data.sources import parquet as tables
 from rayddl.data.sources import webdataset as shards
@@ -92,8 +90,9 @@ def _shape(
     for data in images:
         # Unreadable images are skipped here; decoding reports them by name.
         with (
-            suppress(OSError, ValueError, Image.DecompressionBombError),
-            Image.open(io.BytesIO(data)) as image,
+            # The parsers raise many types for broken files.
+            suppress(Exception),
+            open_image(data) as image,
         ):
             modes.add(image.mode)
             sides.append((image.height, image.width))

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from rayddl import documents, limits
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import holdout, parquet_labels
 from rayddl.data.sources.contents import Contents
@@ -153,13 +154,14 @@ def _survey(config: SourceConfig) -> _Survey:
     folder = open_root(config, "tar shards")
     found = find(config, folder, ".tar")
     refuse_links(config, folder, [NAMES])
-    named = {b"classes": folder.read(NAMES)} if folder.has(NAMES) else {}
+    named = {b"classes": folder.read(NAMES, limits.DOCUMENT_BYTES.value)} if folder.has(NAMES) else {}
     shards = {
         split: [_scanned(folder, name, folder.size(name), folder.modified(name)) for name in names]
         for split, names in found.items()
     }
     written = {label for parts in shards.values() for shard in parts for label in shard.labels}
-    numbered = bool(named) and _are_numbers(written, parquet_labels.names_in(named, "cls") or ())
+    names = parquet_labels.names_in(named, "cls", folder.path(NAMES)) or ()
+    numbered = bool(named) and _are_numbers(written, names)
     columns = {
         split: [_column(shard, named, folder.path(shard.name), numbered) for shard in parts]
         for split, parts in shards.items()
@@ -209,20 +211,41 @@ def _scanned(folder: Folder, name: str, bytes_: int, modified: datetime | None) 
     where, samples = folder.path(name), _Samples()
     with folder.open(name) as stream:
         try:
-            with tarfile.open(fileobj=stream, mode="r:", errors="backslashreplace") as tar:
+            bounded = cast("IO[bytes]", _Bounded(stream))
+            with tarfile.open(fileobj=bounded, mode="r:", errors="backslashreplace") as tar:
                 for member in tar:
+                    if member.issparse():
+                        raise tarfile.ReadError(f"{member.name} is a sparse file")
                     if member.isfile():
                         samples.add(tar, member, where)
                 # A complete tar file ends with blocks of zeros; a truncated one is detected by their absence.
                 if bytes_ < tar.offset + tarfile.BLOCKSIZE:
                     raise tarfile.ReadError("it breaks off")
-        except tarfile.TarError as error:
+        # Headers that say nonsense make Python's reader raise these as well.
+        except (tarfile.TarError, ValueError, ArithmeticError, RecursionError, LookupError) as error:
             raise SourceError(
                 f"{where} cannot be read as a plain tar file: {error} (after {len(samples.images):,} images). "
                 "Compressed shards are to be unpacked; a damaged one is to be copied again.",
                 code="shard-unreadable",
             ) from error
     return samples.shard(name, where)
+
+
+class _Bounded:
+    """A stream that reads at most to its end: Arrow allocates all bytes asked for, and a header may ask for any."""
+
+    def __init__(self, stream: pa.NativeFile) -> None:
+        self._stream, self._size = stream, int(stream.size())
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._size - int(self._stream.tell()))
+        return bytes(self._stream.read(left if size < 0 else min(size, left)))
+
+    def seek(self, position: int) -> int:
+        return int(self._stream.seek(min(max(0, position), self._size)))
+
+    def tell(self) -> int:
+        return int(self._stream.tell())
 
 
 class _Samples:
@@ -244,6 +267,11 @@ class _Samples:
                     f"{where}: the sample {key} has two images, the second is {member.name}. Expected one: "
                     "give every image a name of its own up to the first dot.",
                     code="sample-with-two-images",
+                )
+            if member.size > limits.CELL_BYTES.value:
+                raise SourceError(
+                    f"{where}: {member.name} has {limits.CELL_BYTES.exceeded(member.size, 'bytes')}.",
+                    code="image-too-large",
                 )
             self.images[key] = (member.offset_data, member.size)
         elif kind in _LABELS and (kind == "cls" or key not in self.labels):
@@ -272,7 +300,7 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, kind: str) -> str | No
     if kind == "cls":
         return text.strip() or None
     try:
-        found = json.loads(text)
+        found = documents.parse(text.encode())
     except ValueError:
         return None
     label = found.get("label") if isinstance(found, dict) else None

@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from rayddl.credentials import scrub
-from rayddl.errors import ArtifactError, UserError
+from rayddl.errors import RayddlError, UserError
 from rayddl.pipeline import artifacts, records
 from rayddl.pipeline.display import pace
 from rayddl.pipeline.plan import SHOWN_DIGITS
@@ -130,7 +130,7 @@ def _found(out: Folder, name: str) -> Found:
     if state == "done":
         try:
             kind = artifacts.open_artifact(folder).kind
-        except ArtifactError:
+        except (RayddlError, OSError):
             state = "altered"
     elif state == "new":
         state = "empty"
@@ -149,7 +149,7 @@ def _run(out: Folder, file: str, found: Mapping[str, Found]) -> Run:
         states = {
             name: found[s["folder"]].state if s["folder"] in found else "" for name, s in stages.items()
         }
-    except (ArtifactError, KeyError, TypeError):
+    except (RayddlError, OSError):
         return Run(file.removesuffix(records.SUFFIX), "unreadable", "", written)
     done = sum(state == "done" for state in states.values())
     recorded = {str(entry.get("state", "")) for name, entry in stages.items() if states[name] != "done"}

@@ -11,6 +11,7 @@ import yaml
 from rich.console import RenderableType
 from rich.text import Text
 
+from rayddl import documents
 from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import artifacts, records
@@ -98,18 +99,7 @@ def _stage(artifact: Artifact, verified: bool) -> Inspected:
 
 
 def _set(folder: Folder, verify: bool) -> Inspected:
-    try:
-        meta = folder.read_json(SET_FILE)
-    except ValueError as error:
-        raise ArtifactError(
-            f"{scrub(folder.path(SET_FILE))} is not JSON: {error}; make the set again",
-            code="set-document-not-json",
-        ) from error
-    if not isinstance(meta, dict):
-        raise ArtifactError(
-            f"{scrub(folder.path(SET_FILE))} does not describe a set; make the set again",
-            code="set-document-malformed",
-        )
+    meta = folder.read_document(SET_FILE, documents.DistilledSetDocument, "make the set again")
     checked = _verified(folder, meta) if verify else ""
     _refuse_wrong_numbers(folder, meta)
     files = folder.files()
@@ -183,16 +173,15 @@ def _counted(files: int, size: int) -> str:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    resources = config.get("resources") or {}
-    return {
-        k: v for k, v in config.items() if k != "resources" or any(x is not None for x in resources.values())
-    }
+    resources = config.get("resources")
+    unset = isinstance(resources, dict) and all(value is None for value in resources.values())
+    return {k: v for k, v in config.items() if k != "resources" or (v and not unset)}
 
 
 def _named(source: Mapping[str, Any]) -> str:
     config = source["config"]
     place = f" in {config['root']}" if config.get("root") else ""
-    return f"{config['name']}{place} ({config['space']})"
+    return f"{config['name']}{place} ({config.get('space', 'normalise')})"
 
 
 def _readable(value: Any) -> str:

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from rayddl.credentials import scrub
-from rayddl.errors import ArtifactError, UserError
+from rayddl.errors import UserError
 from rayddl.pipeline import artifacts, records
 from rayddl.pipeline.browse.listing import age
 from rayddl.pipeline.display import pace
@@ -127,16 +127,8 @@ def run_status(where: str, out: str, now: datetime | None = None) -> RunStatus |
     folder, file = found
     record = records.read(folder, file)
     now = now or datetime.now(timezone.utc)
-    try:
-        stages = tuple(
-            _stage(name, record["stages"][name], folder, now)
-            for name in record.get("order", record["stages"])
-        )
-    except (KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{scrub(folder.path(file))} is not a run record: {error} is missing in it",
-            code="run-record-incomplete",
-        ) from error
+    order = record.get("order", record["stages"])
+    stages = tuple(_stage(name, record["stages"][name], folder, now) for name in order)
     return RunStatus(str(record.get("name", file)), scrub(folder.path(file)), stages)
 
 

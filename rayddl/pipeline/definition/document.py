@@ -19,7 +19,10 @@ from rayddl.pipeline.definition.problems import UNSET, Key, Place, Problems, quo
 
 _TAG = "tag:yaml.org,2002:"
 _MOST_NODES = 100_000
+_LONGEST_NUMBER = 24
 _SUBSTITUTION = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^${}]*))?\}")
+
+_OWN_PLACE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}(/[^?#@$]*)?")
 
 
 class _Loader(yaml.SafeLoader):
@@ -58,11 +61,14 @@ class Document:
         return Place(self.file)
 
 
-def parse(text: str, file: str, problems: Problems, *, lines: bool = True, key: Key = ()) -> Document:
+def parse(
+    text: str, file: str, problems: Problems, *, lines: bool = True, key: Key = (), given: bool = True
+) -> Document:
     """Parse YAML ``text``, named ``file`` in messages, and add its faults to ``problems``.
 
     Without ``lines``, places have no line numbers, as for an override. ``key`` is the position of the value in
-    the definition.
+    the definition. ``given`` is true for what the user named on the command line; in other files, a variable may
+    stand in a URI only as its beginning, so that the host is the user's, and no value is sent to another one.
     """
     try:
         loader = _Loader(text)
@@ -82,8 +88,12 @@ def parse(text: str, file: str, problems: Problems, *, lines: bool = True, key: 
     except RecursionError:
         problems.add(Place(file), key, "values are nested too deeply", code="nested-too-deeply")
         return Document(None, {}, file)
-    reader = _Reader(file, problems, lines)
-    value = None if node is None else reader.read(node, key)
+    reader = _Reader(file, problems, lines, given)
+    try:
+        value = None if node is None else reader.read(node, key)
+    except RecursionError:
+        problems.add(Place(file), key, "values are nested too deeply", code="nested-too-deeply")
+        return Document(None, {}, file)
     return Document(value, reader.places, file)
 
 
@@ -94,6 +104,7 @@ class _Reader:
     file: str
     problems: Problems
     lines: bool
+    given: bool = True
     places: dict[Key, Place] = field(default_factory=dict)
     seen: int = 0
     open: set[int] = field(default_factory=set)
@@ -200,7 +211,15 @@ class _Reader:
             text = f"{quoted(node.value)} is not a substitution; write ${{NAME}} or ${{NAME:-default}}"
             self.problems.add(place, key, text, code="substitution-malformed")
             return str(node.value)
-        return _SUBSTITUTION.sub(replacement, node.value)
+        text = _SUBSTITUTION.sub(replacement, node.value)
+        if not self.given and "://" in text and not _OWN_PLACE.fullmatch(node.value):
+            fault = (
+                f"{quoted(node.value)} would put a variable into a URI; in a file that another one extends, "
+            )
+            fault += "only ${NAME} followed by a path may be a URI"
+            self.problems.add(place, key, fault, code="variable-in-a-uri")
+            return str(node.value)
+        return text
 
     def _place(self, node: yaml.Node) -> Place:
         return Place(self.file, node.start_mark.line + 1 if self.lines else None)
@@ -223,6 +242,8 @@ def _typed(tag: str, text: str) -> Any:
         return text.lower() == "true"
     if kind == "int":
         bases = {"0o": 8, "0x": 16}
+        if len(text) > _LONGEST_NUMBER:
+            raise ValueError(text)
         return int(text, bases.get(text[:2], 10))
     if kind == "float":
         return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))

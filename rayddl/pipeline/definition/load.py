@@ -30,6 +30,8 @@ from rayddl.stages.settings import StageConfig
 _Model = TypeVar("_Model", bound=BaseModel)
 _RUN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+_LONGEST_NAME = 200
+"""Letters of the name of a run or stage: file systems take 255 bytes, and a folder's name ends in a fingerprint."""
 _RESERVED = ("name", "seed", "source", "stages", "description", "extends")
 
 
@@ -56,6 +58,10 @@ class Top(Config):
     def _usable_in_a_path(cls, value: str) -> str:
         if not _RUN_NAME.fullmatch(value):
             raise ValueError("expected small letters, digits, '.', '_' and '-', with a letter or digit first")
+        if len(value) > _LONGEST_NAME:
+            raise ValueError(
+                f"it has {len(value):,} letters; a run names its record, expected at most {_LONGEST_NAME}"
+            )
         return value
 
 
@@ -216,6 +222,9 @@ def _check_name(name: str, document: Document, problems: Problems) -> None:
     if name in _RESERVED:
         text = f"{name!r} is a key of the definition itself; give the stage another name"
         _note(document, problems, Fault(key, text, "stage-name-reserved"))
+    elif len(name) > _LONGEST_NAME:
+        text = f"{quoted(name)} has {len(name):,} letters; a stage names its folder, expected at most {_LONGEST_NAME}"
+        _note(document, problems, Fault(key, text, "stage-name-too-long"))
     elif not _STAGE_NAME.fullmatch(name):
         text = (
             f"{quoted(name)} is not a stage name; expected small letters, digits, '_' and '-', letter first"

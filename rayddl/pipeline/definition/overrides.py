@@ -18,6 +18,8 @@ from rayddl.stages.kinds import Kind
 Overrides: TypeAlias = str | Sequence[str] | Mapping[str, Any]
 """``["experts.count=20"]`` as on the command line, a single one as text, or ``{"experts.count": 20}`` from Python."""
 
+_MOST_PARTS = 32
+_LONGEST = 200
 TOP_KEYS = ("name", "seed", "source", "description")
 """The keys that an override may start with, in addition to the names of stages."""
 
@@ -54,7 +56,7 @@ def apply(
 
 def _parsed(text: str, problems: Problems) -> tuple[Place, str, Any] | None:
     name, equals, value = text.partition("=")
-    place = Place(f"--set {text}")
+    place = Place(f"--set {text if len(text) <= _LONGEST else f'{text[:_LONGEST]}…'}")
     if not equals or not name.strip():
         problems.add(
             place, (), "expected KEY=VALUE, for example --set experts.count=20", code="override-malformed"
@@ -62,13 +64,16 @@ def _parsed(text: str, problems: Problems) -> tuple[Place, str, Any] | None:
         return None
     own = Problems()
     document = parse(value, place.file, own, lines=False)
-    for problem in own.found:
-        problems.add(problem.place, problem.key, problem.text, code=problem.code)
+    problems.extend(own)
     return None if own.found else (place, name.strip(), document.value)
 
 
 def _key(name: str, value: Any, place: Place, problems: Problems) -> Key | None:
     parts: list[str] = name.split(".")
+    if len(parts) > _MOST_PARTS:
+        text = f"a key of {len(parts):,} parts; expected at most {_MOST_PARTS}"
+        problems.add(place, (), text, code="override-malformed")
+        return None
     if parts[0] == "stages":
         parts = parts[1:]
     stages = value.get("stages")

@@ -15,6 +15,8 @@ Key: TypeAlias = tuple[str | int, ...]
 UNSET = "variable-not-set"
 """The code of an unset variable; such a problem is dropped if another value replaces the variable."""
 _LONGEST_VALUE = 60
+_LONGEST_KEY = 200
+_MOST_SHOWN = 1000
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Problems:
     """The problems found so far."""
 
     found: list[Problem] = field(default_factory=list)
+    _known: set[Problem] = field(default_factory=set)
+    _unset: set[Key] = field(default_factory=set)
 
     def add(self, place: Place, key: Key, text: str, *, code: str) -> None:
         """Add a problem, unless it is already in the list.
@@ -67,8 +71,17 @@ class Problems:
         After the problem of an unset variable, others about the same key are ignored.
         """
         problem = Problem(place, key, text, code)
-        if problem not in self.found and not any(p.code == UNSET and p.key == key for p in self.found):
-            self.found.append(problem)
+        if problem in self._known or key in self._unset:
+            return
+        self.found.append(problem)
+        self._known.add(problem)
+        if code == UNSET:
+            self._unset.add(key)
+
+    def extend(self, others: Problems) -> None:
+        """Add the problems of another list."""
+        for problem in others.found:
+            self.add(problem.place, problem.key, problem.text, code=problem.code)
 
     def settle(self, places: Mapping[Key, Place]) -> None:
         """Drop the problems of unset variables that another file or an override replaces.
@@ -76,15 +89,19 @@ class Problems:
         Problems of variables in an override have no key and are kept.
         """
         self.found = [p for p in self.found if p.code != UNSET or not p.key or places.get(p.key) == p.place]
+        self._known = set(self.found)
+        self._unset = {p.key for p in self.found if p.code == UNSET}
 
     def raise_any(self, subject: str) -> None:
         """Raise one :class:`DefinitionError` with all problems, if there are any."""
         if not self.found:
             return
         count = "1 problem" if len(self.found) == 1 else f"{len(self.found)} problems"
-        files = list(dict.fromkeys(problem.place.file for problem in self.found))
-        ordered = sorted(self.found, key=lambda p: (files.index(p.place.file), p.place.line or 0))
-        lines = "\n".join(f"  {problem}" for problem in ordered)
+        files = {file: i for i, file in enumerate(dict.fromkeys(p.place.file for p in self.found))}
+        ordered = sorted(self.found, key=lambda p: (files[p.place.file], p.place.line or 0))
+        lines = "\n".join(f"  {problem}" for problem in ordered[:_MOST_SHOWN])
+        if len(ordered) > _MOST_SHOWN:
+            lines += f"\n  and {len(ordered) - _MOST_SHOWN:,} more"
         raise DefinitionError(
             f"{count} in {subject}; nothing was started.\n{lines}",
             code="definition-refused",
@@ -93,8 +110,9 @@ class Problems:
 
 
 def dotted(key: Key) -> str:
-    """Return the key as ``stages.evaluate.nets.0.depth``, the form that ``--set`` accepts."""
-    return ".".join(str(part) for part in key)
+    """Return the key as ``stages.evaluate.nets.0.depth``, the form that ``--set`` accepts, shortened if it is long."""
+    text = ".".join(str(part) for part in key)
+    return text if len(text) <= _LONGEST_KEY else f"{text[: _LONGEST_KEY - 1]}…"
 
 
 def quoted(value: Any) -> str:

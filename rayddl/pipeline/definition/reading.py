@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from rayddl import limits
 from rayddl.errors import DefinitionError
 from rayddl.pipeline.definition.document import Document, parse
 from rayddl.pipeline.definition.problems import Key, Place, Problems, quoted
@@ -18,6 +19,9 @@ FOLDER = "pipelines"
 """Folder in which definitions given without a path are searched: in the current folder, then among the shipped ones."""
 
 _SUFFIXES = (".yaml", ".yml")
+_KEYS_OF_ONE = "; a definition has the keys name, source, stages"
+_MOST_FILES = 32
+"""Files that may extend each other in a chain."""
 
 
 def find(name: str | os.PathLike[str]) -> Path:
@@ -74,27 +78,44 @@ def from_mapping(value: Mapping[str, Any], problems: Problems) -> Document:
 
 
 def _read(path: Path, chain: tuple[Path, ...], problems: Problems) -> Document:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        problems.add(Place(str(path)), (), f"cannot be read: {error.strerror}", code="definition-unreadable")
+    text = _text(path, problems)
+    if text is None:
         return Document({}, {}, str(path))
-    except UnicodeDecodeError as error:
-        problems.add(Place(str(path)), (), f"is not UTF-8 text (byte {error.start})", code="not-utf-8")
+    own = Problems()
+    document = parse(text, str(path), own, given=not chain)
+    if chain and not _looks_like_a_definition(document.value):
+        # The file may be any file of this machine, so nothing of it is quoted.
+        problems.add(Place(str(path)), (), f"is no definition{_KEYS_OF_ONE}", code="not-a-definition")
         return Document({}, {}, str(path))
-    before = len(problems.found)
-    document = parse(text, str(path), problems)
+    problems.extend(own)
     if not isinstance(document.value, dict):
-        if len(problems.found) == before:
-            text = "is empty" if document.value is None else "is not a mapping"
-            problems.add(
-                Place(str(path)),
-                (),
-                f"{text}; a definition has the keys name, source, stages",
-                code="not-a-definition",
-            )
+        if not own.found:
+            what = "is empty" if document.value is None else "is not a mapping"
+            problems.add(Place(str(path)), (), what + _KEYS_OF_ONE, code="not-a-definition")
         return Document({}, {}, str(path))
     return _extended(document, path, (*chain, path), problems)
+
+
+def _text(path: Path, problems: Problems) -> str | None:
+    """Return the text of a file; if it cannot be read, add the reason to ``problems`` and return ``None``."""
+    most = limits.DOCUMENT_BYTES.value
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+        if len(data) > most:
+            text = limits.DOCUMENT_BYTES.exceeded(path.stat().st_size, "bytes")
+            problems.add(Place(str(path)), (), text, code="definition-too-large")
+            return None
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        problems.add(Place(str(path)), (), f"cannot be read: {error.strerror}", code="definition-unreadable")
+    except UnicodeDecodeError as error:
+        problems.add(Place(str(path)), (), f"is not UTF-8 text (byte {error.start})", code="not-utf-8")
+    return None
+
+
+def _looks_like_a_definition(value: Any) -> bool:
+    return isinstance(value, dict) and bool({"source", "stages", "extends"} & value.keys())
 
 
 def _extended(document: Document, path: Path, chain: tuple[Path, ...], problems: Problems) -> Document:
@@ -104,30 +125,38 @@ def _extended(document: Document, path: Path, chain: tuple[Path, ...], problems:
     own = Document(
         {k: v for k, v in document.value.items() if k != "extends"}, document.places, document.file
     )
-    if not isinstance(named, str) or not named:
-        problems.add(place, ("extends",), f"{quoted(named)} is not a file name", code="extends-not-a-name")
+
+    def refuse(text: str, code: str) -> Document:
+        problems.add(place, ("extends",), text, code=code)
         return own
+
+    if not isinstance(named, str) or not named or not named.isprintable():
+        return refuse(f"{quoted(named)} is not a file name", "extends-not-a-name")
+    if len(chain) >= _MOST_FILES:
+        return refuse(f"more than {_MOST_FILES} files extend each other", "extends-too-deep")
     base = Path(os.path.normpath(path.parent / named))
-    if base.resolve() in [earlier.resolve() for earlier in chain]:
-        links = " → ".join(str(p) for p in (*chain, base))
-        problems.add(
-            place,
-            ("extends",),
-            f"the files extend each other in a circle: {links}",
-            code="extends-in-a-circle",
-        )
-        return own
-    if not base.is_file():
+    fault = _unreachable(base, named, chain)
+    return refuse(*fault) if fault else merged(_read(base, chain, problems), own)
+
+
+def _unreachable(base: Path, named: str, chain: tuple[Path, ...]) -> tuple[str, str] | None:
+    """Return why the file ``base``, written as ``named``, cannot be extended, as a text and a code; else ``None``."""
+    try:
+        resolved, there = base.resolve(strict=True), base.is_file()
+    except FileNotFoundError:
+        resolved, there = base, False
+    except (OSError, RuntimeError, ValueError) as error:
+        # A name too long for a file system, or links in a circle (RuntimeError before Python 3.13).
+        reason = getattr(error, "strerror", None) or "its links lead in a circle"
+        return f"{quoted(named)} cannot be opened: {reason}", "extends-not-a-name"
+    if not there:
         known = [file.name for file in _definitions(base.parent) if file not in chain]
-        text = f"there is no file {str(base)!r}; "
-        problems.add(
-            place,
-            ("extends",),
-            text + suggestion(base.name, known, "definitions there"),
-            code="extends-missing",
-        )
-        return own
-    return merged(_read(base, chain, problems), own)
+        hint = suggestion(base.name, known, "definitions there")
+        return f"there is no file {str(base)!r}; {hint}", "extends-missing"
+    if resolved in [earlier.resolve() for earlier in chain]:
+        links = " → ".join(str(p) for p in (*chain, base))
+        return f"the files extend each other in a circle: {links}", "extends-in-a-circle"
+    return None
 
 
 def merged(base: Document, over: Document) -> Document:

@@ -11,12 +11,11 @@ def choose(*, as_json: bool = False, quiet: bool = False) -> Display:
         from rayddl.pipeline.display.jsonl import JsonLines, private_stdout
 
         return JsonLines(private_stdout())
-    from rich.console import Console
-
     from rayddl.pipeline.display.live import Terminal
     from rayddl.pipeline.display.plain import Plain
+    from rayddl.pipeline.tables import SafeConsole
 
-    console = Console(highlight=False)
+    console = SafeConsole(highlight=False)
     if not quiet and console.is_terminal and not console.is_dumb_terminal:
         return Terminal(console)
     return Plain(quiet=quiet)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO
 
+from rayddl.escapes import visible
 from rayddl.pipeline.display import pace
 from rayddl.pipeline.display.base import Closing, Display, Ending
 from rayddl.pipeline.display.pace import Clock, Pace
@@ -37,7 +38,7 @@ class Plain(Display):
             # sys.stdout is read on each call because tools that capture output replace it. One call writes the whole
             # line: print() would write its end separately, and stages run in several threads.
             stream = self._stream or sys.stdout
-            stream.write(f"{text}\n")
+            stream.write(f"{visible(text)}\n")
             stream.flush()
 
     def plan(self, plan: Plan) -> None:

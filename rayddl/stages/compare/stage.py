@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rayddl import documents
 from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError
 from rayddl.report.numbers import duration
@@ -57,9 +58,9 @@ def run(config: CompareConfig, context: Context) -> Result:
 def outside(folder: Folder) -> tuple[Input, str, Mapping[str, Any]]:
     """The finished evaluate stage in ``folder``, the name of its run, and its definition."""
     try:
-        manifest = folder.read_json(MANIFEST)
+        manifest = folder.read_document(MANIFEST, documents.Manifest, "run its definition again")
         kind, stage = manifest["kind"], manifest["stage"]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except OSError as error:
         raise ArtifactError(
             f"{folder} is no finished stage ({type(error).__name__}: {error}); name the folder of an evaluate stage.",
             code="judgement-not-finished",

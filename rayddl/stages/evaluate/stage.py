@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from rayddl import documents, hosts
 from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError
@@ -90,7 +91,11 @@ def run(config: EvaluateConfig, context: Context) -> Result:
 
 def _spent(made: DistilledSet, read: Input) -> dict[str, float]:
     """Seconds of the stages that made the set; empty for an imported set, whose making was not timed."""
-    return dict(made.info.get("metrics", {}).get("spent", {}) if "imported" in made.info else read.spent)
+    if "imported" not in made.info:
+        return dict(read.spent)
+    metrics = made.info.get("metrics") or {}
+    documents.checked(metrics, documents.Metrics, "info.metrics of the set", "import it without its figures")
+    return dict(metrics.get("spent") or {})
 
 
 def _bytes(made: DistilledSet) -> int:
@@ -139,12 +144,12 @@ def evaluate_set(
     import tempfile
 
     made = DistilledSet.load(folder)
-    if "source" not in made.info:
+    if not made.info.get("source"):
         raise ArtifactError(
             f"{folder} does not say which images it was made from, so nothing can be held out.",
             code="set-without-source",
         )
-    stored: dict[str, Any] = dict(made.info.get("protocol", {}))
+    stored: dict[str, Any] = dict(made.info.get("protocol") or {})
     asked = {"nets": nets, "seeds": seeds, "epochs": epochs}
     given = {k: v for k, v in asked.items() if v is not None}
     config = read(EvaluateConfig, {**_settings(stored, observer), **given}, folder)
@@ -154,9 +159,12 @@ def evaluate_set(
             "no observer at hand: random images are left out, they have no soft labels"
         )
         config = config.model_copy(update={"random": False, "whole": False})
-    cluster.start()
     described = read(SourceConfig, made.info["source"], folder)
     described = described if root is None else described.model_copy(update={"root": root})
+    hosts.check(described.root or "")
+    if hosts.restricted():
+        described = described.model_copy(update={"download": False})
+    cluster.start()
     task = _task(config, made, described, teaching, int(stored.get("seed", 0)))
     with tempfile.TemporaryDirectory() as own:
         found = judge(task, scratch or Folder(own), progress or Silent())

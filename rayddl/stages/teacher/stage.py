@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rayddl import seeds
+from rayddl import documents, seeds
 from rayddl.data.config import SourceConfig
 from rayddl.errors import ArtifactError, StageError
 from rayddl.methods.training.input_spec import Frame, moments
@@ -210,7 +210,8 @@ def _trained(
 
 
 def _summary(job: Job) -> dict[str, Any]:
-    config, observer, checked = job.config, Observer.load(job.folder), job.out.read_json(CHECKED)
+    config, observer = job.config, Observer.load(job.folder)
+    checked = job.out.read_document(CHECKED, documents.CheckedTeacher, "delete it to check the teacher again")
     trained = config.weights is None
     job.out.delete(PARTIAL)  # its worker was killed between writing the observer and deleting this file
     return {

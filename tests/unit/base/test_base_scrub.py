@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -22,6 +23,21 @@ from rayddl.credentials import scrub
         ("file:///a/b", "file:///a/b"),
         ("s3://bucket/mail@example", "s3://bucket/mail@example"),
         ("cannot open s3://k:s@b/x: denied", "cannot open s3://b/x: denied"),
+        ("s3://token@host/a", "s3://host/a"),
+        ("s3://k:s'ec@b/x", "s3://b/x"),
+        ('s3://k:s"e c@b/x', "s3://b/x"),
+        ("s3://tok'en@b/x", "s3://b/x"),
+        ("s3://tok en@b/x", "s3://b/x"),
+        ("cannot open s3://tok'en@b/x: denied", "cannot open s3://b/x: denied"),
+        ("s3://k:s?e#c@b/x", "s3://b/x"),
+        ("cannot open 's3://k:s'ec ret@b/x': denied", "cannot open 's3://b/x': denied"),
+        ("cannot open 's3://b/x?secret=a b&c=d': denied", "cannot open 's3://b/x': denied"),
+        ("s3://b/x?secret=a b&c=d e", "s3://b/x e"),
+        ("from s3://k:s@b/x to s3://l:t@c/y", "from s3://b/x to s3://c/y"),
+        ("http://localhost:8265 refused for bob@x", "http://localhost:8265 refused for bob@x"),
+        ("see https://example.org/a and mail bob@x", "see https://example.org/a and mail bob@x"),
+        ("see https://example.org and mail bob@x", "see https://example.org and mail bob@x"),
+        ("s3://bucket: no route", "s3://bucket: no route"),
         ("no uri at all: a@b?c", "no uri at all: a@b?c"),
         (
             {"s3://k:s@b": ["s3://k:s@b", 1, None, ("s3://k:s@b",)]},
@@ -42,3 +58,16 @@ def test_secrets_never_stay(key: str, secret: str) -> None:
     """No secret key survives, with whatever characters such keys have."""
     assert secret not in scrub(f"s3://{key}:{secret}@bucket/path")
     assert "Sek" not in scrub(f"reading s3://{key}:{secret}@bucket/path failed")
+
+
+@pytest.mark.parametrize("repeated", ["a", "://", "x://a:b@", "x://'", "x://?'a ", "a://b?c=d&e=f "])
+def test_the_time_is_linear(repeated: str) -> None:
+    """Ten times the text takes about ten times as long: long words and many addresses are no trap."""
+
+    def seconds(times: int) -> float:
+        began = time.process_time()
+        scrub(repeated * times)
+        return time.process_time() - began
+
+    seconds(1000)
+    assert seconds(100_000) < 40 * max(seconds(10_000), 0.005)

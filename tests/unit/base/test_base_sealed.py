@@ -76,9 +76,12 @@ def test_messages_of_one_and_of_many(kind: sealed.Kind, said: tuple[str, ...], t
     assert refusal(kind, folder).startswith(broken)
     folder.write(kind.document, b"\xff\xfe")
     assert "is not JSON" in refusal(kind, folder)
-    for other in ([], {**document, "format": "pizza"}):
-        folder.write_json(kind.document, other)
-        assert refusal(kind, folder) == foreign
+    folder.write_json(kind.document, [])
+    assert "is malformed: found a list, expected a mapping" in refusal(kind, folder)
+    folder.write_json(kind.document, {**document, "format": "pizza"})
+    assert refusal(kind, folder) == foreign
+    folder.write_json(kind.document, {**document, "files": {"x.safetensors": {"sha256": 5}}})
+    assert "is malformed at files.x.safetensors.sha256: found 5, expected text" in refusal(kind, folder)
     folder.write_json(kind.document, {**document, "version": 3})
     assert refusal(kind, folder) == newer
     folder.write_json(kind.document, document)

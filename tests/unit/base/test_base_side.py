@@ -109,9 +109,10 @@ def test_warning_filters_of_two_threads() -> None:
     one.__enter__()
     other.__enter__()
     one.__exit__(None, None, None)
+    warnings.warn("large", Image.DecompressionBombWarning, stacklevel=1)
+    other.__exit__(None, None, None)
     with pytest.raises(Image.DecompressionBombWarning):
         warnings.warn("large", Image.DecompressionBombWarning, stacklevel=1)
-    other.__exit__(None, None, None)
     assert list(warnings.filters) == before
 
 

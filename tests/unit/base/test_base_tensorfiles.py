@@ -1,6 +1,8 @@
 """Files that torch saved, read without running anything in them."""
 
 import io
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +66,46 @@ def test_a_missing_file_is_missing(tmp_path: Path) -> None:
     """No matter of its content."""
     with pytest.raises(FileNotFoundError):
         tensorfiles.load(str(tmp_path / "none.pt"))
+
+
+def _saved(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def _compressed(value: Any) -> bytes:
+    out = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(_saved(value))) as old,
+        zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: _saved([torch.zeros(1).expand(10**9)]), "4,000,000,000 bytes of values and 4 are stored"),
+        (lambda: _saved({"a": torch.sparse_coo_tensor([[0]], [1.0], (10**9,))}), "sparse"),
+        (lambda: _saved(torch.eye(3).to_sparse_csr()), "sparse"),
+        (lambda: _saved(torch.empty(10**9, device="meta")), "without values"),
+        (lambda: _saved(torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)), "quantised"),
+        (lambda: _compressed(torch.zeros(10**6)), "compressed"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_grow_are_refused(make: Callable[[], bytes], said: str) -> None:
+    """A few bytes that stand for gigabytes, and tensors that later code cannot use, are named."""
+    with pytest.raises(tensorfiles.NotTensors, match=said):
+        tensorfiles.load(io.BytesIO(make()))
+
+
+def test_views_are_taken() -> None:
+    """Shared, transposed and sliced storage is what it is."""
+    base = torch.arange(12.0).view(3, 4)
+    found = tensorfiles.load(io.BytesIO(_saved([base.T, base[1:], base])))
+    assert torch.equal(found[0], base.T)
+    assert torch.equal(found[1], base[1:])

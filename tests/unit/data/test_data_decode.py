@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
-from rayddl.data.pixels.decode import Decoded, Encoded, decode, fit_all, read_image
+from rayddl.data.pixels.cutting import opened
+from rayddl.data.pixels.decode import Decoded, Encoded, decode, fit_all, narrowed, read_image
 
 Encode = Callable[..., bytes]
 
@@ -198,20 +200,70 @@ def test_truncated_files_are_reported(encode: Encode, form: str, kept: float) ->
     assert outcome.pixels
 
 
-@pytest.mark.parametrize("excess", [1.5, 3])
-def test_decompression_bombs_are_reported(
-    encode: Encode, monkeypatch: pytest.MonkeyPatch, excess: float
-) -> None:
-    """Past PIL's limit an image is not decoded, also where PIL itself would only warn."""
+def test_images_of_many_pixels_are_reported(encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past the limit an image is not decoded; the reason names the limit and its setting."""
     data = encode(1, side=60)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(3600 / excess))
+    monkeypatch.setenv("RAYDDL_MAX_PIXELS", "3599")
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        outcome = one(data)
+    assert one(data).pixels == (
+        "3,600 pixels, the limit is 3,599; if this is right, set RAYDDL_MAX_PIXELS to allow more"
+    )
+    monkeypatch.setenv("RAYDDL_MAX_PIXELS", "3600")
+    assert not isinstance(one(data).pixels, str)
 
-    assert isinstance(outcome.pixels, str)
-    assert "decompression bomb" in outcome.pixels
+
+def test_a_small_file_of_many_pixels_is_reported(encode: Encode) -> None:
+    """400 bytes of WebP can declare 64 million pixels of one colour, 200 MB decoded."""
+    assert "pixels for each of its" in str(
+        one(encode(Image.new("RGB", (8000, 8000)), form="WEBP", lossless=True)).pixels
+    )
+
+
+def test_a_jpeg_of_many_scans_is_reported(encode: Encode) -> None:
+    """Each scan of a progressive JPEG costs as much as a whole image, and takes a few bytes."""
+    data = encode(1, side=16, form="JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+
+    assert not isinstance(one(data).pixels, str)
+    assert "1,008 scans, the limit is 100" in str(one(data[:-2] + data[last:-2] * 998 + data[-2:]).pixels)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n",
+        b"\xc5\xd0\xd3\xc6"
+        + b"\x20"
+        + bytes(27)
+        + b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n",
+    ],
+)
+def test_postscript_is_no_image(data: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """PIL has Ghostscript draw it, which runs what the file says; here no program is started."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+
+    assert "cannot identify image file" in str(one(data).pixels)
+    assert not (tmp_path / "started").exists()
+    with pytest.raises(UnidentifiedImageError):
+        opened(data, 3)
+
+
+@pytest.mark.parametrize("form", ["PCX", "TGA", "ICO", "SGI"])
+def test_other_formats_of_pil_are_not_opened(encode: Encode, form: str) -> None:
+    """What is opened does not depend on what PIL happens to support."""
+    assert "cannot identify image file" in str(one(encode(1, form=form)).pixels)
+
+
+def test_what_is_narrowed_is_opened_like_others(encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only in the listed formats and within the limits, also where its bytes are passed on."""
+    with pytest.raises(UnidentifiedImageError):
+        narrowed(encode(1, form="TGA"), 4095)
+    monkeypatch.setenv("RAYDDL_MAX_PIXELS", "10")
+    with pytest.raises(ValueError, match="the limit is 10"):
+        narrowed(encode(1), 4095)
 
 
 def test_a_file_that_cannot_be_opened_is_reported() -> None:

@@ -257,7 +257,7 @@ def test_a_description_without_its_parts_is_refused(tmp_path: Path, key: str) ->
     edit(tmp_path, **{key: None})
 
     assert refusal(tmp_path) == (
-        f"the distilled set in {tmp_path} is incomplete or inconsistent: '{key}'. Make it again."
+        f"{tmp_path}/set.json is malformed at {key}: it is missing; make the set again"
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from markdown_it import MarkdownIt
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets import ImageFolder
@@ -283,3 +284,66 @@ def test_a_set_feeds_a_loader_and_shows_itself(monkeypatch: pytest.MonkeyPatch) 
     html = made._repr_html_()
     assert 'alt="MTT: 20 images of 10 classes, 3 x 32 x 32, hard labels"' in html
     assert "data:image/png;base64,iVBOR" in html
+
+
+@pytest.mark.parametrize(
+    ("labels", "code"),
+    [
+        (torch.tensor([0, 1, 5_000_000, 1]), "pt-too-many-classes"),
+        (torch.tensor([0, 2**62, 0, 1]), "pt-too-many-classes"),
+        (torch.tensor([0, 1, -3, 1]), "pt-labels-no-classes"),
+        (torch.zeros(4, dtype=torch.complex64), "pt-labels-malformed"),
+        (torch.tensor(1), "pt-labels-malformed"),
+        (torch.zeros(4, 0), "pt-labels-malformed"),
+    ],
+)
+def test_labels_of_pairs_are_numbers_of_classes(tmp_path: Path, labels: Any, code: str) -> None:
+    """A number names a class, so it is neither below 0 nor above any count of classes."""
+    with raises(code):
+        rayddl.load_set(write_pair(tmp_path / "pair", torch.rand(4, 1, 8, 8), labels))
+
+
+def test_a_rate_is_one_number(tmp_path: Path) -> None:
+    """The third file of a pair."""
+    folder = write_pair(tmp_path / "pair", torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 0, 1]))
+    torch.save(torch.rand(3), Path(folder) / "lr_best.pt")
+    with raises("pt-rate-malformed"):
+        rayddl.load_set(folder)
+
+
+HOSTILE = "x\n# Forged\n\n<script>alert(1)</script> [a](javascript:b) `c` | d \x1b[31m \u202e"
+
+
+def test_the_card_takes_no_markup_from_outside() -> None:
+    """No HTML, heading, link, row or escape of a name gets into the card, nor out of its blocks of code."""
+    rows = [{**ROWS[0], "data": HOSTILE, "net": HOSTILE}]
+    definition = {"description": "y\n\n```\n\n# Forged\n\n<b>bold</b>\n\n````\n", "name": HOSTILE}
+    scores = {HOSTILE: {"hlr": {"mean": 0.1, "std": 0.0}}}
+    info = {
+        "method": HOSTILE,
+        "source": {"name": HOSTILE},
+        "definition": definition,
+        "protocol": {"name": HOSTILE},
+        "metrics": {"accuracy": rows, "scores": scores},
+    }
+    text = card(make(info=info))
+    _, head, body = text.split("---\n", 2)
+    tokens = [
+        each
+        for token in MarkdownIt().enable("table").parse(body)
+        for each in (token, *(token.children or ()))
+    ]
+    kinds = [token.type for token in tokens]
+
+    assert yaml.safe_load(head)["pretty_name"].startswith("x\n# Forged")
+    assert [token.tag for token in tokens if token.type == "heading_open"].count("h1") == 1
+    assert not {"html_block", "html_inline", "link_open", "image"} & set(kinds)
+    assert kinds.count("tr_open") == 2
+    assert kinds.count("fence") == 2
+    assert not set(text) & {"\x1b", "\u202e"}
+
+
+def test_empty_parts_of_a_description_are_none() -> None:
+    """A set of another version may store null where others store a mapping."""
+    nothing = dict.fromkeys(("method", "source", "definition", "protocol", "metrics"))
+    assert "Not measured" in card(make(info=nothing))

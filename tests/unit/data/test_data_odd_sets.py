@@ -63,6 +63,8 @@ LOGITS = torch.tensor([[2.0, -1.0, 0.5], [-0.1, 3.0, 0.0], [0.0, 0.2, 4.0], [0.0
         (HARD, HARD, "classes"),
         (HARD.float(), HARD, "classes"),
         (HARD.int()[:, None], HARD, "classes"),
+        (HARD.to(torch.uint16), HARD, "classes"),
+        (HARD > 0, (HARD > 0).long(), "classes"),
     ],
 )
 def test_labels_are_recognised_by_what_they_are(
@@ -101,7 +103,7 @@ def test_labels_that_are_neither_are_refused(tmp_path: Path, labels: Tensor, cod
         (IMAGES, 0.0, "pt-values-wrong"),
         (IMAGES, -1e-3, "pt-values-wrong"),
         (IMAGES, math.inf, "pt-values-wrong"),
-        (IMAGES, [0.1, 0.2], "pt-rates-several"),
+        (IMAGES, [0.1, 0.2], "pt-rate-malformed"),
         (torch.where(IMAGES > 2, math.inf, IMAGES), 0.1, "pt-values-wrong"),
         (REAL[:4].float(), 0.1, "pt-images-not-scaled"),
     ],
@@ -223,7 +225,7 @@ def _png(value: int) -> bytes:
     return sink.getvalue()
 
 
-def _table(path: Path, labels: list[Any], soft: list[list[float]] | None, name: str = "x.parquet") -> Folder:
+def _table(path: Path, labels: list[Any], soft: list[Any] | None, name: str = "x.parquet") -> Folder:
     path.mkdir(exist_ok=True)
     columns: dict[str, Any] = {"image": [_png(i) for i in range(len(labels))], "label": labels}
     if soft is not None:
@@ -264,12 +266,15 @@ def test_soft_labels_by_number_keep_their_columns(tmp_path: Path) -> None:
         ),
         (["elm", "oak"], [[0.7, 0.3], [0.6, 0.4]], "soft-labels-without-order"),
         (["elm", "oak"], [[0.7, 0.3], [1.0]], "soft-labels-ragged"),
+        (["elm", "oak"], [[0.7, None], [0.5, 0.5]], "soft-labels-ragged"),
+        (["elm", "oak"], [0.7, 0.3], "soft-labels-ragged"),
+        (["elm", "oak"], ["0.7", "0.3"], "soft-labels-ragged"),
         ([2, 1], [[0.7, 0.2, 0.2], [math.nan, 0.5, 0.5]], "import-values-wrong"),
         ([2, -1], None, "import-unlabelled"),
     ],
 )
 def test_tables_that_do_not_say_what_they_mean_are_refused(
-    tmp_path: Path, labels: list[Any], soft: list[list[float]] | None, code: str
+    tmp_path: Path, labels: list[Any], soft: list[Any] | None, code: str
 ) -> None:
     """Columns of unknown order, rows of several lengths, numbers that are not finite, rows without a label."""
     with raises(code):

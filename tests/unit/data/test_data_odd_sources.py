@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from rayddl.data.config import SourceConfig
-from rayddl.data.pixels.decode import read_image
+from rayddl.data.pixels.decode import FORMATS, read_image
 from rayddl.data.sources import listing as listings
 from rayddl.data.sources import registry as sources
 from rayddl.data.sources.split_files import missing
@@ -241,7 +241,7 @@ def test_every_file_of_a_class_is_used_or_named(photos: Path) -> None:
     found = sources.load(_folders(photos, max_bad_fraction=0.5))
 
     assert found.train.labels.tolist().count(0) == 6
-    assert found.bad == (f"{oak / 'd.heif'}: cannot identify image file",)
+    assert found.bad == (f"{oak / 'd.heif'}: cannot identify image file as one of {', '.join(FORMATS)}",)
     (note,) = found.notes
     assert note.endswith(": 1 with an ending of no image: oak/notes.txt")
 

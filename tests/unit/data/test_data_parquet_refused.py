@@ -6,11 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rayddl.data.config import SourceConfig
+from rayddl.data.sources import parquet_bounds
 from rayddl.data.sources import registry as sources
 from rayddl.errors import SourceError
+from rayddl.storage import Folder
+from tests.raising import raises
 
 Encode = Callable[..., bytes]
 WriteTable = Callable[..., Path]
@@ -251,3 +255,69 @@ def test_a_file_that_is_not_parquet(small: Path, data: bytes) -> None:
     (small / "a-test.parquet").write_bytes(data)
 
     assert message(config(small)).startswith(f"{small}/a-test.parquet cannot be read as Parquet: ")
+
+
+def test_more_rows_than_bytes(encode: Encode, write_table: WriteTable, tmp_path: Path) -> None:
+    """Some kilobytes of nulls and zeros can declare millions of rows; each would be an entry in memory."""
+    write_table("a-train.parquet", pa.nulls(1_200_000, pa.binary()), pa.array([0] * 1_200_000))
+    write_table("a-test.parquet", images(encode, 2), [0, 1])
+    with raises("parquet-too-many-rows"):
+        sources.fingerprint(config(tmp_path))
+
+
+def test_more_rows_than_the_limit(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit and its setting stand in the message."""
+    monkeypatch.setenv("RAYDDL_MAX_ROWS", "3")
+    assert "6 rows, the limit is 3; if this is right, set RAYDDL_MAX_ROWS" in message(config(small))
+
+
+def test_more_classes_than_the_limit(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of class names in the metadata, and of different labels."""
+    monkeypatch.setenv("RAYDDL_MAX_CLASSES", "1")
+    assert "2 class names, the limit is 1" in message(config(small))
+
+
+def test_more_labels_than_the_limit(
+    encode: Encode, write_table: WriteTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A column of numbers that are no classes."""
+    write_table("a-train.parquet", images(encode, 4), [1, 20, 300, 4000])
+    write_table("a-test.parquet", images(encode, 2), [1, 20])
+    monkeypatch.setenv("RAYDDL_MAX_CLASSES", "3")
+    assert "4 different labels, the limit is 3" in message(config(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        '{"info": {"features": {"label": {"names": "abc"}}}}',
+        "[" * 100_000,
+        '{"info": {"features": {"label": {"names": [1, {}]}}}}',
+    ],
+)
+def test_metadata_of_other_types(encode: Encode, write_table: WriteTable, tmp_path: Path, names: str) -> None:
+    """What is no list of names is as good as none: the labels name themselves."""
+    write_table("a-train.parquet", images(encode, 4), [0, 1, 0, 1], {"huggingface": names})
+    write_table("a-test.parquet", images(encode, 2), [0, 1])
+    assert sources.load(config(tmp_path)).train.classes == ("0", "1")
+
+
+def test_a_large_cell_is_not_decoded_many_times_at_once(
+    encode: Encode, write_table: WriteTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dictionary holds equal cells once; the rows read together are as few as their size asks for."""
+    cell = encode(1, side=64)
+    write_table("a-train.parquet", [cell] * 40, [0, 1] * 20)
+    monkeypatch.setattr(parquet_bounds, "PORTION_BYTES", 4 * len(cell))
+    with Folder(str(tmp_path)).open("a-train.parquet") as stream:
+        portions = list(parquet_bounds.batches(pq.ParquetFile(stream), "image"))
+    assert sum(map(len, portions)) == 40
+    assert max(portion.nbytes for portion in portions) < 8 * len(cell)
+
+
+def test_a_cell_above_the_limit_is_reported(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a bad image like others."""
+    monkeypatch.setenv("RAYDDL_MAX_CELL_BYTES", "10")
+    with pytest.raises(SourceError) as caught:
+        sources.load(config(small))
+    assert "bytes, the limit is 10" in str(caught.value)

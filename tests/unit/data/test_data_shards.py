@@ -21,6 +21,7 @@ from rayddl.data.sources import registry as sources
 from rayddl.data.sources.summary import glance
 from rayddl.errors import SourceError
 from rayddl.storage import Folder
+from tests.raising import raises
 
 Members = list[tuple[str, bytes]]
 
@@ -225,3 +226,44 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
     for split in ("train", "test"):
         _tar(tmp_path / f"{split}.tar", _samples(0, 4, 1))
     assert "found only the class '0', at least two are needed" in _refusal(tmp_path)
+
+
+def _header(**fields: object) -> bytes:
+    head = tarfile.TarInfo("00000.png")
+    for name, value in fields.items():
+        setattr(head, name, value)
+    return head.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _header(size=2**62),
+        _header(size=2**40, type=tarfile.XHDTYPE),
+        _header(size=2**40, type=tarfile.GNUTYPE_LONGNAME),
+        _header(size=10, type=tarfile.XHDTYPE) + b"99999 a=b\n".ljust(512, b"\0"),
+        _header(size=20, type=tarfile.XHDTYPE) + b"20 size=-1000000000\n".ljust(512, b"\0"),
+        (_header(size=1, type=tarfile.GNUTYPE_LONGNAME) + b"a".ljust(512, b"\0")) * 3000,
+        _header(size=512, type=tarfile.GNUTYPE_SPARSE) + bytes(512),
+    ],
+)
+def test_headers_that_say_nonsense_are_refused(root: Path, data: bytes) -> None:
+    """Sizes beyond the file, damaged extensions, endless chains and sparse members: one error, at once."""
+    (root / "set-train-000001.tar").write_bytes(data + bytes(1024))
+    with pytest.raises(SourceError) as caught:
+        sources.fingerprint(_config(root))
+    assert caught.value.code in ("shard-unreadable", "image-too-large", "images-without-label")
+
+
+def test_an_image_above_the_limit_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its size is known from the header."""
+    monkeypatch.setenv("RAYDDL_MAX_CELL_BYTES", "10")
+    _tar(root / "set-train-000001.tar", [("7.png", bytes(11)), ("7.cls", b"1")])
+    with raises("image-too-large"):
+        sources.fingerprint(_config(root))
+
+
+def test_class_names_that_are_not_utf_8_are_shown(root: Path) -> None:
+    """Their odd bytes are written as numbers, as those of labels are."""
+    (root / "classes.txt").write_bytes(b"ant\nb\xe9e\ncow\n")
+    assert sources.load(_config(root)).train.classes == ("ant", "b\\xe9e", "cow")

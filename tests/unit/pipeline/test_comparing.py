@@ -91,7 +91,9 @@ def test_every_way_of_naming_a_set_finds_it(judge: Judge, tmp_path: Path, digits
     """An evaluate stage's folder, the set in it, a run's name, a set alone, and a pair of other code."""
     stage, out = judge("one"), str(tmp_path / "runs")
     record = {"format": 1, "name": "one", "order": ["evaluate"]}
-    stages = {"evaluate": {"kind": "evaluate", "folder": "one-0123456789ab", "state": "done"}}
+    stages = {
+        "evaluate": {"kind": "evaluate", "folder": "one-0123456789ab", "fingerprint": "f", "state": "done"}
+    }
     Folder(out).write("one.run.json", ordered_json({**record, "stages": stages}))
     digits.save(Folder(str(tmp_path / "alone")))
     pair(tmp_path / "pair", digits)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rayddl.data.formats.export import export_set
+from rayddl.data.formats.export import FORMATS, export_set
 from rayddl.errors import UserError
 from rayddl.storage import Folder
 from tests.raising import raises
@@ -135,10 +136,29 @@ def test_unknown_format(made: tuple[Any, Folder], tmp_path: Path) -> None:
         export_set(made[1], "zip", Folder(str(tmp_path)))
 
 
-def test_incomplete_set(made: tuple[Any, Folder], tmp_path: Path) -> None:
-    """A set without its table is refused where that is exported."""
-    folder = Folder(str(tmp_path / "set"))
-    made[0].save(folder)
-    folder.delete("images.parquet")
-    with raises("set-without-table"):
-        export_set(folder, "parquet", Folder(str(tmp_path / "to")))
+@pytest.mark.parametrize("form", FORMATS)
+def test_nothing_is_read_through_links(made: tuple[Any, Folder], tmp_path: Path, form: str) -> None:
+    """Pictures and table are made from the checked tensors; what a sender put in their place is not copied."""
+    sent = tmp_path / "sent"
+    shutil.copytree(str(made[1]), sent)
+    (tmp_path / "private").write_text("PRIVATE")
+    shutil.rmtree(sent / "images" / "cat")
+    (sent / "images" / "cat").symlink_to(tmp_path)
+    for name in ("images.parquet", "images/dog/0000.png", "images/more.png"):
+        (sent / name).unlink(missing_ok=True)
+        (sent / name).symlink_to(tmp_path / "private")
+    written = export_set(Folder(str(sent)), form, Folder(str(tmp_path / "to")))
+    expected = export_set(made[1], form, Folder(str(tmp_path / "expected")))
+
+    assert [Path(w).read_bytes() for w in written] == [Path(e).read_bytes() for e in expected]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_altered_set_is_not_exported(made: tuple[Any, Folder], tmp_path: Path, form: str) -> None:
+    """Whatever the format, the tensors are those that the document describes."""
+    shutil.copytree(str(made[1]), tmp_path / "set")
+    data = (tmp_path / "set" / "set.safetensors").read_bytes()
+    (tmp_path / "set" / "set.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with raises("sealed-file-altered"):
+        export_set(Folder(str(tmp_path / "set")), form, Folder(str(tmp_path / "to")))
+    assert not (tmp_path / "to").exists()

@@ -208,9 +208,10 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("text", "code"),
         [
-            ("{", "manifest-not-json"),
-            ("[]", "manifest-without-format"),
-            ('{"format": 1}', "manifest-incomplete"),
+            ("{", "document-not-json"),
+            ("[]", "document-malformed"),
+            ('{"format": "1"}', "document-malformed"),
+            ('{"format": 1}', "document-malformed"),
         ],
     )
     def test_not_a_manifest(self, sealed: Path, text: str, code: str) -> None:
@@ -219,11 +220,13 @@ class TestRefused:
         with raises(code):
             artifacts.open_artifact(Folder(str(sealed)))
 
-    @pytest.mark.parametrize("files", [{"a.bin": 5}, {"a.bin": {"bytes": "5"}}, ["a.bin"], [], None])
+    @pytest.mark.parametrize(
+        "files", [{"a.bin": 5}, {"a.bin": {"bytes": "5"}}, {"a.bin": {"bytes": -5}}, ["a.bin"], [], None]
+    )
     def test_files_that_cannot_be_read(self, sealed: Path, files: Any) -> None:
         """A manifest whose files are not named with their sizes is refused, a list of names too."""
         altered(sealed, files=files)
-        with raises("manifest-without-files"):
+        with raises("document-malformed"):
             artifacts.open_artifact(Folder(str(sealed)))
 
     def test_files_outside_the_folder(self, sealed: Path, tmp_path: Path) -> None:

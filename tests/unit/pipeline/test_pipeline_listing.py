@@ -26,7 +26,10 @@ def text_of(parts: list[Any]) -> str:
 def write_set(config: Any, context: Any) -> Result:
     """Work that leaves a set."""
     del config
-    context.out.write_json("set/set.json", {"classes": ["cat", "dog"], "info": {"method": "MCT"}})
+    space = {"kind": "normalise", "shape": [1, 8, 8], "fingerprint": "f"}
+    context.out.write_json(
+        "set/set.json", {"classes": ["cat", "dog"], "space": space, "info": {"method": "MCT"}}
+    )
     return Result({})
 
 
@@ -57,6 +60,31 @@ class TestList:
             ("second", "use", "done"),
         ]
         assert all(f.written is not None for f in found.folders)
+
+    @pytest.mark.parametrize(
+        "text", ["[" * 100_000, "9" * 5000, '{"format": 1}', "", "null", '{"format": 1, "stages": 3}']
+    )
+    def test_a_bad_document_hides_no_other(self, lab: Any, three: dict[str, Any], text: str) -> None:
+        """Only the folder and the run that it is of are marked; `show` refuses them with one sentence."""
+        lab.run(three)
+        lab.run({**three, "name": "other"}, ["second.needs=1"])
+        bad = next(lab.out.glob("first-*"))
+        (bad / "manifest.json").write_text(text)
+        (lab.out / "other.run.json").write_text(text)
+        found = listing(str(lab.out))
+
+        assert [(run.name, run.state) for run in found.runs] == [
+            ("other", "unreadable"),
+            ("three", "partial"),
+        ]
+        states = {folder.folder.split("-")[0]: folder.state for folder in found.folders}
+        assert states["first"] == "altered"
+        assert states["second"] == states["page"] == "done"
+        assert text_of(found.parts())
+        for where in (str(bad), "other"):
+            with pytest.raises(ArtifactError) as caught:
+                inspect(where, str(lab.out))
+            assert caught.value.code in ("document-not-json", "document-malformed")
 
     def test_altered_and_partial(self, lab: Any, three: dict[str, Any]) -> None:
         """Folders that cannot be trusted, or are not finished, are called that."""
@@ -152,7 +180,8 @@ class TestShow:
     def test_altered_set(self, tmp_path: Path) -> None:
         """With --verify a set's own hashes are checked, and both values named."""
         (tmp_path / "set.safetensors").write_bytes(b"x")
-        meta = {"classes": [], "files": {"set.safetensors": {"sha256": "00"}}}
+        space = {"kind": "normalise", "shape": [1, 8, 8], "fingerprint": "f"}
+        meta = {"classes": [], "space": space, "info": {}, "files": {"set.safetensors": {"sha256": "00"}}}
         (tmp_path / "set.json").write_text(json.dumps(meta))
 
         inspect(str(tmp_path), "runs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,3 +187,143 @@ class TestFinding:
             "name: mine\nsource: {name: digits}\nstages: {r: {kind: report}}\n"
         )
         assert load("mine/a").name == "mine"
+
+
+class TestTrust:
+    """Files that another one extends are not the user's own words."""
+
+    @pytest.mark.parametrize(
+        ("name", "code"),
+        [
+            ('"a\\0b"', "extends-not-a-name"),
+            ('"a\\e[31mb"', "extends-not-a-name"),
+            ('"a\\nb"', "extends-not-a-name"),
+            ("x" * 5000, "extends-not-a-name"),
+            ("round.yaml", "extends-not-a-name"),
+            ("/dev/null", "extends-missing"),
+            (".", "extends-missing"),
+        ],
+    )
+    def test_names_that_are_none(self, lab: Any, written: Callable[..., Path], name: str, code: str) -> None:
+        """One sentence, with the line of the key."""
+        path = written(f"extends: {name}\n{HEAD}  s: {{kind: make, count: 1}}\n")
+        (path.parent / "round.yaml").symlink_to("round.yaml")
+        with raises(code, "extends") as caught:
+            lab.load(path)
+        assert len(str(caught.value)) < 1000
+
+    def test_a_long_chain(self, lab: Any, written: Callable[..., Path]) -> None:
+        """Hundreds of files that extend each other are refused, not followed."""
+        for i in range(200):
+            written(f"extends: d{i + 1}.yaml\n", f"d{i}.yaml")
+        with raises("extends-too-deep", "extends"):
+            lab.load(written("extends: d0.yaml\n"))
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "root:*:19000:0:99999:7:::\nadmin:$6$hash:1\n",
+            "key: [secret\n",
+            "user: me\nsecret: x\nsecret: y\n",
+            "- secret\n",
+            "name: x\nsecret: y\n",
+        ],
+    )
+    def test_other_files_are_not_quoted(self, lab: Any, written: Callable[..., Path], text: str) -> None:
+        """`extends: /etc/shadow` says that this is no definition, and shows nothing of it."""
+        written(text, "shadow")
+        path = written(f"extends: shadow\n{HEAD}  s: {{kind: make, count: 1}}\n")
+        with pytest.raises(DefinitionError) as error:
+            lab.load(path)
+
+        assert problems_of(error, path.parent) == [
+            "shadow: is no definition; a definition has the keys name, source, stages"
+        ]
+
+    @pytest.mark.parametrize(
+        "root",
+        [
+            "s3://bucket/${TOKEN}",
+            "s3://${TOKEN}/x",
+            "s3://b/x?endpoint_override=${TOKEN}.example.org",
+            "${TOKEN}://x",
+            "${PLACE}?endpoint_override=example.org",
+            "${PLACE}/${TOKEN}",
+            "${NONE:-s3://b}/${TOKEN}",
+            "s3:/${SLASH}b/${TOKEN}",
+        ],
+    )
+    def test_variables_stay_here(
+        self, lab: Any, written: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, root: str
+    ) -> None:
+        """A file that is extended puts no variable into a URI, however it spells one."""
+        for name, value in {"TOKEN": "topsecret", "PLACE": "s3://key:hush@mine", "SLASH": "/"}.items():
+            monkeypatch.setenv(name, value)
+        source = f"source: {{name: parquet, root: '{root}'}}\n"
+        stages = "stages: {s: {kind: make, count: 1}}\n"
+        written(f"name: base\n{source}{stages}", "base.yaml")
+        with raises("variable-in-a-uri", "source.root") as caught:
+            lab.load(written("extends: base.yaml\n"))
+        assert not any(word in str(caught.value) for word in ("topsecret", "hush"))
+        assert "://" in lab.load(written(f"name: own\n{source}{stages}")).source.root
+
+    @pytest.mark.parametrize("root", ["${PLACE}", "${PLACE}/deep/x", "/data/${TOKEN}", "s3://bucket/x"])
+    def test_what_stays_allowed(
+        self, lab: Any, written: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, root: str
+    ) -> None:
+        """The user's own place with a path behind it, and variables in paths of this machine."""
+        monkeypatch.setenv("TOKEN", "t")
+        monkeypatch.setenv("PLACE", "s3://mine")
+        written(
+            f"name: base\nsource: {{name: parquet, root: '{root}'}}\nstages: {{s: {{kind: make, count: 1}}}}\n",
+            "base.yaml",
+        )
+        assert lab.load(written("extends: base.yaml\n")).source.root
+
+
+class TestSizes:
+    """Input of any length has an answer, soon and short."""
+
+    def test_long_names(self, lab: Any, written: Callable[..., Path]) -> None:
+        """A stage and a run name files, whose names are limited."""
+        name = "e" * 201
+        with raises("stage-name-too-long", f"stages.{'e' * 192}…"):
+            lab.load(written(f"{HEAD}  {name}: {{kind: make, count: 1}}\n"))
+        with raises("refused-value", "name"):
+            lab.load(
+                {"name": name, "source": {"name": "digits"}, "stages": {"s": {"kind": "make", "count": 1}}}
+            )
+        assert lab.load(written(f"{HEAD}  {'e' * 200}: {{kind: make, count: 1}}\n")).stages
+
+    def test_many_problems(self, lab: Any, written: Callable[..., Path]) -> None:
+        """The time is linear in their number, and the first thousand are listed."""
+
+        def seconds(count: int) -> float:
+            path = written(f"{HEAD}  s: {{kind: make, count: 1}}\n" + "seed: 1\n" * count)
+            began = time.process_time()
+            with raises("duplicate-key", "seed") as caught:
+                lab.load(path)
+            assert len(str(caught.value).splitlines()) == 1 + min(count - 1, 1001)
+            return time.process_time() - began
+
+        seconds(1000)
+        assert seconds(16_000) < 10 * seconds(4_000)
+
+    def test_large_files(
+        self, lab: Any, written: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A definition is no data set."""
+        monkeypatch.setenv("RAYDDL_MAX_DOCUMENT_BYTES", "100")
+        with raises("definition-too-large", ""):
+            lab.load(written(f"{HEAD}  s: {{kind: make, count: 1}}\n" + "#" * 100))
+
+    def test_overrides_of_many_parts(self, lab: Any, three: dict[str, Any]) -> None:
+        """The message shows their beginning."""
+        with raises("override-malformed", "") as caught:
+            lab.load(three, ["first." + "a." * 3000 + "b=1"])
+        assert len(str(caught.value)) < 500
+
+    def test_numbers_of_many_digits(self, lab: Any, written: Callable[..., Path]) -> None:
+        """They are no numbers that anything here counts."""
+        with raises("value-of-another-type", "stages.s.count"):
+            lab.load(written(f"{HEAD}  s: {{kind: make, count: {'9' * 400}}}\n"))

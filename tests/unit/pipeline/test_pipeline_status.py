@@ -86,7 +86,7 @@ def test_a_record_that_is_none_is_refused(lab) -> None:
     """A damaged record is refused with the file's name."""
     lab.out.mkdir()
     (lab.out / "three.run.json").write_text('{"format": 1, "stages": {"first": {}}}')
-    with raises("run-record-incomplete"):
+    with raises("document-malformed"):
         status(lab)
 
 

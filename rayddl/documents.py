@@ -1,0 +1,337 @@
+"""The JSON documents that rayddl reads back: their limits, and one model for each kind.
+
+Documents may come from anybody: with a set, a run's folder, or from an older version. Each is read by
+:func:`parse` and :func:`checked`, so that all later code finds values of the types that it expects.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Annotated, Any, NoReturn
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from rayddl import limits
+from rayddl.errors import ArtifactError
+
+DEEPEST = 64
+"""Levels of lists and mappings that a document may have."""
+_DIGITS = 20
+_SHOWN = 60
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "greater_than_equal": "a number from 0 on",
+    "finite_number": "a finite number",
+    "string_too_long": "shorter text",
+    "string_pattern_mismatch": "the name of a folder inside this one",
+    "too_short": "three numbers",
+    "too_long": "three numbers",
+}
+
+
+def parse(data: bytes) -> Any:
+    """Return the values in JSON text.
+
+    Raises ``ValueError``, with a message of one line, for text that is not UTF-8 or not JSON, for numbers that are
+    not finite or of more than 20 digits, and for more levels or bytes than the limits.
+    """
+    if len(data) > limits.DOCUMENT_BYTES.value:
+        raise ValueError(limits.DOCUMENT_BYTES.exceeded(len(data), "bytes of JSON"))
+    try:
+        value = json.loads(data.decode(), parse_int=_whole, parse_float=_finite, parse_constant=_constant)
+    except RecursionError:
+        raise ValueError(f"more than {DEEPEST} levels of lists and mappings") from None
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > DEEPEST:
+            raise ValueError(f"more than {DEEPEST} levels of lists and mappings")
+        level = [item for each in level for item in _inside(each)]
+    return value
+
+
+def checked(value: Any, model: type[BaseModel], where: str, again: str) -> Any:
+    """Return ``value``, which has the types of ``model``.
+
+    Raises :class:`ArtifactError` that names the file ``where``, the key and the fault; ``again`` says what to do.
+    """
+    try:
+        model.model_validate(value)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        key = ".".join(str(part)[:_SHOWN] for part in fault["loc"])
+        raise ArtifactError(
+            f"{where} is malformed{f' at {key}' if key else ''}: {_sentence(fault)}; {again}",
+            code="document-malformed",
+        ) from error
+    return value
+
+
+class Document(BaseModel):
+    """The base of all models: types are not converted, unknown keys are kept."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+Name = Annotated[str, StringConstraints(max_length=1000)]
+Inside = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}$")]
+"""The name of a folder directly inside another."""
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+Rows = list[dict[str, str]]
+
+
+class Format(Document):
+    """The head of a document with a format version."""
+
+    format: Count
+
+
+class File(Document):
+    """What a document says of a file."""
+
+    bytes: Count | None = None
+    sha256: Name | None = None
+
+
+class SizedFile(File):
+    """What a manifest says of a file."""
+
+    bytes: Count
+
+
+class Sealed(Document):
+    """The head of a document that is stored with files of tensors."""
+
+    format: Name
+    version: int
+    files: dict[str, File] = {}
+
+
+class SpaceParts(Document):
+    """A pixel space without its tensors."""
+
+    kind: Name
+    shape: Annotated[list[Count], Field(min_length=3, max_length=3)]
+    fingerprint: Name
+
+
+class Images(Document):
+    """The number and shape of a set's images."""
+
+    count: Count
+    per_class: list[Count]
+
+
+class Spread(Document):
+    """A mean with its standard deviation."""
+
+    mean: float
+    std: float
+
+
+class Accuracy(Spread):
+    """The accuracies of the students of one network on one kind of training data."""
+
+    data: Name
+    images: Count
+    net: Name
+    accuracies: list[float]
+
+
+class Metrics(Document):
+    """The figures of a set's evaluation."""
+
+    accuracy: list[Accuracy] = []
+    scores: dict[str, dict[str, Spread]] | None = None
+    spent: dict[str, float] | None = None
+    bytes: Count | None = None
+
+
+class Named(Document):
+    """Settings with a name."""
+
+    name: Name
+
+
+class Observing(Document):
+    """Where the observer of a set's soft labels is."""
+
+    folder: str | None = None
+
+
+class StoredProtocol(Document):
+    """The settings of the evaluation that a set is stored with."""
+
+    name: Name | None = None
+    seed: int | None = None
+    observer: Observing | str | None = None
+
+
+class Info(Document):
+    """How a set was made, and its figures."""
+
+    method: Name | None = None
+    source: Named | None = None
+    seed: int | None = None
+    factor: int | None = None
+    definition: dict[str, Any] | None = None
+    protocol: StoredProtocol | None = None
+    metrics: dict[str, Any] | None = None
+    """Anything that the maker of a set measured; :class:`Metrics` where it is shown."""
+
+
+class DistilledSetDocument(Document):
+    """``set.json``."""
+
+    classes: list[Name]
+    folders: list[Inside | Name] = []
+    images: Images | None = None
+    lr_student: float | None = None
+    space: SpaceParts
+    info: Info
+    files: dict[str, File] = {}
+
+    @model_validator(mode="after")
+    def _classes_within_the_limit(self) -> DistilledSetDocument:
+        if len(self.classes) > limits.CLASSES.value:
+            raise ValueError(limits.CLASSES.exceeded(len(self.classes), "classes"))
+        return self
+
+
+class Reading(Document):
+    """What a manifest says of a stage that it read."""
+
+    fingerprint: Name
+
+
+class SourceSettings(Named):
+    """The settings of a source in a manifest."""
+
+    root: str | None = None
+    space: Name = "normalise"
+
+
+class SourceOf(Document):
+    """What a manifest says of the source."""
+
+    config: SourceSettings
+
+
+class Manifest(Document):
+    """``manifest.json`` of a stage."""
+
+    format: Count
+    stage: Name
+    kind: Name
+    fingerprint: Name
+    config: dict[str, Any]
+    inputs: dict[str, Reading]
+    source: SourceOf
+    seed: int
+    summary: dict[str, Any]
+    files: dict[str, SizedFile]
+    table: Rows
+    seconds: Seconds = 0.0
+    versions: dict[str, str | None] = {}
+    definition: dict[str, Any] | None = None
+
+
+class Progress(Document):
+    """The progress of a running stage."""
+
+    done: float
+    total: float
+    rate: float | None = None
+    left: float | None = None
+    metric: str | None = None
+
+
+class StageRecord(Document):
+    """What a run's record says of a stage."""
+
+    kind: Name
+    folder: Inside
+    fingerprint: Name
+    state: Name
+    heard: Name | None = None
+    seconds: Seconds | None = None
+    summary: dict[str, Any] = {}
+    table: Rows = []
+    error: str = ""
+    progress: Progress | dict[str, Any] = {}
+
+
+class RunRecord(Document):
+    """``<name>.run.json``."""
+
+    format: Count
+    name: Name
+    stages: dict[str, StageRecord]
+    order: list[str] = []
+    file: str | None = None
+    overrides: list[str] = []
+    rayddl: Name | None = None
+    definition: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _order_names_stages(self) -> RunRecord:
+        unknown = [name for name in self.order if name not in self.stages]
+        if unknown:
+            raise ValueError(f"order names {unknown[0][:_SHOWN]!r}, which is not among the stages")
+        return self
+
+
+class CheckedTeacher(Document):
+    """``checked.json`` of a teacher stage."""
+
+    accuracy: float | None
+    images: Count
+
+
+def _sentence(fault: ErrorDetails) -> str:
+    kind = fault["type"]
+    if kind == "missing":
+        return "it is missing"
+    if kind == "value_error":
+        return str(fault["ctx"]["error"])
+    return f"found {_shown(fault['input'])}, expected {_EXPECTED.get(kind, 'another value')}"
+
+
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [*value, *value.values()]
+    if isinstance(value, str) and not value.isascii():
+        value.encode()  # raises for half of a character, which no file or terminal takes
+    return value if isinstance(value, list) else []
+
+
+def _whole(text: str) -> int:
+    if len(text) > _DIGITS:
+        raise ValueError(f"a number of {len(text):,} digits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:_SHOWN]} is not finite")
+    return value
+
+
+def _constant(text: str) -> NoReturn:
+    raise ValueError(f"the number {text} is not finite")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
