@@ -38,7 +38,10 @@ def load(config: SourceConfig, fingerprint: str) -> Source:
     # Grey levels are stored as 0 ... 16, the label is the last column.
     grey = np.rint(table[:, :-1].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     digits = table[:, -1].astype(np.int64)
-    images = torch.from_numpy(fit_all(grey, config.size)).permute(0, 3, 1, 2).contiguous()
+    # A copy, because contiguous() keeps the strides of one channel, which are those of channels last: convolutions
+    # would take another path, with other last bits, than in workers.
+    images = torch.from_numpy(fit_all(grey, config.size)).permute(0, 3, 1, 2)
+    images = images.clone(memory_format=torch.contiguous_format)
     labels = torch.from_numpy(digits)
     classes = tuple(str(digit) for digit in range(10))
     train, test = _split(digits.tolist(), len(classes))

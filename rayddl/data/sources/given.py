@@ -113,7 +113,8 @@ def _made(split: tuple[NDArray[np.uint8], NDArray[np.int64]], classes: tuple[str
 
     from rayddl.data.dataset import ImageDataset
 
-    images = torch.from_numpy(split[0]).permute(0, 3, 1, 2).contiguous()
+    # A copy, because contiguous() keeps the strides of one channel, with which convolutions give other last bits.
+    images = torch.from_numpy(split[0]).permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
     return ImageDataset(images, torch.from_numpy(split[1]), classes)
 
 
