@@ -15,6 +15,7 @@ import torch
 from torchvision.datasets import CIFAR10
 
 from rayddl.data.config import SourceConfig
+from rayddl.data.sources import given
 from rayddl.data.sources import registry as sources
 from rayddl.errors import SourceError
 from tests.raising import raises
@@ -37,6 +38,19 @@ def test_digits_are_split_once_and_for_all() -> None:
     assert source.bad == ()
     digest = hashlib.sha256(source.train.images.numpy().tobytes()).hexdigest()
     assert digest.startswith("773b1d6bc208d866")
+
+
+@pytest.mark.parametrize("made", ["digits", "arrays"])
+def test_grey_images_have_plain_strides(made: str) -> None:
+    """Strides that are those of channels last as well make convolutions differ in the last bits."""
+    grey, labels = np.zeros((3, 4, 5, 1), np.uint8), np.array([0, 1, 0])
+    images = (
+        sources.load(DIGITS).train.images
+        if made == "digits"
+        else given._made((grey, labels), ("a", "b")).images
+    )
+
+    assert images.stride() == torch.empty(images.shape).stride()
 
 
 def test_digits_use_the_whole_range_of_a_byte() -> None:
