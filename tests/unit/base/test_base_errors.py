@@ -29,12 +29,13 @@ def raised() -> Iterator[tuple[str, str]]:
                 called = node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)
                 given = [word.value for word in node.keywords if word.arg == "code"]
                 given += node.args[2:3] if called == "Fault" else []
+                given += node.args[1:2] if called == "refuse" else []
                 for code in given:
                     if isinstance(code, ast.Constant):
                         yield str(code.value), called if called in CLASSES else PROBLEM
             if (
                 isinstance(node, ast.Return)
-                and path.name == "schema.py"
+                and path.name in ("schema.py", "reading.py")
                 and isinstance(node.value, ast.Tuple)
             ):
                 last = node.value.elts[-1]
