@@ -133,7 +133,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             for row in large(Path(folder)):
                 print(row, flush=True)
-    print(machine.table(rows))
+    if rows:
+        print(machine.table(rows))
 
 
 if __name__ == "__main__":
