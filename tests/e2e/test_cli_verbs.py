@@ -10,8 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 import rayddl as package
+from rayddl.data.distilled import DistilledSet
+from rayddl.data.pixels import space
+from rayddl.storage import Folder
 
 FAKE = Path(__file__).with_name("fake_rayddl.py")
 DEFINITION = """\
@@ -141,13 +145,17 @@ class TestListAndShow:
         assert [line.split()[1:3] for line in lines[-2:]] == [["make", "done"], ["use", "done"]]
         assert len(json.loads(command(finished, "list", "--json").stdout)["folders"]) == 2
 
-    def test_show(self, finished: Path) -> None:
+    def test_show(self, finished: Path, tmp_path: Path) -> None:
         """A run by name, a stage with its hashes verified, and a set."""
         (stage,) = (finished / "runs").glob("second-*")
+        images = torch.arange(2 * 64).reshape(2, 1, 8, 8).to(torch.uint8)
+        fitted = space.fit("normalise", images)
+        made = DistilledSet(fitted.encode(images), torch.tensor([0, 1]), 0.01, ("cat", "dog"), fitted, {})
+        made.save(Folder(str(tmp_path / "set")))
 
         assert "the run demo\n" in command(finished, "show", "demo").stdout
         assert "all hashes match" in command(finished, "show", str(stage), "--verify").stdout
-        assert "classes  cat, dog" in command(finished, "show", str(stage / "set")).stdout
+        assert "classes  cat, dog" in command(finished, "show", str(tmp_path / "set")).stdout
         assert json.loads(command(finished, "show", str(stage), "--json").stdout)["kind"] == "use"
 
     def test_show_nothing(self, finished: Path) -> None:

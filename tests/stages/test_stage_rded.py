@@ -248,8 +248,8 @@ def test_block_sizes_and_a_shuffled_listing_change_nothing(
     monkeypatch.setattr(streams, "BLOCKS_A_WORKER", 1)
     found = Folder.files
 
-    def shuffled(folder: Folder) -> dict[str, int]:
-        items = list(found(folder).items())
+    def shuffled(folder: Folder, within: Folder | None = None) -> dict[str, int]:
+        items = list(found(folder, within).items())
         np.random.default_rng(3).shuffle(items)
         return {str(name): int(size) for name, size in items}
 
