@@ -5,7 +5,6 @@ No image is decoded; headers of up to a few hundred are read. Imports no torch.
 
 from __future__ import annotations
 
-import io
 import re
 import statistics
 from collections import Counter
@@ -22,6 +21,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from rayddl.data.config import SourceConfig
+from rayddl.data.pixels.decode import open_image
 from rayddl.data.sources import registry
 from rayddl.data.sources.summary import glance
 from rayddl.errors import SourceError
@@ -29,7 +29,6 @@ from rayddl.storage import Folder, split
 
 HOLDOUT = 0.2
 _SAMPLE = 256
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 _GREY = ("1", "L", "LA", "La", "I", "I;16")
 _HELD_OUT = ("val", "test", "valid", "validation", "dev", "eval")
 _WNID = re.compile(r"n\d{8}")
@@ -112,7 +111,7 @@ def look(path: str) -> Look:
     for blob in listed.read(positions):
         with (
             suppress(OSError, ValueError, TypeError, Image.DecompressionBombError),
-            Image.open(io.BytesIO(blob), formats=_FORMATS) as image,  # type: ignore[arg-type]  # an error is no bytes
+            open_image(blob) as image,  # type: ignore[arg-type]  # an error is no bytes
         ):
             sides.append((image.width, image.height))
             formats[image.format or "?"] += 1
