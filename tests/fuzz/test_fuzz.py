@@ -247,7 +247,7 @@ def test_definitions(
     tmp_path_factory: pytest.TempPathFactory, replacements: list[Any], changes: list[Any], raw: bool
 ) -> None:
     """Keys with any value, and text with any bytes."""
-    folder = tmp_path_factory.getbasetemp()
+    folder = tmp_path_factory.mktemp("definitions")
     value: Any = DEFINITION
     for path, new in replacements:
         value = replaced(value, path, new)
@@ -272,7 +272,7 @@ def test_images(
 ) -> None:
     """Pixels, or the reason why there are none."""
     data = changed(encoded(form), changes)
-    with bounded(tmp_path_factory.getbasetemp()):
+    with bounded(tmp_path_factory.mktemp("images")):
         (found,) = decode([[Encoded("x", 0, lambda: data)]], size)
         assert found.pixels if isinstance(found.pixels, str) else found.pixels.ndim in (2, 3)
 
