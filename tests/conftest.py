@@ -15,8 +15,9 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault(warm.SWITCH, "1")
 os.environ["PYTHONPATH"] = warm.python_path(*os.environ.get("PYTHONPATH", "").split(os.pathsep))
 
-# The clusters that tests start have nobody to report to.
+# The clusters that tests start have nobody to report to; for metrics, a node would wait for its agent.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_enable_metrics_collection", "0")
 
 # No test has a clock: a first example that imports torch, or a busy machine, is no failure.
 settings.register_profile("no clock", deadline=None)

@@ -30,12 +30,18 @@ except Exception as error:
     print("refused", type(error).__name__)
 """
 TWICE = """
-import json, os
+import json, os, socket, time
 os.environ.pop("RAY_USAGE_STATS_ENABLED", None)
 from rayddl.stages.runtime import cluster, driver, local
 local.store_bytes = lambda: 100 * 2**20
 cluster.configure(num_cpus=1)
 seen = []
+ports = {}
+free_ports = local._free_ports
+local._free_ports = lambda names: ports.update(free_ports(names)) or ports
+def reached(port):
+    with socket.socket() as knocking:
+        return knocking.connect_ex(("127.0.0.1", port)) == 0
 class Restarted:
     def __init__(self, data):
         pass
@@ -52,6 +58,8 @@ for _ in range(2):
     # Ray's C++ library warns of such an actor on standard error.
     actor = ray.remote(num_cpus=0, max_restarts=1)(Restarted).remote(ray.put(bytes(10**6)))
     ray.get(actor.ready.remote())
+    while not all(reached(port) for name, port in ports.items() if name != "metrics_export_port"):
+        time.sleep(0.1)
     below = psutil.Process().children(recursive=True)
     marked = {process.pid for process in driver.marked(mark)}
     seen.append({
@@ -115,8 +123,8 @@ def last_line(process: subprocess.Popen[str]) -> str:
 
 @pytest.fixture(scope="module")
 def two() -> list[dict[str, Any]]:
-    """What a program saw of two local Rays after each other, and what it printed; other Rays are left out."""
-    out, err = run(TWICE).communicate(timeout=PATIENCE)
+    """What a program saw of two local Rays after each other, with all agents, and what it printed."""
+    out, err = run(TWICE, RAYDDL_TEST_AGENT="1").communicate(timeout=PATIENCE)
     assert out.strip(), err[-2000:]
     return [{**each, "printed": err} for each in json.loads(out.strip().splitlines()[-1])]
 
@@ -126,7 +134,8 @@ def test_every_socket_is_on_loopback(two: list[dict[str, Any]]) -> None:
     for each in two:
         addresses = [ipaddress.ip_address(socket.rpartition(" ")[2]) for socket in each["listening"]]
 
-        assert len(addresses) >= 5  # the driver, the GCS, the raylet, both agents and a worker
+        # The driver, the GCS, the raylet, both agents and a worker; the dashboard's agent is at two ports.
+        assert len(addresses) >= 8
         assert [s for s, at in zip(each["listening"], addresses, strict=True) if not loopback(at)] == []
 
 
@@ -297,8 +306,8 @@ def test_a_slow_node_is_waited_for(monkeypatch: pytest.MonkeyPatch, alive: bool,
 
     monkeypatch.setattr(local, "_raylet_runs", lambda: alive)
     if alive:
-        assert local._patient(ask, ())("here") == {"node": 1}
+        assert local._patient(ask)("here") == {"node": 1}
     else:
         with pytest.raises(RuntimeError, match="not yet"):
-            local._patient(ask, ())("here")
+            local._patient(ask)("here")
     assert count == ["here"] * asked

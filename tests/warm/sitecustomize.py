@@ -5,7 +5,10 @@ imports are three of the four processor seconds that it takes to start, and the 
 
 Every node (raylet) and runtime environment has a process of its own to fork from: the first worker that the node
 starts. So workers are below their node in the tree of processes and have its environment, as without this module, and
-nothing that a test computes is in the memory that they begin with. ``RAYDDL_TEST_WARM=0`` turns it off.
+nothing that a test computes is in the memory that they begin with.
+
+A node's dashboard agent, which serves metrics and jobs, is replaced by a process that listens at its ports and answers
+nothing, unless ``RAYDDL_TEST_AGENT=1``: its imports are as long as a worker's. ``RAYDDL_TEST_WARM=0`` turns both off.
 """
 
 import hashlib
@@ -15,20 +18,25 @@ import socket
 import sys
 from contextlib import suppress
 
-SWITCH = "RAYDDL_TEST_WARM"
+SWITCH, REAL_AGENT = "RAYDDL_TEST_WARM", "RAYDDL_TEST_AGENT"
 PER_WORKER = ("RAY_JOB_ID",)
 """Environment variables in which workers of one node and runtime environment differ."""
 IMPORTED = ("ray._private.node", "ray.actor", "torch", "pyarrow")
 FORKED = b"1"
+AGENT, AGENT_PORTS = "/ray/dashboard/agent.py", ("--metrics-export-port", "--grpc-port", "--listen-port")
 SETUP, WORKER = "/ray/_private/workers/setup_worker.py", "/ray/_private/workers/default_worker.py"
 OF_SETUP = ("--language=", "--serialized-runtime-env-context=")
 """Beginnings of the words that are for the first of the two."""
 
 
 def begin() -> None:
-    """Do nothing, except in the two programs by which a node starts a worker."""
+    """Do nothing, except in the programs by which a node starts a worker or its agent."""
     words = sys.orig_argv
     if sys.platform != "linux" or os.environ.get(SWITCH, "0") == "0" or len(words) < 3:
+        return
+    if words[1].endswith(AGENT) or words[2].endswith(AGENT):
+        if os.environ.get(REAL_AGENT, "0") == "0":
+            stand_in(dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word))
         return
     if not words[1].endswith((SETUP, WORKER)) or not any(word.endswith(WORKER) for word in words):
         return
@@ -68,7 +76,6 @@ def hand_over(name: str, words: list[str]) -> bool:
 
 def serve(name: str, words: list[str]) -> None:
     """In a node's first worker: fork every worker, this one too; returns in the forked ones."""
-    import ctypes
     import signal
     import struct
 
@@ -84,8 +91,7 @@ def serve(name: str, words: list[str]) -> None:
             os._exit(0)
         return
     node, own_group = os.getppid(), os.getpgrp() == os.getpid()
-    ends_with_parent = 1
-    ctypes.CDLL(None).prctl(ends_with_parent, signal.SIGKILL)
+    _end_with_parent()
     # Ray's C++ library reads it once. A worker of no job, as a node starts some in advance, is given one with its
     # first task.
     os.environ["RAY_JOB_ID"] = "f" * 8
@@ -117,6 +123,31 @@ def serve(name: str, words: list[str]) -> None:
             for descriptor in descriptors:
                 os.close(descriptor)
     os._exit(0)
+
+
+def stand_in(given: dict[str, str]) -> None:
+    """Listen at the agent's ports until the node ends; returns where the node leaves a port's choice to the agent."""
+    import selectors
+
+    ports = [int(given[name]) for name in AGENT_PORTS]
+    if 0 in ports:
+        return
+    _end_with_parent()
+    with selectors.DefaultSelector() as selector:
+        for port in ports:
+            listening = socket.create_server((given["--node-ip-address"], port))
+            selector.register(listening, selectors.EVENT_READ, listening)
+        while True:
+            for ready, _ in selector.select():
+                ready.data.accept()[0].close()
+
+
+def _end_with_parent() -> None:
+    import ctypes
+    import signal
+
+    ends_with_parent = 1
+    ctypes.CDLL(None).prctl(ends_with_parent, signal.SIGKILL)
 
 
 def _become(listening: socket.socket, own_group: bool, words: list[str], env: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -29,9 +29,14 @@ START_SECONDS = 120.0
 """Time limit for the start of each part of Ray on a busy machine; Ray's own limit is 30 seconds."""
 ATTEMPTS = 2
 LOOPBACK = "127.0.0.1"
-LOCAL_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-"""Ray's variables for a machine outside a cluster: 127.0.0.1 is not replaced by the machine's external address, and no
-usage statistics are sent.
+LOCAL_ONLY = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_metrics_collection": "0",
+}
+"""Ray's variables for a machine outside a cluster: 127.0.0.1 is not replaced by the machine's external address, no
+usage statistics are sent, and no metrics are collected. For metrics, which no dashboard of a local Ray shows, the node
+would accept its driver only once the agent that exports them has been imported.
 """
 NEEDLESS = ("start_monitor", "start_log_monitor", "start_api_server")
 """Methods of Ray's node that start the autoscaler, the forwarding of logs to the driver, and the dashboard's server: a
@@ -189,7 +194,7 @@ def _started_with(mark: str) -> Iterator[None]:
         given = driver.replaced(services, "start_raylet", _with_ports(services.start_raylet, ports))
         stack.enter_context(given)
         # Ray's limit of 30 seconds for a node to register is a constant inside a function.
-        get_node = _patient(services.get_node, ports.values())
+        get_node = _patient(services.get_node)
 
         def started(*args: Any, **more: Any) -> Any:
             node = get_node(*args, **more)
@@ -232,11 +237,8 @@ def _free_ports(names: Sequence[str]) -> dict[str, int]:
         return {name: int(each.getsockname()[1]) for name, each in zip(names, sockets, strict=True)}
 
 
-def _patient(ask: Callable[..., Any], ports: Iterable[int]) -> Callable[..., Any]:
-    """Wrap ``ask`` so that it repeats until node and agents run, the raylet has ended, or the time limit is reached.
-
-    It waits for the agents here because Ray's own wait, which follows, cannot be interrupted.
-    """
+def _patient(ask: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``ask`` so that it repeats until the node runs, the raylet has ended, or the time limit is reached."""
 
     def get_node(*args: Any, **more: Any) -> Any:
         deadline = time.monotonic() + START_SECONDS
@@ -245,21 +247,13 @@ def _patient(ask: Callable[..., Any], ports: Iterable[int]) -> Callable[..., Any
             interrupts.check()
             late = time.monotonic() > deadline or not _raylet_runs()
             try:
-                node = ask(*args, **more)
+                return ask(*args, **more)
             except RuntimeError:
                 if late:
                     raise
-            else:
-                if late or all(_listens(port) for port in ports):
-                    return node
             time.sleep(0.1)
 
     return get_node
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as knocking:
-        return knocking.connect_ex((LOOPBACK, port)) == 0
 
 
 def _raylet_runs() -> bool:
