@@ -112,6 +112,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     # The shipped package is what counts: nothing else of rayddl is to be found by the job.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), "PATH": path}
+    # Jobs and metrics are served by the real agent.
+    ours |= {"RAYDDL_TEST_AGENT": "1", "RAY_enable_metrics_collection": "1"}
     made = Head(folder, ports, {**os.environ, **ours, "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"})
     process = made.start()
     until(lambda: made.rayddl("status").returncode == 0, lambda: (folder / "head.txt").read_text()[-2000:])

@@ -23,7 +23,13 @@ PER_WORKER = ("RAY_JOB_ID",)
 """Environment variables in which workers of one node and runtime environment differ."""
 IMPORTED = ("ray._private.node", "ray.actor", "torch", "pyarrow")
 FORKED = b"1"
-AGENT, AGENT_PORTS = "/ray/dashboard/agent.py", ("--metrics-export-port", "--grpc-port", "--listen-port")
+AGENT = "/ray/dashboard/agent.py"
+AGENT_PORTS = {
+    "--metrics-export-port": "metrics_export_port",
+    "--grpc-port": "metrics_agent_port",
+    "--listen-port": "dashboard_agent_listen_port",
+}
+"""The agent's options, and the names of the files from which its node reads the ports."""
 SETUP, WORKER = "/ray/_private/workers/setup_worker.py", "/ray/_private/workers/default_worker.py"
 OF_SETUP = ("--language=", "--serialized-runtime-env-context=")
 """Beginnings of the words that are for the first of the two."""
@@ -126,17 +132,18 @@ def serve(name: str, words: list[str]) -> None:
 
 
 def stand_in(given: dict[str, str]) -> None:
-    """Listen at the agent's ports until the node ends; returns where the node leaves a port's choice to the agent."""
+    """Listen at the agent's ports until the node ends."""
     import selectors
 
-    ports = [int(given[name]) for name in AGENT_PORTS]
-    if 0 in ports:
-        return
     _end_with_parent()
     with selectors.DefaultSelector() as selector:
-        for port in ports:
-            listening = socket.create_server((given["--node-ip-address"], port))
+        for option, name in AGENT_PORTS.items():
+            listening = socket.create_server((given["--node-ip-address"], int(given[option])))
             selector.register(listening, selectors.EVENT_READ, listening)
+            path = os.path.join(given["--session-dir"], f"{name}_{given['--node-id']}")
+            with open(f"{path}.tmp", "w") as file:
+                file.write(str(listening.getsockname()[1]))
+            os.replace(f"{path}.tmp", path)
         while True:
             for ready, _ in selector.select():
                 ready.data.accept()[0].close()
