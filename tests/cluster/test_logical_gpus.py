@@ -25,32 +25,56 @@ from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
-NET = "{name: convnet, depth: 1, width: 8}"
-EVERY_KIND = f"""
+EVERY_KIND = """
 name: kinds
-source: {{name: digits}}
+source: {name: digits}
 stages:
-  experts: {{kind: experts, net: {NET}, count: 4, epochs: 4, batch: 256, augment: flip_color, compile: false}}
+  experts: {kind: experts, net: together, count: 4, epochs: 4, batch: 256, augment: flip_color, compile: false}
   distill: &distill
-    {{kind: match, experts: experts, ipc: 1, iterations: 12, syn_steps: 4, expert_epochs: 1, max_start_epoch: 3,
+    {kind: match, experts: experts, ipc: 1, iterations: 12, syn_steps: 4, expert_epochs: 1, max_start_epoch: 3,
      lr_image: 20, lr_student: 0.05, augment: flip_color, compile: false, evaluate_every: 6, evaluate_epochs: 5,
-     resources: {{num_cpus: 0.5}}}}
-  four: {{<<: *distill, workers: 4, iterations: 4, evaluate_every: null, resources: {{}}}}
+     resources: {num_cpus: 0.5}}
+  other: {<<: *distill, lr_image: 10, evaluate_every: null}
+  four: {<<: *distill, workers: 4, iterations: 4, evaluate_every: null, resources: {}}
   teacher:
-    {{kind: teacher, net: {{name: convnet, depth: 1, width: 8, norm: batch}}, epochs: 1, augment: crop,
-     allow_weak: true, compile: false, resources: {{num_cpus: 0.5}}}}
-  picked: {{kind: rded, teacher: teacher, ipc: 1, factor: 1, mipc: 60, num_crops: 5, precision: fp32}}
-  herded: {{kind: coreset, method: herding, ipc: 1, features: teacher, resources: {{at_once: 1}}}}
-  hard: {{kind: evaluate, set: distill, seeds: 2, epochs: 5, compile: false, together: false, random: false}}
-  soft: {{kind: evaluate, set: picked, observer: teacher, seeds: 1, epochs: 1, random: false, compile: false}}
+    {kind: teacher, net: {name: convnet, depth: 1, width: 8, norm: batch}, epochs: 1, augment: crop,
+     allow_weak: true, compile: false, resources: {num_cpus: 0.5}}
+  picked: {kind: rded, teacher: teacher, ipc: 1, factor: 1, mipc: 60, num_crops: 5, precision: fp32}
+  herded: {kind: coreset, method: herding, ipc: 1, features: teacher, resources: {at_once: 1}}
+  hard: &hard {kind: evaluate, set: distill, seeds: 2, epochs: 5, compile: false, together: false, random: false}
+  longer: {<<: *hard, epochs: 8}
+  soft: {kind: evaluate, set: picked, observer: teacher, seeds: 1, epochs: 1, random: false, compile: false}
   searched: &search
-    {{kind: tune, of: distill, samples: 2, space: {{lr_image: {{choice: [10, 30]}}}}, searcher: random, held_out: 1,
-     max_iterations: 2, report_every: 2, resources: {{at_once: 1}}}}
-  found: {{<<: *search, of: picked, space: {{num_crops: {{choice: [2, 3]}}}}, max_iterations: null,
-     report_every: null, students: {{epochs: 1}}}}
-  report: {{kind: report}}
+    {kind: tune, of: distill, samples: 2, space: {lr_image: {choice: [10, 30]}}, searcher: random, held_out: 1,
+     max_iterations: 2, report_every: 2, resources: {at_once: 1}}
+  found: {<<: *search, of: picked, space: {num_crops: {choice: [2, 3]}}, max_iterations: null,
+     report_every: null, students: {epochs: 1}}
+  report: {kind: report}
 """
-SETS = ("distill", "four", "picked", "herded", "searched", "found")
+PLUGIN = """
+import os, pathlib, time
+import ray
+import rayddl
+
+BEGUN = pathlib.Path("FOLDER")
+
+def together(num_classes, channels, size):
+    from rayddl.nets.build import build
+    from rayddl.nets.config import NetConfig
+
+    if ray.is_initialized() and ray.get_runtime_context().get_accelerator_ids()["GPU"]:
+        (BEGUN / str(os.getpid())).touch()
+        deadline = time.monotonic() + 100
+        while len(list(BEGUN.iterdir())) < 4 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    return build(NetConfig(name="convnet", depth=1, width=8), (channels, size, size), num_classes, seed=0)
+
+plugin = rayddl.Plugin(name="together", nets={"together": together})
+"""
+"""Its network begins on a GPU once four processes have begun, so that none does the work of another."""
+EXPERTS = EVERY_KIND.partition("  distill:")[0]
+SETS = ("distill", "other", "four", "picked", "herded", "searched", "found")
+EVALUATIONS = ("hard", "longer", "soft")
 
 
 @pytest.fixture(scope="module")
@@ -71,33 +95,71 @@ def switched(folder: Path, **more: str) -> dict[str, str]:
     return {"RAYDDL_LOGICAL_GPUS": str(folder / "placed.jsonl"), **more}
 
 
+def run_every_kind(bench: Any, folder: Path, address: str, *options: str, **environment: str) -> Any:
+    """A finished run of every stage kind."""
+    run = bench.Run(folder, address, "", EVERY_KIND, environment)
+    begun = folder / "gpus"
+    begun.mkdir()
+    (folder / "together.py").write_text(PLUGIN.replace("FOLDER", str(begun)))
+    run.finish(run.start("--plugin", "together.py", *options), 800)
+    return run
+
+
 @pytest.fixture(scope="module")
 def everything(bench: Any, gpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Every stage kind, on logical GPUs."""
     folder = tmp_path_factory.mktemp("kinds")
-    run = bench.Run(folder, gpus.address, "", EVERY_KIND, switched(folder))
-    run.finish(run.start(), 800)
-    return run
+    return run_every_kind(bench, folder, gpus.address, **switched(folder))
 
 
-def test_every_kind_has_the_bits_of_a_cpu(bench: Any, everything: Any, tmp_path: Path) -> None:
-    """Experts, sets, winners and figures are those of a local Ray without GPUs."""
-    plain = bench.Run(tmp_path / "plain", "", "", EVERY_KIND)
-    plain.finish(plain.start())
+@pytest.fixture(scope="module")
+def in_turn(bench: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same on a local Ray of one CPU."""
+    return run_every_kind(bench, tmp_path_factory.mktemp("plain"), "", "--num-cpus", "1")
+
+
+def test_every_kind_has_the_bits_of_a_cpu(everything: Any, in_turn: Any) -> None:
+    """Experts, sets, winners, observer and figures are those of a local Ray without GPUs."""
     for stage in SETS:
         name = "set/set.safetensors"
-        assert everything.file(stage, name).read_bytes() == plain.file(stage, name).read_bytes(), stage
-    for stage in ("hard", "soft"):
-        tables = [pq.read_table(run.file(stage, "students.parquet")) for run in (everything, plain)]
-        assert tables[0].select(["data", "seed", "accuracy"]) == tables[1].select(
-            ["data", "seed", "accuracy"]
-        )
+        assert everything.file(stage, name).read_bytes() == in_turn.file(stage, name).read_bytes(), stage
+    for stage in EVALUATIONS:
+        one, other = (pq.read_table(run.file(stage, "students.parquet")) for run in (everything, in_turn))
+        assert one.select(["data", "seed", "accuracy"]) == other.select(["data", "seed", "accuracy"])
     for path in sorted(everything.folder.glob("runs/experts-*/expert-*.safetensors")):
-        here, there = (load_file(p) for p in (path, plain.file("experts", path.name)))
+        here, there = (load_file(p) for p in (path, in_turn.file("experts", path.name)))
         assert all(here[k].equal(there[k]) for k in here if k != "history")
-    assert pq.read_table(everything.file("picked", "winners.parquet")) == pq.read_table(
-        plain.file("picked", "winners.parquet")
-    )
+    winners, observers = "winners.parquet", "observer/observer.safetensors"
+    assert pq.read_table(everything.file("picked", winners)) == pq.read_table(in_turn.file("picked", winners))
+    one, other = (run.file("teacher", observers).read_bytes() for run in (everything, in_turn))
+    assert one == other
+
+
+def spans(log: str) -> dict[str, tuple[int, int]]:
+    """The lines of the log at which each stage starts and ends."""
+    found: dict[str, list[int]] = {}
+    for number, line in enumerate(log.splitlines()):
+        stage, _, rest = line.partition(": ")
+        if rest == "started" or rest.startswith("done after"):
+            found.setdefault(stage, []).append(number)
+    return {stage: (start, end) for stage, (start, end) in found.items()}
+
+
+def overlapping(found: dict[str, tuple[int, int]], one: str, other: str) -> bool:
+    """Whether both stages have started before either has ended."""
+    return max(found[one][0], found[other][0]) < min(found[one][1], found[other][1])
+
+
+def test_stages_overlap_where_there_is_room(everything: Any, in_turn: Any) -> None:
+    """On four GPUs teacher and experts, both matches, and the evaluations of a set run at the same time; on one CPU
+    only the matches, of half a CPU each.
+    """
+    found = spans(everything.log)
+    for pair in (("experts", "teacher"), ("distill", "other"), ("hard", "longer")):
+        assert overlapping(found, *pair), (pair, everything.log[-3000:])
+    found = spans(in_turn.log)
+    for pair in (("experts", "teacher"), ("hard", "longer")):
+        assert not overlapping(found, *pair), (pair, in_turn.log[-3000:])
 
 
 def test_a_process_has_one_gpu_for_good(everything: Any) -> None:
@@ -114,10 +176,9 @@ def test_every_kind_is_on_gpus(everything: Any) -> None:
     for row in placed(everything.folder):
         units[row["unit"].rstrip("0123456789–")].add((row["node"], row["gpu"]))
     assert len(units["match window "] | units["match"]) == 4
+    assert len(units["expert "]) == 4
     for kind in ("expert ", "teacher", "rded judge", "coreset of classes ", "trial ", "match"):
         assert units[kind], kind
-    # A process that comes up late on a busy machine may find the four short experts done.
-    assert len(units["expert "]) >= 3
     assert any(kind.startswith("student distilled") for kind in units)
 
 
@@ -134,7 +195,7 @@ def test_short_evaluations_share_the_gpu_of_the_matching(everything: Any) -> Non
 
 def test_a_gpu_that_torch_cannot_see_is_an_error(bench: Any, gpus: Any, tmp_path: Path) -> None:
     """Without the switch nothing is computed on the CPU in a GPU's place."""
-    definition = EVERY_KIND.split("  distill:", maxsplit=1)[0]
+    definition = EXPERTS.replace("together", "{name: convnet, depth: 1, width: 8}")
     run = bench.Run(tmp_path / "run", gpus.address, "", definition)
     assert run.start().wait(200) == 1
     assert "stage 'experts': Ray assigned GPU " in run.log
@@ -144,7 +205,6 @@ def test_a_gpu_that_torch_cannot_see_is_an_error(bench: Any, gpus: Any, tmp_path
 
 def test_two_meta_batches_at_once_both_finish(bench: Any, gpus: Any, everything: Any, tmp_path: Path) -> None:
     """Two runs want all GPUs of the cluster, four workers each: neither holds half of them and waits."""
-    experts = EVERY_KIND.partition("  distill:")[0]
     (trained,) = everything.folder.glob("runs/experts-*")
     runs = []
     for rate in (10, 30):
@@ -154,8 +214,8 @@ def test_two_meta_batches_at_once_both_finish(bench: Any, gpus: Any, everything:
     {{kind: match, experts: experts, ipc: 1, workers: 4, iterations: 30, syn_steps: 4, expert_epochs: 1,
      max_start_epoch: 3, lr_image: {rate}, lr_student: 0.05, augment: flip_color, compile: false}}
 """
-        runs.append(bench.Run(folder, gpus.address, "", experts + four, switched(folder)))
-    processes = [run.start() for run in runs]
+        runs.append(bench.Run(folder, gpus.address, "", EXPERTS + four, switched(folder)))
+    processes = [run.start("--plugin", str(everything.folder / "together.py")) for run in runs]
     for run, process in zip(runs, processes, strict=True):
         run.finish(process, 600)
         units = [row["unit"] for row in placed(run.folder)]
