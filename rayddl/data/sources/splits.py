@@ -79,14 +79,13 @@ def decoded(config: SourceConfig, listed: Listing) -> tuple[ImageDataset, dict[s
 
 
 def batches(listed: Listing) -> Iterator[list[Encoded]]:
-    """The images of a listing, to be decoded, in portions that are stored together."""
+    """The images of a listing, to be decoded, in portions that are stored together. Far storage is read ahead."""
+    blobs = listed.store.read(listed)
     for start, end in itertools.pairwise(listed.bounds().tolist()):
-        part = listed.take(np.arange(start, end))
-        names = part.names.to_pylist()
-        blobs = part.store.read(part)
+        names, labels = listed.names[start:end].to_pylist(), listed.labels[start:end].tolist()
         yield [
-            Encoded(name, int(label), partial(_given, blob))
-            for name, label, blob in zip(names, part.labels, blobs, strict=True)
+            Encoded(name, label, partial(_given, blob))
+            for name, label, blob in zip(names, labels, itertools.islice(blobs, end - start), strict=True)
         ]
 
 
