@@ -12,13 +12,13 @@ from typing import Any, TypeAlias
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from rayddl import plugins
+from rayddl import documents, plugins
 from rayddl.config import registered
 from rayddl.credentials import scrub
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import known
 from rayddl.data.sources.known import Known
-from rayddl.errors import UserError
+from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import artifacts
 from rayddl.pipeline.definition import graph
 from rayddl.pipeline.definition.load import Definition, Stage
@@ -145,7 +145,8 @@ class Plan:
 def make(definition: Definition, out: str, source_fingerprint: SourceFingerprint | None = None) -> Plan:
     """Return the plan for running ``definition`` under ``out``, a path or URI. Starts and writes nothing.
 
-    If a run was ended in the middle of a stage, the plan is made with the listing of remote files that it kept.
+    If a run was interrupted or killed in the middle of a stage, the plan is made with the listing of remote files that
+    it kept.
 
     Stages that are only templates of others do not run and are not in the plan.
 
@@ -161,7 +162,7 @@ def make(definition: Definition, out: str, source_fingerprint: SourceFingerprint
     kept = known.read(folder, definition.source)
     if kept is not None:
         plan = _made(definition, folder, source_fingerprint, kept)
-        if any(stage.state == "partial" for stage in plan.stages):
+        if _in_progress(plan):
             return plan
     return _made(definition, folder, source_fingerprint, Known())
 
@@ -182,6 +183,22 @@ def _made(
     if any(stage.state != "done" for stage in planned):
         _check_writable(folder)
     return Plan(definition, folder, source, tuple(planned), found)
+
+
+def _in_progress(plan: Plan) -> bool:
+    """True if a stage of the plan was begun by a command that was interrupted or killed.
+
+    One that failed does not count: its images may have been repaired since.
+    """
+    file = f"{plan.definition.name}{artifacts.RECORD}"
+    try:
+        stages = plan.out.read_document(file, documents.RunRecord, "")["stages"]
+    except (OSError, ArtifactError):
+        return False
+    begun = {
+        entry.get("fingerprint") for entry in stages.values() if entry["state"] in ("running", "interrupted")
+    }
+    return any(stage.fingerprint in begun and stage.state != "done" for stage in plan.stages)
 
 
 def plugins_of(stage: Stage, stages: Mapping[str, Stage]) -> dict[str, str]:

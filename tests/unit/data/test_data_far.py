@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,7 @@ from rayddl.data.sources.listing import GAP, Listing
 from rayddl.data.sources.summary import glance
 from rayddl.pipeline import plan as plans
 from rayddl.pipeline.definition import load as definitions
+from rayddl.pipeline.records import Record
 from rayddl.storage import Folder
 from tests.objectstore import SECRET, ObjectStore, serving
 from tests.raising import raises
@@ -159,9 +161,12 @@ def test_a_listed_folder_answers_as_storage_does(store: ObjectStore) -> None:
 DEFINITION = "name: d\nsource: {name: imagefolder, root: 'ROOT', size: 8}\nstages: {report: {kind: report}}"
 
 
-def test_a_stage_in_progress_goes_on_with_the_files_it_began_with(store: ObjectStore, tmp_path: Path) -> None:
-    """A file that is added later belongs to the next run, which lists anew."""
-    root = Folder(store.uri("growing"))
+@pytest.mark.parametrize("state", ["running", "interrupted", "failed"])
+def test_a_run_that_was_killed_goes_on_with_the_files_it_began_with(
+    store: ObjectStore, tmp_path: Path, state: Any
+) -> None:
+    """A file that is added later belongs to the next run, which lists anew, as one does that failed on its images."""
+    root = Folder(store.uri(f"growing-{state}"))
     for name, data in _files().items():
         if name.startswith("files/"):
             root.write(name.removeprefix("files/"), data)
@@ -172,10 +177,12 @@ def test_a_stage_in_progress_goes_on_with_the_files_it_began_with(store: ObjectS
     root.write("train/a/new.png", _image(0))
 
     assert plans.make(definition, str(out)).source_fingerprint != begun.source_fingerprint
-    begun.stages[0].folder.write("partial", b"")
+    record = Record(begun)
+    record.note("report", state)
+    record.write()
     going_on = plans.make(definition, str(out))
-    assert going_on.source_fingerprint == begun.source_fingerprint
-    assert going_on.known.kept
+    assert (going_on.source_fingerprint == begun.source_fingerprint) == (state != "failed")
+    assert bool(going_on.known.kept) == (state != "failed")
 
 
 def test_what_fails_for_a_passing_reason_is_repeated(store: ObjectStore) -> None:
