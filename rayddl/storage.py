@@ -13,17 +13,18 @@ import stat
 import uuid
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pyarrow import NativeFile, OSFile, fs
 from pydantic import BaseModel
 
-from rayddl import documents, hosts, limits, localfiles
+from rayddl import documents, hosts, limits, localfiles, s3
 from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError, PathError
 
+UnreachableError = s3.UnreachableError
 _SCRATCH = re.compile(r"\.tmp-[0-9a-f]{8}$")
 """The end of the name of a file that is being written."""
 
@@ -54,6 +55,11 @@ class Folder:
         filesystem, path = self._opened
         return Path(path) if isinstance(filesystem, fs.LocalFileSystem) else None
 
+    @property
+    def far(self) -> bool:
+        """True on a remote filesystem, where each read waits for an answer and many can wait at the same time."""
+        return not isinstance(self._opened[0], fs.LocalFileSystem)
+
     def __str__(self) -> str:
         return self.uri
 
@@ -74,7 +80,7 @@ class Folder:
 
     def names(self) -> list[str]:
         """Return the sorted names of the files directly in this folder, without unfinished ones."""
-        return sorted(n for n, kind in self._entries() if kind == fs.FileType.File and not _unfinished(n))
+        return sorted(n for n, kind in self._entries() if kind == fs.FileType.File and not unfinished(n))
 
     def folders(self) -> list[str]:
         """Return the sorted names of the folders directly in this folder."""
@@ -102,12 +108,12 @@ class Folder:
             if not self.exists():
                 return {}
             root = None if within is None else within._opened[1]
-            return dict(sorted((n, s) for n, s in localfiles.walk(path, root) if not _unfinished(n)))
+            return dict(sorted((n, s) for n, s in localfiles.walk(path, root) if not unfinished(n)))
         found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
         sizes = {
             f.path[len(path) :].lstrip("/"): int(f.size or 0)
             for f in found
-            if f.type == fs.FileType.File and not _unfinished(f.base_name)
+            if f.type == fs.FileType.File and not unfinished(f.base_name)
         }
         return dict(sorted(sizes.items()))
 
@@ -146,12 +152,32 @@ class Folder:
             return fs.FileInfo(target, type=fs.FileType.Directory)
         return fs.FileInfo(target, type=fs.FileType.File, mtime_ns=found.st_mtime_ns, size=found.st_size)
 
-    def read(self, name: str, most: int | None = None) -> bytes:
-        """Return the content of the file ``name``, at most its first ``most`` bytes. Raises ``FileNotFoundError``."""
+    def read(self, name: str, most: int | None = None, at: int = 0) -> bytes:
+        """Return the content of the file ``name`` from byte ``at``, at most ``most`` bytes.
+
+        On S3 this is one request. What fails for a passing reason on a remote filesystem is repeated. Raises
+        ``FileNotFoundError``, and :class:`UnreachableError` for remote storage that does not answer.
+        """
         filesystem, path = self._opened
         target = f"{path}/{_inside(name)}"
+        if isinstance(filesystem, fs.S3FileSystem):
+            return s3.read(filesystem, target, at, most)
+        if not self.far:
+            return self._read(target, most, at)
+        try:
+            return s3.patiently(lambda: self._read(target, most, at), (OSError,), _ATTEMPTS)
+        except (FileNotFoundError, PermissionError):
+            raise
+        except OSError as error:
+            raise UnreachableError(str(error)) from error
+
+    def _read(self, target: str, most: int | None, at: int) -> bytes:
+        filesystem, _ = self._opened
         odd = _odd(filesystem, target)
-        with OSFile(odd) if odd is not None else filesystem.open_input_stream(target) as stream:
+        opened = filesystem.open_input_file if at else partial(filesystem.open_input_stream, compression=None)
+        with OSFile(odd) if odd is not None else opened(target) as stream:
+            if at:
+                stream.seek(at)
             if most is None:
                 return bytes(stream.read())
             # A stream allocates what it is asked for, and may not know its length.
@@ -160,6 +186,11 @@ class Folder:
                 parts.append(part)
                 most -= len(part)
             return b"".join(parts)
+
+    def on(self, name: str) -> tuple[fs.FileSystem, str]:
+        """Return pyarrow's filesystem, and the path on it of the file ``name``."""
+        filesystem, path = self._opened
+        return filesystem, f"{path}/{_inside(name)}"
 
     def open(self, name: str) -> NativeFile:
         """Open the file ``name`` for random access, so that a footer is read without the rest."""
@@ -227,6 +258,7 @@ class Folder:
 
 
 _PART = 1 << 20
+_ATTEMPTS = 4
 
 
 def split(where: str) -> tuple[Folder, str]:
@@ -250,7 +282,8 @@ def _type(entry: os.DirEntry[str]) -> fs.FileType:
     return fs.FileType.File if entry.is_file() else fs.FileType.Unknown
 
 
-def _unfinished(name: str) -> bool:
+def unfinished(name: str) -> bool:
+    """True for the name of a file that is being written."""
     return _SCRATCH.search(name) is not None
 
 

@@ -25,6 +25,8 @@ LOCK = ".lock"
 
 State: TypeAlias = Literal["done", "partial", "new"]
 
+RECORD = ".run.json"
+"""The end of the name of a run's record."""
 _NOT_LISTED = {MANIFEST, ERROR, LOCK}
 _HASHED_BELOW = 64 << 20
 

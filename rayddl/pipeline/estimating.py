@@ -83,10 +83,11 @@ def estimate(plan: Plan, *, measure: bool = False) -> Estimates:
 
     definition = plan.definition
     configs = {stage.name: stage.config for stage in definition.stages}
-    view = outlook(definition.source)
-    found = {
-        planned.name: planned.stage.kind.estimate(planned.stage.config, configs, view, measure=measure)
-        for planned in plan.stages
-        if planned.state != "done"
-    }
+    with plan.known.used():
+        view = outlook(definition.source)
+        found = {
+            planned.name: planned.stage.kind.estimate(planned.stage.config, configs, view, measure=measure)
+            for planned in plan.stages
+            if planned.state != "done"
+        }
     return Estimates(view.machine, found, cautions.before(plan, view))

@@ -6,17 +6,19 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from rayddl import plugins
+from rayddl import documents, plugins
 from rayddl.config import registered
 from rayddl.credentials import scrub
 from rayddl.data.config import SourceConfig
-from rayddl.errors import UserError
+from rayddl.data.sources import known
+from rayddl.data.sources.known import Known
+from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import artifacts
 from rayddl.pipeline.definition import graph
 from rayddl.pipeline.definition.load import Definition, Stage
@@ -73,6 +75,8 @@ class Plan:
     out: Folder
     source_fingerprint: str
     stages: tuple[PlannedStage, ...]
+    known: Known = field(default_factory=Known, compare=False, repr=False)
+    """What was found out about the source for the plan; a run uses it."""
     only: frozenset[str] | None = None
     """The names of the stages that are run; ``None``: all. See :meth:`narrowed`."""
 
@@ -141,6 +145,9 @@ class Plan:
 def make(definition: Definition, out: str, source_fingerprint: SourceFingerprint | None = None) -> Plan:
     """Return the plan for running ``definition`` under ``out``, a path or URI. Starts and writes nothing.
 
+    If a run was interrupted or killed in the middle of a stage, the plan is made with the listing of remote files that
+    it kept.
+
     Stages that are only templates of others do not run and are not in the plan.
 
     Raises :class:`UserError` for an ``out`` that cannot be read, :class:`SourceError` for missing images, and
@@ -152,7 +159,19 @@ def make(definition: Definition, out: str, source_fingerprint: SourceFingerprint
         source_fingerprint = fingerprint
     folder = Folder(out)
     _check_readable(folder)
-    source = source_fingerprint(definition.source)
+    kept = known.read(folder, definition.source)
+    if kept is not None:
+        plan = _made(definition, folder, source_fingerprint, kept)
+        if _in_progress(plan):
+            return plan
+    return _made(definition, folder, source_fingerprint, Known())
+
+
+def _made(
+    definition: Definition, folder: Folder, source_fingerprint: SourceFingerprint, found: Known
+) -> Plan:
+    with found.used():
+        source = source_fingerprint(definition.source)
     stages = {stage.name: stage for stage in definition.stages}
     not_run = graph.idle({name: stage.config for name, stage in stages.items()})
     order, _ = graph.order({name: stage.reads for name, stage in stages.items() if name not in not_run})
@@ -163,7 +182,23 @@ def make(definition: Definition, out: str, source_fingerprint: SourceFingerprint
         planned.append(_planned(stages, name, prints[name], folder))
     if any(stage.state != "done" for stage in planned):
         _check_writable(folder)
-    return Plan(definition, folder, source, tuple(planned))
+    return Plan(definition, folder, source, tuple(planned), found)
+
+
+def _in_progress(plan: Plan) -> bool:
+    """True if a stage of the plan was begun by a command that was interrupted or killed.
+
+    One that failed does not count: its images may have been repaired since.
+    """
+    file = f"{plan.definition.name}{artifacts.RECORD}"
+    try:
+        stages = plan.out.read_document(file, documents.RunRecord, "")["stages"]
+    except (OSError, ArtifactError):
+        return False
+    begun = {
+        entry.get("fingerprint") for entry in stages.values() if entry["state"] in ("running", "interrupted")
+    }
+    return any(stage.fingerprint in begun and stage.state != "done" for stage in plan.stages)
 
 
 def plugins_of(stage: Stage, stages: Mapping[str, Stage]) -> dict[str, str]:
@@ -192,8 +227,8 @@ def _fingerprint(
     """Return the hash of all that the stage's output depends on: no time, host or resources."""
     stage = stages[name]
     settings = without_resources(stage.config)
-    for field, names in stage.links.items():
-        settings[field] = [done[name] for name in names]
+    for link, names in stage.links.items():
+        settings[link] = [done[name] for name in names]
     parts = {
         "kind": stage.kind.name,
         "version": stage.kind.version,

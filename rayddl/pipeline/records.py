@@ -10,12 +10,13 @@ from typing import Any, Literal, TypeAlias
 from rayddl import documents
 from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError
+from rayddl.pipeline import artifacts
 from rayddl.pipeline.artifacts import FORMAT, Artifact, ordered_json
 from rayddl.pipeline.plan import Plan
 from rayddl.storage import Folder
 from rayddl.version import __version__
 
-SUFFIX = ".run.json"
+SUFFIX = artifacts.RECORD
 
 Outcome: TypeAlias = Literal["done", "cached", "failed", "interrupted", "waiting", "running"]
 

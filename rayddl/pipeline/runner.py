@@ -48,8 +48,13 @@ def execute(
     display = display or Hidden()
     run = _Run(plan, display, ray or RaySession(display), Record(plan), strict=strict)
     try:
-        with interrupts.noticed(run.interrupted):
+        with interrupts.noticed(run.interrupted), plan.known.used():
             display.plan(plan)
+            if plan.known.kept:
+                display.note(
+                    f"the source's files are those that this run began with, listed in {plan.known.kept}; remove that "
+                    "to list them again"
+                )
             run.warn_first()
             run.write_first()
             run.require()
@@ -112,6 +117,7 @@ class _Run:
             with interrupts.held():
                 self.record.write()
                 self.recorded = True
+                self.plan.known.keep(self.plan.out, self.plan.definition.source)
         except (OSError, ValueError) as error:
             if all(planned.artifact for planned in self.plan.chosen):
                 self.display.note(f"the run's record could not be written: {scrub(str(error))}")

@@ -1,9 +1,15 @@
-"""Ray's object store when it is full."""
+"""Ray's object store when it is full, and splits that are divided among objects."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+
+from rayddl.data.config import SourceConfig
+from rayddl.stages.runtime import shards, sources
+from tests.raising import raises
 
 pytestmark = pytest.mark.ray
 
@@ -17,3 +23,34 @@ def test_a_full_object_store_spills_and_the_stage_goes_on(stages, tmp_path):
     made = stages.experts(tmp_path, count=1, epochs=1)
     assert made.summary["count"] == 1
     assert [int(ray.get(ref)[-1]) for ref in held] == list(range(5))
+
+
+def test_held_out_images_in_shards_are_those_of_one_array(local_ray, tmp_path, monkeypatch):
+    """Decoded by tasks, some images at a time: the same images, labels and unreadable files, and the same refusals."""
+    draws = np.random.default_rng(0)
+    for split, count in (("train", 2), ("val", 40)):
+        for k in range(count):
+            path = tmp_path / split / "ab"[k % 2] / f"{k:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # The last shards have grey images alone.
+            shape = (9, 9, 3) if k < 30 else (9, 9)
+            Image.fromarray(draws.integers(0, 256, shape, dtype=np.uint8)).save(path)
+    for k in (3, 35):
+        (tmp_path / "val" / "b" / f"{k:02d}.png").write_bytes(b"no image")
+    config = SourceConfig(name="imagefolder", root=str(tmp_path), size=8, max_bad_fraction=0.1)
+    whole = sources.publish_held_out(config)
+    monkeypatch.setattr(shards, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 3 * 8 * 8 * 7)
+    sources._published.clear()
+    split = sources.publish_held_out(config)
+
+    assert len(split.refs[2].refs) == 6
+    found, wanted = sources.held_out(split), sources.held_out(whole)
+    assert all(torch.equal(*pair) for pair in zip(found[0], wanted[0], strict=True))
+    assert torch.equal(found[1], wanted[1])
+    assert (split.shape, split.counts, split.bad) == (whole.shape, whole.counts, whole.bad)
+    with raises("too-many-bad-images"):
+        sources.publish_held_out(config.model_copy(update={"max_bad_fraction": 0.01}))
+    Image.new("RGB", (10, 10)).save(tmp_path / "val" / "a" / "38.png")
+    with raises("images-of-several-sizes"):
+        sources.publish_held_out(config.model_copy(update={"size": None}))

@@ -120,8 +120,9 @@ def by_class_folder(folder: Folder, config: SourceConfig, tree: str) -> Split:
     """The images of ``folder/<class>/``. Raises :class:`SourceError` if there are none, or none of a
     class. ``tree`` is the expected layout, for the message.
     """
-    classes = [name for name in folder.folders() if not name.startswith(".")]
+    # Remote storage then has the folders from the same listing.
     listed = folder.files(trees.within(config))
+    classes = [name for name in folder.folders() if not name.startswith(".")]
     inside = [name for name in listed if "/" in name and not trees.is_hidden(name)]
     files = tuple(
         ImageFile(name, name.split("/")[0], listed[name]) for name in inside if trees.is_image(name)

@@ -18,13 +18,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rayddl.storage import Folder
+from rayddl import s3
+from rayddl.data.sources.ahead import ahead
+from rayddl.errors import StageError
+from rayddl.storage import Folder, UnreachableError
 
 Blob: TypeAlias = "bytes | NDArray[np.uint8] | Exception"
 """An image's encoded bytes, its pixels uint8 ``[C, H, W]`` if already decoded, or the error of reading it."""
 
 CHUNK = 64
 """Largest number of images that are read together."""
+GAP = 128 * 1024
+"""Bytes between two members of a tar file that are read and dropped, because another request takes longer."""
+SPAN = 8 * 2**20
+"""Most bytes of members that one request reads, unless a single one has more."""
 
 
 class Store(Protocol):
@@ -50,7 +57,7 @@ class Listing:
     at: NDArray[np.int64]
     """[N], row or byte offset in that file."""
     size: NDArray[np.int64]
-    """[N], bytes of each image, if the store needs them."""
+    """[N], encoded bytes of each image, where its files' listing gives them; else 0."""
     classes: tuple[str, ...]
     store: Store
     notes: tuple[str, ...] = ()
@@ -123,8 +130,19 @@ def _starts(edges: NDArray[np.int64]) -> Iterator[int]:
 def _tried(read: Callable[[], bytes]) -> Blob:
     try:
         return read()
+    except UnreachableError as error:
+        raise _unreachable(error) from error
     except (OSError, ValueError) as error:
         return error
+
+
+def _unreachable(error: OSError) -> StageError:
+    """The error for storage that does not answer: counted as an unreadable image, it would change the result."""
+    return StageError(
+        f"the storage of the images does not answer, although every request was repeated: {error}. What was done is "
+        "kept; run the same command again when it answers.",
+        code="storage-unreachable",
+    )
 
 
 @dataclass(frozen=True)
@@ -134,7 +152,8 @@ class FileStore:
     folder: Folder
 
     def read(self, listing: Listing) -> Iterator[Blob]:
-        yield from (_tried(partial(self.folder.read, name)) for name in listing.names.to_pylist())
+        reads = (partial(_tried, partial(self.folder.read, name)) for name in listing.names.to_pylist())
+        return ahead(zip(reads, listing.size.tolist(), strict=True), far=self.folder.far)
 
     def unit(self, listing: Listing) -> NDArray[np.int64]:
         return np.zeros(len(listing), np.int64)
@@ -148,10 +167,24 @@ def read_inside(folder: Folder, name: str, follow_links: bool) -> bytes:
 
 
 @lru_cache(maxsize=2)
-def _row_group(folder: Folder, name: str, group: int, column: str) -> pa.ChunkedArray:
+def _row_group(folder: Folder, name: str, size: int, group: int, column: str) -> pa.ChunkedArray:
     """A column of a row group. The last ones are cached, because the chunks of one group are read in sequence."""
+    if folder.far:
+        part = _fragment(folder, name, size).subset(row_group_ids=[group])
+        return part.to_table(columns=[column], use_threads=False).column(0)
     with folder.open(name) as stream:
         return pq.ParquetFile(stream).read_row_group(group, columns=[column]).column(0)
+
+
+@lru_cache(maxsize=64)
+def _fragment(folder: Folder, name: str, size: int) -> Any:
+    """A remote file of known size, with its footer. A row group of it is then one request."""
+    import pyarrow.dataset as ds
+
+    filesystem, path = folder.on(name)
+    fragment = ds.ParquetFileFormat().make_fragment(path, filesystem, file_size=size)
+    fragment.ensure_complete_metadata()
+    return fragment
 
 
 @dataclass(frozen=True)
@@ -164,32 +197,44 @@ class ParquetStore:
     group_rows: tuple[tuple[int, ...], ...]
     """For each file, the first row of each row group, followed by the number of rows."""
     follow_links: bool = False
+    sizes: tuple[int, ...] = ()
+    """The bytes of each file, needed on remote storage."""
 
     def read(self, listing: Listing) -> Iterator[Blob]:
         groups = self.unit(listing)
         edges = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(listing)]
-        for start, end in itertools.pairwise(edges):
-            yield from self._group(listing.file[start], listing.at[start:end])
-
-    def _group(self, file: int, rows: NDArray[np.int64]) -> Iterator[Blob]:
-        name, firsts = self.files[file], self.group_rows[file]
-        group = int(np.searchsorted(firsts, rows[0], side="right")) - 1
-        try:
-            column = _row_group(self.folder, name, group, self.column)
-            # Row by row, because an Arrow array of bytes holds at most 2 GiB and a row group may hold more.
-            cells = [column[row].as_py() for row in (rows - firsts[group]).tolist()]
-        except (OSError, pa.ArrowException) as error:
-            yield from (error for _ in rows)
-            return
-        yield from self._blobs(cells)
-
-    def _blobs(self, cells: Sequence[Any]) -> Iterator[Blob]:
-        for cell in cells:
-            found = cell if isinstance(cell, dict) else {"bytes": cell}
-            if found.get("bytes") is None and found.get("path"):
-                yield _tried(partial(read_inside, self.folder, found["path"], self.follow_links))
+        spans = [(listing.file[start], listing.at[start:end]) for start, end in itertools.pairwise(edges)]
+        columns = ahead(((partial(self._column, *span), 0) for span in spans), far=self.folder.far, window=2)
+        for (file, rows), column in zip(spans, columns, strict=True):
+            if isinstance(column, Exception):
+                yield from (column for _ in rows)
             else:
-                yield ValueError("no bytes") if found.get("bytes") is None else found["bytes"]
+                first = self.group_rows[file][self._group(file, rows)]
+                # Row by row, because an Arrow array of bytes holds at most 2 GiB and a row group may hold more.
+                cells = (column[row].as_py() for row in (rows - first).tolist())
+                reads = ((partial(self._blob, cell), 0) for cell in cells)
+                yield from ahead(reads, far=self.folder.far and _by_path(column))
+
+    def _group(self, file: int, rows: NDArray[np.int64]) -> int:
+        return int(np.searchsorted(self.group_rows[file], rows[0], side="right")) - 1
+
+    def _column(self, file: int, rows: NDArray[np.int64]) -> pa.ChunkedArray | Exception:
+        """The images of the row group that has ``rows``, or the error of reading them."""
+        name, size = self.files[file], self.sizes[file] if self.sizes else 0
+        read = partial(_row_group, self.folder, name, size, self._group(file, rows), self.column)
+        try:
+            return s3.patiently(read, (OSError,), 3) if self.folder.far else read()
+        except (OSError, pa.ArrowException) as error:
+            if self.folder.far:
+                # The reader has the same error for a damaged file and for storage that does not answer.
+                _tried(partial(self.folder.read, name, 4))
+            return error
+
+    def _blob(self, cell: Any) -> Blob:
+        found = cell if isinstance(cell, dict) else {"bytes": cell}
+        if found.get("bytes") is None and found.get("path"):
+            return _tried(partial(read_inside, self.folder, found["path"], self.follow_links))
+        return ValueError("no bytes") if found.get("bytes") is None else found["bytes"]
 
     def unit(self, listing: Listing) -> NDArray[np.int64]:
         numbers = np.zeros(len(listing), np.int64)
@@ -197,6 +242,11 @@ class ParquetStore:
             here = listing.file == index
             numbers[here] = index * 2**32 + np.searchsorted(firsts, listing.at[here], side="right")
         return numbers
+
+
+def _by_path(column: pa.ChunkedArray) -> bool:
+    """True if cells of an image column name files that have the images."""
+    return bool(pa.types.is_struct(column.type) and pc.struct_field(column, "bytes").null_count > 0)
 
 
 @dataclass(frozen=True)
@@ -230,13 +280,37 @@ class TarStore:
     files: tuple[str, ...]
 
     def read(self, listing: Listing) -> Iterator[Blob]:
-        for file, at, size in zip(listing.file, listing.at, listing.size, strict=True):
-            yield _tried(partial(self._member, self.files[file], int(at), int(size)))
+        spans = _spans(listing)
+        reads = ((partial(self._span, listing, *span), _extent(listing, *span)) for span in spans)
+        for blobs in ahead(reads, far=self.folder.far):
+            yield from blobs
 
-    def _member(self, file: str, at: int, size: int) -> bytes:
-        with self.folder.open(file) as stream:
-            stream.seek(at)
-            return bytes(stream.read(size))
+    def _span(self, listing: Listing, start: int, end: int) -> list[Blob]:
+        """The members from ``start`` to ``end`` of the listing, which are neighbours in one file."""
+        file, first = self.files[listing.file[start]], int(listing.at[start])
+        whole = _tried(partial(self.folder.read, file, _extent(listing, start, end), first))
+        if isinstance(whole, Exception):
+            return [whole] * (end - start)
+        places = zip((listing.at[start:end] - first).tolist(), listing.size[start:end].tolist(), strict=True)
+        return [whole[at : at + size] for at, size in places]
 
     def unit(self, listing: Listing) -> NDArray[np.int64]:
         return listing.file.astype(np.int64)
+
+
+def _extent(listing: Listing, start: int, end: int) -> int:
+    """Bytes from the first of some members of a file to the end of the last."""
+    return int(listing.at[end - 1] + listing.size[end - 1] - listing.at[start])
+
+
+def _spans(listing: Listing) -> Iterator[tuple[int, int]]:
+    """The parts of a listing of tar members that are read by one request each."""
+    start = 0
+    for here in range(1, len(listing) + 1):
+        if here < len(listing):
+            gap = listing.at[here] - listing.at[here - 1] - listing.size[here - 1]
+            near = listing.file[here] == listing.file[here - 1] and 0 <= gap <= GAP
+            if near and _extent(listing, start, here + 1) <= SPAN:
+                continue
+        yield start, here
+        start = here

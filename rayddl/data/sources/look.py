@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from rayddl.data.config import SourceConfig
 from rayddl.data.pixels.decode import open_image
 from rayddl.data.sources import registry
+from rayddl.data.sources.known import Known
 from rayddl.data.sources.summary import glance
 from rayddl.errors import SourceError
 from rayddl.storage import Folder, split
@@ -91,6 +92,11 @@ def look(path: str) -> Look:
     Raises :class:`SourceError` for a path that does not exist or holds no images that rayddl can read, and those of
     :func:`rayddl.data.sources.registry.fingerprint`.
     """
+    with Known().used():
+        return _look(path)
+
+
+def _look(path: str) -> Look:
     source = _with_held_out(_found(path))
     config = SourceConfig.model_validate(source)
     listed = registry.listing(config)

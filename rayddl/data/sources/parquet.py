@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,9 @@ import pyarrow.parquet as pq
 from rayddl import limits
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import holdout, parquet_bounds, parquet_labels
+from rayddl.data.sources.ahead import ahead
 from rayddl.data.sources.contents import Contents
+from rayddl.data.sources.known import Listed
 from rayddl.data.sources.listing import read_inside
 from rayddl.data.sources.parquet_labels import Labels
 from rayddl.data.sources.refusals import (
@@ -53,6 +55,8 @@ class _Table:
     bytes: int
     footer: str
     labels: parquet_labels.Column
+    groups: tuple[int, ...]
+    """The first row of each row group, followed by the number of rows."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +128,9 @@ def _listing(survey: _Survey, split: str, config: SourceConfig) -> Listing:
         survey.folder,
         files,
         config.image_column,
-        tuple(_groups(survey.folder, f) for f in files),
+        tuple(table.groups for table, _ in tables),
         survey.follow_links,
+        tuple(table.bytes for table, _ in tables),
     )
     labels = np.concatenate([labels for _, labels in tables]).astype(np.int32)
     return sorted_listing(names, labels, survey.classes, store, notes=_notes(survey), file=file, at=at)
@@ -153,9 +158,7 @@ def contents(config: SourceConfig, first: int) -> Contents:
     return Contents(len(survey.classes), train, test, tuple(images), fewest)
 
 
-def _groups(folder: Folder, name: str) -> tuple[int, ...]:
-    with folder.open(name) as stream:
-        metadata = pq.ParquetFile(stream).metadata
+def _groups(metadata: pq.FileMetaData) -> tuple[int, ...]:
     rows = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
     return tuple(np.concatenate([[0], np.cumsum(rows)]).astype(int).tolist())
 
@@ -168,7 +171,11 @@ def _survey(config: SourceConfig) -> _Survey:
     """
     folder = open_root(config, "Parquet files")
     found = find(config, folder, ".parquet")
-    tables = {split: [_table(config, folder, name) for name in names] for split, names in found.items()}
+    look = _table_once if isinstance(folder, Listed) else _table
+    looks = [(split, partial(look, config, folder, name)) for split, names in found.items() for name in names]
+    tables: dict[str, list[_Table]] = {split: [] for split in found}
+    for (split, _), table in zip(looks, ahead(((each, 0) for _, each in looks), far=folder.far), strict=True):
+        tables[split].append(table)
     parquet_labels.refuse_mixed_types({folder.path(table.name): table.labels for table in tables["train"]})
     classes = parquet_labels.classes([table.labels for table in tables["train"]])
     where = f"source parquet in {config.root}"
@@ -215,7 +222,12 @@ def _table(config: SourceConfig, folder: Folder, name: str) -> _Table:
                 f"{where} cannot be read as Parquet: {error}", code="parquet-unreadable"
             ) from error
     metadata = file.schema_arrow.metadata or {}
-    return _Table(name, size, footer, parquet_labels.read(column, metadata, where, config.label_column))
+    labels = parquet_labels.read(column, metadata, where, config.label_column)
+    return _Table(name, size, footer, labels, _groups(file.metadata))
+
+
+_table_once = lru_cache(maxsize=4096)(_table)
+"""For files that this command has listed, which are equal to no others."""
 
 
 def _footer(stream: pa.NativeFile) -> tuple[int, str]:

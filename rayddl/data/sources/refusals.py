@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayddl.data.config import SourceConfig
+from rayddl.data.sources import known
 from rayddl.errors import SourceError
 from rayddl.storage import Folder
 
@@ -89,7 +90,7 @@ def open_root(config: SourceConfig, looked_for: str) -> Folder:
             code="source-without-root",
         )
     try:
-        folder = Folder(config.root)
+        folder = known.folder(config.root)
         exists = folder.exists()
     except (OSError, ValueError, NotImplementedError) as error:
         raise SourceError(

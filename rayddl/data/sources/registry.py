@@ -12,10 +12,11 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from rayddl.data.config import SourceConfig
-from rayddl.data.sources import bundled, cifar, folders, given, imagenet, tinyimagenet
+from rayddl.data.sources import bundled, cifar, folders, given, imagenet, known, tinyimagenet
 from rayddl.data.sources import parquet as tables
 from rayddl.data.sources import webdataset as shards
 from rayddl.data.sources.refusals import FOLLOW
@@ -79,10 +80,10 @@ def listing(config: SourceConfig, split: Literal["train", "test"] = "train") -> 
     Raises the errors of :func:`fingerprint`.
     """
     family = _family(config)
+    if not isinstance(family, _Listed):
+        return None
     with _unreadable(config):
-        if not isinstance(family, _Listed):
-            return None
-        found = family.listing(config, split)
+        found = known.once(("listing", config, split), partial(family.listing, config, split))
         return found if config.range is None else _ranged(found, config.range)
 
 
@@ -111,6 +112,10 @@ def fingerprint(config: SourceConfig) -> str:
     Raises :class:`~rayddl.errors.SourceError` for a source that is missing or empty, has one class, or
     lacks the columns that are set.
     """
+    return known.once(("fingerprint", config), partial(_fingerprint, config))
+
+
+def _fingerprint(config: SourceConfig) -> str:
     with _unreadable(config):
         content = _family(config).identity(config)
     identity = {"format": _FORMAT, "name": config.name, "size": config.size, "content": content}

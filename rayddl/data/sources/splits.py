@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -51,7 +51,7 @@ def build(
     """
     splits = [_read(decode(batches, config.size, config.range)) for batches in (train, test)]
     _refuse_too_many_bad(config, splits)
-    _refuse_mixed_sizes(config, splits)
+    refuse_mixed_sizes(config, *_sizes(splits))
     refuse_absent_classes(splits[0].labels, classes, config)
     grey = all(pixels.ndim == 2 for split in splits for pixels in split.pixels)
     datasets = [_stacked(split, classes, grey) for split in splits]
@@ -73,20 +73,19 @@ def decoded(config: SourceConfig, listed: Listing) -> tuple[ImageDataset, dict[s
     """
     split = _read(decode(batches(listed), config.size))
     _refuse_too_many_bad(config, [split])
-    _refuse_mixed_sizes(config, [split])
+    refuse_mixed_sizes(config, *_sizes([split]))
     grey = all(pixels.ndim == 2 for pixels in split.pixels)
     return _stacked(split, listed.classes, grey), split.bad
 
 
 def batches(listed: Listing) -> Iterator[list[Encoded]]:
-    """The images of a listing, to be decoded, in portions that are stored together."""
+    """The images of a listing, to be decoded, in portions that are stored together. Far storage is read ahead."""
+    blobs = listed.store.read(listed)
     for start, end in itertools.pairwise(listed.bounds().tolist()):
-        part = listed.take(np.arange(start, end))
-        names = part.names.to_pylist()
-        blobs = part.store.read(part)
+        names, labels = listed.names[start:end].to_pylist(), listed.labels[start:end].tolist()
         yield [
-            Encoded(name, int(label), partial(_given, blob))
-            for name, label, blob in zip(names, part.labels, blobs, strict=True)
+            Encoded(name, label, partial(_given, blob))
+            for name, label, blob in zip(names, labels, itertools.islice(blobs, end - start), strict=True)
         ]
 
 
@@ -128,7 +127,11 @@ def _reasons(splits: Sequence[_Split]) -> list[str]:
 
 def _refuse_too_many_bad(config: SourceConfig, splits: Sequence[_Split]) -> None:
     bad = _reasons(splits)
-    total = len(bad) + sum(len(split.pixels) for split in splits)
+    refuse_too_many_bad(config, bad, len(bad) + sum(len(split.pixels) for split in splits))
+
+
+def refuse_too_many_bad(config: SourceConfig, bad: Sequence[str], total: int) -> None:
+    """Raise :class:`SourceError` if more of ``total`` images cannot be read than allowed, for the reasons ``bad``."""
     if bad and len(bad) > config.max_bad_fraction * total:
         raise SourceError(
             f"source {config.name} in {config.root}: {len(bad):,} of {total:,} images cannot be read "
@@ -140,13 +143,21 @@ def _refuse_too_many_bad(config: SourceConfig, splits: Sequence[_Split]) -> None
         )
 
 
-def _refuse_mixed_sizes(config: SourceConfig, splits: Sequence[_Split]) -> None:
+def _sizes(splits: Sequence[_Split]) -> tuple[Counter[tuple[int, ...]], dict[tuple[int, ...], str]]:
+    """The number of images of each (height, width), and the name of one of them."""
     found: Counter[tuple[int, ...]] = Counter()
     example: dict[tuple[int, ...], str] = {}
     for split in splits:
         for name, pixels in zip(split.names, split.pixels, strict=True):
             found[pixels.shape[:2]] += 1
             example.setdefault(pixels.shape[:2], name)
+    return found, example
+
+
+def refuse_mixed_sizes(
+    config: SourceConfig, found: Counter[tuple[int, ...]], example: Mapping[tuple[int, ...], str]
+) -> None:
+    """Raise :class:`SourceError` for images of several sizes: the number of each (height, width), and an example."""
     if len(found) < 2:
         return
     sizes = [f"{w} x {h} ({count:,}, e.g. {example[h, w]})" for (h, w), count in found.most_common(SHOWN)]
@@ -160,7 +171,7 @@ def _refuse_mixed_sizes(config: SourceConfig, splits: Sequence[_Split]) -> None:
 
 def _stacked(split: _Split, classes: tuple[str, ...], grey: bool) -> ImageDataset:
     """The split in one tensor. Arrays are freed one by one, so that memory holds at most one copy."""
-    count, (height, width) = len(split.pixels), split.pixels[0].shape[:2]
+    count, (height, width) = len(split.pixels), split.pixels[0].shape[:2] if split.pixels else (0, 0)
     images = np.empty((count, 1 if grey else 3, height, width), dtype=np.uint8)
     for index in range(count - 1, -1, -1):
         pixels = split.pixels.pop()

@@ -6,13 +6,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from rayddl import plugins
 from rayddl.data.config import SourceConfig
 from rayddl.data.pixels.decode import open_image
-from rayddl.data.sources import folders, given, imagenet, tinyimagenet
+from rayddl.data.sources import folders, given, imagenet, known, tinyimagenet
 from rayddl.data.sources import parquet as tables
 from rayddl.data.sources import webdataset as shards
+from rayddl.data.sources.ahead import ahead
 from rayddl.data.sources.trees import Survey
 
 _LOOKED_AT = 8
@@ -59,11 +61,15 @@ def glance(config: SourceConfig) -> Glance:
     """The size of the source. Counts include unreadable images; a source counts as grey if its first few
     images are grey. Raises the errors of :func:`rayddl.data.sources.registry.fingerprint`.
     """
-    known = _KNOWN.get(config.name)
-    if known is not None:
-        channels, *sides = known.shape
+    return known.once(("glance", config), partial(_glance, config))
+
+
+def _glance(config: SourceConfig) -> Glance:
+    same = _KNOWN.get(config.name)
+    if same is not None:
+        channels, *sides = same.shape
         height, width = (config.size or side for side in sides)
-        return Glance((channels, height, width), known.classes, known.train, known.test, known.fewest)
+        return Glance((channels, height, width), same.classes, same.train, same.test, same.fewest)
     if plugins.owner("sources", config.name):
         train, test = given.decoded(config)
         return Glance(train.shape, len(train.classes), len(train), len(test), min(train.counts()))
@@ -72,7 +78,9 @@ def glance(config: SourceConfig) -> Glance:
         listed = tree.splits["train"]
         # Spread over the classes, which may come from different cameras.
         apart = max(1, len(listed.files) // _LOOKED_AT)
-        first = (listed.folder.read(file.name) for file in listed.files[::apart][:_LOOKED_AT])
+        some = listed.files[::apart][:_LOOKED_AT]
+        reads = ((partial(listed.folder.read, file.name), file.bytes) for file in some)
+        first = ahead(reads, far=listed.folder.far)
         counts = {split: len(part.files) for split, part in tree.splits.items()}
         shape, sizes = _shape(first, config.size)
         fewest = min(Counter(file.class_ for file in listed.files).values())

@@ -94,10 +94,13 @@ def notes(survey: Survey) -> tuple[str, ...]:
 
 def load(config: SourceConfig, fingerprint: str, survey: Survey) -> Source:
     """Both splits in memory; each file is read once, a few hundred at a time."""
-    from rayddl.data.sources.splits import build
+    from rayddl.data.sources import splits
 
-    train, test = (batches(survey.splits[split], survey.classes) for split in ("train", "test"))
-    return build(config, fingerprint, survey.classes, train, test, notes=notes(survey))
+    train, test = (
+        splits.batches(listing(survey, name)) if split.folder.far else batches(split, survey.classes)
+        for name, split in ((name, survey.splits[name]) for name in ("train", "test"))
+    )
+    return splits.build(config, fingerprint, survey.classes, train, test, notes=notes(survey))
 
 
 def batches(split: Split, classes: Sequence[str]) -> Iterator[list[Encoded]]:
@@ -124,6 +127,7 @@ def listing(survey: Survey, name: str) -> Listing:
         survey.classes,
         FileStore(split.folder),
         notes=notes(survey),
+        size=np.fromiter((file.bytes for file in split.files), np.int64, len(split.files)),
     )
 
 

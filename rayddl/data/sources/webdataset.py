@@ -9,12 +9,13 @@ Shards must be uncompressed, so that an image can be read by offset and size.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from rayddl import documents, limits
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import holdout, parquet_labels
+from rayddl.data.sources.ahead import ahead
 from rayddl.data.sources.contents import Contents
 from rayddl.data.sources.parquet_labels import Labels
 from rayddl.data.sources.refusals import (
@@ -50,6 +52,8 @@ NAMES = "classes.txt"
 _LABELS = ("cls", "json")
 _LONGEST_LABEL = 2**20
 """Largest member, in bytes, that is read as a label."""
+SCAN_BYTES = 4 * 2**20
+"""Bytes of a remote shard that one request reads to find its members. Larger members are skipped."""
 _EXPECTED = f"samples of an image ({', '.join(EXTENSIONS[:3])} …) and its label (.cls, or .json with a label)"
 
 
@@ -155,10 +159,11 @@ def _survey(config: SourceConfig) -> _Survey:
     found = find(config, folder, ".tar")
     refuse_links(config, folder, [NAMES])
     named = {b"classes": folder.read(NAMES, limits.DOCUMENT_BYTES.value)} if folder.has(NAMES) else {}
-    shards = {
-        split: [_scanned(folder, name, folder.size(name), folder.modified(name)) for name in names]
-        for split, names in found.items()
-    }
+    scans = [(split, partial(_current, folder, name)) for split, names in found.items() for name in names]
+    scanned = ahead(((scan, SCAN_BYTES) for _, scan in scans), far=folder.far)
+    shards: dict[str, list[_Shard]] = {split: [] for split in found}
+    for (split, _), shard in zip(scans, scanned, strict=True):
+        shards[split].append(shard)
     written = {label for parts in shards.values() for shard in parts for label in shard.labels}
     names = parquet_labels.names_in(named, "cls", folder.path(NAMES)) or ()
     numbered = bool(named) and _are_numbers(written, names)
@@ -204,14 +209,18 @@ def _column(shard: _Shard, named: dict[bytes, bytes], where: str, numbered: bool
     return parquet_labels.read(pa.chunked_array([pa.array(values, kind)]), named, where, "cls")
 
 
+def _current(folder: Folder, name: str) -> _Shard:
+    return _scanned(folder, name, folder.size(name), folder.modified(name))
+
+
 @lru_cache(maxsize=4096)
 def _scanned(folder: Folder, name: str, bytes_: int, modified: datetime | None) -> _Shard:
     """The shard ``name``. It is cached; ``bytes_`` and ``modified`` are part of the key to detect a replaced file."""
     del modified
     where, samples = folder.path(name), _Samples()
-    with folder.open(name) as stream:
+    with _Distant.buffered(folder, name, bytes_) if folder.far else folder.open(name) as stream:
         try:
-            bounded = cast("IO[bytes]", _Bounded(stream))
+            bounded = cast("IO[bytes]", stream if folder.far else _Bounded(stream))
             with tarfile.open(fileobj=bounded, mode="r:", errors="backslashreplace") as tar:
                 for member in tar:
                     if member.issparse():
@@ -246,6 +255,33 @@ class _Bounded:
 
     def tell(self) -> int:
         return int(self._stream.tell())
+
+
+class _Distant(io.RawIOBase):
+    """A remote file of known size. Buffered, it is read in large parts: a header costs as much time as megabytes."""
+
+    def __init__(self, folder: Folder, name: str, size: int) -> None:
+        self._read, self._size, self._at = partial(folder.read, name), size, 0
+
+    @classmethod
+    def buffered(cls, folder: Folder, name: str, size: int) -> io.BufferedReader:
+        return io.BufferedReader(cls(folder, name, size), min(SCAN_BYTES, max(1, size)))
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, into: Any) -> int:
+        data = self._read(max(0, min(len(into), self._size - self._at)), self._at)
+        into[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 class _Samples:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -147,8 +147,10 @@ class TeacherTraining:
 
 
 @torch.no_grad()
-def outputs(module: nn.Module, frame: Frame, images: Tensor, device: torch.device) -> Iterator[Tensor]:
-    """Logits ``[B, K]`` for uint8 ``images`` ``[N, C, H, W]``, batch by batch.
+def outputs(
+    module: nn.Module, frame: Frame, images: Tensor | Iterable[Tensor], device: torch.device
+) -> Iterator[Tensor]:
+    """Logits ``[B, K]`` for uint8 ``images`` ``[N, C, H, W]``, batch by batch; they may be given in batches.
 
     The images are shown by :meth:`Frame.tested`, as in the published code. The mode of ``module``,
     training or eval, is restored.
@@ -156,14 +158,16 @@ def outputs(module: nn.Module, frame: Frame, images: Tensor, device: torch.devic
     training = module.training
     module.eval()
     try:
-        for part in images.split(BATCH):
+        for part in images.split(BATCH) if isinstance(images, Tensor) else images:
             x = frame.normalised(frame.tested(part).to(device, non_blocking=True))
             yield module(x.contiguous(memory_format=torch.channels_last))
     finally:
         module.train(training)
 
 
-def predictions(module: nn.Module, frame: Frame, images: Tensor, device: torch.device) -> Tensor:
+def predictions(
+    module: nn.Module, frame: Frame, images: Tensor | Iterable[Tensor], device: torch.device
+) -> Tensor:
     """The output with the largest logit for each of ``images``, from :func:`outputs`: int64 ``[N]`` on the CPU."""
     return torch.cat([logits.argmax(1).cpu() for logits in outputs(module, frame, images, device)])
 

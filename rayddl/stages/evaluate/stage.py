@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from rayddl import documents, hosts
 from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
+from rayddl.data.sources.known import Known
 from rayddl.errors import ArtifactError
 from rayddl.methods.training.optimisers import SGD_LR
 from rayddl.methods.training.scores import scores
@@ -165,8 +166,8 @@ def evaluate_set(
     if hosts.restricted():
         described = described.model_copy(update={"download": False})
     cluster.start()
-    task = _task(config, made, described, teaching, int(stored.get("seed", 0)))
-    with tempfile.TemporaryDirectory() as own:
+    with Known().used(), tempfile.TemporaryDirectory() as own:
+        task = _task(config, made, described, teaching, int(stored.get("seed", 0)))
         found = judge(task, scratch or Folder(own), progress or Silent())
     rows = summarise(found)
     summary = {

@@ -32,7 +32,8 @@ from rayddl.nets.build import build, initial
 from rayddl.nets.config import NetConfig
 from rayddl.stages.runtime import devices
 from rayddl.stages.runtime.progress import ProgressCounter
-from rayddl.stages.runtime.sources import SharedSource, on_device, splits, tensor
+from rayddl.stages.runtime.shards import Batches
+from rayddl.stages.runtime.sources import SharedSource, held_out, on_device, splits, tensor
 from rayddl.storage import Folder
 
 PARTIAL_SECONDS = 60.0
@@ -248,7 +249,8 @@ def train_soft(
     assert isinstance(data.protocol, SoftProtocol)
     assert shared.frame is not None
     frame, manner = shared.frame, Manner(device, shared.compile)
-    test, labels = (tensor(a) for a in ray.get(list(shared.source.refs[2:])))
+    test: torch.Tensor | Batches
+    test, labels = held_out(shared.source)
     images = data.images if data.images is not None else tensor(ray.get(shared.source.refs[0]))
     kept: torch.Tensor | None = None
     if student.trial:
@@ -309,7 +311,11 @@ def looked_at(done: int, epochs: int) -> bool:
 
 
 def _tested(
-    module: torch.nn.Module, shared: Shared, test: torch.Tensor, labels: torch.Tensor, device: torch.device
+    module: torch.nn.Module,
+    shared: Shared,
+    test: torch.Tensor | Batches,
+    labels: torch.Tensor,
+    device: torch.device,
 ) -> Score:
     assert shared.frame is not None
     score = Score(len(shared.source.classes))

@@ -145,24 +145,24 @@ def stitch_classes(job: Job, winners: Rows, per_class: dict[int, list[list[int]]
     """
     torch.set_num_threads(job.threads)
     spans = stitch.tiles(job.shape[1], job.config.factor)
+    groups = [rows for members in per_class.values() for rows in members]
+    blobs = job.listing.read(winners.image[[row for rows in groups for row in rows]])
     images = [
         stitch.stitched(
             [
-                _again(job, winners, row, (spans[place // len(spans)][1], spans[place % len(spans)][1]))
-                for place, row in enumerate(rows)
+                _again(job, winners, row, blob, (spans[place // len(spans)][1], spans[place % len(spans)][1]))
+                for place, (row, blob) in enumerate(zip(rows, blobs, strict=False))
             ],
             job.shape[1],
             job.config.factor,
         )
-        for members in per_class.values()
-        for rows in members
+        for rows in groups
     ]
     quality = job.config.jpeg
     return torch.stack(images if quality is None else [as_jpeg(image, quality) for image in images]).numpy()
 
 
-def _again(job: Job, winners: Rows, row: int, size: tuple[int, int]) -> Tensor:
-    blob = next(iter(job.listing.read(winners.image[row : row + 1])))
+def _again(job: Job, winners: Rows, row: int, blob: Blob, size: tuple[int, int]) -> Tensor:
     if isinstance(blob, Exception):
         raise blob
     image = opened(blob, job.shape[0])

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load, save
 
@@ -21,8 +19,11 @@ from rayddl.data.sources import registry as sources
 from rayddl.data.sources.listing import Listing
 from rayddl.errors import ArtifactError
 from rayddl.methods.trajectories.expert import Images, encoded
+from rayddl.stages.runtime import shards
+from rayddl.stages.runtime.shards import Batches, Shards
 from rayddl.storage import Folder
 
+tensor = shards.tensor
 SPACE_FILE = "space.safetensors"
 
 
@@ -32,7 +33,8 @@ class SharedSource:
 
     refs: tuple[Any, Any, Any, Any]
     """Train images uint8 ``[N, C, H, W]``, train labels, test images, test labels; the first two are ``None`` if
-    the train split was not loaded."""
+    the train split was not loaded, and the test images may then be :class:`~rayddl.stages.runtime.shards.Shards`.
+    Test images are read with :func:`held_out`."""
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     fingerprint: str
@@ -94,19 +96,29 @@ def publish_held_out(config: SourceConfig) -> SharedSource:
 
 
 def _held_out(config: SourceConfig, listed: Listing) -> SharedSource:
-    test, bad = sources.decoded(config, listed)
-    train = sources.listing(config)
+    train, found = sources.listing(config), shards.decoded(config, listed)
     return SharedSource(
-        (None, None, *_put(test)),
-        test.classes,
-        test.shape,
+        (None, None, found.images, found.labels),
+        listed.classes,
+        found.shape,
         sources.fingerprint(config),
-        tuple(f"{name}: {why}" for name, why in bad.items()),
+        tuple(f"{name}: {why}" for name, why in found.bad.items()),
         config.space_key,
-        (0 if train is None else len(train), len(test)),
+        (0 if train is None else len(train), found.count),
         listed.notes,
         config.scaling,
     )
+
+
+def held_out(source: SharedSource, picked: torch.Tensor | None = None) -> tuple[Batches, torch.Tensor]:
+    """The held-out images in batches, and their labels; of those at the ascending positions ``picked``, if given."""
+    import ray
+
+    labels = tensor(ray.get(source.refs[3]))
+    picked = torch.arange(len(labels)) if picked is None else picked
+    images = source.refs[2]
+    parts = images if isinstance(images, Shards) else Shards((images,), (len(labels),), source.shape[0])
+    return Batches(parts, picked), labels[picked]
 
 
 def note(source: SharedSource, said: Callable[[str], None]) -> None:
@@ -137,13 +149,6 @@ def _put(split: ImageDataset) -> tuple[Any, Any]:
     import ray
 
     return ray.put(split.images.numpy()), ray.put(split.labels.numpy())
-
-
-def tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
-    """An array of the object store as a tensor that shares its read-only memory."""
-    # Without a context manager, which would restore the filters of the whole process under other threads.
-    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-    return torch.from_numpy(array)
 
 
 def on_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:

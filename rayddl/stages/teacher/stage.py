@@ -27,7 +27,16 @@ from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Result
 from rayddl.stages.runtime import devices
 from rayddl.stages.runtime.progress import ProgressCounter
-from rayddl.stages.runtime.sources import SharedSource, note, on_device, publish, publish_held_out, tensor
+from rayddl.stages.runtime.shards import Batches
+from rayddl.stages.runtime.sources import (
+    SharedSource,
+    held_out,
+    note,
+    on_device,
+    publish,
+    publish_held_out,
+    tensor,
+)
 from rayddl.stages.teacher.pretrained import observer_of
 from rayddl.stages.teacher.settings import NAMED, TeacherConfig
 from rayddl.storage import Folder
@@ -113,10 +122,7 @@ def make(job: Job, device: torch.device, report: Any) -> None:
     """Train the observer, or take the pretrained one; measure its accuracy, refuse a weak one, and write it."""
     import ray
 
-    test_images, test_labels = (tensor(a) for a in ray.get(list(job.source.refs[2:])))
-    picked = _sample(job, len(test_labels))
-    test_images, test_labels = test_images[picked], test_labels[picked]
-    test = test_images, test_labels
+    test = test_images, test_labels = held_out(job.source, _sample(job, job.source.counts[1]))
     observer = _trained(job, device, test, report) if job.ready is None else ray.get(job.ready)
     seen = observer.on(device, job.config.precision)
     predicted = predictions(seen.module, observer.frame, test_images, device)
@@ -161,9 +167,7 @@ def _sample(job: Job, count: int) -> torch.Tensor:
     return torch.randperm(count, generator=draws)[: job.config.check_sample].sort().values
 
 
-def _trained(
-    job: Job, device: torch.device, test: tuple[torch.Tensor, torch.Tensor], report: Any
-) -> Observer:
+def _trained(job: Job, device: torch.device, test: tuple[Batches, torch.Tensor], report: Any) -> Observer:
     import ray
 
     config, source = job.config, job.source

@@ -1,0 +1,49 @@
+"""Calls that wait for far storage, made by threads ahead of the use of their results."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+THREADS = 32
+"""Most calls at the same time in one process. With 60 ms for each this is 500 a second."""
+WINDOW = 64
+"""Most calls that are made or have a result that is not used yet."""
+WINDOW_BYTES = 256 * 2**20
+"""Likewise the most bytes, where they are known; one call may have more."""
+
+
+def ahead(calls: Iterable[tuple[Callable[[], _T], int]], *, far: bool, window: int = WINDOW) -> Iterator[_T]:
+    """The results of ``calls``, each given with the bytes of its result, in their order.
+
+    With ``far``, threads make them ahead of their use; else each is made when it is asked for. An error of a call is
+    raised in its place.
+    """
+    if not far:
+        yield from (call() for call, _ in calls)
+        return
+    waiting: deque[tuple[Future[_T], int]] = deque()
+    held = 0
+    try:
+        for call, size in calls:
+            while waiting and (len(waiting) >= window or held + size > WINDOW_BYTES):
+                first, its_size = waiting.popleft()
+                held -= its_size
+                yield first.result()
+            waiting.append((_pool().submit(call), size))
+            held += size
+        while waiting:
+            yield waiting.popleft()[0].result()
+    finally:
+        for future, _ in waiting:
+            future.cancel()
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(THREADS, thread_name_prefix="far")
