@@ -167,6 +167,20 @@ def test_a_judged_set_reaches_its_figures_by_itself(live: Made) -> None:
     ]
 
 
+def test_two_equal_observers_label_as_one(live: Made, taught: Input, chosen: Input, tmp_path: Path) -> None:
+    """The mean of equal logits has their bits, and the set's folder alone gives the same figures."""
+    twin = replace(taught, stage="twin")
+    made = run(settings(observer=["teacher", "twin"], seeds=1), tmp_path, taught, twin, chosen)
+    for name in ("distilled", "random"):
+        assert made.rows[name]["accuracies"] == live.rows[name]["accuracies"][:1]
+    assert [each["folder"] for each in made.result.summary["protocol"]["observer"]] == [
+        "observer-0",
+        "observer-1",
+    ]
+    again = {row["data"]: row for row in evaluate.evaluate_set(made.out.child("set")).summary["rows"]}
+    assert again == made.rows
+
+
 def test_an_open_protocol_is_written_down_and_repeated(taught: Input, chosen: Input, tmp_path: Path) -> None:
     """A recipe's choices are stored one by one; the set's folder alone gives the same figures, the best ones, too."""
     config = settings(recipe="edc", epochs=12, seeds=1, report="best", random=False, crop_within_patch=True)

@@ -65,7 +65,7 @@ def recipe(name: Recipe, ipc: int, classes: int, count: int) -> dict[str, Any]:
       KL divergence at temperature 20, AdamW, half a cosine.
     - ``edc``: the published code of EDC (Shao et al. 2024, ``train.sh`` of its branches): ``mse_gt`` with weight 0.025
       of the images' own labels, crops from 0.08 of the area, EMA 0.99; 1000 epochs, 300 for ImageNet-1K. Without its
-      RandAugment and, for CIFAR, its steps of the learning rate; its several observers are not part of it.
+      RandAugment and, for CIFAR, its steps of the learning rate; its several observers are a list in ``observer``.
     - ``rd3``: the unified protocol of RD3 (Zhong et al. 2025, arXiv 2509.19743; numbers from its reviews and a note on
       the paper): RDED's with 400 epochs, batch 50 and a whole cosine, which it takes for ResNets.
     - ``bps``: the published code of BPS (CVPR 2026, ``stage3_training.py``): RDED's with 500 epochs, and smallest crop

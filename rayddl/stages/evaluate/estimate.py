@@ -24,13 +24,12 @@ def estimate(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Estima
     kinds += soft and config.own_labels
     units = kinds * len(nets) * (config.seeds + len(config.lr_grid or ()))
     share = outlook.machine.share(config.resources, units)
-    observer = stages.get(config.observer or "") if soft else None
+    observers = [net_of(stages, found) for name in config.observers * soft if (found := stages.get(name))]
     batch = config.batch or (SOFT_BATCH if soft else HARD_BATCH)
     ipc = getattr(of, "ipc", None)
     if ipc is not None and not (config.whole or config.ranking):
         batch = min(batch, ipc * outlook.glance.classes)
-    shown = [*nets, net_of(stages, observer)] if observer else nets
-    memory = training(shown, batch, share, outlook)
+    memory = training([*nets, *observers], batch, share, outlook)
     usual = recipe(config.recipe, ipc or 1, outlook.glance.classes, batch)["epochs"] if soft else HARD_EPOCHS
     epochs = config.epochs or usual
     work = f"{units} students × {epochs} epochs"

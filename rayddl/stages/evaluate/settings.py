@@ -39,8 +39,8 @@ class EvaluateConfig(StudentSettings, SoftSettings, NetStageConfig):
     """``soft``: a named set of choices, each of which can be set by itself. ``rded``: that of RDED's published code.
     ``edc``: EDC's (own labels in the loss, small crops, averaged weights, 1000 epochs). ``rd3``: RD3's unified one
     (400 epochs, batch 50, a whole cosine). ``bps``: BPS's (500 epochs, small crops, small batches)."""
-    observer: Annotated[str | None, Reads(("teacher",))] = None
-    """``soft``: the teacher that labels."""
+    observer: Annotated[str | tuple[str, ...] | None, Reads(("teacher",))] = None
+    """``soft``: the teacher that labels, or a list of teachers whose logits are averaged (G-VBSM, EDC, FADRM+)."""
     labels: Literal["live", "stored"] = "live"
     """``soft``: ``live`` labels at every step. ``stored`` labels once and keeps the labels (float16) and the
     crops with the set, for all its students: the set can then be used without the observer."""
@@ -84,6 +84,9 @@ class EvaluateConfig(StudentSettings, SoftSettings, NetStageConfig):
         """Drop explicit defaults of the hard protocol if there is no observer: they change no fingerprint."""
         if not isinstance(value, Mapping):
             return value
+        several = value.get("observer")
+        if isinstance(several, list | tuple) and len(several) < 2:
+            value = {**value, "observer": several[0] if several else None}
         if value.get("loss") == KL and value.get("recipe", "rded") == "rded":
             value = {k: v for k, v in value.items() if k != "loss"}
         if value.get("observer") or value.get("protocol") == "soft":
@@ -100,6 +103,11 @@ class EvaluateConfig(StudentSettings, SoftSettings, NetStageConfig):
         if self.lr is not None and self.lr_grid is not None:
             raise ValueError("lr is one rate and lr_grid are rates to choose from; leave one of the two out")
         return self
+
+    @property
+    def observers(self) -> tuple[str, ...]:
+        """The teachers that label."""
+        return (self.observer,) if isinstance(self.observer, str) else self.observer or ()
 
     @property
     def most_units(self) -> int:

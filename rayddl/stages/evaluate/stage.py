@@ -130,15 +130,15 @@ def evaluate_set(
     seeds: int | None = None,
     epochs: int | None = None,
     root: str | None = None,
-    observer: str | None = None,
+    observer: str | Sequence[str] | None = None,
     progress: Progress | None = None,
     scratch: Folder | None = None,
 ) -> Result:
     """Evaluate a distilled set by the protocol stored with it; arguments override single settings.
 
     ``root`` is the current folder of the source's files, if they have moved; ``observer`` is the folder of the
-    teacher that computes soft labels, in place of the set's own. ``scratch`` is an empty folder that every
-    worker can access; default: a temporary folder on this machine. Raises :class:`ArtifactError` for a set
+    teacher that computes soft labels, or several of them, in place of the set's own. ``scratch`` is an empty folder
+    that every worker can access; default: a temporary folder on this machine. Raises :class:`ArtifactError` for a set
     without a description of its source, and for a set made for soft labels whose observer cannot be found.
     """
     import tempfile
@@ -150,10 +150,11 @@ def evaluate_set(
             code="set-without-source",
         )
     stored: dict[str, Any] = dict(made.info.get("protocol") or {})
+    teachers = (observer,) if isinstance(observer, str) else tuple(observer or ())
     asked = {"nets": nets, "seeds": seeds, "epochs": epochs}
     given = {k: v for k, v in asked.items() if v is not None}
-    config = read(EvaluateConfig, {**_settings(stored, observer), **given}, folder)
-    teaching = soft_labels.of_set(config, made, folder, observer)
+    config = read(EvaluateConfig, {**_settings(stored, other=bool(teachers)), **given}, folder)
+    teaching = soft_labels.of_set(config, made, folder, teachers)
     if teaching is not None and teaching.observer is None:
         (progress or Silent()).note(
             "no observer at hand: random images are left out, they have no soft labels"
@@ -205,10 +206,10 @@ def _task(
     return Task(settled(config, made, source, teaching), made, source, teaching, seed, listed)
 
 
-def _settings(stored: dict[str, Any], observer: str | None) -> dict[str, Any]:
-    """The settings of an evaluate stage for a stored protocol."""
+def _settings(stored: dict[str, Any], *, other: bool) -> dict[str, Any]:
+    """The settings of an evaluate stage for a stored protocol. ``other``: not the stored observer labels."""
     own = {"kind": "evaluate", "set": "set", "protocol": stored.get("name", "hard")}
-    if observer is not None and own["protocol"] == "hard":
+    if other and own["protocol"] == "hard":
         # Another protocol than the stored one: its epochs, batch and rates do not apply.
         return {**own, "protocol": "soft", **{k: stored[k] for k in ("nets", "seeds") if k in stored}}
     known = {k: v for k, v in stored.items() if k in EvaluateConfig.model_fields and k != "observer"}
