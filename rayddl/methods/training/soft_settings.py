@@ -58,6 +58,19 @@ _BPS = {
 """BPS's smallest crop and batch by classes and images per class."""
 
 
+def place_bytes(classes: int) -> int:
+    """Bytes of the smallest integer that counts ``classes``."""
+    return 1 if classes <= 2**8 else 2 if classes <= 2**15 else 4
+
+
+def epoch_bytes(count: int, classes: int, factor: int, top: int | None = None) -> int:
+    """Approximate bytes of an epoch's stored labels for ``count`` images of ``factor`` patches a side, with the ``top``
+    largest logits of each; ``None``: with all.
+    """
+    logits = 2 * classes if top is None or top >= classes else top * (2 + place_bytes(classes)) + 2
+    return count * (logits + 2 * factor + 17)
+
+
 def recipe(name: Recipe, ipc: int, classes: int, count: int) -> dict[str, Any]:
     """The settings of a recipe for a set of ``count`` images, ``ipc`` of each of ``classes`` classes.
 

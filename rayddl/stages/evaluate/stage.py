@@ -20,6 +20,7 @@ from rayddl.methods.training.soft import published_lr
 from rayddl.methods.training.soft_settings import PLAIN, SoftSettings
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Input, Progress, Result, Silent
+from rayddl.stages.estimates import shown as in_bytes
 from rayddl.stages.evaluate import soft_labels
 from rayddl.stages.evaluate.figures import BELOW, HOW
 from rayddl.stages.evaluate.protocol import Task, judge, nets_of, settled
@@ -63,6 +64,9 @@ def run(config: EvaluateConfig, context: Context) -> Result:
     cost: dict[str, Any] = {"bytes": _bytes(made), "spent": _spent(made, context.inputs[config.set])}
     if teaching is not None and teaching.stored is not None:
         cost["label_bytes"] = sum(teaching.stored.size(name) for name in teaching.stored.names())
+        context.progress.note(
+            f"stored labels take {in_bytes(cost['label_bytes'])}, the images {in_bytes(cost['bytes'])}"
+        )
     judged = replace(made, info={**made.info, "metrics": {**figures, **cost}, "protocol": protocol})
     into = context.out.child("set")
     if teaching is not None:
@@ -244,6 +248,7 @@ def recipe(task: Task) -> dict[str, Any]:
     kept = config.model_dump(
         mode="json", include={"seeds", "epochs", "batch", "precision", "compile", "labels"}
     )
+    kept |= {} if config.label_top is None else {"label_top": config.label_top}
     # What is not stored is as published.
     open_ = config.model_dump(include={*SoftSettings.model_fields, "loss"}, exclude_none=True)
     kept |= {name: value for name, value in open_.items() if PLAIN.get(name) != value}

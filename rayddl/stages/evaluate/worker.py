@@ -359,4 +359,4 @@ def label(shared: Shared, data: TrainingData, index: Index, part: tuple[str, ran
         draws = index.protocol.draw(epoch, len(images), sides, index.frame, seed)
         logits = labelled(answers, images, draws, index.protocol, index.frame, device)
         found.append(Lecture(draws, logits))
-    data.stored.write(name, pack(found))
+    data.stored.write(name, pack(found, index.top))
