@@ -172,7 +172,7 @@ class StoredProtocol(Document):
 
     name: Name | None = None
     seed: int | None = None
-    observer: Observing | str | None = None
+    observer: Observing | list[Observing] | str | None = None
 
 
 class Info(Document):

@@ -31,8 +31,12 @@ def evaluate(
     epochs: Epochs = None,
     root: Root = None,
     observer: Annotated[
-        str | None,
-        typer.Option("--observer", metavar="PATH", help="The teacher stage's folder, for soft labels."),
+        list[str] | None,
+        typer.Option(
+            "--observer",
+            metavar="PATH",
+            help="The teacher stage's folder, for soft labels; repeatable: the mean.",
+        ),
     ] = None,
     out: Out = "runs",
     address: Address = None,
@@ -62,7 +66,7 @@ def evaluate(
             seeds=seeds,
             epochs=epochs,
             root=root,
-            observer=observer,
+            observer=tuple(observer or ()),
             display=display,
             address=address,
             num_cpus=num_cpus,

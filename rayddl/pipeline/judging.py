@@ -29,7 +29,7 @@ def judge_set(
     seeds: int | None = None,
     epochs: int | None = None,
     root: str | None = None,
-    observer: str | None = None,
+    observer: str | Sequence[str] | None = None,
     display: Display | None = None,
     address: str | None = None,
     num_cpus: int | None = None,
@@ -47,7 +47,8 @@ def judge_set(
     folder = find_set(where, out)
     began = time.monotonic()
     ending: Ending = "failed"
-    named = hosts.only(where, out, root, observer, allow=allow_remote)
+    teachers = (observer,) if isinstance(observer, str) else tuple(observer or ())
+    named = hosts.only(where, out, root, *teachers, allow=allow_remote)
     with named, ray_session(display, address, num_cpus) as ray:
         ray.reach({"--out": out})
         evaluate_set = _judge(folder)
@@ -62,7 +63,7 @@ def judge_set(
                 seeds=seeds,
                 epochs=epochs,
                 root=root,
-                observer=observer,
+                observer=teachers,
                 progress=progress,
                 **shared,
             )

@@ -24,6 +24,7 @@ from rayddl.stages.experts.settings import ExpertsConfig
 from rayddl.stages.imported.settings import ImportedConfig
 from rayddl.stages.match.settings import MatchConfig
 from rayddl.stages.rded.settings import RdedConfig
+from rayddl.stages.refine.settings import RefineConfig
 from rayddl.stages.report.settings import ReportConfig
 from rayddl.stages.settings import StageConfig
 from rayddl.stages.teacher.settings import TeacherConfig
@@ -121,6 +122,7 @@ KINDS: dict[str, Kind] = {
         Kind("teacher", TeacherConfig),
         Kind("rded", RdedConfig, version=2, reads_source=True),
         Kind("coreset", CoresetConfig),
+        Kind("refine", RefineConfig),
         Kind("tune", TuneConfig),
         Kind("imported", ImportedConfig, needs_ray=False),
         Kind("evaluate", EvaluateConfig, version=2),

@@ -71,6 +71,9 @@ def _facts(made: Picked) -> Iterable[Fact]:
         yield Fact(numbers.count(number(s["listed"])), "images listed")
     if s.get("looked_at"):
         yield Fact(numbers.count(number(s["looked_at"])), "images looked at")
+    if s.get("gap_before"):
+        share = 1 - number(s["gap_after"]) / number(s["gap_before"])
+        yield Fact(numbers.percent(share), "nearer to real images in the observers' features")
     if s.get("images_per_second"):
         yield Fact(numbers.figure(number(s["images_per_second"])), "images per second, read, cut and scored")
     if s.get("bad"):

@@ -167,6 +167,44 @@ def test_a_judged_set_reaches_its_figures_by_itself(live: Made) -> None:
     ]
 
 
+def test_few_logits_of_each_image_are_kept(
+    stored: Made, taught: Input, chosen: Input, tmp_path: Path
+) -> None:
+    """In fewer bytes, which are noted with the images'; without the observer the figures are the same."""
+    notes: list[str] = []
+
+    class Noting(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    config = settings(labels="stored", label_top=2, random=False, own_labels=False, seeds=1)
+    read = {i.stage: i for i in (taught, chosen)}
+    made = evaluate.run(config, Context("evaluate", SOURCE, 5, Folder(str(tmp_path)), read, {}, Noting()))
+    folder = Folder(str(tmp_path)).child("set")
+    assert made.summary["label_bytes"] < 0.8 * stored.result.summary["label_bytes"]
+    assert [note for note in notes if "stored labels take" in note and "the images 3.5 KiB" in note]
+    assert made.summary["rows"][0]["mean"] > 0.4
+    for name in folder.child("observer").names():
+        folder.child("observer").delete(name)
+    again = evaluate.evaluate_set(folder).summary
+    assert again["rows"][0] == made.summary["rows"][0]
+    assert again["protocol"]["label_top"] == 2
+
+
+def test_two_equal_observers_label_as_one(live: Made, taught: Input, chosen: Input, tmp_path: Path) -> None:
+    """The mean of equal logits has their bits, and the set's folder alone gives the same figures."""
+    twin = replace(taught, stage="twin")
+    made = run(settings(observer=["teacher", "twin"], seeds=1), tmp_path, taught, twin, chosen)
+    for name in ("distilled", "random"):
+        assert made.rows[name]["accuracies"] == live.rows[name]["accuracies"][:1]
+    assert [each["folder"] for each in made.result.summary["protocol"]["observer"]] == [
+        "observer-0",
+        "observer-1",
+    ]
+    again = {row["data"]: row for row in evaluate.evaluate_set(made.out.child("set")).summary["rows"]}
+    assert again == made.rows
+
+
 def test_an_open_protocol_is_written_down_and_repeated(taught: Input, chosen: Input, tmp_path: Path) -> None:
     """A recipe's choices are stored one by one; the set's folder alone gives the same figures, the best ones, too."""
     config = settings(recipe="edc", epochs=12, seeds=1, report="best", random=False, crop_within_patch=True)

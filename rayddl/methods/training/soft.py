@@ -27,6 +27,7 @@ from rayddl.methods.training.input_spec import Frame, in_unit
 from rayddl.methods.training.mixes import Draws
 from rayddl.methods.training.settings import KL, SOFT_EPOCHS, SOFT_LR, StudentSettings
 from rayddl.methods.training.soft_settings import GIFT, MSE_GT, SoftSettings
+from rayddl.methods.training.top_logits import TopLogits
 from rayddl.nets.build import TORCHVISION
 from rayddl.nets.compiling import compiled
 from rayddl.seeds import derive, generator
@@ -102,7 +103,7 @@ class Lecture:
     """The training data of an epoch: the random choices, and the observer's logits if they are stored."""
 
     draws: Draws
-    logits: Tensor | None = None
+    logits: Tensor | TopLogits | None = None
     """``[N, K]`` in training order."""
 
 

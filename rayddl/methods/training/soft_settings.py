@@ -58,6 +58,19 @@ _BPS = {
 """BPS's smallest crop and batch by classes and images per class."""
 
 
+def place_bytes(classes: int) -> int:
+    """Bytes of the smallest integer that counts ``classes``."""
+    return 1 if classes <= 2**8 else 2 if classes <= 2**15 else 4
+
+
+def epoch_bytes(count: int, classes: int, factor: int, top: int | None = None) -> int:
+    """Approximate bytes of an epoch's stored labels for ``count`` images of ``factor`` patches a side, with the ``top``
+    largest logits of each; ``None``: with all.
+    """
+    logits = 2 * classes if top is None or top >= classes else top * (2 + place_bytes(classes)) + 2
+    return count * (logits + 2 * factor + 17)
+
+
 def recipe(name: Recipe, ipc: int, classes: int, count: int) -> dict[str, Any]:
     """The settings of a recipe for a set of ``count`` images, ``ipc`` of each of ``classes`` classes.
 
@@ -65,7 +78,7 @@ def recipe(name: Recipe, ipc: int, classes: int, count: int) -> dict[str, Any]:
       KL divergence at temperature 20, AdamW, half a cosine.
     - ``edc``: the published code of EDC (Shao et al. 2024, ``train.sh`` of its branches): ``mse_gt`` with weight 0.025
       of the images' own labels, crops from 0.08 of the area, EMA 0.99; 1000 epochs, 300 for ImageNet-1K. Without its
-      RandAugment and, for CIFAR, its steps of the learning rate; its several observers are not part of it.
+      RandAugment and, for CIFAR, its steps of the learning rate; its several observers are a list in ``observer``.
     - ``rd3``: the unified protocol of RD3 (Zhong et al. 2025, arXiv 2509.19743; numbers from its reviews and a note on
       the paper): RDED's with 400 epochs, batch 50 and a whole cosine, which it takes for ResNets.
     - ``bps``: the published code of BPS (CVPR 2026, ``stage3_training.py``): RDED's with 500 epochs, and smallest crop

@@ -3,7 +3,9 @@
 A folder of ``labels-<number>.safetensors``, each with some epochs, and ``labels.json``, written last. An epoch
 has the random choices of :mod:`rayddl.methods.training.mixes` and the observer's logits in float16. For E
 epochs of N images, K classes and a grid of ``factor``, this is about E x N x (2 K + 2 factor + 17) bytes:
-1.2 MB for 300 epochs of 100 images and 10 classes, 6 GB for 10,000 images and 1,000 classes.
+1.2 MB for 300 epochs of 100 images and 10 classes, 6 GB for 10,000 images and 1,000 classes. With ``top`` logits kept
+of each image (:mod:`rayddl.methods.training.top_logits`) it is 4 ``top`` + 2 in place of 2 K: 190 MB for the ten
+largest of the 1,000 classes.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from rayddl.errors import ArtifactError
 from rayddl.methods.training.input_spec import Frame
 from rayddl.methods.training.mixes import Draws
 from rayddl.methods.training.soft import Lecture, SoftProtocol
+from rayddl.methods.training.soft_settings import epoch_bytes
+from rayddl.methods.training.top_logits import TopLogits
 from rayddl.storage import Folder
 
 _META = "labels.json"
@@ -32,6 +36,9 @@ OF_STUDENTS = {"loss", "optimizer", "schedule", "ema", "label_smoothing", "stati
 KIND = sealed.Kind("rayddl soft labels", 1, _META, "soft labels", "", "evaluate the set again")
 PART_BYTES = 32 * 2**20
 """Approximate size of one file."""
+TEMPERATURE = 20.0
+"""Of the softmax that kept logits leave as it is: that of the published loss."""
+_KEPT = ("values", "places", "rest")
 _SMALL = {"rows": torch.uint8, "columns": torch.uint8, "boxes": torch.int16, "cuts": torch.int16}
 
 
@@ -46,12 +53,22 @@ class Index:
     """Hash of the labelled images, from :func:`name_of`."""
     count: int
     epochs_a_part: int
+    top: int | None = None
+    """The number of logits that are kept of each image; ``None``: all."""
 
     @classmethod
-    def of(cls, images: Tensor, classes: tuple[str, ...], frame: Frame, protocol: SoftProtocol) -> Index:
+    def of(
+        cls,
+        images: Tensor,
+        classes: tuple[str, ...],
+        frame: Frame,
+        protocol: SoftProtocol,
+        top: int | None = None,
+    ) -> Index:
         """The index for uint8 ``images`` ``[N, C, H, W]``."""
-        bytes_ = len(images) * (2 * len(classes) + 2 * protocol.factor + 17)
-        return cls(classes, frame, protocol, name_of(images), len(images), max(1, PART_BYTES // bytes_))
+        top = top if top is not None and top < len(classes) else None
+        bytes_ = epoch_bytes(len(images), len(classes), protocol.factor, top)
+        return cls(classes, frame, protocol, name_of(images), len(images), max(1, PART_BYTES // bytes_), top)
 
     def parts(self) -> Iterator[tuple[str, range]]:
         """Name and epochs of each file."""
@@ -71,6 +88,7 @@ class Index:
             "images": self.images,
             "count": self.count,
             "epochs_a_part": self.epochs_a_part,
+            **({} if self.top is None else {"top": self.top}),
         }
 
     @classmethod
@@ -84,6 +102,7 @@ class Index:
             meta["images"],
             meta["count"],
             meta["epochs_a_part"],
+            meta.get("top"),
         )
 
 
@@ -93,22 +112,33 @@ def name_of(images: Tensor) -> str:
     return hashlib.sha256(shape + images.contiguous().cpu().numpy().tobytes()).hexdigest()
 
 
-def pack(lectures: list[Lecture]) -> bytes:
-    """The file, as bytes, of the training data of several epochs, each with logits."""
+def pack(lectures: list[Lecture], top: int | None = None) -> bytes:
+    """The file, as bytes, of the training data of several epochs, each with logits, of which ``top`` are kept."""
     names = [f.name for f in fields(Draws)]
     tensors = {n: torch.stack([getattr(lecture.draws, n) for lecture in lectures]) for n in names}
     tensors["picked"], tensors["partners"] = tensors["picked"].int(), tensors["partners"].int()
     tensors |= {name: tensors[name].to(dtype) for name, dtype in _SMALL.items()}
-    logits = [lecture.logits for lecture in lectures if lecture.logits is not None]
-    return safetensors.save({**tensors, "logits": torch.stack(logits).half()})
+    logits = [lecture.logits for lecture in lectures if isinstance(lecture.logits, Tensor)]
+    if top is None:
+        return safetensors.save({**tensors, "logits": torch.stack(logits).half()})
+    kept = [TopLogits.of(each, top, TEMPERATURE) for each in logits]
+    named = {name: torch.stack([getattr(each, name) for each in kept]) for name in _KEPT}
+    return safetensors.save({**tensors, **named})
 
 
-def unpack(tensors: dict[str, Tensor]) -> list[Lecture]:
-    """The epochs' training data, from the tensors in a file that :func:`pack` made."""
-    logits = tensors.pop("logits")
+def unpack(tensors: dict[str, Tensor], classes: int) -> list[Lecture]:
+    """The epochs' training data, from the tensors in a file that :func:`pack` made, for labels of ``classes``."""
+    kept = {name: tensors.pop(name) for name in ("logits", *_KEPT) if name in tensors}
     whole = {name: t if t.dtype == torch.bool else t.long() for name, t in tensors.items()}
+
+    def logits(e: int) -> Tensor | TopLogits:
+        if "logits" in kept:
+            return kept["logits"][e]
+        return TopLogits(kept["values"][e], kept["places"][e], kept["rest"][e], classes)
+
     return [
-        Lecture(Draws(**{name: t[e] for name, t in whole.items()}), logits[e]) for e in range(len(logits))
+        Lecture(Draws(**{name: t[e] for name, t in whole.items()}), logits(e))
+        for e in range(len(whole["picked"]))
     ]
 
 
@@ -173,5 +203,9 @@ class StoredLabels:
     def _read(self, epoch: int) -> tuple[str, range, list[Lecture]]:
         for name, epochs in self.index.parts():
             if epoch in epochs:
-                return name, epochs, unpack(KIND.file(self._folder, self._meta, name))
+                return (
+                    name,
+                    epochs,
+                    unpack(KIND.file(self._folder, self._meta, name), len(self.index.classes)),
+                )
         raise IndexError(f"epoch {epoch} of {self.index.protocol.epochs}")

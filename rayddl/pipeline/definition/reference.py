@@ -118,8 +118,9 @@ def _type(field: FieldInfo, groups: Mapping[type[BaseModel], str]) -> str:
     shapes = of_field(field).alternatives()
     stages: list[Reads | Template] = [*marks(field, Reads), *marks(field, Template)]
     if stages:
-        several = any(shape.annotation is not str for shape in shapes)
-        return f"{'list of names of stages, each' if several else 'name of'} {stages[0].wanted}"
+        one, several = (any((s.annotation is str) == single for s in shapes) for single in (True, False))
+        names = "list of names of stages, each" if several else "name of"
+        return f"{'name or ' if one and several else ''}{names} {stages[0].wanted}"
     below = list(dict.fromkeys(groups[model] for model in models_of(field.annotation)))
     if below:
         within = "" if any(shape.model for shape in shapes) else _container(shapes[0].annotation)

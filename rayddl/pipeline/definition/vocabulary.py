@@ -40,7 +40,7 @@ _KINDS = {
     **{name: f"kind: {text}" for name, text in _MATCH.items()},
     **dict.fromkeys(
         _OTHER_METHODS,
-        "this method is not part of rayddl, which has match (MTT, MCT, TESLA, DATM), rded and coreset",
+        "this method is not part of rayddl, which has match (MTT, MCT, TESLA, DATM), rded, refine (CIM) and coreset",
     ),
     **dict.fromkeys(
         ("distill", "distil", "distillation", "condense", "condensation"),
@@ -52,6 +52,7 @@ _KINDS = {
     **dict.fromkeys(
         ("k_center", "selection", "subset"), "kind: coreset with a method: random, herding or kcenter"
     ),
+    **dict.fromkeys(("cim", "refinement"), "kind: refine"),
     **dict.fromkeys(
         ("eval", "evaluation", "test", "validate", "validation", "judge", "score"), "kind: evaluate"
     ),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rayddl.methods.training.settings import HARD_BATCH, HARD_EPOCHS
-from rayddl.methods.training.soft_settings import recipe
+from rayddl.methods.training.soft_settings import epoch_bytes, recipe
 from rayddl.nets.config import NetConfig
-from rayddl.stages.estimates import Estimate, Outlook, Stages, made, net_of, training
+from rayddl.stages.estimates import Estimate, Outlook, Stages, made, net_of, shown, training
 from rayddl.stages.evaluate.settings import EvaluateConfig
 from rayddl.stages.settings import StageConfig
 
@@ -24,17 +26,22 @@ def estimate(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Estima
     kinds += soft and config.own_labels
     units = kinds * len(nets) * (config.seeds + len(config.lr_grid or ()))
     share = outlook.machine.share(config.resources, units)
-    observer = stages.get(config.observer or "") if soft else None
+    observers = [net_of(stages, teacher) for name in config.observers * soft if (teacher := stages.get(name))]
     batch = config.batch or (SOFT_BATCH if soft else HARD_BATCH)
     ipc = getattr(of, "ipc", None)
     if ipc is not None and not (config.whole or config.ranking):
         batch = min(batch, ipc * outlook.glance.classes)
-    shown = [*nets, net_of(stages, observer)] if observer else nets
-    memory = training(shown, batch, share, outlook)
+    memory = training([*nets, *observers], batch, share, outlook)
     usual = recipe(config.recipe, ipc or 1, outlook.glance.classes, batch)["epochs"] if soft else HARD_EPOCHS
     epochs = config.epochs or usual
     work = f"{units} students × {epochs} epochs"
-    return made(work, share, outlook, memory, units * RESULT)
+    found = made(work, share, outlook, memory, units * RESULT)
+    if config.labels != "stored" or ipc is None:
+        return found
+    images = ipc * outlook.glance.classes
+    labels = epochs * epoch_bytes(images, outlook.glance.classes, getattr(of, "factor", 1), config.label_top)
+    note = f"stored labels ~{shown(labels)}, the images ~{shown(images * outlook.glance.numbers)}"
+    return replace(found, written=units * RESULT + labels, notes=(*found.notes, note))
 
 
 def _nets(config: EvaluateConfig, of: StageConfig | None, stages: Stages) -> tuple[NetConfig, ...]:

@@ -376,7 +376,7 @@ def _store_labels(
     if not softlabels.has_labels(data.stored):
         assert isinstance(protocol, SoftProtocol)
         assert task.teaching is not None
-        index = Index.of(images, task.source.classes, task.teaching.frame, protocol)
+        index = Index.of(images, task.source.classes, task.teaching.frame, protocol, task.config.label_top)
         missing = [part for part in index.parts() if not data.stored.has(part[0])]
         sent = task.backend.put(data)
 

@@ -265,7 +265,7 @@ def _protocol(protocol: Any, summary: Any, seconds: float) -> Iterable[Fact]:
             if protocol.get(key) is not None:
                 value = protocol[key]
                 yield Fact(numbers.figure(value) if isinstance(value, float) else _spaced(value), label)
-        yield from _observer(protocol.get("observer"))
+        yield from _observers(protocol.get("observer"))
     if summary.get("label_bytes"):
         # Stored labels can be many times as large as the images that they are made for.
         images = numbers.size(number(summary.get("bytes")))
@@ -274,12 +274,19 @@ def _protocol(protocol: Any, summary: Any, seconds: float) -> Iterable[Fact]:
         yield Fact(numbers.duration(seconds), "stage took")
 
 
-def _observer(observer: Any) -> Iterable[Fact]:
-    """The network that computed the soft labels, and its own accuracy."""
-    if isinstance(observer, dict) and observer.get("net"):
-        right = number(observer.get("accuracy"))
-        known = f", {numbers.percent(right)} right" if math.isfinite(right) else ""
-        yield Fact(f"{net_name(str(observer['net']))}{known}", "observer")
+def _observers(given: Any) -> Iterable[Fact]:
+    """The networks that computed the soft labels, and their own accuracy."""
+    each = [_observer(one) for one in (given if isinstance(given, list) else [given])]
+    if all(each):
+        yield Fact("; ".join(each), "observer" if len(each) == 1 else "observers, averaged")
+
+
+def _observer(observer: Any) -> str:
+    if not (isinstance(observer, dict) and observer.get("net")):
+        return ""
+    right = number(observer.get("accuracy"))
+    known = f", {numbers.percent(right)} right" if math.isfinite(right) else ""
+    return f"{net_name(str(observer['net']))}{known}"
 
 
 def _spaced(value: Any) -> str:

@@ -1,15 +1,16 @@
-"""The observer of an evaluation: where it is found, and its copy within the set."""
+"""The observers of an evaluation: where they are found, and their copies within the set."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError
 from rayddl.methods.training.input_spec import Frame
 from rayddl.methods.training.observer import Observer, is_observer, size_of
+from rayddl.methods.training.observers import Labeller, together
 from rayddl.methods.training.softlabels import StoredLabels, has_labels
 from rayddl.stages.context import Context
 from rayddl.stages.evaluate.settings import NO_OBSERVER, EvaluateConfig
@@ -18,18 +19,26 @@ from rayddl.storage import Folder
 CARRIED_BYTES = 64 * 2**20
 """Observers of fewer bytes are copied into the sets evaluated with them."""
 INSIDE, LABELS = "observer", "labels"
-"""Folders within a set's folder."""
+"""Folders within a set's folder; several observers are in ``observer-0``, ``observer-1`` and so on."""
+Where: TypeAlias = str | Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
+"""The description of an observer, or of each of several, that is stored with a set; a text is its folder."""
 
 
 @dataclass(frozen=True)
 class Teaching:
-    """The origin of soft labels: an observer, logits stored with the set, or both."""
+    """The origin of soft labels: one or several observers, logits stored with the set, or both."""
 
-    observer: Observer | None
+    observer: Labeller | None
     stored: Folder | None = None
     """A folder of soft labels, complete or still to be computed."""
-    where: Mapping[str, Any] | None = None
-    """The description of the observer that is stored with the set."""
+    where: Where = None
+
+    @property
+    def members(self) -> Sequence[Observer]:
+        """The observers."""
+        if self.observer is None:
+            return ()
+        return (self.observer,) if isinstance(self.observer, Observer) else self.observer.members
 
     @property
     def frame(self) -> Frame:
@@ -52,65 +61,95 @@ def of_stage(config: EvaluateConfig, made: DistilledSet, context: Context) -> Te
                 code="observer-not-named",
             )
         return None
-    folder = context.inputs[config.observer].folder.child("observer")
-    observer = Observer.load(folder).pruned(made.classes)
-    inside = size_of(folder) < CARRIED_BYTES
-    where = {
-        "stage": config.observer,
-        "net": observer.net.label,
-        "accuracy": observer.accuracy,
-        "folder": INSIDE if inside else str(folder),
-    }
+    folders = [context.inputs[name].folder.child("observer") for name in config.observers]
+    members = [Observer.load(folder).pruned(made.classes) for folder in folders]
+    inside = sum(size_of(folder) for folder in folders) < CARRIED_BYTES
+    where = [
+        {
+            "stage": name,
+            "net": member.net.label,
+            "accuracy": member.accuracy,
+            "folder": place if inside else str(folder),
+        }
+        for name, member, folder, place in zip(
+            config.observers, members, folders, _inside(len(members)), strict=True
+        )
+    ]
     stored = context.out.child("set").child(LABELS) if config.labels == "stored" else None
-    return Teaching(observer, stored, where)
+    return Teaching(together(members), stored, where if len(where) > 1 else where[0])
+
+
+def _inside(count: int) -> list[str]:
+    """The folders of ``count`` observers within a set's folder."""
+    return [INSIDE] if count == 1 else [f"{INSIDE}-{k}" for k in range(count)]
 
 
 def carry(teaching: Teaching, into: Folder) -> None:
-    """Copy a small observer into the set's folder ``into``."""
-    if teaching.observer is not None and teaching.where and teaching.where["folder"] == INSIDE:
-        teaching.observer.save(into.child(INSIDE))
+    """Copy small observers into the set's folder ``into``."""
+    for member, where in zip(teaching.members, _listed(teaching.where), strict=True):
+        if where["folder"] in _inside(len(teaching.members)):
+            member.save(into.child(str(where["folder"])))
 
 
-def of_set(config: EvaluateConfig, made: DistilledSet, folder: Folder, given: str | None) -> Teaching | None:
-    """The observer, or the stored logits, that the set in ``folder`` was evaluated with.
+def of_set(
+    config: EvaluateConfig, made: DistilledSet, folder: Folder, given: Sequence[str] = ()
+) -> Teaching | None:
+    """The observers, or the stored logits, that the set in ``folder`` was evaluated with.
 
-    ``given`` is the folder of an observer or a teacher stage, and replaces the stored one. Raises
+    ``given`` are folders of observers or teacher stages, and replace the stored ones. Raises
     :class:`ArtifactError` if the protocol needs soft labels and none are available.
     """
-    if given is None and not soft(config, made):
+    if not given and not soft(config, made):
         return None
-    noted = dict(made.info.get("protocol", {}).get("observer") or {})
+    where = made.info.get("protocol", {}).get("observer") or None
+    noted = _listed(where)
     found = _found(folder, noted, given)
     labels = folder.child(LABELS)
-    stored = labels if given is None and has_labels(labels) else None
+    stored = labels if not given and has_labels(labels) else None
     if stored is not None and (config.epochs or 0) > StoredLabels(stored).index.protocol.epochs and found:
         stored = None
-    if found is None and stored is None:
+    if not found and stored is None:
+        looked_for = ", ".join(str(each["folder"]) for each in noted if each.get("folder"))
         raise ArtifactError(
             f"{folder} was made for soft labels, and the observer that gives them is not there"
-            + (f" (looked for {noted['folder']})" if noted.get("folder") else "")
+            + (f" (looked for {looked_for})" if looked_for else "")
             + ". Name it with --observer PATH: the folder of the teacher stage.",
             code="observer-gone",
         )
-    observer = None if found is None else Observer.load(found).pruned(made.classes)
-    return Teaching(observer, stored, noted or None)
+    members = [Observer.load(place).pruned(made.classes) for place in found]
+    return Teaching(together(members) if members else None, stored, where)
 
 
-def _found(folder: Folder, noted: Mapping[str, Any], given: str | None) -> Folder | None:
-    if given is not None:
-        places: Sequence[Folder] = (Folder(given), Folder(given).child("observer"))
-        found = next((place for place in places if is_observer(place)), None)
-        if found is None:
-            raise ArtifactError(
-                f"there is no observer in {given}: looked for observer.json there and in its folder observer. "
-                "Name the folder of a teacher stage.",
-                code="no-observer-here",
-            )
-        return found
-    places = [folder.child(INSIDE)]
-    if noted.get("folder") and noted["folder"] != INSIDE:
-        places.append(Folder(str(noted["folder"])))
-    return next((place for place in places if is_observer(place)), None)
+def _listed(where: Where) -> Sequence[Mapping[str, Any]]:
+    """The description of each observer."""
+    if isinstance(where, str):
+        return [{"folder": where}]
+    return [] if where is None else [where] if isinstance(where, Mapping) else where
+
+
+def _found(folder: Folder, noted: Sequence[Mapping[str, Any]], given: Sequence[str]) -> list[Folder]:
+    """The folders of all observers; empty if one of those that the set names is missing."""
+    if given:
+        return [_given(path) for path in given]
+    inside = [folder.child(name) for name in _inside(max(1, len(noted)))]
+    elsewhere = [str(each.get("folder") or "") for each in noted] or [""]
+    found = []
+    for own, other in zip(inside, elsewhere, strict=True):
+        places = [own, *([Folder(other)] if other and other not in _inside(len(noted)) else [])]
+        found += [next((place for place in places if is_observer(place)), None)]
+    return [place for place in found if place is not None] if None not in found else []
+
+
+def _given(path: str) -> Folder:
+    places = (Folder(path), Folder(path).child("observer"))
+    found = next((place for place in places if is_observer(place)), None)
+    if found is None:
+        raise ArtifactError(
+            f"there is no observer in {path}: looked for observer.json there and in its folder observer. "
+            "Name the folder of a teacher stage.",
+            code="no-observer-here",
+        )
+    return found
 
 
 def soft(config: EvaluateConfig, made: DistilledSet) -> bool:

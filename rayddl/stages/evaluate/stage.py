@@ -21,6 +21,7 @@ from rayddl.methods.training.soft import published_lr
 from rayddl.methods.training.soft_settings import PLAIN, SoftSettings
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Input, Progress, Result, Silent
+from rayddl.stages.estimates import shown as in_bytes
 from rayddl.stages.evaluate import soft_labels
 from rayddl.stages.evaluate.figures import BELOW, HOW
 from rayddl.stages.evaluate.protocol import Task, judge, nets_of, settled
@@ -64,6 +65,9 @@ def run(config: EvaluateConfig, context: Context) -> Result:
     cost: dict[str, Any] = {"bytes": _bytes(made), "spent": _spent(made, context.inputs[config.set])}
     if teaching is not None and teaching.stored is not None:
         cost["label_bytes"] = sum(teaching.stored.size(name) for name in teaching.stored.names())
+        context.progress.note(
+            f"stored labels take {in_bytes(cost['label_bytes'])}, the images {in_bytes(cost['bytes'])}"
+        )
     judged = replace(made, info={**made.info, "metrics": {**figures, **cost}, "protocol": protocol})
     into = context.out.child("set")
     if teaching is not None:
@@ -131,15 +135,15 @@ def evaluate_set(
     seeds: int | None = None,
     epochs: int | None = None,
     root: str | None = None,
-    observer: str | None = None,
+    observer: str | Sequence[str] | None = None,
     progress: Progress | None = None,
     scratch: Folder | None = None,
 ) -> Result:
     """Evaluate a distilled set by the protocol stored with it; arguments override single settings.
 
     ``root`` is the current folder of the source's files, if they have moved; ``observer`` is the folder of the
-    teacher that computes soft labels, in place of the set's own. ``scratch`` is an empty folder that every
-    worker can access; default: a temporary folder on this machine. Raises :class:`ArtifactError` for a set
+    teacher that computes soft labels, or several of them, in place of the set's own. ``scratch`` is an empty folder
+    that every worker can access; default: a temporary folder on this machine. Raises :class:`ArtifactError` for a set
     without a description of its source, and for a set made for soft labels whose observer cannot be found.
     """
     import tempfile
@@ -151,10 +155,11 @@ def evaluate_set(
             code="set-without-source",
         )
     stored: dict[str, Any] = dict(made.info.get("protocol") or {})
+    teachers = (observer,) if isinstance(observer, str) else tuple(observer or ())
     asked = {"nets": nets, "seeds": seeds, "epochs": epochs}
     given = {k: v for k, v in asked.items() if v is not None}
-    config = read(EvaluateConfig, {**_settings(stored, observer), **given}, folder)
-    teaching = soft_labels.of_set(config, made, folder, observer)
+    config = read(EvaluateConfig, {**_settings(stored, other=bool(teachers)), **given}, folder)
+    teaching = soft_labels.of_set(config, made, folder, teachers)
     if teaching is not None and teaching.observer is None:
         (progress or Silent()).note(
             "no observer at hand: random images are left out, they have no soft labels"
@@ -206,10 +211,10 @@ def _task(
     return Task(settled(config, made, source, teaching), made, source, teaching, seed, listed)
 
 
-def _settings(stored: dict[str, Any], observer: str | None) -> dict[str, Any]:
-    """The settings of an evaluate stage for a stored protocol."""
+def _settings(stored: dict[str, Any], *, other: bool) -> dict[str, Any]:
+    """The settings of an evaluate stage for a stored protocol. ``other``: not the stored observer labels."""
     own = {"kind": "evaluate", "set": "set", "protocol": stored.get("name", "hard")}
-    if observer is not None and own["protocol"] == "hard":
+    if other and own["protocol"] == "hard":
         # Another protocol than the stored one: its epochs, batch and rates do not apply.
         return {**own, "protocol": "soft", **{k: stored[k] for k in ("nets", "seeds") if k in stored}}
     known = {k: v for k, v in stored.items() if k in EvaluateConfig.model_fields and k != "observer"}
@@ -244,6 +249,7 @@ def recipe(task: Task) -> dict[str, Any]:
     kept = config.model_dump(
         mode="json", include={"seeds", "epochs", "batch", "precision", "compile", "labels"}
     )
+    kept |= {} if config.label_top is None else {"label_top": config.label_top}
     # What is not stored is as published.
     open_ = config.model_dump(include={*SoftSettings.model_fields, "loss"}, exclude_none=True)
     kept |= {name: value for name, value in open_.items() if PLAIN.get(name) != value}

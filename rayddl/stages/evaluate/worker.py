@@ -13,7 +13,7 @@ from rayddl import seeds
 from rayddl.methods.training.hard import Protocol, train_student, train_together
 from rayddl.methods.training.input_spec import BATCH, Frame
 from rayddl.methods.training.metrics import Score, scored
-from rayddl.methods.training.observer import Observer
+from rayddl.methods.training.observers import Labeller
 from rayddl.methods.training.soft import (
     OWN,
     Answers,
@@ -265,7 +265,7 @@ def train_soft(
     protocol = data.protocol.at(student.lr)
     observer = None
     if data.stored is None and protocol.loss != OWN:
-        seen: Observer = ray.get(shared.observer)
+        seen: Labeller = ray.get(shared.observer)
         observer = seen.on(device, shared.precision).module
     start = seeds.derive(seed, "start")
     module = build(
@@ -356,7 +356,7 @@ def label(shared: Shared, data: TrainingData, index: Index, part: tuple[str, ran
     if data.stored.has(name):
         return
     device = devices.enter(shared.threads, shared.precision, f"labels {name}")
-    seen: Observer = ray.get(shared.observer)
+    seen: Labeller = ray.get(shared.observer)
     answers = Answers(seen.on(device, shared.precision).module, Manner(device, shared.compile))
     images = on_device(data.images, device)
     sides, seed = (int(images.shape[2]), int(images.shape[3])), seeds.derive(shared.seed, "labels")
@@ -365,4 +365,4 @@ def label(shared: Shared, data: TrainingData, index: Index, part: tuple[str, ran
         draws = index.protocol.draw(epoch, len(images), sides, index.frame, seed)
         logits = labelled(answers, images, draws, index.protocol, index.frame, device)
         found.append(Lecture(draws, logits))
-    data.stored.write(name, pack(found))
+    data.stored.write(name, pack(found, index.top))

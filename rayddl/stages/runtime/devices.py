@@ -33,9 +33,11 @@ def switches() -> dict[str, str]:
 
 
 def assigned() -> tuple[str, ...]:
-    """The GPUs that Ray assigned to this worker, as indices on its node."""
+    """The GPUs that Ray assigned to this worker, as indices on its node; none in a process without Ray."""
     import ray
 
+    if not ray.is_initialized():  # asking would start Ray
+        return ()
     return tuple(str(i) for i in ray.get_runtime_context().get_accelerator_ids().get("GPU", []))
 
 

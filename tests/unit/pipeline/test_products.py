@@ -80,7 +80,7 @@ def test_a_kind_from_outside_can_be_tuned() -> None:
         (
             {"a": {"kind": "experts"}, "b": {"kind": "evaluate", "set": "a"}, "c": {"kind": "mean"}},
             "stages.b.set: 'a' is of kind experts; expected a stage that produces a set (kind match or rded or coreset "
-            "or tune or imported or mean); stages that would do: c",
+            "or refine or tune or imported or mean); stages that would do: c",
         ),
         (
             {"a": {"kind": "mean"}, "b": {"kind": "coreset", "method": "herding", "ipc": 1, "features": "a"}},

@@ -30,6 +30,13 @@ def test_soft_labels_are_shown_with_their_observer(make: Any) -> None:
     assert shown["observer"] == f"ResNet-18, {numbers.percent(0.934)} right"
 
 
+def test_several_observers_are_shown_together(make: Any) -> None:
+    """Each with its own accuracy."""
+    given = [{"net": "resnet18", "accuracy": 0.9}, {"net": "convnet", "accuracy": None}]
+    shown = facts(make, name="soft", observer=given)
+    assert shown["observers, averaged"] == f"ResNet-18, {numbers.percent(0.9)} right; ConvNet"
+
+
 @pytest.mark.parametrize("observer", [None, {}, {"stage": "teacher", "net": "convnet", "accuracy": None}])
 def test_an_observer_that_is_not_known_is_not_made_up(make: Any, observer: Any) -> None:
     """Hard labels show none; without an accuracy there is only its name."""

@@ -1,0 +1,57 @@
+"""Settings of ``kind: refine``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from rayddl.methods.refinement.settings import RefineSettings
+from rayddl.nets.config import NetConfig
+from rayddl.stages.settings import Precision, Reads, StageConfig
+
+VIEWS = 64
+"""Most views that networks see at a time, unless one image has more."""
+
+
+class RefineConfig(RefineSettings, StageConfig):
+    """Images of another set, changed until observers see their tiles as they see whole real images (CIM, Shang et
+    al. 2026). The published method starts from ``rded`` with ``whole: true`` and ``factor: 2``, and its anchors are a
+    ``coreset`` of ``method: easiest`` with ``factor² ipc`` images of each class.
+    """
+
+    produces: ClassVar[str] = "set"
+    soft: ClassVar[bool] = True
+
+    kind: Literal["refine"]
+    set: Annotated[str, Reads(("set",))]
+    """The stage whose images are refined; of several patches on an image, each is a view."""
+    anchors: Annotated[str, Reads(("set",))]
+    """The stage whose images the views are to resemble in their features: real images, of any number. Each view has
+    the anchor of its class with which the distances of all views together are smallest; with enough anchors, no two
+    views have the same one. Views that are their own anchors (``factor: 1``) do not change."""
+    observers: Annotated[tuple[str, ...], Reads(("teacher",))] = Field(min_length=1)
+    """The teachers whose features are compared; the distances of several are averaged."""
+    precision: Precision = "fp32"
+    """The number format in which observers compute."""
+
+    @model_validator(mode="after")
+    def _a_layer_for_each_observer(self) -> RefineConfig:
+        if self.layers is not None and len(self.layers) not in (1, len(self.observers)):
+            raise ValueError(
+                f"there are {len(self.layers)} layers for {len(self.observers)} observers; give one for each, or one "
+                "for all"
+            )
+        return self
+
+    def layer_of(self, observer: int) -> str | None:
+        """The layer of an observer, counted from 0; ``None`` for the default."""
+        if self.layers is None:
+            return None
+        return self.layers[observer] if len(self.layers) > 1 else self.layers[0]
+
+    def network(self, stages: Mapping[str, StageConfig]) -> NetConfig | None:
+        """The network with which the set that is refined was made."""
+        of = stages.get(self.set)
+        return of.network(stages) if of else None
