@@ -20,12 +20,14 @@ from rayddl.cli.options import (
     Root,
     Seeds,
     Set,
+    SetStage,
 )
 
 
 def evaluate(
     where: Set,
     *,
+    stage: SetStage = None,
     net: Nets = None,
     seeds: Seeds = None,
     epochs: Epochs = None,
@@ -58,6 +60,7 @@ def evaluate(
         judge_set(
             where,
             out=out,
+            stage=stage,
             nets=tuple(net) if net else None,
             seeds=seeds,
             epochs=epochs,

@@ -30,6 +30,10 @@ Plugins: TypeAlias = Annotated[
 Set: TypeAlias = Annotated[
     str, typer.Argument(metavar="SET", help="A set's or stage's folder, a run record, or a run's name.")
 ]
+SetStage: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--stage", metavar="NAME", help="Of several sets, the one that this stage made."),
+]
 Overrides: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. experts.count=20. Repeatable."),

@@ -80,7 +80,7 @@ def of_set(config: EvaluateConfig, made: DistilledSet, folder: Folder, given: st
     if given is None and not soft(config, made):
         return None
     noted = dict(made.info.get("protocol", {}).get("observer") or {})
-    found = _found(folder, noted, given)
+    found = observer_of(folder, noted, given)
     labels = folder.child(LABELS)
     stored = labels if given is None and has_labels(labels) else None
     if stored is not None and (config.epochs or 0) > StoredLabels(stored).index.protocol.epochs and found:
@@ -96,7 +96,10 @@ def of_set(config: EvaluateConfig, made: DistilledSet, folder: Folder, given: st
     return Teaching(observer, stored, noted or None)
 
 
-def _found(folder: Folder, noted: Mapping[str, Any], given: str | None) -> Folder | None:
+def observer_of(folder: Folder, noted: Mapping[str, Any], given: str | None) -> Folder | None:
+    """The observer at ``given``, else that in the set's ``folder``, else that at the place ``noted`` with the set;
+    ``None`` if there is none. Raises :class:`ArtifactError` if ``given`` is no observer.
+    """
     if given is not None:
         places: Sequence[Folder] = (Folder(given), Folder(given).child("observer"))
         found = next((place for place in places if is_observer(place)), None)

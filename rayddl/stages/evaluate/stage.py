@@ -152,7 +152,7 @@ def evaluate_set(
     stored: dict[str, Any] = dict(made.info.get("protocol") or {})
     asked = {"nets": nets, "seeds": seeds, "epochs": epochs}
     given = {k: v for k, v in asked.items() if v is not None}
-    config = read(EvaluateConfig, {**_settings(stored, observer), **given}, folder)
+    config = read(EvaluateConfig, {**settings_of(stored, observer), **given}, folder)
     teaching = soft_labels.of_set(config, made, folder, observer)
     if teaching is not None and teaching.observer is None:
         (progress or Silent()).note(
@@ -205,7 +205,7 @@ def _task(
     return Task(settled(config, made, source, teaching), made, source, teaching, seed, listed)
 
 
-def _settings(stored: dict[str, Any], observer: str | None) -> dict[str, Any]:
+def settings_of(stored: Mapping[str, Any], observer: str | None) -> dict[str, Any]:
     """The settings of an evaluate stage for a stored protocol."""
     own = {"kind": "evaluate", "set": "set", "protocol": stored.get("name", "hard")}
     if observer is not None and own["protocol"] == "hard":
