@@ -51,6 +51,7 @@ def evaluate(
     \b
     rayddl evaluate runs/evaluate-0123456789ab/set
     rayddl evaluate quickstart --seeds 10
+    rayddl evaluate hf://owner/name
     """
     from rayddl.pipeline.display.choose import choose
     from rayddl.pipeline.judging import judge_set

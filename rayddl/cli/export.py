@@ -23,7 +23,9 @@ class Format(str, Enum):
 
 def export(
     where: Set,
-    to: Annotated[str, typer.Option("--to", metavar="DIR", help="A folder or URI to write into.")],
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="DIR", help="A folder or URI to write into.")
+    ] = None,
     format_: Annotated[
         Format,
         typer.Option(
@@ -45,6 +47,10 @@ def export(
         bool,
         typer.Option("--with-test", help="hf: bring the held-out images too, if their terms allow it."),
     ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option("--push", metavar="OWNER/NAME", help="hf: upload it to the Hugging Face Hub, too."),
+    ] = None,
     out: Out = "runs",
     plugin: Plugins = None,
 ) -> None:
@@ -53,6 +59,7 @@ def export(
     \b
     rayddl export quickstart --format pt --to exported
     rayddl export quickstart --format hf --to shared    # with train.py, and what it needs
+    rayddl export quickstart --format hf --push me/digits-1
     """
     from rayddl import hosts
     from rayddl.credentials import scrub
@@ -63,7 +70,14 @@ def export(
     with reporting_errors(), hosts.only(where, out, to, observer):
         use(tuple(plugin or ()))
         exported = export_to(
-            where, to, format_.value, out=out, stage=stage, observer=observer, with_test=with_test
+            where,
+            to,
+            format_.value,
+            out=out,
+            stage=stage,
+            observer=observer,
+            with_test=with_test,
+            push=push,
         )
         more = f" and {len(exported.written) - 1} more" if len(exported.written) > 1 else ""
         typer.echo(visible(f"wrote {scrub(exported.written[0])}{more}"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError, UserError
-from rayddl.pipeline import artifacts, records
+from rayddl.pipeline import artifacts, hub, records
 from rayddl.storage import Folder, split
 
 if TYPE_CHECKING:
@@ -20,12 +20,14 @@ _SHOWN = 6
 
 def find_set(where: str, out: str = "runs", stage: str | None = None) -> Folder:
     """Return the folder of the set that ``where`` names: a set, a stage's folder, a run record, a run's name in
-    ``out``, or a folder of these.
+    ``out``, a folder of these, or ``hf://owner/name``, which is fetched from the Hugging Face Hub.
 
     A set that an evaluation has copied counts as one with its copy, which has the figures. Of several sets, ``stage``
     names the one: the stage that made it, or the folder that holds it. Raises :class:`ArtifactError` and
     :class:`UserError`, for several sets if ``stage`` names none.
     """
+    if where.startswith(hub.SCHEME):
+        return Folder(hub.fetched(where))
     folder = Folder(where)
     try:
         if folder.has(SET_FILE):
@@ -107,8 +109,8 @@ def find_record(where: str, out: str) -> tuple[Folder, str] | None:
 
 
 def load_set(where: str | os.PathLike[str], out: str = "runs", stage: str | None = None) -> DistilledSet:
-    """Load the distilled set at ``where``: a set's folder, a stage's folder, a run record, or a run's name; or a
-    folder with ``images_best.pt`` and ``labels_best.pt`` of rayddl or of other code.
+    """Load the distilled set at ``where``: a set's folder, a stage's folder, a run record, a run's name,
+    ``hf://owner/name``, or a folder with ``images_best.pt`` and ``labels_best.pt`` of rayddl or of other code.
 
     ``where`` is a path or a URI. If it has several sets, ``stage`` names the one. Raises :class:`ArtifactError` if it
     holds no set, and :class:`UserError` if it holds several and ``stage`` names none.
@@ -117,6 +119,6 @@ def load_set(where: str | os.PathLike[str], out: str = "runs", stage: str | None
     from rayddl.data.formats.pt import is_pair, load_pair
 
     folder = Folder(os.fspath(where))
-    if is_pair(folder):
+    if not os.fspath(where).startswith(hub.SCHEME) and is_pair(folder):
         return load_pair(folder)
     return DistilledSet.load(find_set(os.fspath(where), out, stage))

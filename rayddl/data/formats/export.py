@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+import yaml
+
 from rayddl import sealed
+from rayddl.credentials import scrub
 from rayddl.errors import UserError
 from rayddl.storage import Folder
 
@@ -170,5 +173,7 @@ def _hub(made: DistilledSet, more: More) -> Iterator[tuple[str, bytes | Callable
     yield "README.md", card(made, tuple(more.files), more.lacking).encode()
     yield DATA, table
     shared = replace(made, info=without_places(made.info))
+    if shared.info.get("definition"):
+        yield "definition.yaml", yaml.safe_dump(scrub(shared.info["definition"]), sort_keys=False).encode()
     yield "set.json", sealed.document(shared.document())
     yield "set.safetensors", shared.data()
