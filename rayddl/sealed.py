@@ -7,6 +7,7 @@ format, or reading it raises an error that says what to do.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from rayddl import documents
+from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError
 from rayddl.storage import Folder
 
@@ -106,6 +108,11 @@ class Kind:
 def entry(data: bytes) -> dict[str, Any]:
     """Return the entry in a document's ``files`` for a file with the content ``data``."""
     return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+
+
+def document(value: Mapping[str, Any]) -> bytes:
+    """Return the content of a JSON document, without credentials in URIs. Raises ``ValueError`` for NaN."""
+    return json.dumps(scrub(value), indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
 
 
 def _sentence(clause: str) -> str:

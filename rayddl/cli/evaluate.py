@@ -20,12 +20,14 @@ from rayddl.cli.options import (
     Root,
     Seeds,
     Set,
+    SetStage,
 )
 
 
 def evaluate(
     where: Set,
     *,
+    stage: SetStage = None,
     net: Nets = None,
     seeds: Seeds = None,
     epochs: Epochs = None,
@@ -53,6 +55,7 @@ def evaluate(
     \b
     rayddl evaluate runs/evaluate-0123456789ab/set
     rayddl evaluate quickstart --seeds 10
+    rayddl evaluate hf://owner/name
     """
     from rayddl.pipeline.display.choose import choose
     from rayddl.pipeline.judging import judge_set
@@ -62,6 +65,7 @@ def evaluate(
         judge_set(
             where,
             out=out,
+            stage=stage,
             nets=tuple(net) if net else None,
             seeds=seeds,
             epochs=epochs,

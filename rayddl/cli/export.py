@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rayddl.cli.errors import reporting_errors
-from rayddl.cli.options import Out, Plugins, Set
+from rayddl.cli.options import Out, Plugins, Set, SetStage
 
 
 class Format(str, Enum):
@@ -23,7 +23,9 @@ class Format(str, Enum):
 
 def export(
     where: Set,
-    to: Annotated[str, typer.Option("--to", metavar="DIR", help="A folder or URI to write into.")],
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="DIR", help="A folder or URI to write into.")
+    ] = None,
     format_: Annotated[
         Format,
         typer.Option(
@@ -32,6 +34,23 @@ def export(
             "hf: a folder with a card, for datasets.load_dataset.",
         ),
     ] = Format.imagefolder,
+    stage: SetStage = None,
+    observer: Annotated[
+        str | None,
+        typer.Option(
+            "--observer",
+            metavar="PATH",
+            help="hf: the teacher stage's folder, if the set has no labels of its own.",
+        ),
+    ] = None,
+    with_test: Annotated[
+        bool,
+        typer.Option("--with-test", help="hf: bring the held-out images too, if their terms allow it."),
+    ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option("--push", metavar="OWNER/NAME", help="hf: upload it to the Hugging Face Hub, too."),
+    ] = None,
     out: Out = "runs",
     plugin: Plugins = None,
 ) -> None:
@@ -39,21 +58,28 @@ def export(
 
     \b
     rayddl export quickstart --format pt --to exported
-    rayddl export quickstart --format hf --to shared
+    rayddl export quickstart --format hf --to shared    # with train.py, and what it needs
+    rayddl export quickstart --format hf --push me/digits-1
     """
     from rayddl import hosts
     from rayddl.credentials import scrub
-    from rayddl.data.formats.export import export_set, foreign_space
     from rayddl.escapes import visible
+    from rayddl.pipeline.exporting import export_to
     from rayddl.pipeline.plugging import use
-    from rayddl.pipeline.sets import find_set
-    from rayddl.storage import Folder
 
-    with reporting_errors(), hosts.only(where, out, to):
+    with reporting_errors(), hosts.only(where, out, to, observer):
         use(tuple(plugin or ()))
-        found = find_set(where, out)
-        written = export_set(found, format_.value, Folder(to))
-        more = f" and {len(written) - 1} more" if len(written) > 1 else ""
-        typer.echo(visible(f"wrote {scrub(written[0])}{more}"))
-        if format_ is Format.pt and (note := foreign_space(found)):
+        exported = export_to(
+            where,
+            to,
+            format_.value,
+            out=out,
+            stage=stage,
+            observer=observer,
+            with_test=with_test,
+            push=push,
+        )
+        more = f" and {len(exported.written) - 1} more" if len(exported.written) > 1 else ""
+        typer.echo(visible(f"wrote {scrub(exported.written[0])}{more}"))
+        for note in exported.notes:
             typer.echo(visible(f"note: {note}"))

@@ -28,7 +28,14 @@ Plugins: TypeAlias = Annotated[
     ),
 ]
 Set: TypeAlias = Annotated[
-    str, typer.Argument(metavar="SET", help="A set's or stage's folder, a run record, or a run's name.")
+    str,
+    typer.Argument(
+        metavar="SET", help="A set's or stage's folder, a run record, a run's name, or hf://owner/name."
+    ),
+]
+SetStage: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--stage", metavar="NAME", help="Of several sets, the one that this stage made."),
 ]
 Overrides: TypeAlias = Annotated[
     list[str] | None,

@@ -25,6 +25,7 @@ def judge_set(
     where: str,
     *,
     out: str = "runs",
+    stage: str | None = None,
     nets: tuple[str, ...] | None = None,
     seeds: int | None = None,
     epochs: int | None = None,
@@ -38,13 +39,13 @@ def judge_set(
 ) -> Result:
     """Train students on the set at ``where`` by the protocol stored with it; show and return the result.
 
-    ``nets``, ``seeds``, ``epochs``, ``root`` and ``observer`` replace single settings of the protocol. Contacts
-    only hosts that the arguments name, with ``allow_remote`` also those that the set names. Raises
-    :class:`rayddl.errors.RayddlError`.
+    ``stage`` is as for :func:`rayddl.pipeline.sets.find_set`. ``nets``, ``seeds``, ``epochs``, ``root`` and
+    ``observer`` replace single settings of the protocol. Contacts only hosts that the arguments name, with
+    ``allow_remote`` also those that the set names. Raises :class:`rayddl.errors.RayddlError`.
     """
     display = display or Hidden()
     use(plugins)
-    folder = find_set(where, out)
+    folder = find_set(where, out, stage)
     began = time.monotonic()
     ending: Ending = "failed"
     teachers = (observer,) if isinstance(observer, str) else tuple(observer or ())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from markupsafe import Markup
 from PIL import Image
 
 from rayddl.report import numbers
@@ -17,6 +18,12 @@ SIDE = 240
 """Maximum number of fields per side; for more classes, each field shows the maximum of a block."""
 INK = (64, 128, 235)
 """A blue that is visible on white and on near black."""
+NAMED = 24
+"""Largest number of classes whose names stand at the axes."""
+FIELD, WHOLE = 20, 200
+"""Side of a field with names, and of a matrix without them, in CSS pixels."""
+LETTERS, LETTER = 12, 6.4
+"""Letters of a name that are shown, and the width of one in CSS pixels."""
 GAMMA = 0.6
 """Exponent for the opacity; below 1, it makes small shares visible."""
 
@@ -31,6 +38,39 @@ class Matrix:
     classes: tuple[str, ...]
     shares: npt.NDArray[np.float64]
     """``[K, K]``: for each true class, the share of each predicted class."""
+
+    def draw(self) -> Markup:
+        """Return the matrix as SVG: true classes from top to bottom, answers from left to right."""
+        named = len(self.classes) <= NAMED
+        side = FIELD * len(self.classes) if named else WHOLE
+        names = [name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…" for name in self.classes]
+        room = round(LETTER * max(map(len, names))) + 8 if named else 6
+        left, top = room + 16, room + 16
+        parts = [
+            Markup(
+                '<svg class="confusion" viewBox="0 0 {0} {1}" width="{0}" height="{1}" role="img" aria-label="{2}">'
+                "<title>{2}</title>"
+            ).format(left + side + 1, top + side + 1, self.alt),
+            Markup('<text class="axis" x="{}" y="11">taken for</text>').format(left),
+            Markup(
+                '<text class="axis" transform="translate(11 {}) rotate(-90)" text-anchor="end">true class</text>'
+            ).format(top),
+            Markup('<image href="{}" x="{}" y="{}" width="{}" height="{}"/>').format(
+                self.src, left, top, side, side
+            ),
+            Markup('<rect x="{}" y="{}" width="{}" height="{}"/>').format(left, top, side, side),
+        ]
+        for i, name in enumerate(names if named else ()):
+            at = FIELD * (i + 0.5) + 4
+            parts.append(
+                Markup('<text x="{}" y="{:g}" text-anchor="end">{}</text>').format(left - 5, top + at, name)
+            )
+            parts.append(
+                Markup('<text transform="translate({:g} {}) rotate(-90)">{}</text>').format(
+                    left + at, top - 5, name
+                )
+            )
+        return Markup("").join([*parts, Markup("</svg>")])
 
 
 def matrix(confusion: Columns, net: str, classes: tuple[str, ...], label: str) -> Matrix | None:

@@ -72,6 +72,8 @@ class Section:
     """Long tables, shown folded."""
     sets_gallery: SetsGallery | None = None
     matrices: tuple[Matrix, ...] = ()
+    commands: str = ""
+    """Lines to copy into a terminal or a program."""
     code: str = ""
     """YAML text."""
     code_key: str = ""

@@ -48,14 +48,18 @@ DATA = "data/train-00000-of-00001.parquet"
 """Path of the Parquet table in the export, as named in the card."""
 
 
-def card(made: DistilledSet) -> str:
-    """The text of ``README.md``, with the YAML header that Hugging Face's tools read."""
+def card(made: DistilledSet, brought: Sequence[str] = (), lacking: str = "") -> str:
+    """The text of ``README.md``, with the YAML header that Hugging Face's tools read.
+
+    ``brought``: names of the files that train on the set as its figures were made. ``lacking``: why there are none.
+    """
     parts = [
         f"---\n{yaml.safe_dump(_front(made), sort_keys=False)}---\n",
         _what(made),
         _how(made),
         _whose(made),
         _how_good(made),
+        _reached(made, brought, lacking),
         _use(),
     ]
     return visible("\n".join(parts))
@@ -103,6 +107,8 @@ def _front(made: DistilledSet) -> dict[str, Any]:
 def _what(made: DistilledSet) -> str:
     channels, height, width = made.space.shape
     labels = "hard labels" if made.labels.ndim == 1 else "soft labels (a distribution over the classes)"
+    if _protocol(made) == "soft":
+        labels += ". **Its figures come from other labels**: those that an observer gives to each crop, at every step"
     return (
         f"# {_text(_source(made))}, distilled\n\n"
         f"{len(made)} images of {len(made.classes)} classes ({made.ipc} a class), {height} x {width} pixels, "
@@ -146,7 +152,7 @@ def _how_good(made: DistilledSet) -> str:
         f"| {100 * row['mean']:.1f} ± {100 * row['std']:.1f} | {len(row['accuracies'])} |"
         for row in rows
     ]
-    protocol = _text((made.info.get("protocol") or {}).get("name") or "")
+    protocol = _text(_protocol(made))
     return (
         f"## Accuracy\n\nTop-1 on the source's held-out images{f', {protocol}-label protocol' if protocol else ''}; "
         "mean ± standard deviation over networks trained from different seeds.\n\n"
@@ -178,9 +184,41 @@ def _worth(metrics: Mapping[str, Any]) -> str:
     return "\n".join([*lines, ""]) if lines else ""
 
 
+def _protocol(made: DistilledSet) -> str:
+    """The name of the protocol that the set's figures, or the set itself, were made for; empty if unknown."""
+    return str((made.info.get("protocol") or {}).get("name") or "")
+
+
+def _reached(made: DistilledSet, brought: Sequence[str], lacking: str) -> str:
+    """How to train on the set by the protocol of its figures."""
+    soft = _protocol(made) == "soft"
+    if "train.py" not in brought:
+        why = lacking or "the export brings no script for it"
+        own = " Trained on the labels in this folder alone, networks stay below the figures." if soft else ""
+        return f"## Training as measured\n\nNot possible from this folder: {_text(why)}.{own}\n"
+    test = "test.safetensors" in brought
+    labels = (
+        "`labels/` has the observer's logits for every crop of every epoch. "
+        if "labels/labels.json" in brought
+        else "`observer/` has the network that labels every crop. "
+        if soft
+        else ""
+    )
+    images = (
+        "`test.safetensors` has the held-out images. "
+        if test
+        else "TEST are the source's held-out images, which are not part of this folder; the script says in what form. "
+    )
+    return (
+        f"## Training as measured\n\n```bash\npython train.py{'' if test else ' TEST'}\n```\n\n"
+        "The script needs torch, torchvision and safetensors, and trains by the protocol above. "
+        f"{labels}{images}\n"
+    )
+
+
 def _use() -> str:
     return (
-        "## Use\n\n"
+        "## Loading it\n\n"
         '```python\nimport datasets, rayddl\n\npictures = datasets.load_dataset("PATH")["train"]\n'
         'made = rayddl.load_set("PATH")  # the exact tensors\nmade.images, made.labels, made.lr_student\n```\n\n'
         "The table's pictures are rounded to bytes. `set.safetensors` has the exact tensors, as networks were "

@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
+import yaml
+
+from rayddl import sealed
 from rayddl.credentials import scrub
 from rayddl.errors import UserError
 from rayddl.storage import Folder
@@ -27,7 +30,17 @@ NAMES = "classes.txt"
 """The file of an export that names the classes, a line each, in label order."""
 
 
-def export_set(folder: Folder, form: str, to: Folder) -> list[str]:
+@dataclass(frozen=True)
+class More:
+    """What an ``hf`` export has in addition to the set."""
+
+    files: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
+    """By name, functions that return the content."""
+    lacking: str = ""
+    """Why nobody can train on the export as its figures were made, as a sentence; empty if they can."""
+
+
+def export_set(folder: Folder, form: str, to: Folder, more: More | None = None) -> list[str]:
     """Write the set in ``folder`` into ``to``; returns the paths of the files written.
 
     - ``imagefolder``: PNG files, ``<class>/<number>.png``, rounded to bytes; sorted folders are in label order.
@@ -37,8 +50,8 @@ def export_set(folder: Folder, form: str, to: Folder) -> list[str]:
     - ``pt``: ``images_best.pt`` (float32 [N, C, H, W] in model space), ``labels_best.pt`` and ``lr_best.pt``,
       plain tensors in the layout that MTT's code saves and reads, not rounded; with ``set.json`` and
       ``space.safetensors``, which hold the pixel space. :func:`foreign_space` says if MTT's code has another one.
-    - ``hf``: a folder for ``datasets.load_dataset``: the table, a card (``README.md``), and the
-    unrounded tensors for ``rayddl.load_set``.
+    - ``hf``: a folder for ``datasets.load_dataset``: the table, a card (``README.md``), the unrounded tensors for
+      ``rayddl.load_set``, and ``more``: a script that trains on the set, and what it reads.
 
     Each has ``classes.txt``, the names of the classes in label order, one per line.
 
@@ -51,8 +64,10 @@ def export_set(folder: Folder, form: str, to: Folder) -> list[str]:
         raise UserError(f"unknown format {form!r}; known: {', '.join(FORMATS)}", code="unknown-format")
     # Everything is made from the checked tensors: the other files of a set are not read, nor what they link to.
     made = DistilledSet.load(folder)
-    forms = {"imagefolder": _folders, "parquet": _table, "webdataset": _shards, "pt": _tensors, "hf": _hub}
-    files = {**dict(forms[form](made)), NAMES: "\n".join([*made.classes, ""]).encode()}
+    forms = {"imagefolder": _folders, "parquet": _table, "webdataset": _shards, "pt": _tensors}
+    parts = _hub(made, more or More()) if form == "hf" else forms[form](made)
+    files: dict[str, bytes | Callable[[], bytes]] = dict(parts)
+    files[NAMES] = "\n".join([*made.classes, ""]).encode()
     there = sorted(name for name in files if to.has(name))
     if there:
         raise UserError(
@@ -61,7 +76,7 @@ def export_set(folder: Folder, form: str, to: Folder) -> list[str]:
             code="export-exists",
         )
     for name, data in files.items():
-        to.write(name, data)
+        to.write(name, data if isinstance(data, bytes) else data())
     return [to.path(name) for name in files]
 
 
@@ -146,20 +161,19 @@ def _tensors(made: DistilledSet) -> Iterator[tuple[str, bytes]]:
         stream = io.BytesIO()
         torch.save(tensor.detach().cpu().contiguous().clone(), stream)
         yield name, stream.getvalue()
-    yield META, _document(made.document())
+    yield META, sealed.document(made.document())
     yield SPACE, save({name: tensor.contiguous() for name, tensor in made.space.tensors().items()})
 
 
-def _hub(made: DistilledSet) -> Iterator[tuple[str, bytes]]:
+def _hub(made: DistilledSet, more: More) -> Iterator[tuple[str, bytes | Callable[[], bytes]]]:
     from rayddl.data.formats.card import DATA, card, without_places
 
     (_, table), *_ = _table(made)
-    yield "README.md", card(made).encode()
+    yield from more.files.items()
+    yield "README.md", card(made, tuple(more.files), more.lacking).encode()
     yield DATA, table
     shared = replace(made, info=without_places(made.info))
-    yield "set.json", _document(shared.document())
+    if shared.info.get("definition"):
+        yield "definition.yaml", yaml.safe_dump(scrub(shared.info["definition"]), sort_keys=False).encode()
+    yield "set.json", sealed.document(shared.document())
     yield "set.safetensors", shared.data()
-
-
-def _document(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(scrub(value), indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"

@@ -97,13 +97,34 @@ class Observer:
             accuracy=self.accuracy if same else None,
         )
 
+    def reduced(self, classes: Sequence[str]) -> Observer:
+        """The observer :meth:`pruned` to ``classes``, as a network with an output for each of them and no others.
+
+        Raises the errors of :meth:`pruned`.
+        """
+        pruned = self.pruned(classes)
+        base, kept, total = _parts(pruned.module, len(classes))
+        if kept == list(range(total)):
+            return pruned
+        state = base.state_dict()
+        # The last layer of every network is linear, with a row for each output.
+        for name in list(state)[-2:]:
+            state[name] = state[name][kept]
+        return replace(
+            pruned, module=frozen(_built(self.net, self.shape, state, list(range(len(kept))), len(kept)))
+        )
+
     def save(self, folder: Folder) -> None:
         """Write the observer into ``folder``; other files are not changed."""
+        folder.delete(_META)
+        for name, data in self.contents().items():
+            folder.write(name, data)
+
+    def contents(self) -> dict[str, bytes]:
+        """The content of its files by name; the document is the last."""
         base, kept, total = _parts(self.module, len(self.classes))
         state = {k: v.detach().cpu().contiguous().clone() for k, v in base.state_dict().items()}
         data = safetensors.save(state)
-        folder.delete(_META)
-        folder.write(_TENSORS, data)
         meta = {
             **KIND.head(),
             "net": self.net.model_dump(mode="json"),
@@ -115,7 +136,7 @@ class Observer:
             "accuracy": self.accuracy,
             "files": {_TENSORS: sealed.entry(data)},
         }
-        folder.write_json(_META, meta)
+        return {_TENSORS: data, _META: sealed.document(meta)}
 
     @classmethod
     def load(cls, folder: Folder) -> Observer:
@@ -134,8 +155,8 @@ class Observer:
                 net=net,
                 classes=tuple(meta["classes"]),
                 shape=shape,
-                mean=tuple(meta["mean"]),
-                std=tuple(meta["std"]),
+                mean=tuple(float(value) for value in meta["mean"]),
+                std=tuple(float(value) for value in meta["std"]),
                 accuracy=meta["accuracy"],
             )
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError, ValidationError) as error:

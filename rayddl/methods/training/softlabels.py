@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -97,7 +97,11 @@ class Index:
         frame, shape = meta["frame"], meta["frame"]["shape"]
         return cls(
             tuple(meta["classes"]),
-            Frame((shape[0], shape[1], shape[2]), tuple(frame["mean"]), tuple(frame["std"])),
+            Frame(
+                (int(shape[0]), int(shape[1]), int(shape[2])),
+                tuple(float(value) for value in frame["mean"]),
+                tuple(float(value) for value in frame["std"]),
+            ),
             SoftProtocol(**meta["protocol"]),
             meta["images"],
             meta["count"],
@@ -162,12 +166,29 @@ class StoredLabels:
         self._meta = meta = KIND.read(folder)
         try:
             self.index = Index.from_json(meta)
-        except (KeyError, IndexError, TypeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"the soft labels in {folder} are incomplete: {error}. Evaluate the set again.",
                 code="soft-labels-incomplete",
             ) from error
         self._open: tuple[str, range, list[Lecture]] = ("", range(0), [])
+
+    def contents(self) -> dict[str, Callable[[], bytes]]:
+        """The files of these labels by name, as functions that return their content, read and checked when called."""
+
+        def part(name: str) -> Callable[[], bytes]:
+            def content() -> bytes:
+                KIND.file(self._folder, self._meta, name)
+                return self._folder.read(name)
+
+            return content
+
+        files = {name: part(name) for name, _ in self.index.parts()}
+        entries = {name: self._meta["files"][name] for name in files}
+        return {
+            **files,
+            _META: lambda: sealed.document({**KIND.head(), **self.index.to_json(), "files": entries}),
+        }
 
     def refuse_other_images(self, images: Tensor) -> None:
         """Raise :class:`ArtifactError` unless these uint8 images are the labelled ones."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rayddl.report.sections import Link, slug
 from rayddl.report.values import Columns, Pictures, Stage, number
 from rayddl.stages.evaluate.figures import Row, rows_of
 
+RANDOM = "random"
+"""The method of random real images, and their colour."""
 TINTS = 8
 """Number of distinct colours; further methods reuse them with another dash pattern."""
 
@@ -54,6 +57,8 @@ class Entry:
     """Results of the students trained on the set, by network."""
     random: tuple[Row, ...]
     """Results of the students trained on as many random images, by network."""
+    baseline: bool = False
+    """True for the random images with which sets are compared: they take no time to make."""
 
     @property
     def ipc(self) -> int:
@@ -68,13 +73,18 @@ class Entry:
     @property
     def seconds(self) -> float:
         """Seconds of all stages that made the set; NaN if unknown."""
-        spent = self.judged.stage.summary.get("spent") or {}
+        spent = {} if self.baseline else self.judged.stage.summary.get("spent") or {}
         return sum(number(v) for v in spent.values()) if spent else math.nan
 
     @property
     def link(self) -> Link:
         """The link to the set's definition."""
         return Link(self.judged.stage.name, f"{self.judged.key}-{slug('stage', self.judged.stage.name)}")
+
+    @property
+    def bytes(self) -> float:
+        """Bytes of images and labels; NaN if unknown."""
+        return math.nan if self.baseline else number(self.judged.stage.summary.get("bytes"))
 
     def of(self, net: str) -> Row | None:
         """The results of one network; ``None`` if the set has none."""
@@ -101,6 +111,47 @@ def entries(comparison: Comparison) -> tuple[Entry, ...]:
             )
         )
     return tuple(sorted(found, key=lambda e: (methods.index(e.method), e.ipc)))
+
+
+def randoms(found: Sequence[Entry]) -> tuple[Entry, ...]:
+    """The random real images with which the sets are compared, as entries ordered by images per class.
+
+    Sets of one size and one protocol share theirs. Sizes with a set of random images of its own have no others.
+    """
+    own = {entry.ipc for entry in found if entry.method == RANDOM}
+    first: dict[tuple[Any, ...], Entry] = {}
+    for entry in sorted(found, key=lambda each: each.ipc):
+        if entry.random and entry.ipc not in own:
+            first.setdefault((entry.ipc, *((row.net, row.mean) for row in entry.random)), entry)
+    many = Counter(entry.ipc for entry in first.values())
+    return tuple(
+        replace(
+            entry,
+            label=f"random, IPC {entry.ipc}" + (f" (as {entry.label})" if many[entry.ipc] > 1 else ""),
+            method=RANDOM,
+            tint=RANDOM,
+            rows=entry.random,
+            baseline=True,
+        )
+        for entry in first.values()
+    )
+
+
+def random_of(entry: Entry, row: Row, found: Sequence[Entry]) -> Row | None:
+    """The result of as many random images: the set's own, else that of a random set of the same size."""
+    own = next((r for r in entry.random if r.net == row.net), None)
+    if own is not None:
+        return own
+    other = next((e for e in found if e.method == RANDOM and e.ipc == entry.ipc and e is not entry), None)
+    return other.of(row.net) if other else None
+
+
+def below(entry: Entry, found: Sequence[Entry]) -> bool:
+    """True if students of the set are worse than those of random images, for any network."""
+    pairs = ((row, random_of(entry, row, found)) for row in entry.rows)
+    return entry.method != RANDOM and any(
+        random is not None and row.mean < random.mean for row, random in pairs
+    )
 
 
 def _method(judged: Judged) -> str:

@@ -19,8 +19,18 @@ from rayddl.report.sections import Fact, Section, net_name, slug
 from rayddl.report.tables import Cell, Column, Table
 from rayddl.report.values import number
 from rayddl.stages.compare import protocols
-from rayddl.stages.compare.entries import TINTS, Comparison, Entry, entries, nets_of
-from rayddl.stages.evaluate.figures import Row
+from rayddl.stages.compare.entries import (
+    RANDOM,
+    TINTS,
+    Comparison,
+    Entry,
+    below,
+    entries,
+    nets_of,
+    random_of,
+    randoms,
+)
+from rayddl.stages.evaluate.figures import BELOW, Row
 
 SCORES = {
     "of_whole": "Of whole data's",
@@ -29,6 +39,8 @@ SCORES = {
     "ars": "Augmentation-robust",
 }
 """Scores that get a column if any set has them, with the column's title."""
+WORSE = 3
+"""Number of sets below random that the headline names."""
 DODGE = 0.05
 """Offset of neighbouring error bars, as a share of the distance between two numbers of images."""
 
@@ -60,10 +72,21 @@ def headline(comparison: Comparison) -> Headline:
     if best is None:
         return Headline(Markup("Nothing to compare yet."), (), None)
     _, entry, row = best
-    lead = Markup("<strong>{}</strong> leads {}: {} teach {} <strong>{}</strong>.").format(
+    lead = Markup("<strong>{}</strong> leads {}: {} teach {} <strong>{}</strong>").format(
         entry.method, numbers.counted(len(found), "set") + f" of {numbers.counted(methods, 'method')}",
         numbers.counted(row.images, "image"), net_name(row.net), numbers.percent(row.mean),
     )  # fmt: skip
+    random = random_of(entry, row, found)
+    if random is None:
+        lead += Markup(".")
+    else:
+        less = "less than " if row.mean < random.mean else ""
+        text = Markup('; <span class="against">{}{} {}.</span>')
+        lead += text.format(less, random.what, numbers.percent(random.mean))
+    worse = [each.label for each in found if below(each, found)]
+    if worse:
+        listed = ", ".join(worse[:WORSE]) + (" …" if len(worse) > WORSE else "")
+        lead += Markup(" {} below random: {}.").format(numbers.counted(len(worse), "set"), listed)
     facts = (
         Fact(numbers.count(len(found)), "sets"),
         Fact(numbers.count(len(nets_of(found))), "networks"),
@@ -130,6 +153,15 @@ def _by_ipc(found: Sequence[Entry], net: str) -> Chart:
         marks += [Whiskers(xs, low, high, tint), Spots(xs, [row.mean for _, row in own], tint)]
         for e, row in own:
             hints.setdefault(sizes.index(e.ipc), []).append(f"{e.label}: {row.text}")
+    baselines = [(e, row) for e in randoms(found) if (row := e.of(net)) is not None]
+    if baselines:
+        at = [float(sizes.index(e.ipc)) for e, _ in baselines]
+        means = [row.mean for _, row in baselines]
+        single = len(set(at)) == len(at)
+        marks += [Line(at, means, "mean dashed", tint=RANDOM)] if single and len(at) > 1 else []
+        marks += [Spots(at, means, RANDOM)]
+        for e, row in baselines:
+            hints.setdefault(sizes.index(e.ipc), []).append(f"{e.label}: {row.text}")
     return Chart(
         key=slug("ipc", net),
         title=f"{net_name(net)}: accuracy against images per class",
@@ -141,7 +173,7 @@ def _by_ipc(found: Sequence[Entry], net: str) -> Chart:
         x_range=(-0.35, len(sizes) - 0.65),
         x_names=tuple(str(size) for size in sizes),
         hints=tuple(Hint(float(at), "\n".join(lines)) for at, lines in sorted(hints.items())),
-        legend=_legend(found),
+        legend=(*_legend(found), *(((RANDOM, "random real images"),) if baselines else ())),
     )
 
 
@@ -201,21 +233,20 @@ def _table(found: Sequence[Entry]) -> Table:
     return Table(
         "Every set with every network",
         tuple(head),
-        tuple(_line(e, row, found, known, top5, timed) for e in found for row in e.rows),
+        tuple(_line(e, row, found, known, top5, timed) for e in (*found, *randoms(found)) for row in e.rows),
     )
 
 
 def _line(
     entry: Entry, row: Row, found: Sequence[Entry], known: Sequence[str], top5: bool, timed: bool
 ) -> tuple[Cell, ...]:
-    size = number(entry.judged.stage.summary.get("bytes"))
     best = max((r.mean for e in found if e.ipc == entry.ipc and (r := e.of(row.net))), default=math.nan)
     gain = _gain(entry, row, found)
     cells = [
-        Cell(entry.label, link=f"#{entry.link.anchor}"),
+        Cell(entry.label + (BELOW if gain < 0 else ""), link=f"#{entry.link.anchor}"),
         Cell(numbers.count(entry.ipc), entry.ipc),
         Cell(numbers.count(row.images), row.images),
-        Cell(numbers.size(size), size),
+        Cell(numbers.size(entry.bytes), entry.bytes),
         Cell(net_name(row.net)),
         Cell(numbers.percent(row.mean), row.mean, strong=row.mean == best),
         Cell(f"{row.std * 100:.1f}" if len(row.accuracies) > 1 else numbers.ABSENT, row.std),
@@ -243,13 +274,9 @@ def _scores(entry: Entry, row: Row) -> Mapping[str, Any]:
 
 
 def _gain(entry: Entry, row: Row, found: Sequence[Entry]) -> float:
-    """Accuracy minus that of as many random images: the set's own, else those of a random set of the same size."""
-    own = next((r for r in entry.random if r.net == row.net), None)
-    if own is not None:
-        return row.mean - own.mean
-    other = next((e for e in found if e.method == "random" and e.ipc == entry.ipc and e is not entry), None)
-    beside = other.of(row.net) if other else None
-    return row.mean - beside.mean if beside else math.nan
+    """Accuracy minus that of as many random images; NaN if there is none."""
+    random = None if entry.baseline else random_of(entry, row, found)
+    return row.mean - random.mean if random else math.nan
 
 
 def _heat(found: Sequence[Entry]) -> Table:

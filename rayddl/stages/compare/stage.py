@@ -11,11 +11,11 @@ from rayddl.errors import ArtifactError
 from rayddl.report.numbers import duration
 from rayddl.report.sections import net_name
 from rayddl.stages import parquet as tables
-from rayddl.stages.compare.entries import Comparison, Entry, Judged, entries, nets_of
+from rayddl.stages.compare.entries import Comparison, Entry, Judged, below, entries, nets_of, randoms
 from rayddl.stages.compare.page import render
 from rayddl.stages.compare.settings import CompareConfig
 from rayddl.stages.context import Context, Input, Result
-from rayddl.stages.evaluate.figures import confusion_of
+from rayddl.stages.evaluate.figures import BELOW, confusion_of
 from rayddl.stages.finished import PAGE, as_stage, in_order, pictures, versions
 from rayddl.stages.kinds import produced
 from rayddl.storage import Folder
@@ -51,7 +51,8 @@ def run(config: CompareConfig, context: Context) -> Result:
     lines = list(_lines(listed))
     tables.write(context.out, "comparison.parquet", {n: [line[n] for line in lines] for n in TYPES}, TYPES)
     return Result(
-        {"file": PAGE, "bytes": len(page), "rows": lines}, tuple(_shown(entry, nets) for entry in listed)
+        {"file": PAGE, "bytes": len(page), "rows": lines},
+        tuple(_shown(entry, nets, listed) for entry in (*listed, *randoms(listed))),
     )
 
 
@@ -105,15 +106,15 @@ def _known(value: float) -> float | None:
     return value if value == value else None  # noqa: PLR0124 - NaN is not itself
 
 
-def _shown(entry: Entry, nets: Sequence[str]) -> dict[str, str]:
+def _shown(entry: Entry, nets: Sequence[str], listed: Sequence[Entry]) -> dict[str, str]:
     rows = {net: entry.of(net) for net in nets}
     cells = {
         net_name(net): f"{100 * row.mean:.1f} ± {100 * row.std:.1f}" if row else ""
         for net, row in rows.items()
     }
     return {
-        "set": entry.label,
+        "set": entry.label + (BELOW if below(entry, listed) else ""),
         "images": f"{entry.images:,}",
         **cells,
-        "time to make": duration(entry.seconds),
+        "time to make": "" if entry.baseline else duration(entry.seconds),
     }

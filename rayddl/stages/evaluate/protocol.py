@@ -353,17 +353,21 @@ def _protocols(task: Task) -> Sequence[Protocol | SoftProtocol]:
     if task.teaching is None:
         hard, whole = _hard_protocols(task)
         return hard, hard, whole
-    soft = SoftProtocol.of(config, factor=int(task.made.info.get("factor", 1)))
     stored = task.teaching.stored
-    if stored is not None and softlabels.has_labels(stored):
-        # Stored labels belong to stored crops in stored batches.
-        own = {
-            name: getattr(soft, name) for name in ("epochs", *softlabels.OF_STUDENTS - softlabels.OF_CROPS)
-        }
-        soft = StoredLabels(stored).index.protocol.model_copy(update=own)
+    labels = StoredLabels(stored) if stored is not None and softlabels.has_labels(stored) else None
+    soft = soft_protocol(config, task.made, labels)
     real = soft.model_copy(update={"factor": 1})
     more = {"epochs": config.whole_epochs, "batch": max(config.batch or 1, WHOLE_BATCH)}
     return soft, real, real.model_copy(update=more)
+
+
+def soft_protocol(config: EvaluateConfig, made: DistilledSet, stored: StoredLabels | None) -> SoftProtocol:
+    """The soft-label protocol for the set; with ``stored`` labels that of their crops and batches."""
+    soft = SoftProtocol.of(config, factor=int(made.info.get("factor", 1)))
+    if stored is None:
+        return soft
+    own = {name: getattr(soft, name) for name in ("epochs", *softlabels.OF_STUDENTS - softlabels.OF_CROPS)}
+    return stored.index.protocol.model_copy(update=own)
 
 
 def _store_labels(

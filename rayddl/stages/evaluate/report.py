@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 from markupsafe import Markup
 
 from rayddl.data.distilled import KIND
@@ -21,6 +23,7 @@ from rayddl.report.values import Columns, Stage, number
 from rayddl.stages.context import Input
 from rayddl.stages.evaluate.figures import (
     BELOW,
+    HOW,
     PROTOCOL,
     Duel,
     Row,
@@ -41,6 +44,8 @@ SCORES = {
     "ars": ("Augmentation-robust score", "percent"),
 }
 """Scores in the order shown, with title and unit."""
+OPEN_CLASSES = 12
+"""Number of classes above which their accuracies are collapsed."""
 OPEN_STUDENTS = 12
 """Number of students above which their table is collapsed."""
 TINT = "set"
@@ -77,6 +82,7 @@ def part(evaluations: Sequence[Evaluate], run: Run) -> Part:
     sections = [] if compared is None else [(Place.RESULT, compared)]
     alone = len(evaluations) == 1
     sections += [(Place.STUDENTS, section(evaluation, alone)) for evaluation in evaluations]
+    sections += [(Place.PICKED, use(evaluations, run))] if compared is not None else []
     if duel is None:
         return Part(Place.RESULT, tuple(sections))
     judged = next(stage.summary.get("set") for stage in stages if stage.name == duel.distilled.stage)
@@ -149,6 +155,7 @@ def section(evaluation: Evaluate, alone: bool) -> Section:
     students = _students(evaluation)
     folded = len(students.rows) > OPEN_STUDENTS
     protocol = stage.summary.get("protocol")
+    by_class, many = tuple(_by_class(evaluation)), len(evaluation.classes) > OPEN_CLASSES
     return Section(
         key=slug("evaluate", stage.name),
         title="Students" if alone else f"Students of {stage.name}",
@@ -156,9 +163,58 @@ def section(evaluation: Evaluate, alone: bool) -> Section:
         lead="Every student that was trained, with the seed that made it.",
         made_by=links_to([stage]),
         facts=tuple(_protocol(protocol, stage.summary, stage.seconds)),
-        tables=(*_scores(stage), *(() if folded else (students,))),
-        folded=(students,) if folded else (),
+        tables=(*_scores(stage), *(() if many else by_class), *(() if folded else (students,))),
+        folded=(*(by_class if many else ()), *((students,) if folded else ())),
         matrices=_matrices(evaluation),
+    )
+
+
+def _by_class(evaluation: Evaluate) -> Iterable[Table]:
+    """For each network, the accuracy of every class, by training data."""
+    confusion, found = evaluation.confusion, rows_of(evaluation.stage)
+    if confusion is None:
+        return
+    for net in dict.fromkeys(r.net for r in found):
+        shares = {
+            r.data: _right(confusion, net, r.data, len(evaluation.classes)) for r in found if r.net == net
+        }
+        lines = tuple(
+            (Cell(name), *(Cell(numbers.percent(each[i]), each[i]) for each in shares.values()))
+            for i, name in enumerate(evaluation.classes)
+        )
+        head = (Column("Class"), *(Column(_data(data), True) for data in shares))
+        yield Table(f"Accuracy class by class: {net_name(net)}", head, lines)
+
+
+def _right(confusion: Columns, net: str, data: str, classes: int) -> list[float]:
+    """The accuracy of each class over all students of ``net`` trained on ``data``; NaN for one without images."""
+    mine = (confusion["net"] == net) & (confusion["data"] == data)
+    true, count = confusion["true"][mine].astype(int), confusion["count"][mine]
+    shown = np.bincount(true, count, classes)
+    right = np.bincount(true, count * (confusion["predicted"][mine] == true), classes)
+    return [float(hits / of) if of else math.nan for hits, of in zip(right, shown, strict=True)]
+
+
+def _data(data: str) -> str:
+    """``distilled-own`` as ``distilled, own labels``."""
+    plain, _, how = data.partition("-")
+    return plain + HOW.get(how, f", {how}")
+
+
+def use(evaluations: Sequence[Evaluate], run: Run) -> Section:
+    """Commands that bring the set into a program of its reader."""
+    name = shlex.quote(run.name)
+    stage = f" --stage {shlex.quote(evaluations[0].stage.name)}" if len(evaluations) > 1 else ""
+    given = f", stage={evaluations[0].stage.name!r}" if len(evaluations) > 1 else ""
+    return Section(
+        key="use",
+        title="Use this set",
+        short="Use",
+        lead="The first command writes a folder for others: images, labels, a card, and train.py, which trains on them "
+        "in plain PyTorch as it was measured here. Run it where the run was started, or add --out.",
+        commands=f"rayddl export {name}{stage} --format hf --to shared\npython shared/train.py\n\n"
+        f"# in Python\nimport rayddl\nmade = rayddl.load_set({run.name!r}{given})\n"
+        "made.images, made.labels, made.lr_student, made.space.encode  # for test images",
     )
 
 

@@ -103,7 +103,7 @@ def of_set(
         return None
     where = made.info.get("protocol", {}).get("observer") or None
     noted = _listed(where)
-    found = _found(folder, noted, given)
+    found = observers_of(folder, noted, given)
     labels = folder.child(LABELS)
     stored = labels if not given and has_labels(labels) else None
     if stored is not None and (config.epochs or 0) > StoredLabels(stored).index.protocol.epochs and found:
@@ -127,8 +127,11 @@ def _listed(where: Where) -> Sequence[Mapping[str, Any]]:
     return [] if where is None else [where] if isinstance(where, Mapping) else where
 
 
-def _found(folder: Folder, noted: Sequence[Mapping[str, Any]], given: Sequence[str]) -> list[Folder]:
-    """The folders of all observers; empty if one of those that the set names is missing."""
+def observers_of(folder: Folder, noted: Sequence[Mapping[str, Any]], given: Sequence[str]) -> list[Folder]:
+    """The observers at ``given``, else those in the set's ``folder`` or at the places ``noted`` with it.
+
+    Empty if one of them is missing. Raises :class:`ArtifactError` if one of ``given`` is no observer.
+    """
     if given:
         return [_given(path) for path in given]
     inside = [folder.child(name) for name in _inside(max(1, len(noted)))]

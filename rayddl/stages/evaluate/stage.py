@@ -158,7 +158,7 @@ def evaluate_set(
     teachers = (observer,) if isinstance(observer, str) else tuple(observer or ())
     asked = {"nets": nets, "seeds": seeds, "epochs": epochs}
     given = {k: v for k, v in asked.items() if v is not None}
-    config = read(EvaluateConfig, {**_settings(stored, other=bool(teachers)), **given}, folder)
+    config = read(EvaluateConfig, {**settings_of(stored, other=bool(teachers)), **given}, folder)
     teaching = soft_labels.of_set(config, made, folder, teachers)
     if teaching is not None and teaching.observer is None:
         (progress or Silent()).note(
@@ -211,7 +211,7 @@ def _task(
     return Task(settled(config, made, source, teaching), made, source, teaching, seed, listed)
 
 
-def _settings(stored: dict[str, Any], *, other: bool) -> dict[str, Any]:
+def settings_of(stored: Mapping[str, Any], *, other: bool) -> dict[str, Any]:
     """The settings of an evaluate stage for a stored protocol. ``other``: not the stored observer labels."""
     own = {"kind": "evaluate", "set": "set", "protocol": stored.get("name", "hard")}
     if other and own["protocol"] == "hard":

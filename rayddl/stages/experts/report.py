@@ -49,16 +49,24 @@ def part(all_experts: Sequence[Experts], run: Run) -> Part:
     if stored is not None:
         sections.append((Place.STORED, stored))
     facts = (Fact(numbers.factor(smaller), "less storage than MTT's snapshots"),) if smaller > 1.01 else ()
+    whole = _mean(all_experts[0])
+    if math.isfinite(whole):
+        facts = (Fact(numbers.percent(whole), "experts, trained on all real images"), *facts)
     return Part(Place.TRAINED, tuple(sections), _headline(all_experts[0], run), facts=facts)
 
 
 def _headline(experts: Experts, run: Run) -> Markup:
     s = experts.stage.summary
-    reached = s.get("test_accuracy")
-    mean = number(reached.get("mean")) if isinstance(reached, Mapping) else math.nan
+    mean = _mean(experts)
     return Markup("<strong>{}</strong> reach <strong>{}</strong> on {}.").format(
         numbers.counted(int(s.get("count") or 0), "expert"), numbers.percent(mean), held_out(run.source)
     )
+
+
+def _mean(experts: Experts) -> float:
+    """The experts' mean accuracy; NaN if unknown."""
+    reached = experts.stage.summary.get("test_accuracy")
+    return number(reached.get("mean")) if isinstance(reached, Mapping) else math.nan
 
 
 def section(experts: Experts, alone: bool) -> Section:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rayddl.errors import ArtifactError, StageError
+from rayddl.errors import ArtifactError, StageError, UserError
 from rayddl.pipeline.browse.listing import age, listing
 from rayddl.pipeline.browse.show import inspect
 from rayddl.pipeline.sets import find_set
@@ -227,12 +227,42 @@ class TestFindSet:
 
         assert {find_set(way, str(lab.out)).local for way in ways} == {Path(folder) / "set"}
 
-    def test_the_last_of_a_run(self, lab: Any, three: dict[str, Any]) -> None:
-        """Of a run with several sets, the last stage's is meant."""
+    def test_a_set_and_its_evaluation_are_one(self, lab: Any, three: dict[str, Any]) -> None:
+        """Of a set and the copy of the stage that read it, the copy is meant."""
         lab.works |= {"first": write_set, "second": write_set}
         folders = lab.run(three).folders
 
         assert find_set("three", str(lab.out)).local == Path(folders["second"]) / "set"
+
+    def test_several_are_asked_about(self, lab: Any, three: dict[str, Any]) -> None:
+        """Of two sets of a run none is guessed: the refusal names them, and the option that chooses."""
+        three["stages"]["other"] = {"kind": "make"}
+        lab.works |= {"first": write_set, "second": write_set, "other": write_set}
+        folders = lab.run(three).folders
+        out = str(lab.out)
+
+        with pytest.raises(UserError) as error:
+            find_set("three", out)
+        assert (
+            str(error.value) == "three has 2 sets: second, other; name one with --stage (in Python stage=…)"
+        )
+        for name in ("other", "second"):
+            assert find_set("three", out, name).local == Path(folders[name]) / "set"
+        with raises("no-set-of-stage"):
+            find_set("three", out, "first")
+
+    def test_a_folder_of_sets(self, tmp_path: Path) -> None:
+        """One set in a folder's folders is found, of several one has to be named."""
+        (tmp_path / "other").mkdir()
+        (tmp_path / "a" / "set").mkdir(parents=True)
+        (tmp_path / "a" / "set" / "set.json").write_text("{}")
+        assert find_set(str(tmp_path)).local == tmp_path / "a" / "set"
+        (tmp_path / "b").mkdir()
+        (tmp_path / "b" / "set.json").write_text("{}")
+
+        with raises("several-sets"):
+            find_set(str(tmp_path))
+        assert find_set(str(tmp_path), stage="b").local == tmp_path / "b"
 
     def test_none(self, lab: Any, three: dict[str, Any]) -> None:
         """If there is none, the message says what was searched."""

@@ -192,6 +192,24 @@ def test_nothing_is_wider_than_the_screen(
         assert page.evaluate("document.documentElement.scrollWidth") == viewport["width"]
 
 
+CUT = """() => [...document.querySelectorAll("td, th[scope=row]")]
+  .filter((cell) => cell.getClientRects().length)
+  .map((cell) => [cell.getBoundingClientRect(), cell])
+  .filter(([box, cell]) => box.right > innerWidth + 1 || box.left < -1 || cell.scrollWidth > cell.clientWidth + 1)
+  .map(([box, cell]) => cell.closest("table").caption?.textContent + ": " + cell.textContent)"""
+
+
+def test_no_column_is_cut_off_on_a_phone(show: Callable[..., Any], quickstart: Run, compared: str) -> None:
+    """Tables of many columns become lists of named values; others wrap."""
+    for text in (render(quickstart), compared):
+        page = show(text, PHONE)
+        assert page.locator("td").count() > 20
+        assert page.evaluate(CUT) == []
+        many = page.locator(".many tbody tr").first.locator("td")
+        named = "cell => getComputedStyle(cell, '::before').content"
+        assert many.nth(1).evaluate(named).strip('"') == many.nth(1).get_attribute("data-name")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_its_ground(
     show: Callable[..., Any], quickstart: Run, compared: str, scheme: str

@@ -14,7 +14,8 @@ from rayddl.report.charts import Line, Spots, Whiskers
 from rayddl.report.confusion import matrix, mistakes
 from rayddl.report.values import Columns
 from rayddl.stages.compare import page as compare
-from rayddl.stages.compare.entries import Comparison, Judged, entries
+from rayddl.stages.compare.entries import Comparison, Judged, entries, randoms
+from rayddl.stages.compare.stage import _shown
 
 LEVELS = {("random", 1): 0.5, ("random", 10): 0.8, ("MTT", 1): 0.7, ("MTT", 10): 0.9}
 NETS = {"convnet": 0.0, "mlp": -0.1}
@@ -172,3 +173,60 @@ def test_every_figure_of_the_page_leads_to_its_definition(four: Comparison) -> N
 def test_nothing_to_compare_is_said() -> None:
     """A page without sets is complete."""
     assert compare.headline(Comparison("x", (), {}, {})).lead == "Nothing to compare yet."
+
+
+def with_random(make: Any, ipc: int, levels: tuple[float, float]) -> Judged:
+    """A set of MTT whose evaluation has students of random images, too: of the set and of random images."""
+    one = judged(make, "MTT", ipc, levels[0])
+    rows = [*one.stage.summary["rows"], make.row("random", "convnet", 10 * ipc, [levels[1]])]
+    return replace(one, stage=replace(one.stage, summary={**one.stage.summary, "rows": rows}))
+
+
+def test_random_is_in_headline_chart_and_table(make: Any) -> None:
+    """Also where no stage makes a set of random images: the students of each evaluation stand for it."""
+    comparison = Comparison(
+        "x", (with_random(make, 1, (0.7, 0.5)), with_random(make, 10, (0.6, 0.8))), {}, {"rayddl": "0"}
+    )
+    lead = str(compare.headline(comparison).lead).replace("\u00a0", " ")
+    section = next(compare.sections(comparison, 100_000))
+    chart, lines = section.charts[0], section.tables[0].rows
+
+    assert "10 random real images 50.0 %" in lead
+    assert "1 set below random: MTT, IPC 10." in lead
+    assert chart.legend == (("m0", "MTT"), ("random", "random real images"))
+    (line,) = [m for m in chart.marks if isinstance(m, Line) and m.tint == "random"]
+    assert list(line.y) == [0.5, 0.8]
+    assert [r[0].text for r in lines] == [
+        "MTT, IPC 1", "MTT, IPC 1", "MTT, IPC 10, below random", "MTT, IPC 10", "random, IPC 1", "random, IPC 10",
+    ]  # fmt: skip
+    told = [
+        _shown(e, ["convnet"], entries(comparison))
+        for e in (*entries(comparison), *randoms(entries(comparison)))
+    ]
+    assert [each["set"] for each in told] == [
+        "MTT, IPC 1",
+        "MTT, IPC 10, below random",
+        "random, IPC 1",
+        "random, IPC 10",
+    ]
+    assert told[2]["ConvNet"].startswith("50.0")
+    assert told[2]["time to make"] == ""
+
+
+def test_random_images_of_several_protocols_are_told_apart(make: Any) -> None:
+    """Sets of one size that were compared with the same random students share them; others have their own."""
+    same = (with_random(make, 1, (0.7, 0.5)), replace(with_random(make, 1, (0.6, 0.5)), run="b"))
+    found = entries(Comparison("x", same, {}, {}))
+    assert [e.label for e in randoms(found)] == ["random, IPC 1"]
+    other = (same[0], replace(with_random(make, 1, (0.6, 0.4)), run="b"))
+    found = entries(Comparison("x", other, {}, {}))
+    assert [e.label for e in randoms(found)] == [
+        "random, IPC 1 (as MTT, IPC 1 (run))",
+        "random, IPC 1 (as MTT, IPC 1 (b))",
+    ]
+
+
+def test_a_set_of_random_images_is_enough(four: Comparison) -> None:
+    """Where a stage makes one for a size, no other is shown for it."""
+    assert randoms(entries(four)) == ()
+    assert "10 random" not in str(compare.headline(four).lead)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rayddl.report import numbers
+from rayddl.report.confusion import matrix
 from rayddl.stages.evaluate import figures
 from rayddl.stages.evaluate.report import _headline, comparison, section
 from rayddl.stages.evaluate.stage import shown
@@ -125,3 +126,45 @@ def test_the_best_of_late_epochs_is_a_column_of_its_own(make: Any) -> None:
     assert len(table.rows[0]) == len(names)
     plain = comparison([make.evaluate(rows=[row]).stage], 10).tables[0]  # type: ignore[union-attr]
     assert "Best of late epochs" not in [column.name for column in plain.columns]
+
+
+def test_accuracy_class_by_class(make: Any) -> None:
+    """The share of right answers of each class, over all students, for each training data; none for no images."""
+    table = {
+        "data": np.array(["distilled"] * 3 + ["random"]),
+        "net": np.array(["convnet"] * 4),
+        "true": np.array([0, 0, 1, 1]),
+        "predicted": np.array([0, 1, 1, 0]),
+        "count": np.array([30, 10, 20, 5]),
+    }
+    rows = [make.row("distilled", "convnet", 2, [0.8]), make.row("random", "convnet", 2, [0.4])]
+    found = replace(make.evaluate(rows=rows), confusion=table, classes=("cat", "dog"))
+
+    shown = section(found, alone=True).tables[0]
+
+    assert shown.caption == "Accuracy class by class: ConvNet"
+    assert [c.name for c in shown.columns] == ["Class", "distilled", "random"]
+    assert [[cell.text for cell in line] for line in shown.rows] == [
+        ["cat", numbers.percent(0.75), numbers.ABSENT],
+        ["dog", numbers.percent(1.0), numbers.percent(0.0)],
+    ]
+
+
+@pytest.mark.parametrize("count", [3, 24, 25])
+def test_the_confusion_matrix_has_axes_and_names(count: int) -> None:
+    """True classes at the left, answers above; names up to 24 classes, shortened, and only as text."""
+    names = ("<b>&", *(f"class {i} of a long name" for i in range(1, count)))
+    true = np.arange(count)
+    table = {
+        "data": np.full(count, "distilled"), "net": np.full(count, "convnet"), "true": true,
+        "predicted": true, "count": np.full(count, 5),
+    }  # fmt: skip
+    made = matrix(table, "convnet", names, "ConvNet")
+    assert made is not None
+    drawn = made.draw()
+
+    assert ">true class</text>" in drawn
+    assert ">taken for</text>" in drawn
+    assert drawn.count("class 1 of …</text>") == (2 if count <= 24 else 0)
+    assert drawn.count("&lt;b&gt;&amp;</text>") == (2 if count <= 24 else 0)
+    assert "<b>" not in drawn

@@ -80,6 +80,7 @@ def test_page_is_well_formed_and_complete(quickstart: Run) -> None:
     assert page.titles() == [
         "Accuracy",
         "The distilled images",
+        "Use this set",
         "Experts",
         "Storage",
         "Students",
@@ -135,6 +136,35 @@ def test_tables_show_mean_deviation_and_gain(make: Any) -> None:
     assert "all 1,437 images" in text
 
 
+def test_each_section_links_to_its_definition_once(quickstart: Run) -> None:
+    """However many charts and panels it has."""
+    text = render(quickstart)
+    found = {key: each.count('class="made"') for key, each in _sections(text).items()}
+
+    assert found["match-distill"] == found["experts-experts"] == found["accuracy"] == 1
+    assert max(found.values()) == 1
+
+
+def _sections(text: str) -> dict[str, str]:
+    return dict(re.findall(r'<section id="([^"]+)"(.*?)</section>', text, re.DOTALL))
+
+
+def test_the_page_says_how_to_use_the_set(make: Any) -> None:
+    """Commands with the run's name; of several evaluations one is named."""
+    one = Page(render(make.run(evaluations=(make.evaluate(),)))).text
+    two = Page(render(make.run(evaluations=(make.evaluate("a", "x"), make.evaluate("b", "y"))))).text
+
+    assert "rayddl export quickstart --format hf --to shared python shared/train.py" in one
+    assert "rayddl.load_set('quickstart')" in one
+    assert "rayddl export quickstart --stage a --format hf --to shared" in two
+    assert "load_set('quickstart', stage='a')" in two
+
+
+def test_experts_show_what_all_real_images_teach(quickstart: Run) -> None:
+    """Their accuracy stands with the headline's figures, as the reference that is known."""
+    assert "experts, trained on all real images 96.8 %" in Page(render(quickstart)).text
+
+
 def test_hostile_names_are_only_text(make: Any) -> None:
     """Names of classes, stages, nets and the run cannot become markup or template code."""
     match = make.match(HOSTILE, classes=(HOSTILE, "b"))
@@ -174,7 +204,7 @@ def test_same_run_gives_the_same_page(quickstart: Run) -> None:
         (
             ("evaluations",),
             "10 images teach ConvNet",
-            ["Accuracy", "Students", "Time", "Definition", "Provenance"],
+            ["Accuracy", "Use this set", "Students", "Time", "Definition", "Provenance"],
         ),
     ],
 )
@@ -207,8 +237,8 @@ def test_several_stages_of_a_kind_have_a_section_each(make: Any) -> None:
         "Accuracy",
         "The distilled images of one",
         "The distilled images of ten",
+        "Use this set",
         "Students of judge-one",
-        "Students of judge-ten",
     ]
     assert "100 images teach ConvNet 91.0 %" in page.text
     assert "judge-one ConvNet distilled 10 71.2 %" in page.text

@@ -1,0 +1,94 @@
+"""``rayddl export``: a set in a form for other programs, with what others need to reach its figures."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+from rayddl.data.distilled import KIND
+from rayddl.data.formats.export import More, export_set, foreign_space
+from rayddl.errors import UserError
+from rayddl.pipeline import hub
+from rayddl.pipeline.sets import find_set
+from rayddl.stages.kinds import judges
+from rayddl.storage import Folder
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The result of an export."""
+
+    written: tuple[str, ...]
+    """Paths or URIs of the files."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what a user of the files has to know."""
+
+
+def export_to(
+    where: str,
+    to: str | None,
+    form: str,
+    *,
+    out: str = "runs",
+    stage: str | None = None,
+    observer: str | None = None,
+    with_test: bool = False,
+    push: str | None = None,
+) -> Exported:
+    """Write the set at ``where`` into the folder or URI ``to`` in the format ``form``; ``stage`` names it if there are
+    several.
+
+    ``hf`` has a script that trains on the set, and what it reads: the soft labels, or the observer, which may also be
+    in the folder ``observer``; with ``with_test`` also the held-out images. With ``push``, it is uploaded to this
+    ``owner/name`` on the Hugging Face Hub, and written to ``to`` if that is given. Raises
+    :class:`rayddl.errors.RayddlError`.
+    """
+    if form != "hf" and (observer is not None or with_test or push is not None):
+        raise UserError(
+            "--observer, --with-test and --push belong to --format hf", code="export-options-of-hf"
+        )
+    if to is None and push is None:
+        raise UserError("name a folder or URI to write into with --to", code="export-without-place")
+    if push is not None:
+        hub.refuse_other_names(push)
+    folder = find_set(where, out, stage)
+    if form != "hf":
+        return _plain(folder, Folder(str(to)), form)
+    brought = _script().brought(folder, observer, with_test=with_test)
+    more = More(brought.files, brought.why_not)
+    notes = (f"no train.py: {brought.why_not}",) if brought.why_not else ()
+    written = export_set(folder, form, Folder(to), more) if to is not None else []
+    if push is not None:
+        written = [*written, _pushed(folder, more, push)]
+    return Exported(tuple(written), notes)
+
+
+def _plain(folder: Folder, to: Folder, form: str) -> Exported:
+    written = export_set(folder, form, to)
+    notes = [foreign_space(folder) if form == "pt" else "", _own_labels(folder)]
+    return Exported(tuple(written), tuple(note for note in notes if note))
+
+
+def _pushed(folder: Folder, more: More, name: str) -> str:
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = export_set(folder, "hf", Folder(scratch), more)
+        return hub.pushed(scratch, name, [os.path.relpath(path, scratch) for path in paths])
+
+
+def _script() -> Any:
+    """The module ``script`` of the first kind that evaluates sets and has one."""
+    found = (kind.optional("script") for kind in judges())
+    return next(module for module in found if module is not None)
+
+
+def _own_labels(folder: Folder) -> str:
+    """A note on a set whose figures come from soft labels that this format does not hold; else empty."""
+    protocol = KIND.read(folder)["info"].get("protocol") or {}
+    if protocol.get("name") != "soft":
+        return ""
+    return (
+        "these are the images' own labels, and the set's accuracy comes from an observer's; --format hf brings "
+        "those, with a script that trains on them"
+    )
