@@ -105,6 +105,8 @@ def soft_set(
     epochs: int = 4,
     factor: int = 1,
     shape: tuple[int, int, int] = (1, 8, 8),
+    top: int | None = None,
+    where: Any = {"folder": "observer"},  # noqa: B006  # read only
     **settings: Any,
 ) -> tuple[DistilledSet, Observer, SoftProtocol]:
     """A set of bytes, as RDED makes them, with its observer, and labels if ``stored``."""
@@ -116,7 +118,7 @@ def soft_set(
         "factor": factor,
         "source": {"name": "digits"},
         "protocol": {"name": "soft", "nets": [NET], "epochs": epochs, "batch": 6, "seeds": 2,
-                     "observer": {"folder": "observer"}, **settings},
+                     "observer": where, **settings},
         "metrics": {"accuracy": []},
     }  # fmt: skip
     made = DistilledSet(images, labels, 0.01, digits.train.classes, space, info)
@@ -131,9 +133,9 @@ def soft_set(
             answers = Answers(seen.module, ON_CPU)
             found.append(Lecture(draws, labelled(answers, pixels, draws, protocol, seen.frame, CPU)))
         labels_at = folder.child("labels")
-        index = Index(index.classes, index.frame, protocol, index.images, index.count, 3)
+        index = Index(index.classes, index.frame, protocol, index.images, index.count, 3, top)
         for name, part in index.parts():
-            labels_at.write(name, pack(found[part.start : part.stop]))
+            labels_at.write(name, pack(found[part.start : part.stop], top))
         finish(labels_at, index)
     return made, seen, protocol
 
@@ -465,6 +467,28 @@ def test_other_formats_say_that_they_lack_labels(digits: Any, tmp_path: Path) ->
     assert "--format hf" in export_to(str(soft), str(tmp_path / "b"), "imagefolder").notes[0]
     with raises("export-options-of-hf"):
         export_to(str(soft), str(tmp_path / "c"), "pt", with_test=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"stored": True, "top": 3}, "the largest logits only"),
+        (
+            {"stored": False, "where": [{"folder": "observer-0"}, {"folder": "observer-1"}]},
+            "the means of several observers",
+        ),
+    ],
+)
+def test_labels_that_the_script_does_not_read(
+    digits: Any, tmp_path: Path, settings: dict[str, Any], why: str
+) -> None:
+    """The set is exported without a script that would train by other labels, and a note says why."""
+    soft_set(digits, Folder(str(tmp_path / "set")), **settings)
+    (note,) = export_to(str(tmp_path / "set"), str(tmp_path / "to"), "hf").notes
+
+    assert note.startswith("no train.py: ")
+    assert why in note
+    assert not (tmp_path / "to" / "train.py").exists()
 
 
 CODE = '"""); __import__("os").system("touch /tmp/forged"); ("""'
