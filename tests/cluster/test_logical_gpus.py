@@ -65,13 +65,13 @@ def together(num_classes, channels, size):
     if ray.is_initialized() and ray.get_runtime_context().get_accelerator_ids()["GPU"]:
         (BEGUN / str(os.getpid())).touch()
         deadline = time.monotonic() + 100
-        while len(list(BEGUN.iterdir())) < 4 and time.monotonic() < deadline:
+        while len(list(BEGUN.iterdir())) < 3 and time.monotonic() < deadline:
             time.sleep(0.05)
     return build(NetConfig(name="convnet", depth=1, width=8), (channels, size, size), num_classes, seed=0)
 
 plugin = rayddl.Plugin(name="together", nets={"together": together})
 """
-"""Its network begins on a GPU once four processes have begun, so that none does the work of another."""
+"""Its network begins on a GPU once three processes have begun: none does the work of all, and the teacher has a GPU."""
 EXPERTS = EVERY_KIND.partition("  distill:")[0]
 SETS = ("distill", "other", "four", "picked", "herded", "searched", "found")
 EVALUATIONS = ("hard", "longer", "soft")
@@ -176,21 +176,26 @@ def test_every_kind_is_on_gpus(everything: Any) -> None:
     for row in placed(everything.folder):
         units[row["unit"].rstrip("0123456789–")].add((row["node"], row["gpu"]))
     assert len(units["match window "] | units["match"]) == 4
-    assert len(units["expert "]) == 4
+    assert len(units["expert "]) >= 3
     for kind in ("expert ", "teacher", "rded judge", "coreset of classes ", "trial ", "match"):
         assert units[kind], kind
     assert any(kind.startswith("student distilled") for kind in units)
 
 
 def test_short_evaluations_share_the_gpu_of_the_matching(everything: Any) -> None:
-    """They run on its GPU in a process of their own, not on CPUs that wait for an end."""
+    """They run on its GPU in processes of their own, not on CPUs that wait for an end; those of a trial in its own."""
     rows = placed(everything.folder)
-    first = next(k for k, row in enumerate(rows) if row["unit"] == "match")
-    loop = rows[first]
-    short = [r for r in rows[first:] if r["unit"].startswith("student short") and "trial" not in r["unit"]]
-    assert short
-    beside = [r for r in short if r["process"] != loop["process"]][:3]
-    assert {(r["node"], r["gpu"]) for r in beside} == {(loop["node"], loop["gpu"])}
+    doing = {
+        unit: {r["process"] for r in rows if r["unit"].startswith(unit)}
+        for unit in ("match", "trial", "student short together")
+    }
+    apart = doing["student short together"] - doing["trial"]
+    assert apart
+    assert not apart & doing["match"]
+    loops = {(r["node"], r["gpu"]) for r in rows if r["unit"] == "match"}
+    short = {(r["node"], r["gpu"]) for r in rows if r["process"] in apart}
+    assert len(short) == 1
+    assert short <= loops
 
 
 def test_a_gpu_that_torch_cannot_see_is_an_error(bench: Any, gpus: Any, tmp_path: Path) -> None:

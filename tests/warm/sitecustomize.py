@@ -21,7 +21,9 @@ from contextlib import suppress
 SWITCH, REAL_AGENT = "RAYDDL_TEST_WARM", "RAYDDL_TEST_AGENT"
 PER_WORKER = ("RAY_JOB_ID",)
 """Environment variables in which workers of one node and runtime environment differ."""
-IMPORTED = ("ray._private.node", "ray.actor", "torch", "pyarrow")
+IMPORTED = (
+    "ray._private.node", "ray.actor", "torch", "pyarrow.parquet", "pydantic", "safetensors.torch", "PIL.Image",
+)  # fmt: skip
 FORKED = b"1"
 AGENT = "/ray/dashboard/agent.py"
 AGENT_PORTS = {
