@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from rayddl.errors import NetError
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -87,6 +89,21 @@ class FlatNet:
         """Views into ``theta_P`` by parameter name."""
         parts = theta_P.split(list(self.sizes))
         return {n: p.view(s) for n, p, s in zip(self.names, parts, self.shapes, strict=True)}
+
+    def before_layer(self, layer: int) -> int:
+        """The number of parameters before those of ``layer``, counted from 0.
+
+        A layer begins with its weights, of two or more dimensions; biases and norms after them belong to it. Raises
+        :class:`NetError` for a network of fewer layers.
+        """
+        starts = [sum(self.sizes[:k]) for k, shape in enumerate(self.shapes) if len(shape) > 1]
+        if layer >= len(starts):
+            raise NetError(
+                f"the network has {len(starts)} layers with weights, and {layer} of them are left out of the matching "
+                f"loss; set skip_layers to at most {len(starts) - 1}",
+                code="too-few-layers-to-skip",
+            )
+        return starts[layer] if layer else 0
 
     def __call__(self, theta_P: Tensor, images: Tensor) -> Tensor:
         """Logits ``[B, K]`` of ``images`` ``[B, C, H, W]``; ``theta_P`` is ``[P]`` or ``[P + S]``."""

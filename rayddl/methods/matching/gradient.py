@@ -38,6 +38,8 @@ class StudentRun:
     """For each step, int64 indices of the batch's images, ``[B]``."""
     draws: Sequence[augment.Draw | None]
     """For each step, the augmentation of the batch."""
+    skip: int = 0
+    """Parameters at the start of the vector that the loss leaves out."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,11 @@ class MetaGradient:
 Mode = Callable[[Steps, StudentRun, Tensor, Tensor], MetaGradient]
 
 
-def matching_loss(end_P: Tensor, start_P: Tensor, target_P: Tensor) -> Tensor:
-    """``|end - target|^2 / |start - target|^2``, a scalar (MTT, section 3.2, equation 3)."""
-    return (end_P - target_P).square().sum() / (start_P - target_P).square().sum()
+def matching_loss(end_P: Tensor, start_P: Tensor, target_P: Tensor, skip: int = 0) -> Tensor:
+    """``|end - target|^2 / |start - target|^2`` without the first ``skip`` parameters, a scalar (MTT, section 3.2,
+    equation 3; PAD leaves parameters of shallow layers out of both distances).
+    """
+    return (end_P - target_P)[skip:].square().sum() / (start_P - target_P)[skip:].square().sum()
 
 
 def exact(steps: Steps, run: StudentRun, start_P: Tensor, target_P: Tensor) -> MetaGradient:
@@ -91,8 +95,9 @@ def _reverse(
         gradient, _ = steps.gradient(theta, augment.apply(run.images[picked], drawn), run.labels[picked])
         theta = theta - run.lr * gradient
     end_P = theta
-    scale = (start_P - target_P).square().sum()
+    scale = (start_P - target_P)[run.skip :].square().sum()
     lam = 2 * (end_P - target_P) / scale
+    lam[: run.skip] = 0
     images, labels, lr = torch.zeros_like(run.images), torch.zeros_like(run.labels), torch.zeros_like(run.lr)
     for k in range(len(run.picks) - 1, -1, -1):
         picked = run.picks[k]
@@ -107,7 +112,7 @@ def _reverse(
         labels.index_add_(0, picked, mixed_y * -run.lr)
         if through_theta:
             lam = lam - run.lr * Hv
-    return MetaGradient(matching_loss(end_P, start_P, target_P), images, labels, lr)
+    return MetaGradient(matching_loss(end_P, start_P, target_P, run.skip), images, labels, lr)
 
 
 def unrolled(steps: Steps, run: StudentRun, start_P: Tensor, target_P: Tensor) -> MetaGradient:
@@ -119,7 +124,7 @@ def unrolled(steps: Steps, run: StudentRun, start_P: Tensor, target_P: Tensor) -
         for picked, drawn in zip(run.picks, run.draws, strict=True):
             x = augment.apply(images[picked], drawn)
             theta = theta - lr * gradient_only(steps.net, theta, x, labels[picked])
-        value = matching_loss(theta, start_P, target_P)
+        value = matching_loss(theta, start_P, target_P, run.skip)
         got = torch.autograd.grad(value, leaves)
     return MetaGradient(value.detach(), *got)
 

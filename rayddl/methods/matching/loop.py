@@ -85,6 +85,7 @@ class Matcher:
             state.lr.to(self.device, torch.float32),
             picks,
             [augment.draw(self.settings.augmentations, (len(pick), *pixels), draws) for pick in picks],
+            self.steps.net.before_layer(self.settings.skip_layers),
         )
         return MODES[self.settings.gradient](self.steps, run, start, target), facts
 

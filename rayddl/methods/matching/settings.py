@@ -84,6 +84,11 @@ class Settings(WindowRule, Augmented):
     gradient: Literal["exact", "truncated", "unrolled"] = "exact"
     """``exact``: the whole meta-gradient in the memory of one step. ``truncated``: TESLA's. ``unrolled``:
     autograd through all steps, as MTT's code does."""
+    skip_layers: int = Field(default=0, ge=0)
+    """Leave the parameters of this many layers, from the input, out of the matching loss (PAD's information
+    embedding): the student trains them, but nothing compares them. PAD's ratios 0.25 and 0.5 are 1 and 2 of the
+    four layers of ``convnet``; 0 for CIFAR-10 at IPC 1. Its published code leaves out the parameters with the
+    smallest differences in their place."""
     labels: Literal["hard", "expert", "learned"] = "hard"
     """``hard``: class indices (MTT, MCT). ``expert``: softmax of the expert at the window's end (TESLA).
     ``learned``: logits that start as the experts' and are learned (DATM)."""

@@ -22,6 +22,9 @@ from rayddl.nets.compiling import compiled
 from rayddl.nets.config import NetConfig
 from rayddl.nets.flat import FlatNet
 
+TINY = 1e-12
+"""Keeps the directions of gradients of length 0 finite."""
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -58,6 +61,30 @@ class Steps:
             gradient, value = (self.gradient if usual else self.eager)(theta_P, x, y)
             return gradient, value, None
         return (self.tracked if usual else self.tracked_eager)(theta_P, statistics_S, x, y)
+
+    def flat_training(
+        self,
+        theta_P: Tensor,
+        statistics_S: Tensor | None,
+        x: Tensor,
+        y: Tensor,
+        rho: float,
+        alpha: float,
+        *,
+        usual: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As :meth:`training`, with GSAM's gradient (Zhuang et al. 2022), by which FTD trains experts.
+
+        With g at ``theta_P`` and g' at ``theta_P + rho g / |g|``, both of the batch, it is g' minus ``alpha`` times the
+        part of g that is perpendicular to g'. Running statistics are those of the first pass.
+        """
+        g, value, after = self.training(theta_P, statistics_S, x, y, usual=usual)
+        size = g.norm()
+        uphill, _, _ = self.training(theta_P + g * (rho / (size + TINY)), statistics_S, x, y, usual=usual)
+        length = uphill.norm()
+        cosine = (g @ uphill) / (length * size + TINY)
+        aside = g - uphill * (cosine * size / (length + TINY))
+        return uphill - alpha * aside, value, after
 
     def needs_two(self, theta_P: Tensor, x: Tensor) -> bool:
         """True if one image cannot be trained on alone: batch norm of features of one pixel has no variance.

@@ -139,7 +139,13 @@ def _one_epoch(
         drawn = augment.draw(settings.augmentations, tuple(x.shape), draws)
         x, y = augment.apply(x, drawn), one_hot(train.y[picked], classes)
         usual = len(picked) == settings.batch
-        gradient, value, run.statistics = steps.training(run.theta, run.statistics, x, y, usual=usual)
+        gradient, value, run.statistics = (
+            steps.flat_training(
+                run.theta, run.statistics, x, y, settings.flat_rho, settings.flat_alpha, usual=usual
+            )
+            if settings.flat_rho
+            else steps.training(run.theta, run.statistics, x, y, usual=usual)
+        )
         sgd(
             run.theta, gradient, run.velocity,
             lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay,

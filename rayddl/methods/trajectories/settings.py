@@ -22,6 +22,13 @@ class ExpertSettings(Augmented):
     batch: int = Field(default=256, ge=1)
     """Real images in one step."""
 
+    flat_rho: float = Field(default=0.0, ge=0)
+    """Flat experts (FTD, Du et al. 2023; DATM and PAD use them): every step takes the gradient at the end of a step of
+    this length uphill (GSAM), which takes twice the time. Published: 0.01. 0: plain SGD."""
+    flat_alpha: float = Field(default=0.3, ge=0)
+    """``flat_rho``: how much of the gradient's part that is perpendicular to the one uphill is subtracted. Published:
+    0.3 or 1, by data set."""
+
     @property
     def length(self) -> int:
         """The number of epochs, after the default has been resolved."""

@@ -22,6 +22,7 @@ from rayddl.methods.matching.gradient import (
 from rayddl.methods.training.steps import Steps, make_steps
 from rayddl.nets.build import flat, initial
 from rayddl.nets.config import NetConfig
+from tests.raising import raises
 
 SHAPE, CLASSES, COUNT = (3, 8, 8), 4, 7
 PARTS = ("loss", "images", "labels", "lr")
@@ -104,6 +105,45 @@ def test_exact_equals_autograd_through_the_unroll(
 
     for part in PARTS:
         assert difference(getattr(actual, part), getattr(expected, part)) < 1e-9, part
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_skipped_layers_are_trained_and_not_compared(layers: int) -> None:
+    """The loss is the ratio of distances over the parameters of the other layers, by their names (PAD)."""
+    steps, run, start, target = problem(batch=3, count=4, augmentations=("flip",))
+    skipped = tuple(f"blocks.{k}." for k in range(layers))
+    skip = steps.net.before_layer(layers)
+    run = replace(run, skip=skip)
+    leaf, rate = run.images.clone().requires_grad_(), run.lr.clone().requires_grad_()
+    theta = start.clone().requires_grad_()
+    for picked, drawn in zip(run.picks, run.draws, strict=True):
+        x = augment.apply(leaf[picked], drawn)
+        loss = torch.nn.functional.cross_entropy(steps.net(theta, x), run.labels[picked])
+        theta = theta - rate * torch.autograd.grad(loss, theta, create_graph=True)[0]
+    ends = [steps.net.unflatten(vector) for vector in (theta, start, target)]
+    kept = [name for name in ends[0] if not name.startswith(skipped)]
+    over, under = (sum((part[n] - ends[2][n]).square().sum() for n in kept) for part in ends[:2])
+    (over / under).backward()
+
+    assert 0 < len(kept) < len(ends[0])
+    for actual in (exact(steps, run, start, target), unrolled(steps, run, start, target)):
+        assert difference(actual.loss, (over / under).detach()) < 1e-9
+        assert difference(actual.images, leaf.grad) < 1e-9
+        assert difference(actual.lr, rate.grad) < 1e-9
+    single = replace(run, picks=run.picks[:1], draws=run.draws[:1])
+    assert (
+        difference(truncated(steps, single, start, target).images, exact(steps, single, start, target).images)
+        == 0
+    )
+
+
+def test_a_layer_begins_with_its_weights() -> None:
+    """Its bias and norm belong to it; a network without so many layers is refused."""
+    net = flat(NetConfig(depth=2, width=8), SHAPE, CLASSES)
+    first, second = 3 * 8 * 9 + 3 * 8, 8 * 8 * 9 + 3 * 8
+    assert [net.before_layer(k) for k in range(3)] == [0, first, first + second]
+    with raises("too-few-layers-to-skip"):
+        net.before_layer(3)
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)

@@ -89,6 +89,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"batch_syn": 2, "syn_steps": 5},
     {"workers": 3},
     {"clip": 1e-3},
+    {"skip_layers": 1},
 ]
 
 
@@ -301,3 +302,20 @@ def test_noise_on_the_start_is_relative(monkeypatch: pytest.MonkeyPatch) -> None
 
     torch.testing.assert_close(starts[0][0], window.start_P + 0.25 * window.start_P.abs() * noise)
     assert torch.equal(starts[0][1], window.target_P)
+
+
+def test_a_loop_compares_only_the_layers_that_are_not_skipped() -> None:
+    """Its loss is the ratio of distances beyond the first layer's parameters; two of two layers leave none."""
+    loop = begin(config(skip_layers=1, batch_syn=None))
+    whole = begin(config())
+    (found, _), (plain, _) = (each.matcher.gradient(each.state, 0) for each in (loop, whole))
+
+    window, _ = whole.matcher.window(0)
+    assert float(found.loss) != float(plain.loss)
+    sizes = whole.matcher.steps.net.sizes
+    moved = (window.start_P - window.target_P)[sum(sizes[:-2]) :].square().sum()
+    left = (window.start_P - window.target_P).square().sum() * float(plain.loss)
+    # The whole squared distance at the end is that of the first layer and that of the others.
+    assert 0 < float(found.loss * moved) < float(left)
+    with raises("too-few-layers-to-skip"):
+        begin(config(skip_layers=2)).step()
