@@ -19,10 +19,14 @@ from rayddl.escapes import visible
 from rayddl.report import numbers
 from rayddl.report.bars import Bar, Bars, Group
 from rayddl.report.drawing import draw
+from rayddl.report.gallery import sets_gallery
 from rayddl.report.headline import Headline, headline
-from rayddl.report.run import Part, Run
+from rayddl.report.run import Part, Place, Run
 from rayddl.report.sections import Panel, Section, slug
 from rayddl.report.tables import Cell, Column, Table
+
+SETS = 3
+"""Number of sets that are shown next to real images."""
 
 
 def render(run: Run) -> str:
@@ -36,12 +40,28 @@ def sections(run: Run, parts: Sequence[Part]) -> Iterable[Section]:
     if run.warnings:
         yield Section("warnings", "Warnings", lead=" ".join(f"{text}." for text in run.warnings))
     placed = [each for part in parts for each in part.sections]
+    real = _next_to_real(run)
+    placed += [] if real is None else [(Place.MADE, real)]
     yield from (section for _, section in sorted(placed, key=lambda each: each[0]))
     times = _times(run)
     if times is not None:
         yield times
     yield definition_section(run.definition)
     yield _provenance(run)
+
+
+def _next_to_real(run: Run) -> Section | None:
+    """Return the first sets next to real images; ``None`` without either."""
+    made = [(one.stage.name, one.pictures) for one in run.reported if one.pictures is not None][:SETS]
+    if run.real is None or not made:
+        return None
+    return Section(
+        "real",
+        "Next to real images",
+        short="Real images",
+        lead="The same classes in the set and in the train split, from which the real images are drawn at random.",
+        sets_gallery=sets_gallery([*made, ("real images", run.real)], run.budget),
+    )
 
 
 def definition_section(

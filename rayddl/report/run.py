@@ -97,6 +97,8 @@ class Run:
     """All finished stages in the definition's order."""
     chapters: tuple[Chapter, ...] = ()
     """One for each kind that draws a part of the page."""
+    real: Pictures | None = None
+    """Some real images of every class, to be shown next to the sets."""
     warnings: tuple[str, ...] = ()
     """What disappoints in the results, and what to change."""
 

@@ -8,14 +8,23 @@ only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+import torch
+
+from rayddl.data.sources import picking
+from rayddl.data.sources import registry as sources
+from rayddl.errors import RayddlError
+from rayddl.report.gallery import CLASSES, IMAGES
 from rayddl.report.page import render
 from rayddl.report.run import Chapter, ReportedStage, Run
+from rayddl.report.values import Pictures
+from rayddl.seeds import generator
 from rayddl.stages.context import Context, Input, Result
 from rayddl.stages.finished import PAGE, as_stage, in_order, versions
 from rayddl.stages.kinds import known
 from rayddl.stages.report.settings import ReportConfig
+from rayddl.stages.runtime import listings
 
 
 def run(config: ReportConfig, context: Context) -> Result:
@@ -42,6 +51,7 @@ def run(config: ReportConfig, context: Context) -> Result:
             seed=context.seed,
             versions=versions(),
             stages=tuple(stages),
+            real=_real(context, read),
             warnings=tuple(_warnings(inputs)),
             chapters=tuple(Chapter(sections[name].part, tuple(shown)) for name, shown in read.items()),
         )
@@ -49,6 +59,30 @@ def run(config: ReportConfig, context: Context) -> Result:
     context.out.write(PAGE, page)
     context.progress.update(total, total)
     return Result({"file": PAGE, "bytes": len(page)})
+
+
+def _real(context: Context, read: Mapping[str, Sequence[ReportedStage]]) -> Pictures | None:
+    """Some random real images of every class; ``None`` if no set of these classes is shown, or they cannot be read."""
+    shown = [one.pictures for stages in read.values() for one in stages if one.pictures is not None]
+    if not shown:
+        return None
+    many = IMAGES if len(shown[0].classes) <= CLASSES else 1
+    draws = generator(context.seed, "shown")
+    try:
+        if sources.in_place(context.source):
+            images = listings.drawn(context.source, many, draws)
+            classes = shown[0].classes
+            labels = torch.arange(len(classes)).repeat_interleave(many)
+        else:
+            train = sources.load(context.source).train
+            picked = picking.per_class(train.labels, train.classes, many, draws)
+            images, labels, classes = train.images[picked], train.labels[picked], train.classes
+    except (RayddlError, OSError) as error:
+        context.progress.note(f"the page shows no real images: {error}")
+        return None
+    if classes != shown[0].classes or len(images) != len(labels):
+        return None
+    return Pictures(images.numpy(), labels.numpy(), classes)
 
 
 def _warnings(inputs: Sequence[Input]) -> Iterator[str]:

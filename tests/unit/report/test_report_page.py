@@ -160,6 +160,17 @@ def test_the_page_says_how_to_use_the_set(make: Any) -> None:
     assert "load_set('quickstart', stage='a')" in two
 
 
+def test_real_images_stand_next_to_the_distilled(make: Any) -> None:
+    """A row for each class, a column for each set and one for real images; no section without them."""
+    made = make.match()
+    run = make.run(matches=(made,))
+    shown = _sections(render(replace(run, real=made.pictures)))["real"]
+
+    assert re.findall(r'<th scope="col">([^<]+)</th>', shown) == ["Class", "distill", "real images"]
+    assert shown.count("<img") == 20
+    assert "real" not in _sections(render(run))
+
+
 def test_experts_show_what_all_real_images_teach(quickstart: Run) -> None:
     """Their accuracy stands with the headline's figures, as the reference that is known."""
     assert "experts, trained on all real images 96.8 %" in Page(render(quickstart)).text

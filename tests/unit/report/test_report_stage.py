@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
@@ -15,7 +17,7 @@ from rayddl.errors import ArtifactError
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Input
 from rayddl.stages.report.settings import ReportConfig
-from rayddl.stages.report.stage import run
+from rayddl.stages.report.stage import _real, run
 from rayddl.storage import Folder
 from tests.raising import raises
 
@@ -176,3 +178,34 @@ def test_nulls_in_a_table_are_gaps(context: Context) -> None:
     run(CONFIG, context)
 
     assert 'data-key="">–</td>' in page(context)
+
+
+def test_real_images_are_drawn_for_the_sets_classes(context: Context, make: Any) -> None:
+    """The same at every call, of every class in order; none for a set of other classes, or a source that is gone."""
+    mine = {"match": [make.match(classes=tuple("0123456789"))]}
+    real, again = _real(context, mine), _real(context, mine)
+
+    assert real is not None
+    assert again is not None
+    assert real.labels.tolist() == [c for c in range(10) for _ in range(4)]
+    assert (real.images == again.images).all()
+    assert real.images.max() > 200
+    assert _real(context, {"match": [make.match()]}) is None
+    assert _real(context, {"experts": [make.experts()]}) is None
+    gone = replace(context, source=SourceConfig(name="imagefolder", root="/nowhere"))
+    assert _real(gone, mine) is None
+
+
+def test_real_images_of_a_folder(context: Context, make: Any, tmp_path: Path) -> None:
+    """A source whose images are read one by one shows them, too."""
+    for split in ("train", "val"):
+        for name, level in (("cat", 10), ("dog", 200)):
+            for i in range(5):
+                place = tmp_path / "photos" / split / name / f"{i}.png"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (8, 8), level + i).save(place)
+    folder = replace(context, source=SourceConfig(name="imagefolder", root=str(tmp_path / "photos")))
+    real = _real(folder, {"match": [make.match(classes=("cat", "dog"))]})
+
+    assert real is not None
+    assert [int(image.mean()) // 100 for image in real.images] == [0] * 4 + [2] * 4
