@@ -195,16 +195,16 @@ def read(out: Folder, config: SourceConfig) -> Known | None:
     """What an earlier command has kept in ``out`` about the source's remote files; ``None`` for none."""
     if config.root is None or "://" not in config.root:
         return None
+    listed = {}
     try:
         table = pq.read_table(pa.BufferReader(out.read(_file(config))))
         places, names, sizes = (table.column(name) for name in ("listing", "name", "bytes"))
+        for place in places.unique().to_pylist():
+            mask = pc.equal(places, place)
+            named = names.filter(mask).combine_chunks().cast(pa.large_string())
+            listed[place] = _Entries(named, sizes.filter(mask).cast(pa.int64()).to_numpy())
     except (OSError, pa.ArrowException, KeyError):
-        return None
-    listed = {}
-    for place in places.unique().to_pylist():
-        mask = pc.equal(places, place)
-        named = names.filter(mask).combine_chunks().cast(pa.large_string())
-        listed[place] = _Entries(named, sizes.filter(mask).to_numpy())
+        return None  # the files are listed again
     return Known(listed, kept=scrub(out.path(_file(config))))
 
 

@@ -73,6 +73,12 @@ def _files() -> dict[str, bytes]:
     return files
 
 
+def _table(columns: dict[str, list[Any]]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue()
+
+
 SOURCES = {"files": "imagefolder", "tar": "webdataset", "parquet": "parquet"}
 
 
@@ -135,6 +141,9 @@ def test_a_command_lists_a_source_once(store: ObjectStore, layout: str, lists: i
             )
     (kept,) = (tmp_path / known.KEPT).iterdir()
     assert SECRET.encode() not in kept.read_bytes()
+    for damaged in (b"no table", _table({"listing": ["*"], "name": [[1]], "bytes": ["many"]})):
+        kept.write_bytes(damaged)
+        assert known.read(out, config) is None
 
 
 def test_a_listed_folder_answers_as_storage_does(store: ObjectStore) -> None:
