@@ -91,8 +91,10 @@ class TestPace:
         clock = Clock()
         meter = Pace(clock)
         meter.update(0, 20)
+        clock.now += 30
+        meter.update(1, 20)
         assert (meter.rate, meter.left) == (None, None)
-        clock.now += 10
+        clock.now += 8
         meter.update(5, 20)
 
         assert meter.rate == pytest.approx(0.5)
@@ -108,25 +110,29 @@ class TestPace:
         meter = Pace(clock)
         clock.now += 1
         meter.update(900, 1000)
-        clock.now += 10
+        clock.now += 30
+        meter.update(901, 1000)
+        assert meter.rate is None, "a resumed stage compiles again"
+        clock.now += 9
         meter.update(910, 1000)
 
         assert meter.rate == pytest.approx(1)
         assert meter.left == pytest.approx(90)
 
-    def test_compiling(self) -> None:
-        """The first of many units, which includes compiling, gives no rate; the units after it do."""
+    @pytest.mark.parametrize("total", [10, 20, 300])
+    def test_compiling(self, total: int) -> None:
+        """The first unit, which includes compiling, gives no rate, however few there are; those after it do."""
         clock = Clock()
         meter = Pace(clock)
-        meter.update(0, 300)
+        meter.update(0, total)
         clock.now += 40
-        meter.update(1, 300)
+        meter.update(1, total)
         assert (meter.rate, meter.left) == (None, None)
         clock.now += 2
-        meter.update(9, 300)
+        meter.update(9, total)
 
         assert meter.rate == pytest.approx(4)
-        assert meter.left == pytest.approx(291 / 4)
+        assert meter.left == pytest.approx((total - 9) / 4)
 
     def test_recent(self) -> None:
         """The rate is that of the recent past."""
@@ -145,11 +151,12 @@ class TestPace:
         """A count that decreases starts a new rate."""
         clock = Clock()
         meter = Pace(clock)
-        for done in (0, 10, 2):
+        for done in (0, 10, 2, 3):
             clock.now += 10
             meter.update(done, 20)
+        assert meter.rate is None
         clock.now += 10
-        meter.update(3, 20)
+        meter.update(4, 20)
 
         assert meter.rate == pytest.approx(0.1)
 
@@ -331,6 +338,8 @@ class TestTerminal:
         line = display.begin("experts")
         line.update(0, 20)
         clock.now += 10
+        line.update(1, 20, "test 31 %")
+        clock.now += 8
         line.update(5, 20, "test 61 %")
         display.close()
         with console.capture() as captured:
