@@ -17,6 +17,7 @@ from rayddl.pipeline.display.jsonl import JsonLines
 from rayddl.pipeline.display.live import Terminal, _Lines
 from rayddl.pipeline.display.pace import Pace
 from rayddl.pipeline.display.plain import Plain
+from rayddl.pipeline.tables import as_text, rows_table
 from rayddl.stages.context import Result
 
 
@@ -394,3 +395,20 @@ class TestTerminal:
         text = drawn(stream)
         assert "starting Ray" in text
         assert text.rstrip().endswith("set  /x")
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_texts_shrink_before_figures(width: int) -> None:
+    """In a narrow terminal the texts of a closing table are wrapped, and numbers stay on one line each."""
+    row = {
+        "data": "distilled (distill), own labels", "images": "10", "net": "convnet-d2-w32-batch",
+        "accuracy %": "75.0 ± 2.8", "seeds": "77.4  74.4  77.2  69.9  76.3",
+    }  # fmt: skip
+    lines = as_text(rows_table([row], "evaluate"), width).splitlines()
+
+    assert max(map(len, lines)) <= width
+    assert any("75.0 ± 2.8   77.4  74.4  77.2  69.9  76.3" in line for line in lines)
+    words = [line.split()[0] for line in lines[3:] if line.split()]
+    assert words[0] == "distilled"
+    many = {"seed": "  ".join(f"{i}.0" for i in range(60)), "net": "mlp"}
+    assert "59.0" in as_text(rows_table([many]), width)
