@@ -16,6 +16,8 @@ from rayddl.escapes import on_one_line, visible
 PIPED_WIDTH = 240
 """Width in characters outside a terminal, so that a log keeps complete folder names."""
 
+_WHOLE = 40
+"""Characters of a column of numbers up to which it is not wrapped."""
 _STATE_STYLES = {
     "done": "green",
     "cached": "green",
@@ -38,7 +40,9 @@ class SafeConsole(Console):
 
 
 def rows_table(rows: Sequence[Mapping[str, str]], title: str = "") -> Table:
-    """Return a table of ``rows``, one column for each key; columns of numbers are aligned right."""
+    """Return a table of ``rows``, one column for each key; columns of numbers are aligned right, and keep their width
+    where texts have to be wrapped.
+    """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -50,8 +54,12 @@ def rows_table(rows: Sequence[Mapping[str, str]], title: str = "") -> Table:
         padding=(0, 1),
     )
     for name in columns:
-        figures = all(_is_figure(str(row.get(name, ""))) for row in rows)
-        table.add_column(Text(on_one_line(name)), justify="right" if figures else "left", overflow="fold")
+        cells = [str(row.get(name, "")) for row in rows]
+        figures = all(map(_is_figure, cells))
+        whole = figures and max(map(len, [name, *cells])) <= _WHOLE
+        table.add_column(
+            Text(on_one_line(name)), justify="right" if figures else "left", overflow="fold", no_wrap=whole
+        )
     for row in rows:
         table.add_row(*(_cell(name, str(row.get(name, ""))) for name in columns))
     return table

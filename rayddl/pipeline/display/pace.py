@@ -11,16 +11,14 @@ Clock = Callable[[], float]
 _SAMPLES = 60
 _BETWEEN_SAMPLES = 1.0
 _SHORTEST_SPAN = 0.2
-_FIRST_SHARE = 0.05
-"""Minimum share of the total of the first units for their rate to be shown."""
 
 
 class Pace:
     """The finished units, total and rate of one stage.
 
     The rate is that of about the last minute, counted from the first report: units finished before a resumed
-    stage started say nothing about its rate. The first units include work done once, such as compiling; their
-    rate is used only if they are a large share of the total, and is dropped afterwards.
+    stage started say nothing about its rate. Neither do the first units after it, which include work done once, such
+    as compiling: the rate is counted from their end.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
@@ -31,19 +29,18 @@ class Pace:
         self.done: float = 0
         self.total: float = 0
         self.rate: float | None = None
-        """Units per second; ``None`` before two reports."""
+        """Units per second; ``None`` until units are done after the first ones."""
 
     def update(self, done: float, total: float) -> None:
         """Report ``done`` of ``total`` units."""
         now = self._clock()
         if done < self.done:
             self._samples.clear()
-            self._risen = False
+            self._risen, self.rate = False, None
         self.done, self.total, self._updated_at = done, total, now
         if self._samples:
             then, before = self._samples[0]
-            representative = self._risen or before > 0 or done - before >= _FIRST_SHARE * total
-            if done > before and now - then >= _SHORTEST_SPAN and representative:
+            if self._risen and done > before and now - then >= _SHORTEST_SPAN:
                 self.rate = (done - before) / (now - then)
             if done > before and not self._risen:
                 self._risen = True

@@ -172,7 +172,7 @@ def _job(config: CoresetConfig, context: Context, given: _Candidates) -> tuple[J
 def _choose(job: Job, share: Share, groups: Sequence[list[int]], classes: int, context: Context) -> None:
     sent = context.backend.put(job)
     done = classes - sum(len(group) for group in groups)
-    context.progress.update(done, classes, "classes")
+    context.progress.update(done, classes, "starting the workers")
     with context.backend.opened(share, "coreset", note=context.progress.note) as free:
         for group, _ in free.each(groups, lambda group: (choose, sent, group), _named):
             done += len(group)

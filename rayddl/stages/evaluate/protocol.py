@@ -177,7 +177,11 @@ def _judged(
         return (students.teach_together, kept, group, *taught)
 
     before = len(plan) - sum(len(group) for group in missing)
-    done, shown = before, ""
+    # Until the first student is done, or reports.
+    done, shown = (
+        before,
+        "compiling, then the first students" if task.config.compile else "the first students",
+    )
 
     def show() -> None:
         # Finished students count fully: a restarted counter has lost their reports.
@@ -185,7 +189,7 @@ def _judged(
 
     counter = task.backend.counter(show) if _long(task) else None
     kept = put(replace(shared, counter=counter))
-    progress.update(done, len(plan))
+    show()
     for group, results in free.each(missing, work, students.named, show):
         for student, result in zip(group, results if len(group) > 1 else [results], strict=True):
             done += 1

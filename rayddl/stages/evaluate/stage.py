@@ -55,6 +55,7 @@ def run(config: EvaluateConfig, context: Context) -> Result:
     """Train the students that have no result file yet, and evaluate the set."""
     began = time.perf_counter()
     context.backend.start()
+    context.progress.update(0, 1, "reading images")
     made = DistilledSet.load(context.inputs[config.set].folder.child("set"))
     teaching = soft_labels.of_stage(config, made, context)
     task = replace(_task(config, made, context.source, teaching, context.seed_of()), backend=context.backend)

@@ -44,6 +44,7 @@ def run(config: ReportConfig, context: Context) -> Result:
         stages.append(as_stage(found, module.TINT if module else "random"))
         if module:
             read[found.kind].append(module.read(found))
+    context.progress.update(len(inputs), total, "reading real images")
     page = render(
         Run(
             definition=context.definition,

@@ -17,6 +17,7 @@ from rayddl.pipeline.display.jsonl import JsonLines
 from rayddl.pipeline.display.live import Terminal, _Lines
 from rayddl.pipeline.display.pace import Pace
 from rayddl.pipeline.display.plain import Plain
+from rayddl.pipeline.tables import as_text, rows_table
 from rayddl.stages.context import Result
 
 
@@ -91,8 +92,10 @@ class TestPace:
         clock = Clock()
         meter = Pace(clock)
         meter.update(0, 20)
+        clock.now += 30
+        meter.update(1, 20)
         assert (meter.rate, meter.left) == (None, None)
-        clock.now += 10
+        clock.now += 8
         meter.update(5, 20)
 
         assert meter.rate == pytest.approx(0.5)
@@ -108,25 +111,29 @@ class TestPace:
         meter = Pace(clock)
         clock.now += 1
         meter.update(900, 1000)
-        clock.now += 10
+        clock.now += 30
+        meter.update(901, 1000)
+        assert meter.rate is None, "a resumed stage compiles again"
+        clock.now += 9
         meter.update(910, 1000)
 
         assert meter.rate == pytest.approx(1)
         assert meter.left == pytest.approx(90)
 
-    def test_compiling(self) -> None:
-        """The first of many units, which includes compiling, gives no rate; the units after it do."""
+    @pytest.mark.parametrize("total", [10, 20, 300])
+    def test_compiling(self, total: int) -> None:
+        """The first unit, which includes compiling, gives no rate, however few there are; those after it do."""
         clock = Clock()
         meter = Pace(clock)
-        meter.update(0, 300)
+        meter.update(0, total)
         clock.now += 40
-        meter.update(1, 300)
+        meter.update(1, total)
         assert (meter.rate, meter.left) == (None, None)
         clock.now += 2
-        meter.update(9, 300)
+        meter.update(9, total)
 
         assert meter.rate == pytest.approx(4)
-        assert meter.left == pytest.approx(291 / 4)
+        assert meter.left == pytest.approx((total - 9) / 4)
 
     def test_recent(self) -> None:
         """The rate is that of the recent past."""
@@ -145,11 +152,12 @@ class TestPace:
         """A count that decreases starts a new rate."""
         clock = Clock()
         meter = Pace(clock)
-        for done in (0, 10, 2):
+        for done in (0, 10, 2, 3):
             clock.now += 10
             meter.update(done, 20)
+        assert meter.rate is None
         clock.now += 10
-        meter.update(3, 20)
+        meter.update(4, 20)
 
         assert meter.rate == pytest.approx(0.1)
 
@@ -331,6 +339,8 @@ class TestTerminal:
         line = display.begin("experts")
         line.update(0, 20)
         clock.now += 10
+        line.update(1, 20, "test 31 %")
+        clock.now += 8
         line.update(5, 20, "test 61 %")
         display.close()
         with console.capture() as captured:
@@ -385,3 +395,20 @@ class TestTerminal:
         text = drawn(stream)
         assert "starting Ray" in text
         assert text.rstrip().endswith("set  /x")
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_texts_shrink_before_figures(width: int) -> None:
+    """In a narrow terminal the texts of a closing table are wrapped, and numbers stay on one line each."""
+    row = {
+        "data": "distilled (distill), own labels", "images": "10", "net": "convnet-d2-w32-batch",
+        "accuracy %": "75.0 ± 2.8", "seeds": "77.4  74.4  77.2  69.9  76.3",
+    }  # fmt: skip
+    lines = as_text(rows_table([row], "evaluate"), width).splitlines()
+
+    assert max(map(len, lines)) <= width
+    assert any("75.0 ± 2.8   77.4  74.4  77.2  69.9  76.3" in line for line in lines)
+    words = [line.split()[0] for line in lines[3:] if line.split()]
+    assert words[0] == "distilled"
+    many = {"seed": "  ".join(f"{i}.0" for i in range(60)), "net": "mlp"}
+    assert "59.0" in as_text(rows_table([many]), width)
