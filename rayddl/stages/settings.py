@@ -36,6 +36,8 @@ class Reads:
 
     produces: tuple[str, ...]
     """Values of :attr:`StageConfig.produces`."""
+    added: bool = False
+    """True for a field that its kind did not always have: unset, it is no part of fingerprints."""
 
     def fits(self, config: type[StageConfig]) -> bool:
         """True if a stage with settings of this class can be read."""

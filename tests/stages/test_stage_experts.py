@@ -14,13 +14,19 @@ import ray
 import torch
 from pydantic import ValidationError
 from safetensors import safe_open
+from safetensors.torch import load
 from torch import Tensor
 
 from rayddl import seeds
+from rayddl.methods.training.observer import Observer, frozen
 from rayddl.methods.trajectories import files
 from rayddl.methods.trajectories.convex import convexify
+from rayddl.methods.trajectories.curriculum import el2n
 from rayddl.methods.trajectories.expert import Training
-from rayddl.nets.build import initial
+from rayddl.nets.build import build, initial
+from rayddl.nets.config import NetConfig
+from rayddl.seeds import derive
+from rayddl.stages.context import Input
 from rayddl.stages.experts import stage as experts
 from rayddl.stages.experts import worker as expertwork
 from rayddl.stages.experts.artifact import Job
@@ -336,3 +342,27 @@ def test_progress_counts_epochs_and_tells_the_newest_accuracy(stages, told, monk
     assert done == sorted(done)
     assert progress.updates[-1][:2] == (20, 20)
     assert "test" in progress.updates[-1][2]
+
+
+def test_a_curriculum_follows_the_scores_of_a_teacher(stages, tmp_path):
+    """The stage's expert is the one trained by the EL2N scores of the teacher's network."""
+    net = NetConfig(depth=1, width=8, norm="batch")
+    seen = Observer(
+        frozen(build(net, (1, 8, 8), 10, seed=3)), net, stages.source.train.classes, (1, 8, 8), (0.3,), (0.4,)
+    )
+    teacher = Input("teacher", "teacher", Folder(str(tmp_path / "teacher")), {}, {})
+    seen.save(teacher.folder.child("observer"))
+    curriculum = {"first": 0.5, "complete": 2, "drop": [[2, 0.3]]}
+    config = stages.experts_config(count=1, epochs=4, keep="all", scores="teacher", curriculum=curriculum)
+    context = stages._context("experts", tmp_path / "out", {"teacher": teacher}, None)
+    experts.run(config, context)
+
+    train, test = stages.splits
+    logits = seen.module((stages.source.train.images / 255 - 0.3) / 0.4)
+    seed = derive(derive(stages.seed, "experts"), "expert", 0)
+    start = initial(config.net, (1, 8, 8), 10, seed=derive(seed, "start"))
+    expected = train_expert(stages.steps, config, start, train, test, 10, seed, scores=el2n(logits, train.y))
+    found = load(context.out.read("expert-0000.safetensors"))["snapshots"][-1]
+    torch.testing.assert_close(found, expected.snapshots[-1])
+    kept = load(context.out.read("el2n.safetensors"))["scores"]
+    torch.testing.assert_close(kept, el2n(logits, train.y))

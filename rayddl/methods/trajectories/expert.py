@@ -15,6 +15,7 @@ from rayddl.data.pixels import augment
 from rayddl.data.pixels.space import PixelSpace
 from rayddl.methods.training.metrics import accuracy
 from rayddl.methods.training.steps import Steps, batches, one_hot, sgd
+from rayddl.methods.trajectories.curriculum import ranks, shown
 from rayddl.methods.trajectories.settings import ExpertSettings
 from rayddl.seeds import generator
 
@@ -83,12 +84,14 @@ def training_steps(
     classes: int,
     seed: int,
     on_epoch: Callable[[Training], None] = lambda _: None,
+    scores: Tensor | None = None,
 ) -> Generator[None, None, Training]:
     """Train from parameters ``[P]``, or resume a training, until ``settings.length`` epochs.
 
     Yields after every SGD step and returns the finished training. ``seed`` is the expert's. ``on_epoch`` is
-    called with the training after every epoch.
+    called with the training after every epoch. ``scores`` ``[N]`` are the images' difficulty, for a curriculum.
     """
+    ranked = None if scores is None else ranks(scores.cpu(), train.y.cpu())
     if isinstance(start, Tensor):
         statistics = steps.fresh_statistics(train.x.device)
         tested = _tested(start.to(train.x.device), statistics)
@@ -97,7 +100,7 @@ def training_steps(
     else:
         training = start
     while len(training.snapshots) <= settings.length:
-        training = yield from _one_epoch(steps, settings, training, train, test, classes, seed)
+        training = yield from _one_epoch(steps, settings, training, train, test, classes, seed, ranked)
         on_epoch(training)
     return training
 
@@ -118,6 +121,7 @@ def _one_epoch(
     test: Images,
     classes: int,
     seed: int,
+    ranked: tuple[Tensor, Tensor] | None,
 ) -> Generator[None, None, Training]:
     began = time.perf_counter()
     epoch, device = len(training.snapshots), train.x.device
@@ -132,7 +136,11 @@ def _one_epoch(
     )
     run.loss = run.loss.to(device)
     draws = generator(seed, "epoch", epoch)
-    order = torch.randperm(len(train.y), generator=draws).to(device)
+    if settings.curriculum is None or ranked is None:
+        order = torch.randperm(len(train.y), generator=draws).to(device)
+    else:
+        seen = shown(settings.curriculum, epoch - 1, *ranked)
+        order = seen[torch.randperm(len(seen), generator=draws)].to(device)
     never_one = len(order) % settings.batch == 1 and steps.needs_two(run.theta, train.x)
     for picked in batches(order, settings.batch, never_one=never_one):
         x = train.x[picked]
@@ -155,7 +163,7 @@ def _one_epoch(
     after = run.theta.cpu()
     record = Epoch(
         epoch,
-        float(run.loss) / len(train.y),
+        float(run.loss) / len(order),
         accuracy(steps, _tested(run.theta, run.statistics), test.x, test.y),
         float((after.double() - before.double()).norm()),
         time.perf_counter() - began,

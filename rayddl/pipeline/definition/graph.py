@@ -27,6 +27,8 @@ def fields(
             continue
         (wanted,) = found
         value = getattr(config, name)
+        if value is None and isinstance(wanted, Reads) and wanted.added:
+            continue
         names = () if value is None else (value,) if isinstance(value, str) else tuple(value)
         yield name, names, wanted
 

@@ -30,7 +30,7 @@ def experts_for(config: ExpertsConfig, context: Context, cache: Folder, threads:
     """
     folder = cache.child(fingerprint(config))
     if not folder.has(DONE):
-        here = replace(context, out=folder, inputs={}, backend=Shared(threads, folder=folder))
+        here = replace(context, out=folder, backend=Shared(threads, folder=folder))
         folder.write_json(DONE, experts.run(config, here).summary)
     return Input(context.stage, config.kind, folder, config.model_dump(mode="json"), folder.read_json(DONE))
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from rayddl.config import OnDisk
 from rayddl.methods.trajectories.settings import ExpertSettings
 from rayddl.nets.config import NetConfig
-from rayddl.stages.settings import NetStageConfig, StageConfig
+from rayddl.stages.settings import NetStageConfig, Reads, StageConfig
 
 CONVEX_EPOCHS = 50
 
@@ -26,6 +26,8 @@ class ExpertsConfig(ExpertSettings, NetStageConfig):
     replay: Annotated[str | None, OnDisk()] = None
     """A ``replay_buffer_N.pt`` of MTT's code, or a folder of them, to import instead of training. Its experts
     must be of the definition's source in its pixel space; settings of training do not apply."""
+    scores: Annotated[str | None, Reads(("teacher",), added=True)] = None
+    """``curriculum``: the teacher by whose EL2N scores of the training images these are easy or hard."""
     count: int = Field(default=100, ge=1)
     """Experts to train; with ``replay`` the largest number to import."""
     keep: Literal["convex", "all"] = "convex"
@@ -62,6 +64,12 @@ class ExpertsConfig(ExpertSettings, NetStageConfig):
             raise ValueError("waypoints must be at least two rising epochs")
         if points[0] != 0 or points[-1] != (self.epochs or CONVEX_EPOCHS):
             raise ValueError(f"waypoints must go from 0 to epochs ({self.epochs or CONVEX_EPOCHS})")
+        return self
+
+    @model_validator(mode="after")
+    def _curriculum_with_scores(self) -> ExpertsConfig:
+        if (self.curriculum is None) != (self.scores is None):
+            raise ValueError("curriculum and scores belong together: give both or neither")
         return self
 
     @property

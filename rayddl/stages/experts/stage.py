@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from rayddl.data.pixels.space import PixelSpace
+from rayddl.methods.training.observer import Observer
 from rayddl.methods.trajectories import files
 from rayddl.nets.cost import worth_compiling
 from rayddl.stages.context import Context, Result
 from rayddl.stages.experts import import_buffers
 from rayddl.stages.experts.artifact import PARTIAL, Job, summary
 from rayddl.stages.experts.settings import ExpertsConfig
-from rayddl.stages.experts.worker import measured, train_some, tried
+from rayddl.stages.experts.worker import SCORES, measured, score, train_some, tried
 from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.runtime.sources import SharedSource, fit_space, note, publish
 from rayddl.stages.runtime.workers import Workers
@@ -84,6 +85,12 @@ def _train_missing(job: Job, share: Share, missing: list[int], context: Context)
         context.progress.update(before + done, total, metric or waiting)
 
     counter = backend.counter(show)
+    if config.scores is not None and not context.out.has(SCORES):
+        # Before the other workers: the first one that measures memory reads them.
+        seen = Observer.load(context.inputs[config.scores].folder.child("observer"))
+        observer = backend.put(seen.pruned(job.source.classes))
+        with backend.opened(share, "experts", note=context.progress.note) as free:
+            free.one((score, shared, observer), "EL2N scores")
     with backend.opened(share, "experts", need=(tried, shared), note=context.progress.note) as free:
         context.progress.update(before, total, "starting the workers")
         together = _together(job, shared, share, free, len(missing))

@@ -7,10 +7,14 @@ import time
 from collections.abc import Callable, Generator, Sequence
 
 import torch
+from safetensors.torch import load, save
 
 from rayddl import seeds
+from rayddl.methods.training.observer import Observer
 from rayddl.methods.training.steps import steps_for
+from rayddl.methods.training.teacher import outputs
 from rayddl.methods.trajectories import files
+from rayddl.methods.trajectories.curriculum import el2n
 from rayddl.methods.trajectories.expert import Training, load_training, training_steps
 from rayddl.methods.trajectories.interleave import Lanes, worthwhile
 from rayddl.methods.trajectories.settings import ExpertSettings
@@ -18,8 +22,9 @@ from rayddl.nets.build import initial
 from rayddl.stages.experts.artifact import Job, contents, partial_name
 from rayddl.stages.runtime import devices
 from rayddl.stages.runtime.progress import ProgressCounter
-from rayddl.stages.runtime.sources import splits
+from rayddl.stages.runtime.sources import splits, tensor
 
+SCORES = "el2n.safetensors"
 PARTIAL_SECONDS = 60.0
 """Seconds of training between two partial files."""
 WARM, TIMED = 5, 30
@@ -66,6 +71,19 @@ def measured(job: Job, most: int, gpu: float) -> int:
     return worthwhile(trainer.rate, min(most, 1 + int(free // each)))
 
 
+def score(job: Job, observer: Observer) -> None:
+    """Write the EL2N scores of the training images by ``observer``, whose classes are the source's."""
+    import ray
+
+    if job.out.has(SCORES):
+        return
+    device = devices.enter(job.threads, job.config.precision, "EL2N scores")
+    images, labels = (tensor(a) for a in ray.get(list(job.source.refs[:2])))
+    known = outputs(observer.on(device).module, observer.frame, images, device)
+    logits = torch.cat([part.float().cpu() for part in known])
+    job.out.write(SCORES, save({"scores": el2n(logits, labels.long())}))
+
+
 class Trainer:
     """Images and step functions on ``device``, shared by all experts of a process."""
 
@@ -79,6 +97,7 @@ class Trainer:
             config.net, job.source.shape, self._classes, config.precision, job.compile, graphs
         )
         self._train, self._test = splits(job.source, job.space, device)
+        self._scores = None if config.scores is None else load(job.out.read(SCORES))["scores"]
 
     def lane(self, index: int, counter: ProgressCounter) -> Generator[None, None, Training]:
         """The training of expert ``index``, which yields after every SGD step; ``counter`` gets a report per epoch."""
@@ -124,7 +143,7 @@ class Trainer:
     ) -> Generator[None, None, Training]:
         seed = seeds.derive(self._job.seed, "expert", index)
         return training_steps(
-            self.steps, settings, start, self._train, self._test, self._classes, seed, on_epoch
+            self.steps, settings, start, self._train, self._test, self._classes, seed, on_epoch, self._scores
         )
 
     def _initial(self, index: int) -> torch.Tensor:
