@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rayddl.stages.coreset.settings import CoresetConfig
+from rayddl.stages.coreset.settings import SCORED, CoresetConfig
 from rayddl.stages.estimates import FLOAT, PROCESS, Estimate, Outlook, Stages
 
 FEATURES = 2**28
@@ -19,7 +19,9 @@ def estimate(config: CoresetConfig, stages: Stages, outlook: Outlook) -> Estimat
     looked_at = per_class if config.mipc is None else min(config.mipc, per_class)
     networked = config.features in stages
     features = 0
-    if config.method != "random":
+    if config.method in SCORED:
+        features = per_class * glance.classes * FLOAT  # at most: one score of every image
+    elif config.method != "random":
         features = max(FEATURES, looked_at * (WIDTH if networked else glance.numbers) * FLOAT)
     written = glance.classes * config.ipc * glance.numbers * 2 + outlook.space
     return Estimate(

@@ -31,7 +31,7 @@ from rayddl.nets.config import NetConfig
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Input, Result
 from rayddl.stages.coreset.settings import BATCH_NORM, METHODS, SCORED, CoresetConfig
-from rayddl.stages.coreset.worker import Chosen, Job, choose, read_chosen
+from rayddl.stages.coreset.worker import Chosen, Job, bytes_per_image, choose, read_chosen
 from rayddl.stages.experts.artifact import refuse_other_experts
 from rayddl.stages.kinds import produced
 from rayddl.stages.runtime.listings import listing_of, of_shared
@@ -188,7 +188,8 @@ def _groups(missing: Sequence[int], given: _Candidates, job: Job, at_once: int) 
     the features of one group stay within the limit.
     """
     counts = given.listing.counts()
-    per_image = 4 * given.features.width(job.shape) if job.config.method != "random" else 0
+    method = job.config.method
+    per_image = bytes_per_image(method, given.features.width(job.shape) if method != "random" else 0)
     most = -(-len(missing) // (4 * at_once)) if missing else 1
     groups: list[list[int]] = []
     held = 0

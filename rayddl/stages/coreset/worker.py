@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,12 +82,12 @@ def choose(job: Job, labels: list[int]) -> None:
 
 
 def _selected(job: Job, label: int, features: Tensor) -> list[int]:
-    """The selected rows of ``features`` of one class, in the order of selection."""
+    """The selected rows of the features, or the scores, of one class, in the order of selection."""
     name, count = job.config.method, min(job.config.ipc, len(features))
     if name in GREEDY:
         return GREEDY[name](features, count)
     if name in BY_SCORE:
-        return BY_SCORE[name](features.log_softmax(1)[:, label], count)
+        return BY_SCORE[name](features, count)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seeds.derive(job.seed, "selection", job.listing.classes[label]))
         found = plugins.find("selections", name)(features, count)  # type: ignore[misc]
@@ -115,11 +115,26 @@ def _keep(job: Job, label: int, chosen: Chosen) -> None:
     job.out.write(job.file(label), save(tensors))
 
 
-class _Gathered:
-    """Collects the features of one class, computed batch by batch."""
+def kept(method: str, label: int) -> Callable[[Tensor], Tensor]:
+    """What is kept of a batch's features ``[B, D]`` until the selection: all, or only the scores ``[B]`` of ``label``.
 
-    def __init__(self, features: Features) -> None:
-        self._of = features
+    So a selection by scores holds one number of each image, however many images and classes there are.
+    """
+    if method in BY_SCORE:
+        return lambda logits: logits.log_softmax(1)[:, label].clone()  # a copy, which lets the others go
+    return lambda features: features
+
+
+def bytes_per_image(method: str, width: int) -> int:
+    """Bytes that a selection holds of each image; ``width``: the number of features."""
+    return 0 if method == "random" else 4 if method in BY_SCORE else 4 * width
+
+
+class _Gathered:
+    """Collects the features of one class, or its scores, computed batch by batch."""
+
+    def __init__(self, features: Features, kept: Callable[[Tensor], Tensor]) -> None:
+        self._of, self._kept = features, kept
         self._waiting: list[Tensor] = []
         self.features: list[Tensor] = []
         self.positions: list[int] = []
@@ -133,13 +148,13 @@ class _Gathered:
 
     def flush(self) -> None:
         if self._waiting:
-            self.features.append(self._of(torch.stack(self._waiting)))
+            self.features.append(self._kept(self._of(torch.stack(self._waiting))))
             self._waiting.clear()
 
 
 def _gathered(job: Job, features: Features, labels: list[int]) -> dict[int, _Gathered]:
     # Batches are formed within a class, so that features do not depend on the grouping of classes.
-    found = {label: _Gathered(features) for label in labels}
+    found = {label: _Gathered(features, kept(job.config.method, label)) for label in labels}
     for position, image in _read(job, np.flatnonzero(np.isin(job.listing.labels, labels))):
         mine = found[int(job.listing.labels[position])]
         if isinstance(image, str):

@@ -10,6 +10,7 @@ from rayddl.methods.selection.select import balanced, easiest, medium
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
 from rayddl.stages.coreset.settings import CoresetConfig
+from rayddl.stages.coreset.worker import bytes_per_image, kept
 
 
 def clusters() -> torch.Tensor:
@@ -73,3 +74,15 @@ def test_selections_by_scores_need_a_teacher(method: str) -> None:
     config = CoresetConfig(kind="coreset", method=method, ipc=1)
     assert "set features to the name of a teacher" in config.check({})[0]
     assert not CoresetConfig(kind="coreset", method="balanced", ipc=1).check({})
+
+
+@pytest.mark.parametrize("method", ["easiest", "medium"])
+def test_selections_by_scores_hold_one_number_of_each_image(method: str) -> None:
+    """The log-probability of the class, in memory of its own; other selections need all features."""
+    logits = torch.randn(6, 1000, generator=torch.Generator().manual_seed(0))
+    scores = kept(method, 7)(logits)
+    torch.testing.assert_close(scores, logits[:, 7] - logits.double().exp().sum(1).log().float())
+    assert scores.untyped_storage().nbytes() == 6 * bytes_per_image(method, 1000) == 24
+    assert kept("balanced", 7)(logits) is logits
+    assert bytes_per_image("balanced", 1000) == 4000
+    assert bytes_per_image("random", 1000) == 0
