@@ -248,7 +248,7 @@ def test_a_node_of_one_cpu_and_one_gpu_is_enough(bench: Any, tmp_path: Path) -> 
     assert {row["unit"] for row in placed(tmp_path)} >= {"teacher", "rded judge"}
 
 
-IMAGES, TOGETHER = int(os.environ.get("RAYDDL_TEST_STREAM", "10000")), 8
+IMAGES, TOGETHER = int(os.environ.get("RAYDDL_TEST_STREAM", "5000")), 8
 """Images of the stream, and how many of them are one chunk; `RAYDDL_TEST_STREAM=40000` makes it 5,000 chunks."""
 STREAM = """
 name: stream
