@@ -42,7 +42,8 @@ stages:
     {kind: match, experts: experts, ipc: 1, iterations: 30, syn_steps: 4, expert_epochs: 2, max_start_epoch: 4,
      lr_image: 20, lr_student: 0.05, augment: flip_color, compile: false, resources: {num_cpus: 1}}
   evaluate:
-    {kind: evaluate, set: distill, seeds: 2, epochs: 30, augment: flip_color, compile: false, together: false}
+    {kind: evaluate, set: distill, seeds: 2, epochs: 30, augment: flip_color, compile: false, together: false,
+     random: false}
   teacher:
     {kind: teacher, net: {name: convnet, depth: 1, width: 8, norm: batch}, epochs: 2, augment: crop,
      allow_weak: true, compile: false, resources: {num_cpus: 1}}
