@@ -297,12 +297,12 @@ class CheckedTeacher(Document):
 
 
 def _sentence(fault: ErrorDetails) -> str:
-    kind = fault["type"]
-    if kind == "missing":
+    error = fault["type"]
+    if error == "missing":
         return "it is missing"
-    if kind == "value_error":
+    if error == "value_error":
         return str(fault["ctx"]["error"])
-    return f"found {_shown(fault['input'])}, expected {_EXPECTED.get(kind, 'another value')}"
+    return f"found {_shown(fault['input'])}, expected {_EXPECTED.get(error, 'another value')}"
 
 
 def _inside(value: Any) -> list[Any]:

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
+from rayddl import plugins
 from rayddl.data.config import SourceConfig
 from rayddl.data.dataset import Source
 from rayddl.data.distilled import DistilledSet
@@ -61,6 +62,17 @@ def local_ray() -> Iterator[None]:
         cluster.stop()
         cluster.configure()
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def kept_ray() -> Iterator[None]:
+    """One Ray for all runs of a module, which none of them stops."""
+    threads = torch.get_num_threads()
+    local.start(cluster.WORKER_ENV, 2)
+    yield
+    local.stop()
+    torch.set_num_threads(threads)
+    plugins.activate(())
 
 
 @dataclass

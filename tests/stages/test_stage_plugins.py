@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,15 @@ import torch
 from typer.testing import CliRunner
 
 import rayddl
-from rayddl import plugins
 from rayddl.cli.app import app
 from rayddl.pipeline.judging import judge_set
 from rayddl.pipeline.results import RunResult
 from rayddl.plugins import Plugin, Splits
 from rayddl.stages import parquet as tables
-from rayddl.stages.runtime import cluster, local
 from rayddl.storage import Folder
 from tests.raising import raises
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("kept_ray")]
 
 TOY = str(Path(__file__).resolve().parents[1] / "plugins" / "toy")
 ONE = {"resources": {"num_cpus": 1}}
@@ -49,17 +46,6 @@ DEFINITION = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def shared_ray() -> Iterator[None]:
-    """One Ray for all runs, which none of them stops."""
-    threads = torch.get_num_threads()
-    local.start(cluster.WORKER_ENV, 2)
-    yield
-    local.stop()
-    torch.set_num_threads(threads)
-    plugins.activate(())
-
-
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Where the runs lie."""
@@ -67,7 +53,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def made(shared_ray: None, out: str) -> RunResult:
+def made(kept_ray: None, out: str) -> RunResult:
     """The definition, run."""
     return rayddl.run(DEFINITION, out=out, progress=False, plugins=[TOY])
 

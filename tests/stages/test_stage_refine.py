@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,10 @@ from rayddl.data.distilled import DistilledSet
 from rayddl.stages.context import Context, Input
 from rayddl.stages.refine import stage as refine
 from rayddl.stages.refine.settings import RefineConfig
-from rayddl.stages.runtime import cluster, local
 from rayddl.stages.runtime.in_process import InProcess
 from rayddl.storage import Folder
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("kept_ray")]
 
 SHIPPED = Path(__file__).resolve().parents[2] / "pipelines" / "quickstart-refine.yaml"
 SHORT = {
@@ -27,16 +25,6 @@ SHORT = {
     **{f"evaluate-{name}.{key}": value for name in ("stitched", "refined")
        for key, value in {"epochs": 2, "seeds": 1, "own_labels": False, "random": False}.items()},
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shared_ray() -> Iterator[None]:
-    """One Ray for the runs, which none of them stops."""
-    threads = torch.get_num_threads()
-    local.start(cluster.WORKER_ENV, 2)
-    yield
-    local.stop()
-    torch.set_num_threads(threads)
 
 
 def test_the_shipped_definition_runs_and_workers_change_no_bit(tmp_path: Path) -> None:

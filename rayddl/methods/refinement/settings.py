@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from rayddl.config import Config
-from rayddl.data.config import augmentation_names
+from rayddl.data.config import Augmented
 
 
-class RefineSettings(Config):
+class RefineSettings(Augmented):
     """How images are refined. The defaults are those of CIM's published code (Shang et al. 2026)."""
 
     steps: int = Field(default=200, ge=1)
@@ -29,14 +28,3 @@ class RefineSettings(Config):
     augment: str = "flip_crop_cutout"
     """Augmentations joined by ``_`` (``color``, ``crop``, ``cutout``, ``flip``, ``scale``, ``rotate``), or ``none``.
     All of them are applied, in this order, in the same way to a view and to its anchor."""
-
-    @field_validator("augment")
-    @classmethod
-    def _known_augmentation(cls, value: str) -> str:
-        augmentation_names(value)
-        return value
-
-    @property
-    def augmentations(self) -> tuple[str, ...]:
-        """The names of the augmentations; empty for ``none``."""
-        return augmentation_names(self.augment)

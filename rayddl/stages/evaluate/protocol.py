@@ -380,7 +380,8 @@ def _store_labels(
     """Compute the missing files of stored soft labels. Raises :class:`ArtifactError` for labels of other images."""
     if data.stored is None:
         return
-    images, protocol = _pixels(data), data.protocol
+    images, protocol = data.images, data.protocol
+    assert images is not None
     if not softlabels.has_labels(data.stored):
         assert isinstance(protocol, SoftProtocol)
         assert task.teaching is not None
@@ -397,8 +398,3 @@ def _store_labels(
     labels = StoredLabels(data.stored)
     labels.refuse_other_images(images)
     labels.refuse_fewer(protocol.epochs, task.source.classes)
-
-
-def _pixels(data: students.TrainingData) -> torch.Tensor:
-    assert data.images is not None
-    return data.images
