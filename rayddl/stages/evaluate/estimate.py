@@ -20,7 +20,7 @@ SOFT_BATCH = 200
 def estimate(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Estimate:
     """A worker holds the whole data in model space and one step of the largest network; a small file per student."""
     of = stages.get(config.set)
-    soft = config.protocol == "soft" or (config.protocol is None and of is not None and of.soft)
+    soft = config.soft_for(of)
     nets = list(_nets(config, of, stages))
     kinds = 1 + config.random + (config.whole or config.ranking) + config.ranking * (4 if soft else 2)
     kinds += soft and config.own_labels

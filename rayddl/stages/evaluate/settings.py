@@ -34,7 +34,7 @@ class EvaluateConfig(StudentSettings, SoftSettings, NetStageConfig):
     """The stage whose set is evaluated."""
     protocol: Literal["hard", "soft"] | None = None
     """``hard``: MTT's, with the images' labels. ``soft``: with the labels that ``observer`` gives, by
-    ``recipe``. Default: the one for which the set was made."""
+    ``recipe``. Default: ``soft`` with an ``observer``, else the one for which the set was made."""
     recipe: Recipe = "rded"
     """``soft``: a named set of choices, each of which can be set by itself. ``rded``: that of RDED's published code.
     ``edc``: EDC's (own labels in the loss, small crops, averaged weights, 1000 epochs). ``rd3``: RD3's unified one
@@ -130,7 +130,13 @@ class EvaluateConfig(StudentSettings, SoftSettings, NetStageConfig):
     def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
         """Problems with the protocol: soft labels need an observer."""
         of = reads.get("set")
-        soft = self.protocol == "soft" or (self.protocol is None and of is not None and of.soft)
-        if self.loss is not None and not soft and self.observer is None:
+        soft = self.soft_for(of)
+        if self.loss is not None and not soft:
             return [f"loss: {self.loss} is of soft labels; name an observer, or leave loss out"]
         return [NO_OBSERVER] if soft and self.observer is None else []
+
+    def soft_for(self, of: StageConfig | None) -> bool:
+        """True if students of the set of stage ``of`` train on soft labels."""
+        if self.protocol is not None or self.observer is not None:
+            return self.protocol != "hard"
+        return of is not None and of.soft

@@ -182,6 +182,16 @@ class TestKinds:
 
         assert expected(config, distill=matching()).work == "9 students × 1000 epochs"
 
+    def test_students_with_an_observer_train_on_soft_labels(self) -> None:
+        """Also those of a set that was made for hard labels."""
+        from rayddl.stages.evaluate.settings import EvaluateConfig
+
+        config = EvaluateConfig.model_validate(
+            {"kind": "evaluate", "set": "distill", "seeds": 3, "random": False, "observer": "teacher"}
+        )
+
+        assert expected(config, distill=matching()).work == "6 students × 300 epochs"
+
     def test_a_search_takes_what_its_template_takes(self) -> None:
         """As many trials at once as fit, each with the template's memory."""
         from rayddl.stages.tune.settings import TuneConfig
