@@ -13,6 +13,8 @@ from rayddl.methods.training.settings import zoomed
 from rayddl.nets.config import NetConfig
 
 ZOOMED = "test images zoomed as published"
+PUBLISHED_ZOOM = ("tinyimagenet", "imagenet")
+"""Sources of RDED's published results on which zooming changes test images."""
 RESNET = "resnet18 with batch norm initialised as torchvision's"
 SIDES = {"digits": 8, "cifar10": 32, "cifar100": 32, "tinyimagenet": 64, "imagenet": IMAGENET_SIZE}
 """Sides in pixels of sources whose images have one size."""
@@ -23,9 +25,15 @@ def side_of(source: SourceConfig) -> int | None:
     return source.size or SIDES.get(source.name)
 
 
-def tested_on_zoomed(side: int | None) -> Sequence[str]:
-    """The revision of networks tested at ``side`` pixels; empty where zooming leaves an image as it is."""
-    return () if side is not None and zoomed(side) == side else (ZOOMED,)
+def zooms(zoom: bool | None, source: SourceConfig) -> bool:
+    """True if test images are zoomed: as set, else if the published results for ``source`` are of zoomed ones."""
+    return source.name in PUBLISHED_ZOOM if zoom is None else zoom
+
+
+def tested_on_zoomed(zoom: bool | None, source: SourceConfig, side: int | None) -> Sequence[str]:
+    """The revision of networks tested at ``side`` pixels; empty where images are not zoomed, or unchanged by it."""
+    unchanged = side is not None and zoomed(side) == side
+    return () if unchanged or not zooms(zoom, source) else (ZOOMED,)
 
 
 def of_networks(config: Config) -> Sequence[str]:

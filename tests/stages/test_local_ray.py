@@ -268,6 +268,29 @@ def test_a_start_that_fails_is_tried_again(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_process_that_ray_ends_is_reported(tmp_path: Path) -> None:
+    """Ray's C++ library may end the process while it connects; a sentence names the logs, and Ctrl-C reports none."""
+    ended, stopped = (
+        run(
+            "from rayddl.stages.runtime import local\n"
+            "import contextlib, os, signal\n"
+            "local._started_with = lambda mark: contextlib.nullcontext()\n"
+            f"local._init = lambda *args: {action}\n"
+            "local.start({})",
+            TMPDIR=str(tmp_path),
+        )
+        for action in ("os._exit(1)", "signal.raise_signal(signal.SIGINT)")
+    )
+    said, written = ended.communicate(timeout=PATIENCE)
+    assert (ended.returncode, said, written.count("\n")) == (1, "", 1)
+    assert written.startswith("error: Ray ended this process while it was starting.")
+    log, logs = written.split(" is in ")[1].strip().rstrip(".").split(" and ")
+    assert os.path.exists(log)
+    assert logs.startswith(log.split("rayddl-ray")[0])
+    assert "Ray ended" not in stopped.communicate(timeout=PATIENCE)[1]
+    assert stopped.returncode != 0
+
+
 def test_two_failed_starts_are_refused_in_a_sentence(
     failing: Callable[[int], Starting], capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -13,8 +13,10 @@ from safetensors.torch import load
 from torch import Tensor
 
 from rayddl.data.config import SourceConfig
+from rayddl.data.sources import registry as sources
 from rayddl.errors import ArtifactError
 from rayddl.methods.training.observer import Observer
+from rayddl.methods.training.teacher import predictions, share_right
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Result, Silent
 from rayddl.stages.runtime.in_process import InProcess
@@ -133,6 +135,20 @@ def test_a_source_of_zca_has_a_teacher_of_plain_pixels(
     where = context(tmp_path, space="zca")
     run(settings(), where)
     assert same(tensors(where.out), tensors(trained[0]))
+
+
+def test_the_accuracy_may_be_that_of_zoomed_images(local_ray: None, tmp_path: Path) -> None:
+    """The same teacher, tested on the images as they are or as RDED's published code shows them."""
+    wheres = [context(tmp_path / name, size=14) for name in ("whole", "zoomed")]
+    results = [run(settings(zoom=zoom), where) for zoom, where in zip((None, True), wheres, strict=True)]
+    assert same(*(tensors(where.out) for where in wheres))
+    observer = Observer.load(wheres[0].out.child("observer"))
+    test = sources.load(SOURCE.model_copy(update={"size": 14})).test
+    labels = test.labels
+    for zoom, result in zip((False, True), results, strict=True):
+        found = predictions(observer.module, observer.frame, test.images, torch.device("cpu"), zoom=zoom)
+        assert result.summary["accuracy"] == share_right(found, labels)
+    assert results[0].summary["accuracy"] != results[1].summary["accuracy"]
 
 
 def test_the_check_may_take_a_sample(local_ray: None, tmp_path: Path) -> None:

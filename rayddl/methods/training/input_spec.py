@@ -34,10 +34,10 @@ class Frame:
         )
         return in_unit(images).sub(mean).div_(std)
 
-    def tested(self, images: Tensor) -> Tensor:
+    def zoomed(self, images: Tensor) -> Tensor:
         """uint8 test ``images`` ``[N, C, H, W]`` as RDED's published code shows them.
 
-        The shorter side is scaled to ``zoomed`` pixels and the centre is cropped, also if the images have the
+        The shorter side is scaled to 8/7 of the input's and the centre is cropped, also if the images have the
         input's size already: at 64 pixels the central 57 are shown, at 32 pixels the image is unchanged.
         """
         _, height, width = self.shape

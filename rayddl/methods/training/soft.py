@@ -66,6 +66,7 @@ class SoftProtocol(StudentSettings, SoftSettings):
     optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
     schedule: Literal["half_cosine", "cosine", "linear", "constant"] = "half_cosine"
     ema: float = 0.0
+    zoom: bool = False
     statistics: Literal["once", "twice"] = "once"
 
     def lr_in(self, epoch: int) -> float:

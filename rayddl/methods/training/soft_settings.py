@@ -35,6 +35,9 @@ class SoftSettings(Config):
     the student itself."""
     label_smoothing: float | None = Field(default=None, ge=0, lt=1)
     """``loss: mse_gt``, ``gift``: smoothing of the images' own labels. Default: 0 and 0.1."""
+    zoom: bool | None = None
+    """``soft``: test on images as RDED's published code shows them: scaled by 8/7, and the centre cut out. Default: for
+    ``tinyimagenet`` and ``imagenet``. No effect at 8 and 32 pixels."""
     statistics: Literal["once", "twice"] | None = None
     """``soft``: how often a step updates batch norm's running statistics. ``twice``, as RDED's published code,
     which first runs the student on the batch before CutMix to print its training accuracy."""

@@ -31,7 +31,7 @@ from rayddl.storage import Folder
 
 _META = "labels.json"
 OF_CROPS = {"crop_min", "crop_within_patch"}
-OF_STUDENTS = {"loss", "optimizer", "schedule", "ema", "label_smoothing", "statistics"} | OF_CROPS
+OF_STUDENTS = {"loss", "optimizer", "schedule", "ema", "label_smoothing", "zoom", "statistics"} | OF_CROPS
 """Settings that do not affect labels, and those of crops, which are stored only if they are not the defaults."""
 KIND = sealed.Kind("rayddl soft labels", 1, _META, "soft labels", "", "evaluate the set again")
 PART_BYTES = 32 * 2**20

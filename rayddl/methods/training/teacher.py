@@ -148,28 +148,39 @@ class TeacherTraining:
 
 @torch.no_grad()
 def outputs(
-    module: nn.Module, frame: Frame, images: Tensor | Iterable[Tensor], device: torch.device
+    module: nn.Module,
+    frame: Frame,
+    images: Tensor | Iterable[Tensor],
+    device: torch.device,
+    *,
+    zoom: bool = False,
 ) -> Iterator[Tensor]:
     """Logits ``[B, K]`` for uint8 ``images`` ``[N, C, H, W]``, batch by batch; they may be given in batches.
 
-    The images are shown by :meth:`Frame.tested`, as in the published code. The mode of ``module``,
-    training or eval, is restored.
+    ``zoom``: the images are shown by :meth:`Frame.zoomed`, as in RDED's published code, else by :meth:`Frame.fitted`.
+    The mode of ``module``, training or eval, is restored.
     """
+    shown = frame.zoomed if zoom else frame.fitted
     training = module.training
     module.eval()
     try:
         for part in images.split(BATCH) if isinstance(images, Tensor) else images:
-            x = frame.normalised(frame.tested(part).to(device, non_blocking=True))
+            x = frame.normalised(shown(part).to(device, non_blocking=True))
             yield module(x.contiguous(memory_format=torch.channels_last))
     finally:
         module.train(training)
 
 
 def predictions(
-    module: nn.Module, frame: Frame, images: Tensor | Iterable[Tensor], device: torch.device
+    module: nn.Module,
+    frame: Frame,
+    images: Tensor | Iterable[Tensor],
+    device: torch.device,
+    *,
+    zoom: bool = False,
 ) -> Tensor:
     """The output with the largest logit for each of ``images``, from :func:`outputs`: int64 ``[N]`` on the CPU."""
-    return torch.cat([logits.argmax(1).cpu() for logits in outputs(module, frame, images, device)])
+    return torch.cat([logits.argmax(1).cpu() for logits in outputs(module, frame, images, device, zoom=zoom)])
 
 
 def share_right(predicted: Tensor, labels: Tensor) -> float:

@@ -101,6 +101,7 @@ def settled(
     else:
         usual = recipe(config.recipe, made.ipc, len(made.classes), len(made))
         chosen |= {k: v for k, v in usual.items() if getattr(config, k) is None}
+        chosen["zoom"] = source.zoomed if config.zoom is None else config.zoom
     whole = config.model_copy(update=chosen)
     if whole.compile is None:
         compile_ = _worth_compiling(Task(whole, made, source, teaching, 0))

@@ -31,6 +31,7 @@ from rayddl.stages.evaluate import soft_labels
 from rayddl.stages.evaluate.protocol import nets_of, soft_protocol
 from rayddl.stages.evaluate.settings import EvaluateConfig
 from rayddl.stages.evaluate.stage import read, settings_of
+from rayddl.stages.revisions import zooms
 from rayddl.storage import Folder
 
 SCRIPT, PARTS, TEST = "train.py", "parts.py", "test.safetensors"
@@ -154,7 +155,9 @@ def _values(
         )
     if soft:
         usual = recipe(config.recipe, made.ipc, len(made.classes), len(made))
-        config = config.model_copy(update={k: v for k, v in usual.items() if getattr(config, k) is None})
+        chosen = {k: v for k, v in usual.items() if getattr(config, k) is None}
+        chosen["zoom"] = config.zoom if source is None else zooms(config.zoom, source)
+        config = config.model_copy(update=chosen)
     own = _of_soft(config, made, stored, teacher) if soft else _of_hard(config, made)
     net, student = _network(config, made, own["shape"], dropout=soft)
     if soft:
@@ -232,7 +235,7 @@ def _of_soft(
         "twice": protocol.statistics == "twice",
         "augment": (),
         **_of_crops(protocol, frame),
-        **_of_sides(made, frame),
+        **_of_sides(made, frame, zoom=protocol.zoom),
     }
 
 
@@ -258,12 +261,12 @@ def _of_crops(protocol: SoftProtocol, frame: Frame) -> dict[str, Any]:
     }
 
 
-def _of_sides(made: DistilledSet, frame: Frame) -> dict[str, Any]:
+def _of_sides(made: DistilledSet, frame: Frame, *, zoom: bool) -> dict[str, Any]:
     """The sides to which images are scaled before their centre is cut out; ``None`` if they are shown as they are."""
     (_, own_height, own_width), (_, height, width) = made.space.shape, frame.shape
     refit = (own_height, own_width) != (height, width)
     wanted = zoomed(min(height, width))
-    if not refit and wanted == min(height, width):
+    if not refit and (not zoom or wanted == min(height, width)):
         return {"large": None, "refit": False}
     scale = max(wanted / min(own_height, own_width), height / own_height, width / own_width)
     large = [max(round(own_height * scale), height), max(round(own_width * scale), width)]

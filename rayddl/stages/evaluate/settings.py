@@ -121,11 +121,12 @@ class EvaluateConfig(StudentSettings, SoftSettings, NetStageConfig):
         return data * len(self.nets or (None,)) * self.seeds
 
     def revisions(self, source: SourceConfig) -> Sequence[str]:
-        """Soft evaluations train students of own labels, and test on zoomed images."""
+        """Soft evaluations train students of own labels, and may test on zoomed images."""
         found = list(super().revisions(source))
         if self.observer is None:
             return found
-        return [*found, *tested_on_zoomed(side_of(source)), *([OWN_LABELS] if self.own_labels else [])]
+        zoomed = tested_on_zoomed(self.zoom, source, side_of(source))
+        return [*found, *zoomed, *([OWN_LABELS] if self.own_labels else [])]
 
     def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
         """Problems with the protocol: soft labels need an observer."""

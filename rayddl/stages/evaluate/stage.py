@@ -253,7 +253,8 @@ def recipe(task: Task) -> dict[str, Any]:
     kept |= {} if config.label_top is None else {"label_top": config.label_top}
     # What is not stored is as published.
     open_ = config.model_dump(include={*SoftSettings.model_fields, "loss"}, exclude_none=True)
-    kept |= {name: value for name, value in open_.items() if PLAIN.get(name) != value}
+    usual = {**PLAIN, "zoom": task.source.zoomed}
+    kept |= {name: value for name, value in open_.items() if usual.get(name) != value}
     kept |= config.model_dump(include={"recipe", "report", "own_labels"}, exclude_defaults=True)
     rates = {SGD_LR if config.optimizer == "sgd" else published_lr(net.name) for net in task.nets}
     # Different default rates of several networks are not stored.

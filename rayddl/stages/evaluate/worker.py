@@ -291,13 +291,13 @@ def train_soft(
         nonlocal saved
         report(now.epoch)
         if shared.best and looked_at(now.epoch, protocol.epochs):
-            now.looks.append(_tested(now.tested, shared, test, labels, device).accuracy)
+            now.looks.append(_tested(now.tested, shared, protocol, test, labels, device).accuracy)
         if time.monotonic() - saved > PARTIAL_SECONDS and now.epoch < protocol.epochs:
             shared.out.write(partial, now.dump())
             saved = time.monotonic()
 
     trained = training.run(on_epoch)
-    score = _tested(trained, shared, test, labels, device)
+    score = _tested(trained, shared, protocol, test, labels, device)
     score.best = max(training.looks, default=None)
     shared.out.delete(partial)
     return len(images), score
@@ -313,13 +313,15 @@ def looked_at(done: int, epochs: int) -> bool:
 def _tested(
     module: torch.nn.Module,
     shared: Shared,
+    protocol: SoftProtocol,
     test: torch.Tensor | Batches,
     labels: torch.Tensor,
     device: torch.device,
 ) -> Score:
     assert shared.frame is not None
     score = Score(len(shared.source.classes))
-    for logits, right in zip(outputs(module, shared.frame, test, device), labels.split(BATCH), strict=True):
+    answers = outputs(module, shared.frame, test, device, zoom=protocol.zoom)
+    for logits, right in zip(answers, labels.split(BATCH), strict=True):
         score.add(logits, right)
     return score
 

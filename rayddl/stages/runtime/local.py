@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -113,12 +114,33 @@ def stop(*, keep_log: bool = False) -> None:
 
 def _start_patiently(running: _Local, folder: str, num_cpus: int, num_gpus: int | None) -> None:
     failures: list[Exception] = []
-    while len(failures) < ATTEMPTS:
-        failure = _attempted(running, num_cpus, num_gpus)
-        if failure is None:
-            return
-        failures.append(failure)
+    with _end_reported(running):
+        while len(failures) < ATTEMPTS:
+            failure = _attempted(running, num_cpus, num_gpus)
+            if failure is None:
+                return
+            failures.append(failure)
     raise StageError(_refusal(failures[-1], folder, running.log), code="ray-not-started") from failures[-1]
+
+
+@contextmanager
+def _end_reported(running: _Local) -> Iterator[None]:
+    """If this process ends in the block without leaving it, a child process writes a sentence to the terminal.
+
+    Ray's C++ library ends the process that it is part of, without a word, if the raylet is lost while it connects.
+    """
+    logs = os.path.join(running.private, "r", "session_latest", "logs")
+    sentence = (
+        "error: Ray ended this process while it was starting. Usually another program took one of its ports, or there "
+        f"is too little memory: run the same command again. What Ray printed is in {running.log} and {logs}."
+    )
+    # In a session of its own: Ctrl-C ends this process, and not the child.
+    script = ["sh", "-c", 'read -r ready || printf "%s\\n" "$1" >&2', "sh", sentence]
+    child = subprocess.Popen(script, stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        yield
+    finally:
+        child.communicate(b"ready\n")
 
 
 def _attempted(running: _Local, num_cpus: int, num_gpus: int | None) -> Exception | None:

@@ -19,6 +19,7 @@ from rayddl.data.sources import registry as sources
 from rayddl.data.sources.listing import Listing
 from rayddl.errors import ArtifactError
 from rayddl.methods.trajectories.expert import Images, encoded
+from rayddl.stages.revisions import zooms
 from rayddl.stages.runtime import shards
 from rayddl.stages.runtime.shards import Batches, Shards
 from rayddl.storage import Folder
@@ -46,6 +47,8 @@ class SharedSource:
     """Sentences on what the files have and the splits leave out."""
     scaling: Scaling | None = None
     """The constants of ``space: published``."""
+    zoomed: bool = False
+    """True if published results for it are of zoomed test images."""
 
     @property
     def space_id(self) -> str:
@@ -77,6 +80,7 @@ def publish(config: SourceConfig) -> SharedSource:
                 (len(source.train.labels), len(source.test.labels)),
                 source.notes,
                 config.scaling,
+                zooms(None, config),
             )
         return _published[key]
 
@@ -107,6 +111,7 @@ def _held_out(config: SourceConfig, listed: Listing) -> SharedSource:
         (0 if train is None else len(train), found.count),
         listed.notes,
         config.scaling,
+        zooms(None, config),
     )
 
 

@@ -54,9 +54,9 @@ class TeacherConfig(TeacherSettings, NetStageConfig):
     """Accept a teacher that is hardly better than guessing."""
 
     def revisions(self, source: SourceConfig) -> Sequence[str]:
-        """The accuracy is measured on zoomed images."""
+        """The accuracy may be measured on zoomed images."""
         side = self.size or (None if self.weights in NAMED else side_of(source))
-        changes = tested_on_zoomed(side)
+        changes = tested_on_zoomed(self.zoom, source, side)
         return (*super().revisions(source), *changes)
 
     def network(self, stages: Mapping[str, StageConfig]) -> NetConfig:

@@ -67,6 +67,11 @@ class Job:
     """Reference to a pretrained observer in the object store."""
 
     @property
+    def zoom(self) -> bool:
+        """True if test images are zoomed as published."""
+        return self.source.zoomed if self.config.zoom is None else self.config.zoom
+
+    @property
     def folder(self) -> Folder:
         """The observer's folder."""
         return self.out.child("observer")
@@ -125,7 +130,7 @@ def make(job: Job, device: torch.device, report: Any) -> None:
     test = test_images, test_labels = held_out(job.source, _sample(job, job.source.counts[1]))
     observer = _trained(job, device, test, report) if job.ready is None else ray.get(job.ready)
     seen = observer.on(device, job.config.precision)
-    predicted = predictions(seen.module, observer.frame, test_images, device)
+    predicted = predictions(seen.module, observer.frame, test_images, device, zoom=job.zoom)
     verdict = Verdict.of(predicted, test_labels, len(job.source.classes))
     if verdict.weak and not job.config.allow_weak:
         refuse_weak(verdict, job.config)
@@ -200,7 +205,7 @@ def _trained(job: Job, device: torch.device, test: tuple[Batches, torch.Tensor],
             saved = time.monotonic()
 
     def measure() -> float:
-        return share_right(predictions(training.module, frame, test[0], device), test[1])
+        return share_right(predictions(training.module, frame, test[0], device, zoom=job.zoom), test[1])
 
     training.run(measure, on_step)
     rows = training.history

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +15,13 @@ from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 from rayddl.data.config import SourceConfig
 from rayddl.methods.training.input_spec import Frame
 from rayddl.methods.training.pretrained import fill, torchvision_weights
+from rayddl.methods.training.soft import SoftProtocol
 from rayddl.methods.training.teacher import outputs
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
+from rayddl.stages.evaluate import worker as students
 from rayddl.stages.evaluate.settings import EvaluateConfig
+from rayddl.stages.revisions import ZOOMED
 from rayddl.stages.teacher.settings import TeacherConfig
 from tests.raising import raises
 
@@ -37,22 +41,57 @@ def test_test_images_are_zoomed_as_published(side: int) -> None:
     published = Compose([Resize(side // 7 * 8, antialias=True), CenterCrop(side), PILToTensor()])
     expected = torch.stack([published(Image.fromarray(image.permute(1, 2, 0).numpy())) for image in images])
 
-    shown = frame.tested(images)
+    shown = frame.zoomed(images)
     assert int((shown.int() - expected.int()).abs().max()) <= 1
     assert torch.equal(shown, images) == (side in (8, 32))
 
 
-def test_networks_are_tested_on_zoomed_images() -> None:
-    """The function that tests teachers and students shows them the images of ``tested``."""
+def test_networks_are_tested_on_zoomed_images_where_asked() -> None:
+    """The function that tests teachers and students shows them the images of ``zoomed``, or as they are."""
 
     class Mean(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.mean((2, 3))
 
     frame, images = Frame((3, 64, 64), (0.0,) * 3, (1.0,) * 3), pictures(64)
-    (found,) = outputs(Mean(), frame, images, torch.device("cpu"))
-    torch.testing.assert_close(found, frame.tested(images).float().div(255).mean((2, 3)))
-    assert not torch.allclose(found, images.float().div(255).mean((2, 3)))
+    (found,) = outputs(Mean(), frame, images, torch.device("cpu"), zoom=True)
+    (whole,) = outputs(Mean(), frame, images, torch.device("cpu"))
+    torch.testing.assert_close(found, frame.zoomed(images).float().div(255).mean((2, 3)))
+    torch.testing.assert_close(whole, images.float().div(255).mean((2, 3)))
+    assert not torch.allclose(found, whole)
+
+
+@pytest.mark.parametrize("zoom", [False, True])
+def test_students_are_tested_as_their_protocol_says(zoom: bool) -> None:
+    """Of an image with a white frame, which zooming cuts away, a network that sees brightness says "bright" or not."""
+
+    class Bright(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([0.01 - x.mean((1, 2, 3)), x.mean((1, 2, 3)) - 0.01], 1)
+
+    images = torch.full((4, 3, 64, 64), 255, dtype=torch.uint8)
+    images[:, :, 2:-2, 2:-2] = 0
+    shared = SimpleNamespace(
+        frame=Frame((3, 64, 64), (0.0,) * 3, (1.0,) * 3), source=SimpleNamespace(classes=("dark", "bright"))
+    )
+    protocol = SoftProtocol(batch=2, zoom=zoom)
+    tested = students._tested  # a student's test alone takes no training
+    score = tested(Bright(), shared, protocol, images, torch.zeros(4).long(), torch.device("cpu"))  # type: ignore[arg-type]
+    assert score.accuracy == zoom
+
+
+def test_images_are_zoomed_for_published_sources_alone() -> None:
+    """And where a definition says so; which revises only those results."""
+
+    def revised(source: str, **given: object) -> list[bool]:
+        where = SourceConfig.model_validate({"name": source, "root": ".", "size": 64})
+        teacher = TeacherConfig.model_validate({"kind": "teacher", **given})
+        students = EvaluateConfig.model_validate({"kind": "evaluate", "set": "s", "observer": "t", **given})
+        return [ZOOMED in kind.revisions(where) for kind in (teacher, students)]
+
+    assert [revised(name) for name in ("parquet", "imagefolder")] == [[False, False]] * 2
+    assert [revised(name) for name in ("tinyimagenet", "imagenet")] == [[True, True]] * 2
+    assert (revised("parquet", zoom=True), revised("imagenet", zoom=False)) == ([True] * 2, [False] * 2)
 
 
 @pytest.mark.parametrize("side", [32, 224])
@@ -122,8 +161,7 @@ def test_only_changed_results_have_other_fingerprints() -> None:
     assert not teacher.revisions(SourceConfig(name="cifar10", root="."))
     assert not teacher.revisions(SourceConfig(name="digits"))
     assert teacher.revisions(SourceConfig(name="tinyimagenet", root="."))
-    assert teacher.revisions(SourceConfig(name="imagefolder", root="."))
-    assert not teacher.revisions(SourceConfig(name="imagefolder", root=".", size=32))
+    assert not teacher.revisions(SourceConfig(name="imagenet", root=".", size=32))
     resnet = TeacherConfig(kind="teacher", net=NetConfig(name="resnet18", norm="batch"))
     assert resnet.revisions(SourceConfig(name="cifar10", root="."))
     hard = EvaluateConfig(kind="evaluate", set="s", nets=(NetConfig(name="resnet18"),))
