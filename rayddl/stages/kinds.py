@@ -122,7 +122,7 @@ KINDS: dict[str, Kind] = {
         Kind("teacher", TeacherConfig),
         Kind("rded", RdedConfig, version=2, reads_source=True),
         Kind("coreset", CoresetConfig),
-        Kind("refine", RefineConfig),
+        Kind("refine", RefineConfig, version=2),
         Kind("tune", TuneConfig),
         Kind("imported", ImportedConfig, needs_ray=False),
         Kind("evaluate", EvaluateConfig, version=2),

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
 
 from rayddl.config import Config
 from rayddl.data.config import Augmented, SourceConfig
@@ -88,6 +90,24 @@ class Tunable:
     """The setting for a trial's length, if trials report several times; ``None``: they report once, at the end."""
     fixed: tuple[str, ...] = ()
     """Settings that a space cannot vary, because trials would not be comparable."""
+
+
+def _one_or_several(names: Any) -> Any:
+    """A list of one name as that name: it changes no fingerprint."""
+    return names[0] if isinstance(names, list | tuple) and len(names) == 1 else names
+
+
+Observers = Annotated[
+    str | Annotated[tuple[str, ...], Field(min_length=1)],
+    Reads(("teacher",)),
+    BeforeValidator(_one_or_several),
+]
+"""The type of ``observer``: the name of a teacher stage, or a list of several."""
+
+
+def listed(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The names in the value of a field such as ``observer``."""
+    return (names,) if isinstance(names, str) else names or ()
 
 
 class StageConfig(Config):

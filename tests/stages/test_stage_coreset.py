@@ -13,6 +13,7 @@ from torch.nn.utils import vector_to_parameters
 
 from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
+from rayddl.data.pixels import space
 from rayddl.data.sources import registry as sources
 from rayddl.methods.selection.features import before_last
 from rayddl.methods.selection.select import easiest, herding, k_center, medium
@@ -24,6 +25,8 @@ from rayddl.stages.context import Input
 from rayddl.stages.coreset import stage as coreset
 from rayddl.stages.coreset.settings import CoresetConfig
 from rayddl.stages.experts.settings import ExpertsConfig
+from rayddl.stages.runtime import shards
+from rayddl.stages.runtime import sources as runtime_sources
 from tests.raising import raises
 
 pytestmark = pytest.mark.ray
@@ -182,7 +185,7 @@ def test_files_are_read_as_a_teacher_needs_them(choose, stages, folder, tmp_path
     teacher_folder = stages._context("teacher", tmp_path / "teacher", {}, None).out
     teacher.save(teacher_folder.child("observer"))
     read = Input("teacher", "teacher", teacher_folder, {}, {})
-    monkeypatch.setattr(coreset, "publish", None)
+    monkeypatch.setattr(coreset, "publish_in_shards", None)
     progress = told()
     done = choose(read, as_source(root), progress=progress, method="herding")
 
@@ -194,6 +197,23 @@ def test_files_are_read_as_a_teacher_needs_them(choose, stages, folder, tmp_path
     assert done.summary["bad"] == 1
     assert done.summary["bad_examples"][0].startswith("dog/broken.png: ")
     assert progress.notes[0].startswith("skipped an unreadable image: dog/broken.png: ")
+
+
+def test_a_large_split_is_chosen_from_in_shards(choose, folder, monkeypatch):
+    """The same images, in the same pixel space, though no process holds them all."""
+    root, _ = folder
+    train = sources.load(as_source(root)).train
+    fitted = space.fit("normalise", train.images)
+    monkeypatch.setattr(shards, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 5 * 3 * 12 * 12)
+    monkeypatch.setattr(runtime_sources, "publish", None)
+    done = choose(None, as_source(root), method="kcenter")
+
+    picked = expected(k_center, fitted.encode(train.images).flatten(1), train.labels, 2)
+    assert torch.equal(made(done).stored, train.images[picked])
+    assert torch.equal(made(done).images, fitted.encode(train.images[picked]))
+    assert made(done).space.fingerprint == fitted.fingerprint
+    assert [int(name) for name in tables.read(done.folder, "chosen.parquet")["image"]] == picked.tolist()
 
 
 @pytest.mark.parametrize("method", ["easiest", "medium"])

@@ -11,9 +11,10 @@ the number of threads or the machine.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -222,23 +223,30 @@ def _unit(images: Tensor) -> Tensor:
     return images.float().div_(255) if images.dtype == torch.uint8 else images.to(torch.float32, copy=True)
 
 
-def fit(kind: str, images: Tensor, scaling: Scaling | None = None) -> PixelSpace:
-    """The pixel space ``kind`` (``normalise`` or ``zca``), fitted on the uint8 train images [N, C, H, W].
+def fit(kind: str, images: Tensor | Iterable[Tensor], scaling: Scaling | None = None) -> PixelSpace:
+    """The pixel space ``kind`` (``normalise`` or ``zca``), fitted on the uint8 train images [N, C, H, W], in one tensor
+    or in several, of which one is held at a time.
 
     ``scaling``: constants of :class:`Normalise` in place of fitted ones. Raises :class:`SourceError` if images are
     too large or too few for whitening, or have other channels than ``scaling``.
     """
+    parts = iter([images] if isinstance(images, Tensor) else images)
+    first = next(parts)
+    channels, height, width = (int(n) for n in first.shape[1:])
+    shape = channels, height, width
     if scaling is not None:
-        return _scaled(scaling, images)
+        return _scaled(scaling, shape)
+    every = itertools.chain([first], parts)
+    del first
     if kind == "normalise":
-        return _fit_normalise(images)
+        return _fit_normalise(every, shape)
     if kind == "zca":
-        return _fit_zca(images)
+        return _fit_zca(every, shape)
     raise ValueError(f"unknown pixel space {kind!r}; known: normalise, zca")
 
 
-def _scaled(scaling: Scaling, images: Tensor) -> Normalise:
-    channels, height, width = (int(n) for n in images.shape[1:])
+def _scaled(scaling: Scaling, shape: Shape) -> Normalise:
+    channels = shape[0]
     mean, std = (torch.tensor(values, dtype=torch.float64) for values in scaling)
     if len(mean) != channels or len(std) != channels:
         raise SourceError(
@@ -246,26 +254,28 @@ def _scaled(scaling: Scaling, images: Tensor) -> Normalise:
             "channels. Give source.mean and source.std a number for each channel.",
             code="scaling-of-other-channels",
         )
-    return Normalise(shape=(channels, height, width), mean=mean, std=std)
+    return Normalise(shape=shape, mean=mean, std=std)
 
 
-def _fit_normalise(images: Tensor) -> Normalise:
-    channels, height, width = (int(n) for n in images.shape[1:])
-    count = len(images) * height * width
+def _fit_normalise(parts: Iterable[Tensor], shape: Shape) -> Normalise:
+    channels, height, width = shape
+    count = 0
     sums = torch.zeros(channels, dtype=torch.int64)
     squares = torch.zeros(channels, dtype=torch.int64)
-    for part in slices(len(images), 4096):
-        values = images[part].cpu().to(torch.int64)
-        sums += values.sum((0, 2, 3))
-        squares += values.square().sum((0, 2, 3))
+    for images in parts:
+        count += len(images) * height * width
+        for part in slices(len(images), 4096):
+            values = images[part].cpu().to(torch.int64)
+            sums += values.sum((0, 2, 3))
+            squares += values.square().sum((0, 2, 3))
     mean = sums.double() / count
     variance = squares.double() / count - mean.square()
     std = variance.clamp(min=0).sqrt() / 255
-    return Normalise(shape=(channels, height, width), mean=mean / 255, std=std.clamp(min=STD_FLOOR))
+    return Normalise(shape=shape, mean=mean / 255, std=std.clamp(min=STD_FLOOR))
 
 
-def _fit_zca(images: Tensor) -> Zca:
-    channels, height, width = (int(n) for n in images.shape[1:])
+def _fit_zca(parts: Iterable[Tensor], shape: Shape) -> Zca:
+    channels, height, width = shape
     size = channels * height * width
     if size > ZCA_LARGEST:
         raise SourceError(
@@ -274,15 +284,15 @@ def _fit_zca(images: Tensor) -> Zca:
             "Set source.space=normalise, or a smaller source.size.",
             code="images-too-large-for-zca",
         )
-    if len(images) < 2:
+    count, sums, products = moments(parts, size)
+    if count < 2:
         raise SourceError(
-            f"space: zca needs at least 2 training images, found {len(images)}", code="too-few-images-for-zca"
+            f"space: zca needs at least 2 training images, found {count}", code="too-few-images-for-zca"
         )
-    count, sums, products = moments(images)
     values, vectors = torch.linalg.eigh(covariance(count, sums, products))
     spread = values.clamp(min=0) + ZCA_EPS
     return Zca(
-        shape=(channels, height, width),
+        shape=shape,
         mean=((sums / count + SHIFT) / 255).float(),
         whiten=spectral(vectors, spread.rsqrt()),
         unwhiten=spectral(vectors, spread.sqrt()),

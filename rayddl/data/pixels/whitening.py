@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -12,21 +12,24 @@ SHIFT = 128
 _EXACT_ROWS = 1024
 
 
-def moments(images: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Count, sums [D] and sums of products [D, D] of the bytes minus 128: exact, in float64.
+def moments(parts: Iterable[Tensor], size: int) -> tuple[int, Tensor, Tensor]:
+    """Count, sums [D] and sums of products [D, D] of the bytes minus 128 of the images in ``parts``, which have
+    ``size`` = D bytes: exact, in float64.
 
     A product of two such bytes is at most 2^14, so the sum of 1,024 of them is at most 2^24 and
     exact in float32 in any order: as fast as any float32 product, without rounding.
     """
-    flat = images.flatten(1).cpu()
-    size = flat.shape[1]
+    count = 0
     sums = torch.zeros(size, dtype=torch.float64)
     products = torch.zeros(size, size, dtype=torch.float64)
-    for part in slices(len(flat), _EXACT_ROWS):
-        values = flat[part].float().sub_(SHIFT)
-        sums += values.sum(0)
-        products += values.T @ values
-    return len(flat), sums, products
+    for images in parts:
+        flat = images.flatten(1).cpu()
+        count += len(flat)
+        for part in slices(len(flat), _EXACT_ROWS):
+            values = flat[part].float().sub_(SHIFT)
+            sums += values.sum(0)
+            products += values.T @ values
+    return count, sums, products
 
 
 def covariance(count: int, sums: Tensor, products: Tensor) -> Tensor:

@@ -38,6 +38,13 @@ class State:
     """Number of restarts from an earlier state."""
     skipped: int = 0
     """Number of windows skipped because the expert hardly moved."""
+    averaged: Tensor | None = None
+    """The moving average of the images, with ``image_ema`` from the first update on."""
+
+    @property
+    def shown(self) -> Tensor:
+        """The images of the set: averaged, or the last ones."""
+        return self.images if self.averaged is None else self.averaged
 
     def dump(self, **more: Tensor) -> bytes:
         """The state and the tensors ``more`` as bytes."""
@@ -48,6 +55,7 @@ class State:
             "scale": torch.tensor(self.scale, dtype=torch.float64),
             **{f"moment.{k}": v for k, v in self.moments.items()},
             **({} if self.logits is None else {"logits": self.logits}),
+            **({} if self.averaged is None else {"averaged": self.averaged}),
             **{f"more.{k}": v for k, v in more.items()},
         }
         return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
@@ -57,7 +65,7 @@ def load_state(data: bytes, device: torch.device) -> tuple[State, dict[str, Tens
     """The state and the further tensors that :meth:`State.dump` wrote."""
     tensors = load(data)
     iteration, retries, skipped = tensors["numbers"].tolist()
-    logits = tensors.get("logits")
+    logits, averaged = (tensors.get(name) for name in ("logits", "averaged"))
     state = State(
         iteration,
         tensors["images"].to(device),
@@ -68,6 +76,7 @@ def load_state(data: bytes, device: torch.device) -> tuple[State, dict[str, Tens
         float(tensors["scale"]),
         retries,
         skipped,
+        None if averaged is None else averaged.to(device),
     )
     return state, {k[5:]: v for k, v in tensors.items() if k.startswith("more.")}
 
@@ -108,6 +117,7 @@ def update(state: State, gradient: MetaGradient, settings: Settings) -> State:
         logits=logits,
         lr=_next_lr(state, gradient.lr, moments, settings),
         moments=moments,
+        averaged=None if settings.image_ema is None else state.shown.lerp(images, 1 - settings.image_ema),
     )
 
 

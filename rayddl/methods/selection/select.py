@@ -1,20 +1,25 @@
 """Selections from the features, or from the observer's scores, of one class.
 
-Features are float32 ``[n, D]``; distances are Euclidean, computed in float64 in portions of rows. The
-first of several equally good rows is selected.
+Features are float32 ``[n, D]``, in memory or mapped from a file; distances are Euclidean, computed in float64 in
+portions of rows. Besides the features, a selection holds some numbers of each row, and
+:data:`~rayddl.methods.selection.rows.PORTION` bytes. The first of several equally good rows is selected.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+
+from rayddl.methods.selection.rows import HELD, Rows, portion
 
 PATTERNS = 10
 """Most patterns into which :func:`balanced` divides a class."""
 OUTLIERS = 0.1
 """Share of a pattern's rows, the farthest from its centre, that :func:`balanced` takes last."""
 ROWS = 4096
-"""Rows converted to float64 at a time."""
+"""Most rows converted to float64 at a time."""
 
 
 def herding(features: Tensor, count: int, *, rows: int = ROWS) -> list[int]:
@@ -54,21 +59,19 @@ def k_center(features: Tensor, count: int, *, rows: int = ROWS) -> list[int]:
     return taken
 
 
-def balanced(features: Tensor, count: int) -> list[int]:
+def balanced(features: Tensor, count: int, *, rows: int = ROWS, held: int = HELD) -> list[int]:
     """Indices of ``count`` different rows, half of them at the centres and half at the margins of the class's patterns.
 
     After BPS (CVPR 2026), which models patterns and margins otherwise: patterns are the k-means clusters of the rows of
     length 1, one for every two of ``count``, up to :data:`PATTERNS`. Each has a share of ``count`` by its size: of it
     the larger half are the rows nearest to the centre, the others the farthest, without the :data:`OUTLIERS` farthest.
+    The rows of length 1 are in a file if they have more than ``held`` bytes.
     """
-    from sklearn.cluster import KMeans
-
     count = min(count, len(features))
-    rows = torch.nn.functional.normalize(features.double(), dim=1)
     patterns = min(max(1, count // 2), PATTERNS)
-    found = KMeans(patterns, n_init=3, random_state=0).fit(rows.numpy())
-    pattern, centres = torch.from_numpy(found.labels_).long(), torch.from_numpy(found.cluster_centers_)
-    far = (rows - centres[pattern]).square().sum(1)
+    pattern, centres = _clustered(features, patterns, rows, held)
+    parts = zip(_unit(features, rows), pattern.split(portion(features.shape[1], rows)), strict=True)
+    far = torch.cat([(part - centres[own]).square_().sum(1) for part, own in parts])
     taken: list[int] = []
     for own, share in enumerate(_shares(pattern.bincount(minlength=patterns).tolist(), count)):
         members = (pattern == own).nonzero().flatten()
@@ -78,6 +81,26 @@ def balanced(features: Tensor, count: int) -> list[int]:
         margin = near[len(near) - outliers - share // 2 : len(near) - outliers]
         taken += [*centre, *margin]
     return taken
+
+
+def _clustered(features: Tensor, patterns: int, rows: int, held: int) -> tuple[Tensor, Tensor]:
+    """The cluster of each row, int64 ``[n]``, and the centres, float64 ``[patterns, D]``."""
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    unit = Rows(held)
+    for part in _unit(features, rows):
+        unit.add(part)
+    # The last bits of a centre depend on the number of threads. Without a copy, rows in a file stay there.
+    with threadpool_limits(1):
+        found = KMeans(patterns, n_init=3, random_state=0, copy_x=False).fit(unit.joined().numpy())
+    return torch.from_numpy(found.labels_).long(), torch.from_numpy(found.cluster_centers_)
+
+
+def _unit(features: Tensor, rows: int) -> Iterator[Tensor]:
+    """The rows with length 1, in float64, in portions."""
+    for part in features.split(portion(features.shape[1], rows)):
+        yield torch.nn.functional.normalize(part.double(), dim=1)
 
 
 def _shares(sizes: list[int], count: int) -> list[int]:
@@ -104,14 +127,15 @@ def medium(scores: Tensor, count: int) -> list[int]:
 
 def _mean(features: Tensor, rows: int) -> Tensor:
     total = torch.zeros(features.shape[1], dtype=torch.float64)
-    for part in features.split(rows):
+    for part in features.split(portion(features.shape[1], rows)):
         total += part.double().sum(0)
     return total / len(features)
 
 
 def _squared(features: Tensor, point: Tensor, rows: int) -> Tensor:
     # Differences are accurate; the expanded square would lose digits by cancellation.
-    return torch.cat([(part.double() - point).square_().sum(1) for part in features.split(rows)])
+    parts = features.split(portion(features.shape[1], rows))
+    return torch.cat([(part.double() - point).square_().sum(1) for part in parts])
 
 
 def _first(found: Tensor) -> int:

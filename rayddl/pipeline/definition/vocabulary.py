@@ -130,6 +130,7 @@ _KEYS: dict[str, Sequence[str]] = {
     "lr_img": ("lr_image",),
     "lr_images": ("lr_image",),
     "lr_syn": ("lr_image",),
+    "ema_decay": ("image_ema", "ema"),
     "lr_teacher": ("lr_student", "lr"),
     "lr_init": ("lr_student",),
     "syn_lr": ("lr_student",),

@@ -6,24 +6,21 @@ from rayddl.stages.coreset.settings import SCORED, CoresetConfig
 from rayddl.stages.estimates import FLOAT, PROCESS, Estimate, Outlook, Stages
 
 FEATURES = 2**28
-"""Most bytes of features that a task holds, unless one class has more."""
-WIDTH = 2048
-"""Upper bound for the number of features per image that common networks compute."""
+"""Most bytes of features that a task holds: ``HELD`` of :mod:`rayddl.methods.selection.rows`, which imports torch."""
 
 
 def estimate(config: CoresetConfig, stages: Stages, outlook: Outlook) -> Estimate:
-    """A task for every few classes, which holds their features; the chosen images as uint8."""
+    """A task for every few classes, which holds their features up to a limit; the chosen images as uint8."""
     glance = outlook.glance
     share = outlook.machine.share(config.resources, glance.classes, gpu=False)
     per_class = -(-glance.train // glance.classes)
     looked_at = per_class if config.mipc is None else min(config.mipc, per_class)
-    networked = config.features in stages
     features = 0
     if config.method in SCORED:
-        features = per_class * glance.classes * FLOAT  # at most: one score of every image
+        features = 2 * per_class * glance.classes * FLOAT  # at most: one score of every image
     elif config.method != "random":
-        features = max(FEATURES, looked_at * (WIDTH if networked else glance.numbers) * FLOAT)
+        features = 3 * FEATURES  # features, rows of length 1, portions in float64
     written = glance.classes * config.ipc * glance.numbers * 2 + outlook.space
     return Estimate(
-        f"{glance.classes} classes of {looked_at:,} images", share.at_once, PROCESS + 2 * features, written
+        f"{glance.classes} classes of {looked_at:,} images", share.at_once, PROCESS + features, written
     )

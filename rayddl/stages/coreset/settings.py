@@ -48,8 +48,10 @@ class CoresetConfig(StageConfig):
     """Images per class."""
     features: Annotated[str | None, Reads(("experts", "teacher"))] = None
     """The features by which images are compared: the last layer's input in the first expert, or in a teacher.
-    Default: their pixels in the pixel space. With a teacher, files are read as needed; otherwise the source
-    is decoded whole."""
+    Default: their pixels in the pixel space. With a teacher, files are read as needed; otherwise the train split is
+    decoded, in shards if it is large. No process holds a split, or more than some 256 MiB of features: if a class has
+    more, they are in a file in the temporary folder of the node (``TMPDIR``), and ``balanced`` needs another file of
+    twice the size."""
     mipc: int | None = Field(default=None, ge=1)
     """Images per class to choose from, drawn at random. Default: all."""
     short_class: Literal["error", "cap", "repeat"] = "error"

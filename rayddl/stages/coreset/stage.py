@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from rayddl.data.sources.listing import Listing
 from rayddl.data.sources.refusals import shown
 from rayddl.errors import ArtifactError, SourceError
 from rayddl.methods.patches.boxes import preselected
-from rayddl.methods.selection.features import Features
+from rayddl.methods.selection.features import BATCH, Features
+from rayddl.methods.selection.rows import HELD
 from rayddl.methods.training.input_spec import Frame
 from rayddl.methods.training.observer import Observer
 from rayddl.methods.trajectories import files
@@ -36,10 +38,8 @@ from rayddl.stages.experts.artifact import refuse_other_experts
 from rayddl.stages.kinds import produced
 from rayddl.stages.runtime.listings import listing_of, of_shared
 from rayddl.stages.runtime.sizes import Ask, Share
-from rayddl.stages.runtime.sources import fit_space, note, publish, read_space
+from rayddl.stages.runtime.sources import fit_space, note, publish_in_shards, read_space
 
-FEATURE_BYTES = 2**28
-"""Most features that one task holds, unless a single class has more."""
 TYPES = {"class": "string", "rank": "int64", "image": "string"}
 
 
@@ -89,8 +89,8 @@ def run(config: CoresetConfig, context: Context) -> Result:
 def _candidates(config: CoresetConfig, context: Context) -> _Candidates:
     """The images to select from, their pixel space and features.
 
-    A teacher stores its pixel scaling, so files can be read as needed; otherwise the pixel space is fitted on
-    the whole train split.
+    A teacher stores its pixel scaling, so files can be read as needed; otherwise the train split is decoded, in
+    shards if it is large, because the pixel space is fitted on all of it.
     """
     found = None if config.features is None else context.inputs[config.features]
     observer = None
@@ -103,7 +103,7 @@ def _candidates(config: CoresetConfig, context: Context) -> _Candidates:
             for line in listing.notes:
                 context.progress.note(line)
             return _streamed(listing, observer, config)
-    source = publish(context.source)
+    source = publish_in_shards(context.source)
     note(source, context.progress.note)
     listing = of_shared(source)
     if observer is not None:
@@ -185,7 +185,8 @@ def _named(labels: Sequence[int]) -> str:
 
 def _groups(missing: Sequence[int], given: _Candidates, job: Job, at_once: int) -> list[list[int]]:
     """Groups of neighbouring classes, one group per task. Large groups need few passes over files of mixed classes;
-    the features of one group stay within the limit.
+    the features of one group, and the images that wait for the network, stay within the limit. A class with more is a
+    group by itself, whose features are in a file.
     """
     counts = given.listing.counts()
     method = job.config.method
@@ -194,8 +195,8 @@ def _groups(missing: Sequence[int], given: _Candidates, job: Job, at_once: int) 
     groups: list[list[int]] = []
     held = 0
     for label in missing:
-        size = int(counts[label]) * per_image
-        if not groups or len(groups[-1]) == most or held + size > FEATURE_BYTES:
+        size = int(counts[label]) * per_image + min(int(counts[label]), BATCH) * math.prod(job.shape)
+        if not groups or len(groups[-1]) == most or held + size > HELD:
             groups.append([])
             held = 0
         groups[-1].append(label)

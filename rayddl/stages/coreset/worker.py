@@ -19,6 +19,7 @@ from rayddl.data.sources import picking
 from rayddl.data.sources.listing import Blob, Listing
 from rayddl.errors import PluginError
 from rayddl.methods.selection.features import BATCH, Features
+from rayddl.methods.selection.rows import Rows
 from rayddl.methods.selection.select import balanced, easiest, herding, k_center, medium
 from rayddl.stages.coreset.settings import CoresetConfig
 from rayddl.stages.runtime import devices
@@ -72,9 +73,11 @@ def choose(job: Job, labels: list[int]) -> None:
     import ray
 
     features: Features = ray.get(job.features).on(device)
-    for label, gathered in _gathered(job, features, missing).items():
+    found = _gathered(job, features, missing)
+    for label in missing:
+        gathered = found.pop(label)
         _refuse_short(job, label, len(gathered.positions))
-        order = _selected(job, label, torch.cat(gathered.features))
+        order = _selected(job, label, gathered.rows.joined())
         picked = np.array(gathered.positions, dtype=np.int64)[_filled(job, order)]
         again = dict(_read(job, np.unique(picked)))
         images = torch.stack([_whole(again[int(p)]) for p in picked])
@@ -126,43 +129,44 @@ def kept(method: str, label: int) -> Callable[[Tensor], Tensor]:
 
 
 def bytes_per_image(method: str, width: int) -> int:
-    """Bytes that a selection holds of each image; ``width``: the number of features."""
+    """Bytes of each image that a selection compares; ``width``: the number of features."""
     return 0 if method == "random" else 4 if method in BY_SCORE else 4 * width
 
 
 class _Gathered:
-    """Collects the features of one class, or its scores, computed batch by batch."""
+    """Collects the features of one class of ``count`` images, or its scores, computed batch by batch.
 
-    def __init__(self, features: Features, kept: Callable[[Tensor], Tensor]) -> None:
-        self._of, self._kept = features, kept
+    It holds at most ``BATCH`` images, and features as :class:`Rows` does.
+    """
+
+    def __init__(self, features: Features, kept: Callable[[Tensor], Tensor], count: int) -> None:
+        self._of, self._kept, self._left = features, kept, count
         self._waiting: list[Tensor] = []
-        self.features: list[Tensor] = []
+        self.rows = Rows()
         self.positions: list[int] = []
         self.bad: list[str] = []
 
-    def add(self, position: int, image: Tensor) -> None:
-        self.positions.append(position)
-        self._waiting.append(image)
-        if len(self._waiting) == BATCH:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._waiting:
-            self.features.append(self._kept(self._of(torch.stack(self._waiting))))
+    def add(self, position: int, image: Tensor | str, name: str) -> None:
+        self._left -= 1
+        if isinstance(image, str):
+            self.bad.append(f"{name}: {image}")
+        else:
+            self.positions.append(position)
+            self._waiting.append(image)
+        if self._waiting and (len(self._waiting) == BATCH or not self._left):
+            self.rows.add(self._kept(self._of(torch.stack(self._waiting))))
             self._waiting.clear()
 
 
 def _gathered(job: Job, features: Features, labels: list[int]) -> dict[int, _Gathered]:
     # Batches are formed within a class, so that features do not depend on the grouping of classes.
-    found = {label: _Gathered(features, kept(job.config.method, label)) for label in labels}
+    counts = job.listing.counts()
+    found = {
+        label: _Gathered(features, kept(job.config.method, label), int(counts[label])) for label in labels
+    }
     for position, image in _read(job, np.flatnonzero(np.isin(job.listing.labels, labels))):
-        mine = found[int(job.listing.labels[position])]
-        if isinstance(image, str):
-            mine.bad.append(f"{job.listing.names[position].as_py()}: {image}")
-        else:
-            mine.add(position, image)
-    for mine in found.values():
-        mine.flush()
+        name = job.listing.names[position].as_py()
+        found[int(job.listing.labels[position])].add(position, image, name)
     return found
 
 

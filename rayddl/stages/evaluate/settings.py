@@ -14,7 +14,7 @@ from rayddl.methods.training.settings import HARD_BATCH, HARD_EPOCHS, KL, Studen
 from rayddl.methods.training.soft_settings import LOSSES, Recipe, SoftSettings
 from rayddl.nets.config import NetConfig
 from rayddl.stages.revisions import side_of, tested_on_zoomed
-from rayddl.stages.settings import NetStageConfig, Reads, StageConfig
+from rayddl.stages.settings import NetStageConfig, Observers, Reads, StageConfig, listed
 
 OWN_LABELS = "students of own labels for comparison"
 """The revision of soft evaluations that train them."""
@@ -39,7 +39,7 @@ class EvaluateConfig(StudentSettings, SoftSettings, NetStageConfig):
     """``soft``: a named set of choices, each of which can be set by itself. ``rded``: that of RDED's published code.
     ``edc``: EDC's (own labels in the loss, small crops, averaged weights, 1000 epochs). ``rd3``: RD3's unified one
     (400 epochs, batch 50, a whole cosine). ``bps``: BPS's (500 epochs, small crops, small batches)."""
-    observer: Annotated[str | tuple[str, ...] | None, Reads(("teacher",))] = None
+    observer: Observers | None = None
     """``soft``: the teacher that labels, or a list of teachers whose logits are averaged (G-VBSM, EDC, FADRM+)."""
     labels: Literal["live", "stored"] = "live"
     """``soft``: ``live`` labels at every step. ``stored`` labels once and keeps the labels (float16) and the
@@ -87,9 +87,6 @@ class EvaluateConfig(StudentSettings, SoftSettings, NetStageConfig):
         """Drop explicit defaults of the hard protocol if there is no observer: they change no fingerprint."""
         if not isinstance(value, Mapping):
             return value
-        several = value.get("observer")
-        if isinstance(several, list | tuple) and len(several) < 2:
-            value = {**value, "observer": several[0] if several else None}
         if value.get("loss") == KL and value.get("recipe", "rded") == "rded":
             value = {k: v for k, v in value.items() if k != "loss"}
         if value.get("observer") or value.get("protocol") == "soft":
@@ -112,7 +109,7 @@ class EvaluateConfig(StudentSettings, SoftSettings, NetStageConfig):
     @property
     def observers(self) -> tuple[str, ...]:
         """The teachers that label."""
-        return (self.observer,) if isinstance(self.observer, str) else self.observer or ()
+        return listed(self.observer)
 
     @property
     def most_units(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, TypeAlias
 
@@ -304,6 +304,7 @@ class MatchWorker:
         return images, labels, float(lr)
 
     def _set_of(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        state = replace(state, images=state.shown)
         probabilities = state.logits is not None or self._matcher.settings.labels == "expert"
         labels = self._soft(state) if probabilities else self._matcher.labels
         images, labels, lr = (t.detach().cpu().contiguous() for t in (state.images, labels, state.lr))

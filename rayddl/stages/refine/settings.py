@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from rayddl.methods.refinement.settings import RefineSettings
 from rayddl.nets.config import NetConfig
-from rayddl.stages.settings import Precision, Reads, StageConfig
+from rayddl.stages.settings import Observers, Precision, Reads, StageConfig, listed
 
 VIEWS = 64
 """Most views that networks see at a time, unless one image has more."""
@@ -31,8 +31,8 @@ class RefineConfig(RefineSettings, StageConfig):
     """The stage whose images the views are to resemble in their features: real images, of any number. Each view has
     the anchor of its class with which the distances of all views together are smallest; with enough anchors, no two
     views have the same one. Views that are their own anchors (``factor: 1``) do not change."""
-    observers: Annotated[tuple[str, ...], Reads(("teacher",))] = Field(min_length=1)
-    """The teachers whose features are compared; the distances of several are averaged."""
+    observer: Observers
+    """The teacher whose features are compared, or a list of teachers, whose distances are averaged."""
     precision: Precision = "fp32"
     """The number format in which observers compute."""
 
@@ -44,6 +44,11 @@ class RefineConfig(RefineSettings, StageConfig):
                 "for all"
             )
         return self
+
+    @property
+    def observers(self) -> tuple[str, ...]:
+        """The teachers whose features are compared."""
+        return listed(self.observer)
 
     def layer_of(self, observer: int) -> str | None:
         """The layer of an observer, counted from 0; ``None`` for the default."""

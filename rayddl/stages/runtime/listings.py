@@ -14,6 +14,7 @@ from rayddl.data.config import SourceConfig
 from rayddl.data.sources import picking
 from rayddl.data.sources import registry as sources
 from rayddl.data.sources.listing import Blob, Listing, sorted_listing
+from rayddl.stages.runtime.shards import Shards
 from rayddl.stages.runtime.sources import SharedSource, publish
 
 
@@ -21,16 +22,21 @@ from rayddl.stages.runtime.sources import SharedSource, publish
 class ObjectStore:
     """Decoded images in Ray's object store."""
 
-    reference: Any
-    """Reference to a uint8 array ``[N, C, H, W]``."""
+    images: Any
+    """:class:`~rayddl.stages.runtime.shards.Shards`, or a reference to a uint8 array ``[N, C, H, W]``."""
 
     def read(self, listing: Listing) -> Iterator[Blob]:
         import ray
 
-        images = ray.get(self.reference)
-        yield from (images[at] for at in listing.at)
+        if isinstance(self.images, Shards):
+            yield from (image.numpy() for image in self.images.at(torch.from_numpy(listing.at)))
+        else:
+            images = ray.get(self.images)
+            yield from (images[at] for at in listing.at)
 
     def unit(self, listing: Listing) -> NDArray[np.int64]:
+        if isinstance(self.images, Shards):
+            return self.images.owners(torch.from_numpy(listing.at)).numpy()
         return np.zeros(len(listing), np.int64)
 
 

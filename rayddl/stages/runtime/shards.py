@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -42,6 +43,20 @@ class Shards:
         import ray
 
         return tensor(ray.get(self.refs[number])).expand(-1, self.channels, -1, -1)
+
+    def owners(self, places: Tensor) -> Tensor:
+        """The number of the part of each image at ``places``, int64 ``[N]``."""
+        return torch.searchsorted(torch.tensor(self.counts).cumsum(0), places, right=True)
+
+    def at(self, places: Tensor) -> Iterator[Tensor]:
+        """The images at ``places``, uint8 ``[C, H, W]``, in their order; neighbours in a part are read together."""
+        firsts = [0, *itertools.accumulate(self.counts)]
+        number, part = -1, torch.empty(0)
+        for place, owner in zip(places.tolist(), self.owners(places).tolist(), strict=True):
+            if owner != number:
+                del part
+                number, part = owner, self.read(owner)
+            yield part[place - firsts[owner]]
 
 
 @dataclass(frozen=True)
@@ -91,12 +106,21 @@ def decoded(config: SourceConfig, listed: Listing) -> Decoded:
     """
     import ray
 
-    each = 3 * config.size**2 if config.size else int(np.prod(glance(config).shape))
-    if len(listed) * each > WHOLE_BYTES:
-        return _by_tasks(config, listed, max(1, SHARD_BYTES // each))
+    if large(config, listed):
+        return _by_tasks(config, listed, max(1, SHARD_BYTES // _each(config)))
     found, bad = sources.decoded(config, listed)
     images, labels = ray.put(found.images.numpy()), ray.put(found.labels.numpy())
     return Decoded(images, labels, found.shape, len(found), bad)
+
+
+def large(config: SourceConfig, listed: Listing) -> bool:
+    """True if the images of a listing are decoded into shards."""
+    return len(listed) * _each(config) > WHOLE_BYTES
+
+
+def _each(config: SourceConfig) -> int:
+    """The bytes of an image, at most."""
+    return 3 * config.size**2 if config.size else math.prod(glance(config).shape)
 
 
 def tensor(array: NDArray[Any]) -> Tensor:
@@ -116,7 +140,7 @@ def decode_shard(config: SourceConfig, listed: Listing) -> tuple[NDArray[np.uint
 def _by_tasks(config: SourceConfig, listed: Listing, most: int) -> Decoded:
     import ray
 
-    task: Any = ray.remote(decode_shard).options(num_cpus=1, num_returns=2, name="decode held-out images")
+    task: Any = ray.remote(decode_shard).options(num_cpus=1, num_returns=2, name="decode images")
     at_once = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
     waiting: deque[tuple[Any, Any]] = deque()
     refs: list[Any] = []
@@ -131,7 +155,7 @@ def _by_tasks(config: SourceConfig, listed: Listing, most: int) -> Decoded:
             try:
                 rest.append(ray.get(more))
             except ray.exceptions.RayError as error:
-                failures.explain(error, "the decoding of held-out images")
+                failures.explain(error, "the decoding of images")
             refs.append(images)
     return _joined(config, refs, rest)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from rayddl.data.pixels import space
 from rayddl.data.pixels.space import PixelSpace
 from rayddl.data.sources import registry as sources
 from rayddl.data.sources.listing import Listing
+from rayddl.data.sources.refusals import refuse_absent_classes
+from rayddl.data.sources.splits import refuse_mixed_sizes
 from rayddl.errors import ArtifactError
 from rayddl.methods.trajectories.expert import Images, encoded
 from rayddl.stages.revisions import zooms
@@ -34,8 +37,8 @@ class SharedSource:
 
     refs: tuple[Any, Any, Any, Any]
     """Train images uint8 ``[N, C, H, W]``, train labels, test images, test labels; the first two are ``None`` if
-    the train split was not loaded, and the test images may then be :class:`~rayddl.stages.runtime.shards.Shards`.
-    Test images are read with :func:`held_out`."""
+    the train split was not loaded. Images of :func:`publish_held_out` and :func:`publish_in_shards` may be
+    :class:`~rayddl.stages.runtime.shards.Shards`. Test images are read with :func:`held_out`."""
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     fingerprint: str
@@ -90,7 +93,7 @@ def publish_held_out(config: SourceConfig) -> SharedSource:
 
     Sources that are always decoded whole, or are published already, are published whole.
     """
-    key = _key(config, held_out=True)
+    key = _key(config, "held out:")
     with _publishing:
         if key not in _published:
             if _key(config) in _published or (listed := sources.listing(config, "test")) is None:
@@ -112,6 +115,43 @@ def _held_out(config: SourceConfig, listed: Listing) -> SharedSource:
         listed.notes,
         config.scaling,
         zooms(None, config),
+    )
+
+
+def publish_in_shards(config: SourceConfig) -> SharedSource:
+    """The source with both splits in the object store, the train split in shards if it is large.
+
+    Sources that are always decoded whole, or are published already, are published whole. Raises the errors of
+    :func:`publish`.
+    """
+    key = _key(config, "in shards:")
+    with _publishing:
+        if key not in _published:
+            listed = sources.listing(config)
+            if _key(config) in _published or listed is None or not shards.large(config, listed):
+                return publish(config)
+            _published[key] = _in_shards(config, listed, publish_held_out(config))
+        return _published[key]
+
+
+def _in_shards(config: SourceConfig, listed: Listing, rest: SharedSource) -> SharedSource:
+    import ray
+
+    found = shards.decoded(config, listed)
+    refuse_absent_classes(ray.get(found.labels).tolist(), listed.classes, config)
+    (mine, *sides), (theirs, *others) = found.shape, rest.shape
+    counts = Counter({tuple(sides): found.count}) + Counter({tuple(others): rest.counts[1]})
+    examples = {tuple(sides): "a training image", tuple(others): "a held-out image"}
+    refuse_mixed_sizes(config, counts, examples)
+    # Grey only if all images are.
+    channels = max(mine, theirs)
+    return replace(
+        rest,
+        refs=(replace(found.images, channels=channels), found.labels, *rest.refs[2:]),
+        shape=(channels, sides[0], sides[1]),
+        bad=(*(f"{name}: {why}" for name, why in found.bad.items()), *rest.bad),
+        counts=(found.count, rest.counts[1]),
+        notes=(*listed.notes, *(line for line in rest.notes if line not in listed.notes)),
     )
 
 
@@ -138,16 +178,16 @@ def adopt(config: SourceConfig, source: SharedSource) -> None:
     """Make :func:`publish` and :func:`publish_held_out` of this process return ``source``, which another process
     has published.
     """
-    _published[_key(config, held_out=source.refs[0] is None)] = source
+    _published[_key(config, "held out:" if source.refs[0] is None else "")] = source
 
 
-def _key(config: SourceConfig, *, held_out: bool = False) -> str:
+def _key(config: SourceConfig, part: str = "") -> str:
     import ray
 
     runtime = ray.get_runtime_context()
     # Every local Ray numbers its jobs from 1: the node's random id distinguishes sessions.
     session = f"{runtime.get_node_id()}:{runtime.get_job_id()}"
-    return f"{'held out:' if held_out else ''}{session}:{config.model_dump_json()}"
+    return f"{part}{session}:{config.model_dump_json()}"
 
 
 def _put(split: ImageDataset) -> tuple[Any, Any]:
@@ -171,9 +211,9 @@ def fit_space(source: SharedSource, folder: Folder) -> PixelSpace:
     """
     if folder.has(SPACE_FILE):
         return read_space(folder, source)
-    import ray
-
-    fitted = space.fit(source.space_kind, tensor(ray.get(source.refs[0])), source.scaling)
+    images = source.refs[0]
+    parts = images if isinstance(images, Shards) else Shards((images,), (source.counts[0],), source.shape[0])
+    fitted = space.fit(source.space_kind, map(parts.read, range(len(parts.counts))), source.scaling)
     folder.write_json("space.json", {"id": source.space_id, "space": fitted.to_json()})
     folder.write(SPACE_FILE, save({k: v.contiguous() for k, v in fitted.tensors().items()}))
     return fitted

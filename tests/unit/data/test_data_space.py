@@ -143,9 +143,19 @@ def test_sums_of_a_thousand_products_are_exact() -> None:
     """1,024 products of 2^14 and one of 1: a float32 sum of all would lose the last."""
     images = torch.zeros(1025, 1, 1, 1, dtype=torch.uint8)
     images[-1] = 129
-    count, sums, products = moments(images)
+    count, sums, products = moments([images], 1)
 
     assert (count, sums.tolist(), products.tolist()) == (1025, [1 - 1024 * 128], [[1 + 1024 * 2.0**14]])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_in_parts_give_the_same_space(kind: str) -> None:
+    """Bit for bit, each part seen once."""
+    images = noise(30, (3, 4, 4))
+    whole, parts = fit(kind, images), fit(kind, iter(images.split(7)))
+
+    assert parts.fingerprint == whole.fingerprint
+    assert all(torch.equal(tensor, whole.tensors()[name]) for name, tensor in parts.tensors().items())
 
 
 @pytest.mark.parametrize("kind", KINDS)

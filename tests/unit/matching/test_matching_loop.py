@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from rayddl.methods.trajectories.convex import SnapshotTrajectory, convexify
 from rayddl.nets.build import flat, initial
 from rayddl.nets.config import NetConfig
 from rayddl.seeds import generator
+from rayddl.stages.match.worker import MatchWorker
 from tests.raising import raises
 
 SHAPE, CLASSES = (1, 8, 8), 3
@@ -72,6 +74,7 @@ def same(a: State, b: State) -> bool:
     return (
         torch.equal(a.images, b.images)
         and torch.equal(a.lr, b.lr)
+        and torch.equal(a.shown, b.shown)
         and a.iteration == b.iteration
         and all(torch.equal(a.moments[k], b.moments[k]) for k in a.moments)
     )
@@ -90,6 +93,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"workers": 3},
     {"clip": 1e-3},
     {"skip_layers": 1},
+    {"image_ema": 0.9},
 ]
 
 
@@ -108,6 +112,23 @@ def test_resumed_from_bytes_equals_uninterrupted(changes: dict[str, Any]) -> Non
         assert resumed.state.logits is not None
         assert whole.state.logits is not None
         assert torch.equal(resumed.state.logits, whole.state.logits)
+
+
+@pytest.mark.parametrize("labels", ["hard", "expert"])
+def test_a_set_has_the_averaged_images(labels: str) -> None:
+    """And the labels that experts give to them."""
+    done = run(begin(config(image_ema=0.9, labels=labels)), 3)
+    worker = MatchWorker.__new__(MatchWorker)
+    job = SimpleNamespace(config=done.matcher.settings)
+    vars(worker).update(_matcher=done.matcher, _job=job, _device=CPU)
+    images, given, _ = worker._set_of(done.state)
+    last = replace(done.state, averaged=None)
+    wanted = worker._set_of(replace(last, images=done.state.shown))
+
+    assert torch.equal(images, done.state.shown)
+    assert not torch.equal(images, done.state.images)
+    assert torch.equal(given, wanted[1])
+    assert torch.equal(given, worker._set_of(last)[1]) == (labels == "hard")
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])

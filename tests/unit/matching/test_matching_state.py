@@ -112,6 +112,27 @@ def test_a_learning_rate_that_is_not_learned_stays() -> None:
     assert (float(after.lr), set(after.moments)) == (0.05, {"images"})
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_averaged_images_are_those_of_ftd(decay: float) -> None:
+    """``ema`` = ``decay`` · ``ema`` + (1 - ``decay``) · images after each update, from the initial ones; matching does
+    not see them. Without the setting there are none.
+    """
+    settings, plain = config(image_ema=decay), config()
+    state = other = first_state(noise(9), None, settings)
+    assert torch.equal(state.shown, noise(9))
+    seen = [state.images.double()]
+    for i in range(4):
+        state, other = (update(each, meta(noise(i)), s) for each, s in ((state, settings), (other, plain)))
+        seen.append(state.images.double())
+    weights = [decay**4, *((1 - decay) * decay ** (4 - i) for i in range(1, 5))]
+    expected = sum(weight * images for weight, images in zip(weights, seen, strict=True))
+
+    torch.testing.assert_close(state.shown.double(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(state.images, other.images)
+    assert other.averaged is None
+    assert other.shown is other.images
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 def test_adam_equals_torchs(decay: float) -> None:
     """Three updates equal torch.optim.Adam's on the same gradients, with weight decay and without."""

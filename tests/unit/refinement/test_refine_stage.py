@@ -29,6 +29,7 @@ from rayddl.stages.refine import worker
 from rayddl.stages.refine.estimate import estimate
 from rayddl.stages.refine.settings import RefineConfig
 from rayddl.stages.runtime.in_process import InProcess
+from rayddl.stages.settings import without_resources
 from rayddl.stages.teacher.settings import TeacherConfig
 from rayddl.storage import Folder
 from tests.raising import raises
@@ -89,7 +90,7 @@ def run(tmp_path: Path) -> Runs:
         for name, teacher in teachers.items():
             inputs[name] = Input(name, "teacher", Folder(str(tmp_path / f"{out}-{name}")), {}, {})
             teacher.save(inputs[name].folder.child("observer"))
-        base = {"kind": "refine", "set": "start", "anchors": "real", "observers": list(teachers), "steps": 8}
+        base = {"kind": "refine", "set": "start", "anchors": "real", "observer": list(teachers), "steps": 8}
         config = RefineConfig.model_validate({**base, "augment": "crop", **changes})
         folder, source = Folder(str(tmp_path / out)), SourceConfig(name="digits")
         context = Context("refine", source, 3, folder, inputs, {}, progress or Silent(), backend=InProcess())
@@ -198,7 +199,7 @@ def test_features_are_those_of_the_named_layer() -> None:
 
 def test_layers_are_one_for_each_observer_or_one_for_all(run: Runs) -> None:
     """Another layer gives other images."""
-    base = {"kind": "refine", "set": "s", "anchors": "r", "observers": ["x", "y"]}
+    base = {"kind": "refine", "set": "s", "anchors": "r", "observer": ["x", "y"]}
     with pytest.raises(ValidationError, match="3 layers for 2 observers"):
         RefineConfig.model_validate({**base, "layers": ["a", "b", "c"]})
     several = RefineConfig.model_validate({**base, "layers": ["a", "b"]})
@@ -209,6 +210,19 @@ def test_layers_are_one_for_each_observer_or_one_for_all(run: Runs) -> None:
     one = {"one": TEACHERS["one"]}
     (usual, _), (early, _) = run("a", teachers=one), run("b", teachers=one, layers=["blocks.0"])
     assert not torch.equal(made(usual).stored, made(early).stored)
+
+
+def test_the_observer_is_named_as_that_of_an_evaluation() -> None:
+    """By one name, in a list or not, which is the same definition, or by several; by no other key."""
+    base = {"kind": "refine", "set": "s", "anchors": "r"}
+    one, alone, two = (
+        RefineConfig.model_validate({**base, "observer": given}) for given in ("t", ["t"], ["t", "u"])
+    )
+    assert without_resources(one) == without_resources(alone) == {**base, "observer": "t"}
+    assert (one.observers, two.observers) == (("t",), ("t", "u"))
+    for wrong in ({"observer": []}, {"observers": ["t"]}, {}):
+        with pytest.raises(ValidationError):
+            RefineConfig.model_validate({**base, **wrong})
 
 
 def test_what_does_not_fit_is_refused_before_work_begins(run: Runs) -> None:
@@ -245,7 +259,7 @@ def test_an_estimate_counts_images_and_a_step_of_every_observer() -> None:
     here = Outlook(SourceConfig(name="digits"), Glance((1, 8, 8), 10, 1000, 100), Machine(4, 2**33, ()))
 
     def expected(*observers: str) -> Estimate:
-        return estimate(RefineConfig.model_validate({**base, "observers": list(observers)}), stages, here)
+        return estimate(RefineConfig.model_validate({**base, "observer": list(observers)}), stages, here)
 
     one, two, unknown = expected("one"), expected("one", "one"), expected("one", "other")
     assert one.work == "50 images × 200 steps"
