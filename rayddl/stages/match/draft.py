@@ -9,8 +9,6 @@ EXPERTS, EXPERT_STEPS = 8, 600
 WINDOW_STEPS, START_STEPS = 70, 150
 """Steps of an expert from a window's start to its target, and up to the latest start."""
 ITERATIONS, SYN_STEPS, STUDENTS = 300, 20, 5
-MATCHED_PASSES = 12
-"""Cost of a matched student step in forward passes."""
 ON_A_CPU = 5_000
 """Training images up to which a CPU suffices."""
 CLASSES = 200
@@ -34,7 +32,6 @@ def draft(brief: Brief) -> Draft:
     window, starts = max(2, round(WINDOW_STEPS / steps)), max(2, round(START_STEPS / steps))
     epochs = max(20, -(-EXPERT_STEPS // steps), window + starts)
     augment = "none" if look.grey else DSA
-    made = ipc * len(look.classes)
     lines = (
         "  experts:                        # networks trained on the real images",
         "    kind: experts",
@@ -66,14 +63,7 @@ def draft(brief: Brief) -> Draft:
         key("epochs", STUDENT_EPOCHS),
         key("augment", augment),
     )
-    return Draft(
-        ipc,
-        side,
-        lines,
-        training=EXPERTS * brief.seconds(net, side, epochs * look.images, batch, 3),
-        making=brief.seconds(net, side, ITERATIONS * SYN_STEPS * made, made, MATCHED_PASSES),
-        evaluating=brief.students(net, side, ipc, STUDENTS),
-    )
+    return Draft(ipc, side, lines)
 
 
 def _side(brief: Brief) -> int:
