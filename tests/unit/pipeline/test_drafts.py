@@ -72,6 +72,13 @@ def test_three_hundred_photos_get_settings_that_train(tmp_path: Path) -> None:
     assert f"on this machine about {made.takes}." in made.file.read_text()
 
 
+def test_many_images_are_matched_in_batches(tmp_path: Path) -> None:
+    """With a step of all 75 images, matching would take too long on a processor."""
+    photos = str(_photos(tmp_path / "photos"))
+    assert _stages(draft(photos, "few.yaml", ipc=5).file)["distill"].batch_syn is None
+    assert _stages(draft(photos, "many.yaml", ipc=15).file)["distill"].batch_syn == 64
+
+
 def test_counts_sizes_and_formats_are_found(tmp_path: Path) -> None:
     """From listings and headers."""
     found = look(str(_photos(tmp_path / "photos")))
