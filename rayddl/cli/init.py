@@ -46,7 +46,6 @@ def init(
     rayddl init photos --ipc 10 --method rded --to photos-rded.yaml
     """
     from rayddl.drafts.draft import draft
-    from rayddl.drafts.text import duration
 
     with reporting_errors():
         with waiting("looking at the images"):
@@ -54,5 +53,6 @@ def init(
         for line in made.look.lines():
             typer.echo(line)
         typer.echo(f"{made.method}: {made.reason}; {made.draft.ipc} per class at {made.draft.size} pixels")
-        typer.echo(f"on this machine {duration(made.draft)}")
+        if made.takes:
+            typer.echo(f"on this machine about {made.takes}")
         typer.echo(f"\nwrote {made.file}; change it as you like, then\n  {made.command}")

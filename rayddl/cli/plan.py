@@ -15,6 +15,15 @@ Measure = Annotated[
         "--measure", help="Try one matching step: its peak memory, and the largest batch_syn that fits."
     ),
 ]
+Price = Annotated[
+    float | None,
+    typer.Option(
+        "--price",
+        metavar="X",
+        min=0,
+        help="Money for an hour of a GPU, or of this machine if it has none: adds what the run costs.",
+    ),
+]
 
 
 def plan(
@@ -22,17 +31,19 @@ def plan(
     overrides: Overrides = None,
     out: Out = "runs",
     measure: Measure = False,
+    price: Price = None,
     plugin: Plugins = None,
     strict: Strict = False,
     allow_remote: AllowRemote = False,
     as_json: Json = False,
 ) -> None:
-    """Check a definition: what would run, and what it takes.
+    """Check a definition: what would run, how long, and what it takes.
 
     \b
     rayddl plan quickstart
     rayddl plan quickstart --set distill.ipc=10
     rayddl plan cifar10-mtt-ipc10 --measure
+    rayddl plan cifar10-mtt-ipc10 --price 2.5
     """
     from contextlib import nullcontext
 
@@ -50,7 +61,7 @@ def plan(
             hosts.only(file, out, *given, allow=allow_remote),
             waiting("trying one matching step, in a process of its own") if measure else nullcontext(),
         ):
-            expected = estimate(made, measure=measure)
+            expected = estimate(made, measure=measure, price=price)
         if as_json:
             emit_json(expected.to_json(made))
         else:

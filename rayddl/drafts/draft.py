@@ -11,8 +11,10 @@ from typing import Any
 from rayddl.data.sources.look import Look, look
 from rayddl.drafts import text
 from rayddl.errors import UserError
+from rayddl.pipeline import estimating
 from rayddl.pipeline import plan as plans
 from rayddl.pipeline.definition import load as definitions
+from rayddl.pipeline.estimating import duration
 from rayddl.plugins import suggestion
 from rayddl.stages.drafting import Brief, Draft
 from rayddl.stages.kinds import known
@@ -31,6 +33,8 @@ class Written:
     draft: Draft
     command: str
     """The command line that runs it."""
+    takes: str
+    """About how long that takes on this machine, in all and stage by stage; empty if it is unknown."""
 
 
 def methods() -> dict[str, Any]:
@@ -70,16 +74,30 @@ def draft(
     chosen = method or max(able, key=lambda kind: able[kind].suits(brief)[0])
     made: Draft = able[chosen].draft(brief)
     command = f"rayddl run {shlex.quote(str(file))}"
+    _write(file, text.written(found, made, name, command))
+    takes = _takes(file)
+    _write(file, text.written(found, made, name, command, takes))
+    return Written(file, found, chosen, able[chosen].suits(brief)[1], made, command, takes)
+
+
+def _write(file: Path, content: str) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text.written(found, made, name, command), encoding="utf-8")
+        file.write_text(content, encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{file} cannot be written: {error.strerror}. Give another file with --to.",
             code="file-unwritable",
         ) from error
-    plans.make(definitions.load(file), "runs")
-    return Written(file, found, chosen, able[chosen].suits(brief)[1], made, command)
+
+
+def _takes(file: Path) -> str:
+    """How long the definition takes on this machine: ``12 min: experts ~2 min, ...``. Loads and plans it."""
+    found = estimating.estimate(plans.make(definitions.load(file), "runs"))
+    if found.seconds is None:
+        return ""
+    each = [f"{name} {duration(one.seconds)}" for name, one in found.stages.items() if one and one.seconds]
+    return f"{duration(found.seconds).lstrip('~')}: {', '.join(each)}"
 
 
 def _name(to: str | None, path: str) -> str:

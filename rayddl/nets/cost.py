@@ -8,24 +8,9 @@ import torch
 from torch import nn
 
 from rayddl import plugins
+from rayddl.nets import work
 from rayddl.nets.build import build, has_batch_norm
 from rayddl.nets.config import NetConfig
-
-COMPILE_SECONDS = 30.0
-"""Approximate duration of compiling a step without a cache."""
-EAGER_FLOPS = 2e11
-"""Floating-point operations per second assumed for a CPU."""
-EAGER_OVERHEAD = 4e-3
-"""Seconds of Python and dispatch in one uncompiled step."""
-GAINS = ("convnet",)
-"""Networks that run faster compiled. In measurements on a CPU, ResNet-18 took minutes to compile and then ran
-slower than uncompiled."""
-
-
-TOGETHER_FLOPS = 1.5e7
-"""Operations of a batch's forward pass up to which several students of one network train faster together on
-a CPU: below, most of a step is dispatch overhead, which they share; above, the grouped convolutions that
-vmap generates are slower than plain ones (``tests/bench/evaluate.py``)."""
 
 
 @plugins.forgotten
@@ -57,20 +42,16 @@ def worth_compiling(
 
     Depends on the settings alone, so that a resumed run makes the same choice as the interrupted one.
     """
-    if config.name not in GAINS:
-        return False
-    return eager_seconds(config, shape, classes, steps=steps, batch=batch, passes=passes) > COMPILE_SECONDS
+    flops = forward_flops(config, shape, classes)
+    return work.pays(config.name, flops, steps=steps, batch=batch, passes=passes)
 
 
 def eager_seconds(
     config: NetConfig, shape: tuple[int, int, int], classes: int, *, steps: int, batch: int, passes: int = 3
 ) -> float:
-    """Estimated seconds of ``steps`` uncompiled steps on a CPU.
-
-    ``passes``: the cost of a step in forward passes; 3 for a gradient, 12 for a matched student step.
-    """
-    flops = forward_flops(config, shape, classes) * passes * batch * steps
-    return flops / EAGER_FLOPS + steps * EAGER_OVERHEAD * passes / 3
+    """Estimated seconds of ``steps`` uncompiled steps on a CPU; see :func:`rayddl.nets.work.eager_seconds`."""
+    flops = forward_flops(config, shape, classes)
+    return work.eager_seconds(flops, steps=steps, batch=batch, passes=passes)
 
 
 def faster_together(
@@ -83,4 +64,4 @@ def faster_together(
     """
     if compile_ or has_batch_norm(config, shape, classes):
         return False
-    return forward_flops(config, shape, classes) * batch <= TOGETHER_FLOPS
+    return forward_flops(config, shape, classes) * batch <= work.TOGETHER_FLOPS

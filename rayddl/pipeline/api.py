@@ -46,14 +46,14 @@ def plan(
         return plans.make(definitions.load(definition, overrides), os.fspath(out))
 
 
-def estimate(plan: Plan, *, measure: bool = False) -> Estimates:
+def estimate(plan: Plan, *, measure: bool = False, price: float | None = None) -> Estimates:
     """Return the expected work and memory of the unfinished stages of ``plan`` on this machine, with warnings about
     results that will disappoint; printed, a table.
 
     With ``measure``, one matching step runs in another process to measure its peak memory.
     """
     activate(plan.definition.plugins)
-    return estimating.estimate(plan, measure=measure)
+    return estimating.estimate(plan, measure=measure, price=price)
 
 
 def run(

@@ -5,7 +5,7 @@ Each stage kind makes its own estimate; this module collects and shows them. Not
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,17 @@ class Estimates:
     """``None`` for a kind without an estimate."""
     warnings: Mapping[str, Sequence[str]]
     """By stage, what will disappoint and what to change; stages without warnings are left out."""
+    seconds: float | None = None
+    """About how long a run of these stages takes on this machine; ``None`` if a stage's time is unknown."""
+    price: float | None = None
+    """Money for an hour of a GPU; for an hour of the machine if it has no GPU."""
+
+    @property
+    def cost(self) -> float | None:
+        """Money for the run; ``None`` without a price, or if its time is unknown."""
+        if self.price is None or self.seconds is None:
+            return None
+        return self.price * max(1, len(self.machine.gpus)) * self.seconds / 3600
 
     def to_json(self, plan: Plan) -> dict[str, Any]:
         """Return the plan with its estimates, as JSON values."""
@@ -37,7 +48,8 @@ class Estimates:
             found = self.stages.get(stage["stage"])
             stage["estimate"] = None if found is None else found.to_json()
             stage["warnings"] = list(self.warnings.get(stage["stage"], ()))
-        return {**planned, "machine": self.machine.to_json()}
+        whole = {"seconds": self.seconds, **({} if self.price is None else {"cost": self.cost})}
+        return {**planned, **whole, "machine": self.machine.to_json()}
 
     def __rich__(self) -> RenderableType:
         """Return a line about the machine, a row for each stage, and the notes."""
@@ -47,11 +59,43 @@ class Estimates:
         notes = [f"{name}: {note}" for name, found in known.items() for note in found.notes]
         if any(found.memory and not found.measured for found in known.values()):
             notes.append("~ is an estimate by formula; with --measure a matching step is tried")
+        notes.extend(self._whole())
         rows = [{"stage": name, **_expected(found)} for name, found in self.stages.items()]
         shown = [Text(f"warning: {line}", "yellow") for line in cautions.lines(self.warnings)]
         return Group(
             Text(f"\n{head}", "dim"), rows_table(rows), *(Text(note, "dim") for note in notes), *shown
         )
+
+    def _whole(self) -> Iterator[str]:
+        """Yield how long a run takes, and what it costs."""
+        guess = self.machine.speed.guess
+        unsure = (
+            f"a guess, since the speed of {guess} is not known"
+            if guess
+            else "right within a factor of 2, mostly"
+        )
+        if self.seconds is not None:
+            yield f"in all {duration(self.seconds)}, {unsure}"
+        elif self.stages:
+            yield f"how long it takes is unknown: {', '.join(self._untimed())} cannot be estimated"
+        if self.cost is not None:
+            what = f"{len(self.machine.gpus)} GPUs" if self.machine.gpus else "this machine"
+            yield f"price {self.cost:,.2f}, at {self.price:g} an hour of {'a GPU' if self.machine.gpus else what}"
+
+    def _untimed(self) -> list[str]:
+        return [name for name, found in self.stages.items() if found is None or found.seconds is None]
+
+
+def duration(seconds: float) -> str:
+    """Return about ``seconds`` as ``~40 s``, ``~12 min`` or ``~3.5 h``."""
+    if seconds < 90:
+        return f"~{max(5, round(seconds / 5) * 5)} s"
+    if seconds < 5400:
+        return f"~{seconds / 60:.0f} min"
+    hours = seconds / 3600
+    return (
+        f"~{hours:.1f} h" if hours < 10 else f"~{hours:,.0f} h" if hours < 72 else f"~{hours / 24:,.0f} days"
+    )
 
 
 def _expected(found: Estimate | None) -> dict[str, str]:
@@ -59,6 +103,7 @@ def _expected(found: Estimate | None) -> dict[str, str]:
         return {"work": "?"}
     peak = "?" if found.memory is None else f"{'' if found.measured else '~'}{_size(found.memory)}"
     return {
+        "takes": "?" if found.seconds is None else duration(found.seconds),
         "work": found.work,
         "at once": str(found.at_once),
         "peak memory each": f"{peak} {'measured' if found.measured else ''}".strip(),
@@ -73,10 +118,11 @@ def _size(count: int) -> str:
     return shown(count)
 
 
-def estimate(plan: Plan, *, measure: bool = False) -> Estimates:
+def estimate(plan: Plan, *, measure: bool = False, price: float | None = None) -> Estimates:
     """Return the estimates of all stages of ``plan`` that are not done.
 
-    With ``measure``, kinds that can measure run one step in another process, which takes about a minute.
+    ``price`` is that of an hour of a GPU, or of the machine if it has none. With ``measure``, kinds that can measure
+    run one step in another process, which takes about a minute.
     Raises :class:`~rayddl.errors.SourceError` if the images cannot be listed.
     """
     from rayddl.stages.kinds import outlook
@@ -90,4 +136,23 @@ def estimate(plan: Plan, *, measure: bool = False) -> Estimates:
             for planned in plan.stages
             if planned.state != "done"
         }
-    return Estimates(view.machine, found, cautions.before(plan, view))
+    return Estimates(view.machine, found, cautions.before(plan, view), whole_seconds(plan, found), price)
+
+
+def whole_seconds(plan: Plan, stages: Mapping[str, Estimate | None]) -> float | None:
+    """Return the time of a run: its longest chain of stages, or the work of all of them if that fills the machine."""
+    from rayddl.stages.speed import START
+
+    chain: dict[str, float] = {}
+    work = START
+    for planned in plan.stages:
+        found = stages.get(planned.name)
+        if planned.name not in stages:
+            continue
+        if found is None or found.seconds is None:
+            return None
+        chain[planned.name] = found.seconds + max(
+            (chain.get(name, 0.0) for name in planned.stage.reads), default=0.0
+        )
+        work += found.seconds * found.busy
+    return max(START + max(chain.values()), work) if chain else 0.0

@@ -9,7 +9,7 @@ from contextlib import nullcontext, suppress
 
 from rayddl import hosts, interrupts
 from rayddl.credentials import scrub
-from rayddl.pipeline import artifacts
+from rayddl.pipeline import artifacts, hub
 from rayddl.pipeline.display.base import Closing, Display, Ending, Hidden
 from rayddl.pipeline.plugging import Given, use
 from rayddl.pipeline.session import ray_session
@@ -60,6 +60,7 @@ def judge_set(
         try:
             result: Result = evaluate_set(
                 folder,
+                name=scrub(where),
                 nets=nets,
                 seeds=seeds,
                 epochs=epochs,
@@ -79,7 +80,8 @@ def judge_set(
                 display.end(_NAME, ending, time.monotonic() - began, {})
             if shared:
                 Folder(out).clear(scratch)
-    places = {"set": scrub(str(folder))}
+    # The Hub's local cache is no place that a user knows.
+    places = {"set": scrub(where if where.startswith(hub.SCHEME) else str(folder))}
     display.result(Closing({_NAME: result.table}, places, {"summary": dict(result.summary)}))
     return result
 

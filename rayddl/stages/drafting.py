@@ -24,8 +24,6 @@ LARGEST_MATCHED = 64
 STEPS_AN_EPOCH = 15
 """Least number of steps in an epoch that a batch leaves."""
 STUDENT_EPOCHS = 300
-GPU_GAIN = 30
-"""Speed of a GPU relative to a CPU's, in an estimate."""
 _PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./-]*")
 _FIXED = ("cifar10", "cifar100", "digits")
 
@@ -77,23 +75,6 @@ class Brief:
             batch *= 2
         return batch
 
-    def seconds(self, net: Mapping[str, Any], side: int, images: float, batch: int, passes: int) -> float:
-        """About how long ``images`` images take in batches, at ``passes`` forward passes for each, on this machine."""
-        from rayddl.nets.config import NetConfig
-        from rayddl.nets.cost import eager_seconds
-
-        shape = (1 if self.look.grey else 3, side, side)
-        steps, classes = max(1, round(images / batch)), len(self.look.classes)
-        found = eager_seconds(
-            NetConfig.model_validate(net), shape, classes, steps=steps, batch=batch, passes=passes
-        )
-        return found / (GPU_GAIN if self.gpu else 1)
-
-    def students(self, net: Mapping[str, Any], side: int, ipc: int, seeds: int) -> float:
-        """About how long ``seeds`` students of a set and of random images take."""
-        made = ipc * len(self.look.classes)
-        return seeds * self.seconds(net, side, STUDENT_EPOCHS * made * 2, min(256, made), 3)
-
 
 @dataclass(frozen=True)
 class Draft:
@@ -103,16 +84,6 @@ class Draft:
     size: int
     lines: tuple[str, ...]
     """The stages in YAML, below ``stages:``."""
-    training: float
-    """About how many seconds the networks take that the set is made with, on this machine."""
-    making: float
-    """The same for the set."""
-    evaluating: float
-
-    @property
-    def seconds(self) -> float:
-        """About how long all stages take."""
-        return self.training + self.making + self.evaluating
 
 
 def convnet(side: int, width: int, **more: Any) -> dict[str, Any]:

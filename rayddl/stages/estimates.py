@@ -13,6 +13,7 @@ from rayddl.stages.runtime import machine, sizes
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Resources, Share
 from rayddl.stages.settings import StageConfig
+from rayddl.stages.speed import COMPILING, FORWARD, GRADIENT, STAGE, Speed, compiles
 
 Stages: TypeAlias = Mapping[str, StageConfig]
 """The settings of all stages of a definition, by name."""
@@ -21,6 +22,8 @@ FLOAT = 4
 """Bytes of a float32."""
 PAGE_PROCESS = 300 * 2**20
 """Bytes of a process that renders a page; it imports neither torch nor Ray."""
+PAGE = 1.0
+"""Seconds in which a page is rendered."""
 PROCESS = 600 * 2**20
 """Bytes of main memory of a worker that has only imported torch and Ray; its GPU memory is negligible."""
 
@@ -41,11 +44,14 @@ class Machine:
     """Free bytes of main memory."""
     gpus: tuple[int, ...]
     """Free bytes of each GPU."""
+    speed: Speed = field(default_factory=Speed)
 
     @classmethod
     def here(cls) -> Machine:
         """Measure this machine with its current free memory."""
-        return cls(machine.cpus(), machine.free_bytes(), machine.gpu_bytes())
+        gpus = machine.gpu_bytes()
+        speed = Speed.of(machine.cpu_text(), machine.gpu_names() if gpus else ())
+        return cls(machine.cpus(), machine.free_bytes(), gpus, speed)
 
     @property
     def have(self) -> Capacity:
@@ -114,6 +120,10 @@ class Estimate:
     """Further remarks: what does not fit, and which setting would."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Further figures, for JSON."""
+    seconds: float | None = None
+    """About how long the stage takes if it has the machine for itself; ``None`` if unknown."""
+    busy: float = 1.0
+    """The share of the machine that it keeps busy meanwhile."""
 
     def to_json(self) -> dict[str, Any]:
         """The estimate as JSON values; bytes are integers."""
@@ -125,16 +135,69 @@ class Estimate:
             "measured": self.measured,
             "written": self.written,
             "notes": list(self.notes),
+            "seconds": None if self.seconds is None else round(self.seconds, 1),
             **self.facts,
         }
 
 
-def made(work: str, share: Share, outlook: Outlook, memory: int | None, written: int | None) -> Estimate:
-    """An estimate, with a note if the concurrent workers need more memory than is free."""
-    device = "GPU" if share.num_gpus else "memory"
-    room = outlook.machine.room(share)
+def made(
+    work: str,
+    share: Share,
+    outlook: Outlook,
+    memory: int | None,
+    written: int | None,
+    seconds: float | None = None,
+) -> Estimate:
+    """An estimate, with a note if the concurrent workers need more memory than is free. ``seconds`` are those of the
+    workers; their start is added.
+    """
+    machine, device = outlook.machine, "GPU" if share.num_gpus else "memory"
+    room = machine.room(share)
     notes = (too_much(memory, room, share.at_once, device),) if memory is not None and memory > room else ()
-    return Estimate(work, share.at_once, memory, written, device, notes=notes)
+    gpus = share.num_gpus and machine.gpus
+    have, used = (len(machine.gpus), share.num_gpus) if gpus else (machine.cpus, share.num_cpus)
+    busy = min(1.0, share.at_once * used / have)
+    whole = None if seconds is None else STAGE + seconds
+    return Estimate(work, share.at_once, memory, written, device, notes=notes, seconds=whole, busy=busy)
+
+
+def in_turn(units: float, share: Share, seconds: float | None) -> float | None:
+    """Seconds of ``units`` units of work of ``seconds`` each, by the workers of ``share``."""
+    return None if seconds is None else -(-units // share.at_once) * seconds
+
+
+def trainings(
+    net: NetConfig,
+    images: int,
+    batch: int,
+    epochs: int,
+    share: Share,
+    outlook: Outlook,
+    *,
+    units: int = 1,
+    tests: int = 1,
+    wanted: bool | None = None,
+    precision: str = "fp32",
+    dearer: float = 1.0,
+    dispatch: float = 1.0,
+) -> float | None:
+    """Seconds of ``units`` trainings on ``images`` images by the workers of ``share``, with ``tests`` tests each.
+
+    ``wanted`` is the stage's ``compile``, ``dearer`` the cost of a step relative to a gradient. ``None`` for a plugin's
+    network.
+    """
+    glance, speed = outlook.glance, outlook.machine.speed
+    an_epoch, batch = max(1, -(-images // batch)), max(1, min(batch, images))
+    steps = an_epoch * epochs
+    compiled = compiles(net, glance, wanted, steps=steps * units, batch=batch)
+    step = speed.step(
+        net, glance, images / an_epoch, share,
+        passes=GRADIENT * dearer, dispatch=dispatch, compiled=compiled, precision=precision,
+    )  # fmt: skip
+    test = speed.step(net, glance, glance.test, share, passes=FORWARD, dispatch=-(-glance.test // JUDGED) / 2)
+    if step is None or test is None:
+        return None
+    return (in_turn(units, share, steps * step + tests * test) or 0.0) + COMPILING * compiled
 
 
 def too_much(memory: int, room: int, at_once: int, device: str) -> str:

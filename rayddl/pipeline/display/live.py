@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
@@ -19,16 +19,18 @@ from rich.text import Text
 from rayddl.pipeline.display import pace
 from rayddl.pipeline.display.base import Closing, Display, Ending
 from rayddl.pipeline.display.pace import Clock, Pace
+from rayddl.pipeline.display.squeezed import Squeezed, least
 from rayddl.pipeline.plan import Plan
 from rayddl.pipeline.tables import places_table, rows_table
 from rayddl.stages.context import Progress
 
 _FRAMES_A_SECOND = 4
-_BAR_WIDTH, _SHORT_BAR_WIDTH = 20, 8
-_CELLS, _BAR, _RATE, _METRIC = 6, 1, 3, 5
-"""The number of cells of a live line, and the positions of some of them."""
-_WIDTH_FOR_ALL, _WIDTH_FOR_BAR = 100, 76
-"""Columns of a terminal for all cells, and for a short bar; below the first, the rate is left out for the metric."""
+_BAR_WIDTHS = (20, 8)
+_NAME, _BAR, _METRIC = 0, 1, 5
+"""The positions in a live line of the cells that are no figures."""
+_GAP = 2
+_SHORT_NAME = 12
+"""Columns to which names are shortened, if the figures need the rest."""
 _MARKS = {
     "done": ("✓", "green"),
     "cached": ("✓", "dim"),
@@ -95,9 +97,11 @@ class Terminal(Display):
             (mark, style),
             f" {stage:<{self._name_width}}  ",
             ("cached" if ending == "cached" else f"{outcome:<12}", "dim"),
-            (f"  {metric}" if metric else "", "dim"),
         )
-        self._console.print(line, no_wrap=True, overflow="ellipsis")
+        cells = Table.grid(padding=(0, 2, 0, 0))
+        cells.add_column(no_wrap=True, overflow="ellipsis")
+        cells.add_row(line, *([Squeezed(metric, "dim")] if metric else []))
+        self._console.print(cells)
 
     def missing(self, stage: str, needs: Sequence[str]) -> None:
         mark = "-" if self._console.options.ascii_only else "–"
@@ -138,7 +142,7 @@ class _Line:
     """The live line of a stage, drawn from the current values in every frame."""
 
     def __init__(self, out: Terminal, name: str, pace_: Pace, spinner: Spinner, width: int) -> None:
-        self._out, self._name, self._pace, self._spinner, self._width = out, name, pace_, spinner, width
+        self._out, self._name, self._pace, self._spinner, self.width = out, name, pace_, spinner, width
         self.metric = ""
 
     def update(self, done: float, total: float, metric: str = "") -> None:
@@ -150,14 +154,14 @@ class _Line:
         """Show a line that stays above the live line."""
         self._out.note(text)
 
-    def cells(self, bar_width: int) -> list[RenderableType | None]:
+    def cells(self) -> list[Text | ProgressBar | Squeezed | None]:
         """Name, bar, count or elapsed time, rate, remaining time, metric; ``None`` for what is not known."""
         pace_ = self._pace
-        name = Text.assemble(self._frame(), " ", (f"{self._name:<{self._width}}", "bold"))
-        metric = Text(self.metric, no_wrap=True, overflow="ellipsis") if self.metric else None
+        name = Text.assemble(self._frame(), " ", (self._name, "bold"))
+        metric = Squeezed(self.metric) if self.metric else None
         if pace_.total <= 0:
             return [name, None, Text(pace.duration(pace_.elapsed), style="dim"), None, None, metric]
-        bar = ProgressBar(total=pace_.total, completed=min(pace_.done, pace_.total), width=bar_width)
+        bar = ProgressBar(total=pace_.total, completed=min(pace_.done, pace_.total), width=_BAR_WIDTHS[0])
         rate = Text(pace.speed(pace_.rate), style="dim") if pace_.rate else None
         left = Text(f"{pace.duration(pace_.left)} left", style="dim") if pace_.left else None
         return [name, bar, Text(pace.count(pace_.done, pace_.total)), rate, left, metric]
@@ -174,17 +178,39 @@ class _Lines:
     running: dict[str, _Line] = field(default_factory=dict)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        del console
-        width = options.max_width
-        bar_width = _BAR_WIDTH if width >= _WIDTH_FOR_ALL else _SHORT_BAR_WIDTH
-        rows = [line.cells(bar_width) for line in list(self.running.values())]
-        left_out = {_RATE} if width < _WIDTH_FOR_ALL else set()
-        left_out |= {_BAR} if width < _WIDTH_FOR_BAR else set()
-        shown = [k for k in range(_CELLS) if k not in left_out and any(row[k] is not None for row in rows)]
-        table = Table.grid(padding=(0, 2, 0, 0))
-        for k in shown:
-            # Only the metric is shortened, unless the others alone are too wide.
-            table.add_column(no_wrap=k != _METRIC, overflow="ellipsis")
+        lines = list(self.running.values())
+        if not lines:
+            return
+        rows = [line.cells() for line in lines]
+        natural = [
+            max((console.measure(cell).maximum for cell in column if cell is not None), default=0)
+            for column in zip(*rows, strict=True)
+        ]
+        natural[_NAME] = max(natural[_NAME], *(len("- ") + line.width for line in lines))
+        figures = max(
+            (least(cell.text) for row in rows if isinstance(cell := row[_METRIC], Squeezed)), default=0
+        )
+        widths = _fitted(natural, figures, options.max_width)
+        table = Table.grid(padding=(0, _GAP, 0, 0))
+        for width in filter(None, widths):
+            table.add_column(no_wrap=True, overflow="ellipsis", max_width=width)
         for row in rows:
-            table.add_row(*("" if row[k] is None else row[k] for k in shown))
+            cells = ("" if cell is None else cell for cell, width in zip(row, widths, strict=True) if width)
+            table.add_row(*cells)
         yield table
+
+
+def _fitted(natural: Sequence[int], figures: int, width: int) -> list[int]:
+    """The widths of the cells, from the ``natural`` ones: texts are shortened, and then the bar is left out, before
+    figures are cut. ``figures``: what the metric needs for its own.
+    """
+    found = list(natural)
+    others = [n for k, n in enumerate(natural) if k not in (_NAME, _BAR, _METRIC)]
+    room = width - sum(n + _GAP for n in others if n) - (_GAP if natural[_METRIC] else 0)
+    if natural[_BAR]:
+        free = room - _GAP - min(natural[_NAME], _SHORT_NAME) - figures
+        found[_BAR] = next((n for n in _BAR_WIDTHS if n <= free), 0)
+        room -= found[_BAR] + _GAP if found[_BAR] else 0
+    found[_NAME] = min(natural[_NAME], max(_SHORT_NAME, room - figures))
+    found[_METRIC] = min(natural[_METRIC], max(1, room - found[_NAME]))
+    return found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from rayddl.stages.coreset.settings import SCORED, CoresetConfig
-from rayddl.stages.estimates import FLOAT, PROCESS, Estimate, Outlook, Stages
+from rayddl.stages.estimates import FLOAT, PROCESS, Estimate, Outlook, Stages, net_of
+from rayddl.stages.speed import FORWARD, IMAGE, STAGE
 
 FEATURES = 2**28
 """Most bytes of features that a task holds: ``HELD`` of :mod:`rayddl.methods.selection.rows`, which imports torch."""
@@ -21,6 +22,15 @@ def estimate(config: CoresetConfig, stages: Stages, outlook: Outlook) -> Estimat
     elif config.method != "random":
         features = 3 * FEATURES  # features, rows of length 1, portions in float64
     written = glance.classes * config.ipc * glance.numbers * 2 + outlook.space
-    return Estimate(
-        f"{glance.classes} classes of {looked_at:,} images", share.at_once, PROCESS + features, written
-    )
+    seconds = STAGE + glance.train * IMAGE / outlook.machine.cpus
+    if config.features in stages:
+        seen = outlook.machine.speed.step(
+            net_of(stages, stages[str(config.features)]),
+            glance,
+            looked_at * glance.classes,
+            share,
+            passes=FORWARD,
+        )
+        seconds += (seen or 0.0) / share.at_once
+    work, memory = f"{glance.classes} classes of {looked_at:,} images", PROCESS + features
+    return Estimate(work, share.at_once, memory, written, seconds=seconds)

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from rayddl import plugins
 from rayddl.config import Registered
+from rayddl.nets.config import NetConfig
 from rayddl.stages.runtime import sizes
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask, Share
@@ -66,6 +67,11 @@ class CoresetConfig(StageConfig):
         """The resources of a worker for ``units`` groups of classes; a GPU only if a network computes features."""
         networked = self.features is not None and self.method != "random"
         return sizes.spread(self.resources, have, units=units, gpu=networked)
+
+    def network(self, stages: Mapping[str, StageConfig]) -> NetConfig | None:
+        """The network of the features."""
+        seen = stages.get(self.features) if self.features else None
+        return seen.network(stages) if seen else None
 
     @property
     def images_needed(self) -> int:

@@ -16,6 +16,15 @@ SURE = 1.96
 """Standard errors of a 95 % interval."""
 
 
+def in_noise(accuracy: float, other: float, tested: float | None) -> bool:
+    """True if two accuracies on ``tested`` images are too close to be told apart; false if ``tested`` is unknown."""
+    return (
+        tested is not None
+        and tested > 0
+        and abs(accuracy - other) < SURE * math.sqrt(accuracy * (1 - accuracy) / tested)
+    )
+
+
 def before(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Iterator[str]:
     """Too few held-out images."""
     del config, stages
@@ -41,7 +50,7 @@ def after(summary: Mapping[str, Any]) -> Iterator[str]:
                 f"{reached}: the set is worse than a random choice; see the warnings of the stages that made it, give "
                 "them more iterations or epochs, or take rded or coreset"
             )
-        elif tested and accuracy - other < SURE * math.sqrt(accuracy * (1 - accuracy) / tested):
+        elif in_noise(accuracy, other, tested):
             yield (
                 f"{reached}, a difference within the noise of {tested:.0f} held-out images; hold out more images, or "
                 "make the set longer"

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from rayddl.methods.training.settings import HARD_BATCH, HARD_EPOCHS
+from rayddl.methods.training.settings import HARD_BATCH, HARD_EPOCHS, published_batch
 from rayddl.methods.training.soft_settings import epoch_bytes, recipe
+from rayddl.nets import work
 from rayddl.nets.config import NetConfig
-from rayddl.stages.estimates import Estimate, Outlook, Stages, made, net_of, shown, training
+from rayddl.stages.estimates import Estimate, Outlook, Stages, made, net_of, shown, training, trainings
 from rayddl.stages.evaluate.settings import EvaluateConfig
+from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.settings import StageConfig
 
 RESULT = 400
 """Bytes of one student's result."""
 SOFT_BATCH = 200
 """The largest batch of the published soft-label protocol."""
+WHOLE_BATCH = 100
+"""The smallest batch for the whole train split."""
+HARD_DISPATCH, SOFT_DISPATCH = 1.5, 1.8
+"""Dispatch of a student's step with augmentation, and with soft labels, crops and CutMix, relative to a gradient's."""
+TOGETHER = 0.5
+"""Time of small students trained together, relative to one after the other."""
 
 
 def estimate(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Estimate:
@@ -34,14 +43,60 @@ def estimate(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Estima
     memory = training([*nets, *observers], batch, share, outlook)
     usual = recipe(config.recipe, ipc or 1, outlook.glance.classes, batch)["epochs"] if soft else HARD_EPOCHS
     epochs = config.epochs or usual
-    work = f"{units} students × {epochs} epochs"
-    found = made(work, share, outlook, memory, units * RESULT)
+    text = f"{units} students × {epochs} epochs"
+    seconds = _seconds(config, nets, observers, soft, kinds, epochs, ipc or 1, share, outlook)
+    found = made(text, share, outlook, memory, units * RESULT, seconds)
     if config.labels != "stored" or ipc is None:
         return found
     images = ipc * outlook.glance.classes
     labels = epochs * epoch_bytes(images, outlook.glance.classes, getattr(of, "factor", 1), config.label_top)
     note = f"stored labels ~{shown(labels)}, the images ~{shown(images * outlook.glance.numbers)}"
     return replace(found, written=units * RESULT + labels, notes=(*found.notes, note))
+
+
+def _seconds(
+    config: EvaluateConfig,
+    nets: Sequence[NetConfig],
+    observers: Sequence[NetConfig],
+    soft: bool,
+    kinds: int,
+    epochs: int,
+    ipc: int,
+    share: Share,
+    outlook: Outlook,
+) -> float | None:
+    """Seconds of all students, each network's in turn; those of the whole train split are counted with its images."""
+    glance, students = outlook.glance, config.seeds + len(config.lr_grid or ())
+    images = ipc * glance.classes
+    wholes = (config.whole or config.ranking) + (config.ranking and soft)
+    batch = config.batch or (published_batch(ipc, glance.classes, images) if soft else HARD_BATCH)
+    total = 0.0
+    for net in nets:
+        labelled = sum(_forward(observer, outlook) for observer in observers) / (
+            3 * _forward(net, outlook) or 1
+        )
+        few = trainings(
+            net, images, batch, epochs, share, outlook, units=(kinds - wholes) * students,
+            wanted=config.compile, precision=config.precision, dearer=1 + labelled,
+            dispatch=SOFT_DISPATCH if soft else HARD_DISPATCH,
+        )  # fmt: skip
+        many = trainings(
+            net, glance.train, max(batch, WHOLE_BATCH), config.whole_epochs, share, outlook,
+            units=max(1, wholes * students), wanted=config.compile, precision=config.precision, dearer=1 + labelled,
+        )  # fmt: skip
+        if few is None or many is None:
+            return None
+        together = not soft and config.together is not False and _small(net, min(batch, images), outlook)
+        total += few * (TOGETHER if together else 1.0) + (many if wholes else 0.0)
+    return total
+
+
+def _forward(net: NetConfig, outlook: Outlook) -> float:
+    return float(work.operations(net, outlook.glance.shape, outlook.glance.classes) or 0)
+
+
+def _small(net: NetConfig, batch: int, outlook: Outlook) -> bool:
+    return net.norm != "batch" and _forward(net, outlook) * batch <= work.TOGETHER_FLOPS
 
 
 def _nets(config: EvaluateConfig, of: StageConfig | None, stages: Stages) -> tuple[NetConfig, ...]:

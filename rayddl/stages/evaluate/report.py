@@ -21,6 +21,7 @@ from rayddl.report.sections import Fact, Panel, Section, links_to, net_name, slu
 from rayddl.report.tables import Cell, Column, Table
 from rayddl.report.values import Columns, Stage, number
 from rayddl.stages.context import Input
+from rayddl.stages.evaluate.cautions import in_noise
 from rayddl.stages.evaluate.figures import (
     BELOW,
     HOW,
@@ -85,11 +86,12 @@ def part(evaluations: Sequence[Evaluate], run: Run) -> Part:
     sections += [(Place.PICKED, use(evaluations, run))] if compared is not None else []
     if duel is None:
         return Part(Place.RESULT, tuple(sections))
-    judged = next(stage.summary.get("set") for stage in stages if stage.name == duel.distilled.stage)
-    return Part(Place.RESULT, tuple(sections), _headline(duel, run), judged, tuple(_gains(duel)))
+    summary = next(stage.summary for stage in stages if stage.name == duel.distilled.stage)
+    lead = _headline(duel, run, number(summary.get("tested")))
+    return Part(Place.RESULT, tuple(sections), lead, summary.get("set"), tuple(_gains(duel)))
 
 
-def _headline(duel: Duel, run: Run) -> Markup:
+def _headline(duel: Duel, run: Run, tested: float) -> Markup:
     mine = duel.distilled
     lead = Markup("<strong>{}</strong> {} {} <strong>{}</strong> on {}").format(
         numbers.counted(mine.images, "image"),
@@ -101,9 +103,11 @@ def _headline(duel: Duel, run: Run) -> Markup:
     if duel.random is None:
         return lead + Markup(".")
     below = duel.gain < 0
-    text = Markup('; <span class="against">{}{} {}.</span>')
+    close = in_noise(mine.mean, duel.random.mean, tested)
+    why = f", a difference within the noise of {tested:,.0f} held-out images" if close else ""
+    text = Markup('; <span class="against">{}{} {}{}.</span>')
     return lead + text.format(
-        "less than " if below else "", duel.random.what, numbers.percent(duel.random.mean)
+        "less than " if below else "", duel.random.what, numbers.percent(duel.random.mean), why
     )
 
 

@@ -132,6 +132,7 @@ def scores_of(found: Sequence[dict[str, Any]], *, soft: bool) -> dict[str, dict[
 def evaluate_set(
     folder: Folder,
     *,
+    name: str | None = None,
     nets: tuple[str, ...] | None = None,
     seeds: int | None = None,
     epochs: int | None = None,
@@ -142,10 +143,11 @@ def evaluate_set(
 ) -> Result:
     """Evaluate a distilled set by the protocol stored with it; arguments override single settings.
 
-    ``root`` is the current folder of the source's files, if they have moved; ``observer`` is the folder of the
-    teacher that computes soft labels, or several of them, in place of the set's own. ``scratch`` is an empty folder
-    that every worker can access; default: a temporary folder on this machine. Raises :class:`ArtifactError` for a set
-    without a description of its source, and for a set made for soft labels whose observer cannot be found.
+    ``name`` is the set's in the table; default: its folder. ``root`` is the current folder of the source's files, if
+    they have moved; ``observer`` is the folder of the teacher that computes soft labels, or several of them, in place
+    of the set's own. ``scratch`` is an empty folder that every worker can access; default: a temporary folder on this
+    machine. Raises :class:`ArtifactError` for a set without a description of its source, and for a set made for soft
+    labels whose observer cannot be found.
     """
     import tempfile
 
@@ -182,7 +184,7 @@ def evaluate_set(
         "protocol": recipe(task),
         "scores": scores_of(found, soft=teaching is not None),
     }
-    return Result(summary, shown(str(folder), rows))
+    return Result(summary, shown(name or str(folder), rows))
 
 
 def read(model: type[_Model], value: Any, folder: Folder) -> _Model:

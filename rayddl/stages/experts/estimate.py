@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rayddl.stages.estimates import FLOAT, Estimate, Outlook, Stages, made, outline, training
+from rayddl.stages.estimates import FLOAT, Estimate, Outlook, Stages, made, outline, training, trainings
 from rayddl.stages.experts.settings import CONVEX_EPOCHS, ExpertsConfig
 
 ON_DISK = {"float32": 4, "bfloat16": 2}
@@ -18,8 +18,13 @@ def estimate(config: ExpertsConfig, stages: Stages, outlook: Outlook) -> Estimat
     share = outlook.machine.share(config.resources, -(-config.count // turns))
     work = f"{config.count} experts × {epochs} epochs"
     size, memory = outline(config.net, outlook.glance), training([config.net], config.batch, share, outlook)
+    seconds = trainings(
+        config.net, outlook.glance.train, config.batch, epochs, share, outlook,
+        units=config.count, tests=epochs, wanted=config.compile, precision=config.precision,
+        dearer=2 if config.flat_rho else 1,
+    )  # fmt: skip
     if size is None or memory is None:
-        return made(work, share, outlook, None, None)
+        return made(work, share, outlook, None, None, seconds)
     if share.num_gpus:
         # With a GPU, snapshots are held in main memory; every stream has its own memory for a step.
         memory += (turns - 1) * (memory - outlook.resident)
@@ -27,4 +32,4 @@ def estimate(config: ExpertsConfig, stages: Stages, outlook: Outlook) -> Estimat
         memory += turns * (epochs + 1) * size.parameters * FLOAT
     kept = epochs + 1 if config.keep == "all" else len(config.waypoints or (0, epochs))
     written = config.count * kept * size.parameters * ON_DISK[config.disk] + outlook.space
-    return made(work, share, outlook, memory, written)
+    return made(work, share, outlook, memory, written, seconds)

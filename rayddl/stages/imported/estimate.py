@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from rayddl.stages.estimates import PROCESS, Estimate, Outlook, Stages
 from rayddl.stages.imported.settings import ImportedConfig
+from rayddl.stages.speed import IMAGE, STAGE
 
 
 def estimate(config: ImportedConfig, stages: Stages, outlook: Outlook) -> Estimate:
     """The source is decoded once, for its classes and its pixel space."""
     del config, stages
-    source = (outlook.glance.train + outlook.glance.test) * outlook.glance.numbers
-    return Estimate("1 set", 1, PROCESS + 2 * source, None)
+    images = outlook.glance.train + outlook.glance.test
+    return Estimate(
+        "1 set", 1, PROCESS + 2 * images * outlook.glance.numbers, None, seconds=STAGE + images * IMAGE
+    )

@@ -9,8 +9,8 @@ EXPERTS, EXPERT_STEPS = 8, 600
 WINDOW_STEPS, START_STEPS = 70, 150
 """Steps of an expert from a window's start to its target, and up to the latest start."""
 ITERATIONS, SYN_STEPS, STUDENTS = 300, 20, 5
-MATCHED_PASSES = 12
-"""Cost of a matched student step in forward passes."""
+STUDENT_BATCH = {False: 64, True: 500}
+"""Most images of the set in a student's step, by whether there is a GPU: more take too long there."""
 ON_A_CPU = 5_000
 """Training images up to which a CPU suffices."""
 CLASSES = 200
@@ -34,7 +34,7 @@ def draft(brief: Brief) -> Draft:
     window, starts = max(2, round(WINDOW_STEPS / steps)), max(2, round(START_STEPS / steps))
     epochs = max(20, -(-EXPERT_STEPS // steps), window + starts)
     augment = "none" if look.grey else DSA
-    made = ipc * len(look.classes)
+    made, most = ipc * len(look.classes), STUDENT_BATCH[brief.gpu]
     lines = (
         "  experts:                        # networks trained on the real images",
         "    kind: experts",
@@ -51,6 +51,11 @@ def draft(brief: Brief) -> Draft:
         key("ipc", ipc, f"images per class; the smallest class has {min(look.train):,} training images"),
         key("iterations", ITERATIONS, "more of them make better sets"),
         key("syn_steps", SYN_STEPS),
+        *(
+            [key("batch_syn", most, f"of {made} images in a step, so that it takes less time")]
+            if made > most
+            else []
+        ),
         key("expert_epochs", window, f"{window * steps} steps of an expert"),
         key("max_start_epoch", starts),
         key("lr_image", 300, "lower it if the loss rises, raise it if it does not fall"),
@@ -66,14 +71,7 @@ def draft(brief: Brief) -> Draft:
         key("epochs", STUDENT_EPOCHS),
         key("augment", augment),
     )
-    return Draft(
-        ipc,
-        side,
-        lines,
-        training=EXPERTS * brief.seconds(net, side, epochs * look.images, batch, 3),
-        making=brief.seconds(net, side, ITERATIONS * SYN_STEPS * made, made, MATCHED_PASSES),
-        evaluating=brief.students(net, side, ipc, STUDENTS),
-    )
+    return Draft(ipc, side, lines)
 
 
 def _side(brief: Brief) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from rayddl.methods.training.settings import HARD_BATCH
+from rayddl.nets.config import NetConfig
 from rayddl.stages.estimates import (
     FLOAT,
     PROCESS,
@@ -16,10 +18,12 @@ from rayddl.stages.estimates import (
     outline,
     shown,
     too_much,
+    trainings,
 )
 from rayddl.stages.match import measure as trial
 from rayddl.stages.match.settings import MatchConfig
-from rayddl.stages.runtime.sizes import Share
+from rayddl.stages.runtime.sizes import STUDENT, Share
+from rayddl.stages.speed import COMPILING, MATCHED, MATCHED_LAYER, compiles
 
 COMPILED, EAGER = 6, 31
 """Numbers held in one exact step for each number that a forward pass keeps, by whether the step is compiled."""
@@ -41,7 +45,8 @@ def estimate(config: MatchConfig, stages: Stages, outlook: Outlook) -> Estimate:
     """The estimate by formula: a parameter vector per student step, the set's copies, and one step's activations."""
     size, share = outline(net_of(stages, config), outlook.glance), config.share(outlook.machine.have)
     memory = None if size is None else _by_formula(config, size, share, outlook, _batch(config, outlook))
-    return made(_work(config), share, outlook, memory, _written(config, outlook))
+    seconds = _seconds(config, net_of(stages, config), share, outlook)
+    return made(_work(config), share, outlook, memory, _written(config, outlook), seconds)
 
 
 def measure(config: MatchConfig, stages: Stages, outlook: Outlook) -> Estimate:
@@ -84,6 +89,29 @@ def measure(config: MatchConfig, stages: Stages, outlook: Outlook) -> Estimate:
         notes = (too_much(memory, room, share.at_once, guess.device), *notes)
     facts = {"largest_batch_syn": fits, "measured_at": list(batches), "compiled": found.compiled}
     return replace(guess, memory=memory, measured=True, notes=notes, facts=facts)
+
+
+def _seconds(config: MatchConfig, net: NetConfig, share: Share, outlook: Outlook) -> float | None:
+    """Seconds of the loop, or of the short evaluations next to it if these take longer."""
+    batch, steps = _batch(config, outlook), config.iterations * config.syn_steps
+    compiled = compiles(net, outlook.glance, config.compile, steps=steps, batch=batch, passes=MATCHED)
+    step = outlook.machine.speed.step(
+        net,
+        outlook.glance,
+        batch,
+        share,
+        passes=MATCHED,
+        dispatch=MATCHED_LAYER,
+        compiled=compiled,
+        precision=config.precision,
+    )
+    if step is None or config.evaluate_every is None:
+        return None if step is None else steps * step + COMPILING * compiled
+    units = (config.iterations // config.evaluate_every + 1) * config.evaluate_seeds
+    short = trainings(
+        net, _images(config, outlook), HARD_BATCH, config.evaluate_epochs, STUDENT, outlook, units=units
+    )
+    return max(steps * step + COMPILING * compiled, short or 0.0)
 
 
 def _largest(fixed: float, per_image: float, room: float, images: int) -> int:

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from rayddl.stages.estimates import Estimate, Outlook, Stages, made
+from rayddl.stages.estimates import Estimate, Outlook, Stages, made, net_of
 from rayddl.stages.rded.settings import RdedConfig
 from rayddl.stages.runtime import sizes
+from rayddl.stages.speed import FORWARD, IMAGE
+
+STREAM = 4.0
+"""Seconds in which Ray Data starts."""
 
 
 def estimate(config: RdedConfig, stages: Stages, outlook: Outlook) -> Estimate:
     """A stream of crops, without memory, which depends on the observer; the stitched images as uint8."""
-    del stages
-    glance = outlook.glance
+    glance, machine = outlook.glance, outlook.machine
     images = min(config.mipc * glance.classes, glance.train)
-    share, _ = sizes.streamed(config.resources, config.decoders, outlook.machine.have)
+    share, cutters = sizes.streamed(config.resources, config.decoders, machine.have)
     written = config.ipc * glance.classes * glance.numbers * 2 + outlook.space
-    return made(f"{images:,} images × {config.candidates} crops", share, outlook, None, written)
+    work = f"{images:,} images × {config.candidates} crops"
+    scored = machine.speed.step(
+        net_of(stages, stages.get(config.teacher)),
+        glance,
+        config.candidates,
+        share,
+        passes=FORWARD,
+        dispatch=0.01,
+        precision=config.precision,
+    )
+    decoders = cutters or share
+    read = IMAGE * images / (decoders.at_once * decoders.num_cpus)
+    seconds = None if scored is None else STREAM + read + images * scored / share.at_once
+    return made(work, share, outlook, None, written, seconds)

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from rayddl.nets.config import NetConfig
 from rayddl.stages.runtime import sizes
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask, Resources
@@ -64,6 +65,11 @@ class RdedConfig(StageConfig):
         judges, cutters = sizes.streamed(self.resources, self.decoders, have)
         shares = {"resources": judges, "decoders": cutters}
         return [Ask(key, share, units=share.at_once) for key, share in shares.items() if share]
+
+    def network(self, stages: Mapping[str, StageConfig]) -> NetConfig | None:
+        """The observer's network."""
+        teacher = stages.get(self.teacher)
+        return teacher.network(stages) if teacher else None
 
     @property
     def images_needed(self) -> int:

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
-from rayddl.stages.estimates import FLOAT, PROCESS, STEP, VECTORS, Estimate, Outlook, Stages, made, outline
+from rayddl.stages.estimates import (
+    FLOAT,
+    PROCESS,
+    STEP,
+    VECTORS,
+    Estimate,
+    Outlook,
+    Stages,
+    in_turn,
+    made,
+    net_of,
+    outline,
+)
 from rayddl.stages.refine.settings import VIEWS, RefineConfig
+from rayddl.stages.speed import FORWARD, GRADIENT
+
+PASSES = GRADIENT + FORWARD
+"""Cost of a step in forward passes: the gradient of the views, and the anchors' features."""
 
 
 def estimate(config: RefineConfig, stages: Stages, outlook: Outlook) -> Estimate:
@@ -13,8 +29,8 @@ def estimate(config: RefineConfig, stages: Stages, outlook: Outlook) -> Estimate
     images = ipc * glance.classes
     per_block = max(1, min(images, VIEWS // per_image))
     share = outlook.machine.share(config.resources, -(-images // per_block))
-    nets = [teacher.network(stages) for name in config.observers if (teacher := stages.get(name))]
-    sizes = [outline(net, glance) for net in nets if net]
+    nets = [net_of(stages, stages.get(name)) for name in config.observers]
+    sizes = [outline(net, glance) for net in nets]
     memory = None
     if sizes and None not in sizes:
         step = sum(
@@ -24,4 +40,14 @@ def estimate(config: RefineConfig, stages: Stages, outlook: Outlook) -> Estimate
         )
         memory = step + (0 if share.num_gpus else PROCESS)
     written = images * glance.numbers * 2 + outlook.space
-    return made(f"{images:,} images × {config.steps} steps", share, outlook, memory, written)
+    speed = outlook.machine.speed
+    steps = [
+        speed.step(
+            net, glance, per_block * per_image, share, passes=PASSES, dispatch=2, precision=config.precision
+        )
+        for net in nets
+    ]
+    known = [step for step in steps if step is not None]
+    seconds = in_turn(-(-images // per_block), share, config.steps * sum(known))
+    work = f"{images:,} images × {config.steps} steps"
+    return made(work, share, outlook, memory, written, seconds if len(known) == len(nets) else None)

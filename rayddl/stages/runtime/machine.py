@@ -49,19 +49,32 @@ def free_bytes(root: Path = _SYSTEM) -> int:
 
 def gpu_bytes() -> tuple[int, ...]:
     """Free bytes of each GPU that this process may use, from ``nvidia-smi``; empty without GPUs."""
+    return tuple(int(value) * 2**20 for value in _gpus("memory.free") if value.isdigit())
+
+
+def gpu_names() -> tuple[str, ...]:
+    """The name of each GPU that this process may use, such as ``NVIDIA H100 80GB HBM3``."""
+    return _gpus("name")
+
+
+def cpu_text(root: Path = _SYSTEM) -> str:
+    """The kernel's description of the processors; empty where there is none."""
+    return _text(root / "proc/cpuinfo")
+
+
+def _gpus(field: str) -> tuple[str, ...]:
+    """What ``nvidia-smi`` says of each GPU that this process may use."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     program = shutil.which("nvidia-smi")
     if program is None or visible == "":
         return ()
-    query = [program, "--query-gpu=index,uuid,memory.free", "--format=csv,noheader,nounits"]
+    query = [program, f"--query-gpu=index,uuid,{field}", "--format=csv,noheader,nounits"]
     try:
         output = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
     rows = [[cell.strip() for cell in line.split(",")] for line in output.splitlines()]
-    found = {
-        name: int(row[2]) * 2**20 for row in rows if len(row) == 3 and row[2].isdigit() for name in row[:2]
-    }
+    found = {name: row[2] for row in rows if len(row) == 3 for name in row[:2]}
     indices = [row[0] for row in rows if row[0] in found]
     names = indices if visible is None else [name.strip() for name in visible.split(",")]
     return tuple(found[name] for name in names if name in found)

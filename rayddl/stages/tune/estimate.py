@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from rayddl.stages.estimates import Estimate, Outlook, Stages, made
+from rayddl.stages.estimates import Estimate, Outlook, Stages, in_turn, made
 from rayddl.stages.runtime import sizes
 from rayddl.stages.tune.settings import SAMPLES, TuneConfig, tunable_of
+
+STOPPED = 0.5
+"""The share of their length that trials run for on average, if ``asha`` stops weak ones early."""
+AFTERWARDS = 2
+"""Trials of which the time is about that of running the template's own settings to the end, and of the students of
+held-out seeds."""
 
 
 def estimate(config: TuneConfig, stages: Stages, outlook: Outlook) -> Estimate:
@@ -20,4 +26,8 @@ def estimate(config: TuneConfig, stages: Stages, outlook: Outlook) -> Estimate:
     trial = known()[template.kind].estimate(template, stages, outlook)
     memory = trial.memory if trial else None
     work = f"{samples} trials" + (f" of {trial.work}" if trial else "")
-    return made(work, share, outlook, memory, None)
+    seconds = None
+    if trial and trial.seconds is not None:
+        shorter = STOPPED if config.scheduler == "asha" else 1.0
+        seconds = in_turn(samples * shorter + AFTERWARDS, share, trial.seconds)
+    return made(work, share, outlook, memory, None, seconds)

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from rayddl.nets import compiling
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
-from rayddl.nets.cost import TOGETHER_FLOPS, faster_together, forward_flops, worth_compiling
+from rayddl.nets.cost import faster_together, forward_flops, worth_compiling
+from rayddl.nets.work import TOGETHER_FLOPS
 
 
 def square(x: torch.Tensor) -> torch.Tensor:

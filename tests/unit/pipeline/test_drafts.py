@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,17 @@ def test_three_hundred_photos_get_settings_that_train(tmp_path: Path) -> None:
     assert 32 >> experts.net.depth == 4
     assert (match.trajectory, match.ipc) == ("convex", 1)
     assert "rayddl run my-photos.yaml" in made.file.read_text()
-    assert made.draft.seconds > 10
+    assert re.fullmatch(
+        r"\d+ min: experts ~\d+ (s|min), distill ~\d+ (s|min), evaluate .*, report .*", made.takes
+    )
+    assert f"on this machine about {made.takes}." in made.file.read_text()
+
+
+def test_many_images_are_matched_in_batches(tmp_path: Path) -> None:
+    """With a step of all 75 images, matching would take too long on a processor."""
+    photos = str(_photos(tmp_path / "photos"))
+    assert _stages(draft(photos, "few.yaml", ipc=5).file)["distill"].batch_syn is None
+    assert _stages(draft(photos, "many.yaml", ipc=15).file)["distill"].batch_syn == 64
 
 
 def test_counts_sizes_and_formats_are_found(tmp_path: Path) -> None:

@@ -232,9 +232,9 @@ def test_the_commands_take_both(hub: Hub, made: Folder, monkeypatch: pytest.Monk
     """``export --push`` and ``evaluate hf://…`` from the command line; students are not trained here."""
     seen: list[str] = []
 
-    def judged(folder: Folder, **_: Any) -> Result:
+    def judged(folder: Folder, *, name: str, **_: Any) -> Result:
         seen.append(str(folder))
-        return Result({}, ())
+        return Result({}, ({"data": f"distilled ({name})"},))
 
     monkeypatch.setattr(judging, "ray_session", lambda *_: nullcontext(SimpleNamespace(reach=lambda _: None)))
     monkeypatch.setattr(judging, "_judge", lambda _: judged)
@@ -244,6 +244,9 @@ def test_the_commands_take_both(hub: Hub, made: Folder, monkeypatch: pytest.Monk
     assert (pushed.exit_code, evaluated.exit_code) == (0, 0), pushed.output + evaluated.output
     assert pushed.output == f"wrote {hub.address}/datasets/me/digits\n"
     assert Folder(seen[0]).has("set.json")
+    (event,) = [found for line in evaluated.output.splitlines() if (found := json.loads(line)).get("tables")]
+    assert event["tables"] == {"evaluate": [{"data": "distilled (hf://me/digits)"}]}
+    assert event["places"] == {"set": "hf://me/digits"}
 
 
 def test_uploads_are_refused_before_they_start(hub: Hub, made: Folder) -> None:

@@ -17,6 +17,7 @@ from rayddl.pipeline.display.jsonl import JsonLines
 from rayddl.pipeline.display.live import Terminal, _Lines
 from rayddl.pipeline.display.pace import Pace
 from rayddl.pipeline.display.plain import Plain
+from rayddl.pipeline.display.squeezed import squeezed
 from rayddl.pipeline.tables import as_text, rows_table
 from rayddl.stages.context import Result
 
@@ -363,6 +364,36 @@ class TestTerminal:
         assert "━" not in captured.get()
         assert captured.get().count("\n") == 1
 
+    @pytest.mark.parametrize("width", [80, 100])
+    def test_names_shrink_before_figures(self, width: int) -> None:
+        """At 80 columns long names are shortened, and count, rate, time left and the last figure are whole."""
+        clock = Clock()
+        console, _ = terminal(width=width)
+        display = Terminal(console, clock)
+        line = display.begin("evaluate-everything")
+        line.update(0, 2000)
+        for done in (100, 200):
+            clock.now += 60
+            line.update(done, 2000, "distilled convnet-d3-w128-batch seed 3: 88.1 %")
+        display.close()
+        with console.capture() as captured:
+            console.print(_Lines({"evaluate-everything": line}))
+        text = captured.get().rstrip()
+
+        assert max(map(len, text.splitlines())) <= width
+        for figure in ("200/2,000", "1.7/s", "18 min 00 s left", "3: 88.1 %"):
+            assert figure in text
+        assert re.search("evaluate-\\S*…", text)
+
+    def test_a_finished_line_keeps_its_figure(self) -> None:
+        """Words of the last metric are cut before its figure."""
+        console, stream = terminal(width=50)
+        display = Terminal(console, Clock())
+        display.begin("evaluate").update(1, 2, "distilled convnet-d3-w128-batch seed 3: 88.1 %")
+        display.end("evaluate", "done", 12, {})
+
+        assert drawn(stream).rstrip().endswith("3: 88.1 %")
+
     def test_cursor_comes_back(self, lab: Any, three: dict[str, Any]) -> None:
         """However a run ends, the cursor is shown again."""
         console, stream = terminal()
@@ -395,6 +426,18 @@ class TestTerminal:
         text = drawn(stream)
         assert "starting Ray" in text
         assert text.rstrip().endswith("set  /x")
+
+
+def test_words_are_cut_before_parts_and_parts_before_figures() -> None:
+    """The longest words lose letters first; then the last parts go; then words lose all but a letter."""
+    text = "loss 0.345  lr 0.0123  accuracy 61.2 %"
+
+    assert squeezed(text, 38) == text
+    assert squeezed(text, 36) == "loss 0.345  lr 0.0123  accur… 61.2 %"
+    assert squeezed(text, 30) == "loss 0.345  lr 0.0123"
+    assert squeezed(text, 12) == "loss 0.345"
+    assert squeezed("accuracy 61.2 %", 9) == "a… 61.2 %"
+    assert squeezed("12 of 40 files", 14, "...") == "12 of 40 files"
 
 
 @pytest.mark.parametrize("width", [80, 100])
