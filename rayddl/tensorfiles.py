@@ -22,7 +22,8 @@ _UNUSUAL = {
 _CONTAINERS = re.compile(r"collections (OrderedDict|Counter)|(__builtin__|builtins) set")
 _GLOBALS = re.compile(
     rf"{_CONTAINERS.pattern}|torch \w+Storage|torch\.storage (Untyped|Typed)Storage|"
-    r"torch (b?float|complex|u?int|bool)\w*|torch (Tensor|device)|torch\.nn\.parameter Parameter|torch\._tensor _rebuild_from_type_v2|"
+    r"torch (b?float|complex|u?int|bool)\w*|torch (Tensor|device)|torch\.nn\.parameter Parameter|"
+    r"torch\._tensor _rebuild_from_type_v2|"
     r"torch\._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state)"
 )
 """What files of tensors name. Some of what else torch lets a file call makes gigabytes of a few bytes (``bytearray``,
