@@ -277,6 +277,15 @@ class LabelsDocument(Sealed):
         return self
 
 
+class ExpertHeader(Format):
+    """The header of an expert's file."""
+
+    keep: Name
+    sizes: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
+    epochs: Annotated[list[Count], Field(min_length=2)]
+    info: dict[str, Any]
+
+
 class Reading(Document):
     """What a manifest says of a stage that it read."""
 
