@@ -27,7 +27,8 @@ _EXPECTED = {
     "list_type": "a list",
     "dict_type": "a mapping",
     "model_type": "a mapping",
-    "greater_than_equal": "a number from 0 on",
+    "greater_than_equal": "a number from {ge:g} on",
+    "greater_than": "a number above {gt:g}",
     "finite_number": "a finite number",
     "string_too_long": "shorter text",
     "string_pattern_mismatch": "the name of a folder inside this one",
@@ -206,6 +207,85 @@ class DistilledSetDocument(Document):
         return self
 
 
+class Outputs(Document):
+    """The outputs of an observer's network, and which of them are in use."""
+
+    total: Annotated[int, Field(ge=1)]
+    kept: list[Count]
+
+
+class Scaled(Document):
+    """The shape and scaling of a network's input, each scaling a number for each channel."""
+
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=3, max_length=3)]
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
+
+    @model_validator(mode="after")
+    def _one_number_a_channel(self) -> Scaled:
+        if not len(self.mean) == len(self.std) == self.shape[0]:
+            raise ValueError("mean and std need a number for each channel")
+        return self
+
+
+class ObserverDocument(Sealed, Scaled):
+    """``observer.json``."""
+
+    net: dict[str, Any]
+    classes: list[Name]
+    outputs: Outputs
+    accuracy: float | None
+
+    @model_validator(mode="after")
+    def _an_output_for_each_class(self) -> ObserverDocument:
+        kept, total = self.outputs.kept, self.outputs.total
+        if len(kept) != len(self.classes) or max(kept, default=0) >= total:
+            raise ValueError(
+                f"outputs.kept names {len(kept)} of {total} outputs for {len(self.classes)} classes, expected one "
+                "for each class"
+            )
+        return self
+
+
+class LabelsProtocol(Document):
+    """The settings of soft labels that numbers of files and images follow from."""
+
+    epochs: Annotated[int, Field(ge=1)]
+    batch: Annotated[int, Field(ge=1)]
+    factor: Annotated[int, Field(ge=1)] = 1
+
+
+class LabelsDocument(Sealed):
+    """``labels.json`` of soft labels."""
+
+    classes: list[Name]
+    frame: Scaled
+    protocol: LabelsProtocol
+    images: Name
+    count: Annotated[int, Field(ge=1)]
+    epochs_a_part: Annotated[int, Field(ge=1)]
+    top: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _a_file_for_each_part(self) -> LabelsDocument:
+        epochs = self.protocol.epochs
+        parts = -(-epochs // self.epochs_a_part)
+        if parts != len(self.files):
+            raise ValueError(
+                f"{parts:,} files are expected for {epochs} epochs, it names {len(self.files):,}"
+            )
+        return self
+
+
+class ExpertHeader(Format):
+    """The header of an expert's file."""
+
+    keep: Name
+    sizes: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
+    epochs: Annotated[list[Count], Field(min_length=2)]
+    info: dict[str, Any]
+
+
 class Reading(Document):
     """What a manifest says of a stage that it read."""
 
@@ -302,7 +382,8 @@ def _sentence(fault: ErrorDetails) -> str:
         return "it is missing"
     if error == "value_error":
         return str(fault["ctx"]["error"])
-    return f"found {_shown(fault['input'])}, expected {_EXPECTED.get(error, 'another value')}"
+    expected = _EXPECTED.get(error, "another value").format(**fault.get("ctx", {}))
+    return f"found {_shown(fault['input'])}, expected {expected}"
 
 
 def _inside(value: Any) -> list[Any]:

@@ -48,6 +48,8 @@ ROWS = Limit("RAYDDL_MAX_ROWS", 100_000_000)
 """Rows of one Parquet file. Above a million, it also needs a byte for each row."""
 CELL_BYTES = Limit("RAYDDL_MAX_CELL_BYTES", 64 * 2**20)
 """Bytes of one image in a Parquet file or tar shard."""
+LABEL_BYTES = Limit("RAYDDL_MAX_LABEL_BYTES", 2**30)
+"""Bytes of the labels of one Parquet file, uncompressed."""
 DOCUMENT_BYTES = Limit("RAYDDL_MAX_DOCUMENT_BYTES", 64 * 2**20)
 """Bytes of one JSON document or definition."""
 SMALL = 2**24

@@ -173,7 +173,7 @@ class Folder:
 
     def _read(self, target: str, most: int | None, at: int) -> bytes:
         filesystem, _ = self._opened
-        odd = _odd(filesystem, target)
+        odd = _regular(filesystem, target)
         opened = filesystem.open_input_file if at else partial(filesystem.open_input_stream, compression=None)
         with OSFile(odd) if odd is not None else opened(target) as stream:
             if at:
@@ -196,7 +196,7 @@ class Folder:
         """Open the file ``name`` for random access, so that a footer is read without the rest."""
         filesystem, path = self._opened
         target = f"{path}/{_inside(name)}"
-        odd = _odd(filesystem, target)
+        odd = _regular(filesystem, target)
         return OSFile(odd) if odd is not None else filesystem.open_input_file(target)
 
     def write(self, name: str, data: bytes) -> None:
@@ -274,6 +274,16 @@ def _odd(filesystem: fs.FileSystem, path: str) -> bytes | None:
         return None
     real = localfiles.real(path)
     return None if real == path else os.fsencode(real)
+
+
+def _regular(filesystem: fs.FileSystem, path: str) -> bytes | None:
+    """:func:`_odd` of a file that is read. Raises ``FileNotFoundError`` for a device or pipe, which may have no end."""
+    odd = _odd(filesystem, path)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        mode = os.stat(path if odd is None else odd).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise FileNotFoundError(f"{path} is a device or pipe, expected a file")
+    return odd
 
 
 def _type(entry: os.DirEntry[str]) -> fs.FileType:

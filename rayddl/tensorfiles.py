@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import pickletools
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
 from typing import IO, Any
 
 import torch
@@ -13,12 +15,27 @@ from pyarrow import NativeFile
 from torch import Tensor
 
 _UNUSUAL = {
-    "is_meta": "without values (device meta)",
-    "is_nested": "nested",
-    "is_sparse": "sparse",
-    "is_quantized": "quantised",
-    "is_mkldnn": "in the layout of MKL-DNN",
+    "torch._utils _rebuild_sparse_tensor": "sparse",
+    "torch._utils _rebuild_qtensor": "quantised",
+    "torch._utils _rebuild_meta_tensor_no_storage": "without values (device meta)",
 }
+_CONTAINERS = re.compile(r"collections (OrderedDict|Counter)|(__builtin__|builtins) set")
+_GLOBALS = re.compile(
+    rf"{_CONTAINERS.pattern}|torch \w+Storage|torch\.storage (Untyped|Typed)Storage|"
+    r"torch (b?float|complex|u?int|bool)\w*|torch (Tensor|device)|torch\.nn\.parameter Parameter|"
+    r"torch\._tensor _rebuild_from_type_v2|"
+    r"torch\._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state)"
+)
+"""What files of tensors name. Some of what else torch lets a file call makes gigabytes of a few bytes (``bytearray``,
+``encode``), or a million copies of one list (``torch.Size``).
+"""
+_PICKLES = 5
+"""Pickles in a file of torch's older layout: its number, its version, the machine's, the values, the storages' names.
+"""
+_FRESH = ("EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT")
+_REPEATS = 4
+"""How many times the bytes of a file its tensors may have in all: some share their values."""
+_DEEPEST = 64
 
 
 class NotTensors(Exception):
@@ -33,7 +50,7 @@ def load(file: str | IO[bytes] | NativeFile, *, mapped: bool = False) -> Any:
     ``FileNotFoundError``.
     """
     try:
-        _refuse_compressed(file)
+        size = _looked_at(file)
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
         raise
@@ -41,8 +58,12 @@ def load(file: str | IO[bytes] | NativeFile, *, mapped: bool = False) -> Any:
         raise
     except Exception as error:  # the reader raises many types for damaged files
         raise NotTensors(_in_words(error)) from error
+    values = 0
     for tensor in _tensors(found):
-        _refuse_unusual(tensor)
+        _refuse_larger_than_stored(tensor)
+        values += tensor.nelement() * tensor.element_size()
+    if values > _REPEATS * size:
+        raise NotTensors(f"its tensors have {values:,} bytes of values in all, and the file has {size:,}")
     return found
 
 
@@ -57,18 +78,20 @@ def _in_words(error: Exception) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
-def _refuse_compressed(file: str | IO[bytes] | NativeFile) -> None:
-    """Raise :class:`NotTensors` for a zip file with compressed members, which torch itself never writes."""
+def _looked_at(file: str | IO[bytes] | NativeFile) -> int:
+    """The bytes of the file. Raises :class:`NotTensors` for content that grows when it is read, before it is read."""
     opened = open(file, "rb") if isinstance(file, str) else file  # noqa: SIM115 - closed below
     try:
-        if opened.read(4) != b"PK\x03\x04":
-            return
-        with zipfile.ZipFile(opened) as archive:
-            for member in archive.infolist():
-                if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
-                    raise NotTensors(
-                        f"{member.filename!r} in it is compressed, which files of tensors never are"
-                    )
+        size = opened.seek(0, io.SEEK_END)
+        opened.seek(0)
+        zipped = opened.read(4) == b"PK\x03\x04"
+        opened.seek(0)
+        if zipped:
+            with zipfile.ZipFile(opened) as archive:
+                _refuse_odd_archive(archive, size)
+        else:
+            _refuse_odd_pickles(io.BufferedReader(_Kept(opened), 2**16), _PICKLES, size)
+        return size
     finally:
         if isinstance(file, str):
             opened.close()
@@ -76,25 +99,86 @@ def _refuse_compressed(file: str | IO[bytes] | NativeFile) -> None:
             opened.seek(0, io.SEEK_SET)
 
 
+class _Kept(io.RawIOBase):
+    """Reads a stream that stays open."""
+
+    def __init__(self, stream: IO[bytes] | NativeFile) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        data = self._stream.read(len(into))
+        into[: len(data)] = data
+        return len(data)
+
+
+def _refuse_odd_archive(archive: zipfile.ZipFile, size: int) -> None:
+    """Raise :class:`NotTensors` for a zip file as torch never writes it: with compressed, repeated or overlapping
+    members, and for pickles in it that :func:`_refuse_odd_pickles` refuses.
+    """
+    members = archive.infolist()
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+            raise NotTensors(f"{member.filename!r} in it is compressed, which files of tensors never are")
+    # Readers differ in which one of two members they take, and in whether upper case counts.
+    names = {member.orig_filename.casefold() for member in members}
+    if len(names) < len(members) or sum(member.file_size for member in members) > size:
+        raise NotTensors("its members overlap or have one name, which those of files of tensors never do")
+    for member in members:
+        if member.orig_filename.casefold().endswith(".pkl"):
+            with archive.open(member) as pickled:
+                _refuse_odd_pickles(io.BytesIO(pickled.read()), 1, size)
+
+
+def _refuse_odd_pickles(stream: io.BufferedIOBase, count: int, size: int) -> None:
+    """Raise :class:`NotTensors` for what :data:`_GLOBALS` lacks in ``count`` pickles of a file of ``size`` bytes.
+
+    Likewise for a container that is made of anything but items that follow: it could copy another one a million times.
+    Raises ``ValueError`` for what is no pickle.
+    """
+    # A reader allocates what it is asked for.
+    reader: Any = SimpleNamespace(read=lambda most: stream.read(min(most, size)), readline=stream.readline)
+    argument: Any
+    for _ in range(count):
+        containers: set[int] = set()
+        pushed = called = False
+        for code, argument, _ in pickletools.genops(reader):
+            name = code.name
+            if called and not name.endswith("PUT") and name not in _FRESH:
+                raise NotTensors("it holds a dictionary or set that is made of another one")
+            if name == "GLOBAL":
+                if argument in _UNUSUAL:
+                    raise NotTensors(f"a tensor in it is {_UNUSUAL[argument]}, expected a plain one")
+                if _GLOBALS.fullmatch(argument) is None:
+                    raise NotTensors(f"it holds an object of {argument.replace(' ', '.')}")
+                pushed = called = _CONTAINERS.fullmatch(argument) is not None
+            elif name.endswith("PUT"):
+                (containers.add if pushed else containers.discard)(argument)
+            else:
+                pushed = called = name.endswith("GET") and argument in containers
+
+
 def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, list | tuple | set):
-        for item in value:
-            yield from _tensors(item)
+    """Each tensor in lists and dictionaries, once. Raises :class:`NotTensors` for more than some levels of them."""
+    level, seen = [value], set[int]()
+    for _ in range(_DEEPEST):
+        inside: list[Any] = []
+        for item in level:
+            if isinstance(item, Tensor):
+                yield item
+            elif isinstance(item, Mapping | list | tuple | set) and id(item) not in seen:
+                # A list may hold another one many times, or itself.
+                seen.add(id(item))
+                inside += item.values() if isinstance(item, Mapping) else item
+        if not inside:
+            return
+        level = inside
+    raise NotTensors(f"its lists and dictionaries have more than {_DEEPEST} levels")
 
 
-def _refuse_unusual(tensor: Tensor) -> None:
-    kind = next((name for name in _UNUSUAL if getattr(tensor, name)), None)
-    if kind is None and tensor.layout != torch.strided:
-        kind = "is_sparse"
-    if kind is not None:
-        raise NotTensors(
-            f"a tensor of shape {list(tensor.shape)} in it is {_UNUSUAL[kind]}, expected a plain one"
-        )
+def _refuse_larger_than_stored(tensor: Tensor) -> None:
     needed, held = tensor.nelement() * tensor.element_size(), tensor.untyped_storage().nbytes()
     if needed > held:
         raise NotTensors(

@@ -1,20 +1,15 @@
 """Any input gives a value or one of rayddl's errors, soon, in little memory, and touches nothing else.
 
 A short part with fixed examples runs with the other tests; a long one with new examples by
-``RAYDDL_FUZZ=5000 uv run pytest -n0 tests/fuzz``.
+``RAYDDL_FUZZ=5000 uv run pytest -n0 tests/fuzz``. Here, values and bytes of whole files are changed.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
-import resource
-import sys
 import tarfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -34,103 +29,13 @@ from rayddl.data.pixels.decode import FORMATS as IMAGES
 from rayddl.data.pixels.decode import Encoded, decode
 from rayddl.data.pixels.space import fit
 from rayddl.data.sources import registry as sources
-from rayddl.errors import RayddlError
 from rayddl.pipeline.browse.listing import listing
 from rayddl.pipeline.browse.show import inspect
 from rayddl.pipeline.browse.status import run_status
 from rayddl.storage import Folder
+from tests.fuzz.watch import CHANGES, LONG, bounded, changed, fuzzed
 
-LONG = int(os.environ.get("RAYDDL_FUZZ", "0"))
-MEMORY = 4 << 30
-SECONDS = 20.0
-STARTED = (
-    "subprocess.Popen",
-    "os.system",
-    "os.exec",
-    "os.posix_spawn",
-    "os.fork",
-    "socket.connect",
-    "socket.bind",
-)
-
-fuzzed = settings(
-    max_examples=LONG or 25,
-    derandomize=not LONG,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
-
-
-class Watch:
-    """Records forbidden events of this process while it is on."""
-
-    def __init__(self) -> None:
-        self.on: Path | None = None
-        self.seen: list[str] = []
-        sys.addaudithook(self._hear)
-
-    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self.on is None:
-            return
-        if event in STARTED:
-            self.seen.append(f"{event} {arguments[:2]}")
-        elif event == "open" and isinstance(arguments[0], str) and isinstance(arguments[2], int):
-            writes = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-            if writes and not os.path.abspath(arguments[0]).startswith((str(self.on), "/dev/null")):
-                self.seen.append(f"wrote {arguments[0]}")
-
-
-WATCH = Watch()
-
-
-@contextmanager
-def bounded(folder: Path) -> Iterator[None]:
-    """Anything but rayddl's errors fails the test, and so do time, memory, processes, sockets and other files."""
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    began, refusal = time.process_time(), None
-    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, before[1]))
-    WATCH.seen, WATCH.on = [], folder
-    try:
-        yield
-    except RayddlError as error:
-        refusal = error
-    finally:
-        WATCH.on = None
-        resource.setrlimit(resource.RLIMIT_AS, before)
-    assert refusal is None or (refusal.code and len(str(refusal)) < 20_000)
-    assert not WATCH.seen
-    assert time.process_time() - began < SECONDS
-
-
-CHANGES = st.lists(
-    st.tuples(
-        st.floats(0, 1),
-        st.sampled_from(["set", "cut", "insert", "double", "zero"]),
-        st.binary(min_size=1, max_size=8),
-    ),
-    min_size=1,
-    max_size=6,
-)
-
-
-def changed(data: bytes, changes: list[tuple[float, str, bytes]]) -> bytes:
-    """``data`` with some bytes set, inserted, cut out, repeated or zeroed."""
-    for where, how, new in changes:
-        at = int(where * len(data))
-        if how == "set":
-            data = data[:at] + new + data[at + len(new) :]
-        elif how == "insert":
-            data = data[:at] + new + data[at:]
-        elif how == "double":
-            data = data[: at + 512] + data[at:]
-        elif how == "zero":
-            data = data[:at] + bytes(len(data[at : at + 16])) + data[at + 16 :]
-        else:
-            data = data[:at] + data[at + len(new) * 32 :]
-    return data
-
+pytestmark = [pytest.mark.timeout(0)] if LONG else []
 
 NUMBERS = st.sampled_from([0, -1, 1, 2**31, 2**63, 10**18, 10**30, 1e308, 0.5])
 ANY = st.recursive(

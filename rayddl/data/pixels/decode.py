@@ -196,11 +196,13 @@ def plain(image: Image.Image, white: int | None = None) -> Image.Image:
         return image if mode == "L" else image.convert("L")
     if mode.startswith("I"):
         # PIL clips at 255 although the range is 0 ... 65535.
-        wide = np.asarray(image).astype(np.int64)
+        wide = np.asarray(image)
         top = white or DEEPEST
         if wide.min(initial=0) < 0 or wide.max(initial=0) > top:
             raise ValueError(f"mode {mode} with values outside 0 ... {top}")
-        return Image.fromarray(((wide * 255 + top // 2) // top).astype(np.uint8))
+        # A table, because a calculation holds several times the image in whole numbers of 64 bits.
+        narrow = ((np.arange(top + 1, dtype=np.int64) * 255 + top // 2) // top).astype(np.uint8)
+        return Image.fromarray(narrow[wide])
     if mode == "F":
         raise ValueError("mode F: floating-point pixels have no fixed range")
     if mode == "P" and "transparency" in image.info:

@@ -7,19 +7,19 @@ It is sorted by name, in whatever order files were found, so a position in it id
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rayddl import s3
+from rayddl import limits, s3
 from rayddl.data.sources.ahead import ahead
+from rayddl.data.sources.row_groups import row_group
 from rayddl.errors import StageError
 from rayddl.storage import Folder, UnreachableError
 
@@ -166,27 +166,6 @@ def read_inside(folder: Folder, name: str, follow_links: bool) -> bytes:
     return folder.read(name)
 
 
-@lru_cache(maxsize=2)
-def _row_group(folder: Folder, name: str, size: int, group: int, column: str) -> pa.ChunkedArray:
-    """A column of a row group. The last ones are cached, because the chunks of one group are read in sequence."""
-    if folder.far:
-        part = _fragment(folder, name, size).subset(row_group_ids=[group])
-        return part.to_table(columns=[column], use_threads=False).column(0)
-    with folder.open(name) as stream:
-        return pq.ParquetFile(stream).read_row_group(group, columns=[column]).column(0)
-
-
-@lru_cache(maxsize=64)
-def _fragment(folder: Folder, name: str, size: int) -> Any:
-    """A remote file of known size, with its footer. A row group of it is then one request."""
-    import pyarrow.dataset as ds
-
-    filesystem, path = folder.on(name)
-    fragment = ds.ParquetFileFormat().make_fragment(path, filesystem, file_size=size)
-    fragment.ensure_complete_metadata()
-    return fragment
-
-
 @dataclass(frozen=True)
 class ParquetStore:
     """Rows of Parquet files, read a row group at a time."""
@@ -204,37 +183,40 @@ class ParquetStore:
         groups = self.unit(listing)
         edges = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(listing)]
         spans = [(listing.file[start], listing.at[start:end]) for start, end in itertools.pairwise(edges)]
-        columns = ahead(((partial(self._column, *span), 0) for span in spans), far=self.folder.far, window=2)
-        for (file, rows), column in zip(spans, columns, strict=True):
-            if isinstance(column, Exception):
-                yield from (column for _ in rows)
-            else:
-                first = self.group_rows[file][self._group(file, rows)]
-                # Row by row, because an Arrow array of bytes holds at most 2 GiB and a row group may hold more.
-                cells = (column[row].as_py() for row in (rows - first).tolist())
-                reads = ((partial(self._blob, cell), 0) for cell in cells)
-                yield from ahead(reads, far=self.folder.far and _by_path(column))
+        far = self.folder.far
+        found = ahead(((partial(self._cells, *span), 0) for span in spans), far=far, window=2)
+        for cells in found:
+            reads = ((partial(self._blob, cell), 0) for cell in cells)
+            yield from ahead(reads, far=far and any(map(_by_path, cells)))
 
     def _group(self, file: int, rows: NDArray[np.int64]) -> int:
         return int(np.searchsorted(self.group_rows[file], rows[0], side="right")) - 1
 
-    def _column(self, file: int, rows: NDArray[np.int64]) -> pa.ChunkedArray | Exception:
-        """The images of the row group that has ``rows``, or the error of reading them."""
+    def _cells(self, file: int, rows: NDArray[np.int64]) -> Iterable[Any]:
+        """The images of ``rows``, which are of one row group, or the error of reading each."""
         name, size = self.files[file], self.sizes[file] if self.sizes else 0
-        read = partial(_row_group, self.folder, name, size, self._group(file, rows), self.column)
+        number = self._group(file, rows)
+        group = row_group(self.folder, name, size, number, self.column)
+        inside = (rows - self.group_rows[file][number]).tolist()
+        if not self.folder.far:
+            return _each(group.cells(inside), len(inside))
         try:
-            return s3.patiently(read, (OSError,), 3) if self.folder.far else read()
+            return s3.patiently(lambda: list(group.cells(inside)), (OSError,), 3)
         except (OSError, pa.ArrowException) as error:
-            if self.folder.far:
-                # The reader has the same error for a damaged file and for storage that does not answer.
-                _tried(partial(self.folder.read, name, 4))
-            return error
+            # The reader has the same error for a damaged file and for storage that does not answer.
+            _tried(partial(self.folder.read, name, 4))
+            return [error] * len(inside)
 
     def _blob(self, cell: Any) -> Blob:
-        found = cell if isinstance(cell, dict) else {"bytes": cell}
-        if found.get("bytes") is None and found.get("path"):
-            return _tried(partial(read_inside, self.folder, found["path"], self.follow_links))
-        return ValueError("no bytes") if found.get("bytes") is None else found["bytes"]
+        if isinstance(cell, Exception):
+            return cell
+        if _by_path(cell) and cell.get("path"):
+            return _tried(partial(read_inside, self.folder, cell["path"], self.follow_links))
+        data: bytes | None = cell.get("bytes") if isinstance(cell, dict) else cell
+        if data is None:
+            return ValueError("no bytes")
+        fault = too_large(data)
+        return ValueError(fault) if fault else data
 
     def unit(self, listing: Listing) -> NDArray[np.int64]:
         numbers = np.zeros(len(listing), np.int64)
@@ -244,9 +226,25 @@ class ParquetStore:
         return numbers
 
 
-def _by_path(column: pa.ChunkedArray) -> bool:
-    """True if cells of an image column name files that have the images."""
-    return bool(pa.types.is_struct(column.type) and pc.struct_field(column, "bytes").null_count > 0)
+def too_large(data: bytes) -> str:
+    """The sentence for an image of more bytes than :data:`rayddl.limits.CELL_BYTES`; empty for others."""
+    return limits.CELL_BYTES.exceeded(len(data), "bytes") if len(data) > limits.CELL_BYTES.value else ""
+
+
+def _each(cells: Iterator[Any], count: int) -> Iterator[Any]:
+    """``cells``, and the error that ends them in place of those of ``count`` that are missing."""
+    done = 0
+    try:
+        for cell in cells:
+            yield cell
+            done += 1
+    except (OSError, pa.ArrowException) as error:
+        yield from itertools.repeat(error, count - done)
+
+
+def _by_path(cell: Any) -> bool:
+    """True if the cell of an image column names a file that has the image."""
+    return isinstance(cell, dict) and cell.get("bytes") is None
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rayddl import limits
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import holdout, parquet_bounds, parquet_labels
 from rayddl.data.sources.ahead import ahead
 from rayddl.data.sources.contents import Contents
 from rayddl.data.sources.known import Listed
-from rayddl.data.sources.listing import read_inside
+from rayddl.data.sources.listing import read_inside, too_large
 from rayddl.data.sources.parquet_labels import Labels
 from rayddl.data.sources.refusals import (
     open_root,
@@ -216,7 +215,7 @@ def _table(config: SourceConfig, folder: Folder, name: str) -> _Table:
             size, footer = _footer(stream)
             file = parquet_bounds.opened(stream, where)
             _refuse_wrong_columns(config, where, file.schema_arrow)
-            column = file.read(columns=[config.label_column]).column(config.label_column)
+            column = parquet_bounds.labels(file, stream, config.label_column, where)
         except (pa.ArrowException, OSError) as error:
             raise SourceError(
                 f"{where} cannot be read as Parquet: {error}", code="parquet-unreadable"
@@ -240,7 +239,7 @@ def _footer(stream: pa.NativeFile) -> tuple[int, str]:
 
 
 def _refuse_wrong_columns(config: SourceConfig, where: str, schema: pa.Schema) -> None:
-    columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    columns = shown([f"{field.name} ({field.type})" for field in schema], 20)
     wanted: tuple[tuple[str, str, Callable[[pa.DataType], bool], str], ...] = (
         ("image_column", config.image_column, _holds_images, "binary or struct<bytes, path>"),
         ("label_column", config.label_column, _holds_labels, "whole numbers or text"),
@@ -314,6 +313,7 @@ def _readers(survey: _Survey, column: pa.ChunkedArray) -> list[Callable[[], byte
 def _given(data: bytes | None) -> bytes:
     if data is None:
         raise ValueError("no bytes")
-    if len(data) > limits.CELL_BYTES.value:
-        raise ValueError(limits.CELL_BYTES.exceeded(len(data), "bytes"))
+    fault = too_large(data)
+    if fault:
+        raise ValueError(fault)
     return data

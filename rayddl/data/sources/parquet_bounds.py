@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,15 +35,43 @@ def opened(stream: pa.NativeFile, where: str) -> pq.ParquetFile:
     return file
 
 
+def labels(file: pq.ParquetFile, stream: pa.NativeFile, column: str, where: str) -> pa.ChunkedArray:
+    """The column of labels, text as a dictionary, so that equal labels are held once.
+
+    Raises :class:`SourceError` for more bytes than a limit, and Arrow's errors.
+    """
+    _refuse_large(file.metadata, column, where)
+    # Arrow reads a column as a dictionary only if the file is opened for that.
+    stream.seek(0)
+    found = pq.ParquetFile(stream, metadata=file.metadata, read_dictionary=[column])
+    return found.read(columns=[column]).column(column)
+
+
+def _refuse_large(metadata: pq.FileMetaData, column: str, where: str) -> None:
+    held = sum(each.total_uncompressed_size for each in _chunks(metadata, column))
+    if held > limits.LABEL_BYTES.value:
+        raise SourceError(
+            f"{where}: column {column!r} has {limits.LABEL_BYTES.exceeded(held, 'bytes')}.",
+            code="labels-too-large",
+        )
+
+
 def batches(file: pq.ParquetFile, column: str, most: int = ROWS_AT_ONCE) -> Iterator[pa.ChunkedArray]:
     """Yield a column in portions of up to ``most`` rows, with fewer if they are large. Raises Arrow's errors.
 
     A dictionary stores equal cells once, so a small file can hold large cells many times: few rows are decoded at
     once where cells may be large.
     """
-    at_once = max(1, min(most, PORTION_BYTES // max(1, _largest_cell(file, column))))
+    at_once = rows_at_once(file.metadata, column, most=most)
+    return portions(file.iter_batches(at_once, columns=[column]), at_once, most)
+
+
+def portions(
+    found: Iterable[pa.RecordBatch], at_once: int, most: int = ROWS_AT_ONCE
+) -> Iterator[pa.ChunkedArray]:
+    """The first column of batches of up to ``at_once`` rows, in portions of up to ``most``, or fewer large ones."""
     held: list[pa.Array] = []
-    for batch in file.iter_batches(at_once, columns=[column]):
+    for batch in found:
         held.append(batch.column(0))
         if sum(map(len, held)) + at_once > most or sum(each.nbytes for each in held) >= PORTION_BYTES:
             yield pa.chunked_array(held)
@@ -52,15 +80,18 @@ def batches(file: pq.ParquetFile, column: str, most: int = ROWS_AT_ONCE) -> Iter
         yield pa.chunked_array(held)
 
 
-def _largest_cell(file: pq.ParquetFile, column: str) -> int:
-    """Bytes that one cell of ``column`` has at most."""
-    metadata = file.metadata
-    places = [
-        i for i in range(metadata.num_columns) if metadata.schema.column(i).path.split(".")[0] == column
-    ]
-    chunks = [
-        metadata.row_group(group).column(place).total_uncompressed_size
-        for group in range(metadata.num_row_groups)
-        for place in places
-    ]
-    return min(max(chunks, default=1), limits.CELL_BYTES.value)
+def rows_at_once(
+    metadata: pq.FileMetaData, column: str, group: int | None = None, most: int = ROWS_AT_ONCE
+) -> int:
+    """Rows of ``column`` that are decoded at once, up to ``most``; of one row group, or of all."""
+    largest = max((each.total_uncompressed_size for each in _chunks(metadata, column, group)), default=1)
+    return int(max(1, min(most, PORTION_BYTES // max(1, min(largest, limits.CELL_BYTES.value)))))
+
+
+def _chunks(
+    metadata: pq.FileMetaData, column: str, group: int | None = None
+) -> Iterator[pq.ColumnChunkMetaData]:
+    for place in range(metadata.num_columns):
+        if metadata.schema.column(place).path.split(".")[0] == column:
+            for number in range(metadata.num_row_groups) if group is None else [group]:
+                yield metadata.row_group(number).column(place)

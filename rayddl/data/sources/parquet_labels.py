@@ -21,7 +21,9 @@ from rayddl.errors import SourceError
 Labels = NDArray[np.int64]
 UNLABELLED = "-1"
 """The label of an image without a label."""
-_WHOLE = re.compile(r"-?(0|[1-9][0-9]*)")
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
+_DIGITS = re.compile(r"-?\d{1,1000}")
+"""Numbers in text by which classes are sorted. Python takes no number of more than a few thousand digits."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +49,24 @@ def read(column: pa.ChunkedArray, metadata: dict[bytes, bytes], where: str, key:
             f"{where}: column {key!r} has {column.null_count:,} empty labels of {len(column):,}.",
             code="labels-empty",
         )
+    places: Labels | None = None
     if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+        column, places = _used(column)
     names, text = names_in(metadata, key, where), not pa.types.is_integer(column.type)
     if text:
         column = _readable(column)
-    distinct = [label for label in sorted(pc.unique(column).to_pylist()) if str(label) != UNLABELLED]
-    if len(distinct) > limits.CLASSES.value:
+    found = pc.unique(column)
+    labelled = len(found) - int(pc.index(pc.cast(found, pa.large_string()), UNLABELLED).as_py() >= 0)
+    if labelled > limits.CLASSES.value:
         raise SourceError(
-            f"{where}: column {key!r} has {limits.CLASSES.exceeded(len(distinct), 'different labels')}. Class labels "
+            f"{where}: column {key!r} has {limits.CLASSES.exceeded(labelled, 'different labels')}. Class labels "
             "are expected; set source.label_column.",
             code="too-many-classes",
         )
+    distinct = [label for label in sorted(found.to_pylist()) if str(label) != UNLABELLED]
     if names is None or text:
         codes = _numpy(pc.fill_null(pc.index_in(column, pa.array(distinct, column.type)), -1))
+        codes = codes if places is None else codes[places]
         return replace(_ordered(codes, tuple(str(label) for label in distinct), names), text=text)
     if distinct and not (distinct[0] >= 0 and distinct[-1] < len(names)):
         raise SourceError(
@@ -68,7 +74,17 @@ def read(column: pa.ChunkedArray, metadata: dict[bytes, bytes], where: str, key:
             f"{len(names)} class names, so 0 to {len(names) - 1} are expected.",
             code="labels-beyond-class-names",
         )
-    return Column(_numpy(column), names, named=True)
+    codes = _numpy(column)
+    return Column(codes if places is None else codes[places], names, named=True)
+
+
+def _used(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, Labels]:
+    """The different values of a dictionary column, and the place of each cell's among them."""
+    chunks = column.unify_dictionaries().chunks
+    indices = np.concatenate([np.zeros(0, np.int64), *(np.asarray(each.indices) for each in chunks)])
+    held, places = np.unique(indices.astype(np.int64), return_inverse=True)
+    values = chunks[0].dictionary.take(pa.array(held)) if chunks else pa.array([], column.type.value_type)
+    return pa.chunked_array([values]), places.astype(np.int64)
 
 
 def _readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -136,12 +152,12 @@ def classes(train: Sequence[Column]) -> tuple[str, ...]:
     found = {name for column in train for name in column.vocabulary}
     # Integers converted to text are sorted as integers.
     return tuple(
-        sorted(found, key=lambda name: (0, int(name), name) if name.lstrip("-").isdecimal() else (1, 0, name))
+        sorted(found, key=lambda name: (0, int(name), name) if _DIGITS.fullmatch(name) else (1, 0, name))
     )
 
 
 def whole(label: str) -> bool:
-    """True if ``label`` is a whole number as it is written usually; ``007`` and ``1_1`` are text."""
+    """True if ``label`` is a whole number as it is written usually, up to 18 digits; ``007`` and ``1_1`` are text."""
     return _WHOLE.fullmatch(label) is not None
 
 

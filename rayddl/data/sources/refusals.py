@@ -76,9 +76,12 @@ def refuse_links(config: SourceConfig, folder: Folder, names: Sequence[str]) -> 
         )
 
 
+_LONGEST = 100
+
+
 def shown(names: Sequence[str], most: int = SHOWN) -> str:
-    """The first ``most`` names, and the number of the others."""
-    text = ", ".join(names[:most])
+    """The first ``most`` names, cut where they are long, and the number of the others."""
+    text = ", ".join(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…" for name in names[:most])
     return f"{text} and {len(names) - most} more" if len(names) > most else text
 
 

@@ -13,20 +13,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from pydantic import ValidationError
 from safetensors import torch as safetensors
 from torch import Tensor, nn
 
-from rayddl import sealed
+from rayddl import documents, plugins, sealed
 from rayddl.data.pixels.space import Normalise
-from rayddl.errors import ArtifactError
+from rayddl.errors import ArtifactError, NetError
 from rayddl.methods.training.input_spec import Frame, Shape
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
 from rayddl.storage import Folder
 
 _TENSORS, _META = "observer.safetensors", "observer.json"
-KIND = sealed.Kind("rayddl observer", 1, _META, "observer", "an", "run the teacher stage again")
+KIND = sealed.Kind(
+    "rayddl observer",
+    1,
+    _META,
+    "observer",
+    "an",
+    "run the teacher stage again",
+    documents.ObserverDocument,
+)
 _SHOWN = 5
 
 
@@ -150,6 +157,7 @@ class Observer:
             net = NetConfig.model_validate(meta["net"])
             shape = (int(meta["shape"][0]), int(meta["shape"][1]), int(meta["shape"][2]))
             total, kept = int(meta["outputs"]["total"]), [int(i) for i in meta["outputs"]["kept"]]
+            _refuse_another_network(net, shape, total, tensors)
             return cls(
                 module=frozen(_built(net, shape, tensors, kept, total)),
                 net=net,
@@ -159,11 +167,39 @@ class Observer:
                 std=tuple(float(value) for value in meta["std"]),
                 accuracy=meta["accuracy"],
             )
-        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, ValidationError) as error:
+        except (
+            KeyError,
+            IndexError,
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            RuntimeError,
+            NetError,
+        ) as error:
             raise ArtifactError(
                 f"the observer in {folder} is incomplete or inconsistent: {error}. Run its teacher stage again.",
                 code="observer-inconsistent",
             ) from error
+
+
+def _refuse_another_network(net: NetConfig, shape: Shape, total: int, state: Mapping[str, Tensor]) -> None:
+    """Raise ``ValueError`` unless ``state`` has the tensors of the network, which is not built for that.
+
+    A document of a few bytes can describe a network of terabytes. Networks of plugins are not checked: their code
+    may need values.
+    """
+    if plugins.owner("nets", net.name):
+        return
+    with torch.device("meta"):
+        described = build(net, shape, total, seed=0).state_dict()
+    other = sorted(
+        {name for name in {*described, *state} if name not in described or name not in state}
+        or {name for name, tensor in described.items() if tensor.shape != state[name].shape}
+    )
+    if other:
+        raise ValueError(
+            f"the tensors are not those of {net.label} for {total:,} outputs: {other[0][:100]!r}"
+        )
 
 
 def _built(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor, nn
 
-from rayddl import tensorfiles
+from rayddl import documents, tensorfiles
 from rayddl.errors import ArtifactError
 from rayddl.methods.training.input_spec import Frame
 from rayddl.nets.build import TORCHVISION
@@ -227,11 +226,12 @@ def read_names(where: str) -> tuple[tuple[str, ...], ...]:
         lines = [line.strip() for line in text.splitlines()]
         return tuple(tuple(p.strip() for p in line.split("\t")) for line in lines if line)
     try:
-        found = json.loads(text)
+        found = documents.parse(text.encode())
         if isinstance(found, dict):
             found = [found[str(i)] for i in range(len(found))]
-        return tuple((n,) if isinstance(n, str) else tuple(map(str, n)) for n in found)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        # The first name of each is taken by itself, because there has to be one.
+        return tuple((n,) if isinstance(n, str) else (str(n[0]), *map(str, n[1:])) for n in found)
+    except (ValueError, LookupError, TypeError) as error:
         raise ArtifactError(
             f"{where} does not name outputs: {error!r}. Expected a list of names, or an object with the keys "
             '"0", "1", …',

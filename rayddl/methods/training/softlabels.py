@@ -20,7 +20,7 @@ import torch
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from rayddl import sealed
+from rayddl import documents, sealed
 from rayddl.errors import ArtifactError
 from rayddl.methods.training.input_spec import Frame
 from rayddl.methods.training.mixes import Draws
@@ -33,7 +33,15 @@ _META = "labels.json"
 OF_CROPS = {"crop_min", "crop_within_patch"}
 OF_STUDENTS = {"loss", "optimizer", "schedule", "ema", "label_smoothing", "zoom", "statistics"} | OF_CROPS
 """Settings that do not affect labels, and those of crops, which are stored only if they are not the defaults."""
-KIND = sealed.Kind("rayddl soft labels", 1, _META, "soft labels", "", "evaluate the set again")
+KIND = sealed.Kind(
+    "rayddl soft labels",
+    1,
+    _META,
+    "soft labels",
+    "",
+    "evaluate the set again",
+    documents.LabelsDocument,
+)
 PART_BYTES = 32 * 2**20
 """Approximate size of one file."""
 TEMPERATURE = 20.0
@@ -146,6 +154,35 @@ def unpack(tensors: dict[str, Tensor], classes: int) -> list[Lecture]:
     ]
 
 
+def _misfit(index: Index, epochs: int, tensors: Mapping[str, Tensor]) -> str:
+    """What is wrong with the names, shapes or values of the tensors of so many epochs. Empty if nothing is."""
+    count, classes, factor = index.count, len(index.classes), index.protocol.factor
+    kept = (
+        {"logits": classes} if index.top is None else {"values": index.top, "places": index.top, "rest": None}
+    )
+    # The last size, and the number that all values are below; None for any.
+    expected: dict[str, tuple[int | None, int | None]] = {
+        **dict.fromkeys(("picked", "partners"), (None, count)),
+        **dict.fromkeys(("rows", "columns"), (factor, factor)),
+        **dict.fromkeys(("boxes", "cuts"), (4, None)),
+        "flipped": (None, 2),
+        **{name: (last, classes if name == "places" else None) for name, last in kept.items()},
+    }
+    if expected.keys() != tensors.keys():
+        return f"it holds {', '.join(sorted(tensors))[:200]}, expected {', '.join(sorted(expected))}"
+    for name, (last, top) in expected.items():
+        found = tensors[name]
+        each = found.shape[1:2] if name == "cuts" else (count,)
+        shape = (epochs, *each, *([] if last is None else [last]))
+        if tuple(found.shape) != shape:
+            return f"{name} is {list(found.shape)}, expected {list(shape)}"
+        if top is not None and found.numel() and not 0 <= int(found.min()) <= int(found.max()) < top:
+            return f"{name} has values outside 0 ... {top - 1}"
+        if found.is_floating_point() and not found.isfinite().all():
+            return f"{name} holds numbers that are not finite"
+    return ""
+
+
 def finish(folder: Folder, index: Index) -> None:
     """Write ``labels.json``, after all label files."""
     files = {name: sealed.entry(folder.read(name)) for name, _ in index.parts()}
@@ -224,9 +261,12 @@ class StoredLabels:
     def _read(self, epoch: int) -> tuple[str, range, list[Lecture]]:
         for name, epochs in self.index.parts():
             if epoch in epochs:
-                return (
-                    name,
-                    epochs,
-                    unpack(KIND.file(self._folder, self._meta, name), len(self.index.classes)),
-                )
+                tensors = KIND.file(self._folder, self._meta, name)
+                wrong = _misfit(self.index, len(epochs), tensors)
+                if wrong:
+                    raise ArtifactError(
+                        f"{self._folder.path(name)} does not fit {_META} beside it: {wrong}. Evaluate the set again.",
+                        code="soft-labels-misfit",
+                    )
+                return name, epochs, unpack(tensors, len(self.index.classes))
         raise IndexError(f"epoch {epoch} of {self.index.protocol.epochs}")

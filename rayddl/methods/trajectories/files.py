@@ -13,15 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
+from rayddl import documents
 from rayddl.errors import ArtifactError
 from rayddl.methods.trajectories.convex import ConvexTrajectory, SnapshotTrajectory, Trajectory, convexify
 from rayddl.storage import Folder
 
 FORMAT = 1
+_AGAIN = "Delete it and run the same command again to train it anew."
 
 
 def file_name(index: int) -> str:
@@ -103,14 +105,17 @@ def read_header(folder: Folder, name: str) -> tuple[str, Header]:
         else:
             raw = folder.read(name)
             size = int.from_bytes(raw[:8], "little")
-            meta = json.loads(raw[8 : 8 + size]).get("__metadata__", {})
-        head = json.loads(meta["rayddl"])
-        version = head["format"]
+            meta = documents.parse(raw[8 : 8 + size]).get("__metadata__", {})
+        head = documents.parse(meta["rayddl"].encode())
+        again = "expected what rayddl writes"
+        version = documents.checked(head, documents.Format, "its header", again)["format"]
+        if version <= FORMAT:
+            documents.checked(head, documents.ExpertHeader, "its header", again)
     except FileNotFoundError:
         raise
     except Exception as error:
         raise ArtifactError(
-            f"{path} is not an expert's file ({error}). Delete it and run the same command again to train it anew.",
+            f"{path} is not an expert's file ({error}). {_AGAIN}",
             code="expert-file-unreadable",
         ) from error
     if version > FORMAT:
@@ -126,20 +131,32 @@ def open_trajectory(folder: Folder, name: str, kind: str, epochs: Sequence[int] 
 
     ``kind`` is ``snapshots`` (rows are read on demand) or ``convex``; an expert stored with all snapshots
     is convexified here, with waypoints at ``epochs``. Raises :class:`ArtifactError` for ``snapshots`` of an
-    expert stored without them, and for ``epochs`` that do not range from its first to its last.
+    expert stored without them, for ``epochs`` that do not range from its first to its last.
     """
     keep, header = read_header(folder, name)
+    if kind == "snapshots" and keep != "all":
+        raise ArtifactError(
+            f"{folder.path(name)} kept only its waypoints, and trajectory: snapshots needs every epoch. "
+            "Train the experts with keep: all, or match with trajectory: convex.",
+            code="snapshots-not-kept",
+        )
+    try:
+        if kind == "snapshots" and folder.local is not None:
+            rows = _Rows(str(folder.local / name))
+            _refuse_misfit(header, "snapshots", tuple(rows.shape), None)
+            return SnapshotTrajectory(rows)  # type: ignore[arg-type]  # rows on demand
+        tensors = load(folder.read(name))
+        if keep == "all":
+            _refuse_misfit(header, "snapshots", tuple(tensors["snapshots"].shape), None)
+        else:
+            _refuse_misfit(header, "waypoints", tuple(tensors["waypoints"].shape), len(header.epochs))
+            _refuse_other_lengths(header, tuple(tensors["lengths"].shape))
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ArtifactError(
+            f"{folder.path(name)} is not what its header says ({error}). {_AGAIN}", code="expert-file-misfit"
+        ) from error
     if kind == "snapshots":
-        if keep != "all":
-            raise ArtifactError(
-                f"{folder.path(name)} kept only its waypoints, and trajectory: snapshots needs every epoch. "
-                "Train the experts with keep: all, or match with trajectory: convex.",
-                code="snapshots-not-kept",
-            )
-        if folder.local is not None:
-            return SnapshotTrajectory(_Rows(str(folder.local / name)))  # type: ignore[arg-type]  # rows on demand
-        return SnapshotTrajectory(load(folder.read(name))["snapshots"])
-    tensors = load(folder.read(name))
+        return SnapshotTrajectory(tensors["snapshots"])
     if keep == "all":
         try:
             return convexify(tensors["snapshots"].float(), header.sizes, epochs)
@@ -148,3 +165,16 @@ def open_trajectory(folder: Folder, name: str, kind: str, epochs: Sequence[int] 
                 f"{folder.path(name)} cannot be convexified: {error}", code="waypoints-do-not-fit"
             ) from error
     return ConvexTrajectory(tensors["waypoints"], header.epochs, tensors["lengths"], header.sizes)
+
+
+def _refuse_misfit(header: Header, name: str, shape: tuple[int, ...], rows: int | None) -> None:
+    """Raise ``ValueError`` unless a tensor has a vector of parameters in each of ``rows`` rows, or in two or more."""
+    total = sum(header.sizes)
+    if len(shape) != 2 or shape[1] != total or (shape[0] < 2 if rows is None else shape[0] != rows):
+        raise ValueError(f"{name} are {shape}, with {total:,} parameters in its header")
+
+
+def _refuse_other_lengths(header: Header, shape: tuple[int, ...]) -> None:
+    """Raise ``ValueError`` unless there is a row for each epoch and a column for each tensor."""
+    if shape != (header.epochs[-1], len(header.sizes)) or list(header.epochs) != sorted({0, *header.epochs}):
+        raise ValueError(f"lengths are {shape} for waypoints at {header.epochs[:9]}")

@@ -150,3 +150,16 @@ def test_files_that_vanish_while_they_are_listed_are_passed_over(tmp_path: Path)
 
     assert first.count("/") == 1
     assert list(listed) == []
+
+
+@pytest.mark.parametrize("odd", ["device", "pipe"])
+def test_devices_and_pipes_are_no_files(tmp_path: Path, odd: str) -> None:
+    """A link to a device has no end, and a pipe no beginning: reading either would go on for ever."""
+    if odd == "device":
+        (tmp_path / "x").symlink_to("/dev/zero")
+    else:
+        os.mkfifo(tmp_path / "x")
+    folder = Folder(str(tmp_path))
+    for read in (lambda: folder.read("x", 9), lambda: folder.read("x", 9, 3), lambda: folder.open("x")):
+        with pytest.raises(FileNotFoundError, match="device or pipe"):
+            read()

@@ -1,7 +1,10 @@
 """Files that torch saved, read without running anything in them."""
 
 import io
+import struct
+import time
 import zipfile
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,3 +112,115 @@ def test_views_are_taken() -> None:
     found = tensorfiles.load(io.BytesIO(_saved([base.T, base[1:], base])))
     assert torch.equal(found[0], base.T)
     assert torch.equal(found[1], base[1:])
+
+
+def _edited(data: bytes, change: Callable[[str, bytes], list[tuple[str, bytes]]]) -> bytes:
+    """A file of torch's with each member replaced by what ``change`` makes of it."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as new:
+        for name in old.namelist():
+            for made, content in change(name, old.read(name)):
+                new.writestr(made, content)
+    return out.getvalue()
+
+
+def _pickled(content: bytes) -> bytes:
+    """A file of torch's whose values are the pickle ``content``."""
+    return _edited(
+        _saved(torch.ones(2)), lambda name, old: [(name, content if name.endswith("data.pkl") else old)]
+    )
+
+
+def _older(content: bytes) -> bytes:
+    """The same in torch's older layout."""
+    out = io.BytesIO()
+    torch.save([], out, _use_new_zipfile_serialization=False)
+    head, values, tail = out.getvalue().partition(b"\x80\x02]q\x00.")
+    return head + content + values + tail
+
+
+NUMBER = b"\x8a\x05" + (10**11).to_bytes(5, "little")
+"""100 G as a pickle's number."""
+LONG_LIST = b"]q\x01(" + b"K\x00" * 50_000 + b"e"
+
+
+@pytest.mark.parametrize("layout", [_pickled, _older])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"c__builtin__\nbytearray\n" + NUMBER + b"\x85R.", "an object of __builtin__.bytearray"),
+        (b"ctorch\nSize\n(K\x01K\x02t\x85R.", "an object of torch.Size"),
+        (b"c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00hex\x86R.", "an object of _codecs.encode"),
+        (LONG_LIST + b"c__builtin__\nset\nq\x02h\x01\x85R.", "made of another one"),
+        (LONG_LIST + b"c__builtin__\nset\nq\x02]\x85Rh\x02h\x01\x85R.", "made of another one"),
+        (LONG_LIST + b"ccollections\nOrderedDict\nh\x01\x85R.", "made of another one"),
+    ],
+)
+def test_calls_that_make_much_of_little_are_refused(
+    layout: Callable[[bytes], bytes], content: bytes, said: str
+) -> None:
+    """Before they are made: none of these is called."""
+    with pytest.raises(tensorfiles.NotTensors, match=said):
+        tensorfiles.load(io.BytesIO(layout(b"\x80\x02" + content)))
+
+
+def test_containers_of_checkpoints_are_read() -> None:
+    """As optimisers' schedules have them."""
+    saved = {"a": OrderedDict(w=torch.ones(2)), "milestones": Counter([3, 3, 5]), "seen": {1, 2}}
+    found = tensorfiles.load(io.BytesIO(_saved(saved)))
+    assert (found["milestones"], found["seen"]) == (saved["milestones"], saved["seen"])
+    assert torch.equal(found["a"]["w"], torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        # A list of itself, and lists that hold the one before twice: 2**60 in all.
+        (b"\x80\x02]q\x00h\x00a.", None),
+        (
+            b"\x80\x02]q\x00" + b"".join(b"]q%c(h%ch%ce" % (i, i - 1, i - 1) for i in range(1, 60)) + b".",
+            None,
+        ),
+        (b"\x80\x02" + b"]" * 5000 + b"a" * 4999 + b".", "more than 64 levels"),
+    ],
+)
+def test_lists_in_lists_are_passed_once(content: bytes, said: str | None) -> None:
+    """However often, and however deep, they hold each other."""
+    began = time.process_time()
+    if said is None:
+        assert isinstance(tensorfiles.load(io.BytesIO(_pickled(content))), list)
+    else:
+        with pytest.raises(tensorfiles.NotTensors, match=said):
+            tensorfiles.load(io.BytesIO(_pickled(content)))
+    assert time.process_time() - began < 5
+
+
+def test_values_shared_by_many_tensors_are_refused() -> None:
+    """A thousand views of one megabyte would be a gigabyte once they are stacked."""
+    base = torch.zeros(2**18)
+    with pytest.raises(tensorfiles.NotTensors, match="bytes of values in all"):
+        tensorfiles.load(io.BytesIO(_saved([base.view(2**18) for _ in range(1000)])))
+
+
+def test_members_of_one_name_are_refused() -> None:
+    """One reader would check the first, and another read the second."""
+    hidden = b"\x80\x02c__builtin__\nbytearray\n" + NUMBER + b"\x85R."
+
+    def change(name: str, old: bytes) -> list[tuple[str, bytes]]:
+        return (
+            [(name.replace("data.pkl", "DATA.PKL"), hidden), (name, old)]
+            if "data.pkl" in name
+            else [(name, old)]
+        )
+
+    with pytest.raises(tensorfiles.NotTensors, match="overlap or have one name"):
+        tensorfiles.load(io.BytesIO(_edited(_saved(torch.ones(2)), change)))
+
+
+def test_sizes_that_the_file_does_not_have_are_refused() -> None:
+    """A member of a gigabyte in a file of a kilobyte."""
+    data = bytearray(_saved(torch.ones(2)))
+    at = data.index(b"PK\x01\x02")
+    data[at + 20 : at + 28] = struct.pack("<II", 2**30, 2**30)
+    with pytest.raises(tensorfiles.NotTensors, match="overlap or have one name"):
+        tensorfiles.load(io.BytesIO(bytes(data)))

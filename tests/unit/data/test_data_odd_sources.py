@@ -16,8 +16,8 @@ from PIL import Image
 
 from rayddl.data.config import SourceConfig
 from rayddl.data.pixels.decode import FORMATS, read_image
-from rayddl.data.sources import listing as listings
 from rayddl.data.sources import registry as sources
+from rayddl.data.sources import row_groups
 from rayddl.data.sources.split_files import missing
 from rayddl.data.sources.summary import glance
 from tests.raising import raises
@@ -210,16 +210,21 @@ def test_a_row_group_in_several_chunks_is_read_row_by_row(
     _table(tmp_path / "test.parquet", [0, 1])
 
     class Chunks:
-        """A column that, like one above 2 GiB, can only be indexed."""
+        """A portion that, like one above 2 GiB, can only be indexed."""
+
+        nbytes = 0
 
         def __init__(self, column: pa.ChunkedArray) -> None:
             self.column = column
 
+        def __len__(self) -> int:
+            return len(self.column)
+
         def __getitem__(self, row: int) -> pa.Scalar:
             return self.column[row]
 
-    whole = listings._row_group.__wrapped__
-    monkeypatch.setattr(listings, "_row_group", lambda *where: Chunks(whole(*where)))
+    whole = row_groups._portions
+    monkeypatch.setattr(row_groups, "_portions", lambda *where: map(Chunks, whole(*where)))
     listed = sources.listing(_tables(tmp_path))
 
     assert listed is not None

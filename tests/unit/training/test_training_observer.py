@@ -183,3 +183,48 @@ def test_moments_are_those_of_the_pixels() -> None:
     torch.testing.assert_close(
         torch.tensor(std).double(), unit.std((0, 2, 3), correction=0), rtol=1e-3, atol=0
     )
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"net": {"name": "convnet", "depth": 1, "width": 10**9, "norm": "batch"}},
+        {"net": {"name": "mlp", "depth": 7, "width": 10**6}},
+        {"net": {"name": "vgg11"}, "shape": [3, 2**20, 2**20]},
+        {"outputs": {"total": 10**12, "kept": [0, 1, 2, 3]}},
+        {"shape": [3, 10**18, 10**18]},
+    ],
+)
+def test_a_network_is_compared_with_the_tensors_before_it_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, object]
+) -> None:
+    """A document of a few bytes describes a network of terabytes."""
+    folder = Folder(str(tmp_path))
+    observer().save(folder)
+    folder.write_json("observer.json", {**folder.read_json("observer.json"), **changed})
+    monkeypatch.setattr("rayddl.methods.training.observer._built", lambda *where: pytest.fail("it was built"))
+    with raises("observer-inconsistent"):
+        Observer.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [
+        ({"mean": [0.1]}, ""),
+        ({"std": [0.2, 0.2, 0]}, "std.2"),
+        ({"shape": [3, 0, 8]}, "shape.1"),
+        ({"outputs": {"total": 4, "kept": [0, 1, 2, 4]}}, ""),
+        ({"outputs": {"total": 4, "kept": [0, 1]}}, ""),
+        ({"accuracy": "much"}, "accuracy"),
+    ],
+)
+def test_a_document_that_cannot_be_an_observers_is_refused(
+    tmp_path: Path, changed: dict[str, object], key: str
+) -> None:
+    """The key is named where one is wrong by itself."""
+    folder = Folder(str(tmp_path))
+    observer().save(folder)
+    folder.write_json("observer.json", {**folder.read_json("observer.json"), **changed})
+    with raises("document-malformed") as caught:
+        Observer.load(folder)
+    assert not key or f" at {key}: " in str(caught.value)

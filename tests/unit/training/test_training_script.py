@@ -508,7 +508,7 @@ def test_a_set_from_outside_puts_no_code_into_the_script(digits: Any, tmp_path: 
     document = labels.child("labels").read_json("labels.json")
     document["frame"]["mean"] = [CODE]
     labels.child("labels").write_json("labels.json", document)
-    with raises("soft-labels-incomplete"):
+    with raises("document-malformed"):
         export_to(str(labels), str(tmp_path / "other"), "hf")
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import torch as safetensors
 from torch import Tensor, nn
 
+from rayddl import sealed
 from rayddl.methods.training import softlabels
 from rayddl.methods.training.input_spec import Frame
 from rayddl.methods.training.mixes import shown
@@ -351,8 +354,57 @@ def test_altered_or_foreign_labels_are_refused(tmp_path: Path, monkeypatch: pyte
     with raises("document-too-new"):
         StoredLabels(folder)
     folder.write_json("labels.json", {k: v for k, v in meta.items() if k != "count"})
+    with raises("document-malformed"):
+        StoredLabels(folder)
+    folder.write_json("labels.json", {**meta, "protocol": {**meta["protocol"], "batch": -1}})
+    with raises("document-malformed"):
+        StoredLabels(folder)
+    folder.write_json("labels.json", {**meta, "protocol": {**meta["protocol"], "lr": "fast"}})
     with raises("soft-labels-incomplete"):
         StoredLabels(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("epochs_a_part", 0), ("epochs", 10**15), ("top", -1), ("epochs_a_part", 10**15)]
+)
+def test_the_index_names_as_many_files_as_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: int
+) -> None:
+    """Files are counted before they are gone through: 10**15 of them would take years."""
+    folder = Folder(str(tmp_path))
+    stored(folder, pixels(), monkeypatch)
+    meta = folder.read_json("labels.json")
+    changed = {"protocol": {**meta["protocol"], key: value}} if key == "epochs" else {key: value}
+    folder.write_json("labels.json", {**meta, **changed})
+    with raises("document-malformed"):
+        StoredLabels(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("picked", lambda t: t + 1),
+        ("partners", lambda t: t - 1),
+        ("boxes", lambda t: t[..., :3]),
+        ("logits", lambda t: t[:, :, :1]),
+        ("logits", lambda t: t * float("nan")),
+        ("rows", None),
+    ],
+)
+def test_labels_that_do_not_fit_their_index_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, change: Any
+) -> None:
+    """Indices beyond the images, other shapes, numbers that are not finite: before a student is trained on them."""
+    folder = Folder(str(tmp_path))
+    stored(folder, pixels(), monkeypatch)
+    meta, file = folder.read_json("labels.json"), "labels-0000.safetensors"
+    tensors = safetensors.load(folder.read(file))
+    found = tensors.pop(name)
+    data = safetensors.save(tensors if change is None else {**tensors, name: change(found).contiguous()})
+    folder.write(file, data)
+    folder.write_json("labels.json", {**meta, "files": {**meta["files"], file: sealed.entry(data)}})
+    with raises("soft-labels-misfit"):
+        StoredLabels(folder)(0)
 
 
 def test_the_index_says_everything_again(tmp_path: Path) -> None:

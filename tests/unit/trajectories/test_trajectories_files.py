@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load, save
 
 from rayddl.methods.trajectories import files
@@ -103,3 +105,37 @@ def test_newer_format_is_refused(tmp_path: Path) -> None:
     folder.write("e", save({"x": torch.ones(1)}, {"rayddl": '{"format": 99}'}))
     with raises("expert-file-too-new"):
         files.read_header(folder, "e")
+
+
+@pytest.mark.parametrize(
+    ("changed", "code"),
+    [
+        ({"sizes": [10**15, 2]}, "expert-file-misfit"),
+        ({"sizes": [6, -0]}, "expert-file-unreadable"),
+        ({"sizes": "ab"}, "expert-file-unreadable"),
+        ({"format": "1"}, "expert-file-unreadable"),
+        ({"epochs": [0, 10**9]}, "expert-file-misfit"),
+        ({"epochs": [3, 0]}, "expert-file-misfit"),
+        ({"keep": None}, "expert-file-unreadable"),
+    ],
+)
+def test_a_header_that_does_not_fit_its_tensors_is_refused(
+    tmp_path: Path, changed: dict[str, object], code: str
+) -> None:
+    """Before anything of the size that it says is made."""
+    folder = Folder(str(tmp_path))
+    folder.write("e", files.dump_convex(convexify(snapshots(), SIZES), HEADER, torch.float32, HISTORY))
+    with safe_open(str(tmp_path / "e"), framework="pt") as file:
+        head = json.loads(file.metadata()["rayddl"])
+    folder.write("e", save(load(folder.read("e")), {"rayddl": json.dumps({**head, **changed})}))
+    with raises(code):
+        files.open_trajectory(folder, "e", "convex")
+
+
+@pytest.mark.parametrize("kind", ["snapshots", "convex"])
+def test_snapshots_of_another_network_are_refused(folder: Folder, kind: str) -> None:
+    """However they are read."""
+    header = files.Header((4, 3), (0, 3), {})
+    folder.write("e", files.dump_snapshots(snapshots(), header, torch.float32, HISTORY))
+    with raises("expert-file-misfit"):
+        files.open_trajectory(folder, "e", kind)

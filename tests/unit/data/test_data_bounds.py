@@ -1,0 +1,170 @@
+"""Small files that stand for much: the memory and time of reading them are bounded."""
+
+from __future__ import annotations
+
+import io
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from rayddl.data.config import SourceConfig
+from rayddl.data.pixels.decode import plain, read_image
+from rayddl.data.sources import parquet_bounds
+from rayddl.data.sources import registry as sources
+from rayddl.data.sources.row_groups import row_group
+from tests.raising import raises
+
+MIB = 2**20
+_POOLS: list[pa.MemoryPool] = []
+"""Pools live as long as the arrays in them."""
+
+
+@contextmanager
+def held() -> Iterator[pa.MemoryPool]:
+    """The memory that Arrow holds and has held in the block."""
+    before = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(before)
+    _POOLS.append(pool)
+    pa.set_memory_pool(pool)
+    try:
+        yield pool
+    finally:
+        pa.set_memory_pool(before)
+
+
+def _png(value: int, padded: int = 0) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(np.full((5, 5), value, np.uint8)).save(sink, "PNG")
+    return sink.getvalue() + bytes(padded)
+
+
+def _source(
+    root: Path, images: list[bytes], labels: list[str] | list[int] | None = None, times: int = 1
+) -> SourceConfig:
+    """A source of these rows, ``times`` over, in one row group. Each value is stored once, however often it appears."""
+    labels = labels or [k % 2 for k in range(len(images))]
+    which = pa.array([*range(len(images))] * times, pa.int32())
+    columns = {
+        name: pa.DictionaryArray.from_arrays(which, values)
+        for name, values in (("image", pa.array(images, pa.binary())), ("label", pa.array(labels)))
+    }
+    with pq.ParquetWriter(
+        root / "train.parquet",
+        pa.schema([(name, column.type) for name, column in columns.items()]),
+        compression="zstd",
+        store_schema=False,
+    ) as writer:
+        writer.write_table(pa.table(columns))
+    pq.write_table(pa.table({"image": images[:2], "label": labels[:2]}), root / "test.parquet")
+    return SourceConfig(name="parquet", root=str(root))
+
+
+def test_large_cells_of_one_row_group_are_decoded_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two images of 4 MiB, stored once each, in 120 rows of a file of a few kilobytes."""
+    config = _source(tmp_path, [_png(0, 4 * MIB), _png(1, 4 * MIB)], times=60)
+    assert (tmp_path / "train.parquet").stat().st_size < MIB
+    monkeypatch.setattr(parquet_bounds, "PORTION_BYTES", 16 * MIB)
+    row_group.cache_clear()
+    listed = sources.listing(config)
+    assert listed is not None
+    with held() as pool:
+        found = [blob[: len(_png(0))] for blob in listed.read(np.arange(120)) if isinstance(blob, bytes)]
+        row_group.cache_clear()
+    assert [read_image(blob)[0, 0] for blob in found] == [0, 1] * 60
+    assert pool.max_memory() < 120 * MIB
+
+
+def test_rows_before_the_kept_ones_are_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any order, each row is its own."""
+    config = _source(tmp_path, [_png(k) for k in range(40)])
+    monkeypatch.setattr(parquet_bounds, "PORTION_BYTES", 1)
+    row_group.cache_clear()
+    listed = sources.listing(config)
+    assert listed is not None
+    for row in (0, 39, 7, 8, 20, 3):
+        (blob,) = listed.read(np.array([row]))
+        assert blob == _png(row)
+
+
+def test_a_large_image_of_a_row_is_an_error_of_that_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it is streamed as when it is loaded."""
+    config = _source(tmp_path, [_png(0), _png(1, 5000), _png(2), _png(3)])
+    listed = sources.listing(config)
+    assert listed is not None
+    monkeypatch.setenv("RAYDDL_MAX_CELL_BYTES", "1000")
+    row_group.cache_clear()
+    found = list(listed.read(np.arange(4)))
+    assert [isinstance(each, bytes) for each in found] == [True, False, True, True]
+    assert "RAYDDL_MAX_CELL_BYTES" in str(found[1])
+
+
+def test_long_labels_are_held_once(tmp_path: Path) -> None:
+    """20,000 labels of 20,000 letters, two different ones, are 400 MB if each is held."""
+    config = _source(tmp_path, [_png(0), _png(1)], ["a" * 20_000, "b" * 20_000], times=10_000)
+    with held() as pool:
+        listed = sources.listing(config)
+    assert listed is not None
+    assert [name[:2] for name in listed.classes] == ["aa", "bb"]
+    assert listed.labels.tolist() == [0, 1] * 10_000
+    assert pool.max_memory() < 50 * MIB
+
+
+def test_bytes_of_labels_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are compared with it before they are read."""
+    config = _source(tmp_path, [_png(k) for k in range(4)], ["a" * 500, "b" * 500] * 2)
+    monkeypatch.setenv("RAYDDL_MAX_LABEL_BYTES", "900")
+    with raises("labels-too-large"):
+        sources.fingerprint(config)
+    monkeypatch.setenv("RAYDDL_MAX_LABEL_BYTES", "9000")
+    assert sources.fingerprint(config)
+
+
+@pytest.mark.parametrize("odd", ["--1", "-", "9" * 5000, "\u0663", "1e5"])
+def test_text_labels_that_are_hardly_numbers_are_classes(tmp_path: Path, odd: str) -> None:
+    """Signs, many digits, and digits of another script."""
+    listed = sources.listing(_source(tmp_path, [_png(k) for k in range(4)], [odd, "5"] * 2))
+    assert listed is not None
+    assert sorted(listed.classes) == sorted([odd, "5"])
+
+
+def test_messages_show_the_beginning_of_long_names(tmp_path: Path) -> None:
+    """A thousand columns, and a class of ten thousand letters."""
+    columns = {f"column-{k}-{'x' * 500}": [1, 2] for k in range(1000)}
+    pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+    pq.write_table(pa.table(columns), tmp_path / "test.parquet")
+    with raises("parquet-column-missing") as caught:
+        sources.fingerprint(SourceConfig(name="parquet", root=str(tmp_path)))
+    assert len(str(caught.value)) < 5000
+    config = _source(tmp_path, [_png(k) for k in range(4)])
+    pq.write_table(pa.table({"image": [_png(0)], "label": ["y" * 10_000]}), tmp_path / "test.parquet")
+    with raises("labels-not-in-train") as caught:
+        sources.fingerprint(config)
+    assert len(str(caught.value)) < 1000
+
+
+def test_sixteen_bits_become_eight_in_the_memory_of_the_image() -> None:
+    """As division rounds, for every value and white; 36 million values in about their own size."""
+    values = np.arange(65_536, dtype=np.uint16).reshape(256, 256)
+    for white in (None, 65_535, 4095, 700):
+        top = white or 65_535
+        kept = np.minimum(values, top)
+        expected = ((kept.astype(np.int64) * 255 + top // 2) // top).astype(np.uint8)
+        assert np.array_equal(np.asarray(plain(Image.fromarray(kept), white)), expected)
+    large = Image.fromarray(np.zeros((6000, 6000), np.uint16))
+    tracemalloc.start()
+    try:
+        plain(large)
+        assert tracemalloc.get_traced_memory()[1] < 200 * MIB
+    finally:
+        tracemalloc.stop()
