@@ -53,9 +53,9 @@ def main() -> None:
     from ray._private.node import Node
     from ray.cluster_utils import Cluster
 
-    # These nodes need no autoscaler and no dashboard.
-    for needless in ("start_monitor", "start_api_server"):
-        setattr(Node, needless, lambda node, **more: None)
+    # These nodes need no autoscaler, no dashboard, and nobody who sends their workers' logs to a driver.
+    for needless in ("start_monitor", "start_api_server", "start_log_monitor"):
+        setattr(Node, needless, lambda node, *args, **more: None)
     # The head takes no work: what the driver has put into the object store outlives every other node.
     cluster = patiently(
         lambda: Cluster(initialize_head=True, head_node_args={**node("CPU:0"), "include_dashboard": False})

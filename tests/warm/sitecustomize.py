@@ -4,7 +4,7 @@ Python imports this module at its start where the folder is on PYTHONPATH, as ``
 imports are three of the four processor seconds that it takes to start, and the tests start hundreds of workers.
 
 Every node (raylet) and runtime environment has a process of its own to fork from: the first worker that the node
-starts. So workers are below their node in the tree of processes and have its environment, as without this module, and
+starts. From the third worker on it has imported what the methods and Ray Data need, too. So workers are below their node in the tree of processes and have its environment, as without this module, and
 nothing that a test computes is in the memory that they begin with.
 
 A node's dashboard agent, which serves metrics and jobs, is replaced by a process that listens at its ports and answers
@@ -19,10 +19,16 @@ import sys
 from contextlib import suppress
 
 SWITCH, REAL_AGENT = "RAYDDL_TEST_WARM", "RAYDDL_TEST_AGENT"
-PER_WORKER = ("RAY_JOB_ID",)
-"""Environment variables in which workers of one node and runtime environment differ."""
+PER_WORKER = ("RAY_JOB_ID", "RAY_CHDIR_TO_TRIAL_DIR", "RAYDDL_", "PL_")
+"""Beginnings of the environment variables in which workers of one process may differ: no import reads them."""
 IMPORTED = (
     "ray._private.node", "ray.actor", "torch", "pyarrow.parquet", "pydantic", "safetensors.torch", "PIL.Image",
+)  # fmt: skip
+FEW = 2
+"""Workers that a node starts before its process imports more: one that starts a third will start many."""
+IMPORTED_FOR_MANY = (
+    "torch._dynamo", "torch._decomp.decompositions_for_jvp", "torchvision", "pandas", "pydantic.v1",
+    "ray.dag.compiled_dag_node", "ray.data._internal.execution.operators.actor_pool_map_operator",
 )  # fmt: skip
 FORKED = b"1"
 AGENT = "/ray/dashboard/agent.py"
@@ -33,7 +39,8 @@ AGENT_PORTS = {
 }
 """The agent's options, and the names of the files from which its node reads the ports."""
 SETUP, WORKER = "/ray/_private/workers/setup_worker.py", "/ray/_private/workers/default_worker.py"
-OF_SETUP = ("--language=", "--serialized-runtime-env-context=")
+CONTEXT = "--serialized-runtime-env-context="
+OF_SETUP = ("--language=", CONTEXT)
 """Beginnings of the words that are for the first of the two."""
 
 
@@ -51,8 +58,8 @@ def begin() -> None:
     own = [word for word in words[1:] if not word.endswith(SETUP) and not word.startswith(OF_SETUP)]
     name = os.environ[SWITCH]
     if name == "1":
-        name = name_of([word for word in words[1:] if word not in own])
-        if hand_over(name, own):
+        name, variables = named([word for word in words[1:] if word not in own])
+        if hand_over(name, own, variables):
             os._exit(0)
     if words[1].endswith(SETUP):
         # It starts Python once more, with the runtime environment.
@@ -61,25 +68,40 @@ def begin() -> None:
         serve(name, own)
 
 
-def name_of(setup: list[str]) -> str:
-    """The name of the socket to ask at, which a node and a runtime environment have for themselves."""
-    same = {name: value for name, value in os.environ.items() if name not in PER_WORKER}
-    asked = json.dumps([os.getppid(), sorted(same.items()), setup])
-    return f"rayddl-{hashlib.sha256(asked.encode()).hexdigest()[:32]}"
+def named(setup: list[str]) -> tuple[str, dict[str, str]]:
+    """The name of the socket to ask at, which a node and a runtime environment have for themselves, and the variables
+    of this worker, those of the runtime environment too.
+    """
+    variables, same = of_worker(), []
+    for word in setup:
+        if not word.startswith(CONTEXT):
+            same.append(word)
+            continue
+        context = json.loads(word.removeprefix(CONTEXT))
+        given = context.pop("env_vars", None) or {}
+        variables |= {name: value for name, value in given.items() if name.startswith(PER_WORKER)}
+        same.append(json.dumps([context, sorted(given.items() - variables.items())]))
+    others = sorted(os.environ.items() - of_worker().items())
+    asked = json.dumps([os.getppid(), others, same])
+    return f"rayddl-{hashlib.sha256(asked.encode()).hexdigest()[:32]}", variables
 
 
-def hand_over(name: str, words: list[str]) -> bool:
+def hand_over(name: str, words: list[str], variables: dict[str, str]) -> bool:
     """Have the worker forked by the process that listens at ``name``; false where none does."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as there:
         try:
             there.connect(f"\0{name}")
         except ConnectionRefusedError:
             return False
-        own = {key: os.environ[key] for key in PER_WORKER if key in os.environ}
-        data = json.dumps({"words": words, "env": own}).encode()
+        data = json.dumps({"words": words, "env": variables}).encode()
         socket.send_fds(there, [len(data).to_bytes(4, "big") + data], [0, 1, 2])
         there.shutdown(socket.SHUT_WR)
         return there.recv(1) == FORKED
+
+
+def of_worker() -> dict[str, str]:
+    """The variables that are this worker's own."""
+    return {name: value for name, value in os.environ.items() if name.startswith(PER_WORKER)}
 
 
 def serve(name: str, words: list[str]) -> None:
@@ -88,14 +110,14 @@ def serve(name: str, words: list[str]) -> None:
     import struct
 
     os.environ[SWITCH] = "1"
-    own = {name: os.environ[name] for name in PER_WORKER if name in os.environ}
+    own = of_worker()
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listening.bind(f"\0{name}")
         listening.listen(64)
     except OSError:  # another worker was the first one
         listening.close()
-        if hand_over(name, words):
+        if hand_over(name, words, own):
             os._exit(0)
         return
     node, own_group = os.getppid(), os.getpgrp() == os.getpid()
@@ -103,13 +125,12 @@ def serve(name: str, words: list[str]) -> None:
     # Ray's C++ library reads it once. A worker of no job, as a node starts some in advance, is given one with its
     # first task.
     os.environ["RAY_JOB_ID"] = "f" * 8
-    for module in IMPORTED:
-        with suppress(ImportError):  # a test may have hidden it: its own worker is to say so
-            __import__(module)
+    _import(IMPORTED)
     signal.signal(signal.SIGCHLD, _reap)
     if os.fork() == 0:
         _become(listening, own_group, words, own)
         return
+    started = 1
     while os.getppid() == node:
         there, _ = listening.accept()
         with there:
@@ -121,6 +142,9 @@ def serve(name: str, words: list[str]) -> None:
             while len(data) < 4 + size:
                 data += there.recv(1 << 16)
             worker = json.loads(data[4:])
+            if started == FEW:
+                _import(IMPORTED_FOR_MANY)
+            started += 1
             if os.fork() == 0:
                 for target, descriptor in enumerate(descriptors):
                     os.dup2(descriptor, target)
@@ -151,6 +175,16 @@ def stand_in(given: dict[str, str]) -> None:
                 ready.data.accept()[0].close()
 
 
+def _import(modules: tuple[str, ...]) -> None:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for module in modules:
+            with suppress(ImportError):  # a test may have hidden it: its own worker is to say so
+                __import__(module)
+
+
 def _end_with_parent() -> None:
     import ctypes
     import signal
@@ -169,6 +203,8 @@ def _become(listening: socket.socket, own_group: bool, words: list[str], env: di
         # A node that gives each worker a process group ends the group with it.
         os.setpgid(0, 0)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for name in of_worker().keys() - env.keys():
+        del os.environ[name]
     os.environ.update(env)
     np.random.seed()
     # Python goes on with the program that it was started with, which is the same for every worker.
