@@ -131,6 +131,11 @@ class SourceConfig(Config):
         return PUBLISHED.get(self.name)
 
     @property
+    def zoomed(self) -> bool:
+        """True if RDED's published results for the source are of zoomed test images: of more than 32 pixels."""
+        return self.name in ("tinyimagenet", "imagenet")
+
+    @property
     def space_key(self) -> str:
         """The pixel space as text, with constants that the settings give; part of fingerprints."""
         given = "" if self.mean is None else f"({', '.join(map(str, (*self.mean, *(self.std or ()))))})"

@@ -13,8 +13,6 @@ from rayddl.methods.training.settings import zoomed
 from rayddl.nets.config import NetConfig
 
 ZOOMED = "test images zoomed as published"
-PUBLISHED_ZOOM = ("tinyimagenet", "imagenet")
-"""Sources of RDED's published results on which zooming changes test images."""
 RESNET = "resnet18 with batch norm initialised as torchvision's"
 SIDES = {"digits": 8, "cifar10": 32, "cifar100": 32, "tinyimagenet": 64, "imagenet": IMAGENET_SIZE}
 """Sides in pixels of sources whose images have one size."""
@@ -27,7 +25,7 @@ def side_of(source: SourceConfig) -> int | None:
 
 def zooms(zoom: bool | None, source: SourceConfig) -> bool:
     """True if test images are zoomed: as set, else if the published results for ``source`` are of zoomed ones."""
-    return source.name in PUBLISHED_ZOOM if zoom is None else zoom
+    return source.zoomed if zoom is None else zoom
 
 
 def tested_on_zoomed(zoom: bool | None, source: SourceConfig, side: int | None) -> Sequence[str]:

@@ -93,7 +93,7 @@ def evaluation(workers: int, units: int, seconds: float) -> Callable[[], None]:
     from rayddl.data.distilled import DistilledSet
     from rayddl.data.pixels.space import fit
     from rayddl.stages.context import Silent
-    from rayddl.stages.evaluate import protocol
+    from rayddl.stages.evaluate import distribution, protocol
     from rayddl.stages.evaluate import worker as students
     from rayddl.stages.evaluate.settings import EvaluateConfig
     from rayddl.stages.runtime import sources as shared
@@ -117,7 +117,7 @@ def evaluation(workers: int, units: int, seconds: float) -> Callable[[], None]:
          "resources": {"num_cpus": 1, "at_once": workers}}
     )  # fmt: skip
     task = protocol.Task(config, made, source, None, 0)
-    return lambda: protocol.judge(task, Folder(tempfile.mkdtemp()), Silent()) and None
+    return lambda: distribution.judge(task, Folder(tempfile.mkdtemp()), Silent()) and None
 
 
 def _scored(image: Any) -> dict[str, Any]:

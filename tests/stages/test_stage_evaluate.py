@@ -18,7 +18,7 @@ from rayddl.data.sources import picking
 from rayddl.methods.training.metrics import Confused
 from rayddl.nets.config import NetConfig
 from rayddl.stages.context import Input
-from rayddl.stages.evaluate import protocol
+from rayddl.stages.evaluate import distribution
 from rayddl.stages.evaluate import stage as evaluate
 from rayddl.stages.evaluate import worker as students
 from rayddl.stages.evaluate.settings import EvaluateConfig
@@ -132,7 +132,7 @@ def test_a_long_training_is_seen_to_go_on(
     stages: Any, picked: Input, tmp_path: Path, told: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Progress counts parts of students, never goes back, and ends with all of them."""
-    monkeypatch.setattr(protocol, "LONG_SECONDS", 1.0)
+    monkeypatch.setattr(distribution, "LONG_SECONDS", 1.0)
     progress = told()
     slow = {"nets": [{"name": "convnet", "depth": 2, "width": 32}], "epochs": 1500}
     stages.evaluate(picked, tmp_path, progress, random=False, seeds=2, together=False, **(QUICK | slow))

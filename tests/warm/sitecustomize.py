@@ -4,8 +4,9 @@ Python imports this module at its start where the folder is on PYTHONPATH, as ``
 imports are three of the four processor seconds that it takes to start, and the tests start hundreds of workers.
 
 Every node (raylet) and runtime environment has a process of its own to fork from: the first worker that the node
-starts. From the third worker on it has imported what the methods and Ray Data need, too. So workers are below their node in the tree of processes and have its environment, as without this module, and
-nothing that a test computes is in the memory that they begin with.
+starts. From the third worker on it has imported what the methods and Ray Data need, too. So workers are below their
+node in the tree of processes and have its environment, as without this module, and nothing that a test computes is in
+the memory that they begin with.
 
 A node's dashboard agent, which serves metrics and jobs, is replaced by a process that listens at its ports and answers
 nothing, unless ``RAYDDL_TEST_AGENT=1``: its imports are as long as a worker's. ``RAYDDL_TEST_WARM=0`` turns both off.

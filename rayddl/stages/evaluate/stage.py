@@ -23,8 +23,9 @@ from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Input, Progress, Result, Silent
 from rayddl.stages.estimates import shown as in_bytes
 from rayddl.stages.evaluate import soft_labels
+from rayddl.stages.evaluate.distribution import judge
 from rayddl.stages.evaluate.figures import BELOW, HOW
-from rayddl.stages.evaluate.protocol import Task, judge, nets_of, settled
+from rayddl.stages.evaluate.protocol import Task, nets_of, settled
 from rayddl.stages.evaluate.settings import EvaluateConfig
 from rayddl.stages.evaluate.soft_labels import Teaching
 from rayddl.stages.runtime import cluster

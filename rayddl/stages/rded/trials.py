@@ -7,7 +7,7 @@ from statistics import fmean
 
 from rayddl.data.distilled import DistilledSet
 from rayddl.stages.context import Context
-from rayddl.stages.evaluate import protocol, soft_labels
+from rayddl.stages.evaluate import distribution, protocol, soft_labels
 from rayddl.stages.evaluate.settings import EvaluateConfig
 from rayddl.stages.rded import stage as rded
 from rayddl.stages.rded.settings import RdedConfig
@@ -69,4 +69,4 @@ class RdedTrials(StageTrials):
             name=name,
             seeds=seeds,
         )
-        return [float(result["accuracy"]) for result in protocol.judge(task, folder, context.progress)]
+        return [float(result["accuracy"]) for result in distribution.judge(task, folder, context.progress)]

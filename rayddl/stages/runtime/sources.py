@@ -22,7 +22,6 @@ from rayddl.data.sources.refusals import refuse_absent_classes
 from rayddl.data.sources.splits import refuse_mixed_sizes
 from rayddl.errors import ArtifactError
 from rayddl.methods.trajectories.expert import Images, encoded
-from rayddl.stages.revisions import zooms
 from rayddl.stages.runtime import shards
 from rayddl.stages.runtime.shards import Batches, Shards
 from rayddl.storage import Folder
@@ -83,7 +82,7 @@ def publish(config: SourceConfig) -> SharedSource:
                 (len(source.train.labels), len(source.test.labels)),
                 source.notes,
                 config.scaling,
-                zooms(None, config),
+                config.zoomed,
             )
         return _published[key]
 
@@ -114,7 +113,7 @@ def _held_out(config: SourceConfig, listed: Listing) -> SharedSource:
         (0 if train is None else len(train), found.count),
         listed.notes,
         config.scaling,
-        zooms(None, config),
+        config.zoomed,
     )
 
 

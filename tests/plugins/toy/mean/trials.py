@@ -3,7 +3,7 @@
 from statistics import fmean
 
 from rayddl.data.distilled import DistilledSet
-from rayddl.stages.evaluate import protocol
+from rayddl.stages.evaluate import distribution, protocol
 from rayddl.stages.evaluate.settings import EvaluateConfig
 from rayddl.stages.runtime.sources import publish
 from rayddl.stages.tune.stages import StageTrials
@@ -50,4 +50,6 @@ class MeanTrials(StageTrials):
             name=name,
             seeds=seeds,
         )
-        return fmean(float(result["accuracy"]) for result in protocol.judge(task, folder, context.progress))
+        return fmean(
+            float(result["accuracy"]) for result in distribution.judge(task, folder, context.progress)
+        )

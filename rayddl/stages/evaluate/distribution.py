@@ -1,0 +1,190 @@
+"""The students of an evaluation, distributed to workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from rayddl.methods.training import softlabels
+from rayddl.methods.training.hard import Protocol
+from rayddl.methods.training.optimisers import SGD_LR
+from rayddl.methods.training.soft import SoftProtocol, published_lr
+from rayddl.methods.training.softlabels import Index, StoredLabels
+from rayddl.nets.config import NetConfig
+from rayddl.nets.cost import eager_seconds, faster_together, forward_flops
+from rayddl.stages.context import Progress
+from rayddl.stages.evaluate import lr_search
+from rayddl.stages.evaluate import worker as students
+from rayddl.stages.evaluate.protocol import DataPerSeed, Task, steps_of, training_data_of
+from rayddl.stages.runtime.slots import Work
+from rayddl.stages.runtime.workers import Workers
+from rayddl.storage import Folder
+
+LONG_SECONDS = 10.0
+"""Students expected to run longer than this many seconds report progress; others need no progress actor."""
+
+
+def judge(task: Task, out: Folder, progress: Progress) -> list[dict[str, Any]]:
+    """The results of all students: training data x networks x seeds, in that order."""
+    config, backend = task.config, task.backend
+    kinds = training_data_of(task)
+    units = len(kinds) * len(task.nets) * len(task.each_seed)
+    share = backend.spread(config.resources, units=units)
+    shared = _shared(task, out, share.threads)
+    trial = largest(task, [data for data, _ in kinds]) if share.per_slot > 1 else None
+    need = None if trial is None else (students.tried, backend.put(shared), *trial)
+    with backend.opened(share, "students", need=need, note=progress.note) as free:
+        return _judged(task, kinds, shared, free, out, progress)
+
+
+def _judged(
+    task: Task, kinds: DataPerSeed, shared: students.Shared, free: Workers, out: Folder, progress: Progress
+) -> list[dict[str, Any]]:
+    nets, put = task.nets, task.backend.put
+    _store_labels(put(shared), kinds[0][0], task, free, progress)
+    found = lr_search.found(
+        task.config, nets, [data for data, _ in kinds], shared, task.backend, free, progress
+    )
+    groups = [
+        group
+        for data, _ in kinds
+        for n, net in enumerate(nets)
+        for group in _grouped(task, data, net, found.get((data.name, net)), f"student-{data.name}-{n}")
+    ]
+    plan = [student for group in groups for student in group]
+    missing = [group for group in groups if any(not out.has(student.file) for student in group)]
+    first = task.each_seed[0]
+    sent = {
+        (data.name, s): put(per_seed(s)) if s == first or data.drawn else None
+        for data, per_seed in kinds
+        for s in task.each_seed
+    }
+
+    def work(group: tuple[students.Student, ...]) -> Work:
+        taught = [sent[s.data, s.seed] or sent[s.data, first] for s in group]
+        if len(group) == 1:
+            return (students.teach, kept, taught[0], group[0])
+        return (students.teach_together, kept, group, *taught)
+
+    before = len(plan) - sum(len(group) for group in missing)
+    # Until the first student is done, or reports.
+    done, shown = (
+        before,
+        "compiling, then the first students" if task.config.compile else "the first students",
+    )
+
+    def show() -> None:
+        # Finished students count fully: a restarted counter has lost their reports.
+        progress.update(max(done, before + counter.done() if counter else 0), len(plan), shown)
+
+    counter = task.backend.counter(show) if _long(task) else None
+    kept = put(replace(shared, counter=counter))
+    show()
+    for group, results in free.each(missing, work, students.named, show):
+        for student, result in zip(group, results if len(group) > 1 else [results], strict=True):
+            done += 1
+            shown = (
+                f"{student.data} {student.net.label} seed {student.seed}: {100 * result['accuracy']:.1f} %"
+            )
+            show()
+    return [out.read_json(student.file) for student in plan]
+
+
+def _grouped(
+    task: Task, data: students.TrainingData, net: NetConfig, found: float | None, name: str
+) -> list[tuple[students.Student, ...]]:
+    """The students of a network, one per seed, in groups that are trained together."""
+    lr = found or _lr(task, data, net)
+    everyone = tuple(students.Student(data.name, net, s, f"{name}-{s}.json", lr) for s in task.each_seed)
+    return [everyone] if _trained_together(task, data, net) else [(student,) for student in everyone]
+
+
+def _trained_together(task: Task, data: students.TrainingData, net: NetConfig) -> bool:
+    shown = data.picked if data.picked is not None else data.images
+    config, protocol = task.config, data.protocol
+    if not config.together or len(task.each_seed) == 1 or shown is None or not isinstance(protocol, Protocol):
+        return False
+    batch, classes = min(protocol.batch, len(shown)), len(task.source.classes)
+    return faster_together(net, task.source.shape, classes, batch=batch, compile_=bool(config.compile))
+
+
+def _lr(task: Task, data: students.TrainingData, net: NetConfig) -> float | None:
+    if isinstance(data.protocol, Protocol):
+        return None
+    return task.config.lr or (SGD_LR if task.config.optimizer == "sgd" else published_lr(net.name))
+
+
+def _long(task: Task) -> bool:
+    """True if one student is expected to take longer than :data:`LONG_SECONDS`."""
+    classes, (batch, steps) = len(task.source.classes), steps_of(task)
+    if task.config.whole:
+        return True
+    seconds = (eager_seconds(net, task.shape, classes, steps=steps, batch=batch) for net in task.nets)
+    return max(seconds) > LONG_SECONDS
+
+
+def _shared(task: Task, out: Folder, threads: int) -> students.Shared:
+    import ray
+
+    config, teaching = task.config, task.teaching
+    observer = None if teaching is None else teaching.observer
+    return students.Shared(
+        task.source,
+        ray.put(task.made.space),
+        out,
+        task.seed,
+        config.precision,
+        bool(config.compile),
+        threads,
+        None if teaching is None else teaching.frame,
+        None if observer is None else ray.put(observer),
+        best=config.report == "best",
+    )
+
+
+def largest(
+    task: Task, kinds: Sequence[students.TrainingData]
+) -> tuple[students.TrainingData, NetConfig] | None:
+    """Training data of one batch, and the most expensive network: a student's memory is measured with them.
+
+    ``None`` if soft labels are not stored yet.
+    """
+    shown = kinds[0]
+    if shown.images is None or shown.stored is not None:
+        return None
+    batch = max(getattr(data.protocol, "batch", 1) for data in kinds)
+    some = torch.arange(batch) % len(shown.images)
+    labels = None if shown.labels is None else shown.labels[some]
+    protocol = shown.protocol.model_copy(update={"epochs": 1, "batch": batch})
+    data = replace(shown, name="tried", images=shown.images[some], labels=labels, protocol=protocol)
+    work = [forward_flops(net, task.shape, len(task.source.classes)) for net in task.nets]
+    return data, task.nets[work.index(max(work))]
+
+
+def _store_labels(
+    shared: Any, data: students.TrainingData, task: Task, free: Workers, progress: Progress
+) -> None:
+    """Compute the missing files of stored soft labels. Raises :class:`ArtifactError` for labels of other images."""
+    if data.stored is None:
+        return
+    images, protocol = data.images, data.protocol
+    assert images is not None
+    if not softlabels.has_labels(data.stored):
+        assert isinstance(protocol, SoftProtocol)
+        assert task.teaching is not None
+        index = Index.of(images, task.source.classes, task.teaching.frame, protocol, task.config.label_top)
+        missing = [part for part in index.parts() if not data.stored.has(part[0])]
+        sent = task.backend.put(data)
+
+        def work(part: Any) -> Work:
+            return (students.label, shared, sent, index, part)
+
+        for done, _ in enumerate(free.each(missing, work, lambda part: f"labels {part[0]}"), 1):
+            progress.update(0, 1, f"soft labels: {done} of {len(missing)} files")
+        softlabels.finish(data.stored, index)
+    labels = StoredLabels(data.stored)
+    labels.refuse_other_images(images)
+    labels.refuse_fewer(protocol.epochs, task.source.classes)
