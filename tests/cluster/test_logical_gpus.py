@@ -109,7 +109,9 @@ def run_every_kind(bench: Any, folder: Path, address: str, *options: str, **envi
 def everything(bench: Any, gpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Every stage kind, on logical GPUs."""
     folder = tmp_path_factory.mktemp("kinds")
-    return run_every_kind(bench, folder, gpus.address, **switched(folder))
+    # A whole GPU for the matching, whose short evaluations take a part of it.
+    whole = "distill.resources.num_gpus=1"
+    return run_every_kind(bench, folder, gpus.address, "--set", whole, **switched(folder))
 
 
 @pytest.fixture(scope="module")

@@ -34,8 +34,11 @@ class Group:
         """Arguments of ``.options(...)`` for an actor on the reserved share of the first GPU; ``None`` without GPUs."""
         if not self.share.gpus:
             return None
-        kept = self.share.beside
-        return {"num_cpus": kept, "num_gpus": BESIDE, "scheduling_strategy": self._strategy(0)}
+        share = self.share
+        left = share.slots[0]["GPU"] - share.per_slot * share.num_gpus
+        # Workers of several whole GPUs leave none: Ray knows no 1.75 GPUs.
+        num_gpus = BESIDE if left > BESIDE - 1e-6 else 0.0
+        return {"num_cpus": share.beside, "num_gpus": num_gpus, "scheduling_strategy": self._strategy(0)}
 
     def close(self) -> None:
         """Release the resources, which ends their actors."""

@@ -48,7 +48,9 @@ class Share:
     gpus: int = 0
     """The number of GPU slots; 0 if workers have no GPU."""
     beside: float = 0.0
-    """CPUs reserved in the first slot for short evaluations, with :data:`BESIDE` of its GPU."""
+    """CPUs reserved in the first slot for short evaluations, with :data:`BESIDE` of its GPU if workers leave it."""
+    part: float = 1.0
+    """The share of a GPU that a slot has, where other stages may use the rest."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -70,7 +72,7 @@ class Share:
     def slots(self) -> tuple[Mapping[str, float], ...]:
         """The resources of each slot, by Ray's names."""
         whole = {
-            "GPU": max(1.0, self.num_gpus),
+            "GPU": max(self.part, self.num_gpus),
             "CPU": _rounded(self.per_slot * self.num_cpus),
             "memory": float(self.per_slot * (self.memory or 0)),
         }
@@ -135,7 +137,10 @@ def spread(asked: Resources, have: Capacity, *, units: int, gpu: bool = True, fi
     sharing = max(1, min(sharing, most))
     num_cpus = min(1.0, _rounded(beside / sharing)) if asked.num_cpus is None else asked.num_cpus
     num_gpus = _rounded(1 / sharing) if asked.num_gpus is None else per_gpu
-    return Share(num_cpus, num_gpus, asked.memory, min(wanted, count * sharing), gpus=min(count, wanted))
+    at_once, gpus = min(wanted, count * sharing), min(count, wanted)
+    return Share(
+        num_cpus, num_gpus, asked.memory, at_once, gpus=gpus, part=_part(asked, have, sharing * num_gpus)
+    )
 
 
 def alone(asked: Resources, have: Capacity) -> Share:
@@ -159,12 +164,14 @@ def together(asked: Resources, have: Capacity, *, workers: int, beside: bool = F
     most = workers if asked.num_gpus is None else int(1 / per_gpu + 1e-6) if per_gpu < 1 else 1
     sharing = min(-(-workers // count), most)
     slots = max(min(workers, count), -(-workers // sharing))
-    room = _cpus_beside(have, each, slots)
+    free = 1 - BESIDE if beside and per_gpu <= 1 else 1.0
+    most_gpus = _rounded(free / sharing)
+    num_gpus = most_gpus if asked.num_gpus is None else min(per_gpu, most_gpus) if per_gpu <= 1 else per_gpu
+    part = _part(asked, have, sharing * num_gpus + 1 - free)
+    room = _cpus_beside(have, each, slots) * part
     kept = min(1.0, _rounded(room / 2)) if beside else 0.0
     num_cpus = asked.num_cpus or _whole(_rounded((room - kept) / sharing))
-    free = 1 - BESIDE if beside and per_gpu <= 1 and asked.num_gpus is None else 1.0
-    num_gpus = _rounded(free / sharing) if asked.num_gpus is None else per_gpu
-    return Share(num_cpus, num_gpus, asked.memory, workers, gpus=slots, beside=kept)
+    return Share(num_cpus, num_gpus, asked.memory, workers, gpus=slots, beside=kept, part=part)
 
 
 def streamed(asked: Resources, decoders: Resources, have: Capacity) -> tuple[Share, Share | None]:
@@ -188,6 +195,14 @@ def streamed(asked: Resources, decoders: Resources, have: Capacity) -> tuple[Sha
     fits = int(sum(max(0.0, value) / free + 1e-6 for value in left)) if free > 0 else 1
     cutters = Share(free, 0.0, decoders.memory, max(1, min(fits, decoders.at_once or fits)))
     return judges, cutters
+
+
+def _part(asked: Resources, have: Capacity, needed: float) -> float:
+    """The share of a GPU that a slot takes: ``needed`` if a fraction is set and there is a single GPU, which other
+    stages then use at the same time; else a whole one, since Ray would pack slots of a part onto the same GPU.
+    """
+    divided = asked.num_gpus is not None and asked.num_gpus < 1 and have.total("GPU") == 1
+    return min(1.0, math.ceil(needed * 1000 - 1e-6) / 1000) if divided else 1.0
 
 
 def _gpu_of(asked: Resources, have: Capacity) -> float:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from rayddl.pipeline.definition import load as definition
-from rayddl.stages.runtime import cluster, sizes
+from rayddl.stages.runtime import cluster, groups, sizes
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask, Resources, Share
 from tests.unit.cluster_shapes import kuberay_shapes, launcher_shapes, small
@@ -109,6 +109,34 @@ def test_units_are_spread_before_gpus_are_shared(
     assert (share.gpus, share.at_once, share.per_slot) == (gpus, at_once, per_slot)
 
 
+@pytest.mark.parametrize("asked_for", [None, 0.2, 0.5, 0.9, 1, 2])
+@pytest.mark.parametrize("gpus", [1, 2, 4])
+def test_short_evaluations_fit_next_to_the_workers(
+    asked_for: float | None, gpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the first GPU, whatever its workers request; next to workers of several GPUs they have none."""
+    if (asked_for or 0) > gpus:
+        return
+    share = sizes.together(Resources(num_gpus=asked_for), of(1, 12, gpus), workers=1, beside=True)
+    monkeypatch.setattr(groups.cluster, "held", lambda needs, what: None)
+    group = groups.Group(share, "match")
+    monkeypatch.setattr(group, "_strategy", lambda index: index)
+    options = group.beside()
+    assert options is not None
+    slot = share.slots[0]
+    assert share.per_slot * share.num_gpus + options["num_gpus"] <= slot["GPU"] + 1e-6
+    assert share.per_slot * share.num_cpus + options["num_cpus"] <= slot["CPU"] + 1e-6
+    assert (options["num_gpus"] > 0) == (share.num_gpus <= 1)
+
+
+def test_stages_of_parts_share_a_single_gpu() -> None:
+    """Three matches of a quarter with a quarter for evaluations do not all fit, two do; on two GPUs each has one."""
+    quarter, have = Resources(num_gpus=0.25), of(1, 16, 1)
+    needs = sizes.together(quarter, have, workers=1, beside=True).needs
+    assert have.fits(needs) == 2
+    assert sizes.together(quarter, of(1, 16, 2), workers=1, beside=True).needs["GPU"] == 1.0
+
+
 def test_what_is_asked_for_counts() -> None:
     """A share of a GPU, CPUs and a bound that the settings give are kept, and spread all the same."""
     share = sizes.spread(Resources(num_gpus=0.5, num_cpus=2, at_once=3), of(2, 8, 2), units=9)
@@ -201,14 +229,25 @@ MEMORY = Capacity(({"CPU": 8.0, "memory": 20.0},))
             Share(0.5, 0.75, None, 1, gpus=1, beside=0.5),
         ),
         (sizes.together(asked(num_gpus=0.5), of(1, 12, 2), workers=5), Share(3.0, 0.5, None, 5, gpus=3)),
-        (sizes.together(asked(num_gpus=0.3), of(1, 12, 1), workers=5), Share(2.0, 0.3, None, 5, gpus=2)),
+        (
+            sizes.together(asked(num_gpus=0.3), of(1, 12, 1), workers=5),
+            Share(2.0, 0.3, None, 5, gpus=2, part=0.9),
+        ),
         (
             sizes.together(asked(num_gpus=1, memory=5), of(1, 12, 2), workers=2, beside=True),
-            Share(5.0, 1.0, 5, 2, gpus=2, beside=1.0),
+            Share(5.0, 0.75, 5, 2, gpus=2, beside=1.0),
         ),
         (
             sizes.together(asked(num_gpus=2), of(1, 12, 4), workers=2, beside=True),
             Share(5.0, 2.0, None, 2, gpus=2, beside=1.0),
+        ),
+        (
+            sizes.together(asked(num_gpus=0.25), of(1, 16, 1), workers=1, beside=True),
+            Share(3.0, 0.25, None, 1, gpus=1, beside=1.0, part=0.5),
+        ),
+        (
+            sizes.spread(asked(num_gpus=0.25), of(1, 16, 1), units=2),
+            Share(1.0, 0.25, None, 2, gpus=1, part=0.5),
         ),
         (sizes.together(asked(num_gpus=2), of(1, 12, 4), workers=5), Share(6.0, 2.0, None, 5, gpus=5)),
         (sizes.together(ANY, MIXED, workers=3), Share(4.0, 1.0, None, 3, gpus=3)),
