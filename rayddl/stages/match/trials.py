@@ -26,7 +26,7 @@ from rayddl.stages.settings import StageConfig
 from rayddl.stages.tune.settings import TuneConfig, configured
 from rayddl.stages.tune.space import Settings
 from rayddl.stages.tune.store import MADE
-from rayddl.stages.tune.trial import HELD_OUT, Ticket
+from rayddl.stages.tune.trial import HELD_OUT, Ticket, over_seeds
 from rayddl.storage import Folder
 
 EXPERTS = "work/experts"
@@ -118,7 +118,7 @@ class MatchTrial:
         kept, seeds = self._worker.standing(), range(self._job.config.evaluate_seeds)
         accuracies = [taught(self._job, kept, "short", seed, f"student-{until:06d}") for seed in seeds]
         losses = self._worker.rows(until)["loss"][-match.FIRST_AND_LAST :]
-        return {"accuracy": fmean(accuracies), "loss": fmean(losses), "lr_student": where.lr}
+        return {**over_seeds(accuracies), "loss": fmean(losses), "lr_student": where.lr}
 
     def save(self) -> bytes:
         """The complete state of the run: the current state, the last good state, and the rows."""

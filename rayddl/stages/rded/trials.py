@@ -32,10 +32,10 @@ def trials(
 class RdedTrials(StageTrials):
     """Makes trials of an rded stage."""
 
-    def run(self, ticket: Ticket) -> float:
-        """Select and stitch the images, and return the mean accuracy of short student trainings."""
+    def run(self, ticket: Ticket) -> Sequence[float]:
+        """Select and stitch the images, and return the accuracies of short student trainings."""
         rded.run(self.template(ticket), self.here(ticket, ticket.folder.child(MADE)))
-        return fmean(self._judged(ticket, ticket.folder, "short", range(self.config.students.seeds)))
+        return self._judged(ticket, ticket.folder, "short", range(self.config.students.seeds))
 
     def held_out(self, ticket: Ticket, seed: int) -> float:
         """The accuracy of a student of the trial's set with seed ``seed``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from rayddl.seeds import derive
@@ -29,9 +29,9 @@ def trials(
 class TeacherTrials(StageTrials):
     """Makes trials of a teacher stage."""
 
-    def run(self, ticket: Ticket) -> float:
+    def run(self, ticket: Ticket) -> Sequence[float]:
         """Train the observer, and return its accuracy."""
-        return self._trained(ticket, self.here(ticket, ticket.folder.child(MADE)))
+        return (self._trained(ticket, self.here(ticket, ticket.folder.child(MADE))),)
 
     def held_out(self, ticket: Ticket, seed: int) -> float:
         """The accuracy of the same training with seed ``seed``."""

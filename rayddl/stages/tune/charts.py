@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rayddl.report import numbers, scales
-from rayddl.report.charts import Chart, Dots, Hint, Line
+from rayddl.report.charts import Chart, Dots, Hint, Line, Mark, Spots, Whiskers
 from rayddl.report.parallel import Axis, Parallel
 from rayddl.report.run import Place, ReportedStage
 from rayddl.report.sections import slug
 from rayddl.report.values import Columns
+from rayddl.stages.tune.store import DEVIATION
+
+TINTS = ("set", "loss", "experts", "whole", "random")
+"""Colours of the lines of a grid search."""
+LONG = 1e6
+"""Whole numbers from here on are written with four digits."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,103 @@ def _slice(searched: Tune, key: str, name: str, values: Sequence[float | str | N
     )
 
 
+def grid(searched: Tune, key: str) -> Chart | None:
+    """The metric of a grid search against one setting, with a line for each value of the other.
+
+    ``None`` for a search of another kind, and for more than two settings of several values, or more lines than
+    :data:`TINTS`.
+    """
+    space, searcher = (searched.stage.summary.get(k) for k in ("space", "searcher"))
+    if searcher != "grid" or not isinstance(space, dict):
+        return None
+    lists = {name: found for name, entry in space.items() if len(found := _listed(entry)) > 1}
+    if not 1 <= len(lists) <= 2:
+        return None
+    # Numbers of more values lie along the axis.
+    across, *others = sorted(lists, key=lambda name: (not _numbers(lists[name]), -len(lists[name])))
+    lines = lists[others[0]] if others else [None]
+    if len(lines) > len(TINTS):
+        return None
+    axis = Axis(across, lists[across])
+    texts = () if _numbers(lists[across]) else tuple(as_text(value) for value in lists[across])
+    log = not texts and scales.spans_decades(float(v or 0.0) for v in axis.values)
+    columns = {name: as_values(searched.settings[name]) for name in lists}
+    marks: list[Mark] = []
+    hints: list[Hint] = []
+    for tint, wanted in zip(TINTS, lines, strict=False):
+        rows = [
+            (float(texts.index(str(columns[across][i])) if texts else columns[across][i] or 0.0), i)
+            for i in range(len(searched.trials["trial"]))
+            if _sound(searched, i)
+            and columns[across][i] is not None
+            and (not others or columns[others[0]][i] == wanted)
+        ]
+        rows.sort()
+        named = f"{others[0]} {as_text(wanted)}" if others else ""
+        marks += _line(searched, rows, tint, named)
+        hints += [
+            Hint(
+                x,
+                f"{named}{', ' if named else ''}{across} {as_text(columns[across][i])}: {_measured(searched, i)}",
+            )
+            for x, i in rows
+        ]
+    metric = str(searched.stage.summary.get("metric", "metric")).capitalize()
+    title = f"{metric} by {' and '.join([across, *others])}"
+    xs = [hint.x for hint in hints]
+    return Chart(
+        key=f"{key}-grid",
+        title=title,
+        summary=f"{title}: {'; '.join(hint.text for hint in hints)}.",
+        x_label=across + (" (logarithmic)" if log else ""),
+        marks=tuple(marks),
+        note="Dot: a trial at its last report. Whisker: ± one deviation of its students.",
+        shares=shares(searched),
+        x_range=(-0.5, len(texts) - 0.5) if texts else scales.padded(xs, log),
+        x_log=log,
+        x_names=texts,
+        hints=tuple(hints),
+    )
+
+
+def _line(searched: Tune, rows: Sequence[tuple[float, int]], tint: str, name: str) -> list[Mark]:
+    x, y = [at for at, _ in rows], [float(searched.trials["value"][i]) for _, i in rows]
+    found: list[Mark] = [Line(x, y, label=True, tint=tint, name=name), Spots(x, y, tint)] if rows else []
+    std = [_deviation(searched, i) for _, i in rows]
+    known = [k for k, each in enumerate(std) if math.isfinite(each)]
+    low, high = ([y[k] + sign * std[k] for k in known] for sign in (-1, 1))
+    return [*found, Whiskers([x[k] for k in known], low, high, tint)] if known else found
+
+
+def _measured(searched: Tune, i: int) -> str:
+    value, std = float(searched.trials["value"][i]), _deviation(searched, i)
+    if math.isfinite(std) and shares(searched):
+        return numbers.spread(value, std, True)
+    return figure(searched, value)
+
+
+def _deviation(searched: Tune, i: int) -> float:
+    """The standard deviation over the students of a trial; NaN if there is one student, or another metric."""
+    column = searched.trials.get(DEVIATION) if shares(searched) else None
+    return math.nan if column is None else float(column[i])
+
+
+def _listed(entry: Any) -> list[float | str | None]:
+    """The values of a list of the space, as the column of trials has them."""
+    values = list(entry.get("grid") or entry.get("choice") or ())
+    if any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
+        return [v if isinstance(v, str) else json.dumps(v) for v in values]
+    return [float(v) for v in values]
+
+
+def _numbers(values: Sequence[float | str | None]) -> bool:
+    return all(isinstance(v, float) for v in values)
+
+
+def _sound(searched: Tune, i: int) -> bool:
+    return str(searched.trials["ended"][i]) not in ("diverged", "failed")
+
+
 def _logarithmic(searched: Tune, name: str) -> bool:
     return "loguniform" in ((searched.stage.summary.get("space") or {}).get(name) or {})
 
@@ -169,4 +273,6 @@ def as_values(column: Any) -> list[float | str | None]:
 
 def as_text(value: float | str | None) -> str:
     """A setting's value as text."""
-    return numbers.ABSENT if value is None else value if isinstance(value, str) else numbers.figure(value, 4)
+    if value is None or isinstance(value, str):
+        return value or numbers.ABSENT
+    return numbers.count(value) if value.is_integer() and abs(value) < LONG else numbers.figure(value, 4)

@@ -230,6 +230,9 @@ def summary(
         "template": context.templates[config.of].kind,
         "metric": search.metric,
         "mode": search.mode,
+        "metrics": sorted(
+            {name for row in rows.values() for report in row.reports for name in report.metrics}
+        ),
         "searcher": search.searcher,
         "scheduler": search.scheduler,
         "length": search.stops[-1],

@@ -21,7 +21,7 @@ from rayddl.stages.context import Input
 from rayddl.stages.finished import as_stage, columns, pictures
 from rayddl.stages.tune import charts
 from rayddl.stages.tune.charts import Tune
-from rayddl.stages.tune.store import SETTING
+from rayddl.stages.tune.store import DEVIATION, SETTING
 
 ENDED = {
     "whole": "to the end",
@@ -40,11 +40,12 @@ PROGRESS = ("trial", "iteration", "metric", "seconds")
 def read(found: Input) -> Tune:
     """Read a finished search."""
     searched = [f"{SETTING}{key}" for key in found.summary["space"]]
-    trials = columns(found, "trials.parquet", (*TRIALS, *searched))
+    spread = (DEVIATION,) if DEVIATION in (found.summary.get("metrics") or ()) else ()
+    trials = columns(found, "trials.parquet", (*TRIALS, *spread, *searched))
     made = found.folder.child("set")
     return Tune(
         as_stage(found, TINT),
-        {name: trials[name] for name in TRIALS},
+        {name: trials[name] for name in (*TRIALS, *spread)},
         columns(found, "progress.parquet", PROGRESS),
         {key: trials[f"{SETTING}{key}"] for key in found.summary["space"]},
         pictures=pictures(DistilledSet.load(made)) if made.has("set.json") else None,
@@ -68,6 +69,8 @@ def section(searched: Tune, alone: bool, budget: int) -> Section:
     key = slug("tune", stage.name)
     table = _table(searched)
     folded = len(table.rows) > OPEN_TRIALS
+    found = charts.grid(searched, key)
+    drawings = (charts.progress(searched, key), *((found,) if found else charts.slices(searched, key)))
     panels = tuple(panel for panel in (_duel(searched), _importance(searched)) if panel is not None)
     drawn = searched.pictures
     return Section(
@@ -79,9 +82,7 @@ def section(searched: Tune, alone: bool, budget: int) -> Section:
         facts=tuple(_facts(searched)),
         panels=panels,
         gallery=gallery(drawn, f"{stage.folder}/set/images", budget) if drawn and len(drawn.labels) else None,
-        charts=tuple(
-            c for c in (charts.progress(searched, key), *charts.slices(searched, key)) if not c.empty
-        ),
+        charts=tuple(c for c in drawings if not c.empty),
         parallel=charts.parallel(searched, key) if len(searched.trials["trial"]) > 1 else None,
         tables=() if folded else (table,),
         folded=(table,) if folded else (),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from rayddl.stages.runtime.sources import SharedSource, adopt
 from rayddl.stages.settings import StageConfig
 from rayddl.stages.tune.settings import TuneConfig, configured
 from rayddl.stages.tune.space import Settings
-from rayddl.stages.tune.trial import Ticket
+from rayddl.stages.tune.trial import Ticket, over_seeds
 from rayddl.storage import Folder
 
 
@@ -46,8 +46,8 @@ class StageTrials(ABC):
         return replace(self.context, out=out, backend=InProcess(ticket.threads))
 
     @abstractmethod
-    def run(self, ticket: Ticket) -> float:
-        """Run the stage into the folder ``made`` of the trial, and return the metric of its output, in [0, 1]."""
+    def run(self, ticket: Ticket) -> Sequence[float]:
+        """Run the stage into the folder ``made`` of the trial, and return its output's accuracies, one per seed."""
 
     @abstractmethod
     def held_out(self, ticket: Ticket, seed: int) -> float:
@@ -63,7 +63,7 @@ class StageTrial:
     def reach(self, until: int) -> Mapping[str, float]:
         """Run the stage, which resumes from files of an earlier attempt in the trial's folder."""
         del until
-        return {"accuracy": self._trials.run(self._ticket)}
+        return over_seeds(self._trials.run(self._ticket))
 
     def save(self) -> bytes:
         """Empty: the stage's files are its state."""

@@ -23,6 +23,8 @@ from rayddl.storage import Folder
 TRIALS, WORK = "trials", "work"
 REPORTS, STATE, MADE = "reports.json", "state", "made"
 CLOCK = "clock.json"
+DEVIATION = "accuracy_std"
+"""The metric and the column of the standard deviation over the students of a trial."""
 SETTING = "setting."
 """Prefix of the columns of searched settings in the table of trials."""
 

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from rayddl.errors import DivergedError, RayddlError
 from rayddl.stages.tune.plan import Search
 from rayddl.stages.tune.space import Settings
-from rayddl.stages.tune.store import REPORTS, STATE, Book, Ended, Report, Row
+from rayddl.stages.tune.store import DEVIATION, REPORTS, STATE, Book, Ended, Report, Row
 from rayddl.storage import Folder
 
 HELD_OUT = "held out"
@@ -74,6 +75,12 @@ class Work:
     out: Folder
     """The stage's folder."""
     threads: int
+
+
+def over_seeds(accuracies: Sequence[float]) -> dict[str, float]:
+    """The metrics of a report: the mean over seeds and, of several, the standard deviation."""
+    found = {"accuracy": statistics.fmean(accuracies)}
+    return found | ({DEVIATION: statistics.pstdev(accuracies)} if len(accuracies) > 1 else {})
 
 
 class Running:

@@ -228,8 +228,9 @@ def test_the_observer_is_named_as_that_of_an_evaluation() -> None:
 def test_what_does_not_fit_is_refused_before_work_begins(run: Runs) -> None:
     """Layers, sizes, classes, and classes without an anchor."""
     one = {"one": TEACHERS["one"]}
-    with raises("no-such-layer"):
-        run(teachers=one, layers=["blocks.7"])
+    for layer in ("blocks.7", ""):
+        with raises("no-such-layer"):
+            run(teachers=one, layers=[layer])
     with raises("observer-of-another-size"):
         run(teachers={"large": observer(CONVNET, 16)})
     with raises("anchors-of-another-source"):

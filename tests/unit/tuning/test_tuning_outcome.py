@@ -193,3 +193,26 @@ def test_the_live_line_says_how_far_the_search_is(work):
     TrialRows(w, SimpleNamespace(), budget, progress).show(2)
 
     assert said == [(3, 4, "2 running, 1 stopped early, 1 diverged, best 50.0 % (trial 0), 10 min left")]
+
+
+def test_deviations_over_students_are_read_from_the_tables(defined):
+    """Where trials had several students; their column is read with those that all searches have."""
+    from rayddl.stages.context import Input
+    from rayddl.stages.tune import report
+    from rayddl.stages.tune.store import DEVIATION
+    from rayddl.stages.tune.trial import over_seeds
+
+    assert over_seeds([0.4, 0.8]) == pytest.approx({"accuracy": 0.6, DEVIATION: 0.2})
+    assert over_seeds([0.4]) == {"accuracy": 0.4}
+    for spread in (over_seeds([0.4]), over_seeds([0.4, 0.8])):
+        reports = (Report(40, spread["accuracy"], spread, 1.0),)
+        trial = Row(0, {"lr_image": 2.0}, "whole", spread["accuracy"], 40, 1.0, reports)
+        outcome.write_tables(defined.out, defined.search, [trial])
+        summary = outcome.summary(
+            defined.config, defined.context, defined.search, {0: trial}, Winner(trial, trial, [0.6], [])
+        )
+        found = report.read(Input("search", "tune", defined.out, {}, summary))
+        assert summary["metrics"] == sorted(spread)
+        assert [float(v) for v in found.trials.get(DEVIATION, ())] == [
+            v for k, v in spread.items() if k == DEVIATION
+        ]

@@ -26,7 +26,7 @@ class MeanTrials(StageTrials):
         return self._judged(ticket, ticket.folder, "short", range(self.config.students.seeds))
 
     def held_out(self, ticket, seed):
-        return self._judged(ticket, ticket.folder.child(f"held-out-{seed}"), HELD_OUT, (seed,))
+        return fmean(self._judged(ticket, ticket.folder.child(f"held-out-{seed}"), HELD_OUT, (seed,)))
 
     def _judged(self, ticket, folder, name, seeds):
         made, asked = DistilledSet.load(ticket.folder.child(MADE).child("set")), self.config.students
@@ -50,6 +50,4 @@ class MeanTrials(StageTrials):
             name=name,
             seeds=seeds,
         )
-        return fmean(
-            float(result["accuracy"]) for result in distribution.judge(task, folder, context.progress)
-        )
+        return [float(result["accuracy"]) for result in distribution.judge(task, folder, context.progress)]
