@@ -58,7 +58,9 @@ class Estimates:
         head = f"expected on this machine: {machine.cpus} CPUs, {_size(machine.memory)} free, {gpus}"
         notes = [f"{name}: {note}" for name, found in known.items() for note in found.notes]
         if any(found.memory and not found.measured for found in known.values()):
-            notes.append("~ is an estimate by formula; with --measure a matching step is tried")
+            notes.append(
+                "memory is the peak of each worker, ~ an estimate by formula; with --measure a matching step is tried"
+            )
         notes.extend(self._whole())
         rows = [{"stage": name, **_expected(found)} for name, found in self.stages.items()]
         shown = [Text(f"warning: {line}", "yellow") for line in cautions.lines(self.warnings)]
@@ -106,8 +108,7 @@ def _expected(found: Estimate | None) -> dict[str, str]:
         "takes": "?" if found.seconds is None else duration(found.seconds),
         "work": found.work,
         "at once": str(found.at_once),
-        "peak memory each": f"{peak} {'measured' if found.measured else ''}".strip(),
-        "of": found.device,
+        f"{'GPU ' if found.device == 'GPU' else ''}memory": peak,
         "written": "?" if found.written is None else f"~{_size(found.written)}",
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
@@ -18,6 +19,9 @@ PIPED_WIDTH = 240
 
 _WHOLE = 40
 """Characters of a column of numbers up to which it is not wrapped."""
+_NUMBER = re.compile(r"[-+±~]?\d")
+_WORD = re.compile(r"[^\W\d_]{5,}")
+"""What makes a cell that begins with a number a text; units are shorter."""
 _STATE_STYLES = {
     "done": "green",
     "cached": "green",
@@ -87,4 +91,5 @@ def _cell(column: str, value: str) -> Text:
 
 
 def _is_figure(text: str) -> bool:
-    return not text or text[0].isdigit() or (text[0] in "-+±" and text[1:2].isdigit())
+    """True for a number with its unit, an estimate (``~3 min``), what is unknown (``?``), and nothing."""
+    return not text or text == "?" or (_NUMBER.match(text) is not None and _WORD.search(text) is None)

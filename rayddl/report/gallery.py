@@ -35,8 +35,7 @@ def sets_gallery(sets: Sequence[tuple[str, Pictures]], budget: int) -> SetsGalle
     kept = evenly(range(len(classes)), CLASSES)
     each = budget // (len(sets) * max(1, len(kept)))
     rows = tuple(
-        (classes[c], tuple(strip(made, c, IMAGES, each, f"{label}, {classes[c]}") for label, made in sets))
-        for c in kept
+        (classes[c], tuple(_cell(label, made, classes, c, each) for label, made in sets)) for c in kept
     )
     some = [f"{numbers.counted(len(kept), 'class')} of {len(classes)}"] if len(kept) < len(classes) else []
     if any(len(made.labels) > IMAGES * len(classes) for _, made in sets):
@@ -47,3 +46,12 @@ def sets_gallery(sets: Sequence[tuple[str, Pictures]], budget: int) -> SetsGalle
         tuple(label for label, _ in sets), rows, 48 if side < 48 else min(side, 72),
         f"{text[:1].upper()}{text[1:]}." if text else "",
     )  # fmt: skip
+
+
+def _cell(label: str, made: Pictures, classes: Sequence[str], c: int, each: int) -> ImageGroup | None:
+    """The images of class ``c``; ``None`` for a set of other data that has no class of that name."""
+    alike = len(made.classes) == len(classes)
+    if not alike and classes[c] not in made.classes:
+        return None
+    own = c if alike else list(made.classes).index(classes[c])
+    return strip(made, own, IMAGES, each, f"{label}, {classes[c]}")

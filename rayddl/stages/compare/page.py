@@ -127,7 +127,7 @@ def sections(comparison: Comparison, budget: int) -> Iterator[Section]:
         yield Section(
             key="mistakes", title="Mistakes", made_by=links,
             lead=f"What students of each set take for what: {net_name(nets_of(found)[0])}, all seeds together. Rows "
-            "are the true classes, columns the answers; a darker field is a larger share of its row.",
+            "are the true classes, columns the answers; a field of stronger colour is a larger share of its row.",
             matrices=tuple(made for _, made in matrices),
             tables=(_mistakes(matrices),),
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,16 @@ class TestRuns:
         found = estimating.estimate(planned("quickstart-compare", tmp_path))
 
         assert all(one and one.seconds for one in found.stages.values())
+
+    def test_the_table_fits_eighty_columns(self, here: Any, tmp_path: Path) -> None:
+        """Work is wrapped where needed; names, times and sizes are whole."""
+        text = as_text(estimating.estimate(planned("quickstart-tune", tmp_path)).__rich__(), 80)
+        (search,) = [line for line in text.splitlines() if line.startswith("search ")]
+
+        assert max(map(len, text.splitlines())) <= 80
+        assert search.split()[1:3] == ["~75", "s"]
+        assert re.search(r"~\d+ MiB +\?$", search)
+        assert "written" in text
 
     def test_stages_side_by_side_share_the_machine(self, tmp_path: Path) -> None:
         """A run takes its longest chain, or the work of all stages where this is more."""

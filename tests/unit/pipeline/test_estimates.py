@@ -238,7 +238,7 @@ class TestKinds:
         text = as_text(found.__rich__())
         assert text.splitlines()[1].startswith("expected on this machine: ")
         assert "8 experts × 20 epochs" in text
-        assert "~ is an estimate by formula; with --measure a matching step is tried" in text
+        assert "~ an estimate by formula; with --measure a matching step is tried" in text
 
 
 class TestMeasuring:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rayddl.report.gallery import sets_gallery
 from rayddl.report.pictures import data_uri, gallery, mosaic
 from rayddl.report.values import Pictures
 
@@ -110,3 +111,19 @@ def test_same_pixels_give_the_same_bytes() -> None:
 
     assert data_uri(pixels) == data_uri(pixels)
     assert data_uri(pixels, 80) == data_uri(pixels, 80)
+
+
+def test_a_gallery_of_sets_of_other_classes_goes_by_name(make: Any) -> None:
+    """A set of fewer classes has its pictures in the rows of their names, and none in others; equally many classes may
+    have other names.
+    """
+    first, fewer = make.pictures(("a", "b", "c"), 1, 8, 1), make.pictures(("c", "d"), 1, 8, 1)
+    alike = make.pictures(("x", "y", "z"), 1, 8, 1)
+    found = sets_gallery([("first", first), ("fewer", fewer), ("alike", alike)], 10**6)
+
+    assert found is not None
+    assert [[cell is not None for cell in cells] for _, cells in found.rows] == [
+        [True, False, True],
+        [True, False, True],
+        [True, True, True],
+    ]
