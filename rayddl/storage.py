@@ -37,6 +37,8 @@ class Folder:
 
     @cached_property
     def _opened(self) -> tuple[fs.FileSystem, str]:
+        if "\0" in self.uri:
+            raise PathError(f"{self.uri!r} is no path: it holds a zero byte", code="path-with-zero-byte")
         if "://" not in self.uri:
             return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(self.uri))
         hosts.check(self.uri)
@@ -299,7 +301,7 @@ def unfinished(name: str) -> bool:
 
 def _inside(name: str) -> str:
     parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts:
+    if not parts or name.startswith("/") or ".." in parts or "\0" in name:
         raise PathError(
             f"{name!r} does not stay inside its folder; expected a name below it, without a leading '/' and '..'",
             code="path-leaves-folder",

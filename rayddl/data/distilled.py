@@ -156,7 +156,7 @@ class DistilledSet:
             raise ArtifactError(
                 f"the distilled set in {folder}: {error}. Make it again.", code="set-unreadable"
             ) from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ArtifactError(
                 f"the distilled set in {folder} is incomplete or inconsistent: {error}. Make it again.",
                 code="set-inconsistent",

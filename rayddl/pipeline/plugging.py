@@ -67,6 +67,8 @@ def _loaded(given: Given) -> Plugin:
         return _declared(given, given.__name__, f"module {given.__name__}")
     place, _, attribute = given.partition(":")
     where, path = f"plugin {given!r}", Path(place).expanduser()
+    if "\0" in given:
+        raise PluginError(f"{where} is no file or module: it holds a zero byte", code="plugin-with-zero-byte")
     is_file = path.suffix == ".py" or "/" in place or os.sep in place
     if is_file and not (path.is_file() or (path / "__init__.py").is_file()):
         raise PluginError(

@@ -378,7 +378,7 @@ def test_trees(tmp_path_factory: Folders, entries: list[tuple[str, str, str]]) -
             elif kind in ("outside", "circle", "device"):
                 os.symlink({"outside": "/etc/passwd", "circle": "..", "device": "/dev/zero"}[kind], path)
             else:
-                with open(path, "wb") as file:
+                with open(path, "xb") as file:
                     file.write({"text": b"text", "empty": b""}.get(kind, encoded("PNG")))
         except OSError:
             continue  # a name that this file system does not take

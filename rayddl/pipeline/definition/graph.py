@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import TypeAlias
 
 from rayddl.pipeline.definition.problems import Fault
@@ -21,16 +22,20 @@ def fields(
     config: StageConfig, mark: type[Reads] | type[Template] = Reads
 ) -> Iterator[tuple[str, tuple[str, ...], Reads | Template]]:
     """Yield each field of ``config`` that names stages, with the names and the mark."""
-    for name, field in type(config).model_fields.items():
-        found = marks(field, mark)
-        if not found:
-            continue
-        (wanted,) = found
+    for name, wanted in _marked(type(config), mark):  # type: ignore[arg-type]  # classes are hashable
         value = getattr(config, name)
         if value is None and isinstance(wanted, Reads) and wanted.added:
             continue
         names = () if value is None else (value,) if isinstance(value, str) else tuple(value)
         yield name, names, wanted
+
+
+@cache
+def _marked(
+    model: type[StageConfig], mark: type[Reads] | type[Template]
+) -> tuple[tuple[str, Reads | Template], ...]:
+    """The fields of a kind of stage that have the mark, found once: a definition may have thousands of stages."""
+    return tuple((name, each) for name, field in model.model_fields.items() for each in marks(field, mark))
 
 
 def templates(config: StageConfig) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -197,24 +197,21 @@ def _resolved(configs: Mapping[str, StageConfig], links: Mapping[str, graph.Link
     """Return each stage's settings with the defaults that depend on its readers, the last reader first."""
     done: dict[str, StageConfig] = {}
     order, _ = graph.order({stage: graph.reads(links[stage]) for stage in configs})
+    varied = {stage: tuple(graph.templates(config).values()) for stage, config in configs.items()}
+    reading: dict[str, list[str]] = {stage: [] for stage in configs}
+    for other in configs:
+        for stage in dict.fromkeys((*graph.reads(links[other]), *varied[other])):
+            if stage in reading:
+                reading[stage].append(other)
     for stage in reversed(order):
-        readers = [reader for other in configs for reader in _reading(other, stage, configs, done, links)]
+        # A template reads with the settings of the stages that run it.
+        readers = [
+            reader
+            for other in reading[stage]
+            for reader in done.get(other, configs[other]).as_readers({n: configs[n] for n in varied[other]})
+        ]
         done[stage] = configs[stage].resolved(readers)
     return {stage: done[stage] for stage in configs}
-
-
-def _reading(
-    other: str,
-    stage: str,
-    configs: Mapping[str, StageConfig],
-    done: Mapping[str, StageConfig],
-    links: Mapping[str, graph.Links],
-) -> Sequence[StageConfig]:
-    """Return the settings with which ``other``, or a template that it runs, reads ``stage``."""
-    varied = graph.templates(configs[other]).values()
-    if stage not in graph.reads(links[other]) and stage not in varied:
-        return ()
-    return done.get(other, configs[other]).as_readers({name: configs[name] for name in varied})
 
 
 def _check_name(name: str, document: Document, problems: Problems) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 from safetensors import torch as safetensors
 
+from rayddl import documents
 from rayddl.data.config import SourceConfig
 from rayddl.data.dataset import ImageDataset
 from rayddl.data.distilled import DistilledSet
@@ -276,6 +277,7 @@ def _of_sides(made: DistilledSet, frame: Frame, *, zoom: bool) -> dict[str, Any]
 def _notes(made: DistilledSet, net: NetConfig, config: EvaluateConfig) -> list[str]:
     """Sentences for the script's head: the stored figure, and where it is not reached."""
     metrics: Mapping[str, Any] = made.info.get("metrics") or {}
+    documents.checked(metrics, documents.Metrics, "info.metrics of the set", "evaluate the set again")
     rows: Sequence[Mapping[str, Any]] = metrics.get("accuracy") or []
     lines = [
         f"Stored with the set: {100 * float(row['mean']):.1f} ± {100 * float(row['std']):.1f} % over "

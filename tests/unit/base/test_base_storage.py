@@ -163,3 +163,12 @@ def test_devices_and_pipes_are_no_files(tmp_path: Path, odd: str) -> None:
     for read in (lambda: folder.read("x", 9), lambda: folder.read("x", 9, 3), lambda: folder.open("x")):
         with pytest.raises(FileNotFoundError, match="device or pipe"):
             read()
+
+
+def test_a_zero_byte_is_in_no_path(tmp_path: Path) -> None:
+    """Neither in a folder's nor in a file's, on any filesystem."""
+    for where in (f"{tmp_path}/a\0b", "file:///a\0b"):
+        with raises("path-with-zero-byte"):
+            Folder(where).exists()
+    with raises("path-leaves-folder"):
+        Folder(str(tmp_path)).has("a\0b")

@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors import torch as safetensors
 
+from rayddl import sealed
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.pixels.space import fit
 from rayddl.errors import ArtifactError
 from rayddl.storage import Folder
+from tests.raising import raises
 
 CLASSES = ("cat", "dog", "a/b")
 INFO = {"method": "MCT", "metrics": {"accuracy": 0.5}, "protocol": {"epochs": 3}, "provenance": {"seed": 0}}
@@ -316,3 +319,16 @@ def test_a_set_of_pixels_is_kept_as_bytes_and_shown_in_model_space(tmp_path: Pat
     assert loaded.stored.dtype == torch.uint8
     assert torch.equal(loaded.pixels(), pixels)
     assert torch.equal(loaded.images, good.space.encode(pixels))
+
+
+@pytest.mark.parametrize("rate", [torch.tensor(1j), torch.tensor([0.1, 0.2]), torch.tensor([])])
+def test_a_learning_rate_that_is_no_number_is_refused(tmp_path: Path, rate: torch.Tensor) -> None:
+    """A complex number, several and none: in a set whose hash is right."""
+    folder = Folder(str(tmp_path))
+    make().save(folder)
+    data = safetensors.save({**safetensors.load(folder.read("set.safetensors")), "lr_student": rate})
+    folder.write("set.safetensors", data)
+    meta = folder.read_json("set.json")
+    folder.write_json("set.json", {**meta, "files": {"set.safetensors": sealed.entry(data)}})
+    with raises("set-inconsistent"):
+        DistilledSet.load(folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -166,3 +168,12 @@ def test_readers_are_found_through_others() -> None:
     assert graph._readers("a", named) == {"b", "c", "d"}
     assert graph._readers("c", named) == {"d"}
     assert graph._readers("d", named) == set()
+
+
+def test_many_stages_are_linked_in_little_time(tmp_path: Path) -> None:
+    """A definition of a hundred kilobytes: each stage is compared with its readers, not with all others."""
+    stages = "".join(f"  e{k}: {{kind: experts, count: 1, epochs: 1}}\n" for k in range(1000))
+    (tmp_path / "d.yaml").write_text(f"name: x\nsource: {{name: digits}}\nstages:\n{stages}")
+    began = time.process_time()
+    assert len(load(tmp_path / "d.yaml").stages) == 1000
+    assert time.process_time() - began < 30

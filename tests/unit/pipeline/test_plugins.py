@@ -167,6 +167,7 @@ def test_what_is_no_plugin(write: Write, tmp_path: Path, monkeypatch: pytest.Mon
     hidden = Path(write("", "json/__init__.py")).parent
     for code, given in {
         "plugin-missing": str(tmp_path / "own.py"),
+        "plugin-with-zero-byte": "a\0b.py",
         "plugin-not-loaded": "no_such_module",
         "plugin-not-python": write("", "own.txt"),
         "plugin-hidden": str(hidden),

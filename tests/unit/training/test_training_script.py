@@ -524,3 +524,11 @@ def test_an_exported_set_is_a_set_with_its_labels(digits: Any, tmp_path: Path) -
     assert torch.equal(DistilledSet.load(Folder(str(again))).images, made.images)
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(Observer.load(Folder(str(again / "observer"))).module(x), seen.module(x))
+
+
+def test_figures_of_another_form_are_refused(digits: Any, tmp_path: Path) -> None:
+    """A set's maker may measure anything; the script shows accuracies in the form that rayddl has."""
+    folder = Folder(str(tmp_path / "set"))
+    hard_set(digits, folder, metrics={"accuracy": "much"})
+    with raises("document-malformed"):
+        export_to(str(folder), str(tmp_path / "other"), "hf")
