@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from rayddl.methods.training.soft import (
     SoftTraining,
     divergence,
     labelled,
+    mixed,
     published_lr,
     softened,
 )
@@ -353,6 +355,23 @@ def test_altered_or_foreign_labels_are_refused(tmp_path: Path, monkeypatch: pyte
     folder.write_json("labels.json", {k: v for k, v in meta.items() if k != "count"})
     with raises("soft-labels-incomplete"):
         StoredLabels(folder)
+
+
+def test_own_labels_are_mixed_by_the_area_of_the_box() -> None:
+    """Each label's share is that of the pixels that its image has in the mixed one."""
+    one = drawn()(0).draws
+    part = replace(
+        one,
+        partners=torch.tensor([1, 2, 0]),
+        cuts=torch.tensor([[2, 1, 7, 4]]).expand(3, -1),
+    )
+    own = torch.eye(3)
+    kept = torch.ones(8, 8)
+    kept[2:7, 1:4] = 0
+
+    torch.testing.assert_close(
+        mixed(own, part, (8, 8)), kept.mean() * own + (1 - kept.mean()) * own[[1, 2, 0]]
+    )
 
 
 def test_the_index_says_everything_again(tmp_path: Path) -> None:
