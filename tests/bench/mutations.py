@@ -70,7 +70,11 @@ TESTS: dict[str, tuple[str, ...]] = {
     "seeds": ("training/test_training_hard.py",),
     "stages/runtime/sizes": ("base/test_base_sizes.py",),
     "stages/runtime/capacity": ("base/test_base_capacity.py",),
-    "pipeline/plan": ("pipeline/test_pipeline_fingerprints.py", "pipeline/test_pipeline_templates.py"),
+    "pipeline/plan": (
+        "pipeline/test_pipeline_fingerprints.py",
+        "pipeline/test_pipeline_templates.py",
+        "pipeline/test_possible.py",
+    ),
     "pipeline/artifacts": ("pipeline/test_pipeline_artifacts.py",),
     "pipeline/definition/graph": (
         "pipeline/test_pipeline_definition.py",

@@ -25,7 +25,9 @@ PATIENCE = 280.0
 """Seconds in which a run has to reach any point, and to end, on a busy machine too."""
 QUICKSTART = Path(__file__).parents[2] / "pipelines" / "quickstart.yaml"
 SMALLER = (
-    "experts.count=3",
+    "experts.net.depth=1",
+    "experts.net.width=8",
+    "experts.count=4",
     "experts.epochs=8",
     "experts.compile=false",
     "distill.iterations=60",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rayddl.data.config import AUGMENTATIONS
 from rayddl.data.pixels import augment
+from rayddl.errors import StageError
 from rayddl.methods.matching.gradient import MODES, MetaGradient, StudentRun
 from rayddl.methods.training.steps import make_steps, steps_for
 from rayddl.methods.trajectories.expert import Images, Training, training_steps
@@ -20,6 +21,7 @@ from rayddl.nets.build import flat, initial
 from rayddl.nets.config import NetConfig
 from rayddl.stages.runtime import devices
 from tests.experts import train_expert
+from tests.raising import raises
 
 SHAPE, CLASSES, COUNT = (3, 16, 16), 4, 8
 NET = NetConfig(depth=2, width=8)
@@ -117,6 +119,23 @@ def test_a_worker_on_a_gpu_is_repeatable(repeatable: None, monkeypatch: pytest.M
     assert torch.are_deterministic_algorithms_enabled()
     assert torch.is_deterministic_algorithms_warn_only_enabled()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_a_gpu_that_torch_cannot_see_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is computed on the CPU in a GPU's place, except where logical GPUs are switched on."""
+    monkeypatch.setattr(devices, "assigned", lambda: ("3",))
+    monkeypatch.setattr(devices, "_node", lambda: "abc")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "__version__", "2.15.0")
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    monkeypatch.delenv(devices.LOGICAL, raising=False)
+    with raises("torch-sees-no-gpu") as caught:
+        devices.enter(torch.get_num_threads(), unit="expert 1")
+
+    assert str(caught.value).startswith(
+        "Ray assigned GPU 3 of node abc to expert 1, and torch sees no GPU there"
+    )
+    assert isinstance(caught.value, StageError)
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)

@@ -24,13 +24,20 @@ PER_WORKER = ("RAY_JOB_ID", "RAY_CHDIR_TO_TRIAL_DIR", "RAYDDL_", "PL_")
 """Beginnings of the environment variables in which workers of one process may differ: no import reads them."""
 IMPORTED = (
     "ray._private.node", "ray.actor", "torch", "pyarrow.parquet", "pydantic", "safetensors.torch", "PIL.Image",
+    "pydantic.v1", "ray.util.serialization_addons", "ray.dag.compiled_dag_node",
 )  # fmt: skip
 FEW = 2
 """Workers that a node starts before its process imports more: one that starts a third will start many."""
 IMPORTED_FOR_MANY = (
-    "torch._dynamo", "torch._decomp.decompositions_for_jvp", "torchvision", "pandas", "pydantic.v1",
-    "ray.dag.compiled_dag_node", "ray.data._internal.execution.operators.actor_pool_map_operator",
+    "torch._dynamo", "torch._decomp.decompositions_for_jvp", "torchvision", "pandas",
+    "ray.data._internal.execution.operators.actor_pool_map_operator",
 )  # fmt: skip
+OURS = (
+    "rayddl.stages.experts.worker", "rayddl.stages.match.worker", "rayddl.stages.evaluate.worker",
+    "rayddl.stages.rded.worker", "rayddl.stages.runtime.slots", "rayddl.stages.runtime.plugin_code",
+)  # fmt: skip
+"""Imported for many workers, too, except where the package is sent with a run: there workers are to find it."""
+SENT = "py_modules_files"
 FORKED = b"1"
 AGENT = "/ray/dashboard/agent.py"
 AGENT_PORTS = {
@@ -145,6 +152,8 @@ def serve(name: str, words: list[str]) -> None:
             worker = json.loads(data[4:])
             if started == FEW:
                 _import(IMPORTED_FOR_MANY)
+                if SENT not in os.environ.get("PYTHONPATH", ""):
+                    _import(OURS)
             started += 1
             if os.fork() == 0:
                 for target, descriptor in enumerate(descriptors):

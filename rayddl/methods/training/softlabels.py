@@ -91,7 +91,7 @@ class Index:
             "classes": list(self.classes),
             "frame": {"shape": list(frame.shape), "mean": list(frame.mean), "std": list(frame.std)},
             # Labels are stored only for augmented images, so `plain` is always false.
-            "protocol": protocol.model_dump(exclude={"plain", *OF_STUDENTS}, exclude_none=True)
+            "protocol": protocol.model_dump(exclude={"plain", *OF_STUDENTS})
             | protocol.model_dump(include=OF_CROPS, exclude_defaults=True),
             "images": self.images,
             "count": self.count,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from rayddl.methods.training.soft import (
     SoftTraining,
     divergence,
     labelled,
+    mixed,
     published_lr,
     softened,
 )
@@ -405,6 +407,23 @@ def test_labels_that_do_not_fit_their_index_are_refused(
     folder.write_json("labels.json", {**meta, "files": {**meta["files"], file: sealed.entry(data)}})
     with raises("soft-labels-misfit"):
         StoredLabels(folder)(0)
+
+
+def test_own_labels_are_mixed_by_the_area_of_the_box() -> None:
+    """Each label's share is that of the pixels that its image has in the mixed one."""
+    one = drawn()(0).draws
+    part = replace(
+        one,
+        partners=torch.tensor([1, 2, 0]),
+        cuts=torch.tensor([[2, 1, 7, 4]]).expand(3, -1),
+    )
+    own = torch.eye(3)
+    kept = torch.ones(8, 8)
+    kept[2:7, 1:4] = 0
+
+    torch.testing.assert_close(
+        mixed(own, part, (8, 8)), kept.mean() * own + (1 - kept.mean()) * own[[1, 2, 0]]
+    )
 
 
 def test_the_index_says_everything_again(tmp_path: Path) -> None:
