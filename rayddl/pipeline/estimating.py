@@ -74,7 +74,7 @@ class Estimates:
         unsure = (
             f"a guess, since the speed of {guess} is not known"
             if guess
-            else "right within a factor of 2, mostly"
+            else "within a factor of 2 if nothing else runs here"
         )
         if self.seconds is not None:
             yield f"in all {duration(self.seconds)}, {unsure}"

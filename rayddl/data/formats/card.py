@@ -207,7 +207,8 @@ def _reached(made: DistilledSet, brought: Sequence[str], lacking: str) -> str:
     images = (
         "`test.safetensors` has the held-out images. "
         if test
-        else "TEST are the source's held-out images, which are not part of this folder; the script says in what form. "
+        else "TEST are the source's held-out images, which are not part of this folder (`rayddl export --with-test` "
+        "brings them); `python train.py -h` says in what form. "
     )
     return (
         f"## Training as measured\n\n```bash\npython train.py{'' if test else ' TEST'}\n```\n\n"

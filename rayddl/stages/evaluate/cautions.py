@@ -29,10 +29,11 @@ def before(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Iterator
     """Too few held-out images."""
     del config, stages
     tested = outlook.glance.test
+    more = "raise source.holdout, or add images" if outlook.source.holdout else "hold out more images"
     if tested < FEWEST:
         yield (
             f"{tested} held-out images tell accuracies apart only if they differ by about "
-            f"{100 * SURE * math.sqrt(0.25 / tested):.0f} points; hold out more images"
+            f"{100 * SURE * math.sqrt(0.25 / tested):.0f} points; {more}"
         )
 
 

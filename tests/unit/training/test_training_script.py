@@ -396,6 +396,7 @@ def test_held_out_images_come_from_where_they_are(digits: Any, tmp_path: Path, s
     to = exported(Folder(str(tmp_path / "set")), tmp_path / "to", with_test=source == "file")
 
     assert (to / "test.safetensors").exists() == (source == "file")
+    assert ("TEST is a folder with" in (to / "train.py").read_text()) == (source == "folders")
     if source == "folders":
         images, labels = opened(to).held_out(str(tmp_path / "test"))
         assert labels.tolist() == [0, 0, 1, 1]
