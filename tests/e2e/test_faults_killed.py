@@ -25,12 +25,12 @@ name: faults
 source: {name: digits}
 stages:
   experts:
-    {kind: experts, net: {name: convnet, depth: 1, width: 8}, count: 6, epochs: 6, batch: 64, lr: 0.05,
+    {kind: experts, net: {name: convnet, depth: 2, width: 16}, count: 6, epochs: 6, batch: 64, lr: 0.05,
      keep: all, augment: flip_color, compile: false}
   distill:
     {kind: match, experts: experts, trajectory: snapshots, ipc: 2, iterations: 20, syn_steps: 8,
      expert_epochs: 2, max_start_epoch: 4, lr_image: 50, lr_student: 0.03, augment: flip_scale,
-     evaluate_every: 10, evaluate_epochs: 15, compile: false}
+     evaluate_every: 10, evaluate_epochs: 30, compile: false}
   evaluate:
     {kind: evaluate, set: distill, seeds: 3, epochs: 60, augment: flip_scale, compile: false,
      together: false}

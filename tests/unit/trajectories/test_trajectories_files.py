@@ -45,6 +45,15 @@ def test_snapshots_round_trip(folder: Folder) -> None:
     assert torch.equal(convex.at(1.5), convexify(snapshots(), SIZES).at(1.5))
 
 
+def test_a_local_file_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the two rows that a window needs are read of an expert's snapshots, which may be gigabytes."""
+    folder = Folder(str(tmp_path))
+    folder.write("e", files.dump_snapshots(snapshots(), HEADER, torch.float32, HISTORY))
+    monkeypatch.delattr(Folder, "read")
+
+    assert torch.equal(files.open_trajectory(folder, "e", "snapshots").at(2), snapshots()[2])
+
+
 def test_convex_round_trip(folder: Folder) -> None:
     """A convexified expert gives the same points after a trip to disk."""
     trajectory = convexify(snapshots(), SIZES)
