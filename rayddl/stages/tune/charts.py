@@ -142,7 +142,7 @@ def grid(searched: Tune, key: str) -> Chart | None:
     log = not texts and scales.spans_decades(float(v or 0.0) for v in axis.values)
     columns = {name: as_values(searched.settings[name]) for name in lists}
     marks: list[Mark] = []
-    hints: list[Hint] = []
+    texts_at: dict[float, list[str]] = {}
     for tint, wanted in zip(TINTS, lines, strict=False):
         rows = [
             (float(texts.index(str(columns[across][i])) if texts else columns[across][i] or 0.0), i)
@@ -154,16 +154,12 @@ def grid(searched: Tune, key: str) -> Chart | None:
         rows.sort()
         named = f"{others[0]} {as_text(wanted)}" if others else ""
         marks += _line(searched, rows, tint, named)
-        hints += [
-            Hint(
-                x,
-                f"{named}{', ' if named else ''}{across} {as_text(columns[across][i])}: {_measured(searched, i)}",
-            )
-            for x, i in rows
-        ]
+        for x, i in rows:
+            at = f"{named}{', ' if named else ''}{across} {as_text(columns[across][i])}"
+            texts_at.setdefault(x, []).append(f"{at}: {_measured(searched, i)}")
     metric = str(searched.stage.summary.get("metric", "metric")).capitalize()
     title = f"{metric} by {' and '.join([across, *others])}"
-    xs = [hint.x for hint in hints]
+    hints = [Hint(x, "; ".join(each)) for x, each in sorted(texts_at.items())]
     return Chart(
         key=f"{key}-grid",
         title=title,
@@ -172,7 +168,7 @@ def grid(searched: Tune, key: str) -> Chart | None:
         marks=tuple(marks),
         note="Dot: a trial at its last report. Whisker: ± one deviation of its students.",
         shares=shares(searched),
-        x_range=(-0.5, len(texts) - 0.5) if texts else scales.padded(xs, log),
+        x_range=(-0.5, len(texts) - 0.5) if texts else scales.padded(texts_at, log),
         x_log=log,
         x_names=texts,
         hints=tuple(hints),

@@ -17,6 +17,7 @@ from rayddl.data.distilled import DistilledSet
 from rayddl.data.pixels import space
 from rayddl.data.sources.summary import Glance
 from rayddl.methods.refinement.features import eye_of
+from rayddl.methods.refinement.refine import Refined
 from rayddl.methods.training.observer import Observer, frozen
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
@@ -177,6 +178,29 @@ def test_sets_of_floats_and_of_soft_labels_are_refined(run: Runs) -> None:
     assert [name for name, _ in zip("aba", range(3), strict=True)] == tables.read(folder, "views.parquet")[
         "class"
     ]
+
+
+def test_pixels_are_rounded_and_a_trial_takes_one_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial, whose memory is measured, writes no file."""
+    steps: list[int] = []
+
+    def refined(job: worker.Job, places: list[int], images: Tensor, anchors: Tensor, device: Any) -> Refined:
+        del places, device
+        steps.append(job.config.steps)
+        return Refined(
+            torch.full(images.shape, 99.7 / 255), torch.zeros(len(anchors)), torch.ones(len(anchors))
+        )
+
+    monkeypatch.setattr(worker, "_refined", refined)
+    base = {"kind": "refine", "set": "s", "anchors": "r", "observer": "x", "steps": 8}
+    job = worker.Job(RefineConfig.model_validate(base), (), 2, 3, Folder(str(tmp_path)), 0, 1)
+    worker.refine(job, range(3), pictures(3, 0), pictures(12, 1))
+    assert worker.read_block(job, range(3))["images"].unique().tolist() == [100]
+    worker.tried(job, pictures(3, 0), pictures(12, 1))
+    assert steps == [8, 1]
+    assert job.out.names() == [job.file(range(3))]
 
 
 def test_features_are_those_of_the_named_layer() -> None:

@@ -68,6 +68,7 @@ def test_two_settings_are_an_axis_and_lines() -> None:
     assert list(whiskers[1].high) == pytest.approx([0.76, 0.65, 0.54])
     assert len({line.tint for line in lines}) == 2
     assert any("factor 2, mipc 80: 50.0 ± 4.0" in hint.text.replace("\u00a0", " ") for hint in chart.hints)
+    assert [hint.x for hint in chart.hints] == [20.0, 40.0, 80.0]
     assert "factor 2" in str(draw(chart))
 
 
