@@ -56,6 +56,11 @@ def _refuse_large(metadata: pq.FileMetaData, column: str, where: str) -> None:
         )
 
 
+def values(metadata: pq.FileMetaData, column: str) -> int:
+    """The number of values in a column, with those in its lists."""
+    return sum(each.num_values for each in _chunks(metadata, column))
+
+
 def batches(file: pq.ParquetFile, column: str, most: int = ROWS_AT_ONCE) -> Iterator[pa.ChunkedArray]:
     """Yield a column in portions of up to ``most`` rows, with fewer if they are large. Raises Arrow's errors.
 
