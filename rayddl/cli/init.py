@@ -27,7 +27,9 @@ def init(
         typer.Option("--to", metavar="FILE", help="The definition to write; default: PATH's name here."),
     ] = None,
     ipc: Annotated[int | None, typer.Option("--ipc", metavar="N", min=1, help="Images per class.")] = None,
-    size: Annotated[int | None, typer.Option("--size", metavar="N", min=4, help="Side in pixels.")] = None,
+    size: Annotated[
+        int | None, typer.Option("--size", metavar="N", min=4, max=8192, help="Side in pixels.")
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(

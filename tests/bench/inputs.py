@@ -4,6 +4,7 @@
 
 Each figure is taken in a process of its own. With ``--against``, the other commit is checked out into a temporary git
 worktree, the two are measured alternately, and each ratio is of the lowest seconds; below 1, this tree is faster.
+Seconds are of the processor, so that other work on the machine counts little.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def data(folder: Path, images: int, names: int) -> None:
 
 
 def measured(what: str, folder: Path) -> float:
-    """Seconds of one piece of work."""
+    """Processor seconds of one piece of work, over all threads."""
     from rayddl.data.config import SourceConfig
     from rayddl.data.sources import registry
 
@@ -88,9 +89,9 @@ def measured(what: str, folder: Path) -> float:
             return registry.load(SourceConfig.model_validate(config))
 
     registry.load(SourceConfig(name="digits"))  # imports
-    began = time.perf_counter()
+    began = time.process_time()
     work()
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def child(tree: Path, what: str, folder: Path) -> float:
@@ -125,7 +126,7 @@ def compared(folder: Path, repeats: int, commit: str | None) -> None:
     from tests.bench import machine
 
     print(machine.figures())
-    whats = [*LAYOUTS, "names", "plan"]
+    whats = ["plan", "names", *LAYOUTS]
     if commit is None:
         rows = [{"what": w, "s": f"{min(child(ROOT, w, folder) for _ in range(repeats)):.2f}"} for w in whats]
         print(machine.table(rows))
@@ -137,6 +138,7 @@ def compared(folder: Path, repeats: int, commit: str | None) -> None:
         for what in whats:
             both = [(child(ROOT, what, folder), child(other, what, folder)) for _ in range(repeats)]
             here, there = (min(column) for column in zip(*both, strict=True))
+            print(f"{what}: {here:.2f} s against {there:.2f} s", file=sys.stderr, flush=True)
             rows.append(
                 {"what": what, "s": f"{here:.2f}", commit: f"{there:.2f}", "ratio": f"{here / there:.2f}"}
             )

@@ -7,14 +7,16 @@ matched by name if the format has names; numbers are indices into the source's c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -31,6 +33,8 @@ from rayddl.errors import ArtifactError, SourceError
 from rayddl.storage import Folder
 
 Form = Literal["set", "pt", "imagefolder", "parquet"]
+_DIGITS = 19
+"""Longer numbers as names are text."""
 SET_FILE = "set.json"
 NAMES = "classes.txt"
 LOOKED_FOR = "set.json, images_best.pt and labels_best.pt, folders of images by class, or one .parquet file"
@@ -113,7 +117,7 @@ def _tree(folder: Folder, home: Home) -> tuple[Tensor, Tensor, None]:
         Encoded(folder.path(file), places[name], partial(folder.read, file))
         for file, name in zip(files, names, strict=True)
     ]
-    images, labels = _decoded(encoded, home)
+    images, labels = _decoded([encoded], home)
     return images, labels, None
 
 
@@ -133,47 +137,90 @@ def _table(folder: Folder, home: Home) -> tuple[Tensor, Tensor, Tensor | None]:
     where = folder.path(name)
     try:
         with folder.open(name) as stream:
-            table = parquet_bounds.opened(stream, where).read()
-        column = parquet_labels.read(table["label"], table.schema.metadata or {}, where, "label")
-        cells = table["image"].to_pylist()
-    except (KeyError, pa.ArrowException, SourceError) as error:
+            file = parquet_bounds.opened(stream, where)
+            for needed in ("label", "image"):
+                file.schema_arrow.field(needed)  # raises KeyError
+            written = parquet_bounds.labels(file, stream, "label", where)
+            column = parquet_labels.read(written, file.schema_arrow.metadata or {}, where, "label")
+            places = _places_of(column, home, where, file.metadata.num_rows, int(stream.size()))
+            images, labels = _decoded(_cells(file, column, places, where), home)
+            said = _numbers(file, where) if "soft_label" in file.schema_arrow.names else None
+    except (KeyError, OSError, pa.ArrowException, SourceError) as error:
         raise ArtifactError(
             f"{where} cannot be read as a set: {error}. Expected the columns image and label.",
             code="set-table-unreadable",
         ) from error
+    return images, labels, None if said is None else _soft(said, column, places, home, where)
+
+
+def _places_of(column: parquet_labels.Column, home: Home, where: str, rows: int, size: int) -> dict[str, int]:
+    """:func:`_places` of a table of ``rows`` rows in a file of ``size`` bytes.
+
+    Raises :class:`ArtifactError` for no rows, unlabelled ones, and for images that take much more than the file.
+    """
+    _, height, width = home.shape
+    density = rows * height * width // max(1, size)
+    if density > limits.PIXELS_PER_BYTE.value and rows * height * width > limits.SMALL:
+        raise ArtifactError(
+            f"{where} has {limits.PIXELS_PER_BYTE.exceeded(density, f'pixels for each of its {size:,} bytes')}.",
+            code="import-larger-than-stored",
+        )
+    if not rows:
+        raise ArtifactError(f"{where} has no rows.", code="import-without-rows")
     if column.codes.min(initial=0) < 0:
         raise ArtifactError(
             f"{where} has {int((column.codes < 0).sum())} rows with the label -1, which means unlabelled. Remove them.",
             code="import-unlabelled",
         )
-    numbers = not column.text and not column.named
-    places = _places(column.vocabulary, home, where, numbers=numbers)
-    blobs = [_blob(cell.get("bytes") if isinstance(cell, dict) else cell, where) for cell in cells]
-    encoded = [
-        Encoded(f"{where} row {row}", places[column.vocabulary[code]], partial(bytes, blob))
-        for row, (blob, code) in enumerate(zip(blobs, column.codes.tolist(), strict=True))
-    ]
-    images, labels = _decoded(encoded, home)
-    if "soft_label" not in table.column_names:
-        return images, labels, None
-    return images, labels, _soft(table["soft_label"].to_pylist(), column, places, home, where)
+    return _places(column.vocabulary, home, where, numbers=not column.text and not column.named)
+
+
+def _cells(
+    file: pq.ParquetFile, column: parquet_labels.Column, places: dict[str, int], where: str
+) -> Iterator[list[Encoded]]:
+    """The images of a table, a portion at a time."""
+    row = 0
+    for part in parquet_bounds.batches(file, "image"):
+        encoded = []
+        for cell in part:
+            value = cell.as_py()
+            blob = _blob(value.get("bytes") if isinstance(value, dict) else value, where)
+            place = places[column.vocabulary[column.codes[row]]]
+            encoded.append(Encoded(f"{where} row {row}", place, partial(bytes, blob)))
+            row += 1
+        yield encoded
+
+
+def _numbers(file: pq.ParquetFile, where: str) -> Tensor:
+    """The column of soft labels, float32 [N, K]; empty if its rows differ in length or are no rows of numbers."""
+    values = parquet_bounds.values(file.metadata, "soft_label")
+    if values > limits.ROWS.value:
+        raise ArtifactError(
+            f"{where} has {limits.ROWS.exceeded(values, 'numbers in soft_label')}.",
+            code="soft-labels-too-many",
+        )
+    rows = file.read(columns=["soft_label"]).column("soft_label")
+    if not (
+        pa.types.is_list(rows.type)
+        or pa.types.is_large_list(rows.type)
+        or pa.types.is_fixed_size_list(rows.type)
+    ):
+        return torch.empty(0)
+    kind, widths = rows.type.value_type, pc.unique(pc.list_value_length(rows)).to_pylist()
+    flat = pa.chunked_array([chunk.flatten() for chunk in rows.chunks], kind)
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)) or len(widths) != 1 or flat.null_count:
+        return torch.empty(0)
+    return torch.from_numpy(flat.to_numpy().astype(np.float32)).reshape(len(rows), widths[0] or 0)
 
 
 def _soft(
-    rows: Sequence[Sequence[float]],
-    column: parquet_labels.Column,
-    places: dict[str, int],
-    home: Home,
-    where: str,
+    said: Tensor, column: parquet_labels.Column, places: dict[str, int], home: Home, where: str
 ) -> Tensor:
     """The soft labels with a column for each of the source's classes: float32 [N, K].
 
     Raises :class:`ArtifactError` if rows differ in length or are not numbers, or if the file does not say which class
     each column is.
     """
-    said = torch.empty(0)
-    with suppress(TypeError, ValueError):
-        said = torch.tensor(rows, dtype=torch.float32)
     if said.ndim != 2 or said.numel() == 0:
         raise ArtifactError(
             f"{where}: the rows of soft_label differ in length or are no rows of numbers; expected a number for each "
@@ -260,7 +307,10 @@ def _places(
     for folders in (views.plain_folders(home.classes), views.class_folders(home.classes)):
         known = {folder: i for i, folder in enumerate(folders)} | known
     known |= {folder: known[name] for folder, name in called.items() if name in known}
-    indices = {name: int(name) for name in names if name.isdecimal() and int(name) < len(home.classes)}
+    numbered = {name: int(name) for name in {*names, *known} if name.isdecimal() and len(name) < _DIGITS}
+    indices = {
+        name: numbered[name] for name in names if numbered.get(name, len(home.classes)) < len(home.classes)
+    }
     if len(indices) == len(names) and set(names) <= set(known) and numbers:
         if any(known[name] != index for name, index in indices.items()):
             raise ArtifactError(
@@ -269,9 +319,9 @@ def _places(
                 code="labels-ambiguous",
             )
     elif not set(names) <= set(known):
-        values = {int(name): i for name, i in known.items() if name.isdecimal()}
+        values = {numbered[name]: i for name, i in known.items() if name in numbered}
         if len(values) == len(home.classes) and not numbers:
-            indices = {name: values[int(name)] for name in names if name.isdecimal() and int(name) in values}
+            indices = {name: values[numbered[name]] for name in names if numbered.get(name) in values}
         if len(set(indices.values())) == len(names):
             known = indices
     unknown = [name for name in names if name not in known]
@@ -284,12 +334,12 @@ def _places(
     return {name: known[name] for name in names}
 
 
-def _decoded(encoded: Sequence[Encoded], home: Home) -> tuple[Tensor, Tensor]:
+def _decoded(batches: Iterable[Sequence[Encoded]], home: Home) -> tuple[Tensor, Tensor]:
     """uint8 images [N, C, H, W] of the source's shape, and int64 labels [N]."""
     channels, height, width = home.shape
     size = height if height == width else None
     stacked, labels = [], []
-    for image in decode([encoded], size):
+    for image in decode(batches, size):
         if isinstance(image.pixels, str):
             raise ArtifactError(
                 f"{image.name} cannot be read: {image.pixels}. Repair it, or remove it.",

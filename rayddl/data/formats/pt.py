@@ -159,15 +159,17 @@ def _guessed(images: Tensor) -> PixelSpace:
 
 
 def _tensor(folder: Folder, name: str) -> Tensor:
-    with folder.open(name) as stream:
-        try:
+    try:
+        with folder.open(name) as stream:
             found = tensorfiles.load(stream)
-        except tensorfiles.NotTensors as error:
-            raise ArtifactError(
-                f"{folder.path(name)} is no file of plain tensors: {error}. Files that need code to be read are not "
-                "opened.",
-                code="pt-not-tensors",
-            ) from error
+    except tensorfiles.NotTensors as error:
+        raise ArtifactError(
+            f"{folder.path(name)} is no file of plain tensors: {error}. Files that need code to be read are not "
+            "opened.",
+            code="pt-not-tensors",
+        ) from error
+    except OSError as error:
+        raise ArtifactError(f"{folder.path(name)} cannot be read: {error}.", code="pt-unreadable") from error
     if not isinstance(found, Tensor):
         raise ArtifactError(
             f"{folder.path(name)} holds {type(found).__name__}, expected one tensor; save it alone.",

@@ -189,7 +189,7 @@ def _columns(source: dict[str, Any]) -> dict[str, Any]:
     with folder.open(first) as stream:
         try:
             schema = pq.read_schema(stream)
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, OSError, UnicodeDecodeError):
             return source  # reading the source says what is wrong
     images = [f.name for f in schema if pa.types.is_struct(f.type) or pa.types.is_binary(f.type)]
     labels = [f.name for f in schema if pa.types.is_integer(f.type) or pa.types.is_string(f.type)]

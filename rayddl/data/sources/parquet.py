@@ -148,7 +148,7 @@ def contents(config: SourceConfig, first: int) -> Contents:
     if not test:
         train, test, fewest = holdout.totals(present, survey.classes, config)
     with survey.folder.open(survey.splits["train"][0][0].name) as stream:
-        file = pq.ParquetFile(stream)
+        file = parquet_bounds.reader(stream)
         cells = list(itertools.islice(parquet_bounds.batches(file, config.image_column, 1), first))
     images = []
     for read in (read for cell in cells for read in _readers(survey, cell)):
@@ -289,7 +289,7 @@ def _rows(survey: _Survey, split: str, column: str) -> Iterator[list[Encoded]]:
 
 def _batches(stream: pa.NativeFile, column: str, where: str) -> Iterator[pa.ChunkedArray]:
     try:
-        yield from parquet_bounds.batches(pq.ParquetFile(stream), column)
+        yield from parquet_bounds.batches(parquet_bounds.reader(stream), column)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(
             f"{where} is damaged in column {column!r}: {error}. Copy it again.", code="parquet-damaged"

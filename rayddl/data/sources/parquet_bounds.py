@@ -22,7 +22,7 @@ def opened(stream: pa.NativeFile, where: str) -> pq.ParquetFile:
 
     Raises :class:`SourceError` for more rows than a limit or than the file has bytes, and Arrow's errors.
     """
-    file = pq.ParquetFile(stream)
+    file = reader(stream)
     rows, size = file.metadata.num_rows, int(stream.size())
     if rows > limits.ROWS.value:
         raise SourceError(f"{where} has {limits.ROWS.exceeded(rows, 'rows')}.", code="parquet-too-many-rows")
@@ -33,6 +33,14 @@ def opened(stream: pa.NativeFile, where: str) -> pq.ParquetFile:
             code="parquet-too-many-rows",
         )
     return file
+
+
+def reader(stream: pa.NativeFile) -> pq.ParquetFile:
+    """Open a Parquet file of any number of rows. Raises Arrow errors, also for columns whose names are not UTF-8."""
+    try:
+        return pq.ParquetFile(stream)
+    except UnicodeDecodeError as error:
+        raise pa.ArrowInvalid(f"the name of a column is not UTF-8: {error}") from error
 
 
 def labels(file: pq.ParquetFile, stream: pa.NativeFile, column: str, where: str) -> pa.ChunkedArray:
@@ -54,6 +62,11 @@ def _refuse_large(metadata: pq.FileMetaData, column: str, where: str) -> None:
             f"{where}: column {column!r} has {limits.LABEL_BYTES.exceeded(held, 'bytes')}.",
             code="labels-too-large",
         )
+
+
+def values(metadata: pq.FileMetaData, column: str) -> int:
+    """The number of values in a column, with those in its lists."""
+    return sum(each.num_values for each in _chunks(metadata, column))
 
 
 def batches(file: pq.ParquetFile, column: str, most: int = ROWS_AT_ONCE) -> Iterator[pa.ChunkedArray]:

@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rayddl.data.sources import parquet_bounds
 from rayddl.storage import Folder
@@ -77,7 +76,7 @@ def _portions(folder: Folder, name: str, size: int, group: int, column: str) -> 
         part = fragment.subset(row_group_ids=[group])
         found = part.to_batches(columns=[column], batch_size=rows, batch_readahead=1, use_threads=False)
     else:
-        file = pq.ParquetFile(folder.open(name))
+        file = parquet_bounds.reader(folder.open(name))
         rows = parquet_bounds.rows_at_once(file.metadata, column, group)
         found = file.iter_batches(rows, row_groups=[group], columns=[column])
     return parquet_bounds.portions(found, rows)

@@ -74,6 +74,12 @@ def _load(file: Path) -> list[Any]:
 
 
 def _flat(file: Path, index: int, snapshot: Any, shapes: Sequence[torch.Size]) -> Tensor:
+    if not (isinstance(snapshot, list | tuple) and all(isinstance(each, Tensor) for each in snapshot)):
+        raise ArtifactError(
+            f"{file} is not an expert buffer: a snapshot of expert {index} is {type(snapshot).__name__}, expected a "
+            "list of tensors",
+            code="buffer-malformed",
+        )
     actual = [tuple(p.shape) for p in snapshot]
     wanted = [tuple(s) for s in shapes]
     if actual != wanted:

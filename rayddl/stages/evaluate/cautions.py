@@ -53,6 +53,6 @@ def after(summary: Mapping[str, Any]) -> Iterator[str]:
             )
         elif in_noise(accuracy, other, tested):
             yield (
-                f"{reached}, a difference within the noise of {tested:.0f} held-out images; hold out more images, or "
-                "make the set longer"
+                f"{reached}, a difference within the noise of {tested:.0f} held-out images; hold out more images if "
+                "they are few, or give the set more iterations, epochs or images"
             )

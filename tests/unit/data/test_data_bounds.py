@@ -12,13 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from rayddl.data.config import SourceConfig
+from rayddl.data.distilled import DistilledSet
+from rayddl.data.formats import importing
 from rayddl.data.pixels.decode import plain, read_image
+from rayddl.data.pixels.space import fit
 from rayddl.data.sources import parquet_bounds
 from rayddl.data.sources import registry as sources
 from rayddl.data.sources.row_groups import row_group
+from rayddl.storage import Folder
 from tests.raising import raises
 
 MIB = 2**20
@@ -120,6 +125,15 @@ def test_long_labels_are_held_once(tmp_path: Path) -> None:
     assert pool.max_memory() < 50 * MIB
 
 
+def test_names_of_columns_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
+    """Arrow decodes them where it opens the file, and not with an error of its own."""
+    config = _source(tmp_path, [_png(0), _png(1)], [0, 1])
+    for path in tmp_path.glob("*.parquet"):
+        path.write_bytes(path.read_bytes().replace(b"label", b"la\xffel"))
+    with raises("parquet-unreadable"):
+        sources.listing(config)
+
+
 def test_bytes_of_labels_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are compared with it before they are read."""
     config = _source(tmp_path, [_png(k) for k in range(4)], ["a" * 500, "b" * 500] * 2)
@@ -168,3 +182,67 @@ def test_sixteen_bits_become_eight_in_the_memory_of_the_image() -> None:
         assert tracemalloc.get_traced_memory()[1] < 200 * MIB
     finally:
         tracemalloc.stop()
+
+
+HOME = importing.Home(
+    ("a", "b"), (3, 224, 224), fit("normalise", torch.zeros(2, 3, 224, 224, dtype=torch.uint8))
+)
+
+
+def _imported(root: Path) -> DistilledSet:
+    return importing.bring(Folder(str(root)), "parquet", HOME)
+
+
+def _only_train(root: Path) -> None:
+    (root / "test.parquet").unlink()
+
+
+def test_a_table_of_one_image_many_times_is_no_set(tmp_path: Path) -> None:
+    """100,000 rows of one image would be 15 GB: they are compared with the file before one is decoded."""
+    _source(tmp_path, [_png(0), _png(1)], times=50_000)
+    _only_train(tmp_path)
+    with held() as pool, raises("import-larger-than-stored"):
+        _imported(tmp_path)
+    assert pool.max_memory() < 50 * MIB
+
+
+def test_a_table_is_decoded_in_portions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 60 rows, each of 4 MiB of which most is no picture."""
+    _source(tmp_path, [_png(0, 4 * MIB), _png(1, 4 * MIB)], ["a", "b"], times=30)
+    _only_train(tmp_path)
+    monkeypatch.setattr(parquet_bounds, "PORTION_BYTES", 16 * MIB)
+    monkeypatch.setenv("RAYDDL_MAX_PIXELS_PER_BYTE", "100000000")
+    with held() as pool:
+        found = _imported(tmp_path)
+    assert found.labels.tolist() == [0] * 30 + [1] * 30
+    assert pool.max_memory() < 120 * MIB
+
+
+@pytest.mark.parametrize(
+    ("columns", "code"),
+    [
+        ({"image": pa.array([], pa.binary()), "label": pa.array([], pa.int64())}, "import-without-rows"),
+        ({"image": [_png(0)], "label": ["9" * 5000]}, "classes-not-of-source"),
+        ({"image": [_png(0)], "label": ["a"], "soft_label": [[[0.5], [0.5]]]}, "soft-labels-ragged"),
+        (
+            {"image": [_png(0)] * 2, "label": ["a"] * 2, "soft_label": [[0.5, 0.5], None]},
+            "soft-labels-ragged",
+        ),
+        ({"image": [_png(0)], "label": ["a"], "soft_label": [["0.5", "0.5"]]}, "soft-labels-ragged"),
+    ],
+)
+def test_odd_tables_are_no_sets(tmp_path: Path, columns: dict[str, object], code: str) -> None:
+    """No rows, labels of many digits, and soft labels that are no numbers of one length."""
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    with raises(code):
+        _imported(tmp_path)
+
+
+def test_soft_labels_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before they are read."""
+    pq.write_table(
+        pa.table({"image": [_png(0)], "label": ["a"], "soft_label": [[0.5, 0.5]]}), tmp_path / "x.parquet"
+    )
+    monkeypatch.setenv("RAYDDL_MAX_ROWS", "1")
+    with raises("soft-labels-too-many"):
+        _imported(tmp_path)

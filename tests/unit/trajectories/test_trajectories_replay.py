@@ -98,3 +98,12 @@ def test_a_file_cannot_run_code(tmp_path: Path) -> None:
     with raises("buffer-unreadable"):
         replay.count(tmp_path / "x.pt")
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("snapshot", [None, 1, "ab", ["a"], {"a": torch.zeros(1)}, torch.zeros(3), [None]])
+def test_snapshots_that_are_no_lists_of_tensors_are_refused(tmp_path: Path, snapshot: object) -> None:
+    """Whatever else a file of torch's can hold in their place."""
+    file = tmp_path / "replay_buffer_0.pt"
+    torch.save([[snapshot, snapshot]], file)
+    with raises("buffer-malformed"):
+        list(replay.read(file, [torch.Size([1])]))
