@@ -24,13 +24,13 @@ PER_WORKER = ("RAY_JOB_ID", "RAY_CHDIR_TO_TRIAL_DIR", "RAYDDL_", "PL_")
 """Beginnings of the environment variables in which workers of one process may differ: no import reads them."""
 IMPORTED = (
     "ray._private.node", "ray.actor", "torch", "pyarrow.parquet", "pydantic", "safetensors.torch", "PIL.Image",
-    "pydantic.v1", "ray.util.serialization_addons", "ray.dag.compiled_dag_node",
+    "pydantic.v1", "ray.util.serialization_addons",
 )  # fmt: skip
+"""No module that draws one of Ray's random ids: forked workers would all draw the same ones next."""
 FEW = 2
 """Workers that a node starts before its process imports more: one that starts a third will start many."""
 IMPORTED_FOR_MANY = (
     "torch._dynamo", "torch._decomp.decompositions_for_jvp", "torchvision", "pandas",
-    "ray.data._internal.execution.operators.actor_pool_map_operator",
 )  # fmt: skip
 OURS = (
     "rayddl.stages.experts.worker", "rayddl.stages.match.worker", "rayddl.stages.evaluate.worker",
