@@ -301,15 +301,17 @@ class TestInterrupt:
     def test_all_running_stages(self, lab: Any, on: Run) -> None:
         """An interrupt of one stage is one of the run: every running stage ends, and is recorded as interrupted."""
         lab.works = meeting("one", "two")
-        meet, cleaned = lab.works["two"], threading.Event()
+        meet, inside, cleaned = lab.works["two"], threading.Event(), threading.Event()
 
         def one(config: Any, context: Any) -> Result:
             meet(config, context)
+            inside.wait(PATIENCE)
             raise KeyboardInterrupt
 
         def two(config: Any, context: Any) -> Result:
             meet(config, context)
             try:
+                inside.set()
                 while True:
                     time.sleep(0.01)
             finally:
@@ -408,8 +410,10 @@ def test_a_live_line_for_each_running_stage(lab: Any, on: Run, width: int) -> No
     assert [line.split()[1] for line in both] == ["one", "two"]
     assert both[0].index("5/2,000") == both[1].index("10/20")
     assert both[0].index("loss 0.913") == both[1].index("test 61 %")
-    assert both[0].endswith("…")
+    # Of a text that does not fit, words are shortened and last parts left out, and no figure is cut.
+    assert "lr 0.0123" in both[0]
     assert len(both[0]) <= width
+    assert ("55.1 %" in both[0]) == (width == 120)
     assert both[0].count("━") < both[1].count("━")
     names = [line.split()[1] for line in last]
     assert names[-1] == "page"
