@@ -1,14 +1,12 @@
-"""The JSON documents that rayddl reads back: their limits, and one model for each kind.
+"""The JSON documents that rayddl reads back: one model for each kind.
 
 Documents may come from anybody: with a set, a run's folder, or from an older version. Each is read by
-:func:`parse` and :func:`checked`, so that all later code finds values of the types that it expects.
+:func:`rayddl.json_text.parse` and :func:`checked`, so that all later code finds values of the types that it expects.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -16,9 +14,6 @@ from pydantic_core import ErrorDetails
 from rayddl import limits
 from rayddl.errors import ArtifactError
 
-DEEPEST = 64
-"""Levels of lists and mappings that a document may have."""
-_DIGITS = 20
 _SHOWN = 60
 _EXPECTED = {
     "int_type": "a whole number",
@@ -35,27 +30,6 @@ _EXPECTED = {
     "too_short": "three numbers",
     "too_long": "three numbers",
 }
-
-
-def parse(data: bytes) -> Any:
-    """Return the values in JSON text.
-
-    Raises ``ValueError``, with a message of one line, for text that is not UTF-8 or not JSON, for numbers that are
-    not finite or of more than 20 digits, and for more levels or bytes than the limits.
-    """
-    if len(data) > limits.DOCUMENT_BYTES.value:
-        raise ValueError(limits.DOCUMENT_BYTES.exceeded(len(data), "bytes of JSON"))
-    try:
-        value = json.loads(data.decode(), parse_int=_whole, parse_float=_finite, parse_constant=_constant)
-    except RecursionError:
-        raise ValueError(f"more than {DEEPEST} levels of lists and mappings") from None
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        if depth > DEEPEST:
-            raise ValueError(f"more than {DEEPEST} levels of lists and mappings")
-        level = [item for each in level for item in _inside(each)]
-    return value
 
 
 def checked(value: Any, model: type[BaseModel], where: str, again: str) -> Any:
@@ -384,31 +358,6 @@ def _sentence(fault: ErrorDetails) -> str:
         return str(fault["ctx"]["error"])
     expected = _EXPECTED.get(error, "another value").format(**fault.get("ctx", {}))
     return f"found {_shown(fault['input'])}, expected {expected}"
-
-
-def _inside(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [*value, *value.values()]
-    if isinstance(value, str) and not value.isascii():
-        value.encode()  # raises for half of a character, which no file or terminal takes
-    return value if isinstance(value, list) else []
-
-
-def _whole(text: str) -> int:
-    if len(text) > _DIGITS:
-        raise ValueError(f"a number of {len(text):,} digits")
-    return int(text)
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"the number {text[:_SHOWN]} is not finite")
-    return value
-
-
-def _constant(text: str) -> NoReturn:
-    raise ValueError(f"the number {text} is not finite")
 
 
 def _shown(value: Any) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from pyarrow import NativeFile, OSFile, fs
 from pydantic import BaseModel
 
-from rayddl import documents, hosts, limits, localfiles, s3
+from rayddl import documents, hosts, json_text, limits, localfiles, s3
 from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError, PathError
 
@@ -234,11 +234,11 @@ class Folder:
             filesystem.delete_dir(f"{path}/{_inside(name)}")
 
     def read_json(self, name: str) -> Any:
-        """Return the content of the JSON file ``name``, read by :func:`rayddl.documents.parse`.
+        """Return the content of the JSON file ``name``, read by :func:`rayddl.json_text.parse`.
 
         Raises ``FileNotFoundError`` and ``ValueError``.
         """
-        return documents.parse(self.read(name, limits.DOCUMENT_BYTES.value + 1))
+        return json_text.parse(self.read(name, limits.DOCUMENT_BYTES.value + 1))
 
     def read_document(self, name: str, model: type[BaseModel], again: str) -> Any:
         """Return the content of the JSON file ``name``, which has the types of ``model``.

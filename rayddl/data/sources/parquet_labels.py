@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rayddl import documents, limits
+from rayddl import json_text, limits
 from rayddl.data.sources.refusals import shown
 from rayddl.errors import SourceError
 
@@ -124,7 +124,7 @@ def names_in(metadata: dict[bytes, bytes], key: str, where: str) -> tuple[str, .
         lines = [line.strip() for line in decoded(metadata[b"classes"]).splitlines()]
         return _within_the_limit([line for line in lines if line], where)
     try:
-        names = documents.parse(metadata[b"huggingface"])["info"]["features"][key]["names"]
+        names = json_text.parse(metadata[b"huggingface"])["info"]["features"][key]["names"]
     except (KeyError, TypeError, ValueError):
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rayddl import documents, limits
+from rayddl import json_text, limits
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import holdout, parquet_labels
 from rayddl.data.sources.ahead import ahead
@@ -336,7 +336,7 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, kind: str) -> str | No
     if kind == "cls":
         return text.strip() or None
     try:
-        found = documents.parse(text.encode())
+        found = json_text.parse(text.encode())
     except ValueError:
         return None
     label = found.get("label") if isinstance(found, dict) else None

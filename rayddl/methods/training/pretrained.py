@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor, nn
 
-from rayddl import documents, tensorfiles
+from rayddl import json_text, tensorfiles
 from rayddl.errors import ArtifactError
 from rayddl.methods.training.input_spec import Frame
 from rayddl.nets.build import TORCHVISION
@@ -226,7 +226,7 @@ def read_names(where: str) -> tuple[tuple[str, ...], ...]:
         lines = [line.strip() for line in text.splitlines()]
         return tuple(tuple(p.strip() for p in line.split("\t")) for line in lines if line)
     try:
-        found = documents.parse(text.encode())
+        found = json_text.parse(text.encode())
         if isinstance(found, dict):
             found = [found[str(i)] for i in range(len(found))]
         # The first name of each is taken by itself, because there has to be one.

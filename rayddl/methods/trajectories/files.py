@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from rayddl import documents
+from rayddl import documents, json_text
 from rayddl.errors import ArtifactError
 from rayddl.methods.trajectories.convex import ConvexTrajectory, SnapshotTrajectory, Trajectory, convexify
 from rayddl.storage import Folder
@@ -105,8 +105,8 @@ def read_header(folder: Folder, name: str) -> tuple[str, Header]:
         else:
             raw = folder.read(name)
             size = int.from_bytes(raw[:8], "little")
-            meta = documents.parse(raw[8 : 8 + size]).get("__metadata__", {})
-        head = documents.parse(meta["rayddl"].encode())
+            meta = json_text.parse(raw[8 : 8 + size]).get("__metadata__", {})
+        head = json_text.parse(meta["rayddl"].encode())
         again = "expected what rayddl writes"
         version = documents.checked(head, documents.Format, "its header", again)["format"]
         if version <= FORMAT:
@@ -126,22 +126,24 @@ def read_header(folder: Folder, name: str) -> tuple[str, Header]:
     return head["keep"], Header(tuple(head["sizes"]), tuple(head["epochs"]), head["info"])
 
 
-def open_trajectory(folder: Folder, name: str, kind: str, epochs: Sequence[int] | None = None) -> Trajectory:
+def open_trajectory(
+    folder: Folder, name: str, trajectory: str, epochs: Sequence[int] | None = None
+) -> Trajectory:
     """The trajectory of an expert, for matching.
 
-    ``kind`` is ``snapshots`` (rows are read on demand) or ``convex``; an expert stored with all snapshots
+    ``trajectory`` is ``snapshots`` (rows are read on demand) or ``convex``; an expert stored with all snapshots
     is convexified here, with waypoints at ``epochs``. Raises :class:`ArtifactError` for ``snapshots`` of an
     expert stored without them, for ``epochs`` that do not range from its first to its last.
     """
     keep, header = read_header(folder, name)
-    if kind == "snapshots" and keep != "all":
+    if trajectory == "snapshots" and keep != "all":
         raise ArtifactError(
             f"{folder.path(name)} kept only its waypoints, and trajectory: snapshots needs every epoch. "
             "Train the experts with keep: all, or match with trajectory: convex.",
             code="snapshots-not-kept",
         )
     try:
-        if kind == "snapshots" and folder.local is not None:
+        if trajectory == "snapshots" and folder.local is not None:
             rows = _Rows(str(folder.local / name))
             _refuse_misfit(header, "snapshots", tuple(rows.shape), None)
             return SnapshotTrajectory(rows)  # type: ignore[arg-type]  # rows on demand
@@ -155,7 +157,7 @@ def open_trajectory(folder: Folder, name: str, kind: str, epochs: Sequence[int] 
         raise ArtifactError(
             f"{folder.path(name)} is not what its header says ({error}). {_AGAIN}", code="expert-file-misfit"
         ) from error
-    if kind == "snapshots":
+    if trajectory == "snapshots":
         return SnapshotTrajectory(tensors["snapshots"])
     if keep == "all":
         try:

@@ -17,7 +17,7 @@ SURE = 1.96
 
 
 def in_noise(accuracy: float, other: float, tested: float | None) -> bool:
-    """True if two accuracies on ``tested`` images are too close to be told apart; false if ``tested`` is unknown."""
+    """True if two accuracies on ``tested`` images differ by less than the noise; false if ``tested`` is unknown."""
     return (
         tested is not None
         and tested > 0

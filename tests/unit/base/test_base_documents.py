@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayddl import documents
+from rayddl import documents, json_text
 from rayddl.errors import ArtifactError
 from rayddl.storage import Folder
 from tests.raising import raises
@@ -52,7 +52,7 @@ MANIFEST: dict[str, Any] = {
 def test_what_is_not_read(text: bytes, said: str) -> None:
     """Depth, digits, numbers without end and half characters would break later code."""
     with pytest.raises(ValueError, match=said) as caught:
-        documents.parse(text)
+        json_text.parse(text)
     assert "\n" not in str(caught.value)
 
 
@@ -141,4 +141,4 @@ def test_any_value_is_taken_or_refused(key: str, value: Any) -> None:
     """Never another error, whatever stands at a key."""
     text = json.dumps({**MANIFEST, key: value}).encode()
     with suppress(ValueError, ArtifactError):
-        documents.checked(documents.parse(text), documents.Manifest, "m.json", "again")
+        documents.checked(json_text.parse(text), documents.Manifest, "m.json", "again")
