@@ -36,7 +36,7 @@ class AlexNet(nn.Module):
         layers: list[nn.Module] = []
         for index, (width, kernel, pooled) in enumerate(PLAN):
             pad = padding if index == 0 else kernel // 2
-            layers += [Conv(channels, width, pad, kernel=kernel, drop_bias=norm == "instance")]
+            layers += [Conv(channels, width, pad, kernel=kernel, norm=norm)]
             layers += [make_norm(norm, width), nn.ReLU(), *([MaxPool()] if pooled else [])]
             channels = width
         self.features = nn.Sequential(*layers)

@@ -38,7 +38,12 @@ def compiled(function: F, *, wanted: bool = True, graphs: bool = False) -> F:
         function,
         dynamic=False,
         fullgraph=True,
-        options={"post_grad_custom_pre_pass": NeededConvolutions(), "triton.cudagraphs": graphs},
+        options={
+            "post_grad_custom_pre_pass": NeededConvolutions(),
+            "triton.cudagraphs": graphs,
+            # It takes the four dimensions of ``[B, H, W, C]`` for ``[B, C, H, W]``, and would store them transposed.
+            "layout_optimization": False,
+        },
     )
 
     def call(*args: Any) -> Any:

@@ -25,7 +25,7 @@ class Block(nn.Module):
 
     def __init__(self, inputs: int, width: int, padding: int, norm: Norm) -> None:
         super().__init__()
-        self.conv = Conv(inputs, width, padding, drop_bias=norm == "instance")
+        self.conv = Conv(inputs, width, padding, norm=norm)
         self.norm = make_norm(norm, width)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ EPS = 1e-5
 class Conv(nn.Conv2d):
     """A convolution of channels-last images ``[B, H, W, C]``, computed in a given type.
 
-    ``compute`` is the type of the product; parameters and their gradients keep theirs. ``drop_bias``
-    leaves the bias out, for layers followed by one that removes it, such as instance norm. The
-    parameter exists nevertheless.
+    ``compute`` is the type of the product; parameters and their gradients keep theirs. ``norm`` is the norm of the
+    next layer. Instance norm removes a bias, so it is left out; the parameter exists nevertheless. Batch norm removes
+    it in training, so its gradient is zero there; the running mean includes it.
     """
 
     def __init__(
@@ -31,21 +31,24 @@ class Conv(nn.Conv2d):
         kernel: int = 3,
         stride: int = 1,
         bias: bool = True,
-        drop_bias: bool = False,
+        norm: Norm = "none",
     ) -> None:
         super().__init__(inputs, outputs, kernel, stride, padding, bias=bias)
-        self.drop_bias = drop_bias
+        self.norm = norm
         self.compute: torch.dtype | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = self.compute if self.compute is not None and x.dtype == torch.float32 else x.dtype
         images_NCHW = x.permute(0, 3, 1, 2).to(dtype)
+        weight, bias = self.weight, None if self.norm == "instance" else self.bias
+        if bias is not None and self.norm == "batch" and self.training:
+            # Zero instead of rounding noise, and without a sum over all pixels; optimisers need a gradient to decay it.
+            weight, bias = weight + 0 * bias.view(-1, 1, 1, 1), bias.detach()
         # Channels last by permutations, because vmap does not support memory formats.
-        weight = self.weight.to(dtype).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        weight = weight.to(dtype).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         out = F.conv2d(images_NCHW, weight, None, self.stride, self.padding)
         out = out.permute(0, 2, 3, 1).to(x.dtype)
-        # The gradient of a dropped bias is exactly zero instead of rounding noise.
-        return out if self.drop_bias or self.bias is None else out + self.bias
+        return out if bias is None else out + bias
 
 
 class GroupNorm(nn.GroupNorm):
@@ -70,11 +73,42 @@ class GroupNorm(nn.GroupNorm):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm of channels-last tensors of any rank."""
+    """Batch norm of channels-last tensors ``[B, ..., C]`` of any rank.
+
+    In training, the moments of each image are summed first, then those of all images, and so are the derivatives: an
+    image fits in a core's cache, a batch does not.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, self.num_features)
-        return super().forward(rows[..., None, None]).reshape(x.shape)
+        if not self.training and self.running_mean is not None:
+            rows = x.reshape(-1, self.num_features)
+            return super().forward(rows[..., None, None]).reshape(x.shape)
+        B, C = x.shape[0], x.shape[-1]
+        count = x.numel() // C
+        if count < 2:
+            raise ValueError(
+                f"batch norm in training needs more than one value per channel, got {tuple(x.shape)}"
+            )
+        dims = tuple(range(1, x.dim() - 1))
+        # The shift does not change the variance; see GroupNorm.
+        shift = x[(slice(0, 1),) * (x.dim() - 1)].detach()
+        x = x - shift
+        mean = x.mean(dims, keepdim=True).mean(0, keepdim=True)
+        variance = ((x * x).mean(dims, keepdim=True).mean(0, keepdim=True) - mean * mean).clamp(min=0)
+        if self.running_mean is not None:
+            self._track((mean + shift).detach().view(C), variance.detach().view(C) * (count / (count - 1)))
+        scale = torch.rsqrt(variance + self.eps) * self.weight
+        # Expanded to one row for each image, so that their derivatives are summed in two stages, too.
+        each = (B, *scale.shape[1:])
+        return x * scale.expand(each) + (self.bias - mean * scale).expand(each)
+
+    def _track(self, mean_C: Tensor, variance_C: Tensor) -> None:
+        assert self.momentum is not None
+        for running, seen in ((self.running_mean, mean_C), (self.running_var, variance_C)):
+            assert running is not None
+            running.lerp_(seen, self.momentum)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
 
 
 def make_norm(norm: Norm, width: int) -> nn.Module:

@@ -33,7 +33,7 @@ class Vgg11(nn.Module):
         layers: list[nn.Module] = []
         for widths in STAGES:
             for width in widths:
-                layers += [Conv(channels, width, padding, drop_bias=norm == "instance")]
+                layers += [Conv(channels, width, padding, norm=norm)]
                 layers += [make_norm(norm, width), nn.ReLU()]
                 channels, padding = width, 1
             layers += [MaxPool()]

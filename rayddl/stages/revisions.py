@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from rayddl.config import Config
 from rayddl.data.config import IMAGENET_SIZE, SourceConfig
 from rayddl.methods.training.settings import zoomed
-from rayddl.nets.config import NetConfig
+from rayddl.nets.config import NORMS, NetConfig
 
 ZOOMED = "test images zoomed as published"
 RESNET = "resnet18 with batch norm initialised as torchvision's"
+BATCH_NORM = "batch norm summed image by image, after a bias without gradient"
 SIDES = {"digits": 8, "cifar10": 32, "cifar100": 32, "tinyimagenet": 64, "imagenet": IMAGENET_SIZE}
 """Sides in pixels of sources whose images have one size."""
 
@@ -38,5 +39,6 @@ def of_networks(config: Config) -> Sequence[str]:
     """The revisions of the networks named in ``config``."""
     values = [getattr(config, name) for name in type(config).model_fields]
     nets = [net for value in values for net in (value if isinstance(value, tuple) else (value,))]
-    found = any(isinstance(net, NetConfig) and (net.name, net.norm) == ("resnet18", "batch") for net in nets)
-    return (RESNET,) if found else ()
+    found = {net.name for net in nets if isinstance(net, NetConfig) and net.norm == "batch"}
+    own = any(NORMS.get(name, ())[1:] for name in found)
+    return (*((RESNET,) if "resnet18" in found else ()), *((BATCH_NORM,) if own else ()))

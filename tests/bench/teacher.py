@@ -1,0 +1,195 @@
+"""Images per second in training a teacher, next to a plain PyTorch loop, on an idle and on a shared machine.
+
+    uv run python -m tests.bench.teacher [--net convnet] [--precision bf16 fp32] [--rounds 3] [--busy 1]
+
+CIFAR-10-sized noise, batch 128, ConvNet-3 with batch norm or ResNet-18 with a 3 x 3 stem. The plain loop is what a
+practitioner writes: torch's own layers, channels last, autocast, ``torch.compile``, SGD, no augmentation; rayddl's
+draws flips and shifts. Each row runs in a process of its own, rows alternate, and the figure is the median over rounds.
+With ``--busy N`` each row is measured again while N other processes compute without a pause.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tests.bench import machine
+
+IMAGES, BATCH, CLASSES, SHAPE = 2560, 128, 10, (3, 32, 32)
+
+
+def measure(row: dict[str, Any]) -> dict[str, Any]:
+    """Images per second over ``row["epochs"]`` short epochs, after one that compiles."""
+    import torch
+
+    from rayddl.stages.runtime import machine as here
+
+    torch.set_num_threads(here.cpus())
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    x = torch.randint(256, (IMAGES, *SHAPE), dtype=torch.uint8, device=device)
+    y = torch.randint(CLASSES, (IMAGES,), device=device)
+    epoch = {"plain": _plain, "teacher": _teacher, "expert": _expert}[row["way"]](row, x, y)
+    epoch()
+    began, spent = time.perf_counter(), time.process_time()
+    for _ in range(row["epochs"]):
+        epoch()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    images = row["epochs"] * IMAGES
+    return {
+        "rate": images / (time.perf_counter() - began),
+        "cpu": (time.process_time() - spent) / images,
+        "bytes": machine.peak_bytes(),
+    }
+
+
+def _plain(row: dict[str, Any], x: Any, y: Any) -> Callable[[], None]:
+    import torch
+    from torch import nn
+
+    if row["net"] == "convnet":
+        layers: list[nn.Module] = []
+        for inputs in (3, 128, 128):
+            layers += [nn.Conv2d(inputs, 128, 3, padding=1), nn.BatchNorm2d(128), nn.ReLU(), nn.AvgPool2d(2)]
+        net: nn.Module = nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * 16, CLASSES))
+    else:
+        import torchvision
+
+        net = torchvision.models.resnet18(num_classes=CLASSES)
+        net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    net = net.to(x.device).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    step = torch.compile(net, dynamic=False)
+    shown = x.float().div(255).sub(0.5).div(0.25).contiguous(memory_format=torch.channels_last)
+    mixed = row["precision"] == "bf16"
+
+    def epoch() -> None:
+        for picked in torch.randperm(IMAGES).split(BATCH):
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=mixed):
+                loss = nn.functional.cross_entropy(step(shown[picked]), y[picked])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+
+    return epoch
+
+
+def _teacher(row: dict[str, Any], x: Any, y: Any) -> Callable[[], None]:
+    from rayddl.methods.training.input_spec import Frame
+    from rayddl.methods.training.settings import TeacherSettings
+    from rayddl.methods.training.soft import Manner
+    from rayddl.methods.training.teacher import TeacherTraining
+    from rayddl.nets.build import build
+    from rayddl.nets.config import NetConfig
+
+    settings = TeacherSettings(epochs=10**6, batch=BATCH)
+    config = NetConfig(name=row["net"], norm="batch")
+    module = build(config, SHAPE, CLASSES, seed=0, precision=row["precision"])
+    frame = Frame(SHAPE, (0.5,) * 3, (0.25,) * 3)
+    training = TeacherTraining(module, settings, frame, x, y, Manner(x.device, True), 0)
+    return lambda: training._one_epoch(lambda: 0.0, lambda _: None)
+
+
+def _expert(row: dict[str, Any], x: Any, y: Any) -> Callable[[], None]:
+    from rayddl.methods.training.steps import steps_for
+    from rayddl.methods.trajectories.expert import Images, training_steps
+    from rayddl.methods.trajectories.interleave import Lanes
+    from rayddl.methods.trajectories.settings import ExpertSettings
+    from rayddl.nets.build import initial
+    from rayddl.nets.config import NetConfig
+
+    config = NetConfig(name=row["net"], norm="instance")
+    steps = steps_for(config, SHAPE, CLASSES, row["precision"], True)
+    settings = ExpertSettings(epochs=1, batch=BATCH)
+    shown = x.float().div(255).sub(0.5).div(0.25)
+    start, train = initial(config, SHAPE, CLASSES, seed=0), Images(shown, y)
+
+    def epoch() -> None:
+        lanes = Lanes([training_steps(steps, settings, start, train, train, CLASSES, 0)], x.device)
+        while lanes:
+            lanes.turn()
+
+    return epoch
+
+
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """``count`` other processes that compute without a pause."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--net", default="convnet", choices=("convnet", "resnet18"))
+    parser.add_argument("--precision", nargs="+", default=["bf16", "fp32"], choices=("bf16", "fp32"))
+    parser.add_argument("--ways", nargs="+", default=["plain", "teacher", "expert"])
+    parser.add_argument("--policies", nargs="+", default=["passive"], choices=("passive", "active"))
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--busy", type=int, default=0)
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.row:
+        print(json.dumps(measure(json.loads(given.row))))
+        return
+    print(machine.figures(), flush=True)
+    rows: dict[str, tuple[dict[str, Any], bool, str, int]] = {}
+    for precision in given.precision:
+        for others in sorted({0, given.busy}):
+            for way in given.ways:
+                row = {"net": given.net, "way": way, "precision": precision, "epochs": given.epochs}
+                shared = f", {others} other process" if others else ""
+                if way == "plain":
+                    rows[f"plain loop {precision}{shared}"] = (row, False, "active", others)
+                    rows[f"plain loop {precision}, allocator settings{shared}"] = (
+                        row,
+                        True,
+                        "active",
+                        others,
+                    )
+                    continue
+                for policy in given.policies:
+                    rows[f"{way} {precision}, {policy} threads{shared}"] = (row, True, policy, others)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in rows}
+    for _ in range(given.rounds):
+        for name, (row, allocator, policy, others) in rows.items():
+            os.environ.pop("OMP_WAIT_POLICY", None)
+            if policy == "passive":
+                os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+            with busy(others):
+                one = machine.child("tests.bench.teacher", row, allocator=allocator)
+            found[name] += [one] if one else []
+            print(name, one, flush=True)
+    rates = {name: [one["rate"] for one in ones] for name, ones in found.items() if ones}
+    first = statistics.median(next(iter(rates.values())))
+    table = [
+        {
+            "row": name,
+            "images/s": f"{statistics.median(some):.0f} ({min(some):.0f}-{max(some):.0f})",
+            "times the first row": f"{statistics.median(some) / first:.2f}",
+            "ms of processor an image": f"{1000 * statistics.median(o['cpu'] for o in found[name]):.2f}",
+        }
+        for name, some in rates.items()
+    ]
+    print(machine.table(table))
+
+
+if __name__ == "__main__":
+    main()
