@@ -32,17 +32,16 @@ def compiled(function: F, *, wanted: bool = True, graphs: bool = False) -> F:
     if not wanted or os.environ.get("RAYDDL_COMPILE") == "0":
         return function
     # Imported late: it loads torch's compiler, which most processes do not need.
-    from rayddl.nets.pruning import NeededConvolutions
+    from rayddl.nets.passes import ON_CPU, Passes
 
     fast: Callable[..., Any] | None = torch.compile(
         function,
         dynamic=False,
         fullgraph=True,
         options={
-            "post_grad_custom_pre_pass": NeededConvolutions(),
+            "post_grad_custom_pre_pass": Passes(),
             "triton.cudagraphs": graphs,
-            # It takes the four dimensions of ``[B, H, W, C]`` for ``[B, C, H, W]``, and would store them transposed.
-            "layout_optimization": False,
+            **({} if torch.cuda.is_available() else ON_CPU),
         },
     )
 

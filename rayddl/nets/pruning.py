@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.fx import Graph, Node
 
 aten = torch.ops.aten
@@ -28,25 +27,18 @@ KEEP_ZERO = {
 """Operators that map zeros to zeros."""
 
 
-class NeededConvolutions(CustomGraphPass):
-    """Removes the convolutions from a graph of ``aten`` operators that do not affect its results."""
-
-    def __call__(self, graph: Graph) -> None:
-        """Change ``graph`` in place. Its results stay the same up to the rounding of sums."""
-        graph.eliminate_dead_code()  # removes readers that are themselves unused
-        zeros: set[Node] = set()
-        for node in list(graph.nodes):
-            if _is_zero(node, zeros):
-                zeros.add(node)
-            elif node.target == CONVOLUTION and node.args[2] is None and zeros & set(node.args[:2]):
-                zeros.add(_zeroed(graph, node))
-            elif node.target == BACKWARD:
-                zeros |= _narrowed(graph, node, zeros)
-        graph.eliminate_dead_code()
-
-    def uuid(self) -> str:
-        """Identifies this version of the pass in caches of compiled graphs."""
-        return "rayddl.nets.pruning 1"
+def prune(graph: Graph) -> None:
+    """Change ``graph``, of ``aten`` operators, in place. Its results stay the same up to the rounding of sums."""
+    graph.eliminate_dead_code()  # removes readers that are themselves unused
+    zeros: set[Node] = set()
+    for node in list(graph.nodes):
+        if _is_zero(node, zeros):
+            zeros.add(node)
+        elif node.target == CONVOLUTION and node.args[2] is None and zeros & set(node.args[:2]):
+            zeros.add(_zeroed(graph, node))
+        elif node.target == BACKWARD:
+            zeros |= _narrowed(graph, node, zeros)
+    graph.eliminate_dead_code()
 
 
 def _is_zero(node: Node, zeros: set[Node]) -> bool:

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from rayddl.methods.training.steps import make_steps
 from rayddl.nets.build import flat, initial
 from rayddl.nets.config import NetConfig
-from rayddl.nets.pruning import BACKWARD, CONVOLUTION, NeededConvolutions
+from rayddl.nets.pruning import BACKWARD, CONVOLUTION, prune
 
 aten = torch.ops.aten
 
@@ -28,7 +28,7 @@ def traced(function: Callable[..., Any], inputs: Sequence[Tensor]) -> GraphModul
 def pruned(function: Callable[..., Any], inputs: Sequence[Tensor]) -> GraphModule:
     """The same after the pass."""
     module = traced(function, inputs)
-    NeededConvolutions()(module.graph)
+    prune(module.graph)
     module.graph.lint()
     module.recompile()
     return module

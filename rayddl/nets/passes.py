@@ -1,0 +1,32 @@
+"""What rayddl changes in the graphs that torch's compiler makes code of."""
+
+from __future__ import annotations
+
+from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch.fx import Graph
+
+from rayddl.nets.factors import keep_factors
+from rayddl.nets.pruning import prune
+
+ON_CPU = {
+    # It takes the four dimensions of ``[B, H, W, C]`` for ``[B, C, H, W]``, and would store them transposed.
+    "layout_optimization": False,
+    # With the compiler's own limits for one loop, an image is normalised, written to memory and read again for pooling.
+    "realize_reads_threshold": 16,
+    "realize_cpu_acc_reads_threshold": 24,
+    "realize_cpu_opcount_threshold": 100,
+}
+"""Settings of torch's compiler for code that runs on a CPU."""
+
+
+class Passes(CustomGraphPass):
+    """Removes unneeded convolutions, and has small factors computed once."""
+
+    def __call__(self, graph: Graph) -> None:
+        """Change ``graph``, of ``aten`` operators, in place."""
+        prune(graph)
+        keep_factors(graph)
+
+    def uuid(self) -> str:
+        """Identifies this version of the passes in caches of compiled graphs."""
+        return "rayddl.nets.passes 1"
