@@ -11,8 +11,9 @@ from rayddl.nets.pruning import prune
 ON_CPU = {
     # It takes the four dimensions of ``[B, H, W, C]`` for ``[B, C, H, W]``, and would store them transposed.
     "layout_optimization": False,
-    # With the compiler's own limits for one loop, an image is normalised, written to memory and read again for pooling.
-    "realize_reads_threshold": 16,
+    # With the compiler's own limits for one loop, an image is normalised, written to memory and read again for pooling;
+    # with higher ones, a residual network's activations are computed several times.
+    "realize_reads_threshold": 8,
     "realize_cpu_acc_reads_threshold": 24,
     "realize_cpu_opcount_threshold": 100,
 }
