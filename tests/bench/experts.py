@@ -26,9 +26,9 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
     """One process's share of a row: images per second over ``row["epochs"]`` short epochs."""
     import torch
 
-    from rayddl.stages.runtime import machine
+    from rayddl.stages.runtime import machine as here
 
-    torch.set_num_threads(max(1, machine.cpus() // row["processes"]))
+    torch.set_num_threads(max(1, here.cpus() // row["processes"]))
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     x = torch.randn(IMAGES, 3, 32, 32, device=device)

@@ -4,7 +4,8 @@
 
 ConvNet-3 on CIFAR-10-sized images, DSA on. Every row runs in a process of its own, rows alternate, and
 the figure is the median over rounds. Random images and parameters: the arithmetic does not depend on
-them. A row that would not fit in memory is left out and says so.
+them. A row that would not fit in memory is left out and says so. The last columns relate to the convolutions
+that the exact gradient needs: measured alone, and at this machine's peak (:func:`tests.bench.machine.peak`).
 
 The published code's process holds all training images as floats and a file of ten experts' snapshots while its
 loop runs (`images_all` and `buffer` in its `distill.py`), and so do its rows; one more, run once, holds neither.
@@ -43,9 +44,9 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
     """One row in this process: seconds of each measured iteration, and the peak memory."""
     import torch
 
-    from rayddl.stages.runtime import machine
+    from rayddl.stages.runtime import machine as here
 
-    torch.set_num_threads(machine.cpus())
+    torch.set_num_threads(here.cpus())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     images = torch.randn(10 * row["ipc"], 3, 32, 32, device=device)
@@ -115,16 +116,67 @@ def rows_of(case: str, reference: str | None) -> dict[str, tuple[dict[str, Any],
     return rows
 
 
+def floor(row: dict[str, Any]) -> dict[str, Any]:
+    """The least that an iteration with the exact gradient can take: its convolutions, found in the steps' graphs.
+
+    ``operations`` are theirs, ``at_peak`` the seconds at the machine's peak, ``alone`` the seconds of the same
+    convolutions one after the other, each at its best, with nothing else in between.
+    """
+    import torch
+    from torch._inductor.decomposition import select_decomp_table
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    from rayddl.methods.training.steps import make_steps
+    from rayddl.nets.build import flat, initial
+    from rayddl.nets.config import NetConfig
+    from rayddl.nets.pruning import BACKWARD, CONVOLUTION, prune
+
+    peak = machine.peak(row["precision"])
+    config, shape, batch = NetConfig(), (3, 32, 32), row["batch"]
+    steps = make_steps(flat(config, shape, 10, precision=row["precision"]), compile_=False)
+    theta = initial(config, shape, 10, seed=0)
+    inputs = [theta, torch.zeros(batch, *shape), torch.full((batch, 10), 0.1), torch.ones_like(theta)]
+    operations = seconds = 0.0
+    for function, count in ((steps.gradient, 3), (steps.tangent, 4)):
+        graph = make_fx(function, select_decomp_table(), tracing_mode="fake")(*inputs[:count]).graph
+        prune(graph)
+        for node in graph.nodes:
+            if node.target not in (CONVOLUTION, BACKWARD):
+                continue
+            forwards = node.target == CONVOLUTION
+            # Images of the output, or its derivative, and a weight; one product, or one for each derivative.
+            out, weight = (node, node.args[1]) if forwards else (node.args[0], node.args[2])
+            products = 1 if forwards else sum(node.args[-1][:2])
+            size = out.meta["val"]
+            operations += products * 2 * weight.meta["val"].numel() * size.numel() / size.shape[1]
+            real = torch.fx.map_arg(node.args, lambda n: _like(n.meta["val"]))
+            seconds += machine.best(lambda call=node.target, real=real: call(*real), times=7)
+    several = row["steps"]
+    return {
+        "operations": operations * several,
+        "at_peak": operations * several / peak,
+        "alone": seconds * several,
+    }
+
+
+def _like(value: Any) -> Any:
+    import torch
+
+    made = torch.randn(value.shape, dtype=value.dtype)
+    # As the compiler arranges images and weights.
+    return made.to(memory_format=torch.channels_last) if made.dim() == 4 else made
+
+
 def fits(row: dict[str, Any]) -> bool:
     """Whether a graph-keeping row fits in three quarters of this machine's memory."""
     import torch
 
-    from rayddl.stages.runtime import machine
+    from rayddl.stages.runtime import machine as here
 
     if torch.cuda.is_available():
         memory = float(torch.cuda.get_device_properties(0).total_memory)
     else:
-        memory = float(machine.memory_bytes())
+        memory = float(here.memory_bytes())
     keeps_graph = "reference" in row or row.get("mode") == "unrolled"
     return not keeps_graph or row["steps"] * row["batch"] * UNROLLED_BYTES_PER_IMAGE < 0.75 * memory
 
@@ -132,6 +184,11 @@ def fits(row: dict[str, Any]) -> bool:
 def run_case(case: str, reference: str | None, rounds: int) -> list[dict[str, str]]:
     """All rows of a case, alternating over rounds, as printable cells."""
     rows = rows_of(case, reference)
+    floors = {}
+    for precision in ("fp32", "bf16"):
+        row = {**CASES[case], "precision": precision, "floor": True}
+        floors[precision] = machine.child("tests.bench.matching", row, allocator=True) or {}
+        print(f"{case} {precision}: {floors[precision]}", flush=True)
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     peak: dict[str, int] = {}
     for _ in range(rounds):
@@ -142,7 +199,13 @@ def run_case(case: str, reference: str | None, rounds: int) -> list[dict[str, st
             if found:
                 seconds[name] += found["seconds"]
                 peak[name] = max(peak.get(name, 0), found["bytes"])
-    return [_cells(case, name, seconds, peak) for name in rows]
+    found_rows = [_cells(case, name, seconds, peak) for name in rows]
+    for name, cells in zip(rows, found_rows, strict=True):
+        least = floors[rows[name][0].get("precision", "fp32")]
+        for column, key in (("time / convolutions", "alone"), ("time / peak", "at_peak")):
+            over = statistics.median(seconds[name]) / least[key] if seconds[name] and least else 0.0
+            cells[column] = f"{over:.2f}" if over else ""
+    return found_rows
 
 
 def _cells(case: str, name: str, seconds: dict[str, list[float]], peak: dict[str, int]) -> dict[str, str]:
@@ -183,7 +246,8 @@ def main() -> None:
     parser.add_argument("--row", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.row:
-        print(json.dumps(measure(json.loads(given.row))))
+        row = json.loads(given.row)
+        print(json.dumps(floor(row) if row.get("floor") else measure(row)))
         return
     print(machine.figures(), flush=True)
     found: list[dict[str, str]] = []

@@ -103,9 +103,9 @@ def _score(row: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from rayddl.methods.patches.score import Scorer
-    from rayddl.stages.runtime import machine
+    from rayddl.stages.runtime import machine as here
 
-    torch.set_num_threads(machine.cpus())
+    torch.set_num_threads(here.cpus())
     job = _job(row)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pad = row["scoring"] == "published"
@@ -209,11 +209,11 @@ def _original(row: dict[str, Any]) -> dict[str, Any]:
     """The published functions: loader and crops alone, scoring alone, or one feeding the other."""
     import torch
 
-    from rayddl.stages.runtime import machine
+    from rayddl.stages.runtime import machine as here
 
     code = _checkout(row["reference"])
     with tempfile.TemporaryDirectory() as folder:
-        loader = _published_loader(code, row, folder, machine.cpus())
+        loader = _published_loader(code, row, folder, here.cpus())
         net = _published_net().eval()
         if torch.cuda.is_available():
             net = net.cuda()
@@ -246,12 +246,12 @@ def _checkout(path: str) -> Any:
     import torch
 
     if not torch.cuda.is_available():
-        torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
+        torch.Tensor.cuda = lambda self, *_, **__: self
     arguments, sys.argv = sys.argv, ["main.py", "--subset", "imagenet-1k", "--arch-name", "resnet18"]
     sys.path.insert(0, path)
     try:
         utils = importlib.import_module("synthesize.utils")
-        utils.ImageFolder = importlib.import_module("validation.utils").ImageFolder
+        utils.ImageFolder = importlib.import_module("validation.utils").ImageFolder  # type: ignore[attr-defined]  # not imported by it
     finally:
         sys.path.remove(path)
         sys.argv = arguments
