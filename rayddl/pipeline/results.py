@@ -13,6 +13,7 @@ from rayddl.pipeline import cautions, notebook
 from rayddl.pipeline.artifacts import Artifact
 from rayddl.pipeline.display.base import Closing
 from rayddl.pipeline.plan import Plan
+from rayddl.stages import kinds
 
 SET = "set/set.json"
 REPORT = "report.html"
@@ -46,6 +47,21 @@ class RunResult:
     def tables(self) -> dict[str, tuple[Mapping[str, str], ...]]:
         """The rows of the stages that have a table."""
         return {name: artifact.table for name, artifact in self.artifacts.items() if artifact.table}
+
+    @property
+    def result_grids(self) -> dict[str, Any]:
+        """Ray's ``ResultGrid`` of each search, by stage: all trials of all attempts, with their reports.
+
+        Its best result is the best last report; the stage's summary has the best trial among those that ran to their
+        end. Needs Ray, which is not started.
+        """
+        known = kinds.known()
+        grids = {
+            name: known[artifact.kind].result_grid(artifact.folder, artifact.summary)
+            for name, artifact in self.artifacts.items()
+            if artifact.kind in known
+        }
+        return {name: grid for name, grid in grids.items() if grid is not None}
 
     @property
     def sets(self) -> dict[str, str]:

@@ -55,6 +55,7 @@ def execute(
                     f"the source's files are those that this run began with, listed in {plan.known.kept}; remove that "
                     "to list them again"
                 )
+            run.ready()
             run.warn_first()
             run.write_first()
             run.require()
@@ -98,6 +99,17 @@ class _Run:
     strict: bool = False
     _writing: threading.RLock = field(default_factory=threading.RLock)
     """Held while the record is changed and written."""
+
+    def ready(self) -> None:
+        """Raise :class:`UserError` for stages that cannot run in this environment."""
+        left = [planned for planned in self.plan.chosen if planned.artifact is None]
+        problems = [f"{p.name}: {text}" for p in left for text in p.stage.config.unready()]
+        if problems:
+            listed = "\n".join(f"  {text}" for text in problems)
+            raise UserError(
+                f"{self.plan.definition.name} cannot run here; nothing was started.\n{listed}",
+                code="environment-not-ready",
+            )
 
     def warn_first(self) -> None:
         """Show and record what the settings let expect. Raises :class:`UserError` if ``strict``."""

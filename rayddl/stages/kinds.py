@@ -1,9 +1,9 @@
 """The registry of stage kinds, read by the pipeline floor: one line for each of rayddl's own.
 
 A kind is a folder. Besides ``settings`` and ``stage`` it may have the modules ``estimate`` (resources), ``cautions``
-(warnings), ``draft`` (settings for ``rayddl init``) and ``report`` (sections of the page), which are found by name.
-The settings class declares what a stage produces and how it is tuned. ``stage``, and with it torch and Ray, is imported
-only when a stage of the kind runs.
+(warnings), ``draft`` (settings for ``rayddl init``), ``result_grid`` (a search for Ray Tune) and ``report`` (sections
+of the page), which are found by name. The settings class declares what a stage produces and how it is tuned. ``stage``,
+and with it torch and Ray, is imported only when a stage of the kind runs.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from rayddl.stages.report.settings import ReportConfig
 from rayddl.stages.settings import StageConfig
 from rayddl.stages.teacher.settings import TeacherConfig
 from rayddl.stages.tune.settings import TuneConfig
+from rayddl.storage import Folder
 
 if TYPE_CHECKING:
     from rayddl.stages.estimates import Estimate
@@ -99,6 +100,11 @@ class Kind:
         """Warnings about the result of a finished stage, from its summary."""
         module = self.optional("cautions")
         return tuple(module.after(summary)) if module else ()
+
+    def result_grid(self, folder: Folder, summary: Mapping[str, Any]) -> Any | None:
+        """Ray's ``ResultGrid`` of the finished stage in ``folder``; ``None`` for a kind that is no search."""
+        module = self.optional("result_grid")
+        return module.opened(folder, summary) if module else None
 
 
 def impossible(stages: Mapping[str, StageConfig], outlook: Any) -> list[str]:

@@ -7,7 +7,7 @@ A field that names another stage is annotated with :class:`Reads`; these annotat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -132,6 +132,13 @@ class StageConfig(Config):
         del reads
         return []
 
+    def unready(self) -> Iterable[str]:
+        """Why the stage cannot run in this environment, such as a library that is not installed, and what to do.
+
+        Asked once, before a run that has to run the stage starts anything.
+        """
+        return ()
+
     def revisions(self, source: SourceConfig) -> Sequence[str]:
         """Changes of results, since a setting's introduction, that concern this stage and not its whole kind."""
         del source
@@ -198,5 +205,5 @@ def without_resources(config: StageConfig) -> dict[str, Any]:
     Defaults are omitted, so that a new setting with a neutral default changes no fingerprint. A change of a
     default's meaning requires a new version of the kind.
     """
-    apart = {"resources", "decoders", "experts_per_task"}
+    apart = {"resources", "decoders", "experts_per_task", "callbacks"}
     return config.model_dump(mode="json", exclude=apart, exclude_defaults=True)

@@ -199,7 +199,7 @@ def _listing(row: dict[str, Any]) -> dict[str, Any]:
         (f"n{c:08d}/n{c:08d}_{k}.JPEG" for k, c in enumerate(labels.tolist())), pa.large_string()
     )
     listing = sorted_listing(names, labels, tuple(map(str, range(CLASSES))), FileStore(Folder("nowhere")))
-    chosen = listing.take(preselected(0, listing.names.to_pylist(), listing.labels, row["mipc"]))
+    chosen = listing.take(preselected(0, listing.each_name(), listing.labels, row["mipc"]))
     chunks = len(chosen.bounds()) - 1
     seconds = time.perf_counter() - began
     return {"rate": LISTED / seconds, "seconds": seconds, "chunks": chunks, "bytes": machine.peak_bytes()}

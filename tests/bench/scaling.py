@@ -1,11 +1,17 @@
 """How experts, scoring and evaluation grow with workers, and what the driver holds meanwhile.
 
     uv run python -m tests.bench.scaling [--most 32] [--units 8] [--seconds 6] [--plot scaling.svg]
+    uv run python -m tests.bench.scaling --gpus-a-node 4 [--least 4] [--most 16] …
 
 The work of a unit is replaced by a sleep, so that one machine can stand for many; everything else is the stages'
 own code on a real Ray: tasks, references, progress, files, the stream, the running choice of the best. Workers are
 started before the clock is. Efficiency is the units' sleep over workers times wall time. The driver's memory is
-that of a process of its own, which only hands out units and takes results.
+that of a process of its own, which only hands out units and takes results (``tests.bench.driver`` has that of
+listings and held-out images).
+
+With ``--gpus-a-node`` workers are logical GPUs on Ray nodes of so many, and every unit notes where it ran: a second
+table has the placement, in the words of ``tests.bench.layout``. A stage starts its processes on GPUs itself, so the
+wall time is that from the first unit's beginning; the seconds before it are printed apart.
 """
 
 from __future__ import annotations
@@ -13,79 +19,116 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from tests.bench import machine
+from tests import warm
+from tests.bench import layout, machine
+from tests.cluster.conftest import Nodes
 
 STAGES = ("experts", "scoring", "evaluation")
 COLOURS = {"experts": "#1b6ca8", "scoring": "#b8442f", "evaluation": "#2f7d52"}
-CHUNK = 64
-"""Images in one chunk of the listing."""
-EXPERTS, IMAGES, CLASSES = 10_000, 1_281_167, 1000
+UNIT = 512
+"""Images of a unit of scoring: the eight chunks of a task."""
+EXPERTS, CLASSES = 10_000, 1000
+ONE_GPU = {"num_gpus": 1}
+"""A unit on each GPU: efficiency is that of GPUs."""
 
 
-def experts(workers: int, units: int, seconds: float) -> Callable[[], None]:
+def slept(seconds: float, notes: str) -> None:
+    """In a worker: the work of a unit, and on a GPU a line on where and when in the folder ``notes``."""
+    from rayddl.stages.runtime import devices
+
+    began = time.time()
+    time.sleep(seconds)
+    if gpus := devices.assigned():
+        import ray
+
+        gpu = f"{ray.get_runtime_context().get_node_id()[:8]}/{gpus[0]}"
+        line = {"gpu": gpu, "process": f"{gpu[:8]}/{os.getpid()}", "began": began, "ended": time.time()}
+        with Path(notes, f"{os.getpid()}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def experts(workers: int, units: int, seconds: float, notes: str, gpus: bool) -> Callable[[], None]:
     """The experts' stage, with training replaced."""
     from rayddl.data.config import SourceConfig
     from rayddl.stages.context import Context
     from rayddl.stages.experts import stage as experts
     from rayddl.stages.experts.settings import ExpertsConfig
-    from rayddl.stages.runtime.sizes import Share
+    from rayddl.stages.runtime import cluster
+    from rayddl.stages.runtime.sizes import Resources, Share
     from rayddl.storage import Folder
 
     def sleep(job: Any, indices: Any, counter: Any) -> None:
         (index,) = indices
         for epoch in range(1, 5):
-            time.sleep(seconds / 4)
+            slept(seconds / 4, notes)
             counter.report(f"expert {index}", epoch, "")
         job.out.write(f"expert-{index:04d}.safetensors", b"x" * 1000)
 
     experts.train_some = sleep  # type: ignore[attr-defined]  # in place of training
     out = Folder(tempfile.mkdtemp())
-    config = ExpertsConfig(kind="experts", count=units, epochs=4)
+    config = ExpertsConfig(kind="experts", count=units, epochs=4, experts_per_task=1)
     context = Context("experts", SourceConfig(name="digits"), 0, out, {}, {})
     # Without what real workers read: none of them has to import torch.
     job: Any = SimpleNamespace(config=config, compile=False, out=out)
-    share = Share(1, 0, None, workers)
+    share = cluster.spread(Resources(**ONE_GPU), units=units) if gpus else Share(1, 0, None, workers)
     return lambda: experts._train_missing(job, share, list(range(units)), context)
 
 
-def scoring(workers: int, units: int, seconds: float) -> Callable[[], None]:
-    """RDED's stream, with decoding and scoring replaced; a unit is as many chunks as a task has at most."""
+def scoring(workers: int, units: int, seconds: float, notes: str, gpus: bool) -> Callable[[], None]:
+    """RDED's stream, with decoding and scoring replaced; with GPUs, workers on the other CPUs would decode."""
     from rayddl.stages.context import Silent
     from rayddl.stages.rded import stream as rded_stream
     from rayddl.stages.rded.settings import RdedConfig
     from rayddl.stages.runtime import streams
+    from rayddl.stages.runtime.backend import OnRay
     from rayddl.stages.runtime.sizes import Share
 
-    def sleep(block: Any, sent: bytes) -> Any:
-        del sent
-        time.sleep(seconds / each)
+    def scored(block: Any) -> Any:
+        slept(seconds * len(block["image"]) / UNIT, notes)
         return _scored(block["image"])
 
-    rded_stream.rded_cut_and_judge = sleep
+    class Sleeper:
+        def __init__(self, sent: bytes) -> None:
+            del sent
+
+        def __call__(self, block: Any) -> Any:
+            return scored(block)
+
+    rded_stream.rded_cut_and_judge = lambda block, sent: scored(block)
+    rded_stream.rded_cut = lambda block, sent: block
+    rded_stream.RdedJudge = Sleeper  # type: ignore[misc]
+    positions = np.arange(units * UNIT)
+    # A call of a judge is a unit.
+    config = RdedConfig(kind="rded", teacher="teacher", ipc=1, num_crops=1, batch=UNIT if gpus else None)
+    job: Any = SimpleNamespace(config=config, listing=positions[:UNIT])
     share = Share(1, 0, None, workers)
-    each = streams.CHUNKS_A_BLOCK
-    positions = np.arange(units * each * CHUNK)
-    job: Any = SimpleNamespace(config=RdedConfig(kind="rded", teacher="teacher", ipc=1))
 
     def run() -> None:
-        for _ in streams.stream(positions, rded_stream.steps(job), share, None, Silent().note):
+        steps, note = rded_stream.steps(job), Silent().note
+        for _ in (
+            OnRay().stream(positions, steps, config.asks, note)
+            if gpus
+            else streams.stream(positions, steps, share, None, note)
+        ):
             pass
 
     return run
 
 
-def evaluation(workers: int, units: int, seconds: float) -> Callable[[], None]:
+def evaluation(workers: int, units: int, seconds: float, notes: str, gpus: bool) -> Callable[[], None]:
     """The judging of a set, with students replaced."""
     import torch
 
@@ -101,7 +144,7 @@ def evaluation(workers: int, units: int, seconds: float) -> Callable[[], None]:
 
     def sleep(of: Any, data: Any, student: Any) -> dict[str, Any]:
         del data
-        time.sleep(seconds)
+        slept(seconds, notes)
         result = {"data": student.data, "net": "mlp", "seed": student.seed, "images": 10, "accuracy": 0.5}
         of.out.write_json(student.file, result)
         return result
@@ -114,7 +157,7 @@ def evaluation(workers: int, units: int, seconds: float) -> Callable[[], None]:
     )  # fmt: skip
     config = EvaluateConfig.model_validate(
         {"kind": "evaluate", "set": "made", "seeds": units // 2, "epochs": 1, "batch": 10, "compile": False,
-         "resources": {"num_cpus": 1, "at_once": workers}}
+         "resources": ONE_GPU if gpus else {"num_cpus": 1, "at_once": workers}}
     )  # fmt: skip
     task = protocol.Task(config, made, source, None, 0)
     return lambda: distribution.judge(task, Folder(tempfile.mkdtemp()), Silent()) and None
@@ -130,21 +173,35 @@ def _scored(image: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def timed(stage: str, workers: int, units: int, seconds: float) -> dict[str, Any]:
-    """Wall time of a stage on so many workers, which are there already."""
+def timed(
+    stage: str, workers: int, units: int, seconds: float, notes: str, address: str | None
+) -> dict[str, Any]:
+    """Wall time of a stage on so many workers, which are there already: of a local Ray, or GPUs at ``address``."""
     from rayddl.stages.runtime import cluster
 
-    cluster.configure(num_cpus=workers + (stage == "scoring"))
+    if address is None:
+        cluster.configure(num_cpus=workers + (stage == "scoring"))
+    else:
+        cluster.configure(address=address)
     cluster.start()
     try:
         make = {"experts": experts, "scoring": scoring, "evaluation": evaluation}[stage]
-        _awake(make(workers, 2 * workers, 1.0))
-        run = make(workers, units * workers, seconds)
+        if address is None:
+            _awake(make(workers, 2 * workers, 1.0, notes, False))
+        run = make(workers, units * workers, seconds, notes, address is not None)
         began = time.perf_counter()
         run()
-        return {"seconds": time.perf_counter() - began}
+        wall = time.perf_counter() - began
     finally:
         cluster.stop()
+    if address is None:
+        return {"seconds": wall, "placement": None}
+    placed = [
+        json.loads(line) for file in Path(notes).glob("*.jsonl") for line in file.read_text().splitlines()
+    ]
+    span = max(row["ended"] for row in placed) - min(row["began"] for row in placed)
+    placement = {**layout.figures(placed), "seconds before": f"{wall - span:.1f}"}
+    return {"seconds": span, "placement": placement}
 
 
 def _awake(a_round: Callable[[], None]) -> None:
@@ -159,10 +216,10 @@ def _awake(a_round: Callable[[], None]) -> None:
         last = took
 
 
-def driver(what: str, count: int) -> dict[str, Any]:
-    """MiB that a driver's memory has grown by after ``count`` units, above a tenth of them."""
+def driver(experts: int) -> dict[str, Any]:
+    """MiB of a driver's memory after a tenth of so many experts, and after all."""
     levels = []
-    for done, total in _many_experts(count) if what == "experts" else _many_images(count):
+    for done, total in _many_experts(experts):
         if done == total // 10 or done == total:
             levels.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     return {"at a tenth": levels[0], "at the end": levels[-1]}
@@ -185,18 +242,6 @@ def _many_experts(count: int) -> Iterator[tuple[int, int]]:
         for done, _ in enumerate(free.each(range(count), lambda i: (nothing, job, i), str), start=1):
             yield done, count
     cluster.stop()
-
-
-def _many_images(count: int) -> Iterator[tuple[int, int]]:
-    """The scored rows of ``count`` images through the running choice of each class's best."""
-    from rayddl.methods.patches.select import Best, Rows
-    from rayddl.stages.rded.selection import COLUMNS
-
-    best, chunks = Best(40, CLASSES), count // CHUNK
-    for chunk in range(chunks):
-        block = _scored(np.arange(chunk * CHUNK, (chunk + 1) * CHUNK))
-        best.add(Rows(*(block[name] for name in COLUMNS)))
-        yield chunk + 1, chunks
 
 
 def law(rows: Sequence[Mapping[str, Any]]) -> float:
@@ -252,31 +297,37 @@ def plotted(rows: Sequence[Mapping[str, Any]], path: str) -> None:
 
 
 def main() -> None:
-    """Print two tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--most", type=int, default=32, help="workers, doubled up to so many")
+    parser.add_argument("--least", type=int, default=1, help="the fewest workers")
     parser.add_argument("--units", type=int, default=8, help="units of each worker")
     parser.add_argument("--seconds", type=float, default=6.0, help="sleep of a unit")
     parser.add_argument("--stage", choices=STAGES, action="append")
     parser.add_argument("--plot", metavar="FILE")
+    parser.add_argument("--gpus-a-node", type=int, default=0, help="workers are logical GPUs of such nodes")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.row:
         row = json.loads(given.row)
-        print(json.dumps(driver(**row) if "what" in row else timed(**row)))
+        print(json.dumps(timed(**row) if "stage" in row else driver(**row)))
         return
     print(machine.figures())
-    rows = []
-    workers = [2**k for k in range(given.most.bit_length()) if 2**k <= given.most]
+    if given.gpus_a_node:
+        # Where units go does not depend on how their processes start.
+        os.environ |= {warm.SWITCH: "1", "PYTHONPATH": warm.python_path(os.environ.get("PYTHONPATH", ""))}
+    rows, placements = [], []
+    workers = [2**k for k in range(given.most.bit_length()) if given.least <= 2**k <= given.most]
     for stage in given.stage or STAGES:
         for n in workers:
-            asked = {"stage": stage, "workers": n, "units": given.units, "seconds": given.seconds}
-            found = machine.child("tests.bench.scaling", asked, allocator=False)
+            found = _measured(stage, n, given)
             if found is None:
                 sys.exit(f"{stage} on {n} workers did not end well")
             wall, ideal = found["seconds"], given.units * given.seconds
+            if found["placement"]:
+                placements.append({"stage": stage, "GPUs": str(n), **found["placement"]})
             rows.append(
                 {"stage": stage, "workers": n, "seconds": wall, "efficiency": ideal / wall,
                  "rate": n * given.units / wall, "ideal": n / given.seconds}
@@ -288,20 +339,33 @@ def main() -> None:
         for r in rows
     ]  # fmt: skip
     print(machine.table(shown))
+    if placements:
+        print(machine.table(placements))
+        return
     for stage in dict.fromkeys(row["stage"] for row in rows):
         own = [row for row in rows if row["stage"] == stage]
         if len(own) > 1:
             print(f"{stage}: units a second grow as workers^{law(own):.3f}")
     if given.plot:
         plotted(rows, given.plot)
-    memory = []
-    for what, count in (("experts", EXPERTS), ("images", IMAGES)):
-        found = machine.child("tests.bench.scaling", {"what": what, "count": count}, allocator=False)
-        if found is not None:
-            told = {name: f"{value:.0f}" for name, value in found.items()}
-            memory.append({"driver's MiB": f"{count:,} {what}", **told})
-    if memory:
-        print(machine.table(memory))
+    found = machine.child("tests.bench.scaling", {"experts": EXPERTS}, allocator=False)
+    if found is not None:
+        told = {name: f"{value:.0f}" for name, value in found.items()}
+        print(machine.table([{"driver's MiB": f"{EXPERTS:,} experts", **told}]))
+
+
+def _measured(stage: str, workers: int, given: argparse.Namespace) -> dict[str, Any] | None:
+    """:func:`timed` in a process of its own, with nodes of logical GPUs if these are asked for."""
+    each = given.gpus_a_node
+    nodes = [f"CPU:{4 * min(each, workers)},GPU:{min(each, workers)}"] * -(-workers // each) if each else []
+    with tempfile.TemporaryDirectory() as folder:
+        cluster: Any = Nodes.up(Path(folder) / "nodes.txt", *nodes) if nodes else nullcontext()
+        with cluster as up:
+            asked = {
+                "stage": stage, "workers": workers, "units": given.units, "seconds": given.seconds,
+                "notes": folder, "address": up.address if up else None,
+            }  # fmt: skip
+            return machine.child("tests.bench.scaling", asked, allocator=False)
 
 
 if __name__ == "__main__":

@@ -291,6 +291,29 @@ def test_a_process_that_ray_ends_is_reported(tmp_path: Path) -> None:
     assert stopped.returncode != 0
 
 
+def test_workers_that_end_at_once_end_the_start(tmp_path: Path) -> None:
+    """Ray starts others in their place for ever; the start of a run ends in time with a sentence that says so."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif any('default_worker.py' in word for word in sys.orig_argv): os._exit(1)\n"
+    )
+    process = run(
+        "from rayddl.stages.runtime import driver, local\n"
+        "from rayddl.errors import StageError\n"
+        "local.WORKER_SECONDS, local.ATTEMPTS, local.store_bytes = 2.0, 1, lambda: 100 * 2**20\n"
+        "driver.quiet()\n"
+        "try:\n"
+        "    local.start({}, num_cpus=1)\n"
+        "except StageError as error:\n"
+        "    print(error.code, 'none of its workers has started within 2 s' in str(error))\n",
+        PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]),
+        RAYDDL_TEST_WARM="0",
+    )
+    try:
+        assert last_line(process) == "ray-not-started True"
+    finally:
+        process.kill()
+
+
 def test_two_failed_starts_are_refused_in_a_sentence(
     failing: Callable[[int], Starting], capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

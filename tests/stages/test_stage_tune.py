@@ -27,6 +27,7 @@ from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Input
 from rayddl.stages.rded.settings import RdedConfig
 from rayddl.stages.teacher.settings import TeacherConfig
+from rayddl.stages.tune import result_grid
 from rayddl.stages.tune import stage as tune
 from rayddl.stages.tune.settings import TuneConfig
 from rayddl.storage import Folder
@@ -83,14 +84,32 @@ def searched(stages, convex, tmp_path_factory):
 
 
 def test_the_folder_holds_the_outcome_and_nothing_else(searched):
-    """Tables, the best definition, the best set, a file per trial, TensorBoard's files; no work in progress."""
+    """Tables, the best definition, the best set, a file per trial, and Ray's; no work in progress."""
     out, result, _ = searched
 
     assert out.names() == ["best.yaml", "progress.parquet", "trials.parquet"]
-    assert out.folders() == ["set", "tensorboard", "trials"]
+    assert out.folders() == ["ray_tune", "set", "trials"]
     assert out.child("trials").names() == [f"{n:04d}.json" for n in range(4)]
-    assert out.child("tensorboard").folders() == [f"trial-{n:04d}" for n in range(4)]
+    logged = {n: out.child(f"ray_tune/trial-{n:04d}").names() for n in range(4)}
+    assert all(any(name.startswith("events.") for name in names) for names in logged.values())
+    assert all({"params.json", "result.json"} <= set(names) for names in logged.values())
     assert result.summary["trials"] == 4
+
+
+def test_a_finished_search_is_rays_result_grid(searched):
+    """The trials that Ray Tune ran, with their reports, as Ray's own object; its best is the best last report."""
+    out, result, _ = searched
+    grid = result_grid.opened(out, result.summary)
+    rows = tables.read(out, "progress.parquet")
+
+    assert [r.config["lr_image"] for r in grid] == list(
+        tables.read(out, "trials.parquet")["setting.lr_image"]
+    )
+    for number, found in enumerate(grid):
+        mine = [m for t, m in zip(rows["trial"], rows["metric"], strict=True) if t == number]
+        assert list(found.metrics_dataframe["accuracy"]) == mine
+    last = [r.metrics["accuracy"] for r in grid]
+    assert grid.get_best_result().metrics["accuracy"] == max(last)
 
 
 def test_the_best_definition_repeats_the_winner(searched, stages, convex, tmp_path):

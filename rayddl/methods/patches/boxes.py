@@ -7,6 +7,7 @@ every order.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable
 
 import numpy as np
@@ -20,8 +21,8 @@ _TRIES = 10
 def ranks(seed: int, names: Iterable[str]) -> NDArray[np.uint64]:
     """uint64 [N]: a pseudo-random rank per name. The lowest of a class are its pre-selected subset."""
     key = seed.to_bytes(8, "little", signed=True)
-    digests = b"".join(hashlib.blake2b(n.encode(), digest_size=8, key=key).digest() for n in names)
-    return np.frombuffer(digests, dtype=np.uint64)
+    digests = (hashlib.blake2b(n.encode(), digest_size=8, key=key).digest() for n in names)
+    return np.fromiter((int.from_bytes(digest, sys.byteorder) for digest in digests), np.uint64)
 
 
 def preselected(seed: int, names: Iterable[str], labels: NDArray[np.int32], mipc: int) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayddl.methods.patches.sparse_padding import windowed
+from rayddl.methods.training.feeding import lane_to, through
 
 
 class Scorer:
@@ -32,35 +33,37 @@ class Scorer:
         ``pad``: pad a patch with zeros (after normalisation) to ``size``, as published; otherwise the
         patch is the input. For traceable networks, computation on the zeros is skipped.
         """
-        self._device = next(module.parameters()).device
+        device = next(module.parameters()).device
+        self._lane = lane_to(device)
         within = windowed(module, size, dtype) if pad else None
         self._pad = pad and within is None
         self._module = within or module.eval().to(dtype).to(memory_format=torch.channels_last)
-        self._mean = mean.float().view(1, -1, 1, 1).to(self._device)
-        self._std = std.float().view(1, -1, 1, 1).to(self._device)
+        self._mean = mean.float().view(1, -1, 1, 1).to(device)
+        self._std = std.float().view(1, -1, 1, 1).to(device)
         self._size, self._batch, self._dtype = size, batch, dtype
 
     @torch.inference_mode()
     def __call__(self, patches: Tensor, labels: Tensor) -> Tensor:
         """Scores of patches uint8 ``[N, C, s, s]`` for labels int64 ``[N]``: float32 ``[N]`` on the CPU, at most 0."""
-        count = len(patches)
-        missing = -count % self._batch
-        if missing:
-            patches = torch.cat([patches, patches.new_zeros((missing, *patches.shape[1:]))])
-            labels = torch.cat([labels, labels.new_zeros(missing)])
-        scores = [
-            self._score(x, y)
+        whole = (
+            (_filled(x, self._batch), _filled(y, self._batch))
             for x, y in zip(patches.split(self._batch), labels.split(self._batch), strict=True)
-        ]
-        return torch.cat(scores)[:count].cpu()
+        )
+        return torch.cat(list(through(whole, self._score, self._lane)))[: len(patches)]
 
     def _score(self, patches: Tensor, labels: Tensor) -> Tensor:
-        x = patches.to(self._device, non_blocking=True).float().div_(255).sub_(self._mean).div_(self._std)
+        x = patches.float().div_(255).sub_(self._mean).div_(self._std)
         if self._pad:
             x = padded(x, self._size)
         x = x.to(dtype=self._dtype, memory_format=torch.channels_last)
         logits = self._module(x).float()
-        return -F.cross_entropy(logits, labels.to(self._device), reduction="none")
+        return -F.cross_entropy(logits, labels, reduction="none")
+
+
+def _filled(part: Tensor, size: int) -> Tensor:
+    """``part`` with zeros behind it, up to ``size`` rows."""
+    missing = size - len(part)
+    return torch.cat([part, part.new_zeros((missing, *part.shape[1:]))]) if missing else part
 
 
 def padded(x: Tensor, size: int) -> Tensor:

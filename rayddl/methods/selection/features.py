@@ -9,6 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from rayddl.methods.training.feeding import lane_to, through
+
 BATCH = 128
 """Fixed batch size of the network, because its last bits can depend on the batch size."""
 
@@ -32,20 +34,24 @@ class Features:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """The features of any number of ``images``, computed ``BATCH`` at a time."""
-        return torch.cat([self._batch(part) for part in images.split(BATCH)])
+        parts = ((self._filled(part),) for part in images.split(BATCH))
+        return torch.cat(list(through(parts, self._batch, lane_to(self.device))))[: len(images)]
 
     def width(self, shape: tuple[int, int, int]) -> int:
         """D for images of ``shape``."""
         return int(self(torch.zeros(1, *shape, dtype=torch.uint8)).shape[1])
 
+    def _filled(self, images: Tensor) -> Tensor:
+        """``images``; for a network repeated up to :data:`BATCH`."""
+        missing = 0 if self.module is None else BATCH - len(images)
+        return torch.cat([images, images[-1:].expand(missing, *images.shape[1:])]) if missing else images
+
     def _batch(self, images: Tensor) -> Tensor:
-        count = len(images)
+        x = self.encode(images)
         if self.module is None:
-            return self.encode(images.to(self.device)).flatten(1).float().cpu()
-        missing = BATCH - count
-        full = torch.cat([images, images[-1:].expand(missing, *images.shape[1:])]) if missing else images
+            return x.flatten(1).float()
         network = self.module if self.outputs else partial(before_last, self.module)
-        return network(self.encode(full.to(self.device)))[:count].float().cpu()
+        return network(x).float()
 
 
 def before_last(module: nn.Module, x: Tensor) -> Tensor:

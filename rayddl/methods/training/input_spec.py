@@ -28,10 +28,7 @@ class Frame:
 
     def normalised(self, images: Tensor) -> Tensor:
         """The network's input, float32 ``[B, C, H, W]``, from ``images``, uint8 or float in 0..1."""
-        mean, std = (
-            torch.tensor(v, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
-            for v in (self.mean, self.std)
-        )
+        mean, std = (_constants(values, images.device) for values in (self.mean, self.std))
         return in_unit(images).sub(mean).div_(std)
 
     def zoomed(self, images: Tensor) -> Tensor:
@@ -64,6 +61,12 @@ class Frame:
         if tuple(images.shape[2:]) != (height, width):
             images = torch.cat([_cut(part, height, width) for part in images.split(BATCH)])
         return images.expand(-1, channels, -1, -1)
+
+
+def _constants(values: Sequence[float], device: torch.device) -> Tensor:
+    """float32 ``[1, C, 1, 1]``. Filled on the device: a copy from the CPU would wait for the work launched before."""
+    filled = [torch.full((), value, dtype=torch.float32, device=device) for value in values]
+    return torch.stack(filled).view(1, -1, 1, 1)
 
 
 def in_unit(images: Tensor) -> Tensor:

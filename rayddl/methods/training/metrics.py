@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rayddl.methods.training.feeding import lane_to, through
 from rayddl.methods.training.steps import Steps
 
 BATCH = 256
@@ -32,8 +33,10 @@ def accuracy(steps: Steps, theta_P: Tensor, x: Tensor, y: Tensor) -> float:
 def scored(steps: Steps, theta_P: Tensor, x: Tensor, y: Tensor, classes: int) -> Score:
     """The score on images ``x`` ``[N, C, H, W]`` with labels ``y`` ``[N]``; batch norm as in :func:`accuracy`."""
     score = Score(classes)
-    for images, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
-        score.add(_logits(steps, theta_P, images), labels)
+    parts = ((images,) for images in x.split(BATCH))
+    answers = through(parts, lambda images: _logits(steps, theta_P, images), lane_to(x.device))
+    for logits, labels in zip(answers, y.cpu().split(BATCH), strict=True):
+        score.add(logits, labels)
     return score
 
 
@@ -47,11 +50,11 @@ class Score:
         """The best accuracy after late epochs, if they were tested."""
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Count ``logits`` ``[B, K]`` against int64 ``labels`` ``[B]``."""
-        likeliest, labels = logits.argmax(1).cpu(), labels.cpu()
+        """Count ``logits`` ``[B, K]`` against int64 ``labels`` ``[B]``, both on the CPU."""
+        likeliest = logits.argmax(1)
         self._pairs += torch.bincount(labels * self._classes + likeliest, minlength=len(self._pairs))
         if self._classes > TOP:
-            self._among += int((logits.topk(TOP, dim=1).indices.cpu() == labels[:, None]).any(1).sum())
+            self._among += int((logits.topk(TOP, dim=1).indices == labels[:, None]).any(1).sum())
 
     @property
     def confusion(self) -> Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rayddl import plugins
 from rayddl.methods.training import checkpoint, losses, mixes, optimisers
+from rayddl.methods.training.feeding import lane_to, through
 from rayddl.methods.training.input_spec import Frame, in_unit
 from rayddl.methods.training.mixes import Draws
 from rayddl.methods.training.settings import KL, SOFT_EPOCHS, SOFT_LR, StudentSettings
@@ -145,7 +146,12 @@ def inputs(images: Tensor, draws: Draws, frame: Frame, device: torch.device) -> 
     ``images`` are all images of the set, uint8 or float in 0..1, on any device.
     """
     batch = images[draws.picked.to(images.device)].to(device, non_blocking=True)
-    seen = mixes.shown(in_unit(batch), draws.to(device), frame.shape[1:])
+    return prepared(batch, draws.to(device), frame)
+
+
+def prepared(batch: Tensor, draws: Draws, frame: Frame) -> Tensor:
+    """The networks' input for the images of ``draws.picked``, on the same device; otherwise as :func:`inputs`."""
+    seen = mixes.shown(in_unit(batch), draws, frame.shape[1:])
     return frame.normalised(seen).contiguous(memory_format=torch.channels_last)
 
 
@@ -154,11 +160,18 @@ def labelled(
 ) -> Tensor:
     """The observer's logits of an epoch, in the batches of training: float16 ``[N, K]`` on the CPU."""
     whole = min(protocol.batch, len(draws.picked))
-    parts = [
-        answers(inputs(images, part, frame, device), len(part.picked) == whole).half().cpu()
+    there = images.device == device
+
+    def answer(batch: Tensor, *numbers: Tensor) -> Tensor:
+        shown = prepared(images[batch] if there else batch, Draws(*numbers), frame)
+        return answers(shown, len(batch) == whole).half()
+
+    # Images that are on the device are gathered there; others are gathered here, and copied.
+    parts = (
+        (part.picked if there else images[part.picked], *(getattr(part, f.name) for f in fields(part)))
         for part in draws.batches(protocol.batch)
-    ]
-    return torch.cat(parts)
+    )
+    return torch.cat(list(through(parts, answer, lane_to(device))))
 
 
 class SoftTraining:

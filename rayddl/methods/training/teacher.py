@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from rayddl.data.pixels import augment
 from rayddl.methods.training import checkpoint
+from rayddl.methods.training.feeding import lane_to, through
 from rayddl.methods.training.input_spec import BATCH, Frame
 from rayddl.methods.training.settings import TeacherSettings
 from rayddl.methods.training.soft import Manner
@@ -155,7 +156,7 @@ def outputs(
     *,
     zoom: bool = False,
 ) -> Iterator[Tensor]:
-    """Logits ``[B, K]`` for uint8 ``images`` ``[N, C, H, W]``, batch by batch; they may be given in batches.
+    """Logits ``[B, K]`` on the CPU for uint8 ``images`` ``[N, C, H, W]``, batch by batch; they may be given in batches.
 
     ``zoom``: the images are shown by :meth:`Frame.zoomed`, as in RDED's published code, else by :meth:`Frame.fitted`.
     The mode of ``module``, training or eval, is restored.
@@ -164,9 +165,12 @@ def outputs(
     training = module.training
     module.eval()
     try:
-        for part in images.split(BATCH) if isinstance(images, Tensor) else images:
-            x = frame.normalised(shown(part).to(device, non_blocking=True))
-            yield module(x.contiguous(memory_format=torch.channels_last))
+        parts = images.split(BATCH) if isinstance(images, Tensor) else images
+        yield from through(
+            ((shown(part),) for part in parts),
+            lambda x: module(frame.normalised(x).contiguous(memory_format=torch.channels_last)),
+            lane_to(device),
+        )
     finally:
         module.train(training)
 
@@ -180,7 +184,7 @@ def predictions(
     zoom: bool = False,
 ) -> Tensor:
     """The output with the largest logit for each of ``images``, from :func:`outputs`: int64 ``[N]`` on the CPU."""
-    return torch.cat([logits.argmax(1).cpu() for logits in outputs(module, frame, images, device, zoom=zoom)])
+    return torch.cat([logits.argmax(1) for logits in outputs(module, frame, images, device, zoom=zoom)])
 
 
 def share_right(predicted: Tensor, labels: Tensor) -> float:

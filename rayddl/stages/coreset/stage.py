@@ -155,7 +155,7 @@ def _subsampled(config: CoresetConfig, context: Context, given: _Candidates) -> 
     if config.mipc is None:
         return given
     seed = seeds.derive(context.seed_of(), "looked at")
-    picked = preselected(seed, listing.names.to_pylist(), listing.labels, config.mipc)
+    picked = preselected(seed, listing.each_name(), listing.labels, config.mipc)
     return _Candidates(listing.take(picked), given.space, given.features, given.net)
 
 

@@ -80,7 +80,7 @@ def score(job: Job, observer: Observer) -> None:
     device = devices.enter(job.threads, job.config.precision, "EL2N scores")
     images, labels = (tensor(a) for a in ray.get(list(job.source.refs[:2])))
     known = outputs(observer.on(device).module, observer.frame, images, device)
-    logits = torch.cat([part.float().cpu() for part in known])
+    logits = torch.cat([part.float() for part in known])
     job.out.write(SCORES, save({"scores": el2n(logits, labels.long())}))
 
 

@@ -96,7 +96,7 @@ def prepared(config: RdedConfig, context: Context) -> tuple[Job, int]:
     found = context.inputs[config.teacher]
     observer = Observer.load(found.folder.child("observer")).pruned(listing.classes)
     _refuse_mixed_sides(observer, config)
-    picked = boxes.preselected(context.seed_of(), listing.names.to_pylist(), listing.labels, config.mipc)
+    picked = boxes.preselected(context.seed_of(), listing.each_name(), listing.labels, config.mipc)
     chosen = listing.take(picked)
     job = Job(
         config,

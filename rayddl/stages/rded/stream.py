@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cache, lru_cache
 
 from rayddl.data.sources import listing
-from rayddl.stages.rded.worker import GPU_BATCH, Job, Judge, cut_images
+from rayddl.stages.rded.worker import Job, Judge, cut_images, images_a_call
 from rayddl.stages.runtime import cluster, devices
 from rayddl.stages.runtime.streams import Block, Steps
 
@@ -24,8 +24,7 @@ def steps(job: Job) -> Steps:
         RdedJudge,
         rded_cut_and_judge,
         chunk=listing.CHUNK,
-        # As many images as one scoring batch has crops of.
-        judged=max(1, (config.batch or GPU_BATCH) // config.candidates),
+        judged=images_a_call(config, len(job.listing)),
         judges_at_once=config.resources.at_once,
         cutters_at_once=config.decoders.at_once,
     )

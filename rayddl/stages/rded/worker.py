@@ -16,6 +16,7 @@ from rayddl.data.sources.listing import Blob, Listing
 from rayddl.methods.patches import boxes, stitch
 from rayddl.methods.patches.score import Scorer
 from rayddl.methods.patches.select import Rows, best_crop
+from rayddl.methods.training.feeding import staging
 from rayddl.methods.training.observer import Observer
 from rayddl.stages.rded.settings import RdedConfig
 from rayddl.stages.runtime import devices
@@ -24,6 +25,10 @@ from rayddl.stages.runtime.streams import Block
 PADDED_BYTES = 24 * 2**20
 """Most bytes of float32 input in one CPU batch, so that it about fits into the caches."""
 GPU_BATCH = 1280
+BATCHES_A_CALL = 4
+"""Most scoring batches of one call of a judge with a GPU: all but the first are copied while another is scored."""
+CALLS = 32
+"""Least number of calls of judges, if there are enough images: several judges then end at about the same time."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,12 @@ class Job:
     def per_class(self) -> int:
         """The number of patches to select for each class."""
         return self.config.factor**2 * self.config.ipc
+
+
+def images_a_call(config: RdedConfig, images: int) -> int:
+    """Images per call of a judge with a GPU, of ``images`` in all: as many as a few scoring batches have crops of."""
+    batch = max(1, (config.batch or GPU_BATCH) // config.candidates)
+    return batch * max(1, min(BATCHES_A_CALL, images // (batch * CALLS)))
 
 
 def cut_images(job: Job, positions: NDArray[np.int64]) -> Block:
@@ -107,7 +118,7 @@ class Judge:
         side = job.shape[1] if pad else job.patch
         numbers = 4 * job.shape[0] * side**2
         fitting = GPU_BATCH if device.type == "cuda" else max(8, min(256, PADDED_BYTES // numbers))
-        self._job = job
+        self._job, self._device = job, device
         self._scorer = Scorer(
             seen.module.to(device),
             torch.tensor(seen.mean),
@@ -122,9 +133,12 @@ class Judge:
         """The best crop of each image: a row for every row of ``block``."""
         crops, readable = self._job.config.candidates, np.flatnonzero(block["bad"] == "")
         count, each = len(block["image"]), np.arange(len(readable))
-        picked = torch.from_numpy(np.array(block["patch"][readable])).flatten(0, 1)
+        patches = block["patch"]
+        # Gathered into the memory from which batches are copied to the device: one copy on the CPU.
+        picked = staging((len(readable), *patches.shape[1:]), torch.uint8, self._device)
+        np.take(patches, readable, axis=0, out=picked.numpy(), mode="clip")
         labels = torch.from_numpy(block["label"][readable].astype(np.int64)).repeat_interleave(crops)
-        scores = self._scorer(picked, labels).view(-1, crops).numpy()
+        scores = self._scorer(picked.flatten(0, 1), labels).view(-1, crops).numpy()
         best = best_crop(scores)
         found = {
             "score": np.full(count, np.nan, np.float32),

@@ -28,6 +28,8 @@ STORE_SHARE = 0.3
 """Share of memory for the object store, which is also limited to nearly all of the shared memory."""
 START_SECONDS = 120.0
 """Time limit for the start of each part of Ray on a busy machine; Ray's own limit is 30 seconds."""
+WORKER_SECONDS = START_SECONDS
+"""Time limit for the start of the first worker."""
 ATTEMPTS = 2
 LOOPBACK = "127.0.0.1"
 LOCAL_ONLY = {
@@ -170,6 +172,17 @@ def _init(folder: str, num_cpus: int, num_gpus: int | None) -> None:
         _temp_dir=folder,
         _node_ip_address=LOOPBACK,
     )
+    _begin_workers(num_cpus)
+
+
+def _begin_workers(num_cpus: int) -> None:
+    """Have Ray start a worker for each CPU, and wait for the first. Raises ``RuntimeError`` if none starts in time."""
+    import ray
+
+    nothing = ray.remote(num_cpus=1)(lambda: None)
+    done, _ = ray.wait([nothing.remote() for _ in range(num_cpus)], num_returns=1, timeout=WORKER_SECONDS)
+    if not done:
+        raise RuntimeError(f"none of its workers has started within {WORKER_SECONDS:.0f} s")
 
 
 def _clear(mark: str) -> None:
@@ -203,6 +216,8 @@ def _started_with(mark: str) -> Iterator[None]:
         "RAY_gcs_server_port_wait_time_s": wait,
         "RAY_agent_register_timeout_ms": f"{wait}000",
         "RAY_worker_register_timeout_seconds": wait,
+        # Ray would connect this process when the first workers have started, and wait for ever if these end at once.
+        "RAY_prestart_worker_first_driver": "0",
     }
     with ExitStack() as stack:
         stack.enter_context(driver.variables(patient))

@@ -21,6 +21,8 @@ from rayddl.stages.tune.trial import Running, Work
 
 NUMBER = "number"
 """The key of a trial's number in Tune's configuration; no setting has this name."""
+METRIC = "metric_"
+"""Prefix of the metrics of a report in Tune's result."""
 
 
 class TrialWorker(tune.Trainable):
@@ -67,7 +69,7 @@ def result_of(search: Search, running: Running) -> dict[str, Any]:
         "diverged": ended is not None and ended[0] == "diverged",
         "reason": ended[1] if ended else "",
         "done": running.over,
-        **{f"metric_{name}": value for name, value in report.metrics.items()},
+        **{f"{METRIC}{name}": value for name, value in report.metrics.items()},
     }
 
 

@@ -1,20 +1,28 @@
-"""Callbacks of Ray Tune during a search: trials' rows, the progress line, budgets."""
+"""Callbacks of Ray Tune during a search: trials' rows, the progress line, budgets, and Ray's logger callbacks."""
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback, Stopper
 
+from rayddl.errors import StageError
 from rayddl.stages.context import Progress
+from rayddl.stages.tune import result_grid
+from rayddl.stages.tune.actor import METRIC, NUMBER
 from rayddl.stages.tune.outcome import best_of, shown
 from rayddl.stages.tune.plan import Search
+from rayddl.stages.tune.result_grid import NumberedTrial
 from rayddl.stages.tune.searcher import Numbered
-from rayddl.stages.tune.store import Book, Ended, Row
+from rayddl.stages.tune.store import Book, Ended, Report, Row
 from rayddl.stages.tune.trial import Running, Work
+from rayddl.storage import Folder
 
 SHOW_SECONDS = 0.5
 """Seconds between two updates of the progress line."""
@@ -139,6 +147,112 @@ class TrialRows(Callback):
             said.append(f"{left / 60:.0f} min left" if left > 90 else f"{left:.0f} s left")
         metric = ", ".join(said) or "starting workers"
         self._progress.update(len(self.rows), self._work.search.samples, metric)
+
+
+class Loggers(Callback):
+    """Passes the trials' reports to Ray's logger callbacks, which see each trial under its number.
+
+    A trial that continues, in another process or another attempt of the search, reports again from its beginning; so
+    its files begin anew in each attempt, and a report is passed on once. On a remote filesystem a trial's files appear
+    when it ends.
+    """
+
+    def __init__(self, work: Work, searcher: Numbered, loggers: Mapping[str, Any]) -> None:
+        self._metric, self._out, self._searcher, self._loggers = (
+            work.search.metric, work.out, searcher, loggers,
+        )  # fmt: skip
+        self._stack = contextlib.ExitStack()
+        local = work.out.local
+        if local is None:
+            local = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+        self._local = local / result_grid.FOLDER
+        self._open: dict[int, tuple[NumberedTrial, list[Report]]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # As for TrialRows. The loggers' open files and connections cannot be pickled.
+        return {}
+
+    def setup(self, *args: Any, **kwargs: Any) -> None:
+        """Set up the loggers."""
+        self._each("setup", *args, **kwargs)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Log a report, unless this attempt has logged it."""
+        seen, reports = self._opened(trial)
+        if result["report"] <= len(reports):
+            return
+        metrics = {
+            name.removeprefix(METRIC): float(value)
+            for name, value in result.items()
+            if name.startswith(METRIC)
+        }
+        reports.append(Report(result["iteration"], result["value"], metrics, result["work_seconds"]))
+        said = result_grid.result_of(self._metric, seen.trial_id, seen.config, reports)
+        seen.update_last_result(dict(said))  # type: ignore[no-untyped-call]
+        self._each("log_trial_result", iteration, seen, said)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """End the log of a trial."""
+        self._end(self._searcher.numbers[trial.trial_id], failed=bool(trial.last_result.get("reason")))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """End the log of a trial whose worker was lost too often."""
+        self._end(self._searcher.numbers[trial.trial_id], failed=True)
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """End the logs of trials that were running when the budget was used up, and the loggers."""
+        for number in list(self._open):
+            self._end(number, failed=False)
+        self._each("on_experiment_end", trials, **info)
+
+    def close(self) -> None:
+        """Remove temporary files."""
+        self._stack.close()
+
+    def _opened(self, trial: Any) -> tuple[NumberedTrial, list[Report]]:
+        number = self._searcher.numbers[trial.trial_id]
+        if number not in self._open:
+            settings = {key: value for key, value in trial.config.items() if key != NUMBER}
+            self._out.clear(f"{result_grid.FOLDER}/{result_grid.folder_of(number)}")
+            seen = NumberedTrial(self._out, number, settings, self._local / result_grid.folder_of(number))
+            seen.init_local_path()
+            self._open[number] = seen, []
+            self._each("log_trial_start", seen)
+        return self._open[number]
+
+    def _end(self, number: int, *, failed: bool) -> None:
+        if number not in self._open:
+            return
+        seen, _ = self._open.pop(number)
+        self._each("log_trial_end", seen, failed=failed)
+        if self._out.local is None:
+            _upload(self._local / result_grid.folder_of(number), self._out.child(result_grid.FOLDER))
+
+    def _each(self, call: str, *args: Any, **kwargs: Any) -> None:
+        """Call the method ``call`` of each logger. Raises :class:`StageError` that names the one that fails."""
+        for name, logger in self._loggers.items():
+            with _named(name):
+                getattr(logger, call)(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _named(logger: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise StageError(
+            f"the logger callback {logger} failed: {type(error).__name__}: {error}; ended trials are kept. "
+            f"Check callbacks.{logger} and its server, or leave it out, and run the same command again.",
+            code="logger-failed",
+        ) from error
+
+
+def _upload(local: Path, to: Folder) -> None:
+    for file in local.rglob("*"):
+        if file.is_file():
+            to.write(file.relative_to(local.parent).as_posix(), file.read_bytes())
 
 
 def row_of(work: Work, number: int, how: Ended) -> Row:

@@ -10,6 +10,7 @@ from rayddl.errors import StageError
 from rayddl.stages.context import Progress
 from rayddl.stages.runtime import cluster, room, workers
 from rayddl.stages.runtime.sizes import Share
+from rayddl.stages.tune import loggers
 from rayddl.stages.tune.store import WORK, Book, Row
 from rayddl.stages.tune.trial import Running, Ticket, Work
 from rayddl.storage import Folder
@@ -19,7 +20,7 @@ TUNES_OWN = f"{WORK}/tune"
 ENVIRONMENT = {
     # Ctrl-C ends the command: ended trials have their rows, the others resume from their own files.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # Trials' rows replace Tune's own files per trial.
+    # Trials' rows replace Tune's own files per trial; loggers are those of the definition.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     # No usage statistics are sent.
@@ -28,10 +29,13 @@ ENVIRONMENT = {
 }
 
 
-def run(work: Work, share: Share, progress: Progress, *, tensorboard: bool = False) -> Mapping[int, Row]:
+def run(
+    work: Work, share: Share, progress: Progress, callbacks: loggers.Options | None = None
+) -> Mapping[int, Row]:
     """Run the trials that have not ended, and return the rows of all trials, by number.
 
-    Raises :class:`StageError` if no trial has a finite metric.
+    ``callbacks`` are Ray's logger callbacks that see the trials that run. Raises :class:`StageError` if no trial has a
+    finite metric, or a callback fails, and :class:`UserError` if one cannot be made.
     """
     os.environ.update(ENVIRONMENT)
     from rayddl.stages.tune.callbacks import Budget
@@ -41,7 +45,7 @@ def run(work: Work, share: Share, progress: Progress, *, tensorboard: bool = Fal
     limit = room.limit()
     searcher = Numbered(work.search, book, lambda: limit() * share.per_slot)
     if searcher.missing and not Budget(work.search, book).stop_all():
-        _fit(work, share, progress, searcher, tensorboard=tensorboard)
+        _fit(work, share, progress, searcher, loggers.made(callbacks or {}))
     rows = book.ended()
     if not any(row.sound for row in rows.values()):
         reasons = list(dict.fromkeys(row.reason or row.ended for row in rows.values()))
@@ -53,18 +57,17 @@ def run(work: Work, share: Share, progress: Progress, *, tensorboard: bool = Fal
     return rows
 
 
-def _fit(work: Work, share: Share, progress: Progress, searcher: Any, *, tensorboard: bool) -> None:
+def _fit(work: Work, share: Share, progress: Progress, searcher: Any, callbacks: Mapping[str, Any]) -> None:
     from ray import tune
 
     from rayddl.stages.tune.actor import worker_of
-    from rayddl.stages.tune.callbacks import Budget, TrialRows
+    from rayddl.stages.tune.callbacks import Budget, Loggers, TrialRows
     from rayddl.stages.tune.schedulers import scheduler_of
-    from rayddl.stages.tune.tensorboard import TensorBoardFiles
 
     search, book = work.search, Book(work.out)
     budget = Budget(search, book)
     rows = TrialRows(work, searcher, budget, progress)
-    files = TensorBoardFiles(work.out, searcher) if tensorboard else None
+    logs = Loggers(work, searcher, callbacks)
     work.out.clear(TUNES_OWN)
     asked = {"cpu": share.num_cpus, "gpu": share.num_gpus, "memory": share.memory or 0}
     tuner = tune.Tuner(
@@ -84,15 +87,15 @@ def _fit(work: Work, share: Share, progress: Progress, searcher: Any, *, tensorb
             verbose=0,
             stop=budget,
             failure_config=tune.FailureConfig(max_failures=workers.RETRIES),
-            callbacks=[rows, *([files] if files else [])],
+            # A trial's row says that it has ended, so its log is complete before.
+            callbacks=[logs, rows],
         ),
     )
     try:
         tuner.fit()
         rows.close()
     finally:
-        if files:
-            files.close()
+        logs.close()
     work.out.clear(TUNES_OWN)
 
 

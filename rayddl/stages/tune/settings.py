@@ -6,11 +6,12 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
 
 from rayddl.config import Config
 from rayddl.nets.config import NetConfig
 from rayddl.stages.settings import Mode, Reads, StageConfig, Template, Tunable
+from rayddl.stages.tune import loggers
 from rayddl.stages.tune import space as spaces
 from rayddl.stages.tune.space import Entry, Settings
 
@@ -73,7 +74,14 @@ class TuneConfig(StageConfig):
     held_out: int = Field(default=5, ge=1)
     """Fresh seeds on which the best settings are compared with the template's own after the search."""
     tensorboard: bool = False
-    """Also write TensorBoard files into the stage's folder."""
+    """The same as ``callbacks: [tensorboard]``."""
+    callbacks: Annotated[dict[str, dict[str, Any]], BeforeValidator(loggers.by_name)] = Field(
+        default={}, json_schema_extra=loggers.or_names
+    )
+    """Ray's logger callbacks, which see every report while the search runs: a list of names among ``csv``, ``json``,
+    ``tensorboard``, ``mlflow`` and ``wandb``, or a mapping of names to options, the arguments of Ray's class
+    (``{mlflow: {tracking_uri: http://…}}``). Files are written below ``ray_tune`` in the stage's folder. Changes no
+    result and no fingerprint."""
 
     @field_validator("space")
     @classmethod
@@ -85,6 +93,15 @@ class TuneConfig(StageConfig):
     def most_units(self) -> int | None:
         """The trials, if their number is given."""
         return self.samples if self.searcher == "grid" else self.samples or SAMPLES
+
+    @property
+    def all_callbacks(self) -> loggers.Options:
+        """All logger callbacks, with their options."""
+        return {**({"tensorboard": {}} if self.tensorboard else {}), **self.callbacks}
+
+    def unready(self) -> Iterator[str]:
+        """Yield which callbacks cannot be made here."""
+        return loggers.unready(self.all_callbacks)
 
     def better(self, template: StageConfig) -> Mode:
         """The direction in which the metric of ``template`` improves: ``max`` or ``min``."""

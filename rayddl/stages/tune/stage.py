@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from rayddl.stages.context import Context, Progress, Result, Silent
 from rayddl.stages.runtime import cluster, slots, workers
 from rayddl.stages.runtime.sizes import Share
-from rayddl.stages.tune import engine, outcome, plan
+from rayddl.stages.tune import engine, outcome, plan, result_grid
 from rayddl.stages.tune.outcome import Winner
 from rayddl.stages.tune.settings import TuneConfig, tunable_of
 from rayddl.stages.tune.store import MADE, WORK, Book, Row
@@ -25,11 +25,12 @@ def run(config: TuneConfig, context: Context) -> Result:
     search = plan.make(config, context.templates)
     share = cluster.spread(config.resources, units=search.samples, fill=True)
     work = Work(search, _trials(config, context), _absolute(context.out), share.threads)
-    rows = engine.run(work, share, context.progress, tensorboard=config.tensorboard)
+    rows = engine.run(work, share, context.progress, config.all_callbacks)
     best = outcome.best_of(search, rows.values())
     assert best is not None  # the engine refuses a search without a finite metric
     winner = _Proof(work, share, context.progress, config.held_out).of(best, rows[0])
     outcome.write_tables(context.out, search, list(rows.values()))
+    result_grid.write(context.out, search.metric, rows.values())
     _leave(work, context, best.number)
     outcome.write_best(
         config, context, search, share, winner, work.make.pinned(best.settings, best.iteration)

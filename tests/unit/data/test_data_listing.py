@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import registry as sources
 from rayddl.data.sources.listing import CHUNK, FileStore, Listing, ParquetStore, sorted_listing
-from rayddl.methods.patches.boxes import preselected
+from rayddl.methods.patches.boxes import preselected, ranks
 from rayddl.storage import Folder
 from tests.raising import raises
 
@@ -139,7 +140,23 @@ def test_a_plan_over_many_names_covers_each_chosen_image_once() -> None:
     names = [f"n{c:08d}/n{c:08d}_{k}.JPEG" for k, c in enumerate(labels.tolist())]
     store = FileStore(Folder("nowhere"))
     listing = sorted_listing(names, labels, tuple(str(c) for c in range(classes)), store)
-    chosen = listing.take(preselected(0, listing.names.to_pylist(), listing.labels, 300))
+    chosen = listing.take(preselected(0, listing.each_name(), listing.labels, 300))
     assert chosen.counts().tolist() == [300] * classes
     seen = np.concatenate(_chunks(chosen))
     assert np.array_equal(seen, np.arange(300 * classes))
+
+
+def test_ranks_of_many_names_hold_few_of_them() -> None:
+    """A million names as Python strings, or their hashes, would be a hundred MiB in the driver."""
+    count = 100_000
+    names = pa.array((f"n{k % 100:08d}/{k:08d}.JPEG" for k in range(count)), pa.large_string())
+    listing = sorted_listing(names, np.zeros(count, np.int32), ("one",), FileStore(Folder("nowhere")))
+    tracemalloc.start()
+    try:
+        found = ranks(0, listing.each_name())
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert list(found[[0, -1]]) == list(ranks(0, [listing.names[0].as_py(), listing.names[-1].as_py()]))
+    assert most < 4 * 2**20

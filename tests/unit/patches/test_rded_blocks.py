@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,8 @@ from rayddl.methods.patches.select import Best, Rows, best_of_class
 from rayddl.stages.context import Context
 from rayddl.stages.rded import selection as rded_select
 from rayddl.stages.rded.selection import COLUMNS
+from rayddl.stages.rded.settings import RdedConfig
+from rayddl.stages.rded.worker import GPU_BATCH, Judge, images_a_call
 from rayddl.stages.runtime.in_process import InProcess
 from rayddl.storage import Folder
 from tests.raising import raises
@@ -122,3 +125,33 @@ def test_a_stream_that_loses_images_is_an_internal_error(monkeypatch: pytest.Mon
     found, _, _ = rded_select.select(job, context)
     assert asked == [[0, 1, 2, 3, 4, 5], [4]]
     assert sorted(found.image.tolist()) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("images", "batches"), [(10, 1), (16_383, 1), (16_384, 2), (32_768, 4), (1_281_167, 4)]
+)
+def test_a_judge_takes_several_batches_a_call_if_there_are_enough(images: int, batches: int) -> None:
+    """All batches of a call but the first are copied ahead; a small stream still has a call for each of many judges."""
+    config = RdedConfig(kind="rded", teacher="teacher", ipc=1)
+    assert images_a_call(config, images) == batches * (GPU_BATCH // config.candidates)
+
+
+def test_a_judge_leaves_out_images_that_cannot_be_read() -> None:
+    """The crops of the others are gathered before they are scored: each image has the score of its own crops."""
+    draws = np.random.default_rng(0)
+    patches = draws.integers(0, 256, (6, 2, 3, 4, 4), np.uint8)
+    bad = np.array(["", "gone", "", "", "gone", ""], dtype=object)
+    judge = Judge.__new__(Judge)
+    judge._job = SimpleNamespace(config=SimpleNamespace(candidates=2))  # type: ignore[assignment]
+    judge._scorer = lambda x, y: x.float().mean((1, 2, 3)) + 1000 * y  # type: ignore[assignment]
+    judge._device = torch.device("cpu")
+    block = {
+        "image": np.arange(6), "label": np.arange(6, dtype=np.int32), "bad": bad, "patch": patches,
+        "box": draws.integers(0, 9, (6, 2, 3)).astype(np.int32),
+    }  # fmt: skip
+    found = judge(block)
+    means_of = patches.reshape(6, 2, -1).mean(2)
+    for k in np.flatnonzero(bad == ""):
+        assert found["score"][k] == pytest.approx(means_of[k].max() + 1000 * k, rel=1e-5)
+        assert found["box"][k].tolist() == block["box"][k, means_of[k].argmax()].tolist()
+    assert np.isnan(found["score"][[1, 4]]).all()
