@@ -20,9 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 from rayddl.data.config import SourceConfig
+from rayddl.data.distilled import DistilledSet
 from rayddl.data.pixels import space
-from rayddl.data.pixels.space import PORTION, PixelSpace
-from rayddl.data.sources import folders, known
+from rayddl.data.pixels.encoded import Streamed
+from rayddl.data.pixels.space import PixelSpace
+from rayddl.data.sources import folders, known, picking
 from rayddl.methods.training.hard import Protocol
 from rayddl.methods.training.input_spec import Frame
 from rayddl.methods.training.settings import TeacherSettings
@@ -33,7 +35,11 @@ from rayddl.methods.trajectories.expert import HeldOut, Images, training_steps
 from rayddl.methods.trajectories.settings import ExpertSettings
 from rayddl.nets.build import build, initial
 from rayddl.nets.config import NetConfig
+from rayddl.seeds import generator
+from rayddl.stages.evaluate import protocol
+from rayddl.stages.evaluate import stage as evaluate
 from rayddl.stages.evaluate import worker as students
+from rayddl.stages.evaluate.settings import EvaluateConfig
 from rayddl.stages.runtime import listings, mapped, model_space, shards, sources
 from rayddl.stages.runtime.shards import Shards
 from rayddl.stages.runtime.sources import SharedSource
@@ -112,19 +118,31 @@ def published(kind: str, store: Store | None) -> SharedSource:
     return SharedSource(tuple(refs), ("a", "b", "c"), SHAPE, name, (), kind, counts)  # type: ignore[arg-type]
 
 
+def files(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "splits").iterdir())
+
+
 def fitted(kind: str) -> PixelSpace:
     return space.fit(kind, torch.from_numpy(noise(sum(COUNTS), 0)[0]))
 
 
 @pytest.mark.parametrize("kind", ["normalise", "zca"])
-def test_splits_have_the_bits_of_one_array(kind: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training images in any order, held-out ones in batches; whitened ones in the portions of the whole."""
+def test_splits_have_the_bits_of_one_array(
+    kind: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training images in any order from a file, held-out ones in batches as they come; whitened ones in the portions of
+    the whole.
+    """
     monkeypatch.setattr(space, "PORTION", 512)
     monkeypatch.setattr(mapped, "PORTION", 512)
     monkeypatch.setattr(model_space, "PORTION", 512)
     fit = fitted(kind)
     train, test = (fit.encode(torch.from_numpy(noise(sum(COUNTS), seed)[0])) for seed in (0, 1))
     picked = torch.randperm(3000, generator=torch.Generator().manual_seed(0))[:500]
+    whitened, encode = [], space.Zca.encode
+    monkeypatch.setattr(
+        space.Zca, "encode", lambda self, images: whitened.append(len(images)) or encode(self, images)
+    )
 
     for source in (published(kind, store), published(kind, None)):
         given, held = (of(source, Ref(fit), CPU) for of in (model_space.train, model_space.test))
@@ -135,7 +153,12 @@ def test_splits_have_the_bits_of_one_array(kind: str, store: Store, monkeypatch:
             found = list(held.x.split(256))
             assert all(torch.equal(*pair) for pair in zip(found, test.split(256), strict=True))
         assert given.y.tolist() == noise(3000, 0)[1].tolist()
+        assert isinstance(held.x, Streamed) == source.fingerprint.endswith("shards")
     assert store.most == 1
+    (path,) = files(tmp_path)
+    assert path.stat().st_size == 3000 * 48 * (4 if kind == "zca" else 1) + 1
+    # A file, two passes over shards, and both splits in memory.
+    assert whitened == ([*[512] * 5, 440] * 3 + [3000] * 2 if kind == "zca" else [])
 
 
 @pytest.mark.parametrize("kind", ["normalise", "zca"])
@@ -206,10 +229,10 @@ def test_a_student_of_shards_is_that_of_one_array(what: str, store: Store, tmp_p
     """Trained on a set, on some images, on all of them, or on all but those that compare learning rates."""
     fit, found = fitted("normalise"), []
     own = fit.encode(torch.from_numpy(noise(30, 2)[0])), torch.from_numpy(noise(30, 2)[1])
-    protocol = Protocol(epochs=1, lr=0.05, batch=500, augment="flip")
+    how = Protocol(epochs=1, lr=0.05, batch=500, augment="flip")
     some = torch.arange(0, 3000, 7)
     data = students.TrainingData(
-        what, *(own if what == "set" else (None, None)), some if what == "random" else None, protocol
+        what, *(own if what == "set" else (None, None)), some if what == "random" else None, how
     )
     student = students.Student(what, NET, 0, "student.json", trial=what == "trial")
     for source in (published("normalise", store), published("normalise", None)):
@@ -222,10 +245,6 @@ def test_a_student_of_shards_is_that_of_one_array(what: str, store: Store, tmp_p
     assert found[0] == found[1]
     assert found[0][0] == {"set": 30, "random": 429, "whole": 3000, "trial": 2700}[what]
     assert store.most == 1
-
-
-def files(tmp_path: Path) -> list[Path]:
-    return sorted((tmp_path / "splits").iterdir())
 
 
 def test_a_file_is_written_once_and_deleted_by_its_last_user(store: Store, tmp_path: Path) -> None:
@@ -289,21 +308,45 @@ def full(parts: Shards, fit: PixelSpace | None) -> Iterator[Tensor]:
     yield
 
 
-def test_whitening_a_batch_has_not_always_the_bits_of_the_whole() -> None:
-    """Why whitened images are made in the same portions wherever they are made."""
-    assert not fitted("zca").elementwise
-    assert fitted("normalise").elementwise
-    assert PORTION % 256 == 0
+def folder(root: Path, count: int) -> SourceConfig:
+    """``count`` images of each of two classes, in each split."""
+    draws = np.random.default_rng(0)
+    for name in ("train/a", "train/b", "val/a", "val/b"):
+        (root / name).mkdir(parents=True)
+        for k in range(count):
+            pixels = draws.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{k}.png")
+    return SourceConfig(name="imagefolder", root=str(root))
+
+
+def test_random_images_of_a_large_split_are_read_from_its_files(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Students of hard labels need no more of it: the split is not decoded, and they see the same images."""
+    config = folder(tmp_path, 8)
+    train = sources.sources.load(config).train
+    fit = space.fit("normalise", train.images)
+    made = DistilledSet(train.images[::8], train.labels[::8], 0.01, train.classes, fit, {})
+    source = replace(published("normalise", None), refs=(None, None, None, None), classes=("a", "b"))
+    monkeypatch.setattr(evaluate, "is_large", lambda config, split: split == "train")
+    monkeypatch.setattr(evaluate, "publish", None)
+    monkeypatch.setattr(evaluate, "publish_held_out", lambda config: source)
+    asked = EvaluateConfig(kind="evaluate", set="made", nets=(NET,), epochs=1, compile=False)
+    task = evaluate._task(asked, made, config, None, 7)
+    (drawn,) = (draw(3) for data, draw in protocol.training_data_of(task) if data.name == "random")
+    picked = picking.per_class(train.labels, train.classes, 1, generator(7, "random", 3))
+
+    assert drawn.images is not None
+    assert torch.equal(drawn.images, fit.encode(train.images[picked]))
+    assert drawn.labels is not None
+    assert torch.equal(drawn.labels, train.labels[picked])
 
 
 def test_a_process_lists_no_files_that_another_has_listed(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trial of a search has the listing and the fingerprint with the source."""
-    for name in ("train/a", "train/b", "val/a", "val/b"):
-        (tmp_path / name).mkdir(parents=True)
-        Image.new("RGB", (4, 4)).save(tmp_path / name / "0.png")
-    config = SourceConfig(name="imagefolder", root=str(tmp_path))
+    config = folder(tmp_path, 1)
     listed, digest = sources.sources.listing(config), sources.sources.fingerprint(config)
     monkeypatch.setattr(sources, "_key", lambda config, part="": part)
     monkeypatch.setattr(sources, "_published", {})
