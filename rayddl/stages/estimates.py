@@ -85,8 +85,12 @@ class Outlook:
 
     @property
     def resident(self) -> int:
-        """Bytes of both splits in model space (float32), which a worker keeps on its device."""
-        return (self.glance.train + self.glance.test) * self.glance.numbers * FLOAT
+        """Bytes of the splits that a worker keeps on its device: whitened ones in float32, others as they are. Large
+        ones are in files.
+        """
+        each = FLOAT if self.source.space == "zca" else 1
+        splits = (images * self.glance.numbers for images in (self.glance.train, self.glance.test))
+        return sum(each * size for size in splits if size <= sizes.WHOLE_BYTES)
 
     @property
     def space(self) -> int:
@@ -237,15 +241,15 @@ def outline(net: NetConfig, glance: Glance) -> Outline | None:
 
 
 def training(nets: Sequence[NetConfig], batch: int, share: Share, outlook: Outlook) -> int | None:
-    """Peak bytes of a worker that trains any of ``nets`` on the source: both splits in model space, and a training
-    step or a test batch. ``None`` if the size of a network is unknown.
+    """Peak bytes of a worker that trains any of ``nets`` on the source: both splits, and a training step or a test
+    batch. ``None`` if the size of a network is unknown.
     """
-    sizes = [outline(net, outlook.glance) for net in nets]
-    if None in sizes:
+    outlines = [outline(net, outlook.glance) for net in nets]
+    if None in outlines:
         return None
     step = max(
         (max(batch * STEP, JUDGED * 2) * size.activations + VECTORS * size.parameters) * FLOAT
-        for size in sizes
+        for size in outlines
         if size is not None
     )
     return step + outlook.resident + (0 if share.num_gpus else PROCESS)

@@ -30,7 +30,7 @@ from rayddl.methods.matching.loop import Loop, Matcher
 from rayddl.methods.matching.state import first_state
 from rayddl.methods.training.steps import Steps, steps_for
 from rayddl.methods.trajectories import files
-from rayddl.methods.trajectories.expert import Images, encoded
+from rayddl.methods.trajectories.expert import Images
 from rayddl.seeds import derive, generator
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Input, Progress, Result, Silent
@@ -232,9 +232,9 @@ class Stages:
     @cached_property
     def splits(self) -> tuple[Images, Images]:
         """Train and test images in model space."""
-        fitted, cpu = space.fit("normalise", self.source.train.images), torch.device("cpu")
+        fitted = space.fit("normalise", self.source.train.images)
         parts = (self.source.train, self.source.test)
-        train, test = (encoded(fitted, part.images, part.labels, cpu) for part in parts)
+        train, test = (Images(fitted.encode(part.images), part.labels) for part in parts)
         return train, test
 
     @cached_property

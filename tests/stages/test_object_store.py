@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load
 
 from rayddl.data.config import SourceConfig
-from rayddl.stages.runtime import shards, sources
+from rayddl.data.distilled import DistilledSet
+from rayddl.data.pixels import space
+from rayddl.stages.context import Context, Input
+from rayddl.stages.runtime import model_space, shards, sources
+from rayddl.stages.runtime.in_process import InProcess
+from rayddl.stages.teacher import stage as teacher
+from rayddl.stages.teacher.settings import TeacherConfig
+from rayddl.storage import Folder
 from tests.raising import raises
 
 pytestmark = pytest.mark.ray
@@ -56,3 +66,58 @@ def test_held_out_images_in_shards_are_those_of_one_array(local_ray, tmp_path, m
         Image.new("RGB", (10, 10)).save(tmp_path / "val" / "b" / f"{k}.png")
     with raises("images-of-several-sizes"):
         sources.publish_held_out(config.model_copy(update={"size": None}))
+
+
+def test_stages_of_shards_have_the_results_of_arrays(stages, tmp_path, monkeypatch):
+    """A teacher, an expert and hard students of a source in shards, which no process reads whole."""
+    draws = np.random.default_rng(0)
+    for split, count in (("train", 60), ("val", 40)):
+        for k in range(count):
+            path = tmp_path / "images" / split / "ab"[k % 2] / f"{k:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = draws.integers(0, 200, (8, 8, 3)) + 50 * (k % 2)
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    config = SourceConfig(name="imagefolder", root=str(tmp_path / "images"), size=8)
+    train = sources.sources.load(config).train
+    made = DistilledSet(
+        train.images[::10], train.labels[::10], 0.01, train.classes, space.fit("normalise", train.images), {}
+    )
+    own = replace(stages, source_config=config)
+
+    def results(out):
+        where = Context("teacher", config, 5, Folder(str(out / "teacher")), {}, {}, backend=InProcess())
+        settings = {
+            "kind": "teacher",
+            "net": {"width": 4, "depth": 1},
+            "epochs": 1,
+            "batch": 16,
+            "allow_weak": True,
+        }
+        told = teacher.run(TeacherConfig.model_validate({**settings, "compile": False}), where).summary
+        expert = own.experts(out / "experts", count=1, epochs=1, batch=16)
+        made.save(Folder(str(out / "made")).child("set"))
+        given = Input("distill", "coreset", Folder(str(out / "made")), {}, {})
+        asked = {
+            "nets": [{"width": 4, "depth": 1}],
+            "seeds": 2,
+            "epochs": 1,
+            "whole": True,
+            "whole_epochs": 1,
+        }
+        judged = own.evaluate(given, out / "evaluate", **asked)
+        observer = load(where.out.child("observer").read("observer.safetensors"))
+        rows = [{k: row[k] for k in ("data", "accuracies", "images")} for row in judged.summary["rows"]]
+        return {**observer, **expert.expert(0)}, (told["accuracy"], told["mean"], rows)
+
+    whole, figures = results(tmp_path / "whole")
+    monkeypatch.setattr(shards, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 3 * 8 * 8 * 7)
+    monkeypatch.setattr(sources.sources, "load", None)
+    sources._published.clear()
+    model_space._made.clear()
+    split, again = results(tmp_path / "split")
+
+    assert len(sources.publish(config).refs[0].refs) == 9
+    assert again == figures
+    assert split.keys() == whole.keys()
+    assert all(torch.equal(split[name], whole[name]) for name in whole)

@@ -185,7 +185,7 @@ def test_files_are_read_as_a_teacher_needs_them(choose, stages, folder, tmp_path
     teacher_folder = stages._context("teacher", tmp_path / "teacher", {}, None).out
     teacher.save(teacher_folder.child("observer"))
     read = Input("teacher", "teacher", teacher_folder, {}, {})
-    monkeypatch.setattr(coreset, "publish_in_shards", None)
+    monkeypatch.setattr(coreset, "publish", None)
     progress = told()
     done = choose(read, as_source(root), progress=progress, method="herding")
 
@@ -206,7 +206,7 @@ def test_a_large_split_is_chosen_from_in_shards(choose, folder, monkeypatch):
     fitted = space.fit("normalise", train.images)
     monkeypatch.setattr(shards, "WHOLE_BYTES", 0)
     monkeypatch.setattr(shards, "SHARD_BYTES", 5 * 3 * 12 * 12)
-    monkeypatch.setattr(runtime_sources, "publish", None)
+    monkeypatch.setattr(runtime_sources.sources, "load", None)
     done = choose(None, as_source(root), method="kcenter")
 
     picked = expected(k_center, fitted.encode(train.images).flatten(1), train.labels, 2)

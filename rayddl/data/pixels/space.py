@@ -11,11 +11,10 @@ the number of threads or the machine.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -32,6 +31,11 @@ ZCA_LARGEST = 3 * 64 * 64
 STD_FLOOR = 1e-3
 """Lower bound of the standard deviation (a quarter of a grey level), so that a constant channel becomes 0."""
 
+PORTION = 4096
+"""Images that are whitened at a time. The last bits of a matrix product may depend on its number of rows."""
+SUMMED = 2**23
+"""About the most numbers that are summed at a time, unless a single image has more."""
+
 Shape = tuple[int, int, int]
 
 
@@ -40,8 +44,20 @@ class PixelSpace(ABC):
     """An invertible map from uint8 images [N, C, H, W] to the float32 images that networks are trained on."""
 
     kind: ClassVar[str]
+    elementwise: ClassVar[bool]
+    """True if each number is encoded by itself: in batches of any size, and on any device, it has the same bits."""
     shape: Shape
     """(C, H, W) of the images it was fitted on."""
+
+    def on(self, device: torch.device) -> PixelSpace:
+        """The same space, whose numbers need not be copied to encode images on ``device``."""
+        moved: dict[str, Any] = {name: value.to(device) for name, value in self._numbers.items()}
+        return replace(self, **moved)
+
+    @property
+    @abstractmethod
+    def _numbers(self) -> dict[str, Tensor]:
+        """The tensors among the fields."""
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
@@ -119,6 +135,7 @@ class Normalise(PixelSpace):
     """Scaling to mean 0 and standard deviation 1 in each channel of the train split."""
 
     kind: ClassVar[str] = "normalise"
+    elementwise: ClassVar[bool] = True
     mean: Tensor
     """float64 [C], of pixels in [0, 1]."""
     std: Tensor
@@ -138,6 +155,10 @@ class Normalise(PixelSpace):
 
     def tensors(self) -> dict[str, Tensor]:
         """``mean`` and ``std``."""
+        return self._numbers
+
+    @property
+    def _numbers(self) -> dict[str, Tensor]:
         return {"mean": self.mean, "std": self.std}
 
     @cached_property
@@ -157,6 +178,7 @@ class Zca(PixelSpace):
     """ZCA whitening: decorrelates pixels over the train split with the smallest change of the image."""
 
     kind: ClassVar[str] = "zca"
+    elementwise: ClassVar[bool] = False
     mean: Tensor
     """float32 [D], D = C·H·W, of pixels in [0, 1]."""
     whiten: Tensor
@@ -169,12 +191,12 @@ class Zca(PixelSpace):
     eps: float = ZCA_EPS
 
     def encode(self, images: Tensor) -> Tensor:
-        """Pixels in 0..1, or uint8 / 255, to whitened float32, in portions of some thousand images."""
+        """Pixels in 0..1, or uint8 / 255, to whitened float32, ``PORTION`` images at a time."""
         self._refuse_other_pixels(images)
         mean, whiten = self.mean.to(images.device), self.whiten.to(images.device)
         flat = images.flatten(1)
         result = torch.empty(flat.shape, dtype=torch.float32, device=images.device)
-        for part in slices(len(flat), 4096):
+        for part in slices(len(flat), PORTION):
             torch.mm(_unit(flat[part]).sub_(mean), whiten, out=result[part])
         return result.view(images.shape)
 
@@ -184,7 +206,7 @@ class Zca(PixelSpace):
         mean, unwhiten = self.mean.to(x.device), self.unwhiten.to(x.device)
         flat = x.detach().float().flatten(1)
         result = torch.empty(flat.shape, dtype=torch.float32, device=x.device)
-        for part in slices(len(flat), 4096):
+        for part in slices(len(flat), PORTION):
             torch.addmm(mean, flat[part], unwhiten, out=result[part])
         return result.view(x.shape)
 
@@ -193,6 +215,10 @@ class Zca(PixelSpace):
         # Symmetric matrices are stored as triangles, which halves the bytes of every distilled set.
         pairs = {"whiten": self.whiten, "unwhiten": self.unwhiten}
         return {"mean": self.mean, **{name: triangle(matrix) for name, matrix in pairs.items()}}
+
+    @property
+    def _numbers(self) -> dict[str, Tensor]:
+        return {"mean": self.mean, "whiten": self.whiten, "unwhiten": self.unwhiten}
 
     def to_json(self) -> dict[str, Any]:
         """Adds ``eps``, and ``statistics`` instead of a hash of the matrices."""
@@ -220,32 +246,68 @@ class Zca(PixelSpace):
 def _unit(images: Tensor) -> Tensor:
     """A new float32 tensor of the pixels in 0..1."""
     # A clone, because float() of a float32 tensor is the same tensor, and the callers change it in place.
-    return images.float().div_(255) if images.dtype == torch.uint8 else images.to(torch.float32, copy=True)
+    if images.dtype != torch.uint8:
+        return images.to(torch.float32, copy=True)
+    # A GPU would multiply by the inverse of a plain number, which has other last bits than the quotient.
+    return images.float().div_(torch.full((), 255.0, device=images.device))
 
 
-def fit(kind: str, images: Tensor | Iterable[Tensor], scaling: Scaling | None = None) -> PixelSpace:
-    """The pixel space ``kind`` (``normalise`` or ``zca``), fitted on the uint8 train images [N, C, H, W], in one tensor
-    or in several, of which one is held at a time.
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """Exact sums over images, of which a space is fitted; those of parts of a split add up to its own."""
+
+    images: int
+    sums: Tensor
+    """``normalise``: int64 ``[C]``, of bytes; ``zca``: float64 ``[D]``, of bytes minus 128."""
+    products: Tensor
+    """``normalise``: int64 ``[C]``, of squares; ``zca``: float64 ``[D, D]``, of products."""
+
+    def plus(self, more: Sums) -> Sums:
+        """The sums over the images of both."""
+        return Sums(self.images + more.images, self.sums + more.sums, self.products + more.products)
+
+
+def summed(kind: str, parts: Iterable[Tensor], shape: Shape) -> Sums:
+    """The sums over uint8 images ``[n, C, H, W]``, given in parts, of which one is held at a time. ``shape``: theirs.
+
+    Raises :class:`SourceError` for images that are too large for whitening.
+    """
+    if kind == "normalise":
+        return _sums_by_channel(parts, shape)
+    if kind != "zca":
+        raise ValueError(f"unknown pixel space {kind!r}; known: normalise, zca")
+    channels, height, width = shape
+    size = channels * height * width
+    if size > ZCA_LARGEST:
+        raise SourceError(
+            f"space: zca needs a {size:,} x {size:,} matrix for images of {channels} x {height} x {width} "
+            f"pixels; it is offered up to 64 x 64 RGB ({ZCA_LARGEST:,} numbers per image). "
+            "Set source.space=normalise, or a smaller source.size.",
+            code="images-too-large-for-zca",
+        )
+    return Sums(*moments(parts, size))
+
+
+def of_sums(kind: str, found: Sums, shape: Shape) -> PixelSpace:
+    """The pixel space ``kind`` of images with these sums. Raises :class:`SourceError` if they are too few to whiten."""
+    return _normalise_of(found, shape) if kind == "normalise" else _zca_of(found, shape)
+
+
+def fit(kind: str, images: Tensor, scaling: Scaling | None = None) -> PixelSpace:
+    """The pixel space ``kind`` (``normalise`` or ``zca``), fitted on the uint8 train images [N, C, H, W].
 
     ``scaling``: constants of :class:`Normalise` in place of fitted ones. Raises :class:`SourceError` if images are
     too large or too few for whitening, or have other channels than ``scaling``.
     """
-    parts = iter([images] if isinstance(images, Tensor) else images)
-    first = next(parts)
-    channels, height, width = (int(n) for n in first.shape[1:])
+    channels, height, width = (int(n) for n in images.shape[1:])
     shape = channels, height, width
     if scaling is not None:
-        return _scaled(scaling, shape)
-    every = itertools.chain([first], parts)
-    del first
-    if kind == "normalise":
-        return _fit_normalise(every, shape)
-    if kind == "zca":
-        return _fit_zca(every, shape)
-    raise ValueError(f"unknown pixel space {kind!r}; known: normalise, zca")
+        return scaled(scaling, shape)
+    return of_sums(kind, summed(kind, [images], shape), shape)
 
 
-def _scaled(scaling: Scaling, shape: Shape) -> Normalise:
+def scaled(scaling: Scaling, shape: Shape) -> Normalise:
+    """The pixel space with the constants ``scaling``. Raises :class:`SourceError` for other numbers of channels."""
     channels = shape[0]
     mean, std = (torch.tensor(values, dtype=torch.float64) for values in scaling)
     if len(mean) != channels or len(std) != channels:
@@ -257,34 +319,31 @@ def _scaled(scaling: Scaling, shape: Shape) -> Normalise:
     return Normalise(shape=shape, mean=mean, std=std)
 
 
-def _fit_normalise(parts: Iterable[Tensor], shape: Shape) -> Normalise:
+def _sums_by_channel(parts: Iterable[Tensor], shape: Shape) -> Sums:
     channels, height, width = shape
     count = 0
     sums = torch.zeros(channels, dtype=torch.int64)
     squares = torch.zeros(channels, dtype=torch.int64)
     for images in parts:
-        count += len(images) * height * width
-        for part in slices(len(images), 4096):
+        count += len(images)
+        for part in slices(len(images), max(1, SUMMED // (channels * height * width))):
             values = images[part].cpu().to(torch.int64)
             sums += values.sum((0, 2, 3))
-            squares += values.square().sum((0, 2, 3))
-    mean = sums.double() / count
-    variance = squares.double() / count - mean.square()
+            squares += values.square_().sum((0, 2, 3))
+        del images  # before the next part is read
+    return Sums(count, sums, squares)
+
+
+def _normalise_of(found: Sums, shape: Shape) -> Normalise:
+    pixels = found.images * shape[1] * shape[2]
+    mean = found.sums.double() / pixels
+    variance = found.products.double() / pixels - mean.square()
     std = variance.clamp(min=0).sqrt() / 255
     return Normalise(shape=shape, mean=mean / 255, std=std.clamp(min=STD_FLOOR))
 
 
-def _fit_zca(parts: Iterable[Tensor], shape: Shape) -> Zca:
-    channels, height, width = shape
-    size = channels * height * width
-    if size > ZCA_LARGEST:
-        raise SourceError(
-            f"space: zca needs a {size:,} x {size:,} matrix for images of {channels} x {height} x {width} "
-            f"pixels; it is offered up to 64 x 64 RGB ({ZCA_LARGEST:,} numbers per image). "
-            "Set source.space=normalise, or a smaller source.size.",
-            code="images-too-large-for-zca",
-        )
-    count, sums, products = moments(parts, size)
+def _zca_of(found: Sums, shape: Shape) -> Zca:
+    count, sums, products = found.images, found.sums, found.products
     if count < 2:
         raise SourceError(
             f"space: zca needs at least 2 training images, found {count}", code="too-few-images-for-zca"

@@ -29,6 +29,7 @@ def moments(parts: Iterable[Tensor], size: int) -> tuple[int, Tensor, Tensor]:
             values = flat[part].float().sub_(SHIFT)
             sums += values.sum(0)
             products += values.T @ values
+        del images, flat  # before the next part is read
     return count, sums, products
 
 

@@ -8,7 +8,7 @@ import hashlib
 import io
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -189,6 +189,8 @@ class Known:
 
 
 _current: ContextVar[Known | None] = ContextVar("known", default=None)
+_received: dict[Hashable, Any] = {}
+"""What the process that sent the work of this one has found."""
 
 
 def read(out: Folder, config: SourceConfig) -> Known | None:
@@ -220,11 +222,18 @@ def folder(root: str) -> Folder:
     return known._roots.setdefault(root, Listed(root, known.listed))
 
 
+def receive(found: Mapping[Hashable, Any]) -> None:
+    """Make :func:`once` return the values of ``found`` by their keys, in this process outside of a command."""
+    _received.clear()
+    _received.update(found)
+
+
 def once(key: Hashable, find: Callable[[], _T]) -> _T:
     """``find()``, called once for each ``key`` by a command; its errors are not kept."""
     known = _current.get()
     if known is None:
-        return find()
+        received: _T = _received[key] if key in _received else find()
+        return received
     with known._finding:
         if key not in known._found:
             known._found[key] = find()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -91,6 +91,14 @@ def _ranged(found: Listing, white: int) -> Listing:
     from rayddl.data.sources.listing import RangedStore
 
     return replace(found, store=RangedStore(found.store, white))
+
+
+def receive(config: SourceConfig, digest: str, listed: Listing | None) -> None:
+    """Make :func:`fingerprint` and :func:`listing` of the train split return what another process has found."""
+    found: dict[Hashable, Any] = {("fingerprint", config): digest}
+    if listed is not None and config.range is None:
+        found["listing", config, "train"] = listed
+    known.receive(found)
 
 
 def decoded(config: SourceConfig, listed: Listing) -> tuple[ImageDataset, dict[str, str]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from rayddl.data.pixels.encoded import Encoded
 from rayddl.errors import StageError
 from rayddl.seeds import generator
 
@@ -22,7 +23,12 @@ Logits = Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def chosen(
-    experts: Iterable[Logits], images: Tensor, labels: Tensor, classes: Sequence[str], ipc: int, seed: int
+    experts: Iterable[Logits],
+    images: Tensor | Encoded,
+    labels: Tensor,
+    classes: Sequence[str],
+    ipc: int,
+    seed: int,
 ) -> Tensor:
     """Indices, int64 ``[classes * ipc]`` in class order, of ``images`` that an expert classifies correctly.
 

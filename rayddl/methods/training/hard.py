@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from rayddl.data.config import Augmented
 from rayddl.data.pixels import augment
+from rayddl.data.pixels.encoded import Encoded
 from rayddl.methods.training.settings import HARD_BATCH, HARD_EPOCHS, StudentSettings
 from rayddl.methods.training.steps import Steps, batches, one_hot, sgd
 from rayddl.seeds import generator
@@ -44,7 +45,7 @@ def train_student(
     steps: Steps,
     protocol: Protocol,
     theta_P: Tensor,
-    images: Tensor,
+    images: Tensor | Encoded,
     labels: Tensor,
     classes: int,
     seed: int,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch.nn import functional as F
 
 from rayddl.errors import ArtifactError
 from rayddl.methods.training.settings import zoomed
+
+if TYPE_CHECKING:
+    from rayddl.data.pixels.space import PixelSpace
 
 Shape = tuple[int, int, int]
 BATCH = 256
@@ -88,7 +92,12 @@ def moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of uint8 ``images`` ``[N, C, H, W]``, for pixels in 0..1."""
     from rayddl.data.pixels import space
 
-    fitted = space.fit("normalise", images).tensors()
+    return moments_of(space.fit("normalise", images))
+
+
+def moments_of(space: PixelSpace) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of the images that the space ``normalise`` was fitted on."""
+    fitted = space.tensors()
     return _floats(fitted["mean"].tolist()), _floats(fitted["std"].tolist())
 
 

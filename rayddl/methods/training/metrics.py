@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rayddl.data.pixels.encoded import InBatches
 from rayddl.methods.training.feeding import lane_to, through
 from rayddl.methods.training.steps import Steps
 
@@ -17,7 +18,7 @@ TOP = 5
 
 
 @torch.no_grad()
-def accuracy(steps: Steps, theta_P: Tensor, x: Tensor, y: Tensor) -> float:
+def accuracy(steps: Steps, theta_P: Tensor, x: InBatches, y: Tensor) -> float:
     """Share of images ``x`` ``[N, C, H, W]`` whose largest logit is that of label ``y`` ``[N]``, in 0..1.
 
     With batch norm, a vector ``[P + S]`` is tested with its running statistics, a vector ``[P]`` with
@@ -30,7 +31,7 @@ def accuracy(steps: Steps, theta_P: Tensor, x: Tensor, y: Tensor) -> float:
 
 
 @torch.no_grad()
-def scored(steps: Steps, theta_P: Tensor, x: Tensor, y: Tensor, classes: int) -> Score:
+def scored(steps: Steps, theta_P: Tensor, x: InBatches, y: Tensor, classes: int) -> Score:
     """The score on images ``x`` ``[N, C, H, W]`` with labels ``y`` ``[N]``; batch norm as in :func:`accuracy`."""
     score = Score(classes)
     parts = ((images,) for images in x.split(BATCH))

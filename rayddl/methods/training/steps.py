@@ -17,6 +17,7 @@ from torch.func import grad_and_value, jvp, vmap
 from torch.nn import functional as F
 
 from rayddl import plugins
+from rayddl.data.pixels.encoded import Encoded
 from rayddl.nets.build import flat
 from rayddl.nets.compiling import compiled
 from rayddl.nets.config import NetConfig
@@ -86,7 +87,7 @@ class Steps:
         aside = g - uphill * (cosine * size / (length + TINY))
         return uphill - alpha * aside, value, after
 
-    def needs_two(self, theta_P: Tensor, x: Tensor) -> bool:
+    def needs_two(self, theta_P: Tensor, x: Tensor | Encoded) -> bool:
         """True if one image cannot be trained on alone: batch norm of features of one pixel has no variance.
 
         ``x`` ``[B, C, H, W]`` are any images.

@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from rayddl.data.pixels import augment
-from rayddl.data.pixels.space import PixelSpace
+from rayddl.data.pixels.encoded import Encoded, InBatches
 from rayddl.methods.training.metrics import accuracy
 from rayddl.methods.training.steps import Steps, batches, one_hot, sgd
 from rayddl.methods.trajectories.curriculum import ranks, shown
@@ -22,9 +22,17 @@ from rayddl.seeds import generator
 
 @dataclass(frozen=True)
 class Images:
-    """A split in model space: ``x`` float32 ``[N, C, H, W]``, ``y`` int64 ``[N]``, on the device."""
+    """A split in model space, of which any images can be read: ``x`` float32 ``[N, C, H, W]``, ``y`` int64 ``[N]``."""
 
-    x: Tensor
+    x: Tensor | Encoded
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A split in model space that is read from first to last: ``x`` float32 ``[N, C, H, W]``, ``y`` int64 ``[N]``."""
+
+    x: InBatches
     y: Tensor
 
 
@@ -80,7 +88,7 @@ def training_steps(
     settings: ExpertSettings,
     start: Training | Tensor,
     train: Images,
-    test: Images,
+    test: HeldOut,
     classes: int,
     seed: int,
     on_epoch: Callable[[Training], None] = lambda _: None,
@@ -118,7 +126,7 @@ def _one_epoch(
     settings: ExpertSettings,
     training: Training,
     train: Images,
-    test: Images,
+    test: HeldOut,
     classes: int,
     seed: int,
     ranked: tuple[Tensor, Tensor] | None,
@@ -179,8 +187,3 @@ def _one_epoch(
 
 def _tested(theta_P: Tensor, statistics_S: Tensor | None) -> Tensor:
     return theta_P if statistics_S is None else torch.cat([theta_P, statistics_S])
-
-
-def encoded(space: PixelSpace, images: Tensor, labels: Tensor, device: torch.device) -> Images:
-    """A split of uint8 images in model space on ``device``."""
-    return Images(space.encode(images).to(device), labels.to(device))

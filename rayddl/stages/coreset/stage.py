@@ -38,7 +38,7 @@ from rayddl.stages.experts.artifact import refuse_other_experts
 from rayddl.stages.kinds import produced
 from rayddl.stages.runtime.listings import listing_of, of_shared
 from rayddl.stages.runtime.sizes import Ask, Share
-from rayddl.stages.runtime.sources import fit_space, note, publish_in_shards, read_space
+from rayddl.stages.runtime.sources import fit_space, note, publish, read_space
 
 TYPES = {"class": "string", "rank": "int64", "image": "string"}
 
@@ -103,7 +103,7 @@ def _candidates(config: CoresetConfig, context: Context) -> _Candidates:
             for line in listing.notes:
                 context.progress.note(line)
             return _streamed(listing, observer, config)
-    source = publish_in_shards(context.source)
+    source = publish(context.source)
     note(source, context.progress.note)
     listing = of_shared(source)
     if observer is not None:

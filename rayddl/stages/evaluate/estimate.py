@@ -27,7 +27,7 @@ TOGETHER = 0.5
 
 
 def estimate(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Estimate:
-    """A worker holds the whole data in model space and one step of the largest network; a small file per student."""
+    """A worker holds the whole data and one step of the largest network; a small file per student."""
     of = stages.get(config.set)
     soft = config.soft_for(of)
     nets = list(_nets(config, of, stages))

@@ -26,7 +26,7 @@ from rayddl.stages.evaluate.settings import EvaluateConfig
 from rayddl.stages.evaluate.soft_labels import Teaching
 from rayddl.stages.runtime import listings
 from rayddl.stages.runtime.backend import Backend, OnRay
-from rayddl.stages.runtime.sources import SharedSource, tensor
+from rayddl.stages.runtime.sources import SharedSource, train_labels
 
 WHOLE_LR = 0.01
 """Learning rate for the ConvNet on all real images in the literature (hard labels)."""
@@ -45,7 +45,7 @@ class Task:
     """``None``: hard labels."""
     seed: int
     listed: SourceConfig | None = None
-    """The source whose train split is read from its files, if ``source`` holds only the held-out split."""
+    """The source whose random images are read from its files, because ``source`` does not have them in memory."""
     backend: Backend = field(default_factory=OnRay)
     name: str = "distilled"
     """The set's name in results; students' seeds depend on it."""
@@ -124,8 +124,6 @@ DataPerSeed = list[tuple[students.TrainingData, Callable[[int], students.Trainin
 
 def training_data_of(task: Task) -> DataPerSeed:
     """The set, then random real images and the whole train split, as far as the settings ask for them."""
-    import ray
-
     config, source, made = task.config, task.source, task.made
     by_set, by_random, by_whole = _protocols(task)
     distilled = _distilled(task, by_set)
@@ -135,10 +133,11 @@ def training_data_of(task: Task) -> DataPerSeed:
         def draw(s: int) -> students.TrainingData:
             draws = seeds.generator(task.seed, "random", s)
             if task.listed is not None:
-                images = listings.drawn(task.listed, made.ipc, draws)
+                drawn = listings.drawn(task.listed, made.ipc, draws)
+                images = drawn if task.teaching else made.space.encode(drawn)
                 own = torch.arange(len(made.classes)).repeat_interleave(made.ipc)
                 return students.TrainingData(name, images, own, None, protocol, drawn=True)
-            labels = tensor(ray.get(source.refs[1])).clone()
+            labels = train_labels(source).clone()
             picked = picking.per_class(labels, source.classes, made.ipc, draws)
             return students.TrainingData(name, None, None, picked, protocol, drawn=True)
 

@@ -29,7 +29,13 @@ from rayddl.stages.evaluate.protocol import Task, nets_of, settled
 from rayddl.stages.evaluate.settings import EvaluateConfig
 from rayddl.stages.evaluate.soft_labels import Teaching
 from rayddl.stages.runtime import cluster
-from rayddl.stages.runtime.sources import SharedSource, publish, publish_held_out
+from rayddl.stages.runtime.sources import (
+    SharedSource,
+    is_large,
+    publish,
+    publish_held_out,
+    train_in_memory,
+)
 from rayddl.storage import Folder
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -205,13 +211,14 @@ def read(model: type[_Model], value: Any, folder: Folder) -> _Model:
 def _task(
     config: EvaluateConfig, made: DistilledSet, described: SourceConfig, teaching: Teaching | None, seed: int
 ) -> Task:
-    """The evaluation with all settings resolved. With soft labels only the held-out split is loaded, unless students
-    train on the whole train split, or learning rates are compared on a part of it.
+    """The evaluation with all settings resolved. The train split is loaded if students train on all of it, if learning
+    rates are compared on a part of it, and for hard labels if it is small; else random images are read from its files.
     """
-    whole = teaching is None or config.whole or config.ranking or config.lr_grid is not None
-    source = publish(described) if whole else publish_held_out(described)
+    whole = config.whole or config.ranking or config.lr_grid is not None
+    small = teaching is None and not is_large(described, "train")
+    source = publish(described) if whole or small else publish_held_out(described)
     refuse_other_classes(made, source)
-    listed = described if source.refs[0] is None else None
+    listed = None if whole or train_in_memory(source) else described
     return Task(settled(config, made, source, teaching), made, source, teaching, seed, listed)
 
 

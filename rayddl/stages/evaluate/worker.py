@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from rayddl import seeds
+from rayddl.data.pixels.encoded import Encoded
 from rayddl.methods.training.hard import Protocol, train_student, train_together
 from rayddl.methods.training.input_spec import BATCH, Frame
 from rayddl.methods.training.metrics import Score, scored
@@ -27,13 +28,13 @@ from rayddl.methods.training.soft import (
 from rayddl.methods.training.softlabels import Index, StoredLabels, pack
 from rayddl.methods.training.steps import one_hot, steps_for
 from rayddl.methods.training.teacher import outputs
-from rayddl.methods.trajectories.expert import Images
+from rayddl.methods.trajectories.expert import HeldOut, Images
 from rayddl.nets.build import build, initial
 from rayddl.nets.config import NetConfig
-from rayddl.stages.runtime import devices
+from rayddl.stages.runtime import devices, model_space
 from rayddl.stages.runtime.progress import ProgressCounter
 from rayddl.stages.runtime.shards import Batches
-from rayddl.stages.runtime.sources import SharedSource, held_out, on_device, splits, tensor
+from rayddl.stages.runtime.sources import SharedSource, held_out, on_device, train_images, train_labels
 from rayddl.storage import Folder
 
 PARTIAL_SECONDS = 60.0
@@ -138,13 +139,13 @@ def teach_together(shared: Shared, group: Sequence[Student], *kinds: TrainingDat
     source, net, classes = shared.source, group[0].net, len(shared.source.classes)
     steps = steps_for(net, source.shape, classes, shared.precision, shared.compile)
     protocol = first.protocol.at(group[0].lr)
-    train, test = splits(source, shared.space, device)
-    own = [_training_images(data, train, None) for data in kinds]
+    test = model_space.test(source, shared.space, device)
+    own = [_training_images(shared, data, None, device) for data in kinds]
     own_seeds = [_seed(shared, student) for student in group]
     starts = [initial(net, source.shape, classes, seed=seeds.derive(seed, "start")) for seed in own_seeds]
     trained = train_together(
         steps, protocol, torch.stack(starts).to(device),
-        [each.x for each in own], [each.y for each in own], classes, own_seeds,
+        [each.x[:] for each in own], [each.y for each in own], classes, own_seeds,
         reporter(shared, group, protocol.epochs),
     )  # fmt: skip
     scores = [scored(steps, theta, test.x, test.y, classes) for theta in trained]
@@ -195,19 +196,27 @@ def _written(
     return result
 
 
-def _training_images(data: TrainingData, train: Images, without: torch.Tensor | None) -> Images:
+def _training_images(
+    shared: Shared, data: TrainingData, without: torch.Tensor | None, device: torch.device
+) -> Images:
     """The training images in model space; for the whole train split all but the indices ``without``."""
-    if data.picked is not None:
-        picked = data.picked.to(train.x.device)
-        return Images(train.x[picked], train.y[picked])
     if data.images is not None and data.labels is not None:
-        return Images(data.images.to(train.x.device), data.labels.to(train.x.device))
+        return Images(data.images.to(device), data.labels.to(device))
+    train = model_space.train(shared.source, shared.space, device)
+    if data.picked is not None:
+        picked = data.picked.to(device)
+        return Images(train.x[picked], train.y[picked])
     if without is None:
         return train
     kept = torch.ones(len(train.y), dtype=torch.bool)
     kept[without] = False
-    kept = kept.to(train.x.device)
-    return Images(train.x[kept], train.y[kept])
+    return _only(train, kept.nonzero().flatten().to(device))
+
+
+def _only(train: Images, places: torch.Tensor) -> Images:
+    """The images at ``places``, int64 ``[n]``."""
+    x = train.x.only(places) if isinstance(train.x, Encoded) else train.x[places]
+    return Images(x, train.y[places])
 
 
 def _trials_on(shared: Shared, data: TrainingData) -> torch.Tensor:
@@ -225,11 +234,12 @@ def train_hard(
     assert isinstance(data.protocol, Protocol)
     source, classes = shared.source, len(shared.source.classes)
     steps = steps_for(student.net, source.shape, classes, shared.precision, shared.compile)
-    train, test = splits(source, shared.space, device)
-    taught = _training_images(data, train, shared.trials_on if student.trial else None)
+    taught = _training_images(shared, data, shared.trials_on if student.trial else None, device)
     if student.trial:
-        places = _trials_on(shared, data).to(device)
-        test = Images(train.x[places], train.y[places])
+        held = _only(model_space.train(source, shared.space, device), _trials_on(shared, data).to(device))
+        test = HeldOut(held.x, held.y)
+    else:
+        test = model_space.test(source, shared.space, device)
     protocol = data.protocol.at(student.lr)
     start = initial(student.net, source.shape, classes, seed=seeds.derive(seed, "start")).to(device)
     report = reporter(shared, [student], protocol.epochs)
@@ -251,12 +261,12 @@ def train_soft(
     frame, manner = shared.frame, Manner(device, shared.compile)
     test: torch.Tensor | Batches
     test, labels = held_out(shared.source)
-    images = data.images if data.images is not None else tensor(ray.get(shared.source.refs[0]))
+    images = data.images if data.images is not None else train_images(shared.source)
     kept: torch.Tensor | None = None
     if student.trial:
-        train, train_labels = (tensor(a) for a in ray.get(list(shared.source.refs[:2])))
+        train, own = train_images(shared.source), train_labels(shared.source)
         places = _trials_on(shared, data)
-        test, labels = train[places], train_labels[places]
+        test, labels = train[places], own[places]
         if data.images is None and data.picked is None:
             kept = torch.ones(len(train), dtype=torch.bool)
             kept[places] = False
@@ -328,11 +338,9 @@ def _tested(
 
 def _own_labels(shared: Shared, data: TrainingData, kept: torch.Tensor | None) -> torch.Tensor:
     """The images' own labels as probabilities ``[N, K]``; of the whole train split those ``kept``, a mask."""
-    import ray
-
     labels = data.labels
     if labels is None:
-        labels = tensor(ray.get(shared.source.refs[1])).long()
+        labels = train_labels(shared.source).long()
         labels = labels if data.picked is None else labels[data.picked]
         labels = labels if kept is None else labels[kept]
     return one_hot(labels, len(shared.source.classes))

@@ -9,7 +9,7 @@ ON_DISK = {"float32": 4, "bfloat16": 2}
 
 
 def estimate(config: ExpertsConfig, stages: Stages, outlook: Outlook) -> Estimate:
-    """A worker holds the whole data in model space, one step, and a trajectory; a file per expert."""
+    """A worker holds the whole data, one step, and a trajectory; a file per expert."""
     del stages
     if config.replay is not None:
         return Estimate(f"up to {config.count} imported experts", 1)

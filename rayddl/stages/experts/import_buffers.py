@@ -16,8 +16,7 @@ from rayddl.methods.trajectories import files
 from rayddl.methods.trajectories.expert import Epoch, Training
 from rayddl.stages.context import Context
 from rayddl.stages.experts.artifact import Job, contents
-from rayddl.stages.runtime import devices, slots
-from rayddl.stages.runtime.sources import splits
+from rayddl.stages.runtime import devices, model_space, slots
 
 CHANCE_TIMES = 1.5
 """Least accuracy of imported experts on held-out images, as a multiple of chance."""
@@ -55,7 +54,7 @@ def import_file(job: Job, file: str, start: int, total: int) -> float:
     source, config = job.source, job.config
     classes = len(source.classes)
     steps = steps_for(config.net, source.shape, classes, config.precision, False)
-    _, test = splits(source, job.space, device)
+    test = model_space.test(source, job.space, device)
     worst = 1.0
     for index, snapshots in enumerate(replay.read(Path(file), steps.net.shapes), start=start):
         if index >= total:

@@ -20,9 +20,9 @@ from rayddl.methods.trajectories.interleave import Lanes, worthwhile
 from rayddl.methods.trajectories.settings import ExpertSettings
 from rayddl.nets.build import initial
 from rayddl.stages.experts.artifact import Job, contents, partial_name
-from rayddl.stages.runtime import devices
+from rayddl.stages.runtime import devices, model_space
 from rayddl.stages.runtime.progress import ProgressCounter
-from rayddl.stages.runtime.sources import splits, tensor
+from rayddl.stages.runtime.sources import train_batches, train_labels
 
 SCORES = "el2n.safetensors"
 PARTIAL_SECONDS = 60.0
@@ -73,15 +73,12 @@ def measured(job: Job, most: int, gpu: float) -> int:
 
 def score(job: Job, observer: Observer) -> None:
     """Write the EL2N scores of the training images by ``observer``, whose classes are the source's."""
-    import ray
-
     if job.out.has(SCORES):
         return
     device = devices.enter(job.threads, job.config.precision, "EL2N scores")
-    images, labels = (tensor(a) for a in ray.get(list(job.source.refs[:2])))
-    known = outputs(observer.on(device).module, observer.frame, images, device)
+    known = outputs(observer.on(device).module, observer.frame, train_batches(job.source), device)
     logits = torch.cat([part.float() for part in known])
-    job.out.write(SCORES, save({"scores": el2n(logits, labels.long())}))
+    job.out.write(SCORES, save({"scores": el2n(logits, train_labels(job.source).long())}))
 
 
 class Trainer:
@@ -96,7 +93,8 @@ class Trainer:
         self.steps = steps_for(
             config.net, job.source.shape, self._classes, config.precision, job.compile, graphs
         )
-        self._train, self._test = splits(job.source, job.space, device)
+        self._train = model_space.train(job.source, job.space, device)
+        self._test = model_space.test(job.source, job.space, device)
         self._scores = None if config.scores is None else load(job.out.read(SCORES))["scores"]
 
     def lane(self, index: int, counter: ProgressCounter) -> Generator[None, None, Training]:

@@ -27,7 +27,7 @@ from rayddl.stages.match.short_evaluations import ShortEvaluations
 from rayddl.stages.runtime import cluster, groups, workers
 from rayddl.stages.runtime.groups import Group
 from rayddl.stages.runtime.sizes import Share
-from rayddl.stages.runtime.sources import SharedSource, publish, read_space, tensor
+from rayddl.stages.runtime.sources import SharedSource, publish, read_space, train_labels
 
 SLICE_SECONDS = 1.0
 """Seconds of the loop between two progress updates."""
@@ -76,12 +76,10 @@ def run(config: MatchConfig, context: Context) -> Result:
 
 def started(config: MatchConfig, source: SharedSource, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """int64 labels of the synthetic images, and indices of random real images of their initialisation, if any."""
-    import ray
-
     classes = len(source.classes)
     if config.start_from != "real":
         return torch.arange(classes).repeat_interleave(config.ipc), None
-    labels = tensor(ray.get(source.refs[1])).clone()
+    labels = train_labels(source).clone()
     draws = seeds.generator(seed, "images")
     picked = picking.per_class(labels, source.classes, config.ipc, draws, config.short_class)
     return labels[picked], picked

@@ -25,8 +25,8 @@ from rayddl.methods.trajectories import files
 from rayddl.methods.trajectories.convex import Trajectory
 from rayddl.nets.config import NetConfig
 from rayddl.stages.match.settings import MatchConfig
-from rayddl.stages.runtime import cluster, devices
-from rayddl.stages.runtime.sources import SharedSource, splits
+from rayddl.stages.runtime import cluster, devices, model_space
+from rayddl.stages.runtime.sources import SharedSource
 from rayddl.storage import Folder
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -118,7 +118,7 @@ def starting_images(job: Job, matcher: Matcher) -> Tensor:
         images: Tensor = job.given.images if same else space.encode(job.given.pixels())
         return images.to(device)
     if job.config.start_from == "correct":
-        train, _ = splits(job.source, job.space, device)
+        train = model_space.train(job.source, job.space, device)
         picked = correct.chosen(
             _experts(job, matcher, job.count), train.x, train.y, job.source.classes, job.config.ipc, job.seed
         )
@@ -126,8 +126,7 @@ def starting_images(job: Job, matcher: Matcher) -> Tensor:
     if job.picked is None:
         draws = seeds.generator(job.seed, "images")
         return torch.randn((len(job.labels), *job.source.shape), generator=draws).to(device)
-    train, _ = splits(job.source, job.space, device)
-    return train.x[job.picked.to(device)]
+    return model_space.some_of_train(job.source, job.space, job.picked, device)
 
 
 def _start(job: Job, matcher: Matcher) -> State:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rayddl.data.config import SourceConfig
+from rayddl.data.pixels import space
+from rayddl.data.pixels.space import Sums
 from rayddl.data.sources import registry as sources
 from rayddl.data.sources import splits
 from rayddl.data.sources.listing import Listing
 from rayddl.data.sources.summary import glance
 from rayddl.methods.training.input_spec import BATCH
 from rayddl.stages.runtime import failures
+from rayddl.stages.runtime.sizes import WHOLE_BYTES
 
-WHOLE_BYTES = 256 * 2**20
-"""Most bytes of a decoded split that the driver decodes itself."""
 SHARD_BYTES = 64 * 2**20
 """About the bytes of a shard."""
+SUMS_BYTES = 2**30
+"""Most bytes of the sums of products that tasks make at the same time, unless one of them has more."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +48,25 @@ class Shards:
 
         return tensor(ray.get(self.refs[number])).expand(-1, self.channels, -1, -1)
 
+    def every(self, first: int, step: int) -> Shards:
+        """Each ``step``-th part from the part ``first`` on."""
+        return replace(self, refs=self.refs[first::step], counts=self.counts[first::step])
+
     def owners(self, places: Tensor) -> Tensor:
         """The number of the part of each image at ``places``, int64 ``[N]``."""
         return torch.searchsorted(torch.tensor(self.counts).cumsum(0), places, right=True)
 
     def at(self, places: Tensor) -> Iterator[Tensor]:
-        """The images at ``places``, uint8 ``[C, H, W]``, in their order; neighbours in a part are read together."""
+        """Copies of the images at ``places``, uint8 ``[C, H, W]``, in their order; neighbours in a part are read
+        together.
+        """
         firsts = [0, *itertools.accumulate(self.counts)]
         number, part = -1, torch.empty(0)
         for place, owner in zip(places.tolist(), self.owners(places).tolist(), strict=True):
             if owner != number:
                 del part
                 number, part = owner, self.read(owner)
-            yield part[place - firsts[owner]]
+            yield part[place - firsts[owner]].clone()
 
 
 @dataclass(frozen=True)
@@ -69,11 +79,13 @@ class Batches:
     shards: Shards
     picked: Tensor
     """int64 ``[N]``."""
+    size: int = BATCH
+    """Images in a batch."""
 
     def __iter__(self) -> Iterator[Tensor]:
         ends = torch.tensor(self.shards.counts).cumsum(0)
         number, part = -1, torch.empty(0)
-        for picked in self.picked.split(BATCH):
+        for picked in self.picked.split(self.size):
             found = []
             owners = torch.searchsorted(ends, picked, right=True)
             for owner in owners.unique().tolist():
@@ -83,6 +95,37 @@ class Batches:
                     number, part = owner, self.shards.read(owner)
                 found.append(part[picked[owners == owner] - (ends[owner] - self.shards.counts[owner])])
             yield torch.cat(found)
+
+
+def summed(kind: str, shards: Shards, shape: tuple[int, int, int]) -> Sums:
+    """The sums over the images of ``shape`` (C, H, W) for the pixel space ``kind``: of several shards by tasks, each of
+    which reads one shard at a time. They are exact, so their order does not matter.
+    """
+    import ray
+
+    count = len(shards.counts)
+    if count == 1:
+        return _sums(kind, shards, shape)
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    tasks = min(count, cpus, max(1, SUMS_BYTES // (8 * math.prod(shape) ** 2)) if kind == "zca" else cpus)
+    # Without a CPU: a trial, which may be the caller, holds those that it has.
+    task: Any = ray.remote(_sums).options(num_cpus=0, scheduling_strategy="SPREAD", name="sum over images")
+    refs = [task.remote(kind, shards.every(k, tasks), shape) for k in range(max(1, tasks))]
+    found: list[Sums] = [_got(ref, "the sums over the images") for ref in refs]
+    return functools.reduce(Sums.plus, found)
+
+
+def _sums(kind: str, shards: Shards, shape: tuple[int, int, int]) -> Sums:
+    return space.summed(kind, map(shards.read, range(len(shards.counts))), shape)
+
+
+def _got(ref: Any, what: str) -> Any:
+    import ray
+
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayError as error:
+        failures.explain(error, what)
 
 
 @dataclass(frozen=True)
@@ -106,16 +149,16 @@ def decoded(config: SourceConfig, listed: Listing) -> Decoded:
     """
     import ray
 
-    if large(config, listed):
+    if large(config, len(listed)):
         return _by_tasks(config, listed, max(1, SHARD_BYTES // _each(config)))
     found, bad = sources.decoded(config, listed)
     images, labels = ray.put(found.images.numpy()), ray.put(found.labels.numpy())
     return Decoded(images, labels, found.shape, len(found), bad)
 
 
-def large(config: SourceConfig, listed: Listing) -> bool:
-    """True if the images of a listing are decoded into shards."""
-    return len(listed) * _each(config) > WHOLE_BYTES
+def large(config: SourceConfig, images: int) -> bool:
+    """True if so many images of a listing are decoded into shards."""
+    return images * _each(config) > WHOLE_BYTES
 
 
 def _each(config: SourceConfig) -> int:
@@ -152,10 +195,7 @@ def _by_tasks(config: SourceConfig, listed: Listing, most: int) -> Decoded:
             waiting.append((images, more))
         if waiting and (start is None or len(waiting) >= at_once):
             images, more = waiting.popleft()
-            try:
-                rest.append(ray.get(more))
-            except ray.exceptions.RayError as error:
-                failures.explain(error, "the decoding of images")
+            rest.append(_got(more, "the decoding of images"))
             refs.append(images)
     return _joined(config, refs, rest)
 

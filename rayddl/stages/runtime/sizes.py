@@ -20,6 +20,8 @@ SHARED = 4
 """Most processes that share a GPU, unless set in a stage's resources."""
 GPU_CPUS = 8.0
 """Most CPUs of a single worker on a GPU: they launch kernels, load data and run tests."""
+WHOLE_BYTES = 256 * 2**20
+"""Most bytes of a decoded split that a process holds; larger ones are in shards, and in files."""
 BESIDE = 0.25
 """Share of a GPU reserved for short evaluations during matching."""
 

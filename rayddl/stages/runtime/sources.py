@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load, save
@@ -20,9 +20,11 @@ from rayddl.data.sources import registry as sources
 from rayddl.data.sources.listing import Listing
 from rayddl.data.sources.refusals import refuse_absent_classes
 from rayddl.data.sources.splits import refuse_mixed_sizes
+from rayddl.data.sources.summary import glance
 from rayddl.errors import ArtifactError
-from rayddl.methods.trajectories.expert import Images, encoded
+from rayddl.methods.training import input_spec
 from rayddl.stages.runtime import shards
+from rayddl.stages.runtime.mapped import mapped
 from rayddl.stages.runtime.shards import Batches, Shards
 from rayddl.storage import Folder
 
@@ -36,8 +38,8 @@ class SharedSource:
 
     refs: tuple[Any, Any, Any, Any]
     """Train images uint8 ``[N, C, H, W]``, train labels, test images, test labels; the first two are ``None`` if
-    the train split was not loaded. Images of :func:`publish_held_out` and :func:`publish_in_shards` may be
-    :class:`~rayddl.stages.runtime.shards.Shards`. Test images are read with :func:`held_out`."""
+    the train split was not loaded. Images of a source with a large split are
+    :class:`~rayddl.stages.runtime.shards.Shards`: :func:`train_images` and :func:`held_out` read both."""
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     fingerprint: str
@@ -51,6 +53,8 @@ class SharedSource:
     """The constants of ``space: published``."""
     zoomed: bool = False
     """True if published results for it are of zoomed test images."""
+    listed: Any = None
+    """Reference to the listing of the train split, if there is one and the split is not in memory."""
 
     @property
     def space_id(self) -> str:
@@ -67,24 +71,33 @@ plugins.on_change(_published.clear)
 
 
 def publish(config: SourceConfig) -> SharedSource:
-    """The source in Ray's object store; loaded at the first call of a session."""
+    """The source in Ray's object store, in shards if a split is large; loaded at the first call of a session.
+
+    Raises the errors of :func:`rayddl.data.sources.registry.load`; of a large source, each split may have
+    ``max_bad_fraction`` unreadable images.
+    """
     key = _key(config)
     with _publishing:
         if key not in _published:
-            source = sources.load(config)
-            _published[key] = SharedSource(
-                (*_put(source.train), *_put(source.test)),
-                source.train.classes,
-                source.train.shape,
-                source.fingerprint,
-                source.bad,
-                config.space_key,
-                (len(source.train.labels), len(source.test.labels)),
-                source.notes,
-                config.scaling,
-                config.zoomed,
-            )
+            large = is_large(config, "train") or is_large(config, "test")
+            _published[key] = _in_shards(config, publish_held_out(config)) if large else _whole(config)
         return _published[key]
+
+
+def _whole(config: SourceConfig) -> SharedSource:
+    source = sources.load(config)
+    return SharedSource(
+        (*_put(source.train), *_put(source.test)),
+        source.train.classes,
+        source.train.shape,
+        source.fingerprint,
+        source.bad,
+        config.space_key,
+        (len(source.train.labels), len(source.test.labels)),
+        source.notes,
+        config.scaling,
+        config.zoomed,
+    )
 
 
 def publish_held_out(config: SourceConfig) -> SharedSource:
@@ -102,6 +115,8 @@ def publish_held_out(config: SourceConfig) -> SharedSource:
 
 
 def _held_out(config: SourceConfig, listed: Listing) -> SharedSource:
+    import ray
+
     train, found = sources.listing(config), shards.decoded(config, listed)
     return SharedSource(
         (None, None, found.images, found.labels),
@@ -114,28 +129,20 @@ def _held_out(config: SourceConfig, listed: Listing) -> SharedSource:
         listed.notes,
         config.scaling,
         config.zoomed,
+        None if train is None else ray.put(train),
     )
 
 
-def publish_in_shards(config: SourceConfig) -> SharedSource:
-    """The source with both splits in the object store, the train split in shards if it is large.
-
-    Sources that are always decoded whole, or are published already, are published whole. Raises the errors of
-    :func:`publish`.
-    """
-    key = _key(config, "in shards:")
-    with _publishing:
-        if key not in _published:
-            listed = sources.listing(config)
-            if _key(config) in _published or listed is None or not shards.large(config, listed):
-                return publish(config)
-            _published[key] = _in_shards(config, listed, publish_held_out(config))
-        return _published[key]
+def is_large(config: SourceConfig, split: Literal["train", "test"]) -> bool:
+    """True if the split would be decoded into shards."""
+    return sources.in_place(config) and shards.large(config, getattr(glance(config), split))
 
 
-def _in_shards(config: SourceConfig, listed: Listing, rest: SharedSource) -> SharedSource:
+def _in_shards(config: SourceConfig, rest: SharedSource) -> SharedSource:
     import ray
 
+    listed = sources.listing(config)
+    assert listed is not None
     found = shards.decoded(config, listed)
     refuse_absent_classes(ray.get(found.labels).tolist(), listed.classes, config)
     (mine, *sides), (theirs, *others) = found.shape, rest.shape
@@ -144,14 +151,53 @@ def _in_shards(config: SourceConfig, listed: Listing, rest: SharedSource) -> Sha
     refuse_mixed_sizes(config, counts, examples)
     # Grey only if all images are.
     channels = max(mine, theirs)
+    train, test = (
+        replace(_parts(images, count), channels=channels)
+        for images, count in ((found.images, found.count), (rest.refs[2], rest.counts[1]))
+    )
     return replace(
         rest,
-        refs=(replace(found.images, channels=channels), found.labels, *rest.refs[2:]),
+        refs=(train, found.labels, test, rest.refs[3]),
         shape=(channels, sides[0], sides[1]),
         bad=(*(f"{name}: {why}" for name, why in found.bad.items()), *rest.bad),
         counts=(found.count, rest.counts[1]),
         notes=(*listed.notes, *(line for line in rest.notes if line not in listed.notes)),
     )
+
+
+def _parts(images: Any, count: int, channels: int = 0) -> Shards:
+    """``images`` of a split of ``count`` as shards; one array is a single one."""
+    return images if isinstance(images, Shards) else Shards((images,), (count,), channels)
+
+
+def train_in_memory(source: SharedSource) -> bool:
+    """True if the train split was loaded, and is not in shards."""
+    return source.refs[0] is not None and len(train_parts(source).counts) == 1
+
+
+def train_images(source: SharedSource) -> torch.Tensor:
+    """The train images, uint8 ``[N, C, H, W]``, to be indexed in any order: in the object store's memory, or mapped
+    from a file on this node's disk if the split is in shards. Raises the errors of :func:`mapped`.
+    """
+    parts = train_parts(source)
+    return parts.read(0) if train_in_memory(source) else mapped(parts, source.shape)
+
+
+def train_batches(source: SharedSource) -> Batches:
+    """The train images in batches, from first to last; of a split in shards, a shard at a time."""
+    return Batches(train_parts(source), torch.arange(source.counts[0]))
+
+
+def train_parts(source: SharedSource) -> Shards:
+    """The train images in shards, of a small split in a single one."""
+    return _parts(source.refs[0], source.counts[0], source.shape[0])
+
+
+def train_labels(source: SharedSource) -> torch.Tensor:
+    """The labels of the train images, int64 ``[N]``."""
+    import ray
+
+    return tensor(ray.get(source.refs[1]))
 
 
 def held_out(source: SharedSource, picked: torch.Tensor | None = None) -> tuple[Batches, torch.Tensor]:
@@ -160,9 +206,7 @@ def held_out(source: SharedSource, picked: torch.Tensor | None = None) -> tuple[
 
     labels = tensor(ray.get(source.refs[3]))
     picked = torch.arange(len(labels)) if picked is None else picked
-    images = source.refs[2]
-    parts = images if isinstance(images, Shards) else Shards((images,), (len(labels),), source.shape[0])
-    return Batches(parts, picked), labels[picked]
+    return Batches(_parts(source.refs[2], len(labels), source.shape[0]), picked), labels[picked]
 
 
 def note(source: SharedSource, said: Callable[[str], None]) -> None:
@@ -174,9 +218,12 @@ def note(source: SharedSource, said: Callable[[str], None]) -> None:
 
 
 def adopt(config: SourceConfig, source: SharedSource) -> None:
-    """Make :func:`publish` and :func:`publish_held_out` of this process return ``source``, which another process
-    has published.
+    """Make :func:`publish` and :func:`publish_held_out` of this process return ``source``, which another process has
+    published. Its files are not listed again.
     """
+    import ray
+
+    sources.receive(config, source.fingerprint, None if source.listed is None else ray.get(source.listed))
     _published[_key(config, "held out:" if source.refs[0] is None else "")] = source
 
 
@@ -210,12 +257,21 @@ def fit_space(source: SharedSource, folder: Folder) -> PixelSpace:
     """
     if folder.has(SPACE_FILE):
         return read_space(folder, source)
-    images = source.refs[0]
-    parts = images if isinstance(images, Shards) else Shards((images,), (source.counts[0],), source.shape[0])
-    fitted = space.fit(source.space_kind, map(parts.read, range(len(parts.counts))), source.scaling)
+    fitted = _fitted(source, source.space_kind, source.scaling)
     folder.write_json("space.json", {"id": source.space_id, "space": fitted.to_json()})
     folder.write(SPACE_FILE, save({k: v.contiguous() for k, v in fitted.tensors().items()}))
     return fitted
+
+
+def moments(source: SharedSource) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of the train images, for pixels in 0..1."""
+    return input_spec.moments_of(_fitted(source, "normalise"))
+
+
+def _fitted(source: SharedSource, kind: str, scaling: Scaling | None = None) -> PixelSpace:
+    if scaling is not None:
+        return space.scaled(scaling, source.shape)
+    return space.of_sums(kind, shards.summed(kind, train_parts(source), source.shape), source.shape)
 
 
 def read_space(folder: Folder, source: SharedSource) -> PixelSpace:
@@ -229,25 +285,3 @@ def read_space(folder: Folder, source: SharedSource) -> PixelSpace:
             code="artifact-of-another-source",
         )
     return PixelSpace.from_parts(head["space"], load(folder.read(SPACE_FILE)))
-
-
-_encoded: dict[tuple[str, str], tuple[Images, Images]] = {}
-
-
-def splits(source: SharedSource, fitted: Any, device: torch.device) -> tuple[Images, Images]:
-    """Train and test images in model space (float32) on ``device``; a worker process encodes them once.
-
-    ``fitted`` is a reference to the :class:`PixelSpace`.
-    """
-    import ray
-
-    key = (source.space_id, str(device))
-    if key not in _encoded:
-        train_x, train_y, test_x, test_y = (tensor(a) for a in ray.get(list(source.refs)))
-        space_ = ray.get(fitted)
-        _encoded.clear()
-        _encoded[key] = (
-            encoded(space_, train_x, train_y, device),
-            encoded(space_, test_x, test_y, device),
-        )
-    return _encoded[key]

@@ -9,7 +9,7 @@ from rayddl.stages.teacher.settings import TeacherConfig
 
 
 def estimate(config: TeacherConfig, stages: Stages, outlook: Outlook) -> Estimate:
-    """One worker holds the whole data in model space and one training step; the file holds the parameters."""
+    """One worker holds the whole data and one training step; the file holds the parameters."""
     del stages
     share = sizes.alone(config.resources, outlook.machine.have)
     if config.weights is not None:

@@ -6,20 +6,18 @@ import re
 
 from rayddl.errors import ArtifactError
 from rayddl.methods.training import pretrained as ready
-from rayddl.methods.training.input_spec import Frame, moments
+from rayddl.methods.training.input_spec import Frame
 from rayddl.methods.training.observer import Observer, frozen
 from rayddl.nets.build import build
-from rayddl.stages.runtime.sources import SharedSource, tensor
+from rayddl.stages.runtime.sources import SharedSource, moments
 from rayddl.stages.teacher.settings import AS_SOURCE, NAMED, TeacherConfig
 
 
 def observer_of(config: TeacherConfig, source: SharedSource) -> Observer:
     """The observer with the given weights, restricted to outputs of the source's classes."""
-    import ray
-
     state, names, frame = _weights(config, source)
     known = frame or _scaled(config, source)
-    given = known or Frame(source.shape, *moments(tensor(ray.get(source.refs[0]))))
+    given = known or Frame(source.shape, *moments(source))
     shape = (given.shape[0], *((config.size,) * 2 if config.size else given.shape[1:]))
     mean, std = config.mean or given.mean, config.std or given.std
     if not len(mean) == len(std) == shape[0]:

@@ -11,7 +11,7 @@ import torch
 from rayddl import documents, seeds
 from rayddl.data.config import SourceConfig
 from rayddl.errors import ArtifactError, StageError
-from rayddl.methods.training.input_spec import Frame, moments
+from rayddl.methods.training.input_spec import Frame
 from rayddl.methods.training.observer import Observer, frozen, is_observer
 from rayddl.methods.training.soft import Manner
 from rayddl.methods.training.teacher import (
@@ -31,11 +31,13 @@ from rayddl.stages.runtime.shards import Batches
 from rayddl.stages.runtime.sources import (
     SharedSource,
     held_out,
+    moments,
     note,
     on_device,
     publish,
     publish_held_out,
-    tensor,
+    train_images,
+    train_labels,
 )
 from rayddl.stages.teacher.pretrained import observer_of
 from rayddl.stages.teacher.settings import NAMED, TeacherConfig
@@ -173,11 +175,9 @@ def _sample(job: Job, count: int) -> torch.Tensor:
 
 
 def _trained(job: Job, device: torch.device, test: tuple[Batches, torch.Tensor], report: Any) -> Observer:
-    import ray
-
     config, source = job.config, job.source
-    images, labels = (tensor(a) for a in ray.get(list(source.refs[:2])))
-    mean, std = moments(images)
+    images, labels = train_images(source), train_labels(source)
+    mean, std = moments(source)
     frame, classes = Frame(source.shape, mean, std), len(source.classes)
     start = seeds.derive(job.seed, "start")
     module = build(config.net, source.shape, classes, seed=start, precision=config.precision)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from rayddl.stages.kinds import KINDS
 from rayddl.stages.match import estimate as match
 from rayddl.stages.match import measure as trial
 from rayddl.stages.match.settings import MatchConfig
+from rayddl.stages.runtime.sizes import WHOLE_BYTES
 from rayddl.stages.settings import Resources, StageConfig
 
 GIB = 2**30
@@ -109,6 +111,16 @@ class TestKinds:
         assert expected(EXPERTS).written == 10 * 5 * 320_010 * 4 + 48
         assert expected(ExpertsConfig.model_validate(convex)).written == 10 * 4 * 320_010 * 2 + 48
         assert expected(EXPERTS).at_once == 4
+
+    def test_a_worker_holds_bytes_of_small_splits(self) -> None:
+        """Whitened images are float32; of a split above the limit no process holds anything."""
+        view = outlook()
+        whitened = replace(view, source=view.source.model_copy(update={"space": "zca"}))
+        large = replace(view, glance=replace(view.glance, train=WHOLE_BYTES // 3072 + 1))
+
+        assert view.resident == 60_000 * 3072
+        assert whitened.resident == 4 * 60_000 * 3072
+        assert large.resident == 10_000 * 3072
 
     def test_experts_in_turns_add_what_each_keeps(self) -> None:
         """On a CPU an expert more is its snapshots, on a GPU a step's memory; fewer tasks run at once."""
@@ -267,7 +279,7 @@ class TestMeasuring:
 
     def around(self, view: Outlook, images: int) -> int:
         """What is not part of a step: both splits, and five copies of the set."""
-        return 60_000 * 3072 * 4 + 5 * images * 3072 * 4 if view.glance == CIFAR else 0
+        return 60_000 * 3072 + 5 * images * 3072 * 4 if view.glance == CIFAR else 0
 
     def test_two_batches_make_a_line(self, linear: Callable[..., list[trial.Job]]) -> None:
         """The setting's peak is the measured one, with the student's path and what lies around the step."""

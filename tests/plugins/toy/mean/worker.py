@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-import ray
 import torch
 
-from rayddl.stages.runtime.sources import SharedSource, tensor
+from rayddl.stages.runtime.sources import SharedSource, train_images, train_labels
 from toy.mean.settings import MeanConfig
 
 
@@ -19,6 +18,6 @@ class MeanTask:
 
 def mean(task: MeanTask, label: int) -> torch.Tensor:
     """The image of a class: uint8 ``[C, H, W]``."""
-    images, labels = (tensor(array) for array in ray.get(list(task.source.refs[:2])))
+    images, labels = train_images(task.source), train_labels(task.source)
     own, every = images[labels == label].float().mean(0), images.float().mean(0)
     return torch.lerp(own, every, task.config.shrink).round().to(torch.uint8)
