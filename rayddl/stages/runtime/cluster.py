@@ -20,6 +20,7 @@ from rayddl.stages.runtime import (
     driver,
     failures,
     local,
+    machine,
     metrics,
     nodes,
     plugin_code,
@@ -34,6 +35,8 @@ WAIT_SECONDS = 20 * 60.0
 QUIET_SECONDS, NOTE_SECONDS = 10.0, 60.0
 """Seconds before the first note on waiting, and between two notes."""
 POLL_SECONDS = 2.0
+BUSY_CPUS = 0.5
+"""CPUs used by other processes from which a run on this machine notes it."""
 
 WORKER_ENV = {
     # Otherwise glibc returns every large block to the kernel and requests it again at the next step.
@@ -95,9 +98,25 @@ def start() -> None:
     driver.quiet()
     with driver.signals_kept():
         if _wanted.address in (None, "local"):
+            _note_if_shared(_wanted.num_cpus or machine.cpus())
             local.start(WORKER_ENV, _wanted.num_cpus, _wanted.num_gpus)
         else:
             attach.start(str(_wanted.address), {**WORKER_ENV, **devices.switches()})
+
+
+def _note_if_shared(wanted: int) -> None:
+    """Note that other processes slow this run down: threads of one step wait for the slowest of them."""
+    here = machine.cpus()
+    if wanted < 2:
+        return
+    used = machine.busy_cpus()
+    if used < BUSY_CPUS or wanted <= here - used:
+        return
+    free = max(1, int(here - used + 0.5))
+    _wanted.note(
+        f"other processes use {used:.1f} of this machine's {here} CPUs, so steps that share their work between threads "
+        f"take several times as long; --num-cpus {free} uses what they leave, and is often faster"
+    )
 
 
 def stop() -> None:

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,18 @@ def gpu_bytes() -> tuple[int, ...]:
 def gpu_names() -> tuple[str, ...]:
     """The name of each GPU that this process may use, such as ``NVIDIA H100 80GB HBM3``."""
     return _gpus("name")
+
+
+def busy_cpus(seconds: float = 0.2, root: Path = _SYSTEM) -> float:
+    """CPUs of the machine that all processes together use, measured over ``seconds`` in which this one sleeps.
+
+    0 where that is unknown, and in a container with fewer CPUs than its machine: the others may be used by anybody.
+    """
+    if cpus(root) != os.cpu_count():
+        return 0.0
+    before, began = _busy_seconds(root), time.monotonic()
+    time.sleep(seconds)
+    return max(0.0, _busy_seconds(root) - before) / (time.monotonic() - began)
 
 
 def cpu_text(root: Path = _SYSTEM) -> str:
@@ -147,6 +160,16 @@ def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
             yield mounts[matching].joinpath(*parts[:depth])
     # In a container the path above is often the host's and not visible; the mount is the container's cgroup.
     yield from mounts.values()
+
+
+def _busy_seconds(root: Path) -> float:
+    """The seconds that all CPUs together have worked since the machine's start."""
+    name, *ticks = [*_text(root / "proc/stat").partition("\n")[0].split(), ""]
+    if name != "cpu":
+        return 0.0
+    # User, nice and system; behind idle and waiting, interrupts of both kinds.
+    worked = sum(int(count) for count in (*ticks[:3], *ticks[5:7]) if count.isdigit())
+    return worked / os.sysconf("SC_CLK_TCK")
 
 
 def _meminfo(root: Path, wanted: str = "MemTotal") -> int:
