@@ -332,7 +332,8 @@ def main() -> None:
                 {"stage": stage, "workers": n, "seconds": wall, "efficiency": ideal / wall,
                  "rate": n * given.units / wall, "ideal": n / given.seconds}
             )  # fmt: skip
-            print(f"{stage} on {n}: {wall:.1f} s, {ideal / wall:.2f}", file=sys.stderr)
+            placed = found["placement"] or ""
+            print(f"{stage} on {n}: {wall:.1f} s, {ideal / wall:.2f} {placed}", file=sys.stderr, flush=True)
     shown = [
         {"stage": r["stage"], "workers": str(r["workers"]), "wall s": f"{r['seconds']:.2f}",
          "efficiency": f"{r['efficiency']:.2f}", "units/s": f"{r['rate']:.1f}"}
