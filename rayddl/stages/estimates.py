@@ -163,7 +163,7 @@ def made(
 
 def in_turn(units: float, share: Share, seconds: float | None) -> float | None:
     """Seconds of ``units`` units of work of ``seconds`` each, by the workers of ``share``."""
-    return None if seconds is None else -(-units // share.at_once) * seconds
+    return None if seconds is None else -(-units // (share.at_once if share.team is None else 1)) * seconds
 
 
 def trainings(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,8 +81,10 @@ def _cut(images: Tensor, height: int, width: int) -> Tensor:
     return large[:, :, top : top + height, left : left + width].round().clamp(0, 255).to(torch.uint8)
 
 
-def moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of uint8 ``images`` ``[N, C, H, W]``, for pixels in 0..1."""
+def moments(images: Tensor | Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of uint8 ``images`` ``[N, C, H, W]``, for pixels in 0..1. The images
+    may be given in parts.
+    """
     from rayddl.data.pixels import space
 
     fitted = space.fit("normalise", images).tensors()

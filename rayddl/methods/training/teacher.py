@@ -1,11 +1,15 @@
-"""Trains the observer on real images: SGD with momentum, warm-up and cosine schedule, random flips and shifts."""
+"""Trains the observer on real images: SGD with momentum, warm-up and cosine schedule, random flips and shifts.
+
+Several processes may train together (:mod:`rayddl.methods.training.team`). They go through the same batches as one.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +20,15 @@ from rayddl.methods.training import checkpoint
 from rayddl.methods.training.input_spec import BATCH, Frame
 from rayddl.methods.training.settings import TeacherSettings
 from rayddl.methods.training.soft import Manner
+from rayddl.methods.training.team import joined
 from rayddl.nets.compiling import compiled
 from rayddl.seeds import derive, generator
 
 COLUMNS = ("epoch", "train_loss", "test_accuracy", "lr", "seconds")
+
+
+Reader: TypeAlias = Callable[[Sequence[Tensor]], Iterator[Tensor]]
+"""Maps the positions int64 ``[B]`` of each of several batches to their images, uint8 ``[B, C, H, W]``."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +51,21 @@ class TeacherTraining:
         module: nn.Module,
         settings: TeacherSettings,
         frame: Frame,
-        images: Tensor,
+        images: Tensor | Reader,
         labels: Tensor,
         manner: Manner,
         seed: int,
     ) -> None:
-        """``images`` uint8 ``[N, C, H, W]`` and ``labels`` int64 ``[N]`` may be on the device or on the CPU."""
+        """``images`` uint8 ``[N, C, H, W]`` and ``labels`` int64 ``[N]`` may be on the device or on the CPU. A
+        :data:`Reader` gives images that do not fit in memory.
+        """
+        self._norms = joined(module, manner.team)
         self.module: nn.Module = module.to(manner.device).to(memory_format=torch.channels_last)
         self.module.requires_grad_(True)
         self.history: list[Epoch] = []
         self._settings, self._frame, self._manner, self._seed = settings, frame, manner, seed
-        self._images, self._labels = images, labels
+        self._read: Reader = images if callable(images) else _reader(images)
+        self._labels = labels
         # A single remaining image is skipped, because batch norm needs a variance.
         self._steps = max(1, -(-(len(labels) - 1) // settings.batch))
         self._step, self._seconds = 0, 0.0
@@ -97,7 +110,7 @@ class TeacherTraining:
         """Train to the last epoch and return the network in eval mode.
 
         ``test`` measures the held-out accuracy, in 0..1, after each epoch; ``on_step`` is called after each
-        step, and may :meth:`dump`.
+        step, and may :meth:`dump`. In a team, every process calls them at the same steps.
         """
         with checkpoint.own_noise(self._manner.device):
             while len(self.history) < self._settings.epochs:
@@ -109,10 +122,12 @@ class TeacherTraining:
         epoch, began = len(self.history), time.perf_counter() - self._seconds
         draws = generator(self._seed, "order", epoch)
         batches = torch.randperm(len(self._labels), generator=draws).split(self._settings.batch)
+        batches = batches[self._step : self._steps]
+        rows = [self._manner.team.rows(len(batch)) for batch in batches]
+        images = self._read([batch[own] for batch, own in zip(batches, rows, strict=True)])
         self.module.train()
-        while self._step < self._steps:
-            picked = batches[self._step]
-            self._loss += self._learn(picked, epoch) * len(picked)
+        for picked, own, part in zip(batches, rows, images, strict=True):
+            self._loss += self._learn(picked, own, part, epoch) * len(picked)
             self._step += 1
             self._seconds = time.perf_counter() - began
             if self._step < self._steps:
@@ -127,23 +142,32 @@ class TeacherTraining:
         # The sum stays on the device: reading it at every step would make the CPU wait for the GPU.
         return torch.zeros((), dtype=torch.float64, device=self._manner.device)
 
-    def _learn(self, picked: Tensor, epoch: int) -> Tensor:
-        device, settings = self._manner.device, self._settings
-        torch.manual_seed(derive(self._seed, "noise", epoch, self._step))
+    def _learn(self, picked: Tensor, rows: slice, images: Tensor, epoch: int) -> Tensor:
+        """Train on ``images``, those of ``rows`` of the batch ``picked``; returns the loss of the whole batch."""
+        device, settings, team, count = self._manner.device, self._settings, self._manner.team, len(picked)
+        torch.manual_seed(derive(self._seed, "noise", epoch, self._step, *team.noise))
         for group in self._optimiser.param_groups:
             group["lr"] = settings.lr_at(epoch * self._steps + self._step, self._steps)
-        x = self._images[picked.to(self._images.device)].to(device, non_blocking=True)
-        y = self._labels[picked.to(self._labels.device)].to(device, non_blocking=True)
+        for norm in self._norms:
+            norm.apart = count < team.size
+        x = images.to(device, non_blocking=True)
+        y = self._labels[picked[rows].to(self._labels.device)].to(device, non_blocking=True)
         x = self._frame.normalised(x).contiguous(memory_format=torch.channels_last)
         draws = generator(self._seed, "augment", epoch, self._step)
         for name in settings.augmentations:
-            x = augment.apply(x, augment.draw((name,), tuple(x.shape), draws))
-        usual = len(picked) == min(settings.batch, len(self._labels))
+            drawn = augment.draw((name,), (count, *x.shape[1:]), draws)
+            x = augment.apply(x, None if drawn is None else drawn.of(rows))
+        usual = count == min(settings.batch, len(self._labels)) and team.even(count)
         loss = (self._fast if usual else self._plain)(x, y)
         self._optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = team.backward(loss, count, self.module.parameters())
         self._optimiser.step()
-        return loss.detach()
+        return loss
+
+
+def _reader(images: Tensor) -> Reader:
+    """A :data:`Reader` of ``images``, which are in memory."""
+    return lambda batches: (images[picked.to(images.device)] for picked in batches)
 
 
 @torch.no_grad()

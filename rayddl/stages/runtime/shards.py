@@ -6,7 +6,8 @@ import itertools
 import math
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,10 @@ WHOLE_BYTES = 256 * 2**20
 """Most bytes of a decoded split that the driver decodes itself."""
 SHARD_BYTES = 64 * 2**20
 """About the bytes of a shard."""
+WINDOW_BYTES = 256 * 2**20
+"""About the bytes of images that a worker reads at a time, one such window ahead of its use."""
+PICKING = 4
+"""Most tasks at the same time that pick images out of shards for one worker."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,64 @@ class Shards:
                 del part
                 number, part = owner, self.read(owner)
             yield part[place - firsts[owner]]
+
+    def along(self, batches: Sequence[Tensor], bytes_each: int) -> Iterator[Tensor]:
+        """The images at the positions of each of ``batches``, uint8 ``[B, C, H, W]``, in their order and any order of
+        positions; ``bytes_each`` are those of an image.
+
+        Tasks pick them where the shards are, so that a shard does not move for some of its images.
+        """
+        waiting: deque[tuple[list[int], Future[Tensor]]] = deque()
+        with ThreadPoolExecutor(1, thread_name_prefix="shards") as ahead:
+            for window in _windows(batches, max(1, WINDOW_BYTES // bytes_each)):
+                waiting.append(([len(b) for b in window], ahead.submit(self._picked, torch.cat(window))))
+                if len(waiting) > 1:
+                    yield from _split(*waiting.popleft())
+            while waiting:
+                yield from _split(*waiting.popleft())
+
+    def _picked(self, places: Tensor) -> Tensor:
+        """The images at ``places``, uint8 ``[N, C, H, W]``."""
+        import ray
+
+        task = ray.remote(pick).options(num_cpus=0, name="pick images")
+        owners, firsts = self.owners(places), [0, *itertools.accumulate(self.counts)]
+        waiting: dict[Any, Tensor] = {}
+        found: Tensor | None = None
+        for owner in [*owners.unique().tolist(), *[None] * PICKING]:
+            if waiting and (owner is None or len(waiting) >= PICKING):
+                (done, *_), _ = ray.wait(list(waiting), num_returns=1)
+                images = tensor(ray.get(done)).expand(-1, self.channels, -1, -1)
+                found = images.new_empty((len(places), *images.shape[1:])) if found is None else found
+                found[waiting.pop(done)] = images
+            if owner is not None:
+                where = (owners == owner).nonzero().flatten()
+                rows = (places[where] - firsts[owner]).numpy()
+                waiting[task.remote(self.refs[owner], rows)] = where
+        assert found is not None  # no batch is empty
+        return found
+
+
+def pick(part: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """The images of a shard at ``rows``."""
+    return part[rows]
+
+
+def _windows(batches: Sequence[Tensor], most: int) -> Iterator[list[Tensor]]:
+    """Neighbouring batches of at most ``most`` images, or one batch."""
+    window: list[Tensor] = []
+    for batch in batches:
+        if window and sum(map(len, window)) + len(batch) > most:
+            yield window
+            window = []
+        window.append(batch)
+    if window:
+        yield window
+
+
+def _split(counts: list[int], images: Future[Tensor]) -> tuple[Tensor, ...]:
+    parts: tuple[Tensor, ...] = images.result().split(counts)
+    return parts
 
 
 @dataclass(frozen=True)

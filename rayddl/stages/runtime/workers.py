@@ -1,4 +1,4 @@
-"""Distributes a stage's units of work to free workers: tasks on CPUs, long-lived processes on GPUs.
+"""Distributes a stage's units of work to free workers: tasks on CPUs, long-lived processes on GPUs, teams.
 
 A unit whose worker is lost is retried a bounded number of times.
 """
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from rayddl.stages.runtime import cluster, failures, metrics, plugin_code, room
 from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.runtime.slots import Slots, Work
+from rayddl.stages.runtime.teams import Teams
 
 POLL_SECONDS = 0.5
 RETRIES = 5
@@ -149,10 +150,18 @@ def opened(
     limit = room.limit()
     need = None if need is None else plugin_code.carried(need)
     places: Places = Slots(share, what, need, note, limit) if share.gpus else _Tasks(share)
+    if share.team is not None:
+        places = Teams(share)
     if not share.gpus:
         cluster.wait_for(share.needs)
+
+    def most() -> int:
+        if share.team is not None:
+            return 1
+        return share.at_once if share.gpus else min(share.at_once, limit())
+
     try:
-        yield RayWorkers(places, lambda: share.at_once if share.gpus else min(share.at_once, limit()))
+        yield RayWorkers(places, most)
     finally:
         places.close()
 

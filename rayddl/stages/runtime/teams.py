@@ -1,0 +1,173 @@
+"""Teams: workers that run one unit of work together. Ray Train places, connects and watches them.
+
+The function of the unit runs in all of them, and finds the others with :meth:`Team.here`. A unit whose team lost a
+worker is retried like any other unit: the new team goes on from the files that the first one has written.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from pyarrow import fs
+
+from rayddl.errors import RayddlError
+from rayddl.stages.runtime import devices, failures, plugin_code
+from rayddl.stages.runtime.sizes import Share
+from rayddl.stages.runtime.slots import Work
+
+ENVIRONMENT = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    # Paths in settings are relative to the command's folder.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # The stage's counter shows progress, and its metrics are those of every stage.
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    # A team on a node that is about to go begins again once it is gone, like one that was not announced.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # No usage statistics are sent.
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+PATIENCE_SECONDS = 24 * 3600
+"""Time limit of a sum over the team: the others wait while the first worker tests. Ray Train notices a lost worker."""
+
+
+class Teams:
+    """Runs one unit after another, each in a team of ``share``."""
+
+    def __init__(self, share: Share) -> None:
+        self._share = share
+        self._coach: Any = None
+
+    def begin(self, work: Work, name: str) -> Any:
+        import ray
+
+        self._coach = ray.remote(Coach).options(num_cpus=0, max_concurrency=2).remote(name)
+        return self._coach.train.remote(self._share, work)
+
+    def end(self, ref: Any, *, lost: bool) -> None:
+        del ref, lost
+        self.close()
+
+    def close(self) -> None:
+        import ray
+
+        if self._coach is not None:
+            # Ray Train's processes end with the one that has started them.
+            ray.kill(self._coach)
+        self._coach = None
+
+
+class Coach:
+    """A process that has Ray Train run a unit of work, and waits for it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._over = threading.Event()
+
+    def __repr__(self) -> str:
+        # The name on Ray's dashboard.
+        return self._name
+
+    def finished(self) -> None:
+        """Called by the first worker after its work."""
+        self._over.set()
+
+    def train(self, share: Share, work: Work) -> None:
+        """Run ``work`` in all workers of a team; what they make is in files.
+
+        Raises the error of the work, or one of Ray's if a worker was lost.
+        """
+        import ray
+
+        failed: list[Exception] = []
+        own = ray.get_runtime_context().current_actor
+
+        def fit() -> None:
+            try:
+                _fit(share, {"work": work, "coach": own})
+            except Exception as error:
+                failed.append(error)
+            self._over.set()
+
+        # Not waited for to its end: without a dashboard, as on a local Ray, Ray Train tries for seconds to reach it.
+        threading.Thread(target=fit, name="ray train", daemon=True).start()
+        self._over.wait()
+        if failed:
+            raise failed[0]
+
+
+def _fit(share: Share, config: dict[str, Any]) -> None:
+    os.environ.update(ENVIRONMENT)
+    # What it has depends on the environment.
+    train: Any = importlib.import_module("ray.train")
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    assert share.team is not None
+    least, most = share.team
+    # Ray Train's own files, of which nothing is read: the training's state is in the stage's folder.
+    memory = fs.PyFileSystem(fs.FSSpecHandler(importlib.import_module("fsspec").filesystem("memory")))
+    trainer = TorchTrainer(
+        member,
+        train_loop_config=config,
+        # By default nccl on GPUs, and gloo on CPUs.
+        torch_config=TorchConfig(
+            "gloo" if devices.LOGICAL in os.environ else None, timeout_s=PATIENCE_SECONDS
+        ),
+        scaling_config=train.ScalingConfig(
+            num_workers=most if least == most else (least, most),
+            use_gpu=share.num_gpus > 0,
+            resources_per_worker=dict(share.needs),
+        ),
+        run_config=train.RunConfig(
+            name="team",
+            storage_path="rayddl",
+            storage_filesystem=memory,
+            failure_config=train.FailureConfig(max_failures=0),
+            worker_runtime_env={"env_vars": _inside()},
+        ),
+    )
+    try:
+        trainer.fit()
+    except train.WorkerGroupError as error:
+        raise cause(error.worker_failures) from error
+
+
+def member(config: Mapping[str, Any]) -> None:
+    """In each worker of a team: run the work."""
+    import ray
+
+    from rayddl.methods.training.team import Team
+
+    plugin_code.called(config["work"])
+    if Team.here().first:
+        ray.get(config["coach"].finished.remote())
+
+
+def cause(found: Mapping[int, Exception]) -> Exception:
+    """The error to which the failures of a team's workers, by their number, are due."""
+    import ray
+
+    from rayddl.methods.training.team import PeerLost
+
+    # Ray Train wraps the error that shows the loss of a worker.
+    errors = [getattr(error, "health_check_failure", error) for _, error in sorted(found.items())]
+    own = [error for error in errors if not isinstance(error, PeerLost | ray.exceptions.RayError)]
+    ours = [error for error in own if isinstance(error, RayddlError)]
+    full = [error for error in errors if failures.out_of_memory(error)]
+    gone = [error for error in errors if failures.lost(error)]
+    return next(iter([*ours, *own, *full, *gone]), ray.exceptions.WorkerCrashedError())
+
+
+def _inside() -> dict[str, str]:
+    """Variables that keep the connections between the workers of a local Ray on this machine."""
+    import ray
+
+    if ray.util.get_node_ip_address() != "127.0.0.1":
+        return {}
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    return {} if loopback is None else dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), loopback)
