@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import ray
 import torch
+from PIL import Image
 from safetensors.torch import load
 
 from rayddl.data.config import SourceConfig
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context
+from rayddl.stages.runtime import shards
 from rayddl.stages.runtime.in_process import InProcess
 from rayddl.stages.runtime.shards import Shards
+from rayddl.stages.runtime.sources import publish_in_shards
 from rayddl.stages.teacher import stage as teacher
 from rayddl.stages.teacher.settings import TeacherConfig
 from rayddl.storage import Folder
@@ -73,6 +76,31 @@ def test_a_team_that_loses_a_worker_goes_on(
     losses = tables.read(alone.out, "metrics.parquet")["train_loss"]
     assert curve["train_loss"][:5] == pytest.approx(losses[:5], rel=1e-3)
     assert result.summary["accuracy"] == pytest.approx(expected.summary["accuracy"], abs=0.03)
+
+
+def test_a_team_reads_a_large_train_split_from_shards(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bits as from memory: the images' moments, their order, and the images."""
+    draws = torch.Generator().manual_seed(0)
+    for split, count in (("train", 30), ("test", 6)):
+        for name in ("a", "b"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for k in range(count):
+                pixels = torch.randint(0, 256, (8, 8, 3), generator=draws, dtype=torch.uint8).numpy()
+                Image.fromarray(pixels).save(tmp_path / "images" / split / name / f"{k}.png")
+    source = SourceConfig(name="imagefolder", root=str(tmp_path / "images"))
+    monkeypatch.setattr(shards, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 3 * 8 * 8 * 7)
+    monkeypatch.setattr(shards, "WINDOW_BYTES", 3 * 8 * 8 * 20)
+    found = []
+    for workers in (2, 1):
+        out = Folder(str(tmp_path / str(workers)))
+        where = Context("teacher", source, 5, out, {}, {}, backend=InProcess())
+        teacher.run(settings(workers=workers, epochs=2, batch=8, allow_weak=True), where)
+        found.append(load(out.child("observer").read("observer.safetensors")))
+    assert isinstance(publish_in_shards(source).refs[0], Shards)
+    assert all(torch.equal(found[0][name], value) for name, value in found[1].items())
 
 
 def test_images_are_picked_out_of_shards_in_any_order(local_ray: None) -> None:
