@@ -1,7 +1,7 @@
 """Teams: workers that run one unit of work together. Ray Train places, connects and watches them.
 
-The function of the unit runs in all of them, and finds the others with :meth:`Team.here`. A unit whose team lost a
-worker is retried like any other unit: the new team goes on from the files that the first one has written.
+The function of the unit runs in all of them, and finds the others with :meth:`Team.here`. If a worker is lost, it runs
+again in a new team, which goes on from the files that the first one has written.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ ENVIRONMENT = {
     # No usage statistics are sent.
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+RETRIES = 5
+"""New teams after the loss of workers."""
 PATIENCE_SECONDS = 24 * 3600
 """Time limit of a sum over the team: the others wait while the first worker tests. Ray Train notices a lost worker."""
 
@@ -68,40 +70,42 @@ class Coach:
     def __init__(self, name: str) -> None:
         self._name = name
         self._over = threading.Event()
+        self._error: Exception | None = None
 
     def __repr__(self) -> str:
         # The name on Ray's dashboard.
         return self._name
 
-    def finished(self) -> None:
-        """Called by the first worker after its work."""
+    def end(self, error: Exception | None = None) -> None:
+        """Called by the first worker after its work, and by one whose work raised ``error``; the first call counts."""
+        if not self._over.is_set():
+            self._error = error
         self._over.set()
 
     def train(self, share: Share, work: Work) -> None:
         """Run ``work`` in all workers of a team; what they make is in files.
 
-        Raises the error of the work, or one of Ray's if a worker was lost.
+        A team that lost a worker begins again. Raises the error of the work, and :class:`StageError` after too many
+        losses.
         """
         import ray
 
-        failed: list[Exception] = []
         own = ray.get_runtime_context().current_actor
 
         def fit() -> None:
             try:
-                _fit(share, {"work": work, "coach": own})
+                _fit(share, {"work": work, "coach": own}, self._name)
             except Exception as error:
-                failed.append(error)
-            self._over.set()
+                self.end(error)
 
         # Not waited for to its end: without a dashboard, as on a local Ray, Ray Train tries for seconds to reach it.
         threading.Thread(target=fit, name="ray train", daemon=True).start()
         self._over.wait()
-        if failed:
-            raise failed[0]
+        if self._error is not None:
+            raise self._error
 
 
-def _fit(share: Share, config: dict[str, Any]) -> None:
+def _fit(share: Share, config: dict[str, Any], name: str) -> None:
     os.environ.update(ENVIRONMENT)
     # What it has depends on the environment.
     train: Any = importlib.import_module("ray.train")
@@ -127,25 +131,32 @@ def _fit(share: Share, config: dict[str, Any]) -> None:
             name="team",
             storage_path="rayddl",
             storage_filesystem=memory,
-            failure_config=train.FailureConfig(max_failures=0),
+            failure_config=train.FailureConfig(max_failures=RETRIES),
             worker_runtime_env={"env_vars": _inside()},
         ),
     )
     try:
         trainer.fit()
     except train.WorkerGroupError as error:
-        raise cause(error.worker_failures) from error
+        failures.explain(cause(error.worker_failures), name)
 
 
 def member(config: Mapping[str, Any]) -> None:
     """In each worker of a team: run the work."""
     import ray
 
-    from rayddl.methods.training.team import Team
+    from rayddl.methods.training.team import PeerLost, Team
 
-    plugin_code.called(config["work"])
+    coach = config["coach"]
+    try:
+        plugin_code.called(config["work"])
+    except Exception as error:
+        # Ray Train begins again after every error.
+        if not (isinstance(error, PeerLost) or failures.lost(error)):
+            ray.get(coach.end.remote(error))
+        raise
     if Team.here().first:
-        ray.get(config["coach"].finished.remote())
+        ray.get(coach.end.remote())
 
 
 def cause(found: Mapping[int, Exception]) -> Exception:
