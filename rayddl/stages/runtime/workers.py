@@ -142,7 +142,7 @@ def opened(
     need: Work | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Workers]:
-    """Workers of ``share`` for the block; workers on GPUs are named after ``what``.
+    """Workers of ``share`` for the block; workers on GPUs are named after ``what``. A team runs one unit at a time.
 
     If GPUs are shared and ``need`` is given, it is run once, and its peak memory limits the number of workers per GPU.
     ``note`` receives messages for the user. The number of workers is limited to the stage's :mod:`room`.

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import pickle
+import threading
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -146,6 +149,48 @@ def test_the_cause_is_the_failure_that_others_follow(
     found = teams.cause(failures)
     assert isinstance(found, expected) if isinstance(expected, type) else found is expected
     assert isinstance(pickle.loads(pickle.dumps(PeerLost("closed"))), PeerLost)
+
+
+@pytest.mark.parametrize(
+    ("raised", "reported"),
+    [(None, [None]), (OURS, [OURS]), (BUG, [BUG]), (PeerLost("closed"), []), (DIED, [])],
+)
+def test_a_worker_says_how_its_work_ended_unless_another_one_was_lost(
+    raised: Exception | None, reported: list[Exception | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train begins again after every error; the stage ends at once by one of the work."""
+    said: list[Exception | None] = []
+
+    def work() -> None:
+        if raised is not None:
+            raise raised
+
+    coach = SimpleNamespace(end=SimpleNamespace(remote=lambda error=None: said.append(error)))
+    monkeypatch.setattr(ray, "get", lambda ref: ref)
+    with pytest.raises(type(raised)) if raised is not None else nullcontext():
+        teams.member({"work": (work,), "coach": coach})
+    assert said == reported
+
+
+def test_a_coach_is_done_when_the_first_worker_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Ray Train still does then is not waited for; an error of the work, or of Ray Train, is raised."""
+    never, coaches = threading.Event(), [teams.Coach("unit") for _ in range(3)]
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(current_actor=None))
+    monkeypatch.setattr(teams, "_fit", lambda *_: never.wait(60))
+    coaches[0].end()
+    coaches[0].end(BUG)
+    coaches[0].train(Share(1.0, 0.0, None, 2, team=(2, 2)), (print,))
+    coaches[1].end(OURS)
+    with raises("for-a-test"):
+        coaches[1].train(Share(1.0, 0.0, None, 2, team=(2, 2)), (print,))
+    never.set()
+
+    def failing(*_: Any) -> None:
+        raise BUG
+
+    monkeypatch.setattr(teams, "_fit", failing)
+    with pytest.raises(ValueError, match="a bug"):
+        coaches[2].train(Share(1.0, 0.0, None, 2, team=(2, 2)), (print,))
 
 
 @dataclass(frozen=True)
