@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from pyarrow import fs
@@ -34,6 +35,8 @@ ENVIRONMENT = {
 }
 RETRIES = 5
 """New teams after the loss of workers."""
+CLOSE_SECONDS = 10.0
+"""Time limit for a team's process to say what it has reserved."""
 PATIENCE_SECONDS = 24 * 3600
 """Time limit of a sum over the team: the others wait while the first worker tests. Ray Train notices a lost worker."""
 
@@ -48,7 +51,7 @@ class Teams:
     def begin(self, work: Work, name: str) -> Any:
         import ray
 
-        self._coach = ray.remote(Coach).options(num_cpus=0, max_concurrency=2).remote(name)
+        self._coach = ray.remote(Coach).options(num_cpus=0, max_concurrency=3).remote(name)
         return self._coach.train.remote(self._share, work)
 
     def end(self, ref: Any, *, lost: bool) -> None:
@@ -57,11 +60,18 @@ class Teams:
 
     def close(self) -> None:
         import ray
+        from ray.util.placement_group import remove_placement_group
 
-        if self._coach is not None:
-            # Ray Train's processes end with the one that has started them.
-            ray.kill(self._coach)
-        self._coach = None
+        coach, self._coach = self._coach, None
+        if coach is None:
+            return
+        held: list[Any] = []
+        with suppress(ray.exceptions.RayError):  # it is lost itself
+            held = ray.get(coach.held.remote(), timeout=CLOSE_SECONDS)
+        # Ray Train's processes end with the one that has started them; what it reserved is kept for the whole job.
+        ray.kill(coach)
+        for group in held:
+            remove_placement_group(group)
 
 
 class Coach:
@@ -71,10 +81,19 @@ class Coach:
         self._name = name
         self._over = threading.Event()
         self._error: Exception | None = None
+        self._held: list[Any] = []
 
     def __repr__(self) -> str:
         # The name on Ray's dashboard.
         return self._name
+
+    def begin(self, group: Any) -> None:
+        """Called by the first worker before its work, with the placement group of its team."""
+        self._held.append(group)
+
+    def held(self) -> list[Any]:
+        """The placement groups of the teams so far."""
+        return self._held
 
     def end(self, error: Exception | None = None) -> None:
         """Called by the first worker after its work, and by one whose work raised ``error``; the first call counts."""
@@ -147,7 +166,9 @@ def member(config: Mapping[str, Any]) -> None:
 
     from rayddl.methods.training.team import PeerLost, Team
 
-    coach = config["coach"]
+    coach, first = config["coach"], Team.here().first
+    if first:
+        ray.get(coach.begin.remote(ray.util.get_current_placement_group()))
     try:
         plugin_code.called(config["work"])
     except Exception as error:
@@ -155,7 +176,7 @@ def member(config: Mapping[str, Any]) -> None:
         if not (isinstance(error, PeerLost) or failures.lost(error)):
             ray.get(coach.end.remote(error))
         raise
-    if Team.here().first:
+    if first:
         ray.get(coach.end.remote())
 
 

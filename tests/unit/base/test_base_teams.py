@@ -160,16 +160,21 @@ def test_a_worker_says_how_its_work_ended_unless_another_one_was_lost(
 ) -> None:
     """Ray Train begins again after every error; the stage ends at once by one of the work."""
     said: list[Exception | None] = []
+    held: list[str] = []
 
     def work() -> None:
         if raised is not None:
             raise raised
 
-    coach = SimpleNamespace(end=SimpleNamespace(remote=lambda error=None: said.append(error)))
+    coach = SimpleNamespace(
+        begin=SimpleNamespace(remote=held.append),
+        end=SimpleNamespace(remote=lambda error=None: said.append(error)),
+    )
     monkeypatch.setattr(ray, "get", lambda ref: ref)
+    monkeypatch.setattr(ray.util, "get_current_placement_group", lambda: "group")
     with pytest.raises(type(raised)) if raised is not None else nullcontext():
         teams.member({"work": (work,), "coach": coach})
-    assert said == reported
+    assert (said, held) == (reported, ["group"])
 
 
 def test_a_coach_is_done_when_the_first_worker_is(monkeypatch: pytest.MonkeyPatch) -> None:
