@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from rayddl.config import Config
 from rayddl.data.config import Augmented, SourceConfig
@@ -199,22 +199,10 @@ class TeamStageConfig(NetStageConfig):
     """Workers that train a network together, each with a GPU of its own, or with CPUs, on its part of every batch. The
     batches are those of one worker, and so is the result, but for rounding and dropout. ``evaluate``: students of soft
     labels, one after another."""
-    min_workers: int | None = Field(default=None, ge=1)
-    """Begin, and go on after the loss of a node, with at least so many of the ``workers``, and take the others when
-    there is room for them. Default: wait for all."""
-
-    @model_validator(mode="after")
-    def _no_more_than_all(self) -> TeamStageConfig:
-        if self.min_workers is not None and self.min_workers > self.workers:
-            raise ValueError(f"min_workers ({self.min_workers}) must not exceed workers ({self.workers})")
-        return self
 
     def team(self, have: Capacity) -> Ask:
         """The workers of a team on the cluster ``have``, which must run at the same time."""
-        least = self.min_workers or self.workers
-        return Ask(
-            "workers", sizes.team(self.resources, have, workers=self.workers, least=least), together=True
-        )
+        return Ask("workers", sizes.team(self.resources, have, workers=self.workers), together=True)
 
 
 def without_resources(config: StageConfig) -> dict[str, Any]:
@@ -223,5 +211,5 @@ def without_resources(config: StageConfig) -> dict[str, Any]:
     Defaults are omitted, so that a new setting with a neutral default changes no fingerprint. A change of a
     default's meaning requires a new version of the kind.
     """
-    apart = {"resources", "decoders", "experts_per_task", "min_workers"}
+    apart = {"resources", "decoders", "experts_per_task"}
     return config.model_dump(mode="json", exclude=apart, exclude_defaults=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field
@@ -51,10 +51,8 @@ class Share:
     """CPUs reserved in the first slot for short evaluations, with :data:`BESIDE` of its GPU if workers leave it."""
     part: float = 1.0
     """The share of a GPU that a slot has, where other stages may use the rest."""
-    team: tuple[int, int] | None = None
-    """The least and the largest number of workers if they are a team, which runs each unit of work together and is
-    placed by Ray Train.
-    """
+    team: bool = False
+    """True if the workers are a team, which runs each unit of work together and is placed by Ray Train."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -178,10 +176,9 @@ def together(asked: Resources, have: Capacity, *, workers: int, beside: bool = F
     return Share(num_cpus, num_gpus, asked.memory, workers, gpus=slots, beside=kept, part=part)
 
 
-def team(asked: Resources, have: Capacity, *, workers: int, least: int) -> Share:
+def team(asked: Resources, have: Capacity, *, workers: int) -> Share:
     """The share of each of ``workers`` that train one network together: a whole GPU with at most :data:`GPU_CPUS` CPUs;
-    without GPUs the largest equal part of the nodes' CPUs, in whole CPUs. If they do not all fit, as many as do run at
-    once, but not less than ``least``.
+    without GPUs the largest equal part of the nodes' CPUs, in whole CPUs.
 
     A part of a GPU is rounded up: processes that exchange gradients cannot share one.
     """
@@ -190,8 +187,7 @@ def team(asked: Resources, have: Capacity, *, workers: int, least: int) -> Share
         cpus = _whole(_cpus_beside(have, gpus, workers))
     else:
         cpus = max(1.0, float(math.floor(have.part("CPU", workers, have.largest("CPU")))))
-    share = Share(asked.num_cpus or cpus, float(gpus), asked.memory, workers, team=(least, workers))
-    return replace(share, at_once=max(least, min(workers, have.fits(share.needs))))
+    return Share(asked.num_cpus or cpus, float(gpus), asked.memory, workers, team=True)
 
 
 def streamed(asked: Resources, decoders: Resources, have: Capacity) -> tuple[Share, Share | None]:

@@ -130,8 +130,6 @@ def _fit(share: Share, config: dict[str, Any], name: str) -> None:
     train: Any = importlib.import_module("ray.train")
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    assert share.team is not None
-    least, most = share.team
     # Ray Train's own files, of which nothing is read: the training's state is in the stage's folder.
     memory = fs.PyFileSystem(fs.FSSpecHandler(importlib.import_module("fsspec").filesystem("memory")))
     trainer = TorchTrainer(
@@ -142,7 +140,7 @@ def _fit(share: Share, config: dict[str, Any], name: str) -> None:
             "gloo" if devices.LOGICAL in os.environ else None, timeout_s=PATIENCE_SECONDS
         ),
         scaling_config=train.ScalingConfig(
-            num_workers=most if least == most else (least, most),
+            num_workers=share.at_once,
             use_gpu=share.num_gpus > 0,
             resources_per_worker=dict(share.needs),
         ),

@@ -150,13 +150,13 @@ def opened(
     limit = room.limit()
     need = None if need is None else plugin_code.carried(need)
     places: Places = Slots(share, what, need, note, limit) if share.gpus else _Tasks(share)
-    if share.team is not None:
+    if share.team:
         places = Teams(share)
     if not share.gpus:
         cluster.wait_for(share.needs)
 
     def most() -> int:
-        if share.team is not None:
+        if share.team:
             return 1
         return share.at_once if share.gpus else min(share.at_once, limit())
 

@@ -102,7 +102,7 @@ def run(config: TeacherConfig, context: Context) -> Result:
             done, metric = counter.read()
             context.progress.update(done, config.epochs if given is None else 1, metric or awaited)
 
-        awaited = "reading images" if share.team is None else f"starting {share.at_once} workers"
+        awaited = f"starting {share.at_once} workers" if share.team else "reading images"
 
         counter = backend.counter(show)
         with backend.opened(share, "teacher", note=context.progress.note) as free:

@@ -58,7 +58,7 @@ def test_each_worker_has_a_gpu_or_its_part_of_the_cpus(
     """All of them at once: so much is taken from the room that other stages have."""
     ask = asked(have, workers=workers)
     assert (ask.share.num_cpus, ask.share.num_gpus, ask.share.at_once) == (cpus, gpus, workers)
-    assert ask.share.team == (workers, workers)
+    assert ask.share.team
     needs = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
     assert list(ask.placed) == [needs] * workers
     lease = Room(lambda: have).begin("teacher", settings(workers=workers).asks)
@@ -70,7 +70,7 @@ def test_a_part_of_a_gpu_is_a_whole_one() -> None:
     """Two processes that exchange gradients cannot share a GPU."""
     assert asked(EIGHT, workers=2, resources={"num_gpus": 0.5}).share.num_gpus == 1
     assert asked(EIGHT, workers=2, resources={"num_gpus": 2, "num_cpus": 3}).share == Share(
-        3.0, 2.0, None, 2, team=(2, 2)
+        3.0, 2.0, None, 2, team=True
     )
 
 
@@ -82,26 +82,15 @@ def test_a_cluster_without_room_for_all_is_refused(have: Capacity, workers: int)
     cluster.require({"teacher": settings(workers=2).asks}, have)
 
 
-def test_a_team_may_begin_with_fewer_workers() -> None:
-    """Between the least number and all, as many as there is room for now."""
-    assert asked(TWO_NODES, workers=4, min_workers=1).share.at_once == 2
-    assert asked(TWO_NODES, workers=4, min_workers=1).share.team == (1, 4)
-    with raises("cluster-too-small"):
-        cluster.require({"teacher": settings(workers=4, min_workers=3).asks}, TWO_NODES)
-
-
 def test_workers_enter_the_fingerprint_only_if_there_are_several() -> None:
-    """One gives the bits that it gave before; the least number changes no result."""
+    """One gives the bits that it gave before."""
     plain = without_resources(settings())
     assert without_resources(settings(workers=1)) == plain
     assert without_resources(settings(workers=2)) == {**plain, "workers": 2}
-    assert without_resources(settings(workers=2, min_workers=1)) == {**plain, "workers": 2}
 
 
 def test_workers_where_they_mean_nothing_are_refused() -> None:
-    """More of them at least than at most, for weights that are trained already, and for hard labels."""
-    with pytest.raises(ValidationError, match="min_workers"):
-        settings(workers=2, min_workers=3)
+    """For weights that are trained already, and for hard labels."""
     with pytest.raises(ValidationError, match="trained already"):
         settings(workers=2, weights="DEFAULT")
     base = {"kind": "evaluate", "set": "distill", "workers": 2}
@@ -184,10 +173,10 @@ def test_a_coach_is_done_when_the_first_worker_is(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(teams, "_fit", lambda *_: never.wait(60))
     coaches[0].end()
     coaches[0].end(BUG)
-    coaches[0].train(Share(1.0, 0.0, None, 2, team=(2, 2)), (print,))
+    coaches[0].train(Share(1.0, 0.0, None, 2, team=True), (print,))
     coaches[1].end(OURS)
     with raises("for-a-test"):
-        coaches[1].train(Share(1.0, 0.0, None, 2, team=(2, 2)), (print,))
+        coaches[1].train(Share(1.0, 0.0, None, 2, team=True), (print,))
     never.set()
 
     def failing(*_: Any) -> None:
@@ -195,7 +184,7 @@ def test_a_coach_is_done_when_the_first_worker_is(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(teams, "_fit", failing)
     with pytest.raises(ValueError, match="a bug"):
-        coaches[2].train(Share(1.0, 0.0, None, 2, team=(2, 2)), (print,))
+        coaches[2].train(Share(1.0, 0.0, None, 2, team=True), (print,))
 
 
 @dataclass(frozen=True)
