@@ -167,7 +167,7 @@ def made(
 
 def in_turn(units: float, share: Share, seconds: float | None) -> float | None:
     """Seconds of ``units`` units of work of ``seconds`` each, by the workers of ``share``."""
-    return None if seconds is None else -(-units // share.at_once) * seconds
+    return None if seconds is None else -(-units // (1 if share.team else share.at_once)) * seconds
 
 
 def trainings(

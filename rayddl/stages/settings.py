@@ -199,6 +199,19 @@ class NetStageConfig(Augmented, StageConfig):
     compilation."""
 
 
+class TeamStageConfig(NetStageConfig):
+    """The keys of stages that train networks which may outgrow one GPU."""
+
+    workers: int = Field(default=1, ge=1)
+    """Workers that train a network together, each with a GPU of its own, or with CPUs, on its part of every batch. The
+    batches are those of one worker, and so is the result, but for rounding and dropout. ``evaluate``: students of soft
+    labels, one after another."""
+
+    def team(self, have: Capacity) -> Ask:
+        """The workers of a team on the cluster ``have``, which must run at the same time."""
+        return Ask("workers", sizes.team(self.resources, have, workers=self.workers), together=True)
+
+
 def without_resources(config: StageConfig) -> dict[str, Any]:
     """The settings that determine the result, as JSON values: the input of the fingerprint.
 

@@ -102,6 +102,21 @@ def run(config: EvaluateConfig, out: Path, *inputs: Input) -> Made:
     return Made(context.out, evaluate.run(config, context))
 
 
+def test_a_team_of_one_process_trains_the_students_of_single_workers(
+    taught: Input, chosen: Input, tmp_path: Path
+) -> None:
+    """All students of soft labels in one unit of work, after those of hard labels, and in the same order."""
+    rows = []
+    for workers in (1, 2):
+        config = settings(workers=workers, epochs=2, whole_epochs=1, ranking=True)
+        out, read = Folder(str(tmp_path / str(workers))), {i.stage: i for i in (taught, chosen)}
+        context = Context("evaluate", SOURCE, 5, out, read, {}, backend=InProcess(torch.get_num_threads()))
+        rows.append(evaluate.run(config, context).summary["rows"])
+        assert out.names() == ["confusion.parquet", "students.parquet"]
+    assert {row["data"] for row in rows[1]} >= {"distilled", "distilled-own", "distilled-hard", "whole"}
+    assert rows[1] == rows[0]
+
+
 @pytest.fixture(scope="module")
 def live(taught: Input, chosen: Input, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """The set and random images, judged with the observer at hand."""

@@ -121,6 +121,18 @@ def test_a_worker_on_a_gpu_is_repeatable(repeatable: None, monkeypatch: pytest.M
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
+def test_a_worker_of_a_team_is_on_the_gpu_that_ray_train_chose(
+    repeatable: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sees those of its team on its node; the first would be all workers' choice."""
+    monkeypatch.delenv(devices.LOGICAL, raising=False)
+    monkeypatch.setattr(devices, "assigned", lambda: ("3",))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    assert devices.enter(torch.get_num_threads()) == torch.device("cuda", 3)
+
+
 def test_a_gpu_that_torch_cannot_see_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is computed on the CPU in a GPU's place, except where logical GPUs are switched on."""
     monkeypatch.setattr(devices, "assigned", lambda: ("3",))

@@ -38,6 +38,10 @@ class Draw:
     params: tuple[Tensor, ...]
     """CPU tensors [N]; their meaning depends on the strategy."""
 
+    def of(self, rows: slice) -> Draw:
+        """The choices for the images in ``rows``."""
+        return Draw(self.name, tuple(numbers[rows] for numbers in self.params))
+
 
 def draw(names: tuple[str, ...], shape: tuple[int, ...], generator: Generator) -> Draw | None:
     """Draw one of ``names`` uniformly, and its parameters for a batch of ``shape`` [N, C, H, W].

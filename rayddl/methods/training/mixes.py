@@ -51,6 +51,21 @@ class Draws:
             part = {f.name: getattr(self, f.name)[start : start + size] for f in fields(self)}
             yield Draws(**{**part, "cuts": self.cuts[step : step + 1]})
 
+    def of(self, rows: slice) -> Draws:
+        """The choices for the images in ``rows`` of a batch, and after them for those that CutMix copies from.
+
+        The first of the images that these show are those which the whole batch shows in ``rows``.
+        """
+        mine = torch.arange(len(self.picked))[rows]
+        if len(mine) == len(self.picked):
+            return self
+        top, left, bottom, right = self.cuts[0].tolist()
+        partners = self.partners[rows] if bottom > top and right > left else mine[:0]
+        both = torch.cat([mine, partners])
+        part = {f.name: getattr(self, f.name)[both] for f in fields(self) if f.name != "cuts"}
+        places = torch.arange(len(both)).roll(-len(partners))
+        return Draws(**{**part, "partners": places, "cuts": self.cuts})
+
     def to(self, device: torch.device) -> Draws:
         """The same choices on ``device``."""
         return Draws(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})

@@ -28,6 +28,7 @@ from rayddl.methods.training.input_spec import Frame, in_unit
 from rayddl.methods.training.mixes import Draws
 from rayddl.methods.training.settings import KL, SOFT_EPOCHS, SOFT_LR, StudentSettings
 from rayddl.methods.training.soft_settings import GIFT, MSE_GT, SoftSettings
+from rayddl.methods.training.team import ALONE, Team, joined
 from rayddl.methods.training.top_logits import TopLogits
 from rayddl.nets.build import TORCHVISION
 from rayddl.nets.compiling import compiled
@@ -115,10 +116,13 @@ Lectures = Callable[[int], Lecture]
 
 @dataclass(frozen=True)
 class Manner:
-    """How networks are computed: device, and compiled or not. The precision is part of the network."""
+    """How networks are computed: device, compiled or not, and by which processes. The precision is part of the
+    network.
+    """
 
     device: torch.device
     compile: bool = False
+    team: Team = ALONE
 
 
 class Answers:
@@ -195,6 +199,7 @@ class SoftTraining:
         """
         if protocol.with_own_labels and labels is None:
             raise ValueError(f"loss {protocol.loss} needs the images' own labels")
+        self._norms = joined(student, manner.team)
         self.student: nn.Module = student.to(manner.device).to(memory_format=torch.channels_last)
         self.epoch = 0
         """Number of finished epochs."""
@@ -254,7 +259,8 @@ class SoftTraining:
         return self.tested
 
     def _one_epoch(self) -> float:
-        torch.manual_seed(derive(self._seed, "noise", self.epoch))
+        team = self._manner.team
+        torch.manual_seed(derive(self._seed, "noise", self.epoch, *team.noise))
         self.student.train()
         for group in self._optimiser.param_groups:
             group["lr"] = self._protocol.lr_in(self.epoch)
@@ -265,17 +271,20 @@ class SoftTraining:
             whole = size == min(self._protocol.batch, count)
             if size == 1 and not whole:
                 break  # batch norm needs a variance: a single remaining image is skipped
-            x = inputs(self._images, part, self._frame, device)
-            targets = self._targets(lecture, part, done, x, whole)
+            rows, usual = team.rows(size), whole and team.even(size)
+            own = part.of(rows)
+            for norm in self._norms:
+                norm.apart = size < team.size
+            x = inputs(self._images, own, self._frame, device)[: rows.stop - rows.start]
+            targets = self._targets(lecture, own, done + rows.start, x, usual)
             if self._protocol.statistics == "twice":
-                self._show_unmixed(part)
-            loss = (self._fast if whole else self._plain)(x, targets)
+                self._show_unmixed(own, len(x))
+            loss = (self._fast if usual else self._plain)(x, targets)
             self._optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            total += team.backward(loss, size, self.student.parameters()) * size
             self._optimiser.step()
             if self._averaged is not None:
                 self._averaged.update_parameters(self.student)
-            total += loss.detach() * size
             done += size
         return float(total) / count
 
@@ -283,13 +292,14 @@ class SoftTraining:
         own = None if self._labels is None else self._labels[part.picked.to(self._labels.device)].to(x.device)
         if self._protocol.loss == OWN:
             assert own is not None
-            return mixed(own, part, x.shape[2:])
+            return mixed(own, part, x.shape[2:])[: len(x)]
+        own = None if own is None else own[: len(x)]
         return targets_of(self._said(lecture, done, x, whole), self._protocol, own)
 
     @torch.no_grad()
-    def _show_unmixed(self, part: Draws) -> None:
+    def _show_unmixed(self, part: Draws, count: int) -> None:
         plain = replace(part, cuts=torch.zeros_like(part.cuts))
-        self.student(inputs(self._images, plain, self._frame, self._manner.device))
+        self.student(inputs(self._images, plain, self._frame, self._manner.device)[:count])
 
     def _said(self, lecture: Lecture, done: int, x: Tensor, whole: bool) -> Tensor:
         if lecture.logits is not None:

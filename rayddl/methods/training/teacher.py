@@ -1,4 +1,7 @@
-"""Trains the observer on real images: SGD with momentum, warm-up and cosine schedule, random flips and shifts."""
+"""Trains the observer on real images: SGD with momentum, warm-up and cosine schedule, random flips and shifts.
+
+Several processes may train together (:mod:`rayddl.methods.training.team`). They go through the same batches as one.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from rayddl.methods.training.feeding import lane_to, through
 from rayddl.methods.training.input_spec import BATCH, Frame
 from rayddl.methods.training.settings import TeacherSettings
 from rayddl.methods.training.soft import Manner
+from rayddl.methods.training.team import joined
 from rayddl.nets.compiling import compiled
 from rayddl.seeds import derive, generator
 
@@ -49,6 +53,7 @@ class TeacherTraining:
         seed: int,
     ) -> None:
         """``images`` uint8 ``[N, C, H, W]`` and ``labels`` int64 ``[N]`` may be on the device or on the CPU."""
+        self._norms = joined(module, manner.team)
         self.module: nn.Module = module.to(manner.device).to(memory_format=torch.channels_last)
         self.module.requires_grad_(True)
         self.history: list[Epoch] = []
@@ -98,7 +103,7 @@ class TeacherTraining:
         """Train to the last epoch and return the network in eval mode.
 
         ``test`` measures the held-out accuracy, in 0..1, after each epoch; ``on_step`` is called after each
-        step, and may :meth:`dump`.
+        step, and may :meth:`dump`. In a team, every process calls them at the same steps.
         """
         with checkpoint.own_noise(self._manner.device):
             while len(self.history) < self._settings.epochs:
@@ -111,8 +116,7 @@ class TeacherTraining:
         draws = generator(self._seed, "order", epoch)
         batches = torch.randperm(len(self._labels), generator=draws).split(self._settings.batch)
         self.module.train()
-        while self._step < self._steps:
-            picked = batches[self._step]
+        for picked in batches[self._step : self._steps]:
             self._loss += self._learn(picked, epoch) * len(picked)
             self._step += 1
             self._seconds = time.perf_counter() - began
@@ -129,22 +133,28 @@ class TeacherTraining:
         return torch.zeros((), dtype=torch.float64, device=self._manner.device)
 
     def _learn(self, picked: Tensor, epoch: int) -> Tensor:
-        device, settings = self._manner.device, self._settings
-        torch.manual_seed(derive(self._seed, "noise", epoch, self._step))
+        """Train on this process's part of the batch ``picked``; returns the loss of the whole batch."""
+        device, settings, team, count = self._manner.device, self._settings, self._manner.team, len(picked)
+        rows = team.rows(count)
+        own = picked[rows]
+        torch.manual_seed(derive(self._seed, "noise", epoch, self._step, *team.noise))
         for group in self._optimiser.param_groups:
             group["lr"] = settings.lr_at(epoch * self._steps + self._step, self._steps)
-        x = self._images[picked.to(self._images.device)].to(device, non_blocking=True)
-        y = self._labels[picked.to(self._labels.device)].to(device, non_blocking=True)
+        for norm in self._norms:
+            norm.apart = count < team.size
+        x = self._images[own.to(self._images.device)].to(device, non_blocking=True)
+        y = self._labels[own.to(self._labels.device)].to(device, non_blocking=True)
         x = self._frame.normalised(x).contiguous(memory_format=torch.channels_last)
         draws = generator(self._seed, "augment", epoch, self._step)
         for name in settings.augmentations:
-            x = augment.apply(x, augment.draw((name,), tuple(x.shape), draws))
-        usual = len(picked) == min(settings.batch, len(self._labels))
+            drawn = augment.draw((name,), (count, *x.shape[1:]), draws)
+            x = augment.apply(x, None if drawn is None else drawn.of(rows))
+        usual = count == min(settings.batch, len(self._labels)) and team.even(count)
         loss = (self._fast if usual else self._plain)(x, y)
         self._optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = team.backward(loss, count, self.module.parameters())
         self._optimiser.step()
-        return loss.detach()
+        return loss
 
 
 @torch.no_grad()

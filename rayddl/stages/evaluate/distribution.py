@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -23,6 +23,8 @@ from rayddl.stages.runtime.slots import Work
 from rayddl.stages.runtime.workers import Workers
 from rayddl.storage import Folder
 
+Group: TypeAlias = tuple[students.Student, ...]
+"""Students that one unit of work trains."""
 LONG_SECONDS = 10.0
 """Students expected to run longer than this many seconds report progress; others need no progress actor."""
 
@@ -33,43 +35,81 @@ def judge(task: Task, out: Folder, progress: Progress) -> list[dict[str, Any]]:
     kinds = training_data_of(task)
     units = len(kinds) * len(task.nets) * len(task.each_seed)
     share = backend.spread(config.resources, units=units)
+    team = backend.sized(config.team) if config.workers > 1 else None
+    if team is not None:
+        # Single workers go first, within the room of the team.
+        share = replace(
+            share, **{name: min(getattr(share, name), team.at_once) for name in ("at_once", "gpus")}
+        )
     shared = _shared(task, out, share.threads)
     trial = largest(task, [data for data, _ in kinds]) if share.per_slot > 1 else None
     need = None if trial is None else (students.tried, backend.put(shared), *trial)
     with backend.opened(share, "students", need=need, note=progress.note) as free:
-        return _judged(task, kinds, shared, free, out, progress)
+        groups = _prepared(task, kinds, shared, free, progress)
+        soft = {data.name for data, _ in kinds if isinstance(data.protocol, SoftProtocol)}
+        by_team = [group for group in groups if team is not None and group[0].data in soft]
+        _train(task, kinds, groups, [g for g in groups if g not in by_team], shared, free, out, progress)
+    # One unit: a team takes longer to start than many students to train.
+    unit = tuple(s for group in by_team for s in group if not out.has(s.file))
+    if team is not None and unit:
+        shared = replace(shared, threads=team.threads)
+        with backend.opened(team, "students", note=progress.note) as free:
+            _train(task, kinds, groups, [unit], shared, free, out, progress)
+    return [out.read_json(student.file) for group in groups for student in group]
 
 
-def _judged(
-    task: Task, kinds: DataPerSeed, shared: students.Shared, free: Workers, out: Folder, progress: Progress
-) -> list[dict[str, Any]]:
-    nets, put = task.nets, task.backend.put
-    _store_labels(put(shared), kinds[0][0], task, free, progress)
+def _prepared(
+    task: Task, kinds: DataPerSeed, shared: students.Shared, free: Workers, progress: Progress
+) -> list[Group]:
+    """All students, after the labels are stored and the learning rates are found that they need."""
+    nets = task.nets
+    _store_labels(task.backend.put(shared), kinds[0][0], task, free, progress)
     found = lr_search.found(
         task.config, nets, [data for data, _ in kinds], shared, task.backend, free, progress
     )
-    groups = [
+    return [
         group
         for data, _ in kinds
         for n, net in enumerate(nets)
         for group in _grouped(task, data, net, found.get((data.name, net)), f"student-{data.name}-{n}")
     ]
-    plan = [student for group in groups for student in group]
+
+
+def _train(
+    task: Task,
+    kinds: DataPerSeed,
+    everyone: Sequence[Group],
+    groups: Sequence[Group],
+    shared: students.Shared,
+    free: Workers,
+    out: Folder,
+    progress: Progress,
+) -> None:
+    """Train the students of ``groups`` that have no result; ``everyone`` are the evaluation's, for its progress."""
+    put = task.backend.put
+    plan = [student for group in everyone for student in group]
     missing = [group for group in groups if any(not out.has(student.file) for student in group)]
+    if not missing:
+        return
+    coming = {student.file: student.data for group in missing for student in group}
     first = task.each_seed[0]
     sent = {
         (data.name, s): put(per_seed(s)) if s == first or data.drawn else None
         for data, per_seed in kinds
         for s in task.each_seed
+        if data.name in coming.values()
     }
+    soft = {data.name for data, _ in kinds if isinstance(data.protocol, SoftProtocol)}
 
-    def work(group: tuple[students.Student, ...]) -> Work:
+    def work(group: Group) -> Work:
         taught = [sent[s.data, s.seed] or sent[s.data, first] for s in group]
         if len(group) == 1:
             return (students.teach, kept, taught[0], group[0])
+        if group[0].data in soft:
+            return (students.teach_each, kept, group, taught)
         return (students.teach_together, kept, group, *taught)
 
-    before = len(plan) - sum(len(group) for group in missing)
+    before = sum(student.file not in coming and out.has(student.file) for student in plan)
     # Until the first student is done, or reports.
     done, shown = (
         before,
@@ -80,22 +120,20 @@ def _judged(
         # Finished students count fully: a restarted counter has lost their reports.
         progress.update(max(done, before + counter.done() if counter else 0), len(plan), shown)
 
-    counter = task.backend.counter(show) if _long(task) else None
+    counter = task.backend.counter(show) if _long(task) or task.config.workers > 1 else None
     kept = put(replace(shared, counter=counter))
     show()
-    for group, results in free.each(missing, work, students.named, show):
-        for student, result in zip(group, results if len(group) > 1 else [results], strict=True):
+    for group, _ in free.each(missing, work, students.named, show):
+        for student in group:
             done += 1
-            shown = (
-                f"{student.data} {student.net.label} seed {student.seed}: {100 * result['accuracy']:.1f} %"
-            )
+            accuracy = out.read_json(student.file)["accuracy"]
+            shown = f"{student.data} {student.net.label} seed {student.seed}: {100 * accuracy:.1f} %"
             show()
-    return [out.read_json(student.file) for student in plan]
 
 
 def _grouped(
     task: Task, data: students.TrainingData, net: NetConfig, found: float | None, name: str
-) -> list[tuple[students.Student, ...]]:
+) -> list[Group]:
     """The students of a network, one per seed, in groups that are trained together."""
     lr = found or _lr(task, data, net)
     everyone = tuple(students.Student(data.name, net, s, f"{name}-{s}.json", lr) for s in task.each_seed)

@@ -14,7 +14,9 @@ from rayddl.methods.training.settings import HARD_BATCH, HARD_EPOCHS, KL, Studen
 from rayddl.methods.training.soft_settings import LOSSES, Recipe, SoftSettings
 from rayddl.nets.config import NetConfig
 from rayddl.stages.revisions import side_of, tested_on_zoomed
-from rayddl.stages.settings import NetStageConfig, Observers, Reads, StageConfig, listed
+from rayddl.stages.runtime.capacity import Capacity
+from rayddl.stages.runtime.sizes import Ask
+from rayddl.stages.settings import Observers, Reads, StageConfig, TeamStageConfig, listed
 
 OWN_LABELS = "students of own labels for comparison"
 """The revision of soft evaluations that train them."""
@@ -24,7 +26,7 @@ NO_OBSERVER = (
 )
 
 
-class EvaluateConfig(StudentSettings, SoftSettings, NetStageConfig):
+class EvaluateConfig(StudentSettings, SoftSettings, TeamStageConfig):
     """Students trained on the distilled set, compared with students of random real images."""
 
     produces: ClassVar[str] = "judgement"
@@ -117,6 +119,10 @@ class EvaluateConfig(StudentSettings, SoftSettings, NetStageConfig):
         data = 1 + self.random + (self.whole or self.ranking) + 4 * self.ranking
         return data * len(self.nets or (None,)) * self.seeds
 
+    def asks(self, have: Capacity) -> Sequence[Ask]:
+        """Single workers, or a team, whose resources single workers have before it."""
+        return (self.team(have),) if self.workers > 1 else super().asks(have)
+
     def revisions(self, source: SourceConfig) -> Sequence[str]:
         """Soft evaluations train students of own labels, and may test on zoomed images."""
         found = list(super().revisions(source))
@@ -131,6 +137,8 @@ class EvaluateConfig(StudentSettings, SoftSettings, NetStageConfig):
         soft = self.soft_for(of)
         if self.loss is not None and not soft:
             return [f"loss: {self.loss} is of soft labels; name an observer, or leave loss out"]
+        if self.workers > 1 and not soft:
+            return ["workers train students of soft labels together; name an observer, or leave workers out"]
         return [NO_OBSERVER] if soft and self.observer is None else []
 
     def soft_for(self, of: StageConfig | None) -> bool:

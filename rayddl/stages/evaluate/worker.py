@@ -11,6 +11,7 @@ import torch
 
 from rayddl import seeds
 from rayddl.data.pixels.encoded import Encoded
+from rayddl.methods.training.checkpoint import SPARING
 from rayddl.methods.training.hard import Protocol, train_student, train_together
 from rayddl.methods.training.input_spec import BATCH, Frame
 from rayddl.methods.training.metrics import Score, scored
@@ -28,6 +29,7 @@ from rayddl.methods.training.soft import (
 from rayddl.methods.training.softlabels import Index, StoredLabels, pack
 from rayddl.methods.training.steps import one_hot, steps_for
 from rayddl.methods.training.teacher import outputs
+from rayddl.methods.training.team import Team
 from rayddl.methods.trajectories.expert import HeldOut, Images
 from rayddl.nets.build import build, initial
 from rayddl.nets.config import NetConfig
@@ -99,16 +101,28 @@ class Shared:
 
 
 def teach(shared: Shared, data: TrainingData, student: Student) -> dict[str, Any]:
-    """Train and test one student, and write its result file; an existing file is read instead."""
-    if shared.out.has(student.file):
-        result: dict[str, Any] = shared.out.read_json(student.file)
+    """Train and test one student, and write its result file; an existing file is read instead.
+
+    In a team the first worker tests and writes, and the others return nothing.
+    """
+    team = Team.here()
+    if team.told(b"there" if team.first and shared.out.has(student.file) else None):
+        result: dict[str, Any] = shared.out.read_json(student.file) if team.first else {}
         return result
     device = devices.enter(shared.threads, shared.precision, named([student]))
     began = time.perf_counter()
     train = train_soft if isinstance(data.protocol, SoftProtocol) else train_hard
     images, score = train(shared, data, student, _seed(shared, student), device)
     lr = student.lr or data.protocol.lr
-    return _written(shared, student, images, score, lr, time.perf_counter() - began)
+    return _written(shared, student, images, score, lr, time.perf_counter() - began) if team.first else {}
+
+
+def teach_each(shared: Shared, group: Sequence[Student], data: Sequence[Any]) -> None:
+    """:func:`teach` one student of ``group`` after the other, each on its own of ``data``: references, or the data."""
+    import ray
+
+    for student, own in zip(group, data, strict=True):
+        teach(shared, ray.get(own) if isinstance(own, ray.ObjectRef) else own, student)
 
 
 def named(group: Sequence[Student]) -> str:
@@ -250,7 +264,8 @@ def train_hard(
 def train_soft(
     shared: Shared, data: TrainingData, student: Student, seed: int, device: torch.device
 ) -> tuple[int, Score]:
-    """Train with soft labels: the number of training images, and the score after the last epoch.
+    """Train with soft labels: the number of training images, and the score after the last epoch. In a team it is
+    empty except in the first worker.
 
     A long training writes a partial file once a minute, and resumes from it.
     """
@@ -258,7 +273,7 @@ def train_soft(
 
     assert isinstance(data.protocol, SoftProtocol)
     assert shared.frame is not None
-    frame, manner = shared.frame, Manner(device, shared.compile)
+    frame, team = shared.frame, Team.here()
     test: torch.Tensor | Batches
     test, labels = held_out(shared.source)
     images = data.images if data.images is not None else train_images(shared.source)
@@ -288,25 +303,33 @@ def train_soft(
         on_device(images, device),
         lectures(data, protocol, images, frame, seed),
         observer,
-        manner,
+        Manner(device, shared.compile, team),
         seed,
         _own_labels(shared, data, kept) if protocol.with_own_labels else None,
     )
     partial = student.file.removesuffix(".json") + ".partial.safetensors"
-    if shared.out.has(partial):
-        training.resume(shared.out.read(partial))
-    saved, report = time.monotonic(), reporter(shared, [student], protocol.epochs)
+    earlier = team.told(shared.out.read(partial) if team.first and shared.out.has(partial) else None)
+    if earlier is not None:
+        training.resume(earlier)
+    saved, took, report = time.monotonic(), 0.0, reporter(shared, [student], protocol.epochs)
 
     def on_epoch(now: SoftTraining) -> None:
-        nonlocal saved
+        nonlocal saved, took
+        if not team.first:
+            return
         report(now.epoch)
         if shared.best and looked_at(now.epoch, protocol.epochs):
             now.looks.append(_tested(now.tested, shared, protocol, test, labels, device).accuracy)
-        if time.monotonic() - saved > PARTIAL_SECONDS and now.epoch < protocol.epochs:
+        began = time.monotonic()
+        interval = PARTIAL_SECONDS if team.size == 1 else min(PARTIAL_SECONDS, SPARING * took)
+        if began - saved > interval and now.epoch < protocol.epochs:
             shared.out.write(partial, now.dump())
             saved = time.monotonic()
+            took = saved - began
 
     trained = training.run(on_epoch)
+    if not team.first:
+        return len(images), Score(len(shared.source.classes))
     score = _tested(trained, shared, protocol, test, labels, device)
     score.best = max(training.looks, default=None)
     shared.out.delete(partial)

@@ -66,7 +66,8 @@ def enter(threads: int, precision: str = "fp32", unit: str = "") -> torch.device
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
     repeatable()
-    return torch.device("cuda", 0)
+    # Ray shows a worker its own GPUs; Ray Train shows it those of its team on the node, and has chosen one of them.
+    return torch.device("cuda", torch.cuda.current_device() if torch.distributed.is_initialized() else 0)
 
 
 def repeatable() -> None:

@@ -138,5 +138,12 @@ def perform(code: bytes, sent: list[Any]) -> Any:
     import ray
 
     adopt(code)
-    function, *arguments = ray.get(sent[0])
+    return called(ray.get(sent[0]))
+
+
+def called(work: tuple[Any, ...]) -> Any:
+    """The result of a function with its arguments, of which references are replaced by their values."""
+    import ray
+
+    function, *arguments = work
     return function(*(ray.get(a) if isinstance(a, ray.ObjectRef) else a for a in arguments))

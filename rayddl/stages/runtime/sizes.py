@@ -53,6 +53,8 @@ class Share:
     """CPUs reserved in the first slot for short evaluations, with :data:`BESIDE` of its GPU if workers leave it."""
     part: float = 1.0
     """The share of a GPU that a slot has, where other stages may use the rest."""
+    team: bool = False
+    """True if the workers are a team, which runs each unit of work together and is placed by Ray Train."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -174,6 +176,20 @@ def together(asked: Resources, have: Capacity, *, workers: int, beside: bool = F
     kept = min(1.0, _rounded(room / 2)) if beside else 0.0
     num_cpus = asked.num_cpus or _whole(_rounded((room - kept) / sharing))
     return Share(num_cpus, num_gpus, asked.memory, workers, gpus=slots, beside=kept, part=part)
+
+
+def team(asked: Resources, have: Capacity, *, workers: int) -> Share:
+    """The share of each of ``workers`` that train one network together: a whole GPU with at most :data:`GPU_CPUS` CPUs;
+    without GPUs the largest equal part of the nodes' CPUs, in whole CPUs.
+
+    A part of a GPU is rounded up: processes that exchange gradients cannot share one.
+    """
+    gpus = math.ceil(_gpu_of(asked, have))
+    if gpus:
+        cpus = _whole(_cpus_beside(have, gpus, workers))
+    else:
+        cpus = max(1.0, float(math.floor(have.part("CPU", workers, have.largest("CPU")))))
+    return Share(asked.num_cpus or cpus, float(gpus), asked.memory, workers, team=True)
 
 
 def streamed(asked: Resources, decoders: Resources, have: Capacity) -> tuple[Share, Share | None]:

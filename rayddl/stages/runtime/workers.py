@@ -1,4 +1,4 @@
-"""Distributes a stage's units of work to free workers: tasks on CPUs, long-lived processes on GPUs.
+"""Distributes a stage's units of work to free workers: tasks on CPUs, long-lived processes on GPUs, teams.
 
 A unit whose worker is lost is retried a bounded number of times.
 """
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from rayddl.stages.runtime import cluster, failures, metrics, plugin_code, room
 from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.runtime.slots import Slots, Work
+from rayddl.stages.runtime.teams import Teams
 
 POLL_SECONDS = 0.5
 RETRIES = 5
@@ -141,7 +142,7 @@ def opened(
     need: Work | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Workers]:
-    """Workers of ``share`` for the block; workers on GPUs are named after ``what``.
+    """Workers of ``share`` for the block; workers on GPUs are named after ``what``. A team runs one unit at a time.
 
     If GPUs are shared and ``need`` is given, it is run once, and its peak memory limits the number of workers per GPU.
     ``note`` receives messages for the user. The number of workers is limited to the stage's :mod:`room`.
@@ -149,10 +150,18 @@ def opened(
     limit = room.limit()
     need = None if need is None else plugin_code.carried(need)
     places: Places = Slots(share, what, need, note, limit) if share.gpus else _Tasks(share)
+    if share.team:
+        places = Teams(share)
     if not share.gpus:
         cluster.wait_for(share.needs)
+
+    def most() -> int:
+        if share.team:
+            return 1
+        return share.at_once if share.gpus else min(share.at_once, limit())
+
     try:
-        yield RayWorkers(places, lambda: share.at_once if share.gpus else min(share.at_once, limit()))
+        yield RayWorkers(places, most)
     finally:
         places.close()
 

@@ -15,14 +15,14 @@ from rayddl.stages.revisions import side_of, tested_on_zoomed
 from rayddl.stages.runtime import sizes
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask
-from rayddl.stages.settings import NetStageConfig, StageConfig, Tunable
+from rayddl.stages.settings import StageConfig, TeamStageConfig, Tunable
 
 NAMED = ("DEFAULT", "IMAGENET1K_V1", "IMAGENET1K_V2")
 """Names of torchvision's weights."""
 AS_SOURCE = "source"
 
 
-class TeacherConfig(TeacherSettings, NetStageConfig):
+class TeacherConfig(TeacherSettings, TeamStageConfig):
     """An observer: a network trained on the real images, or a pretrained one (RDED)."""
 
     produces: ClassVar[str] = "teacher"
@@ -65,7 +65,9 @@ class TeacherConfig(TeacherSettings, NetStageConfig):
         return self.net
 
     def asks(self, have: Capacity) -> Sequence[Ask]:
-        """One worker with all resources of a node."""
+        """One worker with all resources of a node, or a team."""
+        if self.workers > 1:
+            return (self.team(have),)
         return (Ask("resources", sizes.alone(self.resources, have), units=1),)
 
     @model_validator(mode="after")
@@ -76,6 +78,8 @@ class TeacherConfig(TeacherSettings, NetStageConfig):
                 raise ValueError(
                     f"{' and '.join(given)} belong to weights; a teacher trained here needs none"
                 )
+        elif self.workers > 1:
+            raise ValueError("workers train together; weights are trained already")
         elif self.weights not in NAMED:
             if self.download:
                 raise ValueError("download belongs to torchvision's weights")

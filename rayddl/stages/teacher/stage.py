@@ -1,4 +1,4 @@
-"""``kind: teacher``: an observer, trained on the real images in one task, or pretrained."""
+"""``kind: teacher``: an observer, trained on the real images by one worker or a team, or pretrained."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from rayddl import documents, seeds
 from rayddl.data.config import SourceConfig
 from rayddl.errors import ArtifactError, StageError
+from rayddl.methods.training.checkpoint import SPARING
 from rayddl.methods.training.input_spec import Frame
 from rayddl.methods.training.observer import Observer, frozen, is_observer
 from rayddl.methods.training.soft import Manner
@@ -19,8 +20,8 @@ from rayddl.methods.training.teacher import (
     TeacherTraining,
     Verdict,
     predictions,
-    share_right,
 )
+from rayddl.methods.training.team import Team
 from rayddl.nets.build import build
 from rayddl.nets.cost import worth_compiling
 from rayddl.stages import parquet as tables
@@ -96,7 +97,9 @@ def run(config: TeacherConfig, context: Context) -> Result:
 
         def show() -> None:
             done, metric = counter.read()
-            context.progress.update(done, config.epochs if given is None else 1, metric or "reading images")
+            context.progress.update(done, config.epochs if given is None else 1, metric or awaited)
+
+        awaited = f"starting {share.at_once} workers" if share.team else "reading images"
 
         counter = backend.counter(show)
         with backend.opened(share, "teacher", note=context.progress.note) as free:
@@ -120,7 +123,7 @@ def compiled(config: TeacherConfig, source: SharedSource) -> bool:
 
 
 def teach(job: Job, counter: ProgressCounter) -> None:
-    """Run :func:`make` on the worker's device."""
+    """Run :func:`make` on the worker's device. Every worker of a team runs it."""
     device = devices.enter(job.threads, job.config.precision, "teacher")
     make(job, device, lambda done, metric: counter.report("teacher", done, metric))
 
@@ -131,6 +134,8 @@ def make(job: Job, device: torch.device, report: Any) -> None:
 
     test = test_images, test_labels = held_out(job.source, _sample(job, job.source.counts[1]))
     observer = _trained(job, device, test, report) if job.ready is None else ray.get(job.ready)
+    if observer is None:
+        return
     seen = observer.on(device, job.config.precision)
     predicted = predictions(seen.module, observer.frame, test_images, device, zoom=job.zoom)
     verdict = Verdict.of(predicted, test_labels, len(job.source.classes))
@@ -174,8 +179,11 @@ def _sample(job: Job, count: int) -> torch.Tensor:
     return torch.randperm(count, generator=draws)[: job.config.check_sample].sort().values
 
 
-def _trained(job: Job, device: torch.device, test: tuple[Batches, torch.Tensor], report: Any) -> Observer:
-    config, source = job.config, job.source
+def _trained(
+    job: Job, device: torch.device, test: tuple[Batches, torch.Tensor], report: Any
+) -> Observer | None:
+    """The trained observer; ``None`` in all workers of a team except the first."""
+    config, source, team = job.config, job.source, Team.here()
     images, labels = train_images(source), train_labels(source)
     mean, std = moments(source)
     frame, classes = Frame(source.shape, mean, std), len(source.classes)
@@ -187,27 +195,39 @@ def _trained(job: Job, device: torch.device, test: tuple[Batches, torch.Tensor],
         frame,
         on_device(images, device),
         labels,
-        Manner(device, job.compile),
+        Manner(device, job.compile, team),
         job.seed,
     )
-    if job.out.has(PARTIAL):
-        training.resume(job.out.read(PARTIAL))
+    earlier = team.told(job.out.read(PARTIAL) if team.first and job.out.has(PARTIAL) else None)
+    if earlier is not None:
+        training.resume(earlier)
     saved = said = time.monotonic()
+    took = 0.0
 
     def on_step(now: TeacherTraining) -> None:
-        nonlocal saved, said
+        nonlocal saved, said, took
+        if not team.first:
+            return
         if time.monotonic() - said > 1 or now.done == len(now.history):
             metric = f"test {100 * now.history[-1].test_accuracy:.1f} %" if now.history else "first epoch"
             report(now.done, metric)
             said = time.monotonic()
-        if time.monotonic() - saved > PARTIAL_SECONDS:
+        began = time.monotonic()
+        often = team.size > 1 and now.done == len(now.history)
+        if began - saved > (min(PARTIAL_SECONDS, SPARING * took) if often else PARTIAL_SECONDS):
             job.out.write(PARTIAL, now.dump())
             saved = time.monotonic()
+            took = saved - began
 
     def measure() -> float:
-        return share_right(predictions(training.module, frame, test[0], device, zoom=job.zoom), test[1])
+        rows = team.rows(len(test[1]))
+        part, right = replace(test[0], picked=test[0].picked[rows]), test[1][rows]
+        found = predictions(training.module, frame, part, device, zoom=job.zoom)
+        return team.total(int((found == right).sum())) / team.total(len(right))
 
     training.run(measure, on_step)
+    if not team.first:
+        return None
     rows = training.history
     columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
     tables.write(job.out, "metrics.parquet", columns, TYPES)
