@@ -58,7 +58,7 @@ def gpu_names() -> tuple[str, ...]:
     return _gpus("name")
 
 
-def busy_cpus(seconds: float = 0.2, root: Path = _SYSTEM) -> float:
+def busy_cpus(seconds: float = 0.1, root: Path = _SYSTEM) -> float:
     """CPUs of the machine that all processes together use, measured over ``seconds`` in which this one sleeps.
 
     0 where that is unknown, and in a container with fewer CPUs than its machine: the others may be used by anybody.
