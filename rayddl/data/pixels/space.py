@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -22,21 +22,16 @@ import torch
 from torch import Tensor
 
 from rayddl.data.config import Scaling
-from rayddl.data.pixels.whitening import SHIFT, covariance, from_triangle, moments, slices, spectral, triangle
+from rayddl.data.pixels.sums import Shape, Sums, summed
+from rayddl.data.pixels.whitening import SHIFT, covariance, from_triangle, slices, spectral, triangle
 from rayddl.errors import ArtifactError, SourceError
 
 ZCA_EPS = 0.1
-ZCA_LARGEST = 3 * 64 * 64
-"""Largest number of values per image for whitening: the size of its matrices is the square of it."""
 STD_FLOOR = 1e-3
 """Lower bound of the standard deviation (a quarter of a grey level), so that a constant channel becomes 0."""
 
 PORTION = 4096
 """Images that are whitened at a time. The last bits of a matrix product may depend on its number of rows."""
-SUMMED = 2**23
-"""About the most numbers that are summed at a time, unless a single image has more."""
-
-Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,49 +247,13 @@ def _unit(images: Tensor) -> Tensor:
     return images.float().div_(torch.full((), 255.0, device=images.device))
 
 
-@dataclass(frozen=True, eq=False)
-class Sums:
-    """Exact sums over images, of which a space is fitted; those of parts of a split add up to its own."""
-
-    images: int
-    sums: Tensor
-    """``normalise``: int64 ``[C]``, of bytes; ``zca``: float64 ``[D]``, of bytes minus 128."""
-    products: Tensor
-    """``normalise``: int64 ``[C]``, of squares; ``zca``: float64 ``[D, D]``, of products."""
-
-    def plus(self, more: Sums) -> Sums:
-        """The sums over the images of both."""
-        return Sums(self.images + more.images, self.sums + more.sums, self.products + more.products)
+def of_sums(name: str, found: Sums, shape: Shape) -> PixelSpace:
+    """The pixel space ``name`` of images with these sums. Raises :class:`SourceError` if they are too few to whiten."""
+    return _MADE[name](found, shape)
 
 
-def summed(kind: str, parts: Iterable[Tensor], shape: Shape) -> Sums:
-    """The sums over uint8 images ``[n, C, H, W]``, given in parts, of which one is held at a time. ``shape``: theirs.
-
-    Raises :class:`SourceError` for images that are too large for whitening.
-    """
-    if kind == "normalise":
-        return _sums_by_channel(parts, shape)
-    if kind != "zca":
-        raise ValueError(f"unknown pixel space {kind!r}; known: normalise, zca")
-    channels, height, width = shape
-    size = channels * height * width
-    if size > ZCA_LARGEST:
-        raise SourceError(
-            f"space: zca needs a {size:,} x {size:,} matrix for images of {channels} x {height} x {width} "
-            f"pixels; it is offered up to 64 x 64 RGB ({ZCA_LARGEST:,} numbers per image). "
-            "Set source.space=normalise, or a smaller source.size.",
-            code="images-too-large-for-zca",
-        )
-    return Sums(*moments(parts, size))
-
-
-def of_sums(kind: str, found: Sums, shape: Shape) -> PixelSpace:
-    """The pixel space ``kind`` of images with these sums. Raises :class:`SourceError` if they are too few to whiten."""
-    return _normalise_of(found, shape) if kind == "normalise" else _zca_of(found, shape)
-
-
-def fit(kind: str, images: Tensor, scaling: Scaling | None = None) -> PixelSpace:
-    """The pixel space ``kind`` (``normalise`` or ``zca``), fitted on the uint8 train images [N, C, H, W].
+def fit(name: str, images: Tensor, scaling: Scaling | None = None) -> PixelSpace:
+    """The pixel space ``name`` (``normalise`` or ``zca``), fitted on the uint8 train images [N, C, H, W].
 
     ``scaling``: constants of :class:`Normalise` in place of fitted ones. Raises :class:`SourceError` if images are
     too large or too few for whitening, or have other channels than ``scaling``.
@@ -303,7 +262,7 @@ def fit(kind: str, images: Tensor, scaling: Scaling | None = None) -> PixelSpace
     shape = channels, height, width
     if scaling is not None:
         return scaled(scaling, shape)
-    return of_sums(kind, summed(kind, [images], shape), shape)
+    return of_sums(name, summed(name, [images], shape), shape)
 
 
 def scaled(scaling: Scaling, shape: Shape) -> Normalise:
@@ -317,21 +276,6 @@ def scaled(scaling: Scaling, shape: Shape) -> Normalise:
             code="scaling-of-other-channels",
         )
     return Normalise(shape=shape, mean=mean, std=std)
-
-
-def _sums_by_channel(parts: Iterable[Tensor], shape: Shape) -> Sums:
-    channels, height, width = shape
-    count = 0
-    sums = torch.zeros(channels, dtype=torch.int64)
-    squares = torch.zeros(channels, dtype=torch.int64)
-    for images in parts:
-        count += len(images)
-        for part in slices(len(images), max(1, SUMMED // (channels * height * width))):
-            values = images[part].cpu().to(torch.int64)
-            sums += values.sum((0, 2, 3))
-            squares += values.square_().sum((0, 2, 3))
-        del images  # before the next part is read
-    return Sums(count, sums, squares)
 
 
 def _normalise_of(found: Sums, shape: Shape) -> Normalise:
@@ -372,3 +316,6 @@ def _shape(parts: Mapping[str, Any]) -> Shape:
 
 def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+_MADE: Mapping[str, Callable[[Sums, Shape], PixelSpace]] = {Normalise.kind: _normalise_of, Zca.kind: _zca_of}

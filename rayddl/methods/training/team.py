@@ -109,8 +109,8 @@ class Team:
         place = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
         return int(summed(torch.tensor([value], device=place)))
 
-    def told(self, data: bytes | None) -> bytes | None:
-        """The ``data`` of the first process."""
+    def broadcast(self, data: bytes | None) -> bytes | None:
+        """Return the ``data`` of the first process, in all of them."""
         if self.size == 1:
             return data
         box: list[Any] = [data]

@@ -18,6 +18,7 @@ from rayddl.nets.cost import eager_seconds, faster_together, forward_flops
 from rayddl.stages.context import Progress
 from rayddl.stages.evaluate import lr_search
 from rayddl.stages.evaluate import worker as students
+from rayddl.stages.evaluate.labelling import label
 from rayddl.stages.evaluate.protocol import DataPerSeed, Task, steps_of, training_data_of
 from rayddl.stages.runtime.slots import Work
 from rayddl.stages.runtime.workers import Workers
@@ -218,7 +219,7 @@ def _store_labels(
         sent = task.backend.put(data)
 
         def work(part: Any) -> Work:
-            return (students.label, shared, sent, index, part)
+            return (label, shared, sent, index, part)
 
         for done, _ in enumerate(free.each(missing, work, lambda part: f"labels {part[0]}"), 1):
             progress.update(0, 1, f"soft labels: {done} of {len(missing)} files")

@@ -18,15 +18,13 @@ from rayddl.methods.training.metrics import Score, scored
 from rayddl.methods.training.observers import Labeller
 from rayddl.methods.training.soft import (
     OWN,
-    Answers,
     Lecture,
     Lectures,
     Manner,
     SoftProtocol,
     SoftTraining,
-    labelled,
 )
-from rayddl.methods.training.softlabels import Index, StoredLabels, pack
+from rayddl.methods.training.softlabels import StoredLabels
 from rayddl.methods.training.steps import one_hot, steps_for
 from rayddl.methods.training.teacher import outputs
 from rayddl.methods.training.team import Team
@@ -106,7 +104,7 @@ def teach(shared: Shared, data: TrainingData, student: Student) -> dict[str, Any
     In a team the first worker tests and writes, and the others return nothing.
     """
     team = Team.here()
-    if team.told(b"there" if team.first and shared.out.has(student.file) else None):
+    if team.broadcast(b"there" if team.first and shared.out.has(student.file) else None):
         result: dict[str, Any] = shared.out.read_json(student.file) if team.first else {}
         return result
     device = devices.enter(shared.threads, shared.precision, named([student]))
@@ -308,7 +306,7 @@ def train_soft(
         _own_labels(shared, data, kept) if protocol.with_own_labels else None,
     )
     partial = student.file.removesuffix(".json") + ".partial.safetensors"
-    earlier = team.told(shared.out.read(partial) if team.first and shared.out.has(partial) else None)
+    earlier = team.broadcast(shared.out.read(partial) if team.first and shared.out.has(partial) else None)
     if earlier is not None:
         training.resume(earlier)
     saved, took, report = time.monotonic(), 0.0, reporter(shared, [student], protocol.epochs)
@@ -377,25 +375,3 @@ def lectures(
         return StoredLabels(data.stored)
     sides = (int(images.shape[2]), int(images.shape[3]))
     return lambda epoch: Lecture(protocol.draw(epoch, len(images), sides, frame, seed))
-
-
-def label(shared: Shared, data: TrainingData, index: Index, part: tuple[str, range]) -> None:
-    """Compute the observer's logits for the epochs of ``part``, and write them into the folder ``stored``."""
-    import ray
-
-    assert data.stored is not None
-    assert data.images is not None
-    name, epochs = part
-    if data.stored.has(name):
-        return
-    device = devices.enter(shared.threads, shared.precision, f"labels {name}")
-    seen: Labeller = ray.get(shared.observer)
-    answers = Answers(seen.on(device, shared.precision).module, Manner(device, shared.compile))
-    images = on_device(data.images, device)
-    sides, seed = (int(images.shape[2]), int(images.shape[3])), seeds.derive(shared.seed, "labels")
-    found = []
-    for epoch in epochs:
-        draws = index.protocol.draw(epoch, len(images), sides, index.frame, seed)
-        logits = labelled(answers, images, draws, index.protocol, index.frame, device)
-        found.append(Lecture(draws, logits))
-    data.stored.write(name, pack(found, index.top))

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rayddl.data.config import SourceConfig
-from rayddl.data.pixels import space
-from rayddl.data.pixels.space import Sums
+from rayddl.data.pixels import sums
+from rayddl.data.pixels.sums import Sums
 from rayddl.data.sources import registry as sources
 from rayddl.data.sources import splits
 from rayddl.data.sources.listing import Listing
@@ -97,26 +97,26 @@ class Batches:
             yield torch.cat(found)
 
 
-def summed(kind: str, shards: Shards, shape: tuple[int, int, int]) -> Sums:
-    """The sums over the images of ``shape`` (C, H, W) for the pixel space ``kind``: of several shards by tasks, each of
+def summed(name: str, shards: Shards, shape: tuple[int, int, int]) -> Sums:
+    """The sums over the images of ``shape`` (C, H, W) for the pixel space ``name``: of several shards by tasks, each of
     which reads one shard at a time. They are exact, so their order does not matter.
     """
     import ray
 
     count = len(shards.counts)
     if count == 1:
-        return _sums(kind, shards, shape)
+        return _sums(name, shards, shape)
     cpus = int(ray.cluster_resources().get("CPU", 1))
-    tasks = min(count, cpus, max(1, SUMS_BYTES // (8 * math.prod(shape) ** 2)) if kind == "zca" else cpus)
+    tasks = min(count, cpus, max(1, SUMS_BYTES // sums.sums_bytes(name, shape)))
     # Without a CPU: a trial, which may be the caller, holds those that it has.
     task: Any = ray.remote(_sums).options(num_cpus=0, scheduling_strategy="SPREAD", name="sum over images")
-    refs = [task.remote(kind, shards.every(k, tasks), shape) for k in range(max(1, tasks))]
+    refs = [task.remote(name, shards.every(k, tasks), shape) for k in range(max(1, tasks))]
     found: list[Sums] = [_got(ref, "the sums over the images") for ref in refs]
     return functools.reduce(Sums.plus, found)
 
 
-def _sums(kind: str, shards: Shards, shape: tuple[int, int, int]) -> Sums:
-    return space.summed(kind, map(shards.read, range(len(shards.counts))), shape)
+def _sums(name: str, shards: Shards, shape: tuple[int, int, int]) -> Sums:
+    return sums.summed(name, map(shards.read, range(len(shards.counts))), shape)
 
 
 def _got(ref: Any, what: str) -> Any:

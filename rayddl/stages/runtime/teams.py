@@ -1,7 +1,7 @@
 """Teams: workers that run one unit of work together. Ray Train places, connects and watches them.
 
 The function of the unit runs in all of them, and finds the others with :meth:`Team.here`. If a worker is lost, it runs
-again in a new team, which goes on from the files that the first one has written.
+again in a new team, which resumes from the stage's files.
 """
 
 from __future__ import annotations

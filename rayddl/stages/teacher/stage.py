@@ -198,7 +198,7 @@ def _trained(
         Manner(device, job.compile, team),
         job.seed,
     )
-    earlier = team.told(job.out.read(PARTIAL) if team.first and job.out.has(PARTIAL) else None)
+    earlier = team.broadcast(job.out.read(PARTIAL) if team.first and job.out.has(PARTIAL) else None)
     if earlier is not None:
         training.resume(earlier)
     saved = said = time.monotonic()

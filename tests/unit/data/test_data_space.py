@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayddl.data.pixels import space
+from rayddl.data.pixels import space, sums
 from rayddl.data.pixels.space import ZCA_EPS, Normalise, PixelSpace, Zca, fit
 from rayddl.data.pixels.whitening import moments
 from rayddl.errors import SourceError
@@ -210,8 +210,8 @@ def test_fingerprints_are_known(kind: str, fingerprint: str) -> None:
 
 def test_whitening_has_a_largest_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """64 x 64 RGB, and what has no more numbers than that."""
-    assert space.ZCA_LARGEST == 12_288
-    monkeypatch.setattr(space, "ZCA_LARGEST", 12)
+    assert sums.ZCA_LARGEST == 12_288
+    monkeypatch.setattr(sums, "ZCA_LARGEST", 12)
     assert fit("zca", noise(3, (3, 2, 2))).kind == "zca"
     with raises("images-too-large-for-zca"):
         fit("zca", noise(3, (3, 1, 5)))

@@ -1,0 +1,33 @@
+"""Makes soft labels to be stored: an observer's logits for the crops of some epochs."""
+
+from __future__ import annotations
+
+from rayddl import seeds
+from rayddl.methods.training.observers import Labeller
+from rayddl.methods.training.soft import Answers, Lecture, Manner, labelled
+from rayddl.methods.training.softlabels import Index, pack
+from rayddl.stages.evaluate.worker import Shared, TrainingData
+from rayddl.stages.runtime import devices
+from rayddl.stages.runtime.sources import on_device
+
+
+def label(shared: Shared, data: TrainingData, index: Index, part: tuple[str, range]) -> None:
+    """Compute the observer's logits for the epochs of ``part``, and write them into the folder ``stored``."""
+    import ray
+
+    assert data.stored is not None
+    assert data.images is not None
+    name, epochs = part
+    if data.stored.has(name):
+        return
+    device = devices.enter(shared.threads, shared.precision, f"labels {name}")
+    seen: Labeller = ray.get(shared.observer)
+    answers = Answers(seen.on(device, shared.precision).module, Manner(device, shared.compile))
+    images = on_device(data.images, device)
+    sides, seed = (int(images.shape[2]), int(images.shape[3])), seeds.derive(shared.seed, "labels")
+    found = []
+    for epoch in epochs:
+        draws = index.protocol.draw(epoch, len(images), sides, index.frame, seed)
+        logits = labelled(answers, images, draws, index.protocol, index.frame, device)
+        found.append(Lecture(draws, logits))
+    data.stored.write(name, pack(found, index.top))
