@@ -13,7 +13,7 @@ used because its backward has no forward-mode derivative.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +58,15 @@ def draw(names: tuple[str, ...], shape: tuple[int, ...], generator: Generator) -
     name = names[chosen]
     count, _, height, width = shape
     return Draw(name, _STRATEGIES[name].draw(count, height, width, generator))
+
+
+def joined(draws: Sequence[Draw | None]) -> Draw | None:
+    """One draw for the images of several batches, one after the other; all of the same strategy, or all ``None``."""
+    some = [drawn for drawn in draws if drawn is not None]
+    if len(draws) == 1 or not some:
+        return draws[0]
+    columns = zip(*(drawn.params for drawn in some), strict=True)
+    return Draw(some[0].name, tuple(torch.cat(numbers) for numbers in columns))
 
 
 def apply(x: Tensor, drawn: Draw | None) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from rayddl.data.pixels import augment
+from rayddl.methods.matching import views
 from rayddl.methods.training.steps import Steps, gradient_only
 
 
@@ -89,29 +90,29 @@ def truncated(steps: Steps, run: StudentRun, start_P: Tensor, target_P: Tensor) 
 def _reverse(
     steps: Steps, run: StudentRun, start_P: Tensor, target_P: Tensor, *, through_theta: bool
 ) -> MetaGradient:
-    theta, path = start_P, []
-    for picked, drawn in zip(run.picks, run.draws, strict=True):
-        path.append(theta)
-        gradient, _ = steps.gradient(theta, augment.apply(run.images[picked], drawn), run.labels[picked])
-        theta = theta - run.lr * gradient
+    lengths, most = [len(picked) for picked in run.picks], views.limit(run.images)
+    parts = views.parts(lengths, run.images[0].numel(), len(start_P), most)
+    theta, paths = start_P, []
+    for part in parts:
+        picks = run.picks[part]
+        seen = views.of(run.images, picks, run.draws[part])
+        *path, theta = steps.ahead(theta, run.lr, seen.batches, [run.labels[picked] for picked in picks])
+        paths.append(path)
     end_P = theta
     scale = (start_P - target_P)[run.skip :].square().sum()
     lam = 2 * (end_P - target_P) / scale
     lam[: run.skip] = 0
     images, labels, lr = torch.zeros_like(run.images), torch.zeros_like(run.labels), torch.zeros_like(run.lr)
-    for k in range(len(run.picks) - 1, -1, -1):
-        picked = run.picks[k]
-        leaf = run.images[picked].detach().requires_grad_()
-        with torch.enable_grad():
-            x = augment.apply(leaf, run.draws[k])
-        gv, Hv, mixed_x, mixed_y = steps.tangent(path.pop(), x.detach(), run.labels[picked], lam)
-        lr -= gv
-        pulled = torch.autograd.grad(x, leaf, mixed_x)[0] if x is not leaf else mixed_x
+    back = steps.back if through_theta else steps.back_truncated
+    for part in reversed(parts):
+        picks = run.picks[part]
+        seen = views.of(run.images, picks, run.draws[part], differentiable=True)
+        y = [run.labels[picked] for picked in picks]
+        lam, lr, mixed_x, mixed_y = back(lam, lr, run.lr, paths.pop(), seen.batches, y)
         # An index may occur more than once in a batch; index_add_ sums its gradients.
-        images.index_add_(0, picked, pulled * -run.lr)
-        labels.index_add_(0, picked, mixed_y * -run.lr)
-        if through_theta:
-            lam = lam - run.lr * Hv
+        for picked, pulled in seen.pulled(mixed_x):
+            images.index_add_(0, picked, pulled * -run.lr)
+        labels.index_add_(0, views.joined(picks), views.joined(mixed_y) * -run.lr)
     return MetaGradient(matching_loss(end_P, start_P, target_P, run.skip), images, labels, lr)
 
 

@@ -108,8 +108,10 @@ class Matcher:
                 whole.append(last)
             elif self.settings.keep_remainder:
                 whole.insert(0, last)
-            picks += [pick.to(self.device) for pick in whole]
-        return picks[: self.settings.syn_steps]
+            picks += whole
+        picks = picks[: self.settings.syn_steps]
+        # One copy to the device for all.
+        return list(torch.cat(picks).to(self.device).split([len(pick) for pick in picks]))
 
 
 Gradients = Callable[[State, int], list[tuple[MetaGradient, Facts]]]

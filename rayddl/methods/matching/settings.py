@@ -12,6 +12,9 @@ from rayddl.data.config import Augmented
 if TYPE_CHECKING:
     import torch
 
+GPU_PART = 128 << 20
+"""Bytes of batches and parameter vectors up to which a GPU computes a student's steps together."""
+
 
 class WindowRule(Config):
     """How windows are drawn (MTT, section 3.2; MCT, section 3).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from rayddl.methods.matching.settings import GPU_PART
 from rayddl.methods.training.settings import HARD_BATCH
 from rayddl.nets.config import NetConfig
 from rayddl.stages.estimates import (
@@ -35,6 +36,8 @@ VECTORS = 8
 """Parameter vectors that a worker holds besides the student's trajectory."""
 SETS = 5
 """Copies of the set: images, gradient, momentum, the last good state, and the result of an update."""
+PART_COPIES = 10
+"""On a GPU, copies of the batches and parameter vectors of the steps that are computed together."""
 HEADROOM = 0.9
 """Share of free memory available to a batch."""
 FEWEST = 32
@@ -81,7 +84,11 @@ def measure(config: MatchConfig, stages: Stages, outlook: Outlook) -> Estimate:
     if isinstance(line, str):
         return replace(guess, notes=(*guess.notes, line))
     fixed, per_image = line
-    fixed += found.parameters * FLOAT * (config.syn_steps - 1) + _around(config, outlook)
+    fixed += (
+        found.parameters * FLOAT * (config.syn_steps - 1)
+        + _around(config, outlook)
+        + _together(config, found.parameters, share, outlook)
+    )
     memory, room = int(fixed + per_image * batch), outlook.machine.room(share)
     fits = _largest(fixed, per_image, HEADROOM * room, images)
     notes: tuple[str, ...] = (_fitting(fits, images, config, room),)
@@ -182,7 +189,16 @@ def _by_formula(
         vectors += 2 * config.syn_steps
     process = 0 if share.num_gpus else PROCESS + (0 if eager else COMPILER)
     step = batch * size.activations * FLOAT * factor
-    return process + step + vectors * size.parameters * FLOAT + _around(config, outlook)
+    together = _together(config, size.parameters, share, outlook)
+    return process + step + vectors * size.parameters * FLOAT + _around(config, outlook) + together
+
+
+def _together(config: MatchConfig, parameters: int, share: Share, outlook: Outlook) -> int:
+    """Bytes of the steps that a GPU computes together."""
+    if not share.num_gpus or config.gradient == "unrolled":
+        return 0
+    one = FLOAT * (_batch(config, outlook) * outlook.glance.numbers + parameters)
+    return PART_COPIES * min(config.syn_steps * one, max(one, GPU_PART))
 
 
 def _around(config: MatchConfig, outlook: Outlook) -> int:
