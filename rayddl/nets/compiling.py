@@ -32,7 +32,7 @@ def compiled(function: F, *, wanted: bool = True, graphs: bool = False) -> F:
     if not wanted or os.environ.get("RAYDDL_COMPILE") == "0":
         return function
     # Imported late: it loads torch's compiler, which most processes do not need.
-    from rayddl.nets.passes import ON_CPU, Passes
+    from rayddl.nets.passes import Passes, on_cpu
 
     fast: Callable[..., Any] | None = torch.compile(
         function,
@@ -41,7 +41,7 @@ def compiled(function: F, *, wanted: bool = True, graphs: bool = False) -> F:
         options={
             "post_grad_custom_pre_pass": Passes(),
             "triton.cudagraphs": graphs,
-            **({} if torch.cuda.is_available() else ON_CPU),
+            **({} if torch.cuda.is_available() else on_cpu()),
         },
     )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch._inductor import list_options
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.fx import Graph
 
@@ -18,6 +21,12 @@ ON_CPU = {
     "realize_cpu_opcount_threshold": 100,
 }
 """Settings of torch's compiler for code that runs on a CPU."""
+
+
+def on_cpu() -> dict[str, Any]:
+    """Those of :data:`ON_CPU` that the installed version of torch has; it refuses others."""
+    known = set(list_options())
+    return {name: value for name, value in ON_CPU.items() if name in known}
 
 
 class Passes(CustomGraphPass):

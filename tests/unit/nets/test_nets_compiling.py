@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rayddl.nets import compiling
+from rayddl.nets import compiling, passes
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
 from rayddl.nets.cost import faster_together, forward_flops, worth_compiling
@@ -69,6 +69,18 @@ def test_results_of_graphs_outlive_the_next_call(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(first[0], torch.full((4,), 4.0))
     assert float(first[1]["sum"]) == 4.0
     assert torch.equal(second[0], torch.full((4,), 9.0))
+
+
+def test_settings_that_another_version_of_torch_lacks_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch 2.11, for one, refuses a limit of loops that later versions have."""
+    assert passes.on_cpu() == passes.ON_CPU
+    monkeypatch.setattr(passes, "list_options", lambda: ["layout_optimization", "debug"])
+    assert passes.on_cpu() == {"layout_optimization": False}
+
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr(torch, "compile", lambda function, *, options, **_: asked.append(options) or function)
+    compiling.compiled(square)
+    assert "realize_reads_threshold" not in asked[0]
 
 
 def test_graphs_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
