@@ -36,8 +36,8 @@ VECTORS = 8
 """Parameter vectors that a worker holds besides the student's trajectory."""
 SETS = 5
 """Copies of the set: images, gradient, momentum, the last good state, and the result of an update."""
-PART_COPIES = 10
-"""On a GPU, copies of the batches and parameter vectors of the steps that are computed together."""
+PART_COPIES = 8
+"""On a GPU, copies of the batches and parameter vectors of the steps that are computed together (3 to 7 measured)."""
 HEADROOM = 0.9
 """Share of free memory available to a batch."""
 FEWEST = 32

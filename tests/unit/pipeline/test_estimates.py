@@ -150,6 +150,18 @@ class TestKinds:
         assert memory[0] - (memory[1] or 0) == 50 * size.activations * 4 * match.COMPILED
         assert (memory[2] or 0) - memory[0] == 10 * 320_010 * 4
 
+    def test_a_gpu_computes_steps_together_up_to_a_limit(self) -> None:
+        """Each step adds its vector, and its batch and vector several times, until a part is full."""
+        gpu = outlook(gpus=(80 * GIB,))
+        ten, eleven, many, more = (
+            expected(matching(syn_steps=n), gpu).memory or 0 for n in (10, 11, 100, 101)
+        )
+        single, together = 320_010 * 4, (100 * 3072 + 320_010) * 4
+
+        assert match.GPU_PART < 100 * together
+        assert eleven - ten == single + match.PART_COPIES * together
+        assert more - many == single
+
     def test_autograd_through_all_steps_needs_far_more(self) -> None:
         """Published MTT keeps every step: the estimate is several times that of the exact gradient."""
         exact, unrolled = expected(matching()), expected(matching(gradient="unrolled"))
