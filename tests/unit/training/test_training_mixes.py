@@ -56,7 +56,7 @@ def one_by_one(images: Tensor, draws: Draws, into: tuple[int, int]) -> Tensor:
 
 @settings(deadline=None, max_examples=30)
 @given(
-    sides=st.tuples(st.integers(8, 40), st.integers(8, 40)),
+    sides=st.tuples(st.integers(4, 40), st.integers(4, 40)),
     into=st.tuples(st.integers(4, 40), st.integers(4, 40)),
     factor=st.integers(1, 4),
     seed=st.integers(0, 10_000),
@@ -117,8 +117,29 @@ def test_boxes_are_those_of_random_resized_crop() -> None:
 
 def test_boxes_of_a_ribbon_fall_back_to_its_middle() -> None:
     """Where no box of the allowed aspect was found, the largest in the middle is taken."""
-    boxes = epoch(50, (8, 64), (8, 8), batch=10).boxes
-    assert torch.equal(boxes, torch.tensor([[0, 26, 8, 11]]).expand(50, -1))
+    wide, tall = (epoch(50, sides, (8, 8), batch=10).boxes for sides in ((8, 64), (64, 8)))
+    assert torch.equal(wide, torch.tensor([[0, 26, 8, 11]]).expand(50, -1))
+    assert torch.equal(tall, torch.tensor([[26, 0, 11, 8]]).expand(50, -1))
+
+
+def test_boxes_of_tiny_images_have_a_pixel_at_least() -> None:
+    """A single row or column is a crop; none is empty or sticks out."""
+    own = torch.Generator().manual_seed(0)
+    boxes = draw(
+        500, (4, 3), (8, 8), batch=10, factor=1, cutmix=False, generator=own, least=0.001, within_patch=False
+    ).boxes
+    for axis, side in ((0, 4), (1, 3)):
+        sizes = boxes[:, axis + 2]
+        assert sizes.unique().tolist() == list(range(1, side + 1))
+        assert boxes[:, axis].min() == 0
+        assert (boxes[:, axis] + sizes).max() == side
+
+
+def test_without_cutmix_boxes_are_empty() -> None:
+    """One for each batch."""
+    own = torch.Generator().manual_seed(0)
+    draws = draw(5, (8, 8), (8, 8), batch=2, factor=1, cutmix=False, generator=own)
+    assert draws.cuts.tolist() == [[0, 0, 0, 0]] * 3
 
 
 def test_cuts_have_uniform_area_and_stay_inside() -> None:
@@ -135,8 +156,8 @@ def test_cuts_have_uniform_area_and_stay_inside() -> None:
         expected.append((box[2] - box[0]) * (box[3] - box[1]))
     areas = (cuts[:, 2] - cuts[:, 0]) * (cuts[:, 3] - cuts[:, 1])
 
-    assert cuts.min() == 0
-    assert cuts.max() == side
+    assert cuts[:, :2].min(0).tolist() == [0, 0]
+    assert cuts[:, 2:].max(0).tolist() == [side, side]
     assert (areas >= 0).all()
     for share in (0.25, 0.5, 0.75, 0.95):
         assert np.quantile(areas, share) == pytest.approx(np.quantile(expected, share), abs=20)
