@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 SAME = {"strict", "non_blocking"}
 """Keyword arguments that are left alone: of equal lengths asserted, and of how a copy is made."""
+SYMMETRIC = {"min", "max", "minimum", "maximum", "promote_types"}
+"""Functions whose arguments are not exchanged: it changes nothing."""
 BINARY = {
     ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*"), ast.FloorDiv: ("//", "*"),
     ast.Mod: ("%", "*"), ast.Pow: ("**", "*"), ast.BitAnd: ("&", "|"), ast.BitOr: ("|", "&"),
@@ -168,14 +170,15 @@ def _constant(node: ast.Constant, text: _Text) -> Changes:
 
 def _call(node: ast.Call, text: _Text) -> Changes:
     plain = (ast.Name, ast.Attribute, ast.Subscript)
-    if len(node.args) >= 2 and all(isinstance(a, plain) for a in node.args[:2]):
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    if len(node.args) >= 2 and name not in SYMMETRIC and all(isinstance(a, plain) for a in node.args[:2]):
         one, other = node.args[:2]
         first, last = text.span(one)[0], text.span(other)[1]
         between = text.raw[text.span(one)[1] : text.span(other)[0]].decode()
         yield first, last, text.of(other) + between + text.of(one)
-    if isinstance(node.func, ast.Name) and node.func.id == "len":
+    if name == "len":
         yield *text.span(node), f"({text.of(node)} - 1)"
-    if isinstance(node.func, ast.Name) and node.func.id == "range":
+    if name == "range":
         end = node.args[0] if len(node.args) == 1 else node.args[1]
         yield *text.span(end), f"({text.of(end)}) - 1"
 

@@ -54,16 +54,31 @@ TESTS: dict[str, tuple[str, ...]] = {
     "methods/patches/score": ("patches/test_score_stitch.py",),
     "methods/patches/select": ("patches/test_select.py",),
     "methods/patches/stitch": ("patches/test_score_stitch.py",),
-    "methods/selection/select": ("coreset/test_coreset_select.py",),
-    "methods/training/mixes": ("training/test_training_mixes.py",),
-    "methods/training/soft": ("training/test_training_soft.py",),
-    "methods/training/softlabels": ("training/test_training_soft.py",),
+    "methods/selection/select": (
+        "coreset/test_coreset_select.py",
+        "coreset/test_coreset_scored.py",
+        "coreset/test_coreset_bounded.py",
+    ),
+    "methods/training/mixes": ("training/test_training_mixes.py", "training/test_training_open.py"),
+    "methods/training/soft": (
+        "training/test_training_soft.py",
+        "training/test_training_open.py",
+        "training/test_training_team.py::test_a_student_of_a_team_is_that_of_one",
+        "training/test_training_team.py::test_stored_logits_are_those_of_the_process_s_images",
+    ),
+    "methods/training/softlabels": ("training/test_training_soft.py", "training/test_training_top.py"),
     "methods/training/scores": ("training/test_training_metrics.py",),
     "methods/training/input_spec": (
         "training/test_training_observer.py",
         "training/test_training_teacher.py",
+        "training/test_training_published.py::test_test_images_are_zoomed_as_published",
     ),
-    "methods/training/teacher": ("training/test_training_teacher.py",),
+    "methods/training/teacher": (
+        "training/test_training_teacher.py",
+        "training/test_training_team.py::test_a_teacher_of_a_team_is_that_of_one",
+        "training/test_training_published.py::test_networks_are_tested_on_zoomed_images_where_asked",
+        "training/test_training_published.py::test_students_are_tested_as_their_protocol_says",
+    ),
     "data/pixels/augment": ("data/test_data_augment.py",),
     "data/pixels/space": ("data/test_data_space.py",),
     "data/pixels/whitening": ("data/test_data_space.py",),
@@ -73,7 +88,9 @@ TESTS: dict[str, tuple[str, ...]] = {
     "pipeline/plan": (
         "pipeline/test_pipeline_fingerprints.py",
         "pipeline/test_pipeline_templates.py",
-        "pipeline/test_possible.py",
+        "pipeline/test_possible.py::test_an_output_in_the_way_of_a_file",
+        "pipeline/test_pipeline_plan.py",
+        "pipeline/test_plugins.py::test_a_plugin_is_part_of_the_stages_that_use_it_alone",
     ),
     "pipeline/artifacts": ("pipeline/test_pipeline_artifacts.py",),
     "pipeline/definition/graph": (
@@ -81,7 +98,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "pipeline/test_pipeline_templates.py",
     ),
 }
-"""The core modules and their tests under ``tests/unit``."""
+"""The core modules and their tests under ``tests/unit``: files, or single tests of a file with slow ones."""
 SHRINKING = "mutations"
 """The name of a hypothesis profile that stops at the first failing example."""
 SLOWER, LEAST_SECONDS = 5.0, 10.0

@@ -176,7 +176,7 @@ def _misfit(index: Index, epochs: int, tensors: Mapping[str, Tensor]) -> str:
         shape = (epochs, *each, *([] if last is None else [last]))
         if tuple(found.shape) != shape:
             return f"{name} is {list(found.shape)}, expected {list(shape)}"
-        if top is not None and found.numel() and not 0 <= int(found.min()) <= int(found.max()) < top:
+        if top is not None and not 0 <= int(found.min()) <= int(found.max()) < top:
             return f"{name} has values outside 0 ... {top - 1}"
         if found.is_floating_point() and not found.isfinite().all():
             return f"{name} holds numbers that are not finite"

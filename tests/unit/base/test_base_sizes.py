@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,9 @@ def room_for(shares: Mapping[str, float] | tuple[Mapping[str, float], ...], have
     return True
 
 
+load = cache(definition.load)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda p: p.stem)
 def test_every_shipped_definition_fits(path: Path, shape: str) -> None:
@@ -57,7 +61,7 @@ def test_every_shipped_definition_fits(path: Path, shape: str) -> None:
     and on a machine of one CPU and one GPU: no stage is refused, and none waits for a CPU that another part of it has.
     """
     have = SHAPES[shape]
-    for stage in definition.load(str(path)).stages:
+    for stage in load(str(path)).stages:
         asks = stage.config.asks(have)
         cluster.require({stage.name: lambda _, asks=asks: asks}, have)
         at_once = tuple(needs for ask in asks for needs in ask.placed)
@@ -254,6 +258,9 @@ MEMORY = Capacity(({"CPU": 8.0, "memory": 20.0},))
         (sizes.together(ANY, MIXED, workers=2), Share(8.0, 1.0, None, 2, gpus=2)),
         (sizes.together(ANY, nodes((64, 1), (64, 1)), workers=2), Share(8.0, 1.0, None, 2, gpus=2)),
         (sizes.alone(asked(num_cpus=2), nodes((64, 1))), Share(2, 1.0, None, 1, gpus=1)),
+        # What no node has is sized for one worker, or one GPU, with a CPU: the request is refused as it is.
+        (sizes.spread(asked(num_gpus=4), of(1, 8, 2), units=3), Share(1.0, 4.0, None, 1, gpus=1)),
+        (sizes.together(asked(num_gpus=0.5), of(1, 8, 0), workers=2), Share(0.5, 0.5, None, 2, gpus=1)),
     ],
 )
 def test_shares_worked_out_by_hand(share: Share, expected: Share) -> None:
@@ -285,6 +292,7 @@ def test_shares_worked_out_by_hand(share: Share, expected: Share) -> None:
             Share(1.0, 2.0, None, 1),
             Share(1.0, 0.0, None, 23),
         ),
+        (sizes.streamed(asked(num_gpus=2), ANY, of(1, 8, 1)), Share(0.5, 2.0, None, 1), Share(1.0, 0.0, None, 8)),
         (sizes.streamed(ANY, ANY, nodes((1, 1))), Share(0.5, 1.0, None, 1), Share(0.5, 0.0, None, 1)),
         (sizes.streamed(ANY, ANY, nodes((0, 1))), Share(0.0, 1.0, None, 1), Share(0.0, 0.0, None, 1)),
     ],
@@ -310,6 +318,7 @@ def test_what_a_share_asks_of_ray() -> None:
     )  # fmt: skip
     assert shared.needs == shared.slots[0]
     assert Share(1.0, 2.0, 9, 1).needs == {"CPU": 1.0, "GPU": 2.0, "memory": 9.0}
+    assert (sizes.STUDENT.needs, sizes.STUDENT.at_once) == ({"CPU": 1.0}, 1)
     assert list(Ask("resources", shared).placed) == [shared.slots[0]]
     assert list(Ask("resources", shared, together=True).placed) == list(shared.slots)
     assert list(Ask("resources", plain, together=True).placed) == [{"CPU": 0.5}] * 3

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from rayddl.methods.selection import select
 from rayddl.methods.selection.features import Features
 from rayddl.methods.selection.select import balanced, easiest, medium
 from rayddl.nets.build import build
@@ -48,6 +51,71 @@ def test_a_single_image_is_nearest_to_the_centre() -> None:
     rows = clusters()[:60]
     unit = torch.nn.functional.normalize(rows.double(), dim=1)
     assert balanced(rows, 1) == [int((unit - unit.mean(0)).norm(dim=1).argmin())]
+
+
+def directions(*sizes: int) -> tuple[torch.Tensor, list[list[int]]]:
+    """So many rows about each axis, in random order, and the rows of each axis from its centre outwards."""
+    draws = torch.Generator().manual_seed(1)
+    axis = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    axis = axis[torch.randperm(len(axis), generator=draws)]
+    scatter = torch.rand(len(axis), len(sizes) + 2, generator=draws)
+    rows = 9.0 * torch.nn.functional.one_hot(axis, len(sizes) + 2) + scatter
+    rows *= torch.linspace(1, 5, len(axis))[:, None]  # length does not count
+    unit = rows.double() / rows.double().norm(dim=1, keepdim=True)
+    near = []
+    for own in range(len(sizes)):
+        members = (axis == own).nonzero().flatten()
+        far = (unit[members] - unit[members].mean(0)).norm(dim=1)
+        near.append(members[far.argsort()].tolist())
+    return rows, near
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "ranks"),
+    [
+        # The larger half are the nearest; the other half the farthest but for a tenth of the pattern.
+        ((20,), 2, [[0, 17]]),
+        ((20,), 3, [[0, 1, 17]]),
+        ((9,), 3, [[0, 1, 8]]),
+        ((30, 20, 10), 6, [[0, 1, 26], [0, 17], [0]]),
+        # 3.5, 2.33 and 1.17 of seven: the largest remainder gets the seventh.
+        ((30, 20, 10), 7, [[0, 1, 25, 26], [0, 17], [0]]),
+        # Ten patterns at most. Nineteen of twenty leave one for the farthest tenth.
+        ((20,) * 10, 190, [list(range(19))] * 10),
+    ],
+)
+def test_patterns_worked_out_by_hand(sizes: tuple[int, ...], count: int, ranks: list[list[int]]) -> None:
+    """Which rows of each pattern are taken, by their rank from its centre."""
+    rows, near = directions(*sizes)
+    expected = [own[rank] for own, some in zip(near, ranks, strict=True) for rank in some]
+    assert sorted(balanced(rows, count)) == sorted(expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=10), st.data())
+def test_patterns_are_apportioned_by_their_sizes(sizes: list[int], data: st.DataObject) -> None:
+    """Hamilton's method: nobody is more than one off its quota, and the largest remainders are rounded up."""
+    count = data.draw(st.integers(0, sum(sizes)))
+    shares = select._shares(sizes, count)
+    quotas = [size * count / sum(sizes) for size in sizes]
+
+    assert sum(shares) == count
+    assert all(
+        quota - 1 < share < quota + 1 and share <= size
+        for share, quota, size in zip(shares, quotas, sizes, strict=True)
+    )
+    up = [quota % 1 for share, quota in zip(shares, quotas, strict=True) if share > quota]
+    down = [quota % 1 for share, quota in zip(shares, quotas, strict=True) if share < quota]
+    assert min(up, default=1.0) >= max(down, default=0.0) - 1e-9
+    alike = [share for share, size in zip(shares, sizes, strict=True) if size == sizes[0]]
+    assert alike == sorted(alike, reverse=True)
+
+
+def test_the_first_of_equal_scores_is_taken() -> None:
+    """In both orders, as a definition's result must not depend on the sort."""
+    scores = torch.tensor([0.5, 0.9, 0.5] + [0.5] * 40 + [0.1])
+    assert easiest(scores, 4) == [1, 0, 2, 3]
+    assert medium(scores, 42) == [0, *range(2, 43)]
 
 
 def test_easiest_and_medium_are_ends_and_middle_of_the_scores() -> None:

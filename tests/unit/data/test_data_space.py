@@ -88,6 +88,74 @@ def test_normalise_is_mean_and_deviation_per_channel() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_floats_are_encoded_as_bytes_are(kind: str) -> None:
+    """From 0 to 1, both included; other numbers are refused, also if one of them is."""
+    images = noise(6, (3, 4, 4))
+    images[0, 0, 0, :2] = torch.tensor([0, 255], dtype=torch.uint8)
+    space, pixels = fit(kind, images), images.float() / 255
+
+    for floats in (pixels, pixels.double()):
+        torch.testing.assert_close(space.encode(floats), space.encode(images), rtol=0, atol=1e-5)
+    for wrong in (
+        pixels - 0.01,
+        pixels + 0.01,
+        pixels.where(pixels < 1, torch.nan),
+        images.float(),
+        images.int(),
+    ):
+        with pytest.raises(ValueError, match=r"expected uint8, or floats in 0\.\.1"):
+            space.encode(wrong)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_outside_of_pixels_is_clamped(kind: str) -> None:
+    """Black is 0 and white 1."""
+    images = noise(6, (3, 4, 4))
+    space = fit(kind, images)
+    far = 9 * space.encode(images)
+    inverted, decoded = space.invert(far), space.decode(far)
+
+    assert float(inverted.min()) < 0
+    assert float(inverted.max()) > 1
+    assert torch.equal(decoded, inverted.maximum(torch.zeros(())).minimum(torch.ones(())))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_space_on_a_device_has_its_numbers_there(kind: str) -> None:
+    """All of them; on the same device it encodes to the same bits."""
+    images = noise(6, (3, 4, 4))
+    space = fit(kind, images)
+    there = space.on(torch.device("meta"))
+
+    assert {getattr(there, name).device.type for name in space.tensors()} == {"meta"}
+    assert there.shape == space.shape
+    assert torch.equal(space.on(torch.device("cpu")).encode(images), space.encode(images))
+
+
+def test_spaces_that_encode_each_number_by_itself_say_so() -> None:
+    """In batches of any size it has the same bits then."""
+    images = noise(60, (3, 4, 4))
+    space = fit("normalise", images)
+    assert space.elementwise
+    assert torch.equal(torch.cat([space.encode(part) for part in images.split(7)]), space.encode(images))
+    assert not fit("zca", images).elementwise
+
+
+def test_given_constants_are_used_in_place_of_fitted_ones() -> None:
+    """A number for each channel, no more and no fewer, of mean and of deviation."""
+    images, mean, std = noise(8, (3, 4, 4)), (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
+    found = fit("normalise", images, (mean, std))
+    expected = (images.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
+    torch.testing.assert_close(found.encode(images).double(), expected, rtol=0, atol=1e-6)
+    assert found.shape == (3, 4, 4)
+    for other in ((mean[:2], std), (mean, std[:2]), ((*mean, 0.4), std), (mean, (*std, 0.4))):
+        with pytest.raises(SourceError) as caught:
+            fit("normalise", images, other)
+        assert caught.value.code == "scaling-of-other-channels"
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_constant_channel_becomes_zero(kind: str) -> None:
     """A channel that never varies neither divides by zero nor blows up, and comes back."""
     images = noise(20, (3, 4, 4))

@@ -76,6 +76,15 @@ def test_the_ends_of_the_range_are_in_it() -> None:
         assert symptom(replace(state, lr=torch.tensor(end, dtype=torch.float64)), 1.0, config(), 1.0) is None
 
 
+@pytest.mark.parametrize("rms", [0.5, 2.0])
+def test_images_may_grow_to_twenty_times_the_start(rms: float) -> None:
+    """Whatever that is, one image is enough to be noticed."""
+    state = first_state(PATTERN * rms, None, config())
+    for factor, noticed in ((19.9, False), (20.1, True)):
+        grown = replace(state, images=PATTERN * rms * torch.tensor([1.0, factor]).view(2, 1, 1, 1))
+        assert (symptom(grown, 1.0, config(), rms) is not None) == noticed
+
+
 def sgd(tensors: list[tuple[torch.Tensor, float]], momentum: float = 0.5) -> torch.optim.SGD:
     """Torch's own, a learning rate for each tensor."""
     groups = [{"params": [tensor], "lr": lr} for tensor, lr in tensors]

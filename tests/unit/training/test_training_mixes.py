@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def one_by_one(images: Tensor, draws: Draws, into: tuple[int, int]) -> Tensor:
 
 @settings(deadline=None, max_examples=30)
 @given(
-    sides=st.tuples(st.integers(8, 40), st.integers(8, 40)),
+    sides=st.tuples(st.integers(4, 40), st.integers(4, 40)),
     into=st.tuples(st.integers(4, 40), st.integers(4, 40)),
     factor=st.integers(1, 4),
     seed=st.integers(0, 10_000),
@@ -116,8 +117,29 @@ def test_boxes_are_those_of_random_resized_crop() -> None:
 
 def test_boxes_of_a_ribbon_fall_back_to_its_middle() -> None:
     """Where no box of the allowed aspect was found, the largest in the middle is taken."""
-    boxes = epoch(50, (8, 64), (8, 8), batch=10).boxes
-    assert torch.equal(boxes, torch.tensor([[0, 26, 8, 11]]).expand(50, -1))
+    wide, tall = (epoch(50, sides, (8, 8), batch=10).boxes for sides in ((8, 64), (64, 8)))
+    assert torch.equal(wide, torch.tensor([[0, 26, 8, 11]]).expand(50, -1))
+    assert torch.equal(tall, torch.tensor([[26, 0, 11, 8]]).expand(50, -1))
+
+
+def test_boxes_of_tiny_images_have_a_pixel_at_least() -> None:
+    """A single row or column is a crop; none is empty or sticks out."""
+    own = torch.Generator().manual_seed(0)
+    boxes = draw(
+        500, (4, 3), (8, 8), batch=10, factor=1, cutmix=False, generator=own, least=0.001, within_patch=False
+    ).boxes
+    for axis, side in ((0, 4), (1, 3)):
+        sizes = boxes[:, axis + 2]
+        assert sizes.unique().tolist() == list(range(1, side + 1))
+        assert boxes[:, axis].min() == 0
+        assert (boxes[:, axis] + sizes).max() == side
+
+
+def test_without_cutmix_boxes_are_empty() -> None:
+    """One for each batch."""
+    own = torch.Generator().manual_seed(0)
+    draws = draw(5, (8, 8), (8, 8), batch=2, factor=1, cutmix=False, generator=own)
+    assert draws.cuts.tolist() == [[0, 0, 0, 0]] * 3
 
 
 def test_cuts_have_uniform_area_and_stay_inside() -> None:
@@ -134,24 +156,48 @@ def test_cuts_have_uniform_area_and_stay_inside() -> None:
         expected.append((box[2] - box[0]) * (box[3] - box[1]))
     areas = (cuts[:, 2] - cuts[:, 0]) * (cuts[:, 3] - cuts[:, 1])
 
-    assert cuts.min() == 0
-    assert cuts.max() == side
+    assert cuts[:, :2].min(0).tolist() == [0, 0]
+    assert cuts[:, 2:].max(0).tolist() == [side, side]
     assert (areas >= 0).all()
     for share in (0.25, 0.5, 0.75, 0.95):
         assert np.quantile(areas, share) == pytest.approx(np.quantile(expected, share), abs=20)
 
 
-def test_an_epoch_shows_every_image_once_and_partners_stay_in_their_batch() -> None:
+@pytest.mark.parametrize(("count", "sizes"), [(11, [4, 4, 3]), (9, [4, 4, 1]), (8, [4, 4]), (3, [3])])
+def test_an_epoch_shows_every_image_once_and_partners_stay_in_their_batch(
+    count: int, sizes: list[int]
+) -> None:
     """Batches partition the images; each has its own cut, and CutMix takes from the same batch."""
-    draws = epoch(11, (8, 8), (8, 8), batch=4, factor=2)
+    draws = epoch(count, (8, 8), (8, 8), batch=4, factor=2)
     parts = list(draws.batches(4))
 
-    assert [len(p.picked) for p in parts] == [4, 4, 3]
-    assert sorted(torch.cat([p.picked for p in parts]).tolist()) == list(range(11))
+    assert [len(p.picked) for p in parts] == sizes
+    assert sorted(torch.cat([p.picked for p in parts]).tolist()) == list(range(count))
     assert all(sorted(p.partners.tolist()) == list(range(len(p.picked))) for p in parts)
-    assert all(torch.equal(p.cuts[0], draws.cuts[k]) for k, p in enumerate(parts))
-    assert torch.equal(draws.rows.sort(1).values, torch.tensor([[0, 1]]).expand(11, -1))
-    assert 0 < int(draws.flipped.sum()) < 11
+    assert [p.cuts.tolist() for p in parts] == [[cut] for cut in draws.cuts.tolist()]
+    assert torch.equal(draws.rows.sort(1).values, torch.tensor([[0, 1]]).expand(count, -1))
+
+
+def test_half_of_the_images_are_flipped() -> None:
+    """Of 2000, within three standard deviations."""
+    assert abs(int(epoch(2000, (8, 8), (8, 8), batch=100).flipped.sum()) - 1000) < 67
+
+
+CUTS = ([2, 3, 7, 8], [0, 0, 8, 8], [3, 2, 3, 6], [3, 2, 6, 2], [0, 0, 0, 0])
+"""Two boxes, and three empty ones."""
+
+
+@pytest.mark.parametrize("rows", [slice(0, 2), slice(2, 5), slice(5, 6), slice(0, 6)])
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_a_part_of_the_draws_shows_its_images_as_the_whole_does(rows: slice, cut: list[int]) -> None:
+    """Images that CutMix copies from come along, from whichever part of the batch; without a box nothing does."""
+    images = pixels(6, 8, 8)
+    whole = replace(epoch(6, (8, 8), (8, 8), batch=6, factor=2, seed=1), cuts=torch.tensor([cut]))
+    expected, size = shown(images[whole.picked], whole, (8, 8)), rows.stop - rows.start
+    part = whole.of(rows)
+
+    torch.testing.assert_close(shown(images[part.picked], part, (8, 8))[:size], expected[rows])
+    assert len(part.picked) == (size if size == 6 or cut in CUTS[2:] else 2 * size)
 
 
 @pytest.mark.parametrize(("count", "batch", "factor"), [(7, 3, 1), (8, 4, 2)])

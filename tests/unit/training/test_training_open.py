@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rayddl.methods.training import losses, mixes
+from rayddl.methods.training import checkpoint, losses, mixes, soft
 from rayddl.methods.training.input_spec import Frame
 from rayddl.methods.training.observer import frozen
 from rayddl.methods.training.optimisers import Muon, sgd
@@ -74,6 +74,27 @@ def test_losses_of_own_labels_are_their_formulas() -> None:
     cosine = (logits * target).sum(1) / (logits.norm(dim=1) * target.norm(dim=1))
     torch.testing.assert_close(criterion(gift)(logits, targets_of(said, gift, own)), 1 - cosine.mean())
     torch.testing.assert_close(losses.smoothed(own, 0.3), torch.where(own > 0, 0.7, 0.1).double())
+
+
+def test_a_loss_of_a_plugin_gets_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the observer gave them, whether the images have own labels or not."""
+    protocol, said = SoftProtocol(batch=1, loss="mine"), torch.randn(4, K)
+    monkeypatch.setattr(soft.plugins, "find", lambda *named: {("losses", "mine"): F.l1_loss}[named])
+
+    assert criterion(protocol) is F.l1_loss
+    assert targets_of(said, protocol) is said
+    assert targets_of(said, protocol, torch.eye(K)[[0, 1, 2, 0]]) is said
+
+
+def test_accuracies_of_late_epochs_are_part_of_the_state() -> None:
+    """Of a state without them, as older ones are, there are none."""
+    one, other, older = training(), training(), training()
+    one.losses, one.looks, one.epoch = [0.3, 0.2], [0.5, 0.25], 2
+    other.resume(one.dump())
+    assert (other.losses, other.looks, other.epoch) == ([0.3, 0.2], [0.5, 0.25], 2)
+    numbers = {"losses": torch.tensor([0.3], dtype=torch.float64)}
+    older.resume(checkpoint.dump(one.student, one._optimiser, numbers))
+    assert (older.losses, older.looks, older.epoch) == ([0.3], [], 1)
 
 
 def test_own_labels_are_mixed_as_cutmix_mixes_the_pixels() -> None:
@@ -229,20 +250,21 @@ def test_the_smallest_crop_can_be_set() -> None:
     assert torch.equal(areas(0.5, 2), areas(None, 2))
 
 
-@pytest.mark.parametrize("side", [64, 65])
-def test_crops_within_a_patch_join_no_two_patches(side: int) -> None:
+@pytest.mark.parametrize("sides", [(64, 64), (65, 65), (32, 97), (97, 32)])
+def test_crops_within_a_patch_join_no_two_patches(sides: tuple[int, int]) -> None:
     """An image whose patches have four colours: every view has one of them alone, and all occur."""
-    half = side // 2
-    image = torch.zeros(1, 1, side, side)
-    image[..., half:] += 1
-    image[:, :, half:] += 2
+    image = torch.zeros(1, 1, *sides)
+    image[..., sides[1] // 2 :] += 1
+    image[:, :, sides[0] // 2 :] += 2
     draws = mixes.draw(
-        200, (side, side), (8, 8), batch=200, factor=2, cutmix=False, within_patch=True, least=0.3,
+        200, sides, (8, 8), batch=200, factor=2, cutmix=False, within_patch=True, least=0.3,
         generator=torch.Generator().manual_seed(2),
     )  # fmt: skip
     seen = mixes.shown(image.expand(200, -1, -1, -1), draws, (8, 8)).flatten(1)
     assert float((seen.max(1).values - seen.min(1).values).max()) < 1e-5
     assert sorted(set(seen.mean(1).round().int().tolist())) == [0, 1, 2, 3]
+    areas = draws.boxes[:, 2] * draws.boxes[:, 3] / ((sides[0] // 2) * (sides[1] // 2))
+    assert float(areas.max()) > 0.25
 
 
 def test_recipes_are_the_published_numbers() -> None:

@@ -17,7 +17,7 @@ from rayddl.data.config import SourceConfig
 from rayddl.methods.training.input_spec import Frame
 from rayddl.methods.training.pretrained import fill, torchvision_weights
 from rayddl.methods.training.soft import SoftProtocol
-from rayddl.methods.training.teacher import outputs
+from rayddl.methods.training.teacher import outputs, predictions
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
 from rayddl.stages.evaluate import worker as students
@@ -80,6 +80,9 @@ def test_students_are_tested_as_their_protocol_says(zoom: bool) -> None:
     tested = students._tested  # a student's test alone takes no training
     score = tested(Bright(), shared, protocol, images, torch.zeros(4).long(), torch.device("cpu"))  # type: ignore[arg-type]
     assert score.accuracy == zoom
+    shown = {"zoom": True} if zoom else {}
+    found = predictions(Bright(), shared.frame, images, torch.device("cpu"), **shown)
+    assert found.tolist() == [0 if zoom else 1] * 4
 
 
 def test_images_are_zoomed_for_published_sources_alone() -> None:

@@ -13,6 +13,7 @@ from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from rayddl import sealed
+from rayddl.errors import ArtifactError
 from rayddl.methods.training import softlabels
 from rayddl.methods.training.input_spec import Frame
 from rayddl.methods.training.mixes import shown
@@ -306,6 +307,22 @@ def test_stored_labels_teach_what_the_rounded_live_ones_teach(
     assert same(training(images, labels, None).run(), training(images, drawn(), Rounding()).run())
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_labels_of_whole_images_are_read_back(tmp_path: Path, count: int) -> None:
+    """Of a single image and a single patch all indices are 0."""
+    protocol, folder = PROTOCOL.model_copy(update={"factor": 1, "epochs": 1}), Folder(str(tmp_path))
+    lecture = replace(drawn(count, protocol)(0), logits=torch.ones(count, 3))
+    index = Index.of(pixels(count), CLASSES, FRAME, protocol)
+    folder.write("labels-0000.safetensors", softlabels.pack([lecture]))
+    softlabels.finish(folder, index)
+    read = StoredLabels(folder)(0)
+
+    assert torch.equal(read.draws.picked, lecture.draws.picked)
+    assert torch.equal(read.draws.flipped, lecture.draws.flipped)
+    assert isinstance(read.logits, Tensor)
+    assert torch.equal(read.logits, torch.ones(count, 3).half())
+
+
 def test_labels_are_stored_in_files_of_some_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """270 bytes an epoch: two in a file of 600, one where not even one fits; a file that is open is not read again."""
     folder = Folder(str(tmp_path))
@@ -328,6 +345,24 @@ def test_labels_are_stored_in_files_of_some_epochs(tmp_path: Path, monkeypatch: 
         monkeypatch.setattr(softlabels, "PART_BYTES", size)
         assert Index.of(pixels(), CLASSES, FRAME, PROTOCOL).epochs_a_part == epochs
     assert not has_labels(Folder(str(tmp_path / "none")))
+
+
+def test_labels_are_copied_file_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy is complete and equal; of an altered file there is none."""
+    folder, copy = Folder(str(tmp_path / "a")), Folder(str(tmp_path / "b"))
+    labels = stored(folder, pixels(), monkeypatch)
+    contents = labels.contents()
+    for name, content in contents.items():
+        copy.write(name, content())
+
+    assert sorted(contents) == sorted(copy.names()) == sorted(folder.names())
+    assert StoredLabels(copy).index == labels.index
+    for epoch in range(3):
+        assert torch.equal(StoredLabels(copy)(epoch).draws.picked, labels(epoch).draws.picked)
+    data = folder.read("labels-0000.safetensors")
+    folder.write("labels-0000.safetensors", data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(ArtifactError, match="was altered"):
+        contents["labels-0000.safetensors"]()
 
 
 def test_altered_or_foreign_labels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,14 +450,14 @@ def test_own_labels_are_mixed_by_the_area_of_the_box() -> None:
     part = replace(
         one,
         partners=torch.tensor([1, 2, 0]),
-        cuts=torch.tensor([[2, 1, 7, 4]]).expand(3, -1),
+        cuts=torch.tensor([[2, 1, 7, 4]]),
     )
     own = torch.eye(3)
-    kept = torch.ones(8, 8)
+    kept = torch.ones(8, 10)
     kept[2:7, 1:4] = 0
 
     torch.testing.assert_close(
-        mixed(own, part, (8, 8)), kept.mean() * own + (1 - kept.mean()) * own[[1, 2, 0]]
+        mixed(own, part, (8, 10)), kept.mean() * own + (1 - kept.mean()) * own[[1, 2, 0]]
     )
 
 

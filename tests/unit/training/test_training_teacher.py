@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from rayddl.data.pixels import augment
+from rayddl.methods.training import teacher
 from rayddl.methods.training.input_spec import Frame
 from rayddl.methods.training.settings import TeacherSettings
 from rayddl.methods.training.soft import Manner
@@ -30,7 +33,8 @@ def data(count: int = 10) -> tuple[Tensor, Tensor]:
 
 
 def network() -> nn.Module:
-    return build(NET, SHAPE, CLASSES, seed=2)
+    """Frozen, as a loaded one may be."""
+    return build(NET, SHAPE, CLASSES, seed=2).requires_grad_(False)
 
 
 def training(count: int = 10) -> TeacherTraining:
@@ -45,9 +49,15 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 def test_a_teacher_equals_torchs_sgd() -> None:
     """SGD with momentum and decay on smoothed labels, shifted and flipped, in a plain loop."""
     trained, (images, labels) = training(), data()
-    made = trained.run(lambda: 0.5)
 
-    net = network().train()
+    def test() -> float:
+        trained.module.eval()
+        return 0.5
+
+    made = trained.run(test)
+
+    assert not made.training
+    net = network().train().requires_grad_(True)
     sgd = torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4)
     criterion, at = nn.CrossEntropyLoss(label_smoothing=0.1), 0
     for epoch in range(3):
@@ -96,8 +106,13 @@ def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5])
-def test_a_teacher_goes_on_from_any_step(stop: int) -> None:
-    """Stopped after any step, in an epoch or at its end, and resumed from bytes: the same bits."""
+def test_a_teacher_goes_on_from_any_step(stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped after any step, in an epoch or at its end, and resumed from bytes: the same bits.
+
+    By a clock that is a second later at each look, an epoch takes one for each of three steps and one for the test,
+    the pause not counted.
+    """
+    monkeypatch.setattr(teacher, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
     whole, dumps = training(), []
     made = whole.run(lambda: 0.25, lambda now: dumps.append(now.dump()))
     assert len(dumps) == 9
@@ -109,6 +124,7 @@ def test_a_teacher_goes_on_from_any_step(stop: int) -> None:
     assert [(e.epoch, e.train_loss, e.lr, e.test_accuracy) for e in part.history] == [
         (e.epoch, e.train_loss, e.lr, e.test_accuracy) for e in whole.history
     ]
+    assert [e.seconds for e in part.history] == [e.seconds for e in whole.history] == [4.0] * 3
 
 
 def test_a_single_image_left_over_is_passed_by() -> None:
@@ -216,6 +232,7 @@ def test_weak_and_shuffled_at_the_edge() -> None:
     assert not Verdict(0.2, 0.59, 2016, 10).shuffled
     assert Verdict(0.2, 0.61, 2016, 10).shuffled
     assert not Verdict(0.3, 0.95, 2016, 10).shuffled
+    assert not Verdict(0.0, 2 * Verdict(0, 0, 1, 10).bar, 2016, 10).shuffled
 
 
 def test_a_verdict_counts_predictions() -> None:

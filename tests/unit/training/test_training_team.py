@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from rayddl.methods.training import team as teams
 from rayddl.methods.training.input_spec import Frame
-from rayddl.methods.training.mixes import draw, shown
 from rayddl.methods.training.observer import frozen
 from rayddl.methods.training.settings import TeacherSettings
 from rayddl.methods.training.soft import Lecture, Lectures, Manner, SoftProtocol, SoftTraining
@@ -211,19 +210,6 @@ def test_every_image_of_a_batch_has_one_process(size: int, count: int) -> None:
     lengths = {part.stop - part.start for part in parts}
     assert max(lengths) - min(lengths) <= 1
     assert Team(0, size).even(count) == (len(lengths) == 1)
-
-
-def test_a_part_of_the_draws_shows_its_images_as_the_whole_does() -> None:
-    """Images that CutMix copies from come along, from whichever part of the batch."""
-    images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    for seed in range(5):
-        draws = torch.Generator().manual_seed(seed)
-        whole = draw(6, (8, 8), (8, 8), batch=6, factor=2, cutmix=True, generator=draws)
-        expected = shown(images[whole.picked], whole, (8, 8))
-        for rows in (slice(0, 2), slice(2, 5), slice(5, 6), slice(0, 6)):
-            part = whole.of(rows)
-            found = shown(images[part.picked], part, (8, 8))[: rows.stop - rows.start]
-            torch.testing.assert_close(found, expected[rows])
 
 
 @pytest.mark.parametrize("last", [False, True])
