@@ -260,6 +260,10 @@ MEMORY = Capacity(({"CPU": 8.0, "memory": 20.0},))
         (sizes.alone(asked(num_cpus=2), nodes((64, 1))), Share(2, 1.0, None, 1, gpus=1)),
         # What no node has is sized for one worker, or one GPU, with a CPU: the request is refused as it is.
         (sizes.spread(asked(num_gpus=4), of(1, 8, 2), units=3), Share(1.0, 4.0, None, 1, gpus=1)),
+        (
+            sizes.spread(asked(num_gpus=0.5, num_cpus=1), of(1, 8, 0), units=9),
+            Share(1, 0.5, None, 1, gpus=1),
+        ),
         (sizes.together(asked(num_gpus=0.5), of(1, 8, 0), workers=2), Share(0.5, 0.5, None, 2, gpus=1)),
     ],
 )
@@ -295,6 +299,22 @@ def test_shares_worked_out_by_hand(share: Share, expected: Share) -> None:
         (sizes.streamed(asked(num_gpus=2), ANY, of(1, 8, 1)), Share(0.5, 2.0, None, 1), Share(1.0, 0.0, None, 8)),
         (sizes.streamed(ANY, ANY, nodes((1, 1))), Share(0.5, 1.0, None, 1), Share(0.5, 0.0, None, 1)),
         (sizes.streamed(ANY, ANY, nodes((0, 1))), Share(0.0, 1.0, None, 1), Share(0.0, 0.0, None, 1)),
+        # A node may leave out what it has none of, or have less than is asked for.
+        (
+            sizes.streamed(ANY, ANY, Capacity(({"GPU": 2.0, "CPU": 8.0}, {"CPU": 16.0}))),
+            Share(1.0, 1.0, None, 2),
+            Share(1.0, 0.0, None, 23),
+        ),
+        (
+            sizes.streamed(ANY, ANY, Capacity(({"GPU": 1.0},))),
+            Share(0.0, 1.0, None, 1),
+            Share(0.0, 0.0, None, 1),
+        ),
+        (
+            sizes.streamed(asked(num_cpus=2), ANY, nodes((1, 1), (4, 0))),
+            Share(2, 1.0, None, 1),
+            Share(1.0, 0.0, None, 4),
+        ),
     ],
 )  # fmt: skip
 def test_streams_worked_out_by_hand(
@@ -318,6 +338,7 @@ def test_what_a_share_asks_of_ray() -> None:
     )  # fmt: skip
     assert shared.needs == shared.slots[0]
     assert Share(1.0, 2.0, 9, 1).needs == {"CPU": 1.0, "GPU": 2.0, "memory": 9.0}
+    assert Ask("resources", shared).least == 1
     assert (sizes.STUDENT.needs, sizes.STUDENT.at_once) == ({"CPU": 1.0}, 1)
     assert list(Ask("resources", shared).placed) == [shared.slots[0]]
     assert list(Ask("resources", shared, together=True).placed) == list(shared.slots)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -74,6 +75,20 @@ def test_losses_of_own_labels_are_their_formulas() -> None:
     cosine = (logits * target).sum(1) / (logits.norm(dim=1) * target.norm(dim=1))
     torch.testing.assert_close(criterion(gift)(logits, targets_of(said, gift, own)), 1 - cosine.mean())
     torch.testing.assert_close(losses.smoothed(own, 0.3), torch.where(own > 0, 0.7, 0.1).double())
+
+
+@pytest.mark.parametrize(("loss", "needed"), [(OWN, True), ("mse_gt", True), ("gift", True), ("kl", False)])
+def test_losses_of_own_labels_need_them(loss: str, needed: bool) -> None:
+    """Before anything is trained; the published loss does without."""
+    protocol = SoftProtocol(batch=4, loss=loss)
+    lectures = lambda epoch: Lecture(protocol.draw(epoch, 10, SHAPE[1:], FRAME, 11))  # noqa: E731
+
+    def made(labels: Tensor | None) -> SoftTraining:
+        return SoftTraining(network(2), protocol, FRAME, pixels(), lectures, None, MANNER, 5, labels)
+
+    made(OWN_LABELS)
+    with pytest.raises(ValueError, match="needs the images' own labels") if needed else nullcontext():
+        made(None)
 
 
 def test_a_loss_of_a_plugin_gets_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:

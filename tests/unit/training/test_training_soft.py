@@ -425,6 +425,7 @@ def test_the_index_names_as_many_files_as_it_says(
         ("boxes", lambda t: t[..., :3]),
         ("logits", lambda t: t[:, :, :1]),
         ("logits", lambda t: t * float("nan")),
+        ("flipped", lambda t: torch.full_like(t, 2, dtype=torch.uint8)),
         ("rows", None),
     ],
 )
@@ -463,7 +464,14 @@ def test_own_labels_are_mixed_by_the_area_of_the_box() -> None:
 
 def test_the_index_says_everything_again(tmp_path: Path) -> None:
     """What describes the labels comes back equal from JSON."""
-    index = Index.of(pixels(), CLASSES, FRAME, PROTOCOL.model_copy(update={"cutmix": False, "lr": 0.5}))
     folder = Folder(str(tmp_path))
-    folder.write_json("x.json", index.to_json())
-    assert Index.from_json(folder.read_json("x.json")) == index
+    for crops in ({}, {"crop_min": 0.25, "crop_within_patch": True}):
+        changes = {"cutmix": False, "lr": 0.5, **crops}
+        index = Index.of(pixels(), CLASSES, FRAME, PROTOCOL.model_copy(update=changes))
+        folder.write_json("x.json", index.to_json())
+        stored = folder.read_json("x.json")
+        assert Index.from_json(stored) == index
+        # What students decide is not there, and crops only if they are not the usual ones.
+        assert set(stored["protocol"]) == {
+            "epochs", "lr", "batch", "factor", "weight_decay", "temperature", "cutmix", *crops,
+        }  # fmt: skip

@@ -102,12 +102,15 @@ def test_two_waypoints_are_the_ends_unsmoothed() -> None:
 
 def test_progress_rises_from_zero_to_one() -> None:
     """Beta starts at 0, never falls and ends at exactly 1; a tensor that stood still ends at 1 too."""
-    beta = progress(torch.tensor([[1.0, 0.0], [0.3, 0.0], [2.0, 0.0]]))
+    lengths = torch.tensor([[1.0, 0.0], [0.3, 0.0], [2.0, 0.0]])
+    beta = progress(lengths)
 
     assert torch.equal(beta[0], torch.zeros(2, dtype=torch.float64))
     assert torch.equal(beta[-1], torch.ones(2, dtype=torch.float64))
     assert (beta.diff(dim=0) >= 0).all()
     torch.testing.assert_close(beta[:, 0], torch.tensor([0, 1 / 3.3, 1.3 / 3.3, 1.0], dtype=torch.float64))
+    # However small the steps are.
+    torch.testing.assert_close(progress(lengths * 1e-9), beta)
 
 
 @pytest.mark.parametrize("t", [-0.01, EPOCHS + 0.01, math.nan])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,15 +55,16 @@ def test_a_local_file_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.Monk
     assert torch.equal(files.open_trajectory(folder, "e", "snapshots").at(2), snapshots()[2])
 
 
-def test_convex_round_trip(folder: Folder) -> None:
-    """A convexified expert gives the same points after a trip to disk."""
-    trajectory = convexify(snapshots(), SIZES)
-    folder.write("e", files.dump_convex(trajectory, HEADER, torch.float32, HISTORY))
+@pytest.mark.parametrize("epochs", [(0, 3), (0, 1, 3), (0, 1, 2, 3)])
+def test_convex_round_trip(folder: Folder, epochs: tuple[int, ...]) -> None:
+    """A convexified expert gives the same points after a trip to disk, with any number of waypoints."""
+    trajectory, header = convexify(snapshots(), SIZES, epochs), replace(HEADER, epochs=epochs)
+    folder.write("e", files.dump_convex(trajectory, header, torch.float32, HISTORY))
     found = files.open_trajectory(folder, "e", "convex")
 
     assert isinstance(found, ConvexTrajectory)
     assert torch.equal(found.at(1.25), trajectory.at(1.25))
-    assert files.read_header(folder, "e") == ("convex", HEADER)
+    assert files.read_header(folder, "e") == ("convex", header)
     assert torch.equal(files.read_history(folder, "e"), HISTORY)
 
 
