@@ -66,8 +66,7 @@ def _reference(row: dict[str, Any], x: Any, y: Any) -> Any:
 
 def _ours(row: dict[str, Any], x: Any, y: Any) -> Any:
     from rayddl.methods.training.steps import steps_for
-    from rayddl.methods.trajectories.expert import Images, training_steps
-    from rayddl.methods.trajectories.interleave import Lanes
+    from rayddl.methods.trajectories.expert import Images, Lanes, training_steps
     from rayddl.methods.trajectories.settings import ExpertSettings
     from rayddl.nets.build import initial
     from rayddl.nets.config import NetConfig

@@ -149,8 +149,8 @@ def _stream(row: dict[str, Any]) -> tuple[float, int]:
     import numpy as np
 
     from rayddl.methods.patches.select import Best, Rows
-    from rayddl.stages.rded.stream import steps
-    from rayddl.stages.runtime.backend import OnRay, quiet
+    from rayddl.stages.rded.selection import steps
+    from rayddl.stages.runtime.workers import OnRay, quiet
 
     job = _job(row)
     best, began = Best(job.per_class, CLASSES), time.perf_counter()

@@ -90,11 +90,11 @@ def experts(workers: int, units: int, seconds: float, notes: str, gpus: bool) ->
 def scoring(workers: int, units: int, seconds: float, notes: str, gpus: bool) -> Callable[[], None]:
     """RDED's stream, with decoding and scoring replaced; with GPUs, workers on the other CPUs would decode."""
     from rayddl.stages.context import Silent
-    from rayddl.stages.rded import stream as rded_stream
+    from rayddl.stages.rded import selection as rded_select
     from rayddl.stages.rded.settings import RdedConfig
     from rayddl.stages.runtime import streams
-    from rayddl.stages.runtime.backend import OnRay
     from rayddl.stages.runtime.sizes import Share
+    from rayddl.stages.runtime.workers import OnRay
 
     def scored(block: Any) -> Any:
         slept(seconds * len(block["image"]) / UNIT, notes)
@@ -107,9 +107,9 @@ def scoring(workers: int, units: int, seconds: float, notes: str, gpus: bool) ->
         def __call__(self, block: Any) -> Any:
             return scored(block)
 
-    rded_stream.rded_cut_and_judge = lambda block, sent: scored(block)
-    rded_stream.rded_cut = lambda block, sent: block
-    rded_stream.RdedJudge = Sleeper  # type: ignore[misc]
+    rded_select.rded_cut_and_judge = lambda block, sent: scored(block)
+    rded_select.rded_cut = lambda block, sent: block
+    rded_select.RdedJudge = Sleeper  # type: ignore[misc]
     positions = np.arange(units * UNIT)
     # A call of a judge is a unit.
     config = RdedConfig(kind="rded", teacher="teacher", ipc=1, num_crops=1, batch=UNIT if gpus else None)
@@ -117,7 +117,7 @@ def scoring(workers: int, units: int, seconds: float, notes: str, gpus: bool) ->
     share = Share(1, 0, None, workers)
 
     def run() -> None:
-        steps, note = rded_stream.steps(job), Silent().note
+        steps, note = rded_select.steps(job), Silent().note
         for _ in (
             OnRay().stream(positions, steps, config.asks, note)
             if gpus

@@ -103,8 +103,7 @@ def _teacher(row: dict[str, Any], x: Any, y: Any) -> Callable[[], None]:
 
 def _expert(row: dict[str, Any], x: Any, y: Any) -> Callable[[], None]:
     from rayddl.methods.training.steps import steps_for
-    from rayddl.methods.trajectories.expert import Images, training_steps
-    from rayddl.methods.trajectories.interleave import Lanes
+    from rayddl.methods.trajectories.expert import Images, Lanes, training_steps
     from rayddl.methods.trajectories.settings import ExpertSettings
     from rayddl.nets.build import initial
     from rayddl.nets.config import NetConfig

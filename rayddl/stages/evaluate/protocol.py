@@ -25,8 +25,8 @@ from rayddl.stages.evaluate import worker as students
 from rayddl.stages.evaluate.settings import EvaluateConfig
 from rayddl.stages.evaluate.soft_labels import Teaching
 from rayddl.stages.runtime import listings
-from rayddl.stages.runtime.backend import Backend, OnRay
 from rayddl.stages.runtime.sources import SharedSource, train_labels
+from rayddl.stages.runtime.workers import Backend, OnRay
 
 WHOLE_LR = 0.01
 """Learning rate for the ConvNet on all real images in the literature (hard labels)."""

@@ -15,8 +15,7 @@ from rayddl.methods.training.steps import steps_for
 from rayddl.methods.training.teacher import outputs
 from rayddl.methods.trajectories import files
 from rayddl.methods.trajectories.curriculum import el2n
-from rayddl.methods.trajectories.expert import Training, load_training, training_steps
-from rayddl.methods.trajectories.interleave import Lanes, worthwhile
+from rayddl.methods.trajectories.expert import Lanes, Training, load_training, training_steps, worthwhile
 from rayddl.methods.trajectories.settings import ExpertSettings
 from rayddl.nets.build import initial
 from rayddl.stages.experts.artifact import Job, contents, partial_name

@@ -9,12 +9,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rayddl.stages.runtime.backend import Note, quiet
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.progress import LocalCounter, ProgressCounter
 from rayddl.stages.runtime.sizes import Ask, Resources, Share
 from rayddl.stages.runtime.slots import Work
-from rayddl.stages.runtime.workers import Task, Workers
+from rayddl.stages.runtime.workers import Note, Task, Workers, quiet
 
 if TYPE_CHECKING:
     import numpy as np

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from rayddl.errors import StageError
@@ -11,12 +12,15 @@ from rayddl.stages.context import Progress
 from rayddl.stages.runtime import cluster, room, workers
 from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.tune import loggers
+from rayddl.stages.tune.plan import Search
 from rayddl.stages.tune.store import WORK, Book, Row
 from rayddl.stages.tune.trial import Running, Ticket, Work
 from rayddl.storage import Folder
 
 TUNES_OWN = f"{WORK}/tune"
 """The folder of Tune's own files, deleted when it has ended."""
+VALUE, TIME = "value", "report"
+"""Keys that schedulers read: the metric, and the number of a trial's reports."""
 ENVIRONMENT = {
     # Ctrl-C ends the command: ended trials have their rows, the others resume from their own files.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -62,7 +66,6 @@ def _fit(work: Work, share: Share, progress: Progress, searcher: Any, callbacks:
 
     from rayddl.stages.tune.actor import worker_of
     from rayddl.stages.tune.callbacks import Budget, Loggers, TrialRows
-    from rayddl.stages.tune.schedulers import scheduler_of
 
     search, book = work.search, Book(work.out)
     budget = Budget(search, book)
@@ -118,3 +121,33 @@ def held_out(packed: bytes, number: int, settings: Mapping[str, Any], seed: int)
     work: Work = cluster.unpacked(packed)
     ticket = Ticket(number, dict(settings), Book(work.out).at_work(number), work.threads)
     return work.make.held_out(ticket, seed)
+
+
+def scheduler_of(search: Search, ended: Iterable[Row] = ()) -> Any:
+    """The scheduler of ``search``, with the reports of trials that ended in earlier attempts."""
+    from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
+
+    if search.scheduler != "asha":
+        return FIFOScheduler()
+    asha: Any = AsyncHyperBandScheduler(
+        time_attr=TIME,
+        metric=VALUE,
+        mode=search.mode,
+        max_t=len(search.stops),
+        grace_period=search.grace,
+        reduction_factor=search.reduction,
+    )
+    for row in ended:
+        _replay(asha, row)
+    return asha
+
+
+def _replay(asha: Any, row: Row) -> None:
+    """Pass the reports of a trial of an earlier attempt to ``asha``."""
+    trial: Any = SimpleNamespace(trial_id=f"earlier-{row.number}")
+    asha.on_trial_add(None, trial)
+    result: dict[str, Any] = {}
+    for count, report in enumerate(row.reports, start=1):
+        result = {VALUE: report.value, TIME: count}
+        asha.on_trial_result(None, trial, result)
+    asha.on_trial_complete(None, trial, result)

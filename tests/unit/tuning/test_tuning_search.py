@@ -13,9 +13,9 @@ import pytest
 
 from rayddl.stages.tune import importance, suggest
 from rayddl.stages.tune.actor import NUMBER, result_of
+from rayddl.stages.tune.engine import scheduler_of
 from rayddl.stages.tune.outcome import best_of
 from rayddl.stages.tune.plan import Search
-from rayddl.stages.tune.schedulers import scheduler_of
 from rayddl.stages.tune.searcher import Numbered
 from rayddl.stages.tune.space import Entry
 from rayddl.stages.tune.store import Book, Row
