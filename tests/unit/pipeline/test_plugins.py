@@ -28,7 +28,7 @@ from rayddl.nets.config import NetConfig
 from rayddl.pipeline import api
 from rayddl.pipeline.definition import load as definitions
 from rayddl.pipeline.plugging import use
-from rayddl.plugins import Plugin, Splits
+from rayddl.plugins import Plugin, Splits, few, suggestion
 from rayddl.stages.runtime import plugin_code
 from tests.raising import raises
 
@@ -403,3 +403,18 @@ def test_another_process_works_with_the_code_alone() -> None:
         "toy.parts None",
         "['toy 1'] toy.mean.estimate None",
     ], ended.stderr.decode()
+
+
+def test_a_message_names_few_of_many_known_names() -> None:
+    """Nine names or more: the eight nearest, how many more there are, and how to list them; fewer: all, in order."""
+    known = [f"tv_net_{n}" for n in range(10)] + ["convnet", "resnet18"]
+    text = suggestion("convnte", known, "expected one of", "rayddl explain net lists all")
+    hint, listed = text.split("expected one of: ")
+    names, rest = listed.split(" and ")
+    assert hint == "did you mean 'convnet'? "
+    assert names.split(", ")[0] == "convnet"
+    assert len(names.split(", ")) == 8
+    assert rest == "4 more (rayddl explain net lists all)"
+    assert few(known) == ", ".join(known[:8]) + " and 4 more"
+    assert few(known[:8], "net_7") == ", ".join(known[:8])
+    assert few([]) == "none"
