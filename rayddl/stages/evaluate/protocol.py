@@ -24,6 +24,7 @@ from rayddl.nets.cost import worth_compiling
 from rayddl.stages.evaluate import worker as students
 from rayddl.stages.evaluate.settings import EvaluateConfig
 from rayddl.stages.evaluate.soft_labels import Teaching
+from rayddl.stages.revisions import zooms
 from rayddl.stages.runtime import listings
 from rayddl.stages.runtime.sources import SharedSource, train_labels
 from rayddl.stages.runtime.workers import Backend, OnRay
@@ -93,7 +94,7 @@ def settled(
     else:
         usual = recipe(config.recipe, made.ipc, len(made.classes), len(made))
         chosen |= {k: v for k, v in usual.items() if getattr(config, k) is None}
-        chosen["zoom"] = source.zoomed if config.zoom is None else config.zoom
+        chosen["zoom"] = zooms(config.zoom, source)
     whole = config.model_copy(update=chosen)
     if whole.compile is None:
         compile_ = _worth_compiling(Task(whole, made, source, teaching, 0))

@@ -26,6 +26,7 @@ from rayddl.nets.build import build
 from rayddl.nets.cost import worth_compiling
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Result
+from rayddl.stages.revisions import zooms
 from rayddl.stages.runtime import devices
 from rayddl.stages.runtime.progress import ProgressCounter
 from rayddl.stages.runtime.shards import Batches
@@ -72,7 +73,7 @@ class Job:
     @property
     def zoom(self) -> bool:
         """True if test images are zoomed as published."""
-        return self.source.zoomed if self.config.zoom is None else self.config.zoom
+        return zooms(self.config.zoom, self.source)
 
     @property
     def folder(self) -> Folder:

@@ -127,7 +127,7 @@ def test_the_split_is_the_seeds_and_part_of_the_fingerprint(made: Callable[..., 
 
 def test_a_source_without_held_out_images_names_the_setting(made: Callable[..., SourceConfig]) -> None:
     """Without ``holdout`` the refusal says what to set."""
-    with pytest.raises(Exception, match=r"source\.holdout=0\.2"):
+    with pytest.raises(RayddlError) as caught:
         sources.fingerprint(made())
 
 
