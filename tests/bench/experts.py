@@ -10,7 +10,6 @@ process, in which each has a CUDA stream of its own on a GPU.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -90,12 +89,7 @@ def _ours(row: dict[str, Any], x: Any, y: Any) -> Any:
 def main() -> None:
     import torch
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--reference", help="a checkout of the published MTT code")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--row", help=argparse.SUPPRESS)
+    parser = machine.parser(__doc__, rounds=3, reference="MTT", row=True)
     given = parser.parse_args()
     if given.row:
         print(json.dumps(measure(json.loads(given.row))))

@@ -159,7 +159,7 @@ def evaluation(workers: int, units: int, seconds: float, notes: str, gpus: bool)
         {"kind": "evaluate", "set": "made", "seeds": units // 2, "epochs": 1, "batch": 10, "compile": False,
          "resources": ONE_GPU if gpus else {"num_cpus": 1, "at_once": workers}}
     )  # fmt: skip
-    task = protocol.Task(config, made, source, None, 0)
+    task = protocol.EvaluateTask(config, made, source, None, 0)
     return lambda: distribution.judge(task, Folder(tempfile.mkdtemp()), Silent()) and None
 
 
@@ -298,9 +298,7 @@ def plotted(rows: Sequence[Mapping[str, Any]], path: str) -> None:
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = machine.parser(__doc__, row=True)
     parser.add_argument("--most", type=int, default=32, help="workers, doubled up to so many")
     parser.add_argument("--least", type=int, default=1, help="the fewest workers")
     parser.add_argument("--units", type=int, default=8, help="units of each worker")
@@ -308,7 +306,6 @@ def main() -> None:
     parser.add_argument("--stage", choices=STAGES, action="append")
     parser.add_argument("--plot", metavar="FILE")
     parser.add_argument("--gpus-a-node", type=int, default=0, help="workers are logical GPUs of such nodes")
-    parser.add_argument("--row", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.row:
         row = json.loads(given.row)

@@ -15,12 +15,12 @@ from safetensors.torch import load, save
 
 from rayddl.data.sources import listing
 from rayddl.errors import SourceError, StageError
-from rayddl.methods.patches.select import Best, Rows
+from rayddl.methods.patches.select import Best, CropRows
 from rayddl.stages.context import Context
 from rayddl.stages.rded.settings import RdedConfig
-from rayddl.stages.rded.worker import Job, Judge, cut_images, images_a_call
+from rayddl.stages.rded.worker import Judge, RdedTask, cut_images, images_a_call
 from rayddl.stages.runtime import cluster, devices
-from rayddl.stages.runtime.streams import Block, Steps
+from rayddl.stages.runtime.streams import Block, StreamSteps
 from rayddl.storage import Folder
 
 PROGRESS_FILE = "progress.safetensors"
@@ -52,11 +52,11 @@ class _Seen:
         broken = block["bad"] != ""
         for at in np.flatnonzero(fresh & broken):
             self.bad.append(f"{names[int(places[at])].as_py()}: {block['bad'][at]}")
-        self.best.add(Rows(*(block[c][fresh & ~broken] for c in COLUMNS)))
+        self.best.add(CropRows(*(block[c][fresh & ~broken] for c in COLUMNS)))
         self.done[places] = True
 
 
-def select(job: Job, context: Context) -> tuple[Rows, list[str], float]:
+def select(job: RdedTask, context: Context) -> tuple[CropRows, list[str], float]:
     """The best crops of all classes, the unreadable images with reasons, and images per second."""
     seen, total = _resumed(job, context.out), len(job.listing)
     before, began, saved = seen.images, time.perf_counter(), time.monotonic()
@@ -122,12 +122,12 @@ def _save(seen: _Seen, out: Folder) -> None:
     out.write(PROGRESS_FILE, save(tensors))
 
 
-def _resumed(job: Job, out: Folder) -> _Seen:
+def _resumed(job: RdedTask, out: Folder) -> _Seen:
     best = Best(job.per_class, len(job.listing.classes))
     kept = load(out.read(PROGRESS_FILE)) if out.has(PROGRESS_FILE) else {}
     if "seen" in kept or "done" not in kept:  # written by a version that counted chunks, not images
         return _Seen(best, np.zeros(len(job.listing), bool), [])
-    best.add(Rows(*(kept[n].numpy() for n in COLUMNS)))
+    best.add(CropRows(*(kept[n].numpy() for n in COLUMNS)))
     bad = bytes(kept["bad"].tolist()).decode()
     return _Seen(best, kept["done"].numpy().copy(), bad.split("\n") if bad else [])
 
@@ -152,12 +152,12 @@ def refuse_short(
         )
 
 
-def steps(job: Job) -> Steps:
+def steps(job: RdedTask) -> StreamSteps:
     """The steps of the stream: cut crops from the images of ``job``'s listing, and score them."""
     import ray
 
     config = job.config
-    return Steps(
+    return StreamSteps(
         "image",
         # A packed reference: tasks do not contain the listing.
         cluster.packed(ray.put(job)),
@@ -192,15 +192,15 @@ def rded_cut_and_judge(block: Block, sent: bytes) -> Block:
     return judge()(cut_images(job, block["image"]))
 
 
-def _job(sent: bytes) -> Job:
+def _job(sent: bytes) -> RdedTask:
     import ray
 
-    job: Job = ray.get(cluster.unpacked(sent))
+    job: RdedTask = ray.get(cluster.unpacked(sent))
     return job
 
 
 @lru_cache(maxsize=1)
-def _opened(sent: bytes) -> tuple[Job, Callable[[], Judge]]:
+def _opened(sent: bytes) -> tuple[RdedTask, Callable[[], Judge]]:
     """The job, and a function that returns its judge; both are created once per process."""
     job = _job(sent)
     devices.enter(job.threads, unit="rded cut")

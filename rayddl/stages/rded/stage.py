@@ -18,14 +18,14 @@ from rayddl.data.distilled import LR_STUDENT, DistilledSet
 from rayddl.data.sources.listing import Listing
 from rayddl.errors import ArtifactError
 from rayddl.methods.patches import boxes
-from rayddl.methods.patches.select import Rows
+from rayddl.methods.patches.select import CropRows
 from rayddl.methods.patches.stitch import places
 from rayddl.methods.training.observer import Observer
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Result
 from rayddl.stages.rded.selection import PROGRESS_FILE, refuse_short, select
 from rayddl.stages.rded.settings import RdedConfig
-from rayddl.stages.rded.worker import Job, stitch_classes
+from rayddl.stages.rded.worker import RdedTask, stitch_classes
 from rayddl.stages.runtime.listings import listing_of
 from rayddl.stages.runtime.slots import Work
 from rayddl.storage import Folder
@@ -90,7 +90,7 @@ def run(config: RdedConfig, context: Context) -> Result:
     return Result(summary)
 
 
-def prepared(config: RdedConfig, context: Context) -> tuple[Job, int]:
+def prepared(config: RdedConfig, context: Context) -> tuple[RdedTask, int]:
     """The workers' arguments, and the number of images in the whole listing. Reads no image.
 
     Raises :class:`ArtifactError` for an observer without outputs for the source's classes.
@@ -105,7 +105,7 @@ def prepared(config: RdedConfig, context: Context) -> tuple[Job, int]:
     _refuse_mixed_sides(observer, config)
     picked = boxes.preselected(context.seed_of(), listing.each_name(), listing.labels, config.mipc)
     chosen = listing.take(picked)
-    job = Job(
+    job = RdedTask(
         config,
         chosen,
         observer.shape,
@@ -144,7 +144,7 @@ def _refuse_short_classes(config: RdedConfig, listing: Listing, context: Context
     refuse_short(config, listing.classes, counts, needed, "images")
 
 
-def _write_winners(out: Folder, rows: Rows, listing: Listing) -> None:
+def _write_winners(out: Folder, rows: CropRows, listing: Listing) -> None:
     names = listing.names.take(rows.image).to_pylist()
     starts = np.searchsorted(rows.label, rows.label, side="left")
     columns: dict[str, Any] = {
@@ -158,7 +158,7 @@ def _write_winners(out: Folder, rows: Rows, listing: Listing) -> None:
     tables.write(out, "winners.parquet", columns, TYPES)
 
 
-def layout(rows: Rows, job: Job) -> Layout:
+def layout(rows: CropRows, job: RdedTask) -> Layout:
     """The layout of the selected crops ``rows``, which are sorted by class and rank.
 
     A class with too few crops gets fewer images (``short_class: cap``), at least one, or repeats some crops
@@ -175,7 +175,7 @@ def layout(rows: Rows, job: Job) -> Layout:
     return result
 
 
-def stitch_all(job: Job, rows: Rows, picked: Layout, context: Context) -> tuple[Tensor, Tensor]:
+def stitch_all(job: RdedTask, rows: CropRows, picked: Layout, context: Context) -> tuple[Tensor, Tensor]:
     """The distilled images, uint8 ``[N, C, H, W]``, and their labels int64 ``[N]``, in class order."""
     backend, progress = context.backend, context.progress
     groups = [list(picked)[i : i + CLASSES_A_TASK] for i in range(0, len(picked), CLASSES_A_TASK)]

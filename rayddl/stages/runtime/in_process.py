@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from rayddl.stages.runtime.streams import Block, Steps
+    from rayddl.stages.runtime.streams import Block, StreamSteps
 
 
 class InTurn(Workers):
@@ -65,7 +65,11 @@ class InProcess:
         return LocalCounter(on_report)
 
     def stream(
-        self, rows: NDArray[np.int64], steps: Steps, asks: Callable[[Capacity], Sequence[Ask]], note: Note
+        self,
+        rows: NDArray[np.int64],
+        steps: StreamSteps,
+        asks: Callable[[Capacity], Sequence[Ask]],
+        note: Note,
     ) -> Iterator[Block]:
         from rayddl.stages.runtime.streams import in_turn
 

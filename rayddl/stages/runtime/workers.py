@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from rayddl.stages.runtime.streams import Block, Steps
+    from rayddl.stages.runtime.streams import Block, StreamSteps
 
 Note: TypeAlias = Callable[[str], None]
 
@@ -251,7 +251,11 @@ class Backend(Protocol):
         """A new counter of progress. ``on_report`` is called after every report made in this process."""
 
     def stream(
-        self, rows: NDArray[np.int64], steps: Steps, asks: Callable[[Capacity], Sequence[Ask]], note: Note
+        self,
+        rows: NDArray[np.int64],
+        steps: StreamSteps,
+        asks: Callable[[Capacity], Sequence[Ask]],
+        note: Note,
     ) -> Iterator[Block]:
         """The results of ``rows``, in blocks of any size and order.
 
@@ -288,7 +292,11 @@ class OnRay:
         return RayCounter.open()
 
     def stream(
-        self, rows: NDArray[np.int64], steps: Steps, asks: Callable[[Capacity], Sequence[Ask]], note: Note
+        self,
+        rows: NDArray[np.int64],
+        steps: StreamSteps,
+        asks: Callable[[Capacity], Sequence[Ask]],
+        note: Note,
     ) -> Iterator[Block]:
         from rayddl.stages.runtime import streams
 

@@ -13,8 +13,8 @@ from rayddl.stages.runtime import cluster, room, workers
 from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.tune import loggers
 from rayddl.stages.tune.plan import Search
-from rayddl.stages.tune.store import WORK, Book, Row
-from rayddl.stages.tune.trial import Running, Ticket, Work
+from rayddl.stages.tune.store import WORK, Row, TrialStore
+from rayddl.stages.tune.trial import Running, TrialTask, Work
 from rayddl.storage import Folder
 
 TUNES_OWN = f"{WORK}/tune"
@@ -43,14 +43,14 @@ def run(
     """
     os.environ.update(ENVIRONMENT)
     from rayddl.stages.tune.callbacks import Budget
-    from rayddl.stages.tune.searcher import Numbered
+    from rayddl.stages.tune.searcher import NumberedSearcher
 
-    book = Book(work.out)
+    store = TrialStore(work.out)
     limit = room.limit()
-    searcher = Numbered(work.search, book, lambda: limit() * share.per_slot)
-    if searcher.missing and not Budget(work.search, book).stop_all():
+    searcher = NumberedSearcher(work.search, store, lambda: limit() * share.per_slot)
+    if searcher.missing and not Budget(work.search, store).stop_all():
         _fit(work, share, progress, searcher, loggers.made(callbacks or {}))
-    rows = book.ended()
+    rows = store.ended()
     if not any(row.sound for row in rows.values()):
         reasons = list(dict.fromkeys(row.reason or row.ended for row in rows.values()))
         raise StageError(
@@ -67,8 +67,8 @@ def _fit(work: Work, share: Share, progress: Progress, searcher: Any, callbacks:
     from rayddl.stages.tune.actor import worker_of
     from rayddl.stages.tune.callbacks import Budget, Loggers, TrialRows
 
-    search, book = work.search, Book(work.out)
-    budget = Budget(search, book)
+    search, store = work.search, TrialStore(work.out)
+    budget = Budget(search, store)
     rows = TrialRows(work, searcher, budget, progress)
     logs = Loggers(work, searcher, callbacks)
     work.out.clear(TUNES_OWN)
@@ -81,7 +81,7 @@ def _fit(work: Work, share: Share, progress: Progress, searcher: Any, callbacks:
             num_samples=searcher.missing,
             max_concurrent_trials=share.at_once,
             search_alg=searcher,
-            scheduler=scheduler_of(search, book.ended().values()),
+            scheduler=scheduler_of(search, store.ended().values()),
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -119,8 +119,8 @@ def finish(packed: bytes, number: int, settings: Mapping[str, Any], to_its_end: 
 def held_out(packed: bytes, number: int, settings: Mapping[str, Any], seed: int) -> float:
     """In a worker: the metric of a trial's output with a seed that the search did not use."""
     work: Work = cluster.unpacked(packed)
-    ticket = Ticket(number, dict(settings), Book(work.out).at_work(number), work.threads)
-    return work.make.held_out(ticket, seed)
+    task = TrialTask(number, dict(settings), TrialStore(work.out).at_work(number), work.threads)
+    return work.make.held_out(task, seed)
 
 
 def scheduler_of(search: Search, ended: Iterable[Row] = ()) -> Any:

@@ -13,6 +13,7 @@ from rayddl.pipeline.definition import load as definition
 from rayddl.stages.runtime import cluster, groups, sizes
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask, Resources, Share
+from tests.raising import refused
 from tests.unit.cluster_shapes import kuberay_shapes, launcher_shapes, small
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -14,6 +14,7 @@ from rayddl.methods.matching.settings import Settings, WindowRule
 from rayddl.methods.matching.windows import Window, cut, expert_at
 from rayddl.methods.trajectories.convex import SnapshotTrajectory, convexify
 from rayddl.seeds import generator
+from tests.raising import refused
 
 LEAST: dict[str, Any] = {"syn_steps": 1, "expert_epochs": 1, "max_start_epoch": 1}
 """What a definition has to say."""

@@ -20,7 +20,7 @@ from rayddl import plugins
 from rayddl.cli.app import app
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import registry as sources
-from rayddl.data.sources.summary import Glance, glance
+from rayddl.data.sources.summary import SourceSummary, source_summary
 from rayddl.errors import DefinitionError
 from rayddl.jobs import shipping
 from rayddl.nets.build import build, has_batch_norm
@@ -97,7 +97,7 @@ def test_everything_that_a_plugin_registers_can_be_named() -> None:
     planned = rayddl.plan(definition(**stages), plugins=[str(TOY)])
 
     assert {stage.name for stage in planned.stages} == {"coreset", "evaluate", "mean", "search", "teacher"}
-    assert glance(SourceConfig(name="stripes")) == Glance((1, 8, 8), 2, 60, 40)
+    assert source_summary(SourceConfig(name="stripes")) == SourceSummary((1, 8, 8), 2, 60, 40)
     estimate = api.estimate(planned).stages["mean"]
     assert estimate is not None
     assert estimate.work == "2 means"
