@@ -97,6 +97,10 @@ class Plugin:
 
 
 _shipped: dict[str, tuple[str, ...]] = {}
+MOST_NAMED = 8
+"""Names that a message lists at most."""
+_SEE = {"nets": "rayddl explain net lists all", "sources": "rayddl explain source.name lists all"}
+"""By group: how to list all of its names."""
 _active: tuple[Plugin, ...] = ()
 _forget: list[Callable[[], None]] = []
 
@@ -158,15 +162,34 @@ def loaded() -> str:
 
 def unknown(group: str, name: object) -> str:
     """Return the message about a name that is not registered."""
-    return f"is not known; {suggestion(name, names(group), 'expected one of')}; {loaded()}"
+    return (
+        f"is not known; {suggestion(name, names(group), 'expected one of', _SEE.get(group, ''))}; {loaded()}"
+    )
 
 
-def suggestion(name: object, known: Iterable[str], noun: str) -> str:
-    """Return ``did you mean 'x'?`` and the known names, the end of a message about an unknown one."""
+def suggestion(name: object, known: Iterable[str], noun: str, see: str = "") -> str:
+    """Return ``did you mean 'x'?`` and :func:`few` of the known names, the end of a message about an unknown one."""
     listed = list(known)
     close = difflib.get_close_matches(str(name), listed, n=1, cutoff=0.6)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}{noun}: {', '.join(listed) if listed else 'none'}"
+    return f"{hint}{noun}: {few(listed, name, see)}"
+
+
+def few(known: Iterable[str], name: object = "", see: str = "") -> str:
+    """Return the ``known`` names for a message. Of more than 8 these are the nearest to ``name``, without a name the
+    first, with the number of the others and ``see``, which says how to list all.
+    """
+    listed = list(known)
+    if len(listed) <= MOST_NAMED:
+        return ", ".join(listed) or "none"
+    matcher = difflib.SequenceMatcher(b=str(name).casefold())
+
+    def nearness(each: str) -> float:
+        matcher.set_seq1(each.casefold())
+        return matcher.ratio()
+
+    nearest = sorted(listed, key=nearness, reverse=True)[:MOST_NAMED] if name else listed[:MOST_NAMED]
+    return f"{', '.join(nearest)} and {len(listed) - MOST_NAMED} more" + (f" ({see})" if see else "")
 
 
 def top_of(module: str) -> str:

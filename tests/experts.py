@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from rayddl.methods.trajectories.expert import Training, training_steps
-from rayddl.methods.trajectories.interleave import Lanes
+from rayddl.methods.trajectories.expert import Lanes, Training, training_steps
 
 
 def train_expert(*args: Any, **more: Any) -> Training:

@@ -11,10 +11,14 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
 from rayddl.errors import DefinitionError, RayddlError
+from rayddl.pipeline.definition.problems import dotted
+from rayddl.pipeline.definition.schema import explain
 
 SENTENCES = Path(__file__).parent / "golden" / "sentences.json"
 _VARYING = (
@@ -54,6 +58,13 @@ def raises(code: str, key: str | None = None) -> Iterator[pytest.ExceptionInfo[R
     if code != OWN and os.environ.get("PYTEST_CURRENT_TEST", "").startswith("tests/unit/"):
         for text in texts:
             _compare(code, steady(text, error.__cause__))
+
+
+def refused(model: type[BaseModel], **values: Any) -> set[tuple[str, str]]:
+    """The code and key of each fault of ``values`` as settings, as a definition with them reports it."""
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate(values)
+    return {(fault.code, dotted(fault.key)) for fault in explain(caught.value, model)}
 
 
 def steady(text: str, cause: BaseException | None = None) -> str:

@@ -57,10 +57,10 @@ def compare(
     rayddl compare quickstart cifar10-mct-ipc1
     rayddl compare quickstart ../other-code/logged_files/digits --again --seeds 3
     """
+    from rayddl.pipeline.api import choose_display
     from rayddl.pipeline.comparing import compare as compare_sets
-    from rayddl.pipeline.display.choose import choose
 
-    display = choose(as_json=as_json, quiet=quiet)
+    display = choose_display(as_json=as_json, quiet=quiet)
     with reporting_errors(display):
         compare_sets(
             where,

@@ -57,10 +57,10 @@ def evaluate(
     rayddl evaluate quickstart --seeds 10
     rayddl evaluate hf://owner/name
     """
-    from rayddl.pipeline.display.choose import choose
+    from rayddl.pipeline.api import choose_display
     from rayddl.pipeline.judging import judge_set
 
-    display = choose(as_json=as_json, quiet=quiet)
+    display = choose_display(as_json=as_json, quiet=quiet)
     with reporting_errors(display):
         judge_set(
             where,

@@ -52,7 +52,7 @@ def init(
     with reporting_errors():
         with waiting("looking at the images"):
             made = draft(path, to, ipc=ipc, size=size, method=method, force=force)
-        for line in made.look.lines():
+        for line in made.contents.lines():
             typer.echo(line)
         typer.echo(f"{made.method}: {made.reason}; {made.draft.ipc} per class at {made.draft.size} pixels")
         if made.takes:

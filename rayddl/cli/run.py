@@ -40,8 +40,8 @@ def run(
     rayddl run quickstart
     rayddl run pipelines/cifar10-mct-ipc1.yaml --set source.root=data --set experts.count=20
     """
+    from rayddl.pipeline.api import choose_display
     from rayddl.pipeline.api import run as run_definition
-    from rayddl.pipeline.display.choose import choose
 
     again = ["rayddl", "run", file]
     again += [word for text in overrides or () for word in ("--set", text)]
@@ -52,7 +52,7 @@ def run(
     again += [word for text in grows or () for word in ("--grows", text)]
     again += [word for text in plugin or () for word in ("--plugin", text)]
     again += ["--strict"] * strict + ["--json"] * as_json + ["--quiet"] * quiet
-    display = choose(as_json=as_json, quiet=quiet)
+    display = choose_display(as_json=as_json, quiet=quiet)
     with reporting_errors(display, again):
         run_definition(
             file,

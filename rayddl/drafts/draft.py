@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rayddl.data.sources.look import Look, look
+from rayddl.data.sources.path_contents import PathContents, read_contents
 from rayddl.drafts import text
 from rayddl.errors import UserError
 from rayddl.pipeline import estimating
@@ -16,7 +16,7 @@ from rayddl.pipeline import plan as plans
 from rayddl.pipeline.definition import load as definitions
 from rayddl.pipeline.estimating import duration
 from rayddl.plugins import suggestion
-from rayddl.stages.drafting import Brief, Draft
+from rayddl.stages.drafting import Draft, DraftRequest
 from rayddl.stages.kinds import known
 from rayddl.stages.runtime import machine
 
@@ -26,7 +26,7 @@ class Written:
     """A written definition and what it is based on."""
 
     file: Path
-    look: Look
+    contents: PathContents
     method: str
     """The kind that makes the set."""
     reason: str
@@ -56,7 +56,7 @@ def draft(
 
     ``ipc``, ``size`` and ``method``, a kind, override the choice. The written file is loaded and planned, so it is
     valid. Raises :class:`UserError` if ``to`` exists and not ``force``, for an unknown ``method`` and an ``ipc`` above
-    the smallest class, and the errors of :func:`rayddl.data.sources.look.look`.
+    the smallest class, and the errors of :func:`rayddl.data.sources.path_contents.read_contents`.
     """
     able = methods()
     if method is not None and method not in able:
@@ -64,20 +64,20 @@ def draft(
             f"--method {method!r} proposes no settings; {suggestion(method, able, 'methods')}",
             code="unknown-method",
         )
-    found, name = look(path), _name(to, path)
+    found, name = read_contents(path), _name(to, path)
     file = Path(to or f"{name}.yaml")
     if file.exists() and not force:
         raise UserError(
             f"{file} exists. Give another file with --to, or overwrite it with --force.", code="file-exists"
         )
-    brief = Brief(found, bool(machine.gpu_bytes()), ipc, size)
-    chosen = method or max(able, key=lambda kind: able[kind].suits(brief)[0])
-    made: Draft = able[chosen].draft(brief)
+    request = DraftRequest(found, bool(machine.gpu_bytes()), ipc, size)
+    chosen = method or max(able, key=lambda kind: able[kind].suits(request)[0])
+    made: Draft = able[chosen].draft(request)
     command = f"rayddl run {shlex.quote(str(file))}"
     _write(file, text.written(found, made, name, command))
     takes = _takes(file)
     _write(file, text.written(found, made, name, command, takes))
-    return Written(file, found, chosen, able[chosen].suits(brief)[1], made, command, takes)
+    return Written(file, found, chosen, able[chosen].suits(request)[1], made, command, takes)
 
 
 def _write(file: Path, content: str) -> None:

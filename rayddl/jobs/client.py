@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rayddl.errors import UserError
-from rayddl.jobs.shipping import DEFINITION, Parcel
+from rayddl.jobs.shipping import DEFINITION, JobFiles
 from rayddl.stages.runtime import attach
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -88,7 +88,7 @@ class Jobs:
             # Ray would let a variable override the given address.
             self._client: Any = JobSubmissionClient(self.address)
 
-    def submit(self, parcel: Parcel, name: str, out: str, options: Sequence[str] = ()) -> str:
+    def submit(self, parcel: JobFiles, name: str, out: str, options: Sequence[str] = ()) -> str:
         """Start a run of the parcel's definition with results under ``out``, and return the job's id."""
         words = ["python", "-m", "rayddl", "run", DEFINITION, "--address", "auto", "--out", out, *options]
         command = shlex.join(words + [word for each in parcel.plugins for word in ("--plugin", each)])

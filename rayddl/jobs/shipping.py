@@ -37,7 +37,7 @@ _USER_PART = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s]*@|[A-Za-z][A-Za-z0-9+
 
 
 @dataclass(frozen=True)
-class Parcel:
+class JobFiles:
     """The files of a job: local files by their names in the job's working directory."""
 
     files: Mapping[str, Path]
@@ -55,7 +55,7 @@ class Parcel:
         (folder / DEFINITION).write_text(self.definition, encoding="utf-8")
 
 
-def pack(definition: Definition, paths: Iterable[str] = (), *, limit: int = LIMIT_BYTES) -> Parcel:
+def pack(definition: Definition, paths: Iterable[str] = (), *, limit: int = LIMIT_BYTES) -> JobFiles:
     """Return the files that ``definition`` needs on another machine, with the extra files and folders ``paths``.
 
     Raises :class:`UserError` for a relative path that is not shipped, for credentials in the definition, for a
@@ -73,7 +73,7 @@ def pack(definition: Definition, paths: Iterable[str] = (), *, limit: int = LIMI
         files |= own
     _refuse_overwriting(files, extras)
     _refuse_local_paths(definition, extras)
-    parcel = Parcel({**files, **extras}, written(definition), tuple(loaded))
+    parcel = JobFiles({**files, **extras}, written(definition), tuple(loaded))
     _refuse_large(parcel, limit)
     return parcel
 
@@ -190,7 +190,7 @@ def _refuse_local_paths(definition: Definition, extras: Mapping[str, Path]) -> N
             )
 
 
-def _refuse_large(parcel: Parcel, limit: int) -> None:
+def _refuse_large(parcel: JobFiles, limit: int) -> None:
     sizes: dict[str, int] = {}
     for name, path in parcel.files.items():
         # Sizes are summed by folder, since the cause is more often a folder of images than one file.

@@ -13,7 +13,6 @@ from rayddl.pipeline import plan as plans
 from rayddl.pipeline.definition import load as definitions
 from rayddl.pipeline.definition.overrides import Overrides
 from rayddl.pipeline.display.base import Display, Hidden
-from rayddl.pipeline.display.choose import choose
 from rayddl.pipeline.estimating import Estimates
 from rayddl.pipeline.plan import Plan
 from rayddl.pipeline.plugging import Given, use
@@ -82,6 +81,22 @@ def run(
     """
     use(plugins)
     planned = plans.make(definitions.load(definition, overrides), os.fspath(out)).narrowed(stages)
-    display = progress if not isinstance(progress, bool) else choose() if progress else Hidden()
+    display = progress if not isinstance(progress, bool) else choose_display() if progress else Hidden()
     with ray_session(display, address, num_cpus, (grows,) if isinstance(grows, str) else grows) as ray:
         return execute(planned, display, ray, strict=strict)
+
+
+def choose_display(*, as_json: bool = False, quiet: bool = False) -> Display:
+    """Return the display for JSON if asked for, else for standard output: a terminal, or a pipe or file."""
+    if as_json:
+        from rayddl.pipeline.display.jsonl import JsonLines, private_stdout
+
+        return JsonLines(private_stdout())
+    from rayddl.pipeline.display.live import Terminal
+    from rayddl.pipeline.display.plain import Plain
+    from rayddl.pipeline.tables import SafeConsole
+
+    console = SafeConsole(highlight=False)
+    if not quiet and console.is_terminal and not console.is_dumb_terminal:
+        return Terminal(console)
+    return Plain(quiet=quiet)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from rayddl import documents
+from rayddl import documents, locks
 from rayddl.credentials import scrub
-from rayddl.errors import ArtifactError
+from rayddl.errors import ArtifactError, StageError
 from rayddl.stages.context import Input
 from rayddl.storage import Folder
 from rayddl.version import __version__, installed
@@ -194,3 +197,30 @@ def _versions() -> dict[str, str | None]:
 def ordered_json(value: Any) -> bytes:
     """Return JSON with the keys in their order, which matters for columns of tables and stages of definitions."""
     return json.dumps(value, indent=1, allow_nan=False).encode() + b"\n"
+
+
+@contextmanager
+def locked(folder: Folder) -> Iterator[None]:
+    """Lock ``folder`` for this process. Raises :class:`StageError` with the process that has locked it.
+
+    For filesystems without locks see :func:`rayddl.locks.exclusive`.
+    """
+    me = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locks.exclusive(folder, LOCK, me))
+        except locks.Busy as busy:
+            raise StageError(
+                f"{folder} is being written by {_holder(busy.note)}; wait until it is done, or stop it, "
+                "and run the same command again",
+                code="folder-locked",
+            ) from None
+        yield
+
+
+def _holder(note: bytes) -> str:
+    try:
+        holder = json.loads(note)
+        return f"process {holder['pid']} on {holder['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"

@@ -28,7 +28,7 @@ NOT_TAKEN = {"kind", "set", "observer", "protocol", "lr", "resources", "labels"}
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundSet:
     """A set to compare, with its folder and its evaluation."""
 
     folder: Folder
@@ -78,14 +78,14 @@ def compare(
         return run(made, out=out, progress=progress, address=address, num_cpus=num_cpus, plugins=plugins)
 
 
-def resolve(where: str, out: str) -> list[Found]:
+def resolve(where: str, out: str) -> list[FoundSet]:
     """Return the sets that ``where`` names. Raises :class:`ArtifactError` if there is none."""
     folder = Folder(where)
     try:
         if folder.has(artifacts.MANIFEST):
             return [_stage(folder)]
         if folder.has(SET_FILE) and not folder.has("images_best.pt"):
-            return [_inside_a_stage(where) or Found(folder)]
+            return [_inside_a_stage(where) or FoundSet(folder)]
         record = find_record(where, out)
     except ValueError as error:
         raise UserError(
@@ -98,7 +98,7 @@ def resolve(where: str, out: str) -> list[Found]:
         from rayddl.data.formats.importing import form_of
 
         form_of(folder)
-        return [Found(folder, own=False)]
+        return [FoundSet(folder, own=False)]
     raise ArtifactError(
         f"nothing to compare at {scrub(where)!r}: there is no such folder, and no run of that name in "
         f"{scrub(out)!r}; rayddl list shows what there is",
@@ -106,12 +106,12 @@ def resolve(where: str, out: str) -> list[Found]:
     )
 
 
-def _stage(folder: Folder) -> Found:
+def _stage(folder: Folder) -> FoundSet:
     artifact = artifacts.open_artifact(folder)
     if produced(artifact.kind) == "judgement":
-        return Found(folder, artifact.manifest)
+        return FoundSet(folder, artifact.manifest)
     if folder.has(f"set/{SET_FILE}"):
-        return Found(folder.child("set"))
+        return FoundSet(folder.child("set"))
     raise ArtifactError(
         f"{scrub(str(folder))} is a stage of kind {artifact.kind} and holds no set; name a run, an evaluate stage, "
         "or a set",
@@ -119,14 +119,14 @@ def _stage(folder: Folder) -> Found:
     )
 
 
-def _inside_a_stage(where: str) -> Found | None:
+def _inside_a_stage(where: str) -> FoundSet | None:
     """Return the evaluate stage whose folder contains the set at ``where``, if any."""
     stage = stage_of(Folder(where))
     found = _stage(stage) if stage else None
     return found if found and found.manifest is not None else None
 
 
-def _of_run(runs: Folder, file: str) -> Iterator[Found]:
+def _of_run(runs: Folder, file: str) -> Iterator[FoundSet]:
     """Yield the evaluate stages of a run; if it has none, its last set."""
     record = records.read(runs, file)
     folders = [runs.child(record["stages"][stage]["folder"]) for stage in record.get("order", [])]
@@ -134,7 +134,7 @@ def _of_run(runs: Folder, file: str) -> Iterator[Found]:
     opened = [artifacts.open_artifact(folder) for folder in done]
     judged = [artifact for artifact in opened if produced(artifact.kind) == "judgement"]
     if judged:
-        yield from (Found(artifact.folder, artifact.manifest) for artifact in judged)
+        yield from (FoundSet(artifact.folder, artifact.manifest) for artifact in judged)
         return
     made = next((f for f in reversed(done) if f.has(f"set/{SET_FILE}")), None)
     if made is None:
@@ -142,11 +142,11 @@ def _of_run(runs: Folder, file: str) -> Iterator[Found]:
             f"the run {scrub(runs.path(file))} has made no set yet; run its definition again",
             code="run-without-set",
         )
-    yield Found(made.child("set"))
+    yield FoundSet(made.child("set"))
 
 
 def definition(
-    found: Sequence[Found],
+    found: Sequence[FoundSet],
     *,
     name: str = "compare",
     nets: tuple[str, ...] | None = None,
@@ -183,14 +183,14 @@ def _place(folder: Folder) -> str:
     return str(folder.local or folder)
 
 
-def _imported(found: Found) -> dict[str, Any]:
+def _imported(found: FoundSet) -> dict[str, Any]:
     stage: dict[str, Any] = {"kind": "imported", "path": _place(found.set)}
     if not found.own:
         stage["method"] = _place(found.folder).rstrip("/").rsplit("/", 1)[-1]
     return stage
 
 
-def _source(found: Sequence[Found]) -> tuple[dict[str, Any], int]:
+def _source(found: Sequence[FoundSet]) -> tuple[dict[str, Any], int]:
     """Return the source and seed of the first set that records them."""
     for each in found:
         if each.manifest is not None:
@@ -212,12 +212,12 @@ def _stored(source: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in source.items() if value is not None and key not in dropped}
 
 
-def _judge(found: Sequence[Found]) -> Kind:
+def _judge(found: Sequence[FoundSet]) -> Kind:
     """Return the stage kind that evaluated the first evaluated set; without one, the first that can."""
     return judges(next((str(each.manifest["kind"]) for each in found if each.manifest is not None), ""))[0]
 
 
-def _protocol(found: Sequence[Found], judge: Kind) -> dict[str, Any]:
+def _protocol(found: Sequence[FoundSet], judge: Kind) -> dict[str, Any]:
     """Return the settings of the first evaluation; if there is none, only the protocol of hard labels."""
     fields = judge.config.model_fields
     hard = {"protocol": "hard"} if "protocol" in fields else {}
@@ -238,7 +238,7 @@ def _protocol(found: Sequence[Found], judge: Kind) -> dict[str, Any]:
     return hard
 
 
-def _info(found: Found) -> Mapping[str, Any]:
+def _info(found: FoundSet) -> Mapping[str, Any]:
     if not found.set.has(SET_FILE):
         return {}
     document = found.set.read_document(SET_FILE, documents.DistilledSetDocument, "make the set again")

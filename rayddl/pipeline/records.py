@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Literal, TypeAlias
@@ -12,11 +13,18 @@ from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError
 from rayddl.pipeline import artifacts
 from rayddl.pipeline.artifacts import FORMAT, Artifact, ordered_json
+from rayddl.pipeline.display.pace import Clock, Pace
 from rayddl.pipeline.plan import Plan
+from rayddl.stages.context import Progress
 from rayddl.storage import Folder
 from rayddl.version import __version__
 
 SUFFIX = artifacts.RECORD
+BEAT_SECONDS = 10.0
+"""Seconds between two records of one stage; few enough writes for object storage."""
+
+Beat: TypeAlias = Callable[[dict[str, Any]], None]
+"""Receives ``{"done", "total", "rate", "left", "metric"}``: units, units, units/s, s, text; ``None`` if unknown."""
 
 Outcome: TypeAlias = Literal["done", "cached", "failed", "interrupted", "waiting", "running"]
 
@@ -103,3 +111,33 @@ def read(out: Folder, file: str) -> Mapping[str, Any]:
 def names(out: Folder) -> Iterator[str]:
     """Yield the file names of all run records in ``out``."""
     return (name for name in out.names() if name.endswith(SUFFIX))
+
+
+class Heartbeat:
+    """A :class:`Progress` that forwards reports to ``inner`` and, at most every 10 s, calls ``beat``."""
+
+    def __init__(self, inner: Progress, beat: Beat, clock: Clock = time.monotonic) -> None:
+        self._inner, self._beat, self._clock = inner, beat, clock
+        self._pace = Pace(clock)
+        self._last: float | None = None
+
+    def update(self, done: float, total: float, metric: str = "") -> None:
+        """Report ``done`` of ``total`` units."""
+        self._inner.update(done, total, metric)
+        self._pace.update(done, total)
+        now = self._clock()
+        if self._last is None or now - self._last >= BEAT_SECONDS:
+            self._last = now
+            self._beat(
+                {
+                    "done": done,
+                    "total": total,
+                    "rate": self._pace.rate,
+                    "left": self._pace.left,
+                    "metric": metric,
+                }
+            )
+
+    def note(self, text: str) -> None:
+        """Forward a line."""
+        self._inner.note(text)

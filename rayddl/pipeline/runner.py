@@ -15,13 +15,12 @@ from rayddl import interrupts
 from rayddl.credentials import scrub
 from rayddl.data.sources import registry as sources
 from rayddl.errors import RayddlError, StageError, UserError
-from rayddl.pipeline import artifacts, cautions, lock
+from rayddl.pipeline import artifacts, cautions
 from rayddl.pipeline.artifacts import Artifact
 from rayddl.pipeline.definition.load import Stage
 from rayddl.pipeline.display.base import Display, Ending, Hidden
-from rayddl.pipeline.display.heartbeat import Heartbeat
 from rayddl.pipeline.plan import Plan, PlannedStage, plugins_of
-from rayddl.pipeline.records import Record
+from rayddl.pipeline.records import Heartbeat, Record
 from rayddl.pipeline.results import RunResult
 from rayddl.pipeline.schedule import Schedule
 from rayddl.pipeline.session import RaySession
@@ -172,7 +171,7 @@ class _Run:
         """Run one stage in this thread, with ``lease`` of the cluster."""
         began = self.clock()
         try:
-            with room.of_stage(lease), lock.held(planned.folder):
+            with room.of_stage(lease), artifacts.locked(planned.folder):
                 # Another command may have finished the stage since the plan was made.
                 if artifacts.state(planned.folder) == "done":
                     found = artifacts.open_artifact(planned.folder, fingerprint=planned.fingerprint)

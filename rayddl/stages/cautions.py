@@ -20,7 +20,7 @@ TIMES_CHANCE = 1.5
 
 def few_steps(batch: int, outlook: Outlook) -> Iterator[str]:
     """A warning if an epoch has only a few steps."""
-    images = outlook.glance.train
+    images = outlook.source_summary.train
     steps = -(-images // batch)
     if steps < FEWEST_STEPS:
         better = max(2, 2 ** (max(images // SUGGESTED_STEPS, 2).bit_length() - 1))

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from rayddl.data.config import SourceConfig
 from rayddl.seeds import derive
-from rayddl.stages.runtime.backend import Backend, OnRay
+from rayddl.stages.runtime.workers import Backend, OnRay
 from rayddl.stages.settings import StageConfig
 from rayddl.storage import Folder
 

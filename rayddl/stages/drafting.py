@@ -1,6 +1,6 @@
 """Shared parts of the drafts with which kinds propose settings for images: steps, networks, and lines of YAML.
 
-A kind's module ``draft`` has ``suits(brief)``, a rank with its reason, and ``draft(brief)``, a :class:`Draft`.
+A kind's module ``draft`` has ``suits(request)``, a rank with its reason, and ``draft(request)``, a :class:`Draft`.
 
 The published settings are for 50,000 images, whose epochs have 200 steps. What counts is the number of steps, so for
 few images batches are smaller, epochs more, and windows longer in epochs.
@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from rayddl.data.sources.look import Look
+from rayddl.data.sources.path_contents import PathContents
 from rayddl.errors import UserError
 
 LARGEST_MATCHED = 64
@@ -29,10 +29,10 @@ _FIXED = ("cifar10", "cifar100", "digits")
 
 
 @dataclass(frozen=True)
-class Brief:
+class DraftRequest:
     """What a draft is made for."""
 
-    look: Look
+    contents: PathContents
     gpu: bool
     ipc: int | None = None
     """Images per class, if they are given."""
@@ -43,20 +43,20 @@ class Brief:
         """The side in pixels at which stages work: the given or stored one, or the largest of ``able`` that needs no
         enlarging.
         """
-        look = self.look
-        square = look.one_size and look.sides[0][0] == look.sides[0][1]
+        contents = self.contents
+        square = contents.one_size and contents.sides[0][0] == contents.sides[0][1]
         if self.size is not None:
             return self.size
-        if (square and look.side <= LARGEST_MATCHED) or look.source["name"] in _FIXED:
-            return look.side
-        return max([side for side in able if side <= look.side], default=able[0])
+        if (square and contents.side <= LARGEST_MATCHED) or contents.source["name"] in _FIXED:
+            return contents.side
+        return max([side for side in able if side <= contents.side], default=able[0])
 
     def per_class(self, patches: int = 1) -> int:
         """The images per class: the given number, or 10 where classes have at least 100 images, else 1.
 
         Each is made of ``patches`` different real ones. Raises :class:`UserError` if the smallest class has too few.
         """
-        fewest = min(self.look.train)
+        fewest = min(self.contents.train)
         most = fewest // patches
         wanted = self.ipc or min(10 if fewest >= 100 else 1, max(most, 1))
         if wanted > most:
@@ -71,7 +71,7 @@ class Brief:
     def batch(self, most: int) -> int:
         """The largest power of two that leaves ``STEPS_AN_EPOCH`` steps, between 8 and ``most``."""
         batch = 8
-        while batch * 2 <= most and self.look.images / (batch * 2) >= STEPS_AN_EPOCH:
+        while batch * 2 <= most and self.contents.images / (batch * 2) >= STEPS_AN_EPOCH:
             batch *= 2
         return batch
 

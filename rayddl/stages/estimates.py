@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from rayddl.data.config import SourceConfig
-from rayddl.data.sources.summary import Glance, glance
+from rayddl.data.sources.summary import SourceSummary, source_summary
 from rayddl.nets.config import NetConfig
 from rayddl.stages.runtime import machine, sizes
 from rayddl.stages.runtime.capacity import Capacity
@@ -80,7 +80,7 @@ class Outlook:
     """Inputs of an estimate besides the settings."""
 
     source: SourceConfig
-    glance: Glance
+    source_summary: SourceSummary
     machine: Machine
 
     @property
@@ -89,19 +89,22 @@ class Outlook:
         ones are in files.
         """
         each = FLOAT if self.source.space == "zca" else 1
-        splits = (images * self.glance.numbers for images in (self.glance.train, self.glance.test))
+        splits = (
+            images * self.source_summary.numbers
+            for images in (self.source_summary.train, self.source_summary.test)
+        )
         return sum(each * size for size in splits if size <= sizes.WHOLE_BYTES)
 
     @property
     def space(self) -> int:
         """Bytes of the stored pixel space: two triangular matrices for ``zca``, else a few numbers."""
-        side = self.glance.numbers
-        return FLOAT * side * (side + 2) if self.source.space == "zca" else 16 * self.glance.shape[0]
+        side = self.source_summary.numbers
+        return FLOAT * side * (side + 2) if self.source.space == "zca" else 16 * self.source_summary.shape[0]
 
 
 def outlook(source: SourceConfig) -> Outlook:
     """The outlook for ``source`` on this machine. Reads listings and a few image headers."""
-    return Outlook(source, glance(source), Machine.here())
+    return Outlook(source, source_summary(source), Machine.here())
 
 
 @dataclass(frozen=True)
@@ -190,15 +193,22 @@ def trainings(
     ``wanted`` is the stage's ``compile``, ``dearer`` the cost of a step relative to a gradient. ``None`` for a plugin's
     network.
     """
-    glance, speed = outlook.glance, outlook.machine.speed
+    source_summary, speed = outlook.source_summary, outlook.machine.speed
     an_epoch, batch = max(1, -(-images // batch)), max(1, min(batch, images))
     steps = an_epoch * epochs
-    compiled = compiles(net, glance, wanted, steps=steps * units, batch=batch)
+    compiled = compiles(net, source_summary, wanted, steps=steps * units, batch=batch)
     step = speed.step(
-        net, glance, images / an_epoch, share,
+        net, source_summary, images / an_epoch, share,
         passes=GRADIENT * dearer, dispatch=dispatch, compiled=compiled, precision=precision,
     )  # fmt: skip
-    test = speed.step(net, glance, glance.test, share, passes=FORWARD, dispatch=-(-glance.test // JUDGED) / 2)
+    test = speed.step(
+        net,
+        source_summary,
+        source_summary.test,
+        share,
+        passes=FORWARD,
+        dispatch=-(-source_summary.test // JUDGED) / 2,
+    )
     if step is None or test is None:
         return None
     return (in_turn(units, share, steps * step + tests * test) or 0.0) + COMPILING * compiled
@@ -224,11 +234,11 @@ class Outline:
     """Numbers that the forward pass of one image keeps."""
 
 
-def outline(net: NetConfig, glance: Glance) -> Outline | None:
+def outline(net: NetConfig, source_summary: SourceSummary) -> Outline | None:
     """The computed size of a ConvNet; ``None`` for other networks, whose size is known only once they are built."""
     if net.name != "convnet":
         return None
-    channels, *sides = glance.shape
+    channels, *sides = source_summary.shape
     height, width = (32, 32) if sides == [28, 28] else sides
     parameters = activations = 0
     for _ in range(net.depth):
@@ -236,15 +246,15 @@ def outline(net: NetConfig, glance: Glance) -> Outline | None:
         parameters += 0 if net.norm == "none" else 2 * net.width
         activations += height * width * net.width
         channels, height, width = net.width, height // 2, width // 2
-    parameters += (channels * height * width + 1) * glance.classes
-    return Outline(parameters, activations + glance.numbers)
+    parameters += (channels * height * width + 1) * source_summary.classes
+    return Outline(parameters, activations + source_summary.numbers)
 
 
 def training(nets: Sequence[NetConfig], batch: int, share: Share, outlook: Outlook) -> int | None:
     """Peak bytes of a worker that trains any of ``nets`` on the source: both splits, and a training step or a test
     batch. ``None`` if the size of a network is unknown.
     """
-    outlines = [outline(net, outlook.glance) for net in nets]
+    outlines = [outline(net, outlook.source_summary) for net in nets]
     if None in outlines:
         return None
     step = max(

@@ -11,7 +11,7 @@ from rayddl.stages.settings import StageConfig
 
 def problems(name: str, config: StageConfig, outlook: Outlook) -> Iterator[str]:
     """Yield why the stage ``name`` must fail on the images of ``outlook``."""
-    seen = outlook.glance
+    seen = outlook.source_summary
     if seen.fewest and config.images_needed > seen.fewest:
         yield (
             f"{name}: needs {config.images_needed:,} training images of each class, and the smallest class has "
@@ -34,7 +34,7 @@ def problems(name: str, config: StageConfig, outlook: Outlook) -> Iterator[str]:
 
 def of_source(outlook: Outlook) -> Iterator[str]:
     """Yield why the images cannot be loaded."""
-    sizes = outlook.glance.sizes
+    sizes = outlook.source_summary.sizes
     if outlook.source.size is None and len(sizes) > 1:
         listed = ", ".join(f"{width} x {height}" for width, height in sizes[:3])
         side = min(min(size) for size in sizes)

@@ -6,6 +6,7 @@ A change that concerns all stages of a kind raises the kind's version instead. I
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from rayddl.config import Config
 from rayddl.data.config import IMAGENET_SIZE, SourceConfig
@@ -24,7 +25,13 @@ def side_of(source: SourceConfig) -> int | None:
     return source.size or SIDES.get(source.name)
 
 
-def zooms(zoom: bool | None, source: SourceConfig) -> bool:
+class _Published(Protocol):
+    @property
+    def zoomed(self) -> bool:
+        """True if published results for the source are of zoomed test images."""
+
+
+def zooms(zoom: bool | None, source: _Published) -> bool:
     """True if test images are zoomed: as set, else if the published results for ``source`` are of zoomed ones."""
     return source.zoomed if zoom is None else zoom
 

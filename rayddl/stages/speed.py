@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from rayddl.data.sources.summary import Glance
+from rayddl.data.sources.summary import SourceSummary
 from rayddl.nets import work
 from rayddl.nets.config import NetConfig
 from rayddl.stages.runtime.sizes import Share
@@ -91,7 +91,7 @@ class Speed:
     def step(
         self,
         net: NetConfig,
-        glance: Glance,
+        source_summary: SourceSummary,
         batch: float,
         share: Share,
         *,
@@ -104,10 +104,10 @@ class Speed:
 
         ``passes`` is its cost in forward passes, ``dispatch`` its dispatch relative to a gradient step's.
         """
-        flops, layers = work.operations(net, glance.shape, glance.classes), work.layers(net)
+        flops, layers = work.operations(net, source_summary.shape, source_summary.classes), work.layers(net)
         if flops is None or layers is None:
             return None
-        reached = min(1.0, max(glance.shape[1:]) / FINE)
+        reached = min(1.0, max(source_summary.shape[1:]) / FINE)
         if net.name == "convnet" and not compiled:
             reached *= min(1.0, net.width / WIDE)
         if share.num_gpus and self.gpu is not None:
@@ -120,10 +120,16 @@ class Speed:
 
 
 def compiles(
-    net: NetConfig, glance: Glance, wanted: bool | None, *, steps: int, batch: int, passes: int = 3
+    net: NetConfig,
+    source_summary: SourceSummary,
+    wanted: bool | None,
+    *,
+    steps: int,
+    batch: int,
+    passes: int = 3,
 ) -> bool:
     """True if a stage compiles ``steps`` steps of ``batch`` images."""
-    flops = work.operations(net, glance.shape, glance.classes)
+    flops = work.operations(net, source_summary.shape, source_summary.classes)
     if wanted is not None or flops is None:
         return bool(wanted)
     return work.pays(net.name, flops, steps=steps, batch=batch, passes=passes)

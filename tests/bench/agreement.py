@@ -8,7 +8,6 @@ same crops. A figure is a mean over classes, beside what drawing at random would
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -39,9 +38,7 @@ def agreement(one: dict[str, dict[str, int]], other: dict[str, dict[str, int]]) 
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = machine.parser(__doc__)
     parser.add_argument("one")
     parser.add_argument("other")
     parser.add_argument("--looked-at", type=int, default=300, help="images of each class (mipc)")

@@ -10,7 +10,6 @@ that of Ray's other processes, after each step.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import resource
@@ -116,9 +115,9 @@ def _streamed(config: Any) -> float:
     """The peak after the pre-selection, stream and choice of ``kind: rded``."""
     from rayddl.methods.patches import boxes
     from rayddl.stages.context import Context
-    from rayddl.stages.rded import selection, stream
+    from rayddl.stages.rded import selection
     from rayddl.stages.rded.settings import RdedConfig
-    from rayddl.stages.rded.worker import Job
+    from rayddl.stages.rded.worker import RdedTask
     from rayddl.stages.runtime.listings import listing_of
     from rayddl.storage import Folder
 
@@ -131,13 +130,13 @@ def _streamed(config: Any) -> float:
             "box": np.zeros((count, 3), np.int32), "bad": np.full(count, ""),
         }  # fmt: skip
 
-    stream.rded_cut_and_judge = scored
+    selection.rded_cut_and_judge = scored
     whole = listing_of(config)
     settings = RdedConfig(
         kind="rded", teacher="t", ipc=IPC if len(whole) > 1e5 else 1, factor=FACTOR, mipc=MOST
     )
     chosen = whole.take(boxes.preselected(0, whole.each_name(), whole.labels, MOST))
-    job = Job(settings, chosen, (3, SIDE, SIDE), 0, None, 1)
+    job = RdedTask(settings, chosen, (3, SIDE, SIDE), 0, None, 1)
     with tempfile.TemporaryDirectory() as out:
         rows, bad, _ = selection.select(job, Context("picked", config, 0, Folder(out), {}, {}))
     assert len(rows) == settings.ipc * FACTOR**2 * CLASSES
@@ -151,12 +150,9 @@ def _peak() -> float:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = machine.parser(__doc__, row=True)
     parser.add_argument("--listed", type=int, nargs="+", default=(10_000, 100_000, 1_281_167))
     parser.add_argument("--held-out", type=int, default=50_000)
-    parser.add_argument("--row", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.row:
         print(json.dumps(measure(**json.loads(given.row))))

@@ -8,7 +8,6 @@ alternate, and the figure is the median over rounds. The last column is what ray
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -67,13 +66,9 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = machine.parser(__doc__, rounds=3, row=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--row", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.row:
         print(json.dumps(measure(json.loads(given.row))))

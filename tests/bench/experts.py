@@ -10,7 +10,6 @@ process, in which each has a CUDA stream of its own on a GPU.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -66,8 +65,7 @@ def _reference(row: dict[str, Any], x: Any, y: Any) -> Any:
 
 def _ours(row: dict[str, Any], x: Any, y: Any) -> Any:
     from rayddl.methods.training.steps import steps_for
-    from rayddl.methods.trajectories.expert import Images, training_steps
-    from rayddl.methods.trajectories.interleave import Lanes
+    from rayddl.methods.trajectories.expert import Images, Lanes, training_steps
     from rayddl.methods.trajectories.settings import ExpertSettings
     from rayddl.nets.build import initial
     from rayddl.nets.config import NetConfig
@@ -91,12 +89,7 @@ def _ours(row: dict[str, Any], x: Any, y: Any) -> Any:
 def main() -> None:
     import torch
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--reference", help="a checkout of the published MTT code")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--row", help=argparse.SUPPRESS)
+    parser = machine.parser(__doc__, rounds=3, reference="MTT", row=True)
     given = parser.parse_args()
     if given.row:
         print(json.dumps(measure(json.loads(given.row))))

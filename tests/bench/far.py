@@ -9,7 +9,6 @@ in its middle.
 
 from __future__ import annotations
 
-import argparse
 import io
 import itertools
 import json
@@ -49,14 +48,10 @@ stages:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = machine.parser(__doc__, rounds=3, row=True)
     parser.add_argument("--images", type=int, default=1024, help="of each split and layout")
     parser.add_argument("--delay", type=float, default=0.06, help="seconds that the server adds to a request")
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--run", action="store_true", help="count the requests of a whole run, too")
-    parser.add_argument("--row", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.row:
         print(json.dumps(measure(json.loads(given.row))))

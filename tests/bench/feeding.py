@@ -75,9 +75,7 @@ def gpu(loop: Any, given: argparse.Namespace) -> float:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = machine.parser(__doc__)
     parser.add_argument("--batches", type=int, default=40)
     parser.add_argument("--copy", type=float, default=0.02, help="seconds of a batch's copy")
     parser.add_argument("--compute", type=float, default=0.03, help="seconds of a batch's computation")

@@ -10,7 +10,6 @@ all of them again.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -21,9 +20,7 @@ from tests.cluster.conftest import DEFINITION, Killer, Nodes, Run
 
 def main() -> None:
     """Print a row for each kind of work, and whether the results are the same."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = machine.parser(__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)

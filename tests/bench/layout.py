@@ -106,9 +106,7 @@ stages:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = machine.parser(__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="of a unit's work")
     parser.add_argument("--only", choices=[*CASES, LARGE])
     parser.add_argument("--driver", nargs=2, metavar=("ADDRESS", "UNITS"), help=argparse.SUPPRESS)

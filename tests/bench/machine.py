@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -17,6 +18,22 @@ ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "100000000000",
 }
 """The settings that rayddl gives its workers."""
+
+
+def parser(
+    about: str | None, *, rounds: int = 0, reference: str = "", row: bool = False
+) -> argparse.ArgumentParser:
+    """The options that benchmarks share: ``--rounds`` with its default, ``--reference`` of a published code, and the
+    ``--row`` with which a benchmark runs one of its rows in a process of its own: :func:`child`.
+    """
+    made = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if rounds:
+        made.add_argument("--rounds", type=int, default=rounds, help="measurements of each row, in turns")
+    if reference:
+        made.add_argument("--reference", help=f"a checkout of the published {reference} code")
+    if row:
+        made.add_argument("--row", help=argparse.SUPPRESS)
+    return made
 
 
 def figures() -> str:

@@ -13,7 +13,6 @@ loop runs (`images_all` and `buffer` in its `distill.py`), and so do its rows; o
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -237,13 +236,8 @@ def _cells(case: str, name: str, seconds: dict[str, list[float]], peak: dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--reference", help="a checkout of the published MTT code")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = machine.parser(__doc__, rounds=3, reference="MTT", row=True)
     parser.add_argument("--only", choices=CASES, action="append")
-    parser.add_argument("--row", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.row:
         row = json.loads(given.row)

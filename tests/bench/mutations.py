@@ -47,8 +47,11 @@ TESTS: dict[str, tuple[str, ...]] = {
         "pipeline/test_golden_fingerprints.py",
     ),
     "methods/trajectories/convex": ("trajectories/test_trajectories_convex.py",),
-    "methods/trajectories/expert": ("training/test_training_hard.py", "training/test_training_batchnorm.py"),
-    "methods/trajectories/interleave": ("trajectories/test_trajectories_together.py",),
+    "methods/trajectories/expert": (
+        "training/test_training_hard.py",
+        "training/test_training_batchnorm.py",
+        "trajectories/test_trajectories_together.py",
+    ),
     "methods/trajectories/files": ("trajectories/test_trajectories_files.py",),
     "methods/patches/boxes": ("patches/test_boxes.py",),
     "methods/patches/score": ("patches/test_score_stitch.py",),

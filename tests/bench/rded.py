@@ -50,7 +50,7 @@ def _job(row: dict[str, Any]) -> Any:
     from rayddl.nets.build import build
     from rayddl.nets.config import NetConfig
     from rayddl.stages.rded.settings import RdedConfig
-    from rayddl.stages.rded.worker import Job
+    from rayddl.stages.rded.worker import RdedTask
     from rayddl.storage import Folder
 
     path = Path(row["data"]).resolve()
@@ -80,7 +80,7 @@ def _job(row: dict[str, Any]) -> Any:
     module = build(net, (3, SIZE, SIZE), CLASSES, seed=0).eval()
     seen = Observer(module, net, listing.classes, (3, SIZE, SIZE), MEAN, STD, None)
     reference = ray.put(seen) if ray.is_initialized() else seen
-    return Job(config, listing, (3, SIZE, SIZE), 0, reference, 1)
+    return RdedTask(config, listing, (3, SIZE, SIZE), 0, reference, 1)
 
 
 def _cut(row: dict[str, Any]) -> dict[str, Any]:
@@ -148,15 +148,15 @@ def _stream(row: dict[str, Any]) -> tuple[float, int]:
     """Seconds for the whole stream with its start, and winners found."""
     import numpy as np
 
-    from rayddl.methods.patches.select import Best, Rows
-    from rayddl.stages.rded.stream import steps
-    from rayddl.stages.runtime.backend import OnRay, quiet
+    from rayddl.methods.patches.select import Best, CropRows
+    from rayddl.stages.rded.selection import steps
+    from rayddl.stages.runtime.workers import OnRay, quiet
 
     job = _job(row)
     best, began = Best(job.per_class, CLASSES), time.perf_counter()
     for block in OnRay().stream(np.arange(len(job.listing)), steps(job), job.config.asks, quiet):
         kept = block["bad"] == ""
-        best.add(Rows(*(block[c][kept] for c in ("image", "label", "score", "crop", "box"))))
+        best.add(CropRows(*(block[c][kept] for c in ("image", "label", "score", "crop", "box"))))
     return time.perf_counter() - began, len(best.rows())
 
 
@@ -282,16 +282,11 @@ def _published_loader(code: Any, row: dict[str, Any], folder: str, workers: int)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = machine.parser(__doc__, rounds=3, reference="RDED", row=True)
     parser.add_argument("data", nargs="?", help="a Parquet file of images")
-    parser.add_argument("--reference", help="a checkout of the published RDED code")
     parser.add_argument("--images", type=int, default=400, help="what the images are repeated to")
     parser.add_argument("--stream", type=int, default=2000, help="likewise for our whole stream")
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--lengths", type=int, nargs=2, default=(1000, 20_000), help="for the memory rows")
-    parser.add_argument("--row", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.row:
         print(json.dumps(measure(json.loads(given.row))))

@@ -8,7 +8,6 @@ navigation: the first paint, and the end of loading.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import statistics
@@ -71,13 +70,10 @@ def opened(text: str, rounds: int) -> list[list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = machine.parser(__doc__, rounds=3)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--ipc", type=int, default=10)
     parser.add_argument("--side", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     print(machine.figures(), flush=True)
     began = time.perf_counter()

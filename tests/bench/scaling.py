@@ -90,11 +90,11 @@ def experts(workers: int, units: int, seconds: float, notes: str, gpus: bool) ->
 def scoring(workers: int, units: int, seconds: float, notes: str, gpus: bool) -> Callable[[], None]:
     """RDED's stream, with decoding and scoring replaced; with GPUs, workers on the other CPUs would decode."""
     from rayddl.stages.context import Silent
-    from rayddl.stages.rded import stream as rded_stream
+    from rayddl.stages.rded import selection as rded_select
     from rayddl.stages.rded.settings import RdedConfig
     from rayddl.stages.runtime import streams
-    from rayddl.stages.runtime.backend import OnRay
     from rayddl.stages.runtime.sizes import Share
+    from rayddl.stages.runtime.workers import OnRay
 
     def scored(block: Any) -> Any:
         slept(seconds * len(block["image"]) / UNIT, notes)
@@ -107,9 +107,9 @@ def scoring(workers: int, units: int, seconds: float, notes: str, gpus: bool) ->
         def __call__(self, block: Any) -> Any:
             return scored(block)
 
-    rded_stream.rded_cut_and_judge = lambda block, sent: scored(block)
-    rded_stream.rded_cut = lambda block, sent: block
-    rded_stream.RdedJudge = Sleeper  # type: ignore[misc]
+    rded_select.rded_cut_and_judge = lambda block, sent: scored(block)
+    rded_select.rded_cut = lambda block, sent: block
+    rded_select.RdedJudge = Sleeper  # type: ignore[misc]
     positions = np.arange(units * UNIT)
     # A call of a judge is a unit.
     config = RdedConfig(kind="rded", teacher="teacher", ipc=1, num_crops=1, batch=UNIT if gpus else None)
@@ -117,7 +117,7 @@ def scoring(workers: int, units: int, seconds: float, notes: str, gpus: bool) ->
     share = Share(1, 0, None, workers)
 
     def run() -> None:
-        steps, note = rded_stream.steps(job), Silent().note
+        steps, note = rded_select.steps(job), Silent().note
         for _ in (
             OnRay().stream(positions, steps, config.asks, note)
             if gpus
@@ -159,7 +159,7 @@ def evaluation(workers: int, units: int, seconds: float, notes: str, gpus: bool)
         {"kind": "evaluate", "set": "made", "seeds": units // 2, "epochs": 1, "batch": 10, "compile": False,
          "resources": ONE_GPU if gpus else {"num_cpus": 1, "at_once": workers}}
     )  # fmt: skip
-    task = protocol.Task(config, made, source, None, 0)
+    task = protocol.EvaluateTask(config, made, source, None, 0)
     return lambda: distribution.judge(task, Folder(tempfile.mkdtemp()), Silent()) and None
 
 
@@ -298,9 +298,7 @@ def plotted(rows: Sequence[Mapping[str, Any]], path: str) -> None:
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = machine.parser(__doc__, row=True)
     parser.add_argument("--most", type=int, default=32, help="workers, doubled up to so many")
     parser.add_argument("--least", type=int, default=1, help="the fewest workers")
     parser.add_argument("--units", type=int, default=8, help="units of each worker")
@@ -308,7 +306,6 @@ def main() -> None:
     parser.add_argument("--stage", choices=STAGES, action="append")
     parser.add_argument("--plot", metavar="FILE")
     parser.add_argument("--gpus-a-node", type=int, default=0, help="workers are logical GPUs of such nodes")
-    parser.add_argument("--row", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.row:
         row = json.loads(given.row)

@@ -9,7 +9,6 @@ before; its seconds are those in the stages' manifests, so the figure counts wha
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from rayddl.pipeline.session import ray_session
 from rayddl.stages.context import Context, Result
 from rayddl.stages.kinds import Kind
 from rayddl.stages.settings import Reads, StageConfig
+from tests.bench import machine
 
 GRAPH = {
     "experts": (),
@@ -79,9 +79,7 @@ def chain(seconds: dict[str, float], stage: str) -> float:
 
 def main(arguments: list[str]) -> None:
     """Run the stages and print the figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = machine.parser(__doc__)
     parser.add_argument("--gpus", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=12.0)
     given = parser.parse_args(arguments)

@@ -11,7 +11,6 @@ threads that spin while they wait, and with rayddl's setting, by which they slee
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -86,9 +85,9 @@ def _plain(row: dict[str, Any], x: Any, y: Any) -> Callable[[], None]:
 
 
 def _teacher(row: dict[str, Any], x: Any, y: Any) -> Callable[[], None]:
-    from rayddl.methods.training.input_spec import Frame
+    from rayddl.methods.training.input_spec import InputSpec
     from rayddl.methods.training.settings import TeacherSettings
-    from rayddl.methods.training.soft import Manner
+    from rayddl.methods.training.soft import Execution
     from rayddl.methods.training.teacher import TeacherTraining
     from rayddl.nets.build import build
     from rayddl.nets.config import NetConfig
@@ -96,15 +95,14 @@ def _teacher(row: dict[str, Any], x: Any, y: Any) -> Callable[[], None]:
     settings = TeacherSettings(epochs=10**6, batch=BATCH)
     config = NetConfig(name=row["net"], norm="batch")
     module = build(config, SHAPE, CLASSES, seed=0, precision=row["precision"])
-    frame = Frame(SHAPE, (0.5,) * 3, (0.25,) * 3)
-    training = TeacherTraining(module, settings, frame, x, y, Manner(x.device, True), 0)
+    input_spec = InputSpec(SHAPE, (0.5,) * 3, (0.25,) * 3)
+    training = TeacherTraining(module, settings, input_spec, x, y, Execution(x.device, True), 0)
     return lambda: training._one_epoch(lambda: 0.0, lambda _: None)
 
 
 def _expert(row: dict[str, Any], x: Any, y: Any) -> Callable[[], None]:
     from rayddl.methods.training.steps import steps_for
-    from rayddl.methods.trajectories.expert import Images, training_steps
-    from rayddl.methods.trajectories.interleave import Lanes
+    from rayddl.methods.trajectories.expert import Images, Lanes, training_steps
     from rayddl.methods.trajectories.settings import ExpertSettings
     from rayddl.nets.build import initial
     from rayddl.nets.config import NetConfig
@@ -136,16 +134,12 @@ def busy(count: int) -> Iterator[None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = machine.parser(__doc__, rounds=3, row=True)
     parser.add_argument("--net", default="convnet", choices=("convnet", "resnet18"))
     parser.add_argument("--precision", nargs="+", default=["bf16", "fp32"], choices=("bf16", "fp32"))
     parser.add_argument("--ways", nargs="+", default=["plain", "teacher", "expert"])
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--busy", type=int, default=0)
-    parser.add_argument("--row", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.row:
         print(json.dumps(measure(json.loads(given.row))))

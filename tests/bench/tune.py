@@ -8,7 +8,6 @@ the workers' start, reports, state on disk, going from one trial to the next, th
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from dataclasses import dataclass
@@ -53,11 +52,11 @@ class Spins:
     seconds: float
     reports: int
 
-    def __call__(self, ticket: Any) -> Spin:
-        return Spin(ticket.settings, self.seconds, self.reports)
+    def __call__(self, task: Any) -> Spin:
+        return Spin(task.settings, self.seconds, self.reports)
 
-    def held_out(self, ticket: Any, seed: int) -> float:
-        del ticket, seed
+    def held_out(self, task: Any, seed: int) -> float:
+        del task, seed
         return 0.0
 
     def pinned(self, settings: Any, iteration: int) -> dict[str, Any]:
@@ -66,9 +65,7 @@ class Spins:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = machine.parser(__doc__)
     parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=30.0, help="work of one trial")
     parser.add_argument("--reports", type=int, default=6, help="of one trial")

@@ -13,7 +13,7 @@ from rayddl.cli import main
 from rayddl.data.sources import listing
 from rayddl.stages.evaluate import worker as students
 from rayddl.stages.experts import stage as experts
-from rayddl.stages.rded import stream as rded_stream
+from rayddl.stages.rded import selection as rded_select
 
 
 def counted(function: Callable[..., Any], name: Callable[..., str]) -> Callable[..., Any]:
@@ -35,8 +35,8 @@ if __name__ == "__main__":
     listing.CHUNK = int(os.environ.get("CHUNK", listing.CHUNK))
     experts.train_some = counted(experts.train_some, lambda job, indices, counter: f"expert {indices[0]}")
     students.teach = counted(students.teach, lambda shared, data, student: f"student {student.file}")
-    rded_stream.rded_cut_and_judge = counted(
-        rded_stream.rded_cut_and_judge, lambda block, sent: f"chunk {int(block['image'][0])}"
+    rded_select.rded_cut_and_judge = counted(
+        rded_select.rded_cut_and_judge, lambda block, sent: f"chunk {int(block['image'][0])}"
     )
-    rded_stream.rded_cut = counted(rded_stream.rded_cut, lambda block, sent: f"cut {int(block['image'][0])}")
+    rded_select.rded_cut = counted(rded_select.rded_cut, lambda block, sent: f"cut {int(block['image'][0])}")
     main()

@@ -30,7 +30,7 @@ from rayddl.data.distilled import DistilledSet
 from rayddl.data.pixels.decode import Encoded, decode
 from rayddl.data.pixels.space import fit
 from rayddl.data.sources import registry as sources
-from rayddl.data.sources.look import look
+from rayddl.data.sources.path_contents import read_contents
 from rayddl.methods.training import pretrained, softlabels
 from rayddl.methods.training.observer import Observer
 from rayddl.methods.trajectories import files as experts
@@ -62,7 +62,7 @@ def loaded(name: str, folder: Path) -> None:
     with bounded(folder):
         sources.load(config)
     with bounded(folder):
-        look(str(folder)).lines()
+        read_contents(str(folder)).lines()
 
 
 # Tensors

@@ -190,10 +190,10 @@ def test_files_are_read_as_a_teacher_needs_them(choose, stages, folder, tmp_path
     done = choose(read, as_source(root), progress=progress, method="herding")
 
     train = sources.load(as_source(root)).train
-    features = before_last(teacher.module, teacher.frame.normalised(train.images))
+    features = before_last(teacher.module, teacher.input_spec.normalised(train.images))
     picked = expected(herding, features, train.labels, 2)
     assert torch.equal(made(done).stored, train.images[picked])
-    assert torch.equal(made(done).images, teacher.frame.normalised(train.images[picked]))
+    assert torch.equal(made(done).images, teacher.input_spec.normalised(train.images[picked]))
     assert done.summary["bad"] == 1
     assert done.summary["bad_examples"][0].startswith("dog/broken.png: ")
     assert progress.notes[0].startswith("skipped an unreadable image: dog/broken.png: ")
@@ -225,7 +225,7 @@ def test_a_teachers_scores_select_images(choose, stages, folder, tmp_path, metho
     done = choose(Input("teacher", "teacher", teacher_folder, {}, {}), as_source(root), method=method)
 
     train = sources.load(as_source(root)).train
-    logits = teacher.module(teacher.frame.normalised(train.images))[:, [1, 0]]
+    logits = teacher.module(teacher.input_spec.normalised(train.images))[:, [1, 0]]
     scores = logits.log_softmax(1).gather(1, train.labels[:, None])[:, 0]
     picked = expected({"easiest": easiest, "medium": medium}[method], scores, train.labels, 2)
     assert torch.equal(made(done).stored, train.images[picked])

@@ -29,7 +29,7 @@ from rayddl.seeds import derive
 from rayddl.stages.context import Input
 from rayddl.stages.experts import stage as experts
 from rayddl.stages.experts import worker as expertwork
-from rayddl.stages.experts.artifact import Job
+from rayddl.stages.experts.artifact import ExpertsTask
 from rayddl.stages.match import stage as match
 from rayddl.stages.runtime import workers
 from rayddl.stages.runtime.sizes import Share
@@ -240,7 +240,9 @@ def test_throughput_is_measured_without_a_trace(stages, tmp_path):
     """Measuring trains real steps of several experts, and leaves no file; without a GPU one expert is chosen."""
     config, source = stages.experts_config(), publish(stages.source_config)
     out = Folder(str(tmp_path))
-    job = Job(config, source, ray.put(fit_space(source, out)), out, stages.seed, compile=False, threads=1)
+    job = ExpertsTask(
+        config, source, ray.put(fit_space(source, out)), out, stages.seed, compile=False, threads=1
+    )
     before = out.names()
     trainer = expertwork.Trainer(job, torch.device("cpu"))
     assert all(0 < trainer.rate(count) < float("inf") for count in (1, 3))

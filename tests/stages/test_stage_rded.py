@@ -29,7 +29,6 @@ from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Input, Progress, Result, Silent
 from rayddl.stages.rded import selection as rded_select
 from rayddl.stages.rded import stage as rded
-from rayddl.stages.rded import stream as rded_stream
 from rayddl.stages.rded.settings import RdedConfig
 from rayddl.stages.runtime import cluster, streams, workers
 from rayddl.stages.runtime.in_process import InProcess
@@ -283,7 +282,7 @@ def test_cutters_apart_from_judges_give_the_same_rows(
     one = Share(0.5, 0.0, None, 1)
     rows = {}
     for name, cutters in (("together", None), ("apart", one)):
-        blocks = streams.stream(numbers, rded_stream.steps(job), one, cutters, Silent().note)
+        blocks = streams.stream(numbers, rded_select.steps(job), one, cutters, Silent().note)
         rows[name] = sorted(
             (int(i), float(s), int(k))
             for b in blocks

@@ -21,9 +21,9 @@ from rayddl.data.pixels import space
 from rayddl.data.sources import picking
 from rayddl.data.sources import registry as sources
 from rayddl.errors import ArtifactError
-from rayddl.methods.training.input_spec import Frame
+from rayddl.methods.training.input_spec import InputSpec
 from rayddl.methods.training.observer import Observer
-from rayddl.methods.training.soft import Lecture, Manner, SoftProtocol, SoftTraining
+from rayddl.methods.training.soft import EpochData, Execution, SoftProtocol, SoftTraining
 from rayddl.methods.training.teacher import predictions, share_right
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
@@ -148,14 +148,14 @@ def test_a_student_is_the_one_that_floor_one_trains(live: Made, taught: Input, c
     )
     net, protocol = NetConfig.model_validate(NET), SoftProtocol(batch=10, factor=2, epochs=EPOCHS, lr=LR)
     seed = derive(derive(5, "evaluate"), "student", "distilled", net.model_dump_json(), 1)
-    draws = lambda e: Lecture(protocol.draw(e, 10 * IPC, (8, 8), observer.frame, seed))  # noqa: E731
+    draws = lambda e: EpochData(protocol.draw(e, 10 * IPC, (8, 8), observer.input_spec, seed))  # noqa: E731
     student = build(net, (1, 8, 8), 10, seed=derive(seed, "start"))
     seen = observer.on(CPU).module
     trained = SoftTraining(
-        student, protocol, observer.frame, made.pixels(), draws, seen, Manner(CPU), seed
+        student, protocol, observer.input_spec, made.pixels(), draws, seen, Execution(CPU), seed
     ).run()
     test = sources.load(SOURCE).test
-    right = share_right(predictions(trained, observer.frame, test.images, CPU), test.labels)
+    right = share_right(predictions(trained, observer.input_spec, test.images, CPU), test.labels)
     assert live.rows["distilled"]["accuracies"][1] == right
 
 
@@ -304,7 +304,7 @@ def test_a_killed_student_goes_on_bit_for_bit(
     net, seed = NetConfig.model_validate(NET), derive(5, "evaluate")
     out = Folder(str(tmp_path))
     shared = students.Shared(
-        publish(SOURCE), None, out, seed, "fp32", False, 1, observer.frame, ray.put(observer)
+        publish(SOURCE), None, out, seed, "fp32", False, 1, observer.input_spec, ray.put(observer)
     )
     protocol = SoftProtocol(batch=10, factor=2, epochs=EPOCHS, lr=LR)
     data = students.TrainingData("distilled", made.pixels(), None, None, protocol)
@@ -448,9 +448,15 @@ def test_an_observer_of_another_size_sees_images_as_published(
     small = Observer.load(taught.folder.child("observer"))
     shape = (1, 16, 16)
     net = NetConfig.model_validate(NET)
-    frame = Frame(shape, small.mean, small.std)
+    input_spec = InputSpec(shape, small.mean, small.std)
     observer = Observer(
-        build(net, shape, 10, seed=0).eval(), net, small.classes, frame.shape, frame.mean, frame.std, 0.1
+        build(net, shape, 10, seed=0).eval(),
+        net,
+        small.classes,
+        input_spec.shape,
+        input_spec.mean,
+        input_spec.std,
+        0.1,
     )
     observer.save(Folder(str(tmp_path)).child("observer"))
     given = Input("teacher", "teacher", Folder(str(tmp_path)), {}, {})

@@ -146,7 +146,7 @@ def test_the_accuracy_may_be_that_of_zoomed_images(local_ray: None, tmp_path: Pa
     test = sources.load(SOURCE.model_copy(update={"size": 14})).test
     labels = test.labels
     for zoom, result in zip((False, True), results, strict=True):
-        found = predictions(observer.module, observer.frame, test.images, torch.device("cpu"), zoom=zoom)
+        found = predictions(observer.module, observer.input_spec, test.images, torch.device("cpu"), zoom=zoom)
         assert result.summary["accuracy"] == share_right(found, labels)
     assert results[0].summary["accuracy"] != results[1].summary["accuracy"]
 

@@ -172,17 +172,17 @@ def test_a_matching_trial_goes_on_exactly(stages, convex, searched, tmp_path):
 
     @ray.remote(num_cpus=1)
     def halves(whole: bool) -> bytes:
-        from rayddl.stages.tune.trial import Ticket
+        from rayddl.stages.tune.trial import TrialTask
 
-        def ticket(name: str, settings: Any) -> Any:
-            return Ticket(0, settings, Folder(f"{tmp_path}/{name}{whole}"), 1)
+        def task(name: str, settings: Any) -> Any:
+            return TrialTask(0, settings, Folder(f"{tmp_path}/{name}{whole}"), 1)
 
-        first = trials(ticket("a", {"lr_image": 20.0}))
+        first = trials(task("a", {"lr_image": 20.0}))
         first.reach(8)
         if whole:
             first.reach(12)
             return first.save()
-        second = trials(ticket("b", {"lr_image": 20.0}))
+        second = trials(task("b", {"lr_image": 20.0}))
         second.load(first.save())
         second.reach(12)
         return second.save()
@@ -308,11 +308,11 @@ def _judged(
 
     @ray.remote(num_cpus=1)
     def work(name: str) -> tuple[float, float]:
-        from rayddl.stages.tune.trial import Ticket
+        from rayddl.stages.tune.trial import TrialTask
 
-        ticket = Ticket(0, settings, Folder(f"{out}/{name}"), 1)
-        trial = trials(ticket)
-        return trial.reach(1)["accuracy"], trials.held_out(ticket, 0)
+        task = TrialTask(0, settings, Folder(f"{out}/{name}"), 1)
+        trial = trials(task)
+        return trial.reach(1)["accuracy"], trials.held_out(task, 0)
 
     (made, fresh), (again, fresh_again) = ray.get(work.remote("trial")), ray.get(work.remote("again"))
     assert fresh == fresh_again

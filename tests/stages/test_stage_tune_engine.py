@@ -15,7 +15,7 @@ from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.tune import callbacks, engine
 from rayddl.stages.tune.plan import Search
 from rayddl.stages.tune.space import Entry
-from rayddl.stages.tune.store import Book, Row
+from rayddl.stages.tune.store import Row, TrialStore
 from rayddl.stages.tune.trial import Work
 from rayddl.storage import Folder
 from tests.raising import raises
@@ -32,21 +32,21 @@ SHARE = Share(1, 0, None, 2)
 class Climb:
     """A trial that climbs to its one setting; a setting above 0.9 diverges, one of -1 kills its worker."""
 
-    ticket: Any
+    task: Any
     at: int = 0
 
     def reach(self, until: int) -> dict[str, float]:
         time.sleep(0.01)
-        x = self.ticket.settings["x"]
+        x = self.task.settings["x"]
         if x > 0.9:
             raise DivergedError("the loss is nan", code="for-a-test")
-        if x == -1 and not self.ticket.folder.has("killed"):
+        if x == -1 and not self.task.folder.has("killed"):
             import os
             import signal
 
-            self.ticket.folder.write("killed", b"")
+            self.task.folder.write("killed", b"")
             os.kill(os.getpid(), signal.SIGKILL)
-        self.ticket.folder.write(f"from-{self.at}-to-{until}", b"")
+        self.task.folder.write(f"from-{self.at}-to-{until}", b"")
         self.at = until
         return {"accuracy": max(0.0, x) * (1 - 0.5**until)}
 
@@ -57,17 +57,17 @@ class Climb:
         self.at = int(data)
 
     def leave(self) -> None:
-        self.ticket.folder.child("made").write("it", b"")
+        self.task.folder.child("made").write("it", b"")
 
 
 class Climbs:
     """Makes them."""
 
-    def __call__(self, ticket: Any) -> Climb:
-        return Climb(ticket)
+    def __call__(self, task: Any) -> Climb:
+        return Climb(task)
 
-    def held_out(self, ticket: Any, seed: int) -> float:
-        return float(ticket.settings["x"]) - 0.01 * seed
+    def held_out(self, task: Any, seed: int) -> float:
+        return float(task.settings["x"]) - 0.01 * seed
 
     def pinned(self, settings: Any, iteration: int) -> dict[str, Any]:
         del settings, iteration
@@ -95,14 +95,14 @@ def test_a_search_started_again_runs_only_what_is_missing(stages, tmp_path, cut_
     work = searching(
         tmp_path, space=space, searcher="grid", samples=10, scheduler="asha", base={"x": 0.9}.get
     )
-    book, halves = Book(Folder(str(tmp_path))), Share(0.5, 0, None, 2)
+    store, halves = TrialStore(Folder(str(tmp_path))), Share(0.5, 0, None, 2)
     # Without a pause between two displays the driver ends before a warm worker has done all that is left.
     monkeypatch.setattr(callbacks, "SHOW_SECONDS", 0.0)
-    progress = cut_when(lambda: len(book.ended()) >= 3)
+    progress = cut_when(lambda: len(store.ended()) >= 3)
     with pytest.raises(cut):
         engine.run(work, halves, progress)
-    before = {n: (tmp_path / f"trials/{n:04d}.json").stat().st_mtime_ns for n in book.ended()}
-    under_way = book.begun()
+    before = {n: (tmp_path / f"trials/{n:04d}.json").stat().st_mtime_ns for n in store.ended()}
+    under_way = store.begun()
     rows = engine.run(work, halves, cut_when(lambda: False))
     after = {n: (tmp_path / f"trials/{n:04d}.json").stat().st_mtime_ns for n in before}
 
@@ -117,13 +117,13 @@ def test_a_search_started_again_runs_only_what_is_missing(stages, tmp_path, cut_
     whole = [row for row in rows.values() if row.ended == "whole"]
     assert max(whole, key=lambda row: row.value).settings == {"x": 0.9}
     # In the folder of trial 0, which is kept: every stretch was worked through once.
-    assert book.at_work(0).names()[:4] == ["from-0-to-1", "from-1-to-2", "from-2-to-3", "from-3-to-4"]
+    assert store.at_work(0).names()[:4] == ["from-0-to-1", "from-1-to-2", "from-2-to-3", "from-3-to-4"]
 
 
 def test_a_search_in_which_nothing_works_says_why(tmp_path, told):
     """Where every trial diverges there is no winner: an error with the first reasons."""
     work = searching(tmp_path, samples=2)
     for number in range(2):
-        Book(work.out).end(Row(number, {"x": 0.95}, "diverged", 0.0, 1, 0.1, (), "the loss is nan"))
+        TrialStore(work.out).end(Row(number, {"x": 0.95}, "diverged", 0.0, 1, 0.1, (), "the loss is nan"))
     with raises("no-trial-succeeded"):
         engine.run(work, SHARE, told())

@@ -14,8 +14,7 @@ from rayddl.data.pixels import augment
 from rayddl.errors import StageError
 from rayddl.methods.matching.gradient import MODES, MetaGradient, StudentRun
 from rayddl.methods.training.steps import make_steps, steps_for
-from rayddl.methods.trajectories.expert import Images, Training, training_steps
-from rayddl.methods.trajectories.interleave import Lanes
+from rayddl.methods.trajectories.expert import Images, Lanes, Training, training_steps
 from rayddl.methods.trajectories.settings import ExpertSettings
 from rayddl.nets.build import flat, initial
 from rayddl.nets.config import NetConfig

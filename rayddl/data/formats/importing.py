@@ -41,7 +41,7 @@ LOOKED_FOR = "set.json, images_best.pt and labels_best.pt, folders of images by 
 
 
 @dataclass(frozen=True)
-class Home:
+class TargetSource:
     """The classes, image shape and pixel space of the source that a set is converted to."""
 
     classes: tuple[str, ...]
@@ -63,7 +63,7 @@ def form_of(folder: Folder) -> Form:
     raise ArtifactError(f"there is no set in {folder}: looked for {LOOKED_FOR}.", code="no-set-here")
 
 
-def bring(folder: Folder, form: Form, home: Home) -> DistilledSet:
+def bring(folder: Folder, form: Form, home: TargetSource) -> DistilledSet:
     """The set in ``folder``, converted to the source ``home``.
 
     Raises :class:`ArtifactError` if classes or sizes differ from the source's, or files cannot be read.
@@ -82,7 +82,7 @@ def bring(folder: Folder, form: Form, home: Home) -> DistilledSet:
     return made
 
 
-def _pair(folder: Folder, home: Home) -> DistilledSet:
+def _pair(folder: Folder, home: TargetSource) -> DistilledSet:
     made = pairs.load_pair(folder)
     if "guessed" not in made.info:
         return made
@@ -109,7 +109,7 @@ def _pair(folder: Folder, home: Home) -> DistilledSet:
     return replace(made, classes=home.classes, space=home.space, info=info)
 
 
-def _tree(folder: Folder, home: Home) -> tuple[Tensor, Tensor, None]:
+def _tree(folder: Folder, home: TargetSource) -> tuple[Tensor, Tensor, None]:
     files = [name for name, _ in trees.list_images(folder, folder) if "/" in name]
     names = [name.split("/")[0] for name in files]
     places = _places(sorted(set(names)), home, str(folder), _order(folder, set(names)))
@@ -131,7 +131,7 @@ def _order(folder: Folder, folders: set[str]) -> dict[str, str]:
     return {name: named[name] for name in folders} if folders <= set(named) else {}
 
 
-def _table(folder: Folder, home: Home) -> tuple[Tensor, Tensor, Tensor | None]:
+def _table(folder: Folder, home: TargetSource) -> tuple[Tensor, Tensor, Tensor | None]:
     name = _table_in(folder)
     assert name is not None
     where = folder.path(name)
@@ -153,7 +153,9 @@ def _table(folder: Folder, home: Home) -> tuple[Tensor, Tensor, Tensor | None]:
     return images, labels, None if said is None else _soft(said, column, places, home, where)
 
 
-def _places_of(column: parquet_labels.Column, home: Home, where: str, rows: int, size: int) -> dict[str, int]:
+def _places_of(
+    column: parquet_labels.Column, home: TargetSource, where: str, rows: int, size: int
+) -> dict[str, int]:
     """:func:`_places` of a table of ``rows`` rows in a file of ``size`` bytes.
 
     Raises :class:`ArtifactError` for no rows, unlabelled ones, and for images that take much more than the file.
@@ -214,7 +216,7 @@ def _numbers(file: pq.ParquetFile, where: str) -> Tensor:
 
 
 def _soft(
-    said: Tensor, column: parquet_labels.Column, places: dict[str, int], home: Home, where: str
+    said: Tensor, column: parquet_labels.Column, places: dict[str, int], home: TargetSource, where: str
 ) -> Tensor:
     """The soft labels with a column for each of the source's classes: float32 [N, K].
 
@@ -241,7 +243,7 @@ def _soft(
 
 
 def _columns(
-    said: Tensor, column: parquet_labels.Column, places: dict[str, int], home: Home
+    said: Tensor, column: parquet_labels.Column, places: dict[str, int], home: TargetSource
 ) -> list[int] | None:
     """The source's class of each soft-label column; ``None`` if unknown."""
     width, classes = said.shape[1], len(home.classes)
@@ -291,7 +293,7 @@ def _table_in(folder: Folder) -> str | None:
 
 def _places(
     names: Sequence[str],
-    home: Home,
+    home: TargetSource,
     where: str,
     called: Mapping[str, str] = MappingProxyType({}),
     *,
@@ -334,7 +336,7 @@ def _places(
     return {name: known[name] for name in names}
 
 
-def _decoded(batches: Iterable[Sequence[Encoded]], home: Home) -> tuple[Tensor, Tensor]:
+def _decoded(batches: Iterable[Sequence[Encoded]], home: TargetSource) -> tuple[Tensor, Tensor]:
     """uint8 images [N, C, H, W] of the source's shape, and int64 labels [N]."""
     channels, height, width = home.shape
     size = height if height == width else None

@@ -23,7 +23,7 @@ _GREY = ("1", "L", "LA", "La", "I", "I;16")
 
 
 @dataclass(frozen=True)
-class Glance:
+class SourceSummary:
     """The size of a source."""
 
     shape: tuple[int, int, int]
@@ -46,9 +46,9 @@ class Glance:
 
 
 _KNOWN = {
-    "digits": Glance((1, 8, 8), 10, 1438, 359, 139),
-    "cifar10": Glance((3, 32, 32), 10, 50_000, 10_000, 5_000),
-    "cifar100": Glance((3, 32, 32), 100, 50_000, 10_000, 500),
+    "digits": SourceSummary((1, 8, 8), 10, 1438, 359, 139),
+    "cifar10": SourceSummary((3, 32, 32), 10, 50_000, 10_000, 5_000),
+    "cifar100": SourceSummary((3, 32, 32), 100, 50_000, 10_000, 500),
 }
 _TREES: dict[str, Callable[[SourceConfig], Survey]] = {
     "imagefolder": folders.survey,
@@ -57,22 +57,22 @@ _TREES: dict[str, Callable[[SourceConfig], Survey]] = {
 }
 
 
-def glance(config: SourceConfig) -> Glance:
+def source_summary(config: SourceConfig) -> SourceSummary:
     """The size of the source. Counts include unreadable images; a source counts as grey if its first few
     images are grey. Raises the errors of :func:`rayddl.data.sources.registry.fingerprint`.
     """
-    return known.once(("glance", config), partial(_glance, config))
+    return known.once(("summary", config), partial(_summary, config))
 
 
-def _glance(config: SourceConfig) -> Glance:
+def _summary(config: SourceConfig) -> SourceSummary:
     same = _KNOWN.get(config.name)
     if same is not None:
         channels, *sides = same.shape
         height, width = (config.size or side for side in sides)
-        return Glance((channels, height, width), same.classes, same.train, same.test, same.fewest)
+        return SourceSummary((channels, height, width), same.classes, same.train, same.test, same.fewest)
     if plugins.owner("sources", config.name):
         train, test = given.decoded(config)
-        return Glance(train.shape, len(train.classes), len(train), len(test), min(train.counts()))
+        return SourceSummary(train.shape, len(train.classes), len(train), len(test), min(train.counts()))
     if config.name in _TREES:
         tree = _TREES[config.name](config)
         listed = tree.splits["train"]
@@ -84,10 +84,10 @@ def _glance(config: SourceConfig) -> Glance:
         counts = {split: len(part.files) for split, part in tree.splits.items()}
         shape, sizes = _shape(first, config.size)
         fewest = min(Counter(file.class_ for file in listed.files).values())
-        return Glance(shape, len(tree.classes), counts["train"], counts["test"], fewest, sizes)
+        return SourceSummary(shape, len(tree.classes), counts["train"], counts["test"], fewest, sizes)
     found = (shards if config.name == "webdataset" else tables).contents(config, _LOOKED_AT)
     shape, sizes = _shape(found.first, config.size)
-    return Glance(shape, found.classes, found.train, found.test, found.fewest, sizes)
+    return SourceSummary(shape, found.classes, found.train, found.test, found.fewest, sizes)
 
 
 def _shape(

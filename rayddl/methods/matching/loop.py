@@ -31,7 +31,7 @@ COLUMNS = ("iteration", "loss", "lr_student", "start", "expert", "seconds")
 
 
 @dataclass(frozen=True)
-class Facts:
+class WindowRecord:
     """What is recorded about one window."""
 
     expert: int
@@ -52,7 +52,7 @@ class Matcher:
     seed: int
     device: torch.device
 
-    def window(self, iteration: int, worker: int = 0) -> tuple[Window, Facts]:
+    def window(self, iteration: int, worker: int = 0) -> tuple[Window, WindowRecord]:
         """The window of ``iteration`` for one worker. Raises :class:`StageError` if no expert moves."""
         slot = iteration * self.settings.workers + worker
         for attempt in range(REDRAWS):
@@ -60,7 +60,7 @@ class Matcher:
             draws = generator(self.seed, "window", slot, attempt)
             found = cut(self.trajectories[expert], expert, self.settings, iteration, draws)
             if not found.still:
-                return found, Facts(expert, found.epoch, attempt)
+                return found, WindowRecord(expert, found.epoch, attempt)
         raise StageError(
             f"no expert moves over {self.settings.expert_epochs:g} epochs from epochs up to "
             f"{self.settings.upper(iteration):g}: {REDRAWS} windows were tried in iteration {iteration + 1}. "
@@ -68,7 +68,7 @@ class Matcher:
             code="experts-do-not-move",
         )
 
-    def gradient(self, state: State, iteration: int, worker: int = 0) -> tuple[MetaGradient, Facts]:
+    def gradient(self, state: State, iteration: int, worker: int = 0) -> tuple[MetaGradient, WindowRecord]:
         """The meta-gradient of one window of ``iteration``."""
         window, facts = self.window(iteration, worker)
         draws = generator(self.seed, "student", iteration * self.settings.workers + worker)
@@ -114,7 +114,7 @@ class Matcher:
         return list(torch.cat(picks).to(self.device).split([len(pick) for pick in picks]))
 
 
-Gradients = Callable[[State, int], list[tuple[MetaGradient, Facts]]]
+Gradients = Callable[[State, int], list[tuple[MetaGradient, WindowRecord]]]
 """Computes the meta-gradients of all windows of an iteration."""
 
 
@@ -155,10 +155,10 @@ class Loop:
         if after.iteration % ANCHOR == 0:
             self.anchor = after
 
-    def _here(self, state: State, iteration: int) -> list[tuple[MetaGradient, Facts]]:
+    def _here(self, state: State, iteration: int) -> list[tuple[MetaGradient, WindowRecord]]:
         return [self.matcher.gradient(state, iteration, w) for w in range(self.matcher.settings.workers)]
 
-    def _take_back(self, wrong: str, facts: Facts, iteration: int) -> None:
+    def _take_back(self, wrong: str, facts: WindowRecord, iteration: int) -> None:
         settings = self.matcher.settings
         tries = self.state.retries + 1
         if tries > settings.retries:

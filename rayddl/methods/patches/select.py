@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Rows:
+class CropRows:
     """A table of candidates, one per image, stored by columns."""
 
     image: NDArray[np.int64]
@@ -25,26 +25,30 @@ class Rows:
     def __len__(self) -> int:
         return len(self.image)
 
-    def take(self, positions: NDArray[np.int64]) -> Rows:
+    def take(self, positions: NDArray[np.int64]) -> CropRows:
         """The rows at ``positions``, in that order."""
-        return Rows(*(column[positions] for column in self.columns()))
+        return CropRows(*(column[positions] for column in self.columns()))
 
     def columns(self) -> tuple[NDArray[Any], ...]:
         """The columns in the order of the fields."""
         return (self.image, self.label, self.score, self.crop, self.box)
 
     @staticmethod
-    def none() -> Rows:
+    def none() -> CropRows:
         """A table without rows."""
         whole = np.zeros(0, np.int32)
-        return Rows(np.zeros(0, np.int64), whole, np.zeros(0, np.float32), whole, np.zeros((0, 3), np.int32))
+        return CropRows(
+            np.zeros(0, np.int64), whole, np.zeros(0, np.float32), whole, np.zeros((0, 3), np.int32)
+        )
 
     @staticmethod
-    def joined(parts: list[Rows]) -> Rows:
+    def joined(parts: list[CropRows]) -> CropRows:
         """All rows of ``parts``."""
         if not parts:
-            return Rows.none()
-        return Rows(*(np.concatenate(columns) for columns in zip(*(p.columns() for p in parts), strict=True)))
+            return CropRows.none()
+        return CropRows(
+            *(np.concatenate(columns) for columns in zip(*(p.columns() for p in parts), strict=True))
+        )
 
 
 def best_crop(scores: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -56,7 +60,7 @@ def best_crop(scores: NDArray[np.float32]) -> NDArray[np.int64]:
     return best
 
 
-def best_of_class(rows: Rows, most: int) -> Rows:
+def best_of_class(rows: CropRows, most: int) -> CropRows:
     """The ``most`` best rows of every class, sorted by (class, score from high to low, image, crop)."""
     score = np.where(np.isnan(rows.score), -np.inf, rows.score)
     order = np.lexsort((rows.crop, rows.image, -score, rows.label))
@@ -74,20 +78,20 @@ class Best:
 
     most: int
     classes: int
-    _kept: Rows = field(default_factory=Rows.none)
-    _waiting: list[Rows] = field(default_factory=list)
+    _kept: CropRows = field(default_factory=CropRows.none)
+    _waiting: list[CropRows] = field(default_factory=list)
     _count: int = 0
 
-    def add(self, rows: Rows) -> None:
+    def add(self, rows: CropRows) -> None:
         """Add candidates."""
         self._waiting.append(rows)
         self._count += len(rows)
         if self._count > self.most * self.classes:
             self.rows()
 
-    def rows(self) -> Rows:
+    def rows(self) -> CropRows:
         """The best rows so far, in the order of :func:`best_of_class`."""
         if self._waiting:
-            self._kept = best_of_class(Rows.joined([self._kept, *self._waiting]), self.most)
+            self._kept = best_of_class(CropRows.joined([self._kept, *self._waiting]), self.most)
             self._waiting, self._count = [], 0
         return self._kept

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rayddl.errors import ArtifactError
-from rayddl.methods.refinement.refine import Eye
+from rayddl.methods.refinement.refine import FeatureExtractor
 from rayddl.methods.selection.features import before_last
 from rayddl.methods.training.observer import Observer
 
@@ -21,18 +21,18 @@ class _ReachedError(Exception):
     """Ends a forward pass at the layer whose output is wanted."""
 
 
-def eye_of(observer: Observer, layer: str | None) -> Eye:
+def extractor_of(observer: Observer, layer: str | None) -> FeatureExtractor:
     """The features that ``observer`` sees: the output of ``layer``, or by default the input of the last linear layer.
 
     Raises :class:`ArtifactError` for a layer that the network does not have.
     """
 
     def scaled(pixels: Tensor) -> Tensor:
-        return observer.frame.normalised(pixels).contiguous(memory_format=torch.channels_last)
+        return observer.input_spec.normalised(pixels).contiguous(memory_format=torch.channels_last)
 
     if layer is None:
-        return Eye(scaled, partial(before_last, observer.module))
-    return Eye(scaled, _output_of(observer, layer))
+        return FeatureExtractor(scaled, partial(before_last, observer.module))
+    return FeatureExtractor(scaled, _output_of(observer, layer))
 
 
 def _output_of(observer: Observer, layer: str) -> Callable[[Tensor], Tensor]:

@@ -25,7 +25,7 @@ from rayddl.methods.refinement.settings import RefineSettings
 
 
 @dataclass(frozen=True, eq=False)
-class Eye:
+class FeatureExtractor:
     """What an observer sees in images."""
 
     scaled: Callable[[Tensor], Tensor]
@@ -87,7 +87,7 @@ def apart(seen: Sequence[Tensor], wanted: Sequence[Tensor], distance: str) -> Te
 
 
 @dataclass(frozen=True, eq=False)
-class Draws:
+class RefineDraws:
     """The random choices of a refinement: for each augmentation, the parameters of every view at every step."""
 
     each: tuple[Draw, ...]
@@ -108,7 +108,7 @@ class Draws:
 
 def draw(
     settings: RefineSettings, shape: tuple[int, int, int], factor: int, generators: Sequence[Generator]
-) -> Draws:
+) -> RefineDraws:
     """The random choices for images of ``shape``; each has its own generator, and so depends on no other image."""
     count = settings.steps * factor**2
     found = []
@@ -116,7 +116,7 @@ def draw(
         drawn = [augment.draw((name,), (count, *shape), generator) for generator in generators]
         params = zip(*(one.params for one in drawn if one is not None), strict=True)
         found.append(Draw(name, tuple(torch.cat(list(each)) for each in params)))
-    return Draws(tuple(found), settings.steps, factor**2)
+    return RefineDraws(tuple(found), settings.steps, factor**2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +132,12 @@ class Refined:
 
 
 def refined(
-    start: Tensor, anchors: Tensor, eyes: Sequence[Eye], settings: RefineSettings, factor: int, draws: Draws
+    start: Tensor,
+    anchors: Tensor,
+    eyes: Sequence[FeatureExtractor],
+    settings: RefineSettings,
+    factor: int,
+    draws: RefineDraws,
 ) -> Refined:
     """Refine the images ``start`` ``[n, C, H, W]``, pixels in 0..1 on the observers' device.
 
@@ -143,7 +148,9 @@ def refined(
 
     def distances(chosen: Sequence[Draw]) -> Tensor:
         seen = views(start + change, factor)
-        return torch.stack([_gaps_of(eye, seen, anchors, settings, chosen) for eye in eyes]).mean(0)
+        return torch.stack([_gaps_of(extractor, seen, anchors, settings, chosen) for extractor in eyes]).mean(
+            0
+        )
 
     with torch.no_grad():
         before = distances(())
@@ -158,11 +165,15 @@ def refined(
 
 
 def _gaps_of(
-    eye: Eye, seen: Tensor, anchors: Tensor, settings: RefineSettings, chosen: Sequence[Draw]
+    extractor: FeatureExtractor,
+    seen: Tensor,
+    anchors: Tensor,
+    settings: RefineSettings,
+    chosen: Sequence[Draw],
 ) -> Tensor:
     with torch.no_grad():
-        wanted = eye.features(_augmented(eye.scaled(anchors), chosen))
-    return gaps(eye.features(_augmented(eye.scaled(seen), chosen)), wanted, settings.distance)
+        wanted = extractor.features(_augmented(extractor.scaled(anchors), chosen))
+    return gaps(extractor.features(_augmented(extractor.scaled(seen), chosen)), wanted, settings.distance)
 
 
 def _augmented(x: Tensor, chosen: Sequence[Draw]) -> Tensor:

@@ -15,7 +15,7 @@ PORTION = 2**27
 """Most bytes of the float64 numbers computed from rows at a time, unless a single row has more."""
 
 
-class Rows:
+class FeatureRows:
     """Collects rows. More than ``held`` bytes of them go into a temporary file, whose space is free again when the
     rows are no longer used.
     """

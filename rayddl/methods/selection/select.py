@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from rayddl.methods.selection.rows import HELD, Rows, portion
+from rayddl.methods.selection.rows import HELD, FeatureRows, portion
 
 PATTERNS = 10
 """Most patterns into which :func:`balanced` divides a class."""
@@ -88,7 +88,7 @@ def _clustered(features: Tensor, patterns: int, rows: int, held: int) -> tuple[T
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
-    unit = Rows(held)
+    unit = FeatureRows(held)
     for part in _unit(features, rows):
         unit.add(part)
     # The last bits of a centre depend on the number of threads. Without a copy, rows in a file stay there.

@@ -21,7 +21,7 @@ BATCH = 256
 
 
 @dataclass(frozen=True)
-class Frame:
+class InputSpec:
     """Shape and scaling of a network's input: (pixel - ``mean``) / ``std``."""
 
     shape: Shape

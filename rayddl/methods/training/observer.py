@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rayddl import documents, plugins, sealed
 from rayddl.data.pixels.space import Normalise
 from rayddl.errors import ArtifactError, NetError
-from rayddl.methods.training.input_spec import Frame, Shape
+from rayddl.methods.training.input_spec import InputSpec, Shape
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
 from rayddl.storage import Folder
@@ -37,7 +37,7 @@ KIND = sealed.Kind(
 _SHOWN = 5
 
 
-class Chosen(nn.Module):
+class SelectedOutputs(nn.Module):
     """A network restricted to some of its outputs, in a given order."""
 
     def __init__(self, net: nn.Module, outputs: Sequence[int], total: int) -> None:
@@ -69,9 +69,9 @@ class Observer:
     """Top-1 accuracy on the held-out split, 0..1; ``None`` if it was not measured for these classes."""
 
     @property
-    def frame(self) -> Frame:
+    def input_spec(self) -> InputSpec:
         """Shape and scaling of its input."""
-        return Frame(self.shape, self.mean, self.std)
+        return InputSpec(self.shape, self.mean, self.std)
 
     @property
     def space(self) -> Normalise:
@@ -95,7 +95,7 @@ class Observer:
         _refuse_unmatched(self.classes, classes)
         wanted = [self.classes.index(name) for name in classes]
         base, kept, total = _parts(self.module, len(self.classes))
-        module = Chosen(base, [kept[i] for i in wanted], total)
+        module = SelectedOutputs(base, [kept[i] for i in wanted], total)
         same = len(classes) == len(self.classes)
         return replace(
             self,
@@ -212,7 +212,7 @@ def _built(
 ) -> nn.Module:
     module = build(net, shape, total, seed=0, precision=precision)
     module.load_state_dict(state)
-    return module if kept == list(range(total)) else Chosen(module, kept, total)
+    return module if kept == list(range(total)) else SelectedOutputs(module, kept, total)
 
 
 def size_of(folder: Folder) -> int:
@@ -232,7 +232,7 @@ def frozen(module: nn.Module) -> nn.Module:
 
 def _parts(module: nn.Module, classes: int) -> tuple[nn.Module, list[int], int]:
     """The full network, the indices of the outputs in use, and the number of all outputs."""
-    if isinstance(module, Chosen):
+    if isinstance(module, SelectedOutputs):
         return module.net, [int(i) for i in module.outputs.tolist()], module.total
     return module, list(range(classes)), classes
 

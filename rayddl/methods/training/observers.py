@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from rayddl.errors import ArtifactError
-from rayddl.methods.training.input_spec import Frame
+from rayddl.methods.training.input_spec import InputSpec
 from rayddl.methods.training.observer import Observer, frozen
 
 
-class Mean(nn.Module):
+class MeanLogits(nn.Module):
     """The mean of the logits of several networks, for images normalised for the first of them."""
 
     def __init__(self, members: Sequence[Observer]) -> None:
@@ -44,15 +44,15 @@ class ObserverGroup:
     members: tuple[Observer, ...]
 
     @property
-    def frame(self) -> Frame:
+    def input_spec(self) -> InputSpec:
         """Shape and scaling of the first member's input, which :attr:`module` takes."""
-        return self.members[0].frame
+        return self.members[0].input_spec
 
     @property
     def module(self) -> nn.Module:
         """Maps normalised images ``[B, C, H, W]`` to the mean of the members' logits ``[B, K]``."""
         device = next(self.members[0].module.parameters()).device
-        return frozen(Mean(self.members).to(device))
+        return frozen(MeanLogits(self.members).to(device))
 
     def on(self, device: torch.device, precision: str = "fp32") -> ObserverGroup:
         """A copy on ``device``: see :meth:`Observer.on`."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rayddl import json_text, tensorfiles
 from rayddl.errors import ArtifactError
-from rayddl.methods.training.input_spec import Frame
+from rayddl.methods.training.input_spec import InputSpec
 from rayddl.nets.build import TORCHVISION
 from rayddl.nets.config import NetConfig
 from rayddl.storage import split
@@ -35,15 +35,15 @@ _GROUPED = re.compile(r"^layers\.(conv|norm)\.(\d+)\.")
 
 
 @dataclass(frozen=True, eq=False)
-class Ready:
+class PretrainedWeights:
     """Parameters, and torchvision's metadata on them."""
 
     state: State
     classes: tuple[str, ...]
-    frame: Frame
+    input_spec: InputSpec
 
 
-def torchvision_weights(net: NetConfig, *, download: bool, name: str = "DEFAULT") -> Ready:
+def torchvision_weights(net: NetConfig, *, download: bool, name: str = "DEFAULT") -> PretrainedWeights:
     """Torchvision's weights ``name`` of its network ``net``; ``DEFAULT`` are its best.
 
     Read from torch hub's cache, or downloaded into it if ``download`` is true. Raises
@@ -80,8 +80,8 @@ def torchvision_weights(net: NetConfig, *, download: bool, name: str = "DEFAULT"
         )
     shown = weights.transforms()
     side = shown.crop_size[0]
-    frame = Frame((3, side, side), tuple(shown.mean), tuple(shown.std))
-    return Ready(state, tuple(weights.meta["categories"]), frame)
+    input_spec = InputSpec((3, side, side), tuple(shown.mean), tuple(shown.std))
+    return PretrainedWeights(state, tuple(weights.meta["categories"]), input_spec)
 
 
 def _checked(data: bytes, path: str) -> State:

@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from rayddl import plugins
 from rayddl.methods.training import checkpoint, losses, mixes, optimisers
 from rayddl.methods.training.feeding import lane_to, through
-from rayddl.methods.training.input_spec import Frame, in_unit
+from rayddl.methods.training.input_spec import InputSpec, in_unit
 from rayddl.methods.training.mixes import Draws
 from rayddl.methods.training.settings import KL, SOFT_EPOCHS, SOFT_LR, StudentSettings
 from rayddl.methods.training.soft_settings import GIFT, MSE_GT, SoftSettings
@@ -83,13 +83,13 @@ class SoftProtocol(StudentSettings, SoftSettings):
         """True if the loss uses the images' own labels."""
         return self.loss in (OWN, MSE_GT, GIFT)
 
-    def draw(self, epoch: int, count: int, sides: tuple[int, int], frame: Frame, seed: int) -> Draws:
+    def draw(self, epoch: int, count: int, sides: tuple[int, int], input_spec: InputSpec, seed: int) -> Draws:
         """The random choices of ``epoch`` for ``count`` images; ``seed``: that of the labels or the student."""
         if self.plain:
             own = generator(seed, "soft", epoch)
             return mixes.unmixed(count, sides, batch=self.batch, factor=self.factor, generator=own)
         return mixes.draw(
-            count, sides, frame.shape[1:],
+            count, sides, input_spec.shape[1:],
             batch=self.batch, factor=self.factor, cutmix=self.cutmix,
             generator=generator(seed, "soft", epoch),
             least=self.crop_min, within_patch=self.crop_within_patch,
@@ -102,7 +102,7 @@ def published_lr(net: str) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class Lecture:
+class EpochData:
     """The training data of an epoch: the random choices, and the observer's logits if they are stored."""
 
     draws: Draws
@@ -110,12 +110,12 @@ class Lecture:
     """``[N, K]`` in training order."""
 
 
-Lectures = Callable[[int], Lecture]
+Lectures = Callable[[int], EpochData]
 """Maps an epoch, counted from 0, to its training data, with the same result at every call."""
 
 
 @dataclass(frozen=True)
-class Manner:
+class Execution:
     """How networks are computed: device, compiled or not, and by which processes. The precision is part of the
     network.
     """
@@ -125,10 +125,10 @@ class Manner:
     team: Team = ALONE
 
 
-class Answers:
+class ObserverLogits:
     """The observer as a function: normalised images ``[B, C, H, W]`` to float32 logits ``[B, K]``."""
 
-    def __init__(self, module: nn.Module, manner: Manner) -> None:
+    def __init__(self, module: nn.Module, execution: Execution) -> None:
         """``module`` must be on the device and in eval mode."""
 
         def answer(x: Tensor) -> Tensor:
@@ -137,37 +137,42 @@ class Answers:
             return logits.float()
 
         self._plain = answer
-        self._fast = compiled(answer, wanted=manner.compile)
+        self._fast = compiled(answer, wanted=execution.compile)
 
     def __call__(self, x: Tensor, whole: bool) -> Tensor:
         """``whole``: the batch has the usual size, for which the function is compiled."""
         return (self._fast if whole else self._plain)(x)
 
 
-def inputs(images: Tensor, draws: Draws, frame: Frame, device: torch.device) -> Tensor:
-    """The networks' input for a batch: float32 ``[B, *frame.shape]`` on ``device``, channels last.
+def inputs(images: Tensor, draws: Draws, input_spec: InputSpec, device: torch.device) -> Tensor:
+    """The networks' input for a batch: float32 ``[B, *input_spec.shape]`` on ``device``, channels last.
 
     ``images`` are all images of the set, uint8 or float in 0..1, on any device.
     """
     batch = images[draws.picked.to(images.device)].to(device, non_blocking=True)
-    return prepared(batch, draws.to(device), frame)
+    return prepared(batch, draws.to(device), input_spec)
 
 
-def prepared(batch: Tensor, draws: Draws, frame: Frame) -> Tensor:
+def prepared(batch: Tensor, draws: Draws, input_spec: InputSpec) -> Tensor:
     """The networks' input for the images of ``draws.picked``, on the same device; otherwise as :func:`inputs`."""
-    seen = mixes.shown(in_unit(batch), draws, frame.shape[1:])
-    return frame.normalised(seen).contiguous(memory_format=torch.channels_last)
+    seen = mixes.shown(in_unit(batch), draws, input_spec.shape[1:])
+    return input_spec.normalised(seen).contiguous(memory_format=torch.channels_last)
 
 
 def labelled(
-    answers: Answers, images: Tensor, draws: Draws, protocol: SoftProtocol, frame: Frame, device: torch.device
+    answers: ObserverLogits,
+    images: Tensor,
+    draws: Draws,
+    protocol: SoftProtocol,
+    input_spec: InputSpec,
+    device: torch.device,
 ) -> Tensor:
     """The observer's logits of an epoch, in the batches of training: float16 ``[N, K]`` on the CPU."""
     whole = min(protocol.batch, len(draws.picked))
     there = images.device == device
 
     def answer(batch: Tensor, *numbers: Tensor) -> Tensor:
-        shown = prepared(images[batch] if there else batch, Draws(*numbers), frame)
+        shown = prepared(images[batch] if there else batch, Draws(*numbers), input_spec)
         return answers(shown, len(batch) == whole).half()
 
     # Images that are on the device are gathered there; others are gathered here, and copied.
@@ -185,11 +190,11 @@ class SoftTraining:
         self,
         student: nn.Module,
         protocol: SoftProtocol,
-        frame: Frame,
+        input_spec: InputSpec,
         images: Tensor,
-        lectures: Lectures,
+        epoch_data: Lectures,
         observer: nn.Module | None,
-        manner: Manner,
+        execution: Execution,
         seed: int,
         labels: Tensor | None = None,
     ) -> None:
@@ -199,18 +204,18 @@ class SoftTraining:
         """
         if protocol.with_own_labels and labels is None:
             raise ValueError(f"loss {protocol.loss} needs the images' own labels")
-        self._norms = joined(student, manner.team)
-        self.student: nn.Module = student.to(manner.device).to(memory_format=torch.channels_last)
+        self._norms = joined(student, execution.team)
+        self.student: nn.Module = student.to(execution.device).to(memory_format=torch.channels_last)
         self.epoch = 0
         """Number of finished epochs."""
         self.losses: list[float] = []
         """The mean loss of each finished epoch."""
-        self._protocol, self._frame, self._images = protocol, frame, images
-        self._lectures, self._manner, self._seed = lectures, manner, seed
+        self._protocol, self._frame, self._images = protocol, input_spec, images
+        self._lectures, self._manner, self._seed = epoch_data, execution, seed
         self.looks: list[float] = []
         """Accuracies of late epochs, for ``report: best``."""
         self._labels = labels
-        self._answers = None if observer is None else Answers(observer, manner)
+        self._answers = None if observer is None else ObserverLogits(observer, execution)
         self._optimiser = optimisers.MAKERS[protocol.optimizer](
             self.student, protocol.lr, protocol.weight_decay
         )
@@ -221,7 +226,7 @@ class SoftTraining:
             return self._criterion(self.student(x).float(), targets)
 
         self._plain = loss
-        self._fast = compiled(loss, wanted=manner.compile)
+        self._fast = compiled(loss, wanted=execution.compile)
 
     def dump(self) -> bytes:
         """The state of the training as bytes, for :meth:`resume`."""
@@ -288,7 +293,7 @@ class SoftTraining:
             done += size
         return float(total) / count
 
-    def _targets(self, lecture: Lecture, part: Draws, done: int, x: Tensor, whole: bool) -> Tensor:
+    def _targets(self, lecture: EpochData, part: Draws, done: int, x: Tensor, whole: bool) -> Tensor:
         own = None if self._labels is None else self._labels[part.picked.to(self._labels.device)].to(x.device)
         if self._protocol.loss == OWN:
             assert own is not None
@@ -301,7 +306,7 @@ class SoftTraining:
         plain = replace(part, cuts=torch.zeros_like(part.cuts))
         self.student(inputs(self._images, plain, self._frame, self._manner.device)[:count])
 
-    def _said(self, lecture: Lecture, done: int, x: Tensor, whole: bool) -> Tensor:
+    def _said(self, lecture: EpochData, done: int, x: Tensor, whole: bool) -> Tensor:
         if lecture.logits is not None:
             return lecture.logits[done : done + len(x)].to(x.device).float()
         assert self._answers is not None  # there is an observer, or logits of all epochs

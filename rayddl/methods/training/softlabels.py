@@ -22,9 +22,9 @@ from torch import Tensor
 
 from rayddl import documents, sealed
 from rayddl.errors import ArtifactError
-from rayddl.methods.training.input_spec import Frame
+from rayddl.methods.training.input_spec import InputSpec
 from rayddl.methods.training.mixes import Draws
-from rayddl.methods.training.soft import Lecture, SoftProtocol
+from rayddl.methods.training.soft import EpochData, SoftProtocol
 from rayddl.methods.training.soft_settings import epoch_bytes
 from rayddl.methods.training.top_logits import TopLogits
 from rayddl.storage import Folder
@@ -55,7 +55,7 @@ class Index:
     """The content of ``labels.json``."""
 
     classes: tuple[str, ...]
-    frame: Frame
+    input_spec: InputSpec
     protocol: SoftProtocol
     images: str
     """Hash of the labelled images, from :func:`name_of`."""
@@ -69,14 +69,16 @@ class Index:
         cls,
         images: Tensor,
         classes: tuple[str, ...],
-        frame: Frame,
+        input_spec: InputSpec,
         protocol: SoftProtocol,
         top: int | None = None,
     ) -> Index:
         """The index for uint8 ``images`` ``[N, C, H, W]``."""
         top = top if top is not None and top < len(classes) else None
         bytes_ = epoch_bytes(len(images), len(classes), protocol.factor, top)
-        return cls(classes, frame, protocol, name_of(images), len(images), max(1, PART_BYTES // bytes_), top)
+        return cls(
+            classes, input_spec, protocol, name_of(images), len(images), max(1, PART_BYTES // bytes_), top
+        )
 
     def parts(self) -> Iterator[tuple[str, range]]:
         """Name and epochs of each file."""
@@ -86,10 +88,14 @@ class Index:
 
     def to_json(self) -> dict[str, Any]:
         """The index as JSON values."""
-        frame, protocol = self.frame, self.protocol
+        input_spec, protocol = self.input_spec, self.protocol
         return {
             "classes": list(self.classes),
-            "frame": {"shape": list(frame.shape), "mean": list(frame.mean), "std": list(frame.std)},
+            "frame": {
+                "shape": list(input_spec.shape),
+                "mean": list(input_spec.mean),
+                "std": list(input_spec.std),
+            },
             # Labels are stored only for augmented images, so `plain` is always false.
             "protocol": protocol.model_dump(exclude={"plain", *OF_STUDENTS})
             | protocol.model_dump(include=OF_CROPS, exclude_defaults=True),
@@ -102,13 +108,13 @@ class Index:
     @classmethod
     def from_json(cls, meta: Mapping[str, Any]) -> Index:
         """The index that :meth:`to_json` describes."""
-        frame, shape = meta["frame"], meta["frame"]["shape"]
+        input_spec, shape = meta["frame"], meta["frame"]["shape"]
         return cls(
             tuple(meta["classes"]),
-            Frame(
+            InputSpec(
                 (int(shape[0]), int(shape[1]), int(shape[2])),
-                tuple(float(value) for value in frame["mean"]),
-                tuple(float(value) for value in frame["std"]),
+                tuple(float(value) for value in input_spec["mean"]),
+                tuple(float(value) for value in input_spec["std"]),
             ),
             SoftProtocol(**meta["protocol"]),
             meta["images"],
@@ -124,13 +130,13 @@ def name_of(images: Tensor) -> str:
     return hashlib.sha256(shape + images.contiguous().cpu().numpy().tobytes()).hexdigest()
 
 
-def pack(lectures: list[Lecture], top: int | None = None) -> bytes:
+def pack(epoch_data: list[EpochData], top: int | None = None) -> bytes:
     """The file, as bytes, of the training data of several epochs, each with logits, of which ``top`` are kept."""
     names = [f.name for f in fields(Draws)]
-    tensors = {n: torch.stack([getattr(lecture.draws, n) for lecture in lectures]) for n in names}
+    tensors = {n: torch.stack([getattr(lecture.draws, n) for lecture in epoch_data]) for n in names}
     tensors["picked"], tensors["partners"] = tensors["picked"].int(), tensors["partners"].int()
     tensors |= {name: tensors[name].to(dtype) for name, dtype in _SMALL.items()}
-    logits = [lecture.logits for lecture in lectures if isinstance(lecture.logits, Tensor)]
+    logits = [lecture.logits for lecture in epoch_data if isinstance(lecture.logits, Tensor)]
     if top is None:
         return safetensors.save({**tensors, "logits": torch.stack(logits).half()})
     kept = [TopLogits.of(each, top, TEMPERATURE) for each in logits]
@@ -138,7 +144,7 @@ def pack(lectures: list[Lecture], top: int | None = None) -> bytes:
     return safetensors.save({**tensors, **named})
 
 
-def unpack(tensors: dict[str, Tensor], classes: int) -> list[Lecture]:
+def unpack(tensors: dict[str, Tensor], classes: int) -> list[EpochData]:
     """The epochs' training data, from the tensors in a file that :func:`pack` made, for labels of ``classes``."""
     kept = {name: tensors.pop(name) for name in ("logits", *_KEPT) if name in tensors}
     whole = {name: t if t.dtype == torch.bool else t.long() for name, t in tensors.items()}
@@ -149,7 +155,7 @@ def unpack(tensors: dict[str, Tensor], classes: int) -> list[Lecture]:
         return TopLogits(kept["values"][e], kept["places"][e], kept["rest"][e], classes)
 
     return [
-        Lecture(Draws(**{name: t[e] for name, t in whole.items()}), logits(e))
+        EpochData(Draws(**{name: t[e] for name, t in whole.items()}), logits(e))
         for e in range(len(whole["picked"]))
     ]
 
@@ -208,7 +214,7 @@ class StoredLabels:
                 f"the soft labels in {folder} are incomplete: {error}. Evaluate the set again.",
                 code="soft-labels-incomplete",
             ) from error
-        self._open: tuple[str, range, list[Lecture]] = ("", range(0), [])
+        self._open: tuple[str, range, list[EpochData]] = ("", range(0), [])
 
     def contents(self) -> dict[str, Callable[[], bytes]]:
         """The files of these labels by name, as functions that return their content, read and checked when called."""
@@ -251,14 +257,14 @@ class StoredLabels:
                 code="soft-labels-too-short",
             )
 
-    def __call__(self, epoch: int) -> Lecture:
+    def __call__(self, epoch: int) -> EpochData:
         """The training data of ``epoch``. Raises :class:`ArtifactError` for an altered or missing file."""
         if epoch not in self._open[1]:
             self._open = self._read(epoch)
-        _, epochs, lectures = self._open
-        return lectures[epoch - epochs.start]
+        _, epochs, epoch_data = self._open
+        return epoch_data[epoch - epochs.start]
 
-    def _read(self, epoch: int) -> tuple[str, range, list[Lecture]]:
+    def _read(self, epoch: int) -> tuple[str, range, list[EpochData]]:
         for name, epochs in self.index.parts():
             if epoch in epochs:
                 tensors = KIND.file(self._folder, self._meta, name)

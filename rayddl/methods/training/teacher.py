@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from rayddl.data.pixels import augment
 from rayddl.methods.training import checkpoint
 from rayddl.methods.training.feeding import lane_to, through
-from rayddl.methods.training.input_spec import BATCH, Frame
+from rayddl.methods.training.input_spec import BATCH, InputSpec
 from rayddl.methods.training.settings import TeacherSettings
-from rayddl.methods.training.soft import Manner
+from rayddl.methods.training.soft import Execution
 from rayddl.methods.training.team import joined
 from rayddl.nets.compiling import compiled
 from rayddl.seeds import derive, generator
@@ -46,18 +46,18 @@ class TeacherTraining:
         self,
         module: nn.Module,
         settings: TeacherSettings,
-        frame: Frame,
+        input_spec: InputSpec,
         images: Tensor,
         labels: Tensor,
-        manner: Manner,
+        execution: Execution,
         seed: int,
     ) -> None:
         """``images`` uint8 ``[N, C, H, W]`` and ``labels`` int64 ``[N]`` may be on the device or on the CPU."""
-        self._norms = joined(module, manner.team)
-        self.module: nn.Module = module.to(manner.device).to(memory_format=torch.channels_last)
+        self._norms = joined(module, execution.team)
+        self.module: nn.Module = module.to(execution.device).to(memory_format=torch.channels_last)
         self.module.requires_grad_(True)
         self.history: list[Epoch] = []
-        self._settings, self._frame, self._manner, self._seed = settings, frame, manner, seed
+        self._settings, self._frame, self._manner, self._seed = settings, input_spec, execution, seed
         self._images, self._labels = images, labels
         # A single remaining image is skipped, because batch norm needs a variance.
         self._steps = max(1, -(-(len(labels) - 1) // settings.batch))
@@ -74,7 +74,7 @@ class TeacherTraining:
             return F.cross_entropy(self.module(x).float(), y, label_smoothing=settings.label_smoothing)
 
         self._plain = loss
-        self._fast = compiled(loss, wanted=manner.compile)
+        self._fast = compiled(loss, wanted=execution.compile)
 
     @property
     def done(self) -> float:
@@ -160,7 +160,7 @@ class TeacherTraining:
 @torch.no_grad()
 def outputs(
     module: nn.Module,
-    frame: Frame,
+    input_spec: InputSpec,
     images: Tensor | Iterable[Tensor],
     device: torch.device,
     *,
@@ -168,17 +168,18 @@ def outputs(
 ) -> Iterator[Tensor]:
     """Logits ``[B, K]`` on the CPU for uint8 ``images`` ``[N, C, H, W]``, batch by batch; they may be given in batches.
 
-    ``zoom``: the images are shown by :meth:`Frame.zoomed`, as in RDED's published code, else by :meth:`Frame.fitted`.
+    ``zoom``: the images are shown by :meth:`InputSpec.zoomed`, as in RDED's published code, else by
+    :meth:`InputSpec.fitted`.
     The mode of ``module``, training or eval, is restored.
     """
-    shown = frame.zoomed if zoom else frame.fitted
+    shown = input_spec.zoomed if zoom else input_spec.fitted
     training = module.training
     module.eval()
     try:
         parts = images.split(BATCH) if isinstance(images, Tensor) else images
         yield from through(
             ((shown(part),) for part in parts),
-            lambda x: module(frame.normalised(x).contiguous(memory_format=torch.channels_last)),
+            lambda x: module(input_spec.normalised(x).contiguous(memory_format=torch.channels_last)),
             lane_to(device),
         )
     finally:
@@ -187,14 +188,14 @@ def outputs(
 
 def predictions(
     module: nn.Module,
-    frame: Frame,
+    input_spec: InputSpec,
     images: Tensor | Iterable[Tensor],
     device: torch.device,
     *,
     zoom: bool = False,
 ) -> Tensor:
     """The output with the largest logit for each of ``images``, from :func:`outputs`: int64 ``[N]`` on the CPU."""
-    return torch.cat([logits.argmax(1) for logits in outputs(module, frame, images, device, zoom=zoom)])
+    return torch.cat([logits.argmax(1) for logits in outputs(module, input_spec, images, device, zoom=zoom)])
 
 
 def share_right(predicted: Tensor, labels: Tensor) -> float:
@@ -203,7 +204,7 @@ def share_right(predicted: Tensor, labels: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ObserverCheck:
     """The accuracy of an observer on held-out images, and checks of it."""
 
     accuracy: float
@@ -213,8 +214,8 @@ class Verdict:
     classes: int
 
     @classmethod
-    def of(cls, predicted: Tensor, labels: Tensor, classes: int) -> Verdict:
-        """The verdict for predictions and labels int64 ``[N]``."""
+    def of(cls, predicted: Tensor, labels: Tensor, classes: int) -> ObserverCheck:
+        """The check of predictions and labels int64 ``[N]``."""
         pairs = torch.bincount(labels.cpu() * classes + predicted, minlength=classes * classes)
         most = pairs.view(classes, classes).amax(1).sum()
         return cls(share_right(predicted, labels), int(most) / len(labels), len(labels), classes)

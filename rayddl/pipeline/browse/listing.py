@@ -23,7 +23,7 @@ _STAGE_FOLDER = re.compile(rf"(?P<stage>[a-z][a-z0-9_-]*)-[0-9a-f]{{{SHOWN_DIGIT
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundStage:
     """A stage's folder under ``--out``."""
 
     folder: str
@@ -71,7 +71,7 @@ class Listing:
 
     out: str
     runs: tuple[Run, ...]
-    folders: tuple[Found, ...]
+    folders: tuple[FoundStage, ...]
 
     def parts(self) -> list[RenderableType]:
         """Return the tables of runs and folders, or a text if there are none."""
@@ -86,7 +86,7 @@ class Listing:
     def to_json(self) -> dict[str, Any]:
         """Return the listing as JSON values."""
 
-        def plain(entry: Run | Found) -> dict[str, Any]:
+        def plain(entry: Run | FoundStage) -> dict[str, Any]:
             written = entry.written.isoformat() if entry.written else None
             return {**entry.__dict__, "written": written}
 
@@ -122,7 +122,7 @@ def age(written: datetime | None, now: datetime) -> str:
     return f"{seconds // 86400} days"
 
 
-def _found(out: Folder, name: str) -> Found:
+def _found(out: Folder, name: str) -> FoundStage:
     folder = out.child(name)
     files = folder.files()
     state: str = artifacts.state(folder)
@@ -138,10 +138,10 @@ def _found(out: Folder, name: str) -> Found:
         state = "failed"
     newest = artifacts.MANIFEST if artifacts.MANIFEST in files else next(iter(files), None)
     written = folder.modified(newest) if newest else None
-    return Found(name, kind, state, sum(files.values()), written)
+    return FoundStage(name, kind, state, sum(files.values()), written)
 
 
-def _run(out: Folder, file: str, found: Mapping[str, Found]) -> Run:
+def _run(out: Folder, file: str, found: Mapping[str, FoundStage]) -> Run:
     written = out.modified(file)
     try:
         record = records.read(out, file)

@@ -48,7 +48,7 @@ def explain(what: str = "", kinds: Mapping[str, Kind] | None = None, width: int 
         if field is None:
             place = ".".join([first, *path[:position]])
             raise UserError(
-                f"{place} has no key {key!r}; {key_hint(key, model.model_fields, 'its keys')}",
+                f"{place} has no key {key!r}; {key_hint(key, model.model_fields, 'its keys', place)}",
                 code="nothing-to-explain",
             )
         below = list(reference.models_of(field.annotation))

@@ -23,7 +23,7 @@ from rayddl.pipeline.definition.overrides import Overrides
 from rayddl.pipeline.definition.problems import Fault, Key, Problems, quoted
 from rayddl.pipeline.definition.schema import Shape, booleans_for_numbers, explain
 from rayddl.pipeline.definition.vocabulary import kind_hint
-from rayddl.plugins import Plugin, active, loaded
+from rayddl.plugins import Plugin, active, few, loaded
 from rayddl.stages.kinds import Kind, known
 from rayddl.stages.settings import StageConfig
 
@@ -32,6 +32,7 @@ _RUN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _LONGEST_NAME = 200
 """Letters of the name of a run or stage: file systems take 255 bytes, and a folder's name ends in a fingerprint."""
+_KINDS = "rayddl explain lists all"
 _RESERVED = ("name", "seed", "source", "stages", "description", "extends")
 
 
@@ -234,10 +235,10 @@ def _kind(
 ) -> Kind | None:
     key: Key = ("stages", name)
     if not isinstance(value, dict):
-        text = f"{quoted(value)} is not a mapping; expected at least the key kind: {', '.join(kinds)}"
+        text = f"{quoted(value)} is not a mapping; expected at least the key kind: {few(kinds, see=_KINDS)}"
         _note(document, problems, Fault(key, text, "stage-not-a-mapping"))
     elif "kind" not in value:
-        text = f"missing; expected one of {', '.join(kinds)}"
+        text = f"missing; expected one of {few(kinds, see=_KINDS)}"
         _note(document, problems, Fault((*key, "kind"), text, "missing-key"))
     elif str(value["kind"]) not in kinds:
         hint = kind_hint(value["kind"], kinds, "known kinds")

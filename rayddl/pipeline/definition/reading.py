@@ -43,7 +43,9 @@ def find(name: str | os.PathLike[str]) -> Path:
     known = [f"{known}.yaml" for known in names()]
     raise DefinitionError(
         f"no definition {str(name)!r}: looked for {', '.join(str(folder / wanted) for folder in folders)}; "
-        + suggestion(wanted.name, known, "known definitions"),
+        + suggestion(
+            wanted.name, known, "known definitions", f"all are in {' and '.join(map(str, _folders()))}"
+        ),
         code="no-definition",
     )
 
@@ -55,7 +57,8 @@ def names() -> list[str]:
 
 def _folders() -> list[Path]:
     """Return the folders in which definitions given without a path are searched, after the current one."""
-    return [folder for folder in (Path(FOLDER), _shipped()) if folder.is_dir()]
+    found = {folder.resolve(): folder for folder in (_shipped(), Path(FOLDER)) if folder.is_dir()}
+    return list(reversed(found.values()))
 
 
 def _shipped() -> Path:
@@ -151,7 +154,7 @@ def _unreachable(base: Path, named: str, chain: tuple[Path, ...]) -> tuple[str, 
         return f"{quoted(named)} cannot be opened: {reason}", "extends-not-a-name"
     if not there:
         known = [file.name for file in _definitions(base.parent) if file not in chain]
-        hint = suggestion(base.name, known, "definitions there")
+        hint = suggestion(base.name, known, "definitions there", f"all are in {base.parent}")
         return f"there is no file {str(base)!r}; {hint}", "extends-missing"
     if resolved in [earlier.resolve() for earlier in chain]:
         links = " → ".join(str(p) for p in (*chain, base))

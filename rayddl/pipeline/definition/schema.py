@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -72,23 +72,31 @@ class Shape:
         plain = isinstance(self.annotation, type) and get_origin(self.annotation) is None
         return self.annotation if plain and issubclass(self.annotation, BaseModel) else None
 
-    def words(self) -> str:
-        """Return a description: ``an integer >= 1``, ``one of convex, all``, ``a list; each item text``."""
-        return " or ".join(dict.fromkeys(shape._words() for shape in self.alternatives()))
+    def words(self, *, all_names: bool = True) -> str:
+        """Return a description: ``an integer >= 1``, ``one of convex, all``, ``a list; each item text``. Without
+        ``all_names``, for messages, of many names it has :func:`rayddl.plugins.few`.
+        """
+        named = ", ".join if all_names else plugins.few
+        return " or ".join(dict.fromkeys(shape._words(named) for shape in self.alternatives()))
 
-    def _words(self) -> str:
+    def _words(self, named: Callable[[Iterable[str]], str]) -> str:
         origin, arguments = get_origin(self.annotation), get_args(self.annotation)
         if origin is Literal:
-            names = ", ".join(str(name) for name in arguments)
+            names = named(str(name) for name in arguments)
             return names if len(arguments) == 1 else f"one of {names}"
         if origin in (tuple, list):
-            return f"a list; each item {Shape(arguments[0]).words()}" if arguments else "a list"
+            items = (
+                dict.fromkeys(s._words(named) for s in Shape(arguments[0]).alternatives())
+                if arguments
+                else ()
+            )
+            return f"a list; each item {' or '.join(items)}" if arguments else "a list"
         if self.model:
-            return f"a mapping with keys among {', '.join(self.model.model_fields)}"
+            return f"a mapping with keys among {named(self.model.model_fields)}"
         if origin in (dict, Mapping) or self.annotation is dict:
             return "a mapping"
         if groups := [mark.group for mark in self.metadata if isinstance(mark, Registered)]:
-            return f"one of {', '.join(plugins.names(groups[0]))}"
+            return f"one of {named(plugins.names(groups[0]))}"
         bounds = [f"{_BOUNDS[n]} {getattr(m, n)}" for m in self.metadata for n in _BOUNDS if hasattr(m, n)]
         return " ".join([_SIMPLE.get(self.annotation, "another value"), " and ".join(bounds)]).strip()
 
@@ -130,7 +138,9 @@ def booleans_for_numbers(value: Any, shape: Shape | None, key: Key = ()) -> Iter
     if isinstance(value, bool):
         if all(a.annotation in (int, float) for a in shape.alternatives()):
             yield Fault(
-                key, f"{quoted(value)} is not a number; expected {shape.words()}", "value-of-another-type"
+                key,
+                f"{quoted(value)} is not a number; expected {shape.words(all_names=False)}",
+                "value-of-another-type",
             )
     elif isinstance(value, dict):
         for name, item in value.items():
@@ -147,9 +157,9 @@ def _sentence(details: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
         parent = shape_at(model, key[:-1])
         models = [shape.model for shape in parent.alternatives() if shape.model] if parent else []
         known = [name for found in models for name in found.model_fields]
-        return f"unknown key; {key_hint(key[-1], known, 'known keys')}", "unknown-key"
+        return f"unknown key; {key_hint(key[-1], known, 'known keys', _topic(model, key))}", "unknown-key"
     shape = shape_at(model, key)
-    expected = f"; expected {shape.words()}" if shape and key else ""
+    expected = f"; expected {shape.words(all_names=False)}" if shape and key else ""
     if kind == "missing":
         return f"missing{expected}", "missing-key"
     if kind == "value_error":
@@ -167,6 +177,13 @@ def _sentence(details: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
         return f"{quoted(value)} is out of range{expected}", "value-out-of-range"
     wrong = _NOT.get(kind.split("_")[0], f": {details['msg']}")
     return f"{quoted(value)}{wrong}{expected}", "value-of-another-type"
+
+
+def _topic(model: type[BaseModel], key: Key) -> str:
+    """Return the name by which ``rayddl explain`` lists the keys next to ``key``."""
+    kind = get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()
+    within = [str(part) for part in key[:-1] if part in model.model_fields][:1]
+    return ".".join([str(kind[0]), *within]) if kind else (within or ["definition"])[0]
 
 
 def _key(location: Sequence[str | int], model: type[BaseModel]) -> Key:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rayddl.plugins import suggestion
+from rayddl.plugins import few, suggestion
 
 _MATCH = {
     "mtt": "match with trajectory: snapshots",
@@ -186,23 +186,22 @@ _KEYS: dict[str, Sequence[str]] = {
 
 def kind_hint(name: object, known: Iterable[str], noun: str) -> str:
     """The end of a message about an unknown kind: the kind that the field calls so, else the nearest name."""
-    known = list(known)
-    meant = _KINDS.get(_plain(name))
-    return f"{meant}; {noun}: {', '.join(known)}" if meant else suggestion(name, known, noun)
+    meant, see = _KINDS.get(_plain(name)), "rayddl explain lists all"
+    return f"{meant}; {noun}: {few(known, name, see)}" if meant else suggestion(name, known, noun, see)
 
 
-def key_hint(name: object, known: Iterable[str], noun: str) -> str:
+def key_hint(name: object, known: Iterable[str], noun: str, topic: str) -> str:
     """The end of a message about an unknown key: the key of this place that the field calls so, then one of another
-    place, else the nearest name.
+    place, else the nearest name. ``rayddl explain`` lists all keys for ``topic``.
     """
-    known = list(known)
+    known, see = list(known), f"rayddl explain {topic} lists all"
     for candidate in _KEYS.get(_plain(name), ()):
         if candidate in known:
-            return f"did you mean {candidate!r}? {noun}: {', '.join(known)}"
+            return f"did you mean {candidate!r}? {noun}: {few(known, candidate, see)}"
         key = candidate.split(":")[0]
         if key in known or not key.isidentifier():
-            return f"did you mean {candidate}? {noun}: {', '.join(known)}"
-    return suggestion(name, known, noun)
+            return f"did you mean {candidate}? {noun}: {few(known, candidate, see)}"
+    return suggestion(name, known, noun, see)
 
 
 def _plain(name: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,8 +10,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
+from rich.measure import Measurement
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
@@ -19,7 +22,6 @@ from rich.text import Text
 from rayddl.pipeline.display import pace
 from rayddl.pipeline.display.base import Closing, Display, Ending
 from rayddl.pipeline.display.pace import Clock, Pace
-from rayddl.pipeline.display.squeezed import Squeezed, least
 from rayddl.pipeline.plan import Plan
 from rayddl.pipeline.tables import places_table, rows_table
 from rayddl.stages.context import Progress
@@ -31,6 +33,11 @@ _NAME, _BAR, _METRIC = 0, 1, 5
 _GAP = 2
 _SHORT_NAME = 12
 """Columns to which names are shortened, if the figures need the rest."""
+_SHORT_WORD = 3
+"""Characters to which words are shortened before parts of the text are left out; then words are shortened further."""
+_BETWEEN = "  "
+"""Between the parts of a text, of which the first ones matter most."""
+_WORD = re.compile(r"[^\W\d][\w-]*")
 _MARKS = {
     "done": ("✓", "green"),
     "cached": ("✓", "dim"),
@@ -214,3 +221,47 @@ def _fitted(natural: Sequence[int], figures: int, width: int) -> list[int]:
     found[_NAME] = min(natural[_NAME], max(_SHORT_NAME, room - figures))
     found[_METRIC] = min(natural[_METRIC], max(1, room - found[_NAME]))
     return found
+
+
+@dataclass(frozen=True)
+class Squeezed:
+    """``text`` on one line of the available width."""
+
+    text: str
+    style: str = ""
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(1, max(1, cell_len(self.text)))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        dots = "..." if options.ascii_only else "…"
+        text = squeezed(self.text, options.max_width, dots)
+        yield Text(text, self.style, no_wrap=True, overflow="ellipsis")
+
+
+def squeezed(text: str, width: int, dots: str = "…") -> str:
+    """Return ``text`` with its longest words cut, such that it has at most ``width`` columns and all its figures; if
+    there are too many of them, without its last parts. A first part that is too wide alone is returned as short as
+    words get.
+    """
+    parts = text.split(_BETWEEN)
+    tries = [_BETWEEN.join(parts[:kept]) for kept in range(len(parts), 0, -1)]
+    for whole, shortest in [*((whole, _SHORT_WORD) for whole in tries), (parts[0], 1)]:
+        longest = max(map(len, _WORD.findall(whole)), default=1)
+        for most in range(max(longest, shortest), shortest - 1, -1):
+            text = _cut(whole, most, dots)
+            if cell_len(text) <= width:
+                return text
+    return text
+
+
+def least(text: str) -> int:
+    """Return the columns of the first part of ``text`` with short words."""
+    return cell_len(_cut(text.split(_BETWEEN, maxsplit=1)[0], _SHORT_WORD, "…"))
+
+
+def _cut(text: str, most: int, dots: str) -> str:
+    return _WORD.sub(
+        lambda word: word.group() if len(word.group()) <= most + len(dots) else word.group()[:most] + dots,
+        text,
+    )

@@ -25,7 +25,7 @@ from rayddl.errors import ArtifactError, SourceError
 from rayddl.methods.patches.boxes import preselected
 from rayddl.methods.selection.features import BATCH, Features
 from rayddl.methods.selection.rows import HELD
-from rayddl.methods.training.input_spec import Frame
+from rayddl.methods.training.input_spec import InputSpec
 from rayddl.methods.training.observer import Observer
 from rayddl.methods.trajectories import files
 from rayddl.nets.build import build, has_batch_norm
@@ -33,7 +33,7 @@ from rayddl.nets.config import NetConfig
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Input, Result
 from rayddl.stages.coreset.settings import BATCH_NORM, METHODS, SCORED, CoresetConfig
-from rayddl.stages.coreset.worker import Chosen, Job, bytes_per_image, choose, read_chosen
+from rayddl.stages.coreset.worker import CoresetTask, SelectedImages, bytes_per_image, choose, read_chosen
 from rayddl.stages.experts.artifact import refuse_other_experts
 from rayddl.stages.kinds import produced
 from rayddl.stages.runtime.listings import listing_of, of_shared
@@ -120,7 +120,7 @@ def _candidates(config: CoresetConfig, context: Context) -> _Candidates:
 
 
 def _features(observer: Observer, config: CoresetConfig) -> Features:
-    return Features(partial(_framed, observer.frame), observer.module, outputs=config.method in SCORED)
+    return Features(partial(_framed, observer.input_spec), observer.module, outputs=config.method in SCORED)
 
 
 def _streamed(listing: Listing, observer: Observer, config: CoresetConfig) -> _Candidates:
@@ -133,8 +133,8 @@ def _streamed(listing: Listing, observer: Observer, config: CoresetConfig) -> _C
     return _Candidates(listing, observer.space, _features(observer, config), observer.net)
 
 
-def _framed(frame: Frame, images: Tensor) -> Tensor:
-    return frame.normalised(frame.fitted(images))
+def _framed(input_spec: InputSpec, images: Tensor) -> Tensor:
+    return input_spec.normalised(input_spec.fitted(images))
 
 
 def _expert(found: Input, net: NetConfig, shape: tuple[int, int, int], classes: int) -> torch.nn.Module:
@@ -159,17 +159,21 @@ def _subsampled(config: CoresetConfig, context: Context, given: _Candidates) -> 
     return _Candidates(listing.take(picked), given.space, given.features, given.net)
 
 
-def _job(config: CoresetConfig, context: Context, given: _Candidates) -> tuple[Job, Share]:
+def _job(config: CoresetConfig, context: Context, given: _Candidates) -> tuple[CoresetTask, Share]:
     import ray
 
     units = len(given.listing.classes)
     share = context.backend.sized(lambda have: Ask("resources", config.share(have, units)))
     features = ray.put(given.features)
     shape = given.space.shape
-    return Job(config, given.listing, shape, features, context.out, context.seed_of(), share.threads), share
+    return CoresetTask(
+        config, given.listing, shape, features, context.out, context.seed_of(), share.threads
+    ), share
 
 
-def _choose(job: Job, share: Share, groups: Sequence[list[int]], classes: int, context: Context) -> None:
+def _choose(
+    job: CoresetTask, share: Share, groups: Sequence[list[int]], classes: int, context: Context
+) -> None:
     sent = context.backend.put(job)
     done = classes - sum(len(group) for group in groups)
     context.progress.update(done, classes, "starting the workers")
@@ -183,7 +187,7 @@ def _named(labels: Sequence[int]) -> str:
     return f"coreset of classes {labels[0]}–{labels[-1]}"
 
 
-def _groups(missing: Sequence[int], given: _Candidates, job: Job, at_once: int) -> list[list[int]]:
+def _groups(missing: Sequence[int], given: _Candidates, job: CoresetTask, at_once: int) -> list[list[int]]:
     """Groups of neighbouring classes, one group per task. Large groups need few passes over files of mixed classes;
     the features of one group, and the images that wait for the network, stay within the limit. A class with more is a
     group by itself, whose features are in a file.
@@ -217,7 +221,7 @@ def _refuse_bad(bad: Sequence[str], context: Context, examined: int) -> None:
 
 
 def _made(
-    config: CoresetConfig, context: Context, given: _Candidates, chosen: Sequence[Chosen]
+    config: CoresetConfig, context: Context, given: _Candidates, chosen: Sequence[SelectedImages]
 ) -> DistilledSet:
     labels = torch.cat([torch.full((len(part.images),), label) for label, part in enumerate(chosen)])
     info = {
@@ -232,7 +236,7 @@ def _made(
     return DistilledSet(images, labels, LR_STUDENT, given.listing.classes, given.space, info)
 
 
-def _write_table(context: Context, listing: Listing, chosen: Sequence[Chosen]) -> None:
+def _write_table(context: Context, listing: Listing, chosen: Sequence[SelectedImages]) -> None:
     positions = np.concatenate([part.positions.numpy() for part in chosen])
     columns = {
         "class": [listing.classes[label] for label, part in enumerate(chosen) for _ in part.positions],

@@ -19,7 +19,7 @@ from rayddl.data.sources import picking
 from rayddl.data.sources.listing import Blob, Listing
 from rayddl.errors import PluginError
 from rayddl.methods.selection.features import BATCH, Features
-from rayddl.methods.selection.rows import Rows
+from rayddl.methods.selection.rows import FeatureRows
 from rayddl.methods.selection.select import balanced, easiest, herding, k_center, medium
 from rayddl.stages.coreset.settings import CoresetConfig
 from rayddl.stages.runtime import devices
@@ -30,7 +30,7 @@ BY_SCORE = {"easiest": easiest, "medium": medium}
 
 
 @dataclass(frozen=True)
-class Job:
+class CoresetTask:
     """The arguments that all tasks of the stage share."""
 
     config: CoresetConfig
@@ -50,7 +50,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SelectedImages:
     """The selected images of one class, and the images that could not be read."""
 
     images: Tensor
@@ -60,7 +60,7 @@ class Chosen:
     bad: tuple[str, ...]
 
 
-def choose(job: Job, labels: list[int]) -> None:
+def choose(job: CoresetTask, labels: list[int]) -> None:
     """Select images of each class in ``labels`` and write a file per class; classes that have a file are skipped."""
     missing = [label for label in labels if not job.out.has(job.file(label))]
     if not missing:
@@ -81,10 +81,10 @@ def choose(job: Job, labels: list[int]) -> None:
         picked = np.array(gathered.positions, dtype=np.int64)[_filled(job, order)]
         again = dict(_read(job, np.unique(picked)))
         images = torch.stack([_whole(again[int(p)]) for p in picked])
-        _keep(job, label, Chosen(images, torch.from_numpy(picked), tuple(gathered.bad)))
+        _keep(job, label, SelectedImages(images, torch.from_numpy(picked), tuple(gathered.bad)))
 
 
-def _selected(job: Job, label: int, features: Tensor) -> list[int]:
+def _selected(job: CoresetTask, label: int, features: Tensor) -> list[int]:
     """The selected rows of the features, or the scores, of one class, in the order of selection."""
     name, count = job.config.method, min(job.config.ipc, len(features))
     if name in GREEDY:
@@ -105,14 +105,14 @@ def _selected(job: Job, label: int, features: Tensor) -> list[int]:
     return order
 
 
-def read_chosen(job: Job, label: int) -> Chosen:
+def read_chosen(job: CoresetTask, label: int) -> SelectedImages:
     """Read the file that :func:`choose` wrote for a class."""
     tensors = load(job.out.read(job.file(label)))
     bad = bytes(tensors["bad"].tolist()).decode()
-    return Chosen(tensors["images"], tensors["positions"], tuple(bad.split("\n")) if bad else ())
+    return SelectedImages(tensors["images"], tensors["positions"], tuple(bad.split("\n")) if bad else ())
 
 
-def _keep(job: Job, label: int, chosen: Chosen) -> None:
+def _keep(job: CoresetTask, label: int, chosen: SelectedImages) -> None:
     bad = torch.tensor(list("\n".join(chosen.bad).encode()), dtype=torch.uint8)
     tensors = {"images": chosen.images, "positions": chosen.positions, "bad": bad}
     job.out.write(job.file(label), save(tensors))
@@ -136,13 +136,13 @@ def bytes_per_image(method: str, width: int) -> int:
 class _Gathered:
     """Collects the features of one class of ``count`` images, or its scores, computed batch by batch.
 
-    It holds at most ``BATCH`` images, and features as :class:`Rows` does.
+    It holds at most ``BATCH`` images, and features as :class:`FeatureRows` does.
     """
 
     def __init__(self, features: Features, kept: Callable[[Tensor], Tensor], count: int) -> None:
         self._of, self._kept, self._left = features, kept, count
         self._waiting: list[Tensor] = []
-        self.rows = Rows()
+        self.rows = FeatureRows()
         self.positions: list[int] = []
         self.bad: list[str] = []
 
@@ -158,7 +158,7 @@ class _Gathered:
             self._waiting.clear()
 
 
-def _gathered(job: Job, features: Features, labels: list[int]) -> dict[int, _Gathered]:
+def _gathered(job: CoresetTask, features: Features, labels: list[int]) -> dict[int, _Gathered]:
     # Batches are formed within a class, so that features do not depend on the grouping of classes.
     counts = job.listing.counts()
     found = {
@@ -170,7 +170,7 @@ def _gathered(job: Job, features: Features, labels: list[int]) -> dict[int, _Gat
     return found
 
 
-def _at_random(job: Job, label: int) -> Chosen:
+def _at_random(job: CoresetTask, label: int) -> SelectedImages:
     positions = np.flatnonzero(job.listing.labels == label)
     draws = seeds.generator(job.seed, "random", job.listing.classes[label])
     order = positions[torch.randperm(len(positions), generator=draws).numpy()]
@@ -188,22 +188,22 @@ def _at_random(job: Job, label: int) -> Chosen:
     _refuse_short(job, label, len(chosen))
     picked = np.array(list(chosen))[_filled(job, list(range(len(chosen))))]
     images = torch.stack([chosen[int(p)] for p in picked])
-    return Chosen(images, torch.from_numpy(picked), tuple(bad))
+    return SelectedImages(images, torch.from_numpy(picked), tuple(bad))
 
 
-def _refuse_short(job: Job, label: int, readable: int) -> None:
+def _refuse_short(job: CoresetTask, label: int, readable: int) -> None:
     needed = job.config.ipc if job.config.short_class == "error" else 1
     if readable < needed:
         picking.refuse_short([job.listing.classes[label]], [readable], job.config.ipc)
 
 
-def _filled(job: Job, order: list[int]) -> list[int]:
+def _filled(job: CoresetTask, order: list[int]) -> list[int]:
     if job.config.short_class == "repeat":
         return [order[i % len(order)] for i in range(job.config.ipc)]
     return order
 
 
-def _read(job: Job, positions: NDArray[np.int64]) -> Iterator[tuple[int, Tensor | str]]:
+def _read(job: CoresetTask, positions: NDArray[np.int64]) -> Iterator[tuple[int, Tensor | str]]:
     """Yield each position with its image, uint8 ``[C, H, W]``, or the reason why it cannot be read."""
     for part in np.array_split(positions, max(1, -(-len(positions) // BATCH))):
         for position, blob in zip(part.tolist(), job.listing.read(part), strict=True):

@@ -28,7 +28,7 @@ def in_noise(accuracy: float, other: float, tested: float | None) -> bool:
 def before(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Iterator[str]:
     """Too few held-out images."""
     del config, stages
-    tested = outlook.glance.test
+    tested = outlook.source_summary.test
     more = "raise source.holdout, or add images" if outlook.source.holdout else "hold out more images"
     if tested < FEWEST:
         yield (

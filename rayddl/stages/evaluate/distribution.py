@@ -19,7 +19,7 @@ from rayddl.stages.context import Progress
 from rayddl.stages.evaluate import lr_search
 from rayddl.stages.evaluate import worker as students
 from rayddl.stages.evaluate.labelling import label
-from rayddl.stages.evaluate.protocol import DataPerSeed, Task, steps_of, training_data_of
+from rayddl.stages.evaluate.protocol import DataPerSeed, EvaluateTask, steps_of, training_data_of
 from rayddl.stages.runtime.slots import Work
 from rayddl.stages.runtime.workers import Workers
 from rayddl.storage import Folder
@@ -30,7 +30,7 @@ LONG_SECONDS = 10.0
 """Students expected to run longer than this many seconds report progress; others need no progress actor."""
 
 
-def judge(task: Task, out: Folder, progress: Progress) -> list[dict[str, Any]]:
+def judge(task: EvaluateTask, out: Folder, progress: Progress) -> list[dict[str, Any]]:
     """The results of all students: training data x networks x seeds, in that order."""
     config, backend = task.config, task.backend
     kinds = training_data_of(task)
@@ -60,7 +60,7 @@ def judge(task: Task, out: Folder, progress: Progress) -> list[dict[str, Any]]:
 
 
 def _prepared(
-    task: Task, kinds: DataPerSeed, shared: students.Shared, free: Workers, progress: Progress
+    task: EvaluateTask, kinds: DataPerSeed, shared: students.Shared, free: Workers, progress: Progress
 ) -> list[Group]:
     """All students, after the labels are stored and the learning rates are found that they need."""
     nets = task.nets
@@ -77,7 +77,7 @@ def _prepared(
 
 
 def _train(
-    task: Task,
+    task: EvaluateTask,
     kinds: DataPerSeed,
     everyone: Sequence[Group],
     groups: Sequence[Group],
@@ -133,7 +133,7 @@ def _train(
 
 
 def _grouped(
-    task: Task, data: students.TrainingData, net: NetConfig, found: float | None, name: str
+    task: EvaluateTask, data: students.TrainingData, net: NetConfig, found: float | None, name: str
 ) -> list[Group]:
     """The students of a network, one per seed, in groups that are trained together."""
     lr = found or _lr(task, data, net)
@@ -141,7 +141,7 @@ def _grouped(
     return [everyone] if _trained_together(task, data, net) else [(student,) for student in everyone]
 
 
-def _trained_together(task: Task, data: students.TrainingData, net: NetConfig) -> bool:
+def _trained_together(task: EvaluateTask, data: students.TrainingData, net: NetConfig) -> bool:
     shown = data.picked if data.picked is not None else data.images
     config, protocol = task.config, data.protocol
     if not config.together or len(task.each_seed) == 1 or shown is None or not isinstance(protocol, Protocol):
@@ -150,13 +150,13 @@ def _trained_together(task: Task, data: students.TrainingData, net: NetConfig) -
     return faster_together(net, task.source.shape, classes, batch=batch, compile_=bool(config.compile))
 
 
-def _lr(task: Task, data: students.TrainingData, net: NetConfig) -> float | None:
+def _lr(task: EvaluateTask, data: students.TrainingData, net: NetConfig) -> float | None:
     if isinstance(data.protocol, Protocol):
         return None
     return task.config.lr or (SGD_LR if task.config.optimizer == "sgd" else published_lr(net.name))
 
 
-def _long(task: Task) -> bool:
+def _long(task: EvaluateTask) -> bool:
     """True if one student is expected to take longer than :data:`LONG_SECONDS`."""
     classes, (batch, steps) = len(task.source.classes), steps_of(task)
     if task.config.whole:
@@ -165,11 +165,11 @@ def _long(task: Task) -> bool:
     return max(seconds) > LONG_SECONDS
 
 
-def _shared(task: Task, out: Folder, threads: int) -> students.Shared:
+def _shared(task: EvaluateTask, out: Folder, threads: int) -> students.Shared:
     import ray
 
-    config, teaching = task.config, task.teaching
-    observer = None if teaching is None else teaching.observer
+    config, label_source = task.config, task.label_source
+    observer = None if label_source is None else label_source.observer
     return students.Shared(
         task.source,
         ray.put(task.made.space),
@@ -178,14 +178,14 @@ def _shared(task: Task, out: Folder, threads: int) -> students.Shared:
         config.precision,
         bool(config.compile),
         threads,
-        None if teaching is None else teaching.frame,
+        None if label_source is None else label_source.input_spec,
         None if observer is None else ray.put(observer),
         best=config.report == "best",
     )
 
 
 def largest(
-    task: Task, kinds: Sequence[students.TrainingData]
+    task: EvaluateTask, kinds: Sequence[students.TrainingData]
 ) -> tuple[students.TrainingData, NetConfig] | None:
     """Training data of one batch, and the most expensive network: a student's memory is measured with them.
 
@@ -204,7 +204,7 @@ def largest(
 
 
 def _store_labels(
-    shared: Any, data: students.TrainingData, task: Task, free: Workers, progress: Progress
+    shared: Any, data: students.TrainingData, task: EvaluateTask, free: Workers, progress: Progress
 ) -> None:
     """Compute the missing files of stored soft labels. Raises :class:`ArtifactError` for labels of other images."""
     if data.stored is None:
@@ -213,8 +213,10 @@ def _store_labels(
     assert images is not None
     if not softlabels.has_labels(data.stored):
         assert isinstance(protocol, SoftProtocol)
-        assert task.teaching is not None
-        index = Index.of(images, task.source.classes, task.teaching.frame, protocol, task.config.label_top)
+        assert task.label_source is not None
+        index = Index.of(
+            images, task.source.classes, task.label_source.input_spec, protocol, task.config.label_top
+        )
         missing = [part for part in index.parts() if not data.stored.has(part[0])]
         sent = task.backend.put(data)
 

@@ -39,18 +39,24 @@ def estimate(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Estima
     batch = config.batch or (SOFT_BATCH if soft else HARD_BATCH)
     ipc = getattr(of, "ipc", None)
     if ipc is not None and not (config.whole or config.ranking):
-        batch = min(batch, ipc * outlook.glance.classes)
+        batch = min(batch, ipc * outlook.source_summary.classes)
     memory = training([*nets, *observers], batch, share, outlook)
-    usual = recipe(config.recipe, ipc or 1, outlook.glance.classes, batch)["epochs"] if soft else HARD_EPOCHS
+    usual = (
+        recipe(config.recipe, ipc or 1, outlook.source_summary.classes, batch)["epochs"]
+        if soft
+        else HARD_EPOCHS
+    )
     epochs = config.epochs or usual
     text = f"{units} students × {epochs} epochs"
     seconds = _seconds(config, nets, observers, soft, kinds, epochs, ipc or 1, share, outlook)
     found = made(text, share, outlook, memory, units * RESULT, seconds)
     if config.labels != "stored" or ipc is None:
         return found
-    images = ipc * outlook.glance.classes
-    labels = epochs * epoch_bytes(images, outlook.glance.classes, getattr(of, "factor", 1), config.label_top)
-    note = f"stored labels ~{shown(labels)}, the images ~{shown(images * outlook.glance.numbers)}"
+    images = ipc * outlook.source_summary.classes
+    labels = epochs * epoch_bytes(
+        images, outlook.source_summary.classes, getattr(of, "factor", 1), config.label_top
+    )
+    note = f"stored labels ~{shown(labels)}, the images ~{shown(images * outlook.source_summary.numbers)}"
     return replace(found, written=units * RESULT + labels, notes=(*found.notes, note))
 
 
@@ -66,10 +72,10 @@ def _seconds(
     outlook: Outlook,
 ) -> float | None:
     """Seconds of all students, each network's in turn; those of the whole train split are counted with its images."""
-    glance, students = outlook.glance, config.seeds + len(config.lr_grid or ())
-    images = ipc * glance.classes
+    source_summary, students = outlook.source_summary, config.seeds + len(config.lr_grid or ())
+    images = ipc * source_summary.classes
     wholes = (config.whole or config.ranking) + (config.ranking and soft)
-    batch = config.batch or (published_batch(ipc, glance.classes, images) if soft else HARD_BATCH)
+    batch = config.batch or (published_batch(ipc, source_summary.classes, images) if soft else HARD_BATCH)
     total = 0.0
     for net in nets:
         labelled = sum(_forward(observer, outlook) for observer in observers) / (
@@ -81,7 +87,7 @@ def _seconds(
             dispatch=SOFT_DISPATCH if soft else HARD_DISPATCH,
         )  # fmt: skip
         many = trainings(
-            net, glance.train, max(batch, WHOLE_BATCH), config.whole_epochs, share, outlook,
+            net, source_summary.train, max(batch, WHOLE_BATCH), config.whole_epochs, share, outlook,
             units=max(1, wholes * students), wanted=config.compile, precision=config.precision, dearer=1 + labelled,
         )  # fmt: skip
         if few is None or many is None:
@@ -92,7 +98,7 @@ def _seconds(
 
 
 def _forward(net: NetConfig, outlook: Outlook) -> float:
-    return float(work.operations(net, outlook.glance.shape, outlook.glance.classes) or 0)
+    return float(work.operations(net, outlook.source_summary.shape, outlook.source_summary.classes) or 0)
 
 
 def _small(net: NetConfig, batch: int, outlook: Outlook) -> bool:

@@ -66,7 +66,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Duel:
+class PairedResult:
     """The results of one network trained on the distilled set and on the data it is compared with."""
 
     distilled: Row
@@ -92,17 +92,17 @@ def rows_of(stage: Stage) -> list[Row]:
     return [_row(stage.name, r) for r in stage.summary.get("rows", ())]
 
 
-def duels(found: Sequence[Row]) -> list[Duel]:
+def paired_results(found: Sequence[Row]) -> list[PairedResult]:
     """One duel for every distilled row, in order."""
     by_key = {(r.stage, r.net, r.data): r for r in found}
     return [
-        Duel(r, by_key.get((r.stage, r.net, "random")), by_key.get((r.stage, r.net, "whole")))
+        PairedResult(r, by_key.get((r.stage, r.net, "random")), by_key.get((r.stage, r.net, "whole")))
         for r in found
         if r.data == "distilled"
     ]
 
 
-def best(found: Sequence[Duel]) -> Duel | None:
+def best(found: Sequence[PairedResult]) -> PairedResult | None:
     """The duel with the highest distilled accuracy."""
     finite = [d for d in found if math.isfinite(d.distilled.mean)]
     return max(finite, key=lambda d: d.distilled.mean, default=None)

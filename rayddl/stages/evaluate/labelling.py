@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rayddl import seeds
 from rayddl.methods.training.observers import Labeller
-from rayddl.methods.training.soft import Answers, Lecture, Manner, labelled
+from rayddl.methods.training.soft import EpochData, Execution, ObserverLogits, labelled
 from rayddl.methods.training.softlabels import Index, pack
 from rayddl.stages.evaluate.worker import Shared, TrainingData
 from rayddl.stages.runtime import devices
@@ -22,12 +22,12 @@ def label(shared: Shared, data: TrainingData, index: Index, part: tuple[str, ran
         return
     device = devices.enter(shared.threads, shared.precision, f"labels {name}")
     seen: Labeller = ray.get(shared.observer)
-    answers = Answers(seen.on(device, shared.precision).module, Manner(device, shared.compile))
+    answers = ObserverLogits(seen.on(device, shared.precision).module, Execution(device, shared.compile))
     images = on_device(data.images, device)
     sides, seed = (int(images.shape[2]), int(images.shape[3])), seeds.derive(shared.seed, "labels")
     found = []
     for epoch in epochs:
-        draws = index.protocol.draw(epoch, len(images), sides, index.frame, seed)
-        logits = labelled(answers, images, draws, index.protocol, index.frame, device)
-        found.append(Lecture(draws, logits))
+        draws = index.protocol.draw(epoch, len(images), sides, index.input_spec, seed)
+        logits = labelled(answers, images, draws, index.protocol, index.input_spec, device)
+        found.append(EpochData(draws, logits))
     data.stored.write(name, pack(found, index.top))

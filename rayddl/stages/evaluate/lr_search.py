@@ -12,10 +12,9 @@ from rayddl.nets.config import NetConfig
 from rayddl.stages.context import Progress
 from rayddl.stages.evaluate import worker as students
 from rayddl.stages.evaluate.settings import EvaluateConfig
-from rayddl.stages.runtime.backend import Backend
 from rayddl.stages.runtime.slots import Work
 from rayddl.stages.runtime.sources import SharedSource
-from rayddl.stages.runtime.workers import Workers
+from rayddl.stages.runtime.workers import Backend, Workers
 
 Rates = Mapping[tuple[str, NetConfig], float]
 """Learning rates by the training data's name and network."""

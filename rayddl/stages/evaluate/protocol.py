@@ -23,10 +23,11 @@ from rayddl.nets.config import NetConfig
 from rayddl.nets.cost import worth_compiling
 from rayddl.stages.evaluate import worker as students
 from rayddl.stages.evaluate.settings import EvaluateConfig
-from rayddl.stages.evaluate.soft_labels import Teaching
+from rayddl.stages.evaluate.soft_labels import LabelSource
+from rayddl.stages.revisions import zooms
 from rayddl.stages.runtime import listings
-from rayddl.stages.runtime.backend import Backend, OnRay
 from rayddl.stages.runtime.sources import SharedSource, train_labels
+from rayddl.stages.runtime.workers import Backend, OnRay
 
 WHOLE_LR = 0.01
 """Learning rate for the ConvNet on all real images in the literature (hard labels)."""
@@ -35,13 +36,13 @@ WHOLE_BATCH = 100
 
 
 @dataclass(frozen=True)
-class Task:
+class EvaluateTask:
     """One evaluation: the resolved settings, the set, and the source it is tested on."""
 
     config: EvaluateConfig
     made: DistilledSet
     source: SharedSource
-    teaching: Teaching | None
+    label_source: LabelSource | None
     """``None``: hard labels."""
     seed: int
     listed: SourceConfig | None = None
@@ -65,7 +66,7 @@ class Task:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of students' input."""
-        return self.source.shape if self.teaching is None else self.teaching.frame.shape
+        return self.source.shape if self.label_source is None else self.label_source.input_spec.shape
 
 
 def nets_of(config: EvaluateConfig, made: DistilledSet) -> tuple[NetConfig, ...]:
@@ -81,27 +82,27 @@ def nets_of(config: EvaluateConfig, made: DistilledSet) -> tuple[NetConfig, ...]
 
 
 def settled(
-    config: EvaluateConfig, made: DistilledSet, source: SharedSource, teaching: Teaching | None
+    config: EvaluateConfig, made: DistilledSet, source: SharedSource, label_source: LabelSource | None
 ) -> EvaluateConfig:
     """``config`` with protocol, epochs, batch and compilation filled in.
 
     Results are bit-identical only for the same values, so these are stored with the set.
     """
-    chosen: dict[str, Any] = {"protocol": "hard" if teaching is None else "soft"}
-    if teaching is None:
+    chosen: dict[str, Any] = {"protocol": "hard" if label_source is None else "soft"}
+    if label_source is None:
         chosen["epochs"], chosen["batch"] = config.epochs or HARD_EPOCHS, config.batch or HARD_BATCH
     else:
         usual = recipe(config.recipe, made.ipc, len(made.classes), len(made))
         chosen |= {k: v for k, v in usual.items() if getattr(config, k) is None}
-        chosen["zoom"] = source.zoomed if config.zoom is None else config.zoom
+        chosen["zoom"] = zooms(config.zoom, source)
     whole = config.model_copy(update=chosen)
     if whole.compile is None:
-        compile_ = _worth_compiling(Task(whole, made, source, teaching, 0))
+        compile_ = _worth_compiling(EvaluateTask(whole, made, source, label_source, 0))
         whole = whole.model_copy(update={"compile": compile_})
     return whole if whole.together is not None else whole.model_copy(update={"together": True})
 
 
-def steps_of(task: Task) -> tuple[int, int]:
+def steps_of(task: EvaluateTask) -> tuple[int, int]:
     """Images in a batch of the set, and the training steps of one student."""
     config, count = task.config, len(task.made)
     assert config.batch is not None
@@ -110,7 +111,7 @@ def steps_of(task: Task) -> tuple[int, int]:
     return batch, (config.epochs + 1) * -(-count // batch)
 
 
-def _worth_compiling(task: Task) -> bool:
+def _worth_compiling(task: EvaluateTask) -> bool:
     classes, (batch, steps) = len(task.source.classes), steps_of(task)
     if task.config.whole:
         return True
@@ -122,7 +123,7 @@ DataPerSeed = list[tuple[students.TrainingData, Callable[[int], students.Trainin
 """Pairs: training data of the first seed, and a function that returns a seed's training data."""
 
 
-def training_data_of(task: Task) -> DataPerSeed:
+def training_data_of(task: EvaluateTask) -> DataPerSeed:
     """The set, then random real images and the whole train split, as far as the settings ask for them."""
     config, source, made = task.config, task.source, task.made
     by_set, by_random, by_whole = _protocols(task)
@@ -134,7 +135,7 @@ def training_data_of(task: Task) -> DataPerSeed:
             draws = seeds.generator(task.seed, "random", s)
             if task.listed is not None:
                 drawn = listings.drawn(task.listed, made.ipc, draws)
-                images = drawn if task.teaching else made.space.encode(drawn)
+                images = drawn if task.label_source else made.space.encode(drawn)
                 own = torch.arange(len(made.classes)).repeat_interleave(made.ipc)
                 return students.TrainingData(name, images, own, None, protocol, drawn=True)
             labels = train_labels(source).clone()
@@ -156,16 +157,16 @@ def training_data_of(task: Task) -> DataPerSeed:
     if config.ranking and _labels_available(task):
         fixed(replace(distilled, name="distilled-bare", protocol=_without_augmentation(by_set), stored=None))
         random("random-bare", _without_augmentation(by_random))
-    if config.ranking and task.teaching is not None:
+    if config.ranking and task.label_source is not None:
         by_labels, whole = _hard_protocols(task)
         fixed(students.TrainingData("distilled-hard", made.images, made.labels, None, by_labels))
         fixed(students.TrainingData("whole-hard", None, None, None, whole))
     return kinds
 
 
-def _labels_available(task: Task) -> bool:
+def _labels_available(task: EvaluateTask) -> bool:
     """True if labels are available for other images, or other crops, than those stored."""
-    return task.teaching is None or task.teaching.observer is not None
+    return task.label_source is None or task.label_source.observer is not None
 
 
 def _without_augmentation(protocol: Protocol | SoftProtocol) -> Protocol | SoftProtocol:
@@ -174,17 +175,17 @@ def _without_augmentation(protocol: Protocol | SoftProtocol) -> Protocol | SoftP
     return protocol.model_copy(update=bare)
 
 
-def _distilled(task: Task, protocol: Protocol | SoftProtocol) -> students.TrainingData:
-    made, teaching = task.made, task.teaching
-    if teaching is None or task.config.ranking:
+def _distilled(task: EvaluateTask, protocol: Protocol | SoftProtocol) -> students.TrainingData:
+    made, label_source = task.made, task.label_source
+    if label_source is None or task.config.ranking:
         _refuse_other_shape(task)
-    if teaching is None:
+    if label_source is None:
         return students.TrainingData(task.name, made.images, made.labels, None, protocol)
-    images = teaching.frame.fitted(made.pixels()).contiguous()
-    return students.TrainingData(task.name, images, made.labels, None, protocol, teaching.stored)
+    images = label_source.input_spec.fitted(made.pixels()).contiguous()
+    return students.TrainingData(task.name, images, made.labels, None, protocol, label_source.stored)
 
 
-def _refuse_other_shape(task: Task) -> None:
+def _refuse_other_shape(task: EvaluateTask) -> None:
     shape = task.made.space.shape
     if shape != task.source.shape:
         without = ", and leave ranking out" if task.config.ranking else ""
@@ -196,23 +197,23 @@ def _refuse_other_shape(task: Task) -> None:
         )
 
 
-def _hard_protocols(task: Task) -> tuple[Protocol, Protocol]:
+def _hard_protocols(task: EvaluateTask) -> tuple[Protocol, Protocol]:
     """Hard-label protocols for the set and the whole data; next to soft labels, rate and batch are the default ones."""
     config, own = task.config, task.made.lr_student
-    if task.teaching is None:
+    if task.label_source is None:
         hard = Protocol.of(config, lr=config.lr or own)
     else:
         hard = Protocol.of(config, lr=own, batch=HARD_BATCH)
     return hard, hard.model_copy(update={"epochs": config.whole_epochs, "lr": WHOLE_LR})
 
 
-def _protocols(task: Task) -> Sequence[Protocol | SoftProtocol]:
+def _protocols(task: EvaluateTask) -> Sequence[Protocol | SoftProtocol]:
     """The protocols for the set, for random images, and for the whole train split."""
     config = task.config
-    if task.teaching is None:
+    if task.label_source is None:
         hard, whole = _hard_protocols(task)
         return hard, hard, whole
-    stored = task.teaching.stored
+    stored = task.label_source.stored
     labels = StoredLabels(stored) if stored is not None and softlabels.has_labels(stored) else None
     soft = soft_protocol(config, task.made, labels)
     real = soft.model_copy(update={"factor": 1})

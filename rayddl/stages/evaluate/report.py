@@ -26,11 +26,11 @@ from rayddl.stages.evaluate.figures import (
     BELOW,
     HOW,
     PROTOCOL,
-    Duel,
+    PairedResult,
     Row,
     best,
     confusion_of,
-    duels,
+    paired_results,
     rows,
     rows_of,
 )
@@ -78,7 +78,7 @@ def read(found: Input) -> Evaluate:
 def part(evaluations: Sequence[Evaluate], run: Run) -> Part:
     """The comparison of all evaluations, then a section for the students of each."""
     stages = [evaluation.stage for evaluation in evaluations]
-    duel = best(duels(rows(stages)))
+    duel = best(paired_results(rows(stages)))
     compared = comparison(stages, _classes(run))
     sections = [] if compared is None else [(Place.RESULT, compared)]
     alone = len(evaluations) == 1
@@ -91,7 +91,7 @@ def part(evaluations: Sequence[Evaluate], run: Run) -> Part:
     return Part(Place.RESULT, tuple(sections), lead, summary.get("set"), tuple(_gains(duel)))
 
 
-def _headline(duel: Duel, run: Run, tested: float) -> Markup:
+def _headline(duel: PairedResult, run: Run, tested: float) -> Markup:
     mine = duel.distilled
     lead = Markup("<strong>{}</strong> {} {} <strong>{}</strong> on {}").format(
         numbers.counted(mine.images, "image"),
@@ -111,7 +111,7 @@ def _headline(duel: Duel, run: Run, tested: float) -> Markup:
     )
 
 
-def _gains(duel: Duel) -> Iterable[Fact]:
+def _gains(duel: PairedResult) -> Iterable[Fact]:
     if math.isfinite(duel.gain):
         yield Fact(f"{numbers.points(duel.gain)} points", "over random real images")
     if duel.whole is not None and duel.whole.mean > 0:
@@ -265,7 +265,7 @@ def _bar(row: Row) -> Bar:
 
 
 def _table(found: Sequence[Row], several: bool) -> Table:
-    gains = {(d.distilled.stage, d.distilled.net): d.gain for d in duels(found)}
+    gains = {(d.distilled.stage, d.distilled.net): d.gain for d in paired_results(found)}
     columns = [Column("Net"), Column("Trained on"), Column("Images", True), Column("Mean accuracy", True)]
     late = any(math.isfinite(r.best) for r in found)
     columns[3] = Column("Mean accuracy (last epoch)" if late else "Mean accuracy", True)

@@ -18,7 +18,7 @@ from rayddl.data.distilled import DistilledSet
 from rayddl.data.sources import registry as sources
 from rayddl.errors import ArtifactError
 from rayddl.methods.training.hard import Protocol
-from rayddl.methods.training.input_spec import Frame
+from rayddl.methods.training.input_spec import InputSpec
 from rayddl.methods.training.losses import GIFT_WEIGHT, GT_WEIGHT
 from rayddl.methods.training.observer import Observer
 from rayddl.methods.training.optimisers import MOMENTUM, SGD_LR
@@ -66,7 +66,7 @@ class _NoScript(Exception):
 
 
 @dataclass(frozen=True)
-class Brought:
+class ExportFiles:
     """The files that an export brings with a set."""
 
     files: Mapping[str, Callable[[], bytes]]
@@ -75,7 +75,7 @@ class Brought:
     """Why there is no script, as a sentence; empty if there is one."""
 
 
-def brought(folder: Folder, observer: str | None = None, *, with_test: bool = False) -> Brought:
+def export_files(folder: Folder, observer: str | None = None, *, with_test: bool = False) -> ExportFiles:
     """The script that trains on the set in ``folder`` by the protocol stored with it, and the files that it reads.
 
     ``observer``: the folder of the teacher whose labels the set was evaluated with, if it is not part of the set.
@@ -103,9 +103,9 @@ def brought(folder: Folder, observer: str | None = None, *, with_test: bool = Fa
     try:
         values = _values(made, folder, stored, teacher, source) | {"test": _kind_of_test(source, test)}
     except (_NoScript, ArtifactError) as why:
-        return Brought(files, str(why))
+        return ExportFiles(files, str(why))
     files |= {name: _constant(text.encode()) for name, text in _programs(values).items()}
-    return Brought(files)
+    return ExportFiles(files)
 
 
 def _constant(data: bytes) -> Callable[[], bytes]:
@@ -218,12 +218,12 @@ def _of_soft(
         name = protocol.loss if protocol.loss not in _LOSSES else protocol.optimizer
         raise _NoScript(f"the script has no {name}, by which the set was evaluated")
     assert stored is not None or teacher is not None
-    frame = stored.index.frame if stored is not None else teacher.frame  # type: ignore[union-attr]  # one of the two
-    channels, height, width = frame.shape
+    input_spec = stored.index.input_spec if stored is not None else teacher.input_spec  # type: ignore[union-attr]  # one of the two
+    channels, height, width = input_spec.shape
     return {
         "shape": (channels, height, width),
-        "mean": [float(value) for value in frame.mean],
-        "std": [float(value) for value in frame.std],
+        "mean": [float(value) for value in input_spec.mean],
+        "std": [float(value) for value in input_spec.std],
         "batch": protocol.batch,
         "epochs": protocol.epochs,
         "stored": stored is not None,
@@ -235,8 +235,8 @@ def _of_soft(
         "ema": protocol.ema,
         "twice": protocol.statistics == "twice",
         "augment": (),
-        **_of_crops(protocol, frame),
-        **_of_sides(made, frame, zoom=protocol.zoom),
+        **_of_crops(protocol, input_spec),
+        **_of_sides(made, input_spec, zoom=protocol.zoom),
     }
 
 
@@ -249,9 +249,9 @@ def _own(protocol: SoftProtocol, made: DistilledSet) -> str:
     return f"{labels} * {1 - smoothing - share} + {share}"
 
 
-def _of_crops(protocol: SoftProtocol, frame: Frame) -> dict[str, Any]:
+def _of_crops(protocol: SoftProtocol, input_spec: InputSpec) -> dict[str, Any]:
     """The random crops of observed images."""
-    factor, (_, height, width) = protocol.factor, frame.shape
+    factor, (_, height, width) = protocol.factor, input_spec.shape
     high, wide = height // factor, width // factor
     inside = protocol.crop_within_patch
     return {
@@ -262,9 +262,9 @@ def _of_crops(protocol: SoftProtocol, frame: Frame) -> dict[str, Any]:
     }
 
 
-def _of_sides(made: DistilledSet, frame: Frame, *, zoom: bool) -> dict[str, Any]:
+def _of_sides(made: DistilledSet, input_spec: InputSpec, *, zoom: bool) -> dict[str, Any]:
     """The sides to which images are scaled before their centre is cut out; ``None`` if they are shown as they are."""
-    (_, own_height, own_width), (_, height, width) = made.space.shape, frame.shape
+    (_, own_height, own_width), (_, height, width) = made.space.shape, input_spec.shape
     refit = (own_height, own_width) != (height, width)
     wanted = zoomed(min(height, width))
     if not refit and (not zoom or wanted == min(height, width)):

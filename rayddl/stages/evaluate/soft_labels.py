@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError
-from rayddl.methods.training.input_spec import Frame
+from rayddl.methods.training.input_spec import InputSpec
 from rayddl.methods.training.observer import Observer, is_observer, size_of
 from rayddl.methods.training.observers import Labeller, together
 from rayddl.methods.training.softlabels import StoredLabels, has_labels
@@ -20,18 +20,18 @@ CARRIED_BYTES = 64 * 2**20
 """Observers of fewer bytes are copied into the sets evaluated with them."""
 INSIDE, LABELS = "observer", "labels"
 """Folders within a set's folder; several observers are in ``observer-0``, ``observer-1`` and so on."""
-Where: TypeAlias = str | Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
+MatchProgress: TypeAlias = str | Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 """The description of an observer, or of each of several, that is stored with a set; a text is its folder."""
 
 
 @dataclass(frozen=True)
-class Teaching:
+class LabelSource:
     """The origin of soft labels: one or several observers, logits stored with the set, or both."""
 
     observer: Labeller | None
     stored: Folder | None = None
     """A folder of soft labels, complete or still to be computed."""
-    where: Where = None
+    where: MatchProgress = None
 
     @property
     def members(self) -> Sequence[Observer]:
@@ -41,16 +41,16 @@ class Teaching:
         return (self.observer,) if isinstance(self.observer, Observer) else self.observer.members
 
     @property
-    def frame(self) -> Frame:
+    def input_spec(self) -> InputSpec:
         """The input specification of the students."""
         if self.observer is not None:
-            return self.observer.frame
+            return self.observer.input_spec
         assert self.stored is not None
-        return StoredLabels(self.stored).index.frame
+        return StoredLabels(self.stored).index.input_spec
 
 
-def of_stage(config: EvaluateConfig, made: DistilledSet, context: Context) -> Teaching | None:
-    """The teaching that an evaluate stage's settings name; ``None`` for hard labels.
+def of_stage(config: EvaluateConfig, made: DistilledSet, context: Context) -> LabelSource | None:
+    """The label source that an evaluate stage's settings name; ``None`` for hard labels.
 
     Raises :class:`ArtifactError` for a set made for soft labels if no observer is named.
     """
@@ -76,7 +76,7 @@ def of_stage(config: EvaluateConfig, made: DistilledSet, context: Context) -> Te
         )
     ]
     stored = context.out.child("set").child(LABELS) if config.labels == "stored" else None
-    return Teaching(together(members), stored, where if len(where) > 1 else where[0])
+    return LabelSource(together(members), stored, where if len(where) > 1 else where[0])
 
 
 def _inside(count: int) -> list[str]:
@@ -84,16 +84,16 @@ def _inside(count: int) -> list[str]:
     return [INSIDE] if count == 1 else [f"{INSIDE}-{k}" for k in range(count)]
 
 
-def carry(teaching: Teaching, into: Folder) -> None:
+def carry(label_source: LabelSource, into: Folder) -> None:
     """Copy small observers into the set's folder ``into``."""
-    for member, where in zip(teaching.members, _listed(teaching.where), strict=True):
-        if where["folder"] in _inside(len(teaching.members)):
+    for member, where in zip(label_source.members, _listed(label_source.where), strict=True):
+        if where["folder"] in _inside(len(label_source.members)):
             member.save(into.child(str(where["folder"])))
 
 
 def of_set(
     config: EvaluateConfig, made: DistilledSet, folder: Folder, given: Sequence[str] = ()
-) -> Teaching | None:
+) -> LabelSource | None:
     """The observers, or the stored logits, that the set in ``folder`` was evaluated with.
 
     ``given`` are folders of observers or teacher stages, and replace the stored ones. Raises
@@ -117,10 +117,10 @@ def of_set(
             code="observer-gone",
         )
     members = [Observer.load(place).pruned(made.classes) for place in found]
-    return Teaching(together(members) if members else None, stored, where)
+    return LabelSource(together(members) if members else None, stored, where)
 
 
-def _listed(where: Where) -> Sequence[Mapping[str, Any]]:
+def _listed(where: MatchProgress) -> Sequence[Mapping[str, Any]]:
     """The description of each observer."""
     if isinstance(where, str):
         return [{"folder": where}]

@@ -25,9 +25,9 @@ from rayddl.stages.estimates import shown as in_bytes
 from rayddl.stages.evaluate import soft_labels
 from rayddl.stages.evaluate.distribution import judge
 from rayddl.stages.evaluate.figures import BELOW, HOW
-from rayddl.stages.evaluate.protocol import Task, nets_of, settled
+from rayddl.stages.evaluate.protocol import EvaluateTask, nets_of, settled
 from rayddl.stages.evaluate.settings import EvaluateConfig
-from rayddl.stages.evaluate.soft_labels import Teaching
+from rayddl.stages.evaluate.soft_labels import LabelSource
 from rayddl.stages.runtime import cluster
 from rayddl.stages.runtime.sources import (
     SharedSource,
@@ -64,22 +64,24 @@ def run(config: EvaluateConfig, context: Context) -> Result:
     context.backend.start()
     context.progress.update(0, 1, "reading images")
     made = DistilledSet.load(context.inputs[config.set].folder.child("set"))
-    teaching = soft_labels.of_stage(config, made, context)
-    task = replace(_task(config, made, context.source, teaching, context.seed_of()), backend=context.backend)
+    label_source = soft_labels.of_stage(config, made, context)
+    task = replace(
+        _task(config, made, context.source, label_source, context.seed_of()), backend=context.backend
+    )
     found = judge(task, context.out, context.progress)
     rows = summarise(found)
     protocol = {**recipe(task), "seed": context.seed_of()}
-    figures = {"accuracy": rows, "scores": scores_of(found, soft=teaching is not None)}
+    figures = {"accuracy": rows, "scores": scores_of(found, soft=label_source is not None)}
     cost: dict[str, Any] = {"bytes": _bytes(made), "spent": _spent(made, context.inputs[config.set])}
-    if teaching is not None and teaching.stored is not None:
-        cost["label_bytes"] = sum(teaching.stored.size(name) for name in teaching.stored.names())
+    if label_source is not None and label_source.stored is not None:
+        cost["label_bytes"] = sum(label_source.stored.size(name) for name in label_source.stored.names())
         context.progress.note(
             f"stored labels take {in_bytes(cost['label_bytes'])}, the images {in_bytes(cost['bytes'])}"
         )
     judged = replace(made, info={**made.info, "metrics": {**figures, **cost}, "protocol": protocol})
     into = context.out.child("set")
-    if teaching is not None:
-        soft_labels.carry(teaching, into)
+    if label_source is not None:
+        soft_labels.carry(label_source, into)
     judged.save(into)
     columns = {name: [result[name] for result in found] for name in TYPES}
     tables.write(context.out, "students.parquet", columns, TYPES)
@@ -169,8 +171,8 @@ def evaluate_set(
     asked = {"nets": nets, "seeds": seeds, "epochs": epochs}
     given = {k: v for k, v in asked.items() if v is not None}
     config = read(EvaluateConfig, {**settings_of(stored, other=bool(teachers)), **given}, folder)
-    teaching = soft_labels.of_set(config, made, folder, teachers)
-    if teaching is not None and teaching.observer is None:
+    label_source = soft_labels.of_set(config, made, folder, teachers)
+    if label_source is not None and label_source.observer is None:
         (progress or Silent()).note(
             "no observer at hand: random images are left out, they have no soft labels"
         )
@@ -182,14 +184,14 @@ def evaluate_set(
         described = described.model_copy(update={"download": False})
     cluster.start()
     with Known().used(), tempfile.TemporaryDirectory() as own:
-        task = _task(config, made, described, teaching, int(stored.get("seed", 0)))
+        task = _task(config, made, described, label_source, int(stored.get("seed", 0)))
         found = judge(task, scratch or Folder(own), progress or Silent())
     rows = summarise(found)
     summary = {
         "rows": rows,
         "set": str(folder),
         "protocol": recipe(task),
-        "scores": scores_of(found, soft=teaching is not None),
+        "scores": scores_of(found, soft=label_source is not None),
     }
     return Result(summary, shown(name or str(folder), rows))
 
@@ -209,17 +211,21 @@ def read(model: type[_Model], value: Any, folder: Folder) -> _Model:
 
 
 def _task(
-    config: EvaluateConfig, made: DistilledSet, described: SourceConfig, teaching: Teaching | None, seed: int
-) -> Task:
+    config: EvaluateConfig,
+    made: DistilledSet,
+    described: SourceConfig,
+    label_source: LabelSource | None,
+    seed: int,
+) -> EvaluateTask:
     """The evaluation with all settings resolved. The train split is loaded if students train on all of it, if learning
     rates are compared on a part of it, and for hard labels if it is small; else random images are read from its files.
     """
     whole = config.whole or config.ranking or config.lr_grid is not None
-    small = teaching is None and not is_large(described, "train")
+    small = label_source is None and not is_large(described, "train")
     source = publish(described) if whole or small else publish_held_out(described)
     refuse_other_classes(made, source)
     listed = None if whole or train_in_memory(source) else described
-    return Task(settled(config, made, source, teaching), made, source, teaching, seed, listed)
+    return EvaluateTask(settled(config, made, source, label_source), made, source, label_source, seed, listed)
 
 
 def settings_of(stored: Mapping[str, Any], *, other: bool) -> dict[str, Any]:
@@ -248,11 +254,11 @@ def refuse_other_classes(made: DistilledSet, source: SharedSource) -> None:
         )
 
 
-def recipe(task: Task) -> dict[str, Any]:
+def recipe(task: EvaluateTask) -> dict[str, Any]:
     """The settings of an evaluate stage that reproduce the results, as JSON values."""
     config, made = task.config, task.made
     nets = [net.model_dump(mode="json") for net in nets_of(config, made)]
-    if task.teaching is None:
+    if task.label_source is None:
         kept = config.model_dump(
             mode="json", include={"seeds", "epochs", "batch", "augment", "precision", "compile", "together"}
         )
@@ -269,7 +275,7 @@ def recipe(task: Task) -> dict[str, Any]:
     rates = {SGD_LR if config.optimizer == "sgd" else published_lr(net.name) for net in task.nets}
     # Different default rates of several networks are not stored.
     lr = config.lr or (rates.pop() if len(rates) == 1 else None)
-    return {"name": "soft", "nets": nets, **_rates(config, lr), **kept, "observer": task.teaching.where}
+    return {"name": "soft", "nets": nets, **_rates(config, lr), **kept, "observer": task.label_source.where}
 
 
 def _rates(config: EvaluateConfig, lr: float | None) -> dict[str, Any]:

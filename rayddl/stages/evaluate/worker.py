@@ -13,14 +13,14 @@ from rayddl import seeds
 from rayddl.data.pixels.encoded import Encoded
 from rayddl.methods.training.checkpoint import SPARING
 from rayddl.methods.training.hard import Protocol, train_student, train_together
-from rayddl.methods.training.input_spec import BATCH, Frame
+from rayddl.methods.training.input_spec import BATCH, InputSpec
 from rayddl.methods.training.metrics import Score, scored
 from rayddl.methods.training.observers import Labeller
 from rayddl.methods.training.soft import (
     OWN,
-    Lecture,
+    EpochData,
+    Execution,
     Lectures,
-    Manner,
     SoftProtocol,
     SoftTraining,
 )
@@ -86,7 +86,7 @@ class Shared:
     precision: str
     compile: bool
     threads: int
-    frame: Frame | None = None
+    input_spec: InputSpec | None = None
     """The input specification of students of soft labels."""
     observer: Any = None
     """Reference to their observer in the object store."""
@@ -270,8 +270,8 @@ def train_soft(
     import ray
 
     assert isinstance(data.protocol, SoftProtocol)
-    assert shared.frame is not None
-    frame, team = shared.frame, Team.here()
+    assert shared.input_spec is not None
+    input_spec, team = shared.input_spec, Team.here()
     test: torch.Tensor | Batches
     test, labels = held_out(shared.source)
     images = data.images if data.images is not None else train_images(shared.source)
@@ -284,7 +284,7 @@ def train_soft(
             kept = torch.ones(len(train), dtype=torch.bool)
             kept[places] = False
             images = train[kept]
-    images = frame.fitted(images if data.picked is None else images[data.picked])
+    images = input_spec.fitted(images if data.picked is None else images[data.picked])
     protocol = data.protocol.at(student.lr)
     observer = None
     if data.stored is None and protocol.loss != OWN:
@@ -292,16 +292,16 @@ def train_soft(
         observer = seen.on(device, shared.precision).module
     start = seeds.derive(seed, "start")
     module = build(
-        student.net, frame.shape, len(shared.source.classes), seed=start, precision=shared.precision
+        student.net, input_spec.shape, len(shared.source.classes), seed=start, precision=shared.precision
     )
     training = SoftTraining(
         module,
         protocol,
-        frame,
+        input_spec,
         on_device(images, device),
-        lectures(data, protocol, images, frame, seed),
+        epoch_data(data, protocol, images, input_spec, seed),
         observer,
-        Manner(device, shared.compile, team),
+        Execution(device, shared.compile, team),
         seed,
         _own_labels(shared, data, kept) if protocol.with_own_labels else None,
     )
@@ -349,9 +349,9 @@ def _tested(
     labels: torch.Tensor,
     device: torch.device,
 ) -> Score:
-    assert shared.frame is not None
+    assert shared.input_spec is not None
     score = Score(len(shared.source.classes))
-    answers = outputs(module, shared.frame, test, device, zoom=protocol.zoom)
+    answers = outputs(module, shared.input_spec, test, device, zoom=protocol.zoom)
     for logits, right in zip(answers, labels.split(BATCH), strict=True):
         score.add(logits, right)
     return score
@@ -367,11 +367,11 @@ def _own_labels(shared: Shared, data: TrainingData, kept: torch.Tensor | None) -
     return one_hot(labels, len(shared.source.classes))
 
 
-def lectures(
-    data: TrainingData, protocol: SoftProtocol, images: torch.Tensor, frame: Frame, seed: int
+def epoch_data(
+    data: TrainingData, protocol: SoftProtocol, images: torch.Tensor, input_spec: InputSpec, seed: int
 ) -> Lectures:
     """The crops of each epoch: as stored, or drawn at random with ``seed``."""
     if data.stored is not None:
         return StoredLabels(data.stored)
     sides = (int(images.shape[2]), int(images.shape[3]))
-    return lambda epoch: Lecture(protocol.draw(epoch, len(images), sides, frame, seed))
+    return lambda epoch: EpochData(protocol.draw(epoch, len(images), sides, input_spec, seed))

@@ -33,7 +33,7 @@ COLUMNS = ("epoch", "train_loss", "test_accuracy", "step_norm", "seconds")
 
 
 @dataclass(frozen=True)
-class Job:
+class ExpertsTask:
     """The arguments that all tasks of the stage share."""
 
     config: ExpertsConfig
@@ -51,7 +51,7 @@ def partial_name(index: int) -> str:
     return f"{PARTIAL}{index:04d}.safetensors"
 
 
-def contents(job: Job, steps: Steps, training: Training) -> bytes:
+def contents(job: ExpertsTask, steps: Steps, training: Training) -> bytes:
     """The bytes of an expert's file."""
     config, dtype = job.config, DTYPES[job.config.disk]
     snapshots, sizes = torch.stack(training.snapshots), steps.net.sizes
@@ -68,7 +68,7 @@ def contents(job: Job, steps: Steps, training: Training) -> bytes:
     return files.dump_convex(convexify(snapshots, sizes, points), header, dtype, training.table())
 
 
-def summary(job: Job, count: int) -> dict[str, Any]:
+def summary(job: ExpertsTask, count: int) -> dict[str, Any]:
     """Write the table of all epochs, and return the summary of ``count`` finished experts as JSON values."""
     config, out = job.config, job.out
     names = [files.file_name(i) for i in range(count)]

@@ -17,9 +17,12 @@ def estimate(config: ExpertsConfig, stages: Stages, outlook: Outlook) -> Estimat
     turns = min(config.experts_per_task or 1, config.count)
     share = outlook.machine.share(config.resources, -(-config.count // turns))
     work = f"{config.count} experts × {epochs} epochs"
-    size, memory = outline(config.net, outlook.glance), training([config.net], config.batch, share, outlook)
+    size, memory = (
+        outline(config.net, outlook.source_summary),
+        training([config.net], config.batch, share, outlook),
+    )
     seconds = trainings(
-        config.net, outlook.glance.train, config.batch, epochs, share, outlook,
+        config.net, outlook.source_summary.train, config.batch, epochs, share, outlook,
         units=config.count, tests=epochs, wanted=config.compile, precision=config.precision,
         dearer=2 if config.flat_rho else 1,
     )  # fmt: skip

@@ -15,14 +15,14 @@ from rayddl.methods.trajectories import buffers as replay
 from rayddl.methods.trajectories import files
 from rayddl.methods.trajectories.expert import Epoch, Training
 from rayddl.stages.context import Context
-from rayddl.stages.experts.artifact import Job, contents
+from rayddl.stages.experts.artifact import ExpertsTask, contents
 from rayddl.stages.runtime import devices, model_space, slots
 
 CHANCE_TIMES = 1.5
 """Least accuracy of imported experts on held-out images, as a multiple of chance."""
 
 
-def import_all(job: Job, context: Context, path: str) -> int:
+def import_all(job: ExpertsTask, context: Context, path: str) -> int:
     """Convert the experts at ``path`` that have no file yet, and return the number of all experts."""
     found = replay.buffers(path)
     share = context.backend.spread(job.config.resources, units=len(found))
@@ -44,7 +44,7 @@ def import_all(job: Job, context: Context, path: str) -> int:
     return total
 
 
-def import_file(job: Job, file: str, start: int, total: int) -> float:
+def import_file(job: ExpertsTask, file: str, start: int, total: int) -> float:
     """Write the experts of one buffer file, and return the lowest test accuracy among them.
 
     Raises :class:`ArtifactError` for an expert with about chance accuracy: it was trained in

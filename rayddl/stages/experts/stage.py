@@ -12,7 +12,7 @@ from rayddl.methods.trajectories import files
 from rayddl.nets.cost import worth_compiling
 from rayddl.stages.context import Context, Result
 from rayddl.stages.experts import import_buffers
-from rayddl.stages.experts.artifact import PARTIAL, Job, summary
+from rayddl.stages.experts.artifact import PARTIAL, ExpertsTask, summary
 from rayddl.stages.experts.settings import ExpertsConfig
 from rayddl.stages.experts.worker import SCORES, measured, score, train_some, tried
 from rayddl.stages.runtime.sizes import Share
@@ -35,7 +35,7 @@ def run(config: ExpertsConfig, context: Context) -> Result:
         )
     missing = [i for i in range(config.count) if not context.out.has(files.file_name(i))]
     share = context.backend.spread(config.resources, units=-(-len(missing) // (config.experts_per_task or 1)))
-    job = Job(
+    job = ExpertsTask(
         config,
         source,
         ray.put(fitted),
@@ -60,7 +60,9 @@ def import_experts(
     """Import the experts from MTT's buffers, and return the stage's summary."""
     import ray
 
-    job = Job(config, source, ray.put(fitted), context.out, context.seed_of(), compile=False, threads=1)
+    job = ExpertsTask(
+        config, source, ray.put(fitted), context.out, context.seed_of(), compile=False, threads=1
+    )
     return summary(job, import_buffers.import_all(job, context, str(config.replay)))
 
 
@@ -72,7 +74,7 @@ def compiled(config: ExpertsConfig, source: SharedSource) -> bool:
     return worth_compiling(config.net, source.shape, len(source.classes), steps=steps, batch=config.batch)
 
 
-def _train_missing(job: Job, share: Share, missing: list[int], context: Context) -> None:
+def _train_missing(job: ExpertsTask, share: Share, missing: list[int], context: Context) -> None:
     config, epochs = job.config, job.config.length
     backend, shared = context.backend, context.backend.put(job)
     total = config.count * epochs
@@ -106,7 +108,7 @@ def _named(indices: Sequence[int]) -> str:
     return f"expert {indices[0]}" if len(indices) == 1 else f"experts {indices[0]}–{indices[-1]}"
 
 
-def _together(job: Job, shared: Any, share: Share, free: Workers, missing: int) -> int:
+def _together(job: ExpertsTask, shared: Any, share: Share, free: Workers, missing: int) -> int:
     """The number of experts per task, trained in turns: as set, else measured on a GPU."""
     config = job.config
     if config.experts_per_task is not None:

@@ -15,11 +15,10 @@ from rayddl.methods.training.steps import steps_for
 from rayddl.methods.training.teacher import outputs
 from rayddl.methods.trajectories import files
 from rayddl.methods.trajectories.curriculum import el2n
-from rayddl.methods.trajectories.expert import Training, load_training, training_steps
-from rayddl.methods.trajectories.interleave import Lanes, worthwhile
+from rayddl.methods.trajectories.expert import Lanes, Training, load_training, training_steps, worthwhile
 from rayddl.methods.trajectories.settings import ExpertSettings
 from rayddl.nets.build import initial
-from rayddl.stages.experts.artifact import Job, contents, partial_name
+from rayddl.stages.experts.artifact import ExpertsTask, contents, partial_name
 from rayddl.stages.runtime import devices, model_space
 from rayddl.stages.runtime.progress import ProgressCounter
 from rayddl.stages.runtime.sources import train_batches, train_labels
@@ -33,7 +32,7 @@ MEMORY_SHARE = 0.8
 """Share of a GPU's free memory available to the experts of one task."""
 
 
-def train_some(job: Job, indices: Sequence[int], counter: ProgressCounter) -> None:
+def train_some(job: ExpertsTask, indices: Sequence[int], counter: ProgressCounter) -> None:
     """Train experts ``indices`` in turns and write their files; resumes from partial files."""
     device = devices.enter(job.threads, job.config.precision, f"expert {indices[0]}")
     missing = [i for i in indices if not job.out.has(files.file_name(i))]
@@ -47,13 +46,13 @@ def train_some(job: Job, indices: Sequence[int], counter: ProgressCounter) -> No
             job.out.delete(partial_name(missing[place]))
 
 
-def tried(job: Job) -> None:
+def tried(job: ExpertsTask) -> None:
     """Train an expert for some steps and discard it, so that the caller can measure GPU memory."""
     device = devices.enter(job.threads, job.config.precision, "experts tried")
     Trainer(job, device).rate(1)
 
 
-def measured(job: Job, most: int, gpu: float) -> int:
+def measured(job: ExpertsTask, most: int, gpu: float) -> int:
     """The best number of experts per task, at most ``most``, on the share ``gpu`` of a worker's GPU.
 
     Determined by the memory of one expert, and by the steps per second of 1, 2, 4, ... experts; 1 without a
@@ -71,12 +70,12 @@ def measured(job: Job, most: int, gpu: float) -> int:
     return worthwhile(trainer.rate, min(most, 1 + int(free // each)))
 
 
-def score(job: Job, observer: Observer) -> None:
+def score(job: ExpertsTask, observer: Observer) -> None:
     """Write the EL2N scores of the training images by ``observer``, whose classes are the source's."""
     if job.out.has(SCORES):
         return
     device = devices.enter(job.threads, job.config.precision, "EL2N scores")
-    known = outputs(observer.on(device).module, observer.frame, train_batches(job.source), device)
+    known = outputs(observer.on(device).module, observer.input_spec, train_batches(job.source), device)
     logits = torch.cat([part.float() for part in known])
     job.out.write(SCORES, save({"scores": el2n(logits, train_labels(job.source).long())}))
 
@@ -84,7 +83,7 @@ def score(job: Job, observer: Observer) -> None:
 class Trainer:
     """Images and step functions on ``device``, shared by all experts of a process."""
 
-    def __init__(self, job: Job, device: torch.device) -> None:
+    def __init__(self, job: ExpertsTask, device: torch.device) -> None:
         config = job.config
         self._job, self._device, self._classes = job, device, len(job.source.classes)
         graphs = config.cuda_graphs

@@ -10,7 +10,11 @@ from rayddl.stages.speed import IMAGE, STAGE
 def estimate(config: ImportedConfig, stages: Stages, outlook: Outlook) -> Estimate:
     """The source is decoded once, for its classes and its pixel space."""
     del config, stages
-    images = outlook.glance.train + outlook.glance.test
+    images = outlook.source_summary.train + outlook.source_summary.test
     return Estimate(
-        "1 set", 1, PROCESS + 2 * images * outlook.glance.numbers, None, seconds=STAGE + images * IMAGE
+        "1 set",
+        1,
+        PROCESS + 2 * images * outlook.source_summary.numbers,
+        None,
+        seconds=STAGE + images * IMAGE,
     )

@@ -9,7 +9,7 @@ from dataclasses import replace
 from rayddl.data.config import DSA
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.formats import importing
-from rayddl.data.formats.importing import Home
+from rayddl.data.formats.importing import TargetSource
 from rayddl.data.pixels import space
 from rayddl.data.sources.registry import load
 from rayddl.errors import ArtifactError
@@ -32,7 +32,7 @@ def run(config: ImportedConfig, context: Context) -> Result:
     form = config.form or importing.form_of(folder)
     source = load(context.source)
     fitted = space.fit(context.source.space, source.train.images, context.source.scaling)
-    home = Home(source.train.classes, source.train.shape, fitted)
+    home = TargetSource(source.train.classes, source.train.shape, fitted)
     made = importing.bring(folder, form, home)
     _refuse_other_classes(made, home, folder)
     if made.info.get("labels_read_as") == "logits":
@@ -76,7 +76,7 @@ def digest(made: DistilledSet) -> str:
     return hashed.hexdigest()
 
 
-def _refuse_other_classes(made: DistilledSet, home: Home, folder: Folder) -> None:
+def _refuse_other_classes(made: DistilledSet, home: TargetSource, folder: Folder) -> None:
     if tuple(made.classes) != home.classes:
         pairs = zip(made.classes, home.classes, strict=False)
         first = next(

@@ -24,7 +24,7 @@ def before(config: MatchConfig, stages: Stages, outlook: Outlook) -> Iterator[st
     experts = stages.get(config.experts)
     if not isinstance(experts, ExpertsConfig) or experts.replay is not None:
         return
-    steps = config.expert_epochs * -(-outlook.glance.train // experts.batch)
+    steps = config.expert_epochs * -(-outlook.source_summary.train // experts.batch)
     if steps < FEWEST_STEPS:
         yield (
             f"a window of {config.expert_epochs:g} expert epochs is {steps:.0f} steps of an expert, too few for a "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rayddl.data.config import DSA
-from rayddl.stages.drafting import LARGEST_MATCHED, STUDENT_EPOCHS, Brief, Draft, convnet, key
+from rayddl.stages.drafting import LARGEST_MATCHED, STUDENT_EPOCHS, Draft, DraftRequest, convnet, key
 
 EXPERTS, EXPERT_STEPS = 8, 600
 WINDOW_STEPS, START_STEPS = 70, 150
@@ -16,25 +16,25 @@ ON_A_CPU = 5_000
 CLASSES = 200
 
 
-def suits(brief: Brief) -> tuple[int, str]:
+def suits(request: DraftRequest) -> tuple[int, str]:
     """First choice for small images of a few classes, with a GPU or few of them."""
-    look = brief.look
-    fits = _side(brief) <= LARGEST_MATCHED and len(look.classes) <= CLASSES
-    able = brief.gpu or look.images <= ON_A_CPU
+    contents = request.contents
+    fits = _side(request) <= LARGEST_MATCHED and len(contents.classes) <= CLASSES
+    able = request.gpu or contents.images <= ON_A_CPU
     return (
         2 if fits and able else 0
     ), f"matching trajectories (MCT): the best sets at up to {LARGEST_MATCHED} pixels"
 
 
-def draft(brief: Brief) -> Draft:
+def draft(request: DraftRequest) -> Draft:
     """Experts, the matching, its evaluation."""
-    look, side, ipc = brief.look, _side(brief), brief.per_class()
-    net, batch = convnet(side, 128 if brief.gpu else 32), brief.batch(256)
-    steps = -(-look.images // batch)
+    contents, side, ipc = request.contents, _side(request), request.per_class()
+    net, batch = convnet(side, 128 if request.gpu else 32), request.batch(256)
+    steps = -(-contents.images // batch)
     window, starts = max(2, round(WINDOW_STEPS / steps)), max(2, round(START_STEPS / steps))
     epochs = max(20, -(-EXPERT_STEPS // steps), window + starts)
-    augment = "none" if look.grey else DSA
-    made, most = ipc * len(look.classes), STUDENT_BATCH[brief.gpu]
+    augment = "none" if contents.grey else DSA
+    made, most = ipc * len(contents.classes), STUDENT_BATCH[request.gpu]
     lines = (
         "  experts:                        # networks trained on the real images",
         "    kind: experts",
@@ -45,10 +45,10 @@ def draft(brief: Brief) -> Draft:
         key("lr", 0.02),
         key("augment", augment),
         "  distill:                        # the set whose students follow the experts",
-        f"    kind: match                   # {suits(brief)[1]}",
+        f"    kind: match                   # {suits(request)[1]}",
         "    experts: experts",
         "    trajectory: convex            # MCT; `snapshots` is MTT and needs experts with keep: all",
-        key("ipc", ipc, f"images per class; the smallest class has {min(look.train):,} training images"),
+        key("ipc", ipc, f"images per class; the smallest class has {min(contents.train):,} training images"),
         key("iterations", ITERATIONS, "more of them make better sets"),
         key("syn_steps", SYN_STEPS),
         *(
@@ -74,5 +74,5 @@ def draft(brief: Brief) -> Draft:
     return Draft(ipc, side, lines)
 
 
-def _side(brief: Brief) -> int:
-    return brief.side((32, 64) if brief.gpu else (32,))
+def _side(request: DraftRequest) -> int:
+    return request.side((32, 64) if request.gpu else (32,))

@@ -46,7 +46,7 @@ FEWEST = 32
 
 def estimate(config: MatchConfig, stages: Stages, outlook: Outlook) -> Estimate:
     """The estimate by formula: a parameter vector per student step, the set's copies, and one step's activations."""
-    size, share = outline(net_of(stages, config), outlook.glance), config.share(outlook.machine.have)
+    size, share = outline(net_of(stages, config), outlook.source_summary), config.share(outlook.machine.have)
     memory = None if size is None else _by_formula(config, size, share, outlook, _batch(config, outlook))
     seconds = _seconds(config, net_of(stages, config), share, outlook)
     return made(_work(config), share, outlook, memory, _written(config, outlook), seconds)
@@ -61,10 +61,10 @@ def measure(config: MatchConfig, stages: Stages, outlook: Outlook) -> Estimate:
         _batch(config, outlook),
     )
     batches = _tried(config, stages, outlook, share)
-    job = trial.Job(
+    job = trial.MeasureTask(
         net=net_of(stages, config).model_dump(mode="json"),
-        shape=outlook.glance.shape,
-        classes=outlook.glance.classes,
+        shape=outlook.source_summary.shape,
+        classes=outlook.source_summary.classes,
         images=max(images, *batches),
         batches=batches,
         steps=1,
@@ -101,10 +101,10 @@ def measure(config: MatchConfig, stages: Stages, outlook: Outlook) -> Estimate:
 def _seconds(config: MatchConfig, net: NetConfig, share: Share, outlook: Outlook) -> float | None:
     """Seconds of the loop, or of the short evaluations next to it if these take longer."""
     batch, steps = _batch(config, outlook), config.iterations * config.syn_steps
-    compiled = compiles(net, outlook.glance, config.compile, steps=steps, batch=batch, passes=MATCHED)
+    compiled = compiles(net, outlook.source_summary, config.compile, steps=steps, batch=batch, passes=MATCHED)
     step = outlook.machine.speed.step(
         net,
-        outlook.glance,
+        outlook.source_summary,
         batch,
         share,
         passes=MATCHED,
@@ -136,7 +136,7 @@ def _fitting(fits: int, images: int, config: MatchConfig, room: int) -> str:
     return f"the largest batch_syn that fits is {fits} of {images} images{advice}"
 
 
-def _line(config: MatchConfig, job: trial.Job, found: trial.Found) -> tuple[float, float] | str:
+def _line(config: MatchConfig, job: trial.MeasureTask, found: trial.Measured) -> tuple[float, float] | str:
     """Coefficients (a, b) of bytes = a + b * batch, from two measured points. Autograd through all steps keeps every
     step: there, the memory of a second step is counted for each further step.
     """
@@ -161,7 +161,7 @@ def _through(batches: tuple[int, int], found: tuple[int, int]) -> tuple[float, f
 
 def _tried(config: MatchConfig, stages: Stages, outlook: Outlook, share: Share) -> tuple[int, int]:
     """Two batch sizes to measure: the setting's and another one; smaller if they exceed half of the free memory."""
-    batch, size = _batch(config, outlook), outline(net_of(stages, config), outlook.glance)
+    batch, size = _batch(config, outlook), outline(net_of(stages, config), outlook.source_summary)
     low, high = (batch, max(2 * batch, FEWEST)) if batch < FEWEST else (batch // 2, batch)
     if size is not None:
         # An upper bound: a compiled step needs less.
@@ -197,23 +197,23 @@ def _together(config: MatchConfig, parameters: int, share: Share, outlook: Outlo
     """Bytes of the steps that a GPU computes together."""
     if not share.num_gpus or config.gradient == "unrolled":
         return 0
-    one = FLOAT * (_batch(config, outlook) * outlook.glance.numbers + parameters)
+    one = FLOAT * (_batch(config, outlook) * outlook.source_summary.numbers + parameters)
     return PART_COPIES * min(config.syn_steps * one, max(one, GPU_PART))
 
 
 def _around(config: MatchConfig, outlook: Outlook) -> int:
     """Bytes besides the step: the set's copies, and the real images of its initialisation."""
     held = outlook.resident if config.start_from == "real" else 0
-    return held + SETS * _images(config, outlook) * outlook.glance.numbers * FLOAT
+    return held + SETS * _images(config, outlook) * outlook.source_summary.numbers * FLOAT
 
 
 def _written(config: MatchConfig, outlook: Outlook) -> int:
     """Bytes of the set's files: tensors, images in two formats and in the grid, and the pixel space."""
-    return _images(config, outlook) * outlook.glance.numbers * (FLOAT + 3) + outlook.space
+    return _images(config, outlook) * outlook.source_summary.numbers * (FLOAT + 3) + outlook.space
 
 
 def _images(config: MatchConfig, outlook: Outlook) -> int:
-    return config.ipc * outlook.glance.classes
+    return config.ipc * outlook.source_summary.classes
 
 
 def _batch(config: MatchConfig, outlook: Outlook) -> int:

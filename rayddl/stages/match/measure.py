@@ -23,7 +23,7 @@ PASSES = 12
 
 
 @dataclass(frozen=True)
-class Job:
+class MeasureTask:
     """A step to measure at two batch sizes, the smaller first."""
 
     net: dict[str, Any]
@@ -44,7 +44,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Found:
+class Measured:
     """The result of a measurement."""
 
     bytes: tuple[int, int]
@@ -53,7 +53,7 @@ class Found:
     compiled: bool
 
 
-def run(job: Job) -> Found | str:
+def run(job: MeasureTask) -> Measured | str:
     """Measure ``job`` in a child process; on failure return the reason as text."""
     words = [sys.executable, "-m", __name__, json.dumps(asdict(job))]
     try:
@@ -73,10 +73,10 @@ def run(job: Job) -> Found | str:
         last = [line for line in ended.stderr.decode(errors="replace").splitlines() if line.strip()]
         return last[-1].strip() if last else f"its process ended with {ended.returncode}"
     measured = json.loads(ended.stdout.splitlines()[-1])
-    return Found(tuple(measured["bytes"]), measured["parameters"], measured["compiled"])
+    return Measured(tuple(measured["bytes"]), measured["parameters"], measured["compiled"])
 
 
-def peaks(job: Job) -> Found:
+def peaks(job: MeasureTask) -> Measured:
     """Measure in this process. Every augmentation runs, since their memory differs."""
     import ray  # noqa: F401  # part of a worker's memory
     import torch
@@ -100,10 +100,10 @@ def peaks(job: Job) -> Found:
     for batch in job.batches:
         _step(job, batch, steps, ends)
         found.append(int(torch.cuda.max_memory_reserved()) if job.gpu else _high_water())
-    return Found((found[0], found[1]), len(ends[0]), compiled)
+    return Measured((found[0], found[1]), len(ends[0]), compiled)
 
 
-def _step(job: Job, batch: int, steps: Any, ends: list[Any]) -> None:
+def _step(job: MeasureTask, batch: int, steps: Any, ends: list[Any]) -> None:
     import torch
 
     from rayddl.data.pixels import augment
@@ -140,7 +140,7 @@ def _main() -> None:
     plugin_code.adopt(sys.stdin.buffer.read())
     given = json.loads(sys.argv[1])
     shape, batches, names = (tuple(given.pop(key)) for key in ("shape", "batches", "augment"))
-    measured = peaks(Job(shape=shape, batches=batches, augment=names, **given))
+    measured = peaks(MeasureTask(shape=shape, batches=batches, augment=names, **given))
     sys.stdout.write(json.dumps(asdict(measured)) + "\n")
 
 

@@ -42,7 +42,7 @@ class _Due:
 class ShortEvaluations:
     """Runs the short evaluations of a match stage: on a share of its first GPU, or on CPUs that it does not use."""
 
-    def __init__(self, job: matcher.Job, context: Context, group: Group) -> None:
+    def __init__(self, job: matcher.MatchTask, context: Context, group: Group) -> None:
         import ray
 
         config = job.config
@@ -185,14 +185,14 @@ class ShortEvaluations:
         self._waiting = deque(due for due in self._waiting if due.iteration not in self._left_out)
 
 
-def shared_by(job: matcher.Job) -> students.Shared:
+def shared_by(job: matcher.MatchTask) -> students.Shared:
     """The arguments that the students of all evaluations share."""
     return students.Shared(
         job.source, job.space, job.out, job.seed, job.config.precision, job.compile, threads=1
     )
 
 
-def training_data_of(job: matcher.Job, kept: matcher.Snapshot, name: str) -> students.TrainingData:
+def training_data_of(job: matcher.MatchTask, kept: matcher.Snapshot, name: str) -> students.TrainingData:
     """The training data of a snapshot's students."""
     images, labels, lr = kept
     protocol = Protocol(epochs=job.config.evaluate_epochs, lr=lr, augment=job.config.augment)

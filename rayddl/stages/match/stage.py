@@ -85,7 +85,7 @@ def started(config: MatchConfig, source: SharedSource, seed: int) -> tuple[torch
     return labels[picked], picked
 
 
-def prepared(config: MatchConfig, context: Context) -> tuple[matcher.Job, Share]:
+def prepared(config: MatchConfig, context: Context) -> tuple[matcher.MatchTask, Share]:
     """The workers' arguments, and the resources of each worker. Raises :class:`ArtifactError` for experts, or an
     initial set, that do not fit the source.
     """
@@ -96,7 +96,7 @@ def prepared(config: MatchConfig, context: Context) -> tuple[matcher.Job, Share]
     share = context.backend.sized(lambda have: config.asks(have)[0])
     net = NetConfig.model_validate(experts.summary["net"])
     labels, picked = started(config, source, context.seed_of())
-    job = matcher.Job(
+    job = matcher.MatchTask(
         config,
         net,
         source,
@@ -114,7 +114,7 @@ def prepared(config: MatchConfig, context: Context) -> tuple[matcher.Job, Share]
     return _from_set(job, config, context.inputs), share
 
 
-def _from_set(job: matcher.Job, config: MatchConfig, inputs: Mapping[str, Input]) -> matcher.Job:
+def _from_set(job: matcher.MatchTask, config: MatchConfig, inputs: Mapping[str, Input]) -> matcher.MatchTask:
     """The job with images and learning rate of ``start_set``, if the definition names one.
 
     Raises :class:`ArtifactError` for a set of other classes, another shape or another number of images.
@@ -144,7 +144,7 @@ def compiled(config: MatchConfig, net: NetConfig, source: SharedSource, images: 
 
 
 @contextmanager
-def _at_work(job: matcher.Job, group: Group) -> Iterator[Any]:
+def _at_work(job: matcher.MatchTask, group: Group) -> Iterator[Any]:
     """The loop's actor for the block; it and its helpers are killed at the end of the block."""
     import ray
 
@@ -168,10 +168,12 @@ def _at_work(job: matcher.Job, group: Group) -> Iterator[Any]:
             ray.kill(one)
 
 
-def _distil(worker: Any, job: matcher.Job, context: Context, short: ShortEvaluations) -> matcher.Where:
+def _distil(
+    worker: Any, job: matcher.MatchTask, context: Context, short: ShortEvaluations
+) -> matcher.MatchProgress:
     config, progress = job.config, context.progress
     progress.update(0, config.iterations, "compiling the student's steps" if job.compile else "starting")
-    where: matcher.Where = workers.get(worker.advance.remote(0, 0.0), "the matching loop")
+    where: matcher.MatchProgress = workers.get(worker.advance.remote(0, 0.0), "the matching loop")
     for stop in _stops(config):
         while where.iteration < stop:
             noted = where.retries
@@ -202,7 +204,7 @@ def _typed(rows: Mapping[str, list[float]]) -> dict[str, list[Any]]:
 
 
 def made_of(
-    kept: matcher.Snapshot, config: MatchConfig, context: Context, job: matcher.Job, iteration: int
+    kept: matcher.Snapshot, config: MatchConfig, context: Context, job: matcher.MatchTask, iteration: int
 ) -> DistilledSet:
     """The set of ``iteration``, with its metadata."""
     images, labels, lr = kept
@@ -224,7 +226,7 @@ def _summary(
     config: MatchConfig,
     source: SharedSource,
     rows: Mapping[str, list[float]],
-    where: matcher.Where,
+    where: matcher.MatchProgress,
     made: DistilledSet,
     accuracies: list[tuple[int, int, float]],
     seconds: float,

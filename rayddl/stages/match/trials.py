@@ -26,7 +26,7 @@ from rayddl.stages.settings import StageConfig
 from rayddl.stages.tune.settings import TuneConfig, configured
 from rayddl.stages.tune.space import Settings
 from rayddl.stages.tune.store import MADE
-from rayddl.stages.tune.trial import HELD_OUT, Ticket, over_seeds
+from rayddl.stages.tune.trial import HELD_OUT, TrialTask, over_seeds
 from rayddl.storage import Folder
 
 EXPERTS = "work/experts"
@@ -57,15 +57,15 @@ class MatchTrials:
     source: SharedSource
     out: Folder
 
-    def __call__(self, ticket: Ticket) -> MatchTrial:
+    def __call__(self, task: TrialTask) -> MatchTrial:
         """A trial that has not started."""
-        return MatchTrial(*self._job(ticket))
+        return MatchTrial(*self._job(task))
 
-    def held_out(self, ticket: Ticket, seed: int) -> float:
+    def held_out(self, task: TrialTask, seed: int) -> float:
         """The accuracy of a student with a seed that the search did not use, on the trial's set."""
-        job, _ = self._job(ticket)
-        made = DistilledSet.load(ticket.folder.child(MADE).child("set"))
-        job = replace(job, out=ticket.folder.child("held-out"))
+        job, _ = self._job(task)
+        made = DistilledSet.load(task.folder.child(MADE).child("set"))
+        job = replace(job, out=task.folder.child("held-out"))
         kept = (made.images, made.labels, made.lr_student)
         return taught(job, kept, HELD_OUT, seed, "held-out")
 
@@ -84,29 +84,29 @@ class MatchTrials:
     def _net(self, config: MatchConfig) -> NetConfig:
         return NetConfig.model_validate(self.context.inputs[config.experts].summary["net"])
 
-    def _job(self, ticket: Ticket) -> tuple[matcher.Job, Context]:
-        found = configured(self.config, self.templates, ticket.settings)
+    def _job(self, task: TrialTask) -> tuple[matcher.MatchTask, Context]:
+        found = configured(self.config, self.templates, task.settings)
         config = found[self.config.of]
         assert isinstance(config, MatchConfig)
         adopt(self.context.source, self.source)
-        inputs = {**self.context.inputs, config.experts: self._experts(found, config.experts, ticket)}
-        context = replace(self.context, out=ticket.folder, inputs=inputs, backend=InProcess(ticket.threads))
+        inputs = {**self.context.inputs, config.experts: self._experts(found, config.experts, task)}
+        context = replace(self.context, out=task.folder, inputs=inputs, backend=InProcess(task.threads))
         job, _ = match.prepared(config, context)
-        return replace(job, name=f"trial {ticket.number}"), context
+        return replace(job, name=f"trial {task.number}"), context
 
-    def _experts(self, found: Mapping[str, StageConfig], stage: str, ticket: Ticket) -> Input:
+    def _experts(self, found: Mapping[str, StageConfig], stage: str, task: TrialTask) -> Input:
         config = found.get(stage)
         if config is None:
             return self.context.inputs[stage]
         assert isinstance(config, ExpertsConfig)
         context = replace(self.context, stage=stage)
-        return experts_for(config, context, self.out.child(EXPERTS), ticket.threads)
+        return experts_for(config, context, self.out.child(EXPERTS), task.threads)
 
 
 class MatchTrial:
     """A matching run that stops at given iterations and evaluates its set there."""
 
-    def __init__(self, job: matcher.Job, context: Context) -> None:
+    def __init__(self, job: matcher.MatchTask, context: Context) -> None:
         self._job, self._context = job, context
         self._worker = matcher.MatchWorker(cluster.packed(job), [])
 
@@ -135,7 +135,7 @@ class MatchTrial:
         made.save(job.out.child(MADE).child("set"))
 
 
-def taught(job: matcher.Job, kept: matcher.Snapshot, name: str, seed: int, file: str) -> float:
+def taught(job: matcher.MatchTask, kept: matcher.Snapshot, name: str, seed: int, file: str) -> float:
     """The accuracy of one student, trained as in a match stage's short evaluations."""
     student = students.Student(name, job.net, seed, f"{file}-{seed}.json")
     data = short_evaluations.training_data_of(job, kept, name)

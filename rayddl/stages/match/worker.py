@@ -18,7 +18,7 @@ from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError, DivergedError
 from rayddl.methods.matching import correct
 from rayddl.methods.matching.gradient import MetaGradient
-from rayddl.methods.matching.loop import COLUMNS, Facts, Loop, Matcher
+from rayddl.methods.matching.loop import COLUMNS, Loop, Matcher, WindowRecord
 from rayddl.methods.matching.state import State, first_state, load_state
 from rayddl.methods.training.steps import steps_for
 from rayddl.methods.trajectories import files
@@ -37,7 +37,7 @@ LABEL_EXPERTS = 5
 
 
 @dataclass(frozen=True)
-class Job:
+class MatchTask:
     """The arguments of a matching actor."""
 
     config: MatchConfig
@@ -68,7 +68,7 @@ Snapshot: TypeAlias = tuple[Tensor, Tensor, float]
 
 
 @dataclass(frozen=True)
-class Where:
+class MatchProgress:
     """The progress of a run."""
 
     iteration: int
@@ -79,7 +79,7 @@ class Where:
     diverged: str | None
 
 
-def make_matcher(job: Job, device: torch.device) -> Matcher:
+def make_matcher(job: MatchTask, device: torch.device) -> Matcher:
     """The matcher of the run, on ``device``. Raises :class:`ArtifactError` for experts that do not fit."""
     classes = len(job.source.classes)
     config = job.config
@@ -93,7 +93,7 @@ def make_matcher(job: Job, device: torch.device) -> Matcher:
     return Matcher(steps, config, trajectories, job.labels, classes, job.seed, device)
 
 
-def _refuse_short(job: Job, trajectories: Sequence[Trajectory]) -> None:
+def _refuse_short(job: MatchTask, trajectories: Sequence[Trajectory]) -> None:
     # The definition's check covers trained experts; imported ones' length is known only now.
     needed = math.ceil(job.config.max_start_epoch + job.config.expert_epochs)
     shortest = min(t.last for t in trajectories)
@@ -106,7 +106,7 @@ def _refuse_short(job: Job, trajectories: Sequence[Trajectory]) -> None:
         )
 
 
-def starting_images(job: Job, matcher: Matcher) -> Tensor:
+def starting_images(job: MatchTask, matcher: Matcher) -> Tensor:
     """The initial images ``[N, C, H, W]`` in model space, in class order: given, real, or unit Gaussian noise."""
     device = matcher.device
     if job.given is not None:
@@ -129,7 +129,7 @@ def starting_images(job: Job, matcher: Matcher) -> Tensor:
     return model_space.some_of_train(job.source, job.space, job.picked, device)
 
 
-def _start(job: Job, matcher: Matcher) -> State:
+def _start(job: MatchTask, matcher: Matcher) -> State:
     images = starting_images(job, matcher)
     logits = None
     if job.config.labels == "learned":
@@ -141,7 +141,7 @@ def _start(job: Job, matcher: Matcher) -> State:
     return first_state(images, logits, matcher.settings)
 
 
-def _experts(job: Job, matcher: Matcher, count: int) -> Iterator[correct.Logits]:
+def _experts(job: MatchTask, matcher: Matcher, count: int) -> Iterator[correct.Logits]:
     """The first ``count`` experts' networks at the last target epoch."""
     reach = job.config.max_start_epoch + job.config.expert_epochs
     for trajectory in matcher.trajectories[:count]:
@@ -153,7 +153,7 @@ class WindowWorker:
     """An actor that computes one window of a meta-batch."""
 
     def __init__(self, packed: bytes) -> None:
-        self._job: Job = cluster.unpacked(packed)
+        self._job: MatchTask = cluster.unpacked(packed)
         self._device = devices.enter(self._job.threads, self._job.config.precision, self._job.name)
 
     @cached_property
@@ -161,7 +161,9 @@ class WindowWorker:
         # Made at the first call: what a call raises reaches the driver, what a constructor raises does not.
         return make_matcher(self._job, self._device)
 
-    def gradient(self, state: dict[str, Any], iteration: int, worker: int) -> tuple[dict[str, Any], Facts]:
+    def gradient(
+        self, state: dict[str, Any], iteration: int, worker: int
+    ) -> tuple[dict[str, Any], WindowRecord]:
         """The meta-gradient of window ``worker`` of ``iteration`` as NumPy arrays, and its figures."""
         logits = state["logits"]
         here = State(
@@ -180,7 +182,7 @@ class MatchWorker:
     """An actor that runs the outer loop. After a restart it resumes from its last checkpoint."""
 
     def __init__(self, packed: bytes, helpers: list[Any]) -> None:
-        self._job: Job = cluster.unpacked(packed)
+        self._job: MatchTask = cluster.unpacked(packed)
         self._helpers = helpers
         self._device = devices.enter(self._job.threads, self._job.config.precision, self._job.name)
         self._saved, self._saved_at = time.monotonic(), 0
@@ -215,7 +217,7 @@ class MatchWorker:
             loop.anchor, _ = load_state(more["anchor"].numpy().tobytes(), self._device)
         return loop
 
-    def _spread(self, state: State, iteration: int) -> list[tuple[MetaGradient, Facts]]:
+    def _spread(self, state: State, iteration: int) -> list[tuple[MetaGradient, WindowRecord]]:
         import ray
 
         sent = ray.put(
@@ -232,7 +234,7 @@ class MatchWorker:
             got.append((MetaGradient(**tensors), facts))
         return got
 
-    def advance(self, until: int, seconds: float) -> Where:
+    def advance(self, until: int, seconds: float) -> MatchProgress:
         """Run to iteration ``until``, for at most about ``seconds``, and return the progress."""
         deadline = time.monotonic() + seconds
         while self._diverged is None and self._loop.state.iteration < until and time.monotonic() < deadline:
@@ -244,7 +246,9 @@ class MatchWorker:
             self._checkpoint()
         state, rows = self._loop.state, self._loop.rows
         loss = rows[-1][1] if rows else float("nan")
-        return Where(state.iteration, loss, float(state.lr), state.retries, state.skipped, self._diverged)
+        return MatchProgress(
+            state.iteration, loss, float(state.lr), state.retries, state.skipped, self._diverged
+        )
 
     def _checkpoint(self) -> None:
         # Only states that a diverged run is restored to are saved, so that a resumed run has the same one.

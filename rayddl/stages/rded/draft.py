@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from rayddl.stages.drafting import LARGEST_MATCHED, STUDENT_EPOCHS, Brief, Draft, convnet, key
+from rayddl.stages.drafting import LARGEST_MATCHED, STUDENT_EPOCHS, Draft, DraftRequest, convnet, key
 
 TEACHER_STEPS, SCORED = 1500, 300
 STUDENTS = 3
 SIZES = (32, 64, 128, 224)
 
 
-def suits(brief: Brief) -> tuple[int, str]:
+def suits(request: DraftRequest) -> tuple[int, str]:
     """For all images; the first choice for large ones, many classes, and many images without a GPU."""
-    del brief
+    del request
     return 1, "crops of real images, in minutes, for all sizes and numbers of classes"
 
 
-def draft(brief: Brief) -> Draft:
+def draft(request: DraftRequest) -> Draft:
     """The observer, the crops, their evaluation with its soft labels."""
-    look, side = brief.look, brief.side(SIZES)
+    contents, side = request.contents, request.side(SIZES)
     factor = 2 if side > LARGEST_MATCHED else 1
-    ipc, batch = brief.per_class(factor**2), brief.batch(128)
+    ipc, batch = request.per_class(factor**2), request.batch(128)
     net = (
         {"name": "resnet18", "norm": "batch"}
         if side > 128
-        else convnet(side, 128 if brief.gpu else 64, norm="batch")
+        else convnet(side, 128 if request.gpu else 64, norm="batch")
     )
-    steps = -(-look.images // batch)
+    steps = -(-contents.images // batch)
     epochs = max(20, min(300, -(-TEACHER_STEPS // steps)))
-    augment = "none" if look.grey else "crop_flip"
+    augment = "none" if contents.grey else "crop_flip"
     lines = (
         "  teacher:                        # the observer: it scores the crops and gives the soft labels",
         "    kind: teacher",
@@ -36,13 +36,13 @@ def draft(brief: Brief) -> Draft:
         key("batch", batch, f"{steps} steps an epoch"),
         key("augment", augment),
         "  distill:",
-        f"    kind: rded                    # {suits(brief)[1]}",
+        f"    kind: rded                    # {suits(request)[1]}",
         "    teacher: teacher",
-        key("ipc", ipc, f"images per class; the smallest class has {min(look.train):,} training images"),
+        key("ipc", ipc, f"images per class; the smallest class has {min(contents.train):,} training images"),
         key("factor", factor, "patches along one side of an image"),
         key(
             "mipc",
-            max(factor**2 * ipc, min(SCORED, max(look.train))),
+            max(factor**2 * ipc, min(SCORED, max(contents.train))),
             "real images per class that are looked at",
         ),
         "  evaluate:                       # students of the set, and of as many random real images",

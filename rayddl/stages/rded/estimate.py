@@ -13,14 +13,14 @@ STREAM = 4.0
 
 def estimate(config: RdedConfig, stages: Stages, outlook: Outlook) -> Estimate:
     """A stream of crops, without memory, which depends on the observer; the stitched images as uint8."""
-    glance, machine = outlook.glance, outlook.machine
-    images = min(config.mipc * glance.classes, glance.train)
+    source_summary, machine = outlook.source_summary, outlook.machine
+    images = min(config.mipc * source_summary.classes, source_summary.train)
     share, cutters = sizes.streamed(config.resources, config.decoders, machine.have)
-    written = config.ipc * glance.classes * glance.numbers * 2 + outlook.space
+    written = config.ipc * source_summary.classes * source_summary.numbers * 2 + outlook.space
     work = f"{images:,} images × {config.candidates} crops"
     scored = machine.speed.step(
         net_of(stages, stages.get(config.teacher)),
-        glance,
+        source_summary,
         config.candidates,
         share,
         passes=FORWARD,

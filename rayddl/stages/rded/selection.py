@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -11,13 +13,14 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load, save
 
+from rayddl.data.sources import listing
 from rayddl.errors import SourceError, StageError
-from rayddl.methods.patches.select import Best, Rows
+from rayddl.methods.patches.select import Best, CropRows
 from rayddl.stages.context import Context
 from rayddl.stages.rded.settings import RdedConfig
-from rayddl.stages.rded.stream import steps
-from rayddl.stages.rded.worker import Job
-from rayddl.stages.runtime.streams import Block
+from rayddl.stages.rded.worker import Judge, RdedTask, cut_images, images_a_call
+from rayddl.stages.runtime import cluster, devices
+from rayddl.stages.runtime.streams import Block, StreamSteps
 from rayddl.storage import Folder
 
 PROGRESS_FILE = "progress.safetensors"
@@ -49,11 +52,11 @@ class _Seen:
         broken = block["bad"] != ""
         for at in np.flatnonzero(fresh & broken):
             self.bad.append(f"{names[int(places[at])].as_py()}: {block['bad'][at]}")
-        self.best.add(Rows(*(block[c][fresh & ~broken] for c in COLUMNS)))
+        self.best.add(CropRows(*(block[c][fresh & ~broken] for c in COLUMNS)))
         self.done[places] = True
 
 
-def select(job: Job, context: Context) -> tuple[Rows, list[str], float]:
+def select(job: RdedTask, context: Context) -> tuple[CropRows, list[str], float]:
     """The best crops of all classes, the unreadable images with reasons, and images per second."""
     seen, total = _resumed(job, context.out), len(job.listing)
     before, began, saved = seen.images, time.perf_counter(), time.monotonic()
@@ -119,12 +122,12 @@ def _save(seen: _Seen, out: Folder) -> None:
     out.write(PROGRESS_FILE, save(tensors))
 
 
-def _resumed(job: Job, out: Folder) -> _Seen:
+def _resumed(job: RdedTask, out: Folder) -> _Seen:
     best = Best(job.per_class, len(job.listing.classes))
     kept = load(out.read(PROGRESS_FILE)) if out.has(PROGRESS_FILE) else {}
     if "seen" in kept or "done" not in kept:  # written by a version that counted chunks, not images
         return _Seen(best, np.zeros(len(job.listing), bool), [])
-    best.add(Rows(*(kept[n].numpy() for n in COLUMNS)))
+    best.add(CropRows(*(kept[n].numpy() for n in COLUMNS)))
     bad = bytes(kept["bad"].tolist()).decode()
     return _Seen(best, kept["done"].numpy().copy(), bad.split("\n") if bad else [])
 
@@ -147,3 +150,58 @@ def refuse_short(
             "of that class) or repeat (some patches more than once).",
             code="class-too-small-for-patches",
         )
+
+
+def steps(job: RdedTask) -> StreamSteps:
+    """The steps of the stream: cut crops from the images of ``job``'s listing, and score them."""
+    import ray
+
+    config = job.config
+    return StreamSteps(
+        "image",
+        # A packed reference: tasks do not contain the listing.
+        cluster.packed(ray.put(job)),
+        rded_cut,
+        RdedJudge,
+        rded_cut_and_judge,
+        chunk=listing.CHUNK,
+        judged=images_a_call(config, len(job.listing)),
+        judges_at_once=config.resources.at_once,
+        cutters_at_once=config.decoders.at_once,
+    )
+
+
+class RdedJudge:
+    """Scores crops. An actor, because every GPU task would initialise CUDA again."""
+
+    def __init__(self, sent: bytes) -> None:
+        self._judge = Judge(_job(sent))
+
+    def __call__(self, block: Block) -> Block:
+        return self._judge(block)
+
+
+def rded_cut(block: Block, sent: bytes) -> Block:
+    """The crops of the images of ``block``."""
+    return cut_images(_opened(sent)[0], block["image"])
+
+
+def rded_cut_and_judge(block: Block, sent: bytes) -> Block:
+    """The best crops of the images of ``block``, cut and scored in one process, so that no crops are transferred."""
+    job, judge = _opened(sent)
+    return judge()(cut_images(job, block["image"]))
+
+
+def _job(sent: bytes) -> RdedTask:
+    import ray
+
+    job: RdedTask = ray.get(cluster.unpacked(sent))
+    return job
+
+
+@lru_cache(maxsize=1)
+def _opened(sent: bytes) -> tuple[RdedTask, Callable[[], Judge]]:
+    """The job, and a function that returns its judge; both are created once per process."""
+    job = _job(sent)
+    devices.enter(job.threads, unit="rded cut")
+    return job, cache(lambda: Judge(job))

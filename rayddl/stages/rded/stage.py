@@ -10,21 +10,24 @@ import time
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from rayddl import seeds
 from rayddl.data.distilled import LR_STUDENT, DistilledSet
 from rayddl.data.sources.listing import Listing
 from rayddl.errors import ArtifactError
 from rayddl.methods.patches import boxes
-from rayddl.methods.patches.select import Rows
+from rayddl.methods.patches.select import CropRows
+from rayddl.methods.patches.stitch import places
 from rayddl.methods.training.observer import Observer
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Result
 from rayddl.stages.rded.selection import PROGRESS_FILE, refuse_short, select
 from rayddl.stages.rded.settings import RdedConfig
-from rayddl.stages.rded.stitching import layout, stitch_all
-from rayddl.stages.rded.worker import Job
+from rayddl.stages.rded.worker import RdedTask, stitch_classes
 from rayddl.stages.runtime.listings import listing_of
+from rayddl.stages.runtime.slots import Work
 from rayddl.storage import Folder
 
 TYPES = {
@@ -37,6 +40,10 @@ TYPES = {
     "left": "int64",
     "side": "int64",
 }
+CLASSES_A_TASK = 16
+
+Layout = dict[int, list[list[int]]]
+"""For each class, for each of its images, the positions of its patches in the selected rows."""
 
 
 def run(config: RdedConfig, context: Context) -> Result:
@@ -83,7 +90,7 @@ def run(config: RdedConfig, context: Context) -> Result:
     return Result(summary)
 
 
-def prepared(config: RdedConfig, context: Context) -> tuple[Job, int]:
+def prepared(config: RdedConfig, context: Context) -> tuple[RdedTask, int]:
     """The workers' arguments, and the number of images in the whole listing. Reads no image.
 
     Raises :class:`ArtifactError` for an observer without outputs for the source's classes.
@@ -98,7 +105,7 @@ def prepared(config: RdedConfig, context: Context) -> tuple[Job, int]:
     _refuse_mixed_sides(observer, config)
     picked = boxes.preselected(context.seed_of(), listing.each_name(), listing.labels, config.mipc)
     chosen = listing.take(picked)
-    job = Job(
+    job = RdedTask(
         config,
         chosen,
         observer.shape,
@@ -137,7 +144,7 @@ def _refuse_short_classes(config: RdedConfig, listing: Listing, context: Context
     refuse_short(config, listing.classes, counts, needed, "images")
 
 
-def _write_winners(out: Folder, rows: Rows, listing: Listing) -> None:
+def _write_winners(out: Folder, rows: CropRows, listing: Listing) -> None:
     names = listing.names.take(rows.image).to_pylist()
     starts = np.searchsorted(rows.label, rows.label, side="left")
     columns: dict[str, Any] = {
@@ -149,3 +156,47 @@ def _write_winners(out: Folder, rows: Rows, listing: Listing) -> None:
         **{name: rows.box[:, k].tolist() for k, name in enumerate(("top", "left", "side"))},
     }
     tables.write(out, "winners.parquet", columns, TYPES)
+
+
+def layout(rows: CropRows, job: RdedTask) -> Layout:
+    """The layout of the selected crops ``rows``, which are sorted by class and rank.
+
+    A class with too few crops gets fewer images (``short_class: cap``), at least one, or repeats some crops
+    (``repeat``).
+    """
+    config, per_image = job.config, job.config.factor**2
+    result: Layout = {}
+    for c in range(len(job.listing.classes)):
+        first, last = (int(np.searchsorted(rows.label, c, side=side)) for side in ("left", "right"))
+        found = last - first
+        short = found < job.per_class and config.short_class == "cap"
+        images = max(1, found // per_image) if short else config.ipc
+        result[c] = [[first + rank % found for rank in image] for image in places(images, config.factor)]
+    return result
+
+
+def stitch_all(job: RdedTask, rows: CropRows, picked: Layout, context: Context) -> tuple[Tensor, Tensor]:
+    """The distilled images, uint8 ``[N, C, H, W]``, and their labels int64 ``[N]``, in class order."""
+    backend, progress = context.backend, context.progress
+    groups = [list(picked)[i : i + CLASSES_A_TASK] for i in range(0, len(picked), CLASSES_A_TASK)]
+    counts = [len(picked[c]) for c in picked]
+    images = torch.empty((sum(counts), *job.shape), dtype=torch.uint8)
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    sent = backend.put(job)
+    share = backend.spread(job.config.decoders, units=len(groups), gpu=False, key="decoders")
+
+    def work(group: list[int]) -> Work:
+        first, last = picked[group[0]][0][0], np.searchsorted(rows.label, group[-1], side="right")
+        first = int(np.searchsorted(rows.label, group[0], side="left"))
+        mine = rows.take(np.arange(first, last))
+        shifted = {c: [[row - first for row in image] for image in picked[c]] for c in group}
+        return (stitch_classes, sent, mine, shifted)
+
+    done = 0
+    with backend.opened(share, "rded stitch", note=progress.note) as free:
+        for group, part in free.each(groups, work, lambda g: f"rded stitch classes {g[0]}–{g[-1]}"):
+            at = int(starts[group[0]])
+            images[at : at + len(part)] = torch.from_numpy(np.array(part))
+            done += len(part)
+            progress.update(done, len(images), "stitching")
+    return images, torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))

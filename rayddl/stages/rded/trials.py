@@ -16,7 +16,7 @@ from rayddl.stages.settings import StageConfig
 from rayddl.stages.tune.settings import TuneConfig
 from rayddl.stages.tune.stages import StageTrials
 from rayddl.stages.tune.store import MADE
-from rayddl.stages.tune.trial import HELD_OUT, Ticket
+from rayddl.stages.tune.trial import HELD_OUT, TrialTask
 from rayddl.storage import Folder
 
 
@@ -32,41 +32,43 @@ def trials(
 class RdedTrials(StageTrials):
     """Makes trials of an rded stage."""
 
-    def run(self, ticket: Ticket) -> Sequence[float]:
+    def run(self, task: TrialTask) -> Sequence[float]:
         """Select and stitch the images, and return the accuracies of short student trainings."""
-        rded.run(self.template(ticket), self.here(ticket, ticket.folder.child(MADE)))
-        return self._judged(ticket, ticket.folder, "short", range(self.config.students.seeds))
+        rded.run(self.template(task), self.here(task, task.folder.child(MADE)))
+        return self._judged(task, task.folder, "short", range(self.config.students.seeds))
 
-    def held_out(self, ticket: Ticket, seed: int) -> float:
+    def held_out(self, task: TrialTask, seed: int) -> float:
         """The accuracy of a student of the trial's set with seed ``seed``."""
-        return fmean(self._judged(ticket, ticket.folder.child(f"held-out-{seed}"), HELD_OUT, (seed,)))
+        return fmean(self._judged(task, task.folder.child(f"held-out-{seed}"), HELD_OUT, (seed,)))
 
-    def template(self, ticket: Ticket) -> RdedConfig:
+    def template(self, task: TrialTask) -> RdedConfig:
         """The template with the trial's settings."""
-        config = super().template(ticket)
+        config = super().template(task)
         assert isinstance(config, RdedConfig)
         return config
 
-    def _judged(self, ticket: Ticket, folder: Folder, name: str, seeds: Sequence[int]) -> list[float]:
+    def _judged(self, task: TrialTask, folder: Folder, name: str, seeds: Sequence[int]) -> list[float]:
         """The accuracies of students of the trial's set, one per seed."""
-        made = DistilledSet.load(ticket.folder.child(MADE).child("set"))
+        made = DistilledSet.load(task.folder.child(MADE).child("set"))
         asked = self.config.students
         nets = None if asked.net is None else (asked.net,)
         config = EvaluateConfig(
-            kind="evaluate", set=self.config.of, observer=self.template(ticket).teacher, nets=nets,
+            kind="evaluate", set=self.config.of, observer=self.template(task).teacher, nets=nets,
             epochs=asked.epochs, seeds=len(seeds), random=False, own_labels=False, compile=False,
         )  # fmt: skip
-        context = self.here(ticket, folder)
-        teaching = soft_labels.of_stage(config, made, context)
-        config = protocol.settled(config, made, self.source, teaching)
-        task = protocol.Task(
+        context = self.here(task, folder)
+        label_source = soft_labels.of_stage(config, made, context)
+        config = protocol.settled(config, made, self.source, label_source)
+        evaluation = protocol.EvaluateTask(
             config,
             made,
             self.source,
-            teaching,
+            label_source,
             context.seed_of(),
             backend=context.backend,
             name=name,
             seeds=seeds,
         )
-        return [float(result["accuracy"]) for result in distribution.judge(task, folder, context.progress)]
+        return [
+            float(result["accuracy"]) for result in distribution.judge(evaluation, folder, context.progress)
+        ]

@@ -15,7 +15,7 @@ from rayddl.data.pixels.decode import reason
 from rayddl.data.sources.listing import Blob, Listing
 from rayddl.methods.patches import boxes, stitch
 from rayddl.methods.patches.score import Scorer
-from rayddl.methods.patches.select import Rows, best_crop
+from rayddl.methods.patches.select import CropRows, best_crop
 from rayddl.methods.training.feeding import staging
 from rayddl.methods.training.observer import Observer
 from rayddl.stages.rded.settings import RdedConfig
@@ -32,7 +32,7 @@ CALLS = 32
 
 
 @dataclass(frozen=True)
-class Job:
+class RdedTask:
     """The arguments that all workers of the stage share."""
 
     config: RdedConfig
@@ -62,7 +62,7 @@ def images_a_call(config: RdedConfig, images: int) -> int:
     return batch * max(1, min(BATCHES_A_CALL, images // (batch * CALLS)))
 
 
-def cut_images(job: Job, positions: NDArray[np.int64]) -> Block:
+def cut_images(job: RdedTask, positions: NDArray[np.int64]) -> Block:
     """The crops of the images at ascending ``positions`` of the listing, a row per image.
 
     ``bad`` is the reason why an image cannot be read, or empty; other columns of an unreadable image are undefined.
@@ -88,7 +88,7 @@ def cut_images(job: Job, positions: NDArray[np.int64]) -> Block:
     }
 
 
-def _crops(job: Job, name: str, blob: Blob) -> tuple[NDArray[np.int32], NDArray[np.uint8]] | str:
+def _crops(job: RdedTask, name: str, blob: Blob) -> tuple[NDArray[np.int32], NDArray[np.uint8]] | str:
     """Boxes and crops of an image, or the reason why it cannot be read."""
     config = job.config
     if isinstance(blob, Exception):
@@ -108,7 +108,7 @@ def _crops(job: Job, name: str, blob: Blob) -> tuple[NDArray[np.int32], NDArray[
 class Judge:
     """Scores crops with the observer, on the device that Ray assigned to the process."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: RdedTask) -> None:
         import ray
 
         config = job.config
@@ -151,7 +151,9 @@ class Judge:
         return {"image": block["image"], "label": block["label"], **found, "bad": block["bad"]}
 
 
-def stitch_classes(job: Job, winners: Rows, per_class: dict[int, list[list[int]]]) -> NDArray[np.uint8]:
+def stitch_classes(
+    job: RdedTask, winners: CropRows, per_class: dict[int, list[list[int]]]
+) -> NDArray[np.uint8]:
     """The images of some classes, uint8 ``[n, C, H, W]``: the selected crops, cut again at their tiles' sizes.
 
     ``winners`` are the selected rows of those classes; ``per_class`` lists the crops of each image, class by
@@ -176,7 +178,7 @@ def stitch_classes(job: Job, winners: Rows, per_class: dict[int, list[list[int]]
     return torch.stack(images if quality is None else [as_jpeg(image, quality) for image in images]).numpy()
 
 
-def _again(job: Job, winners: Rows, row: int, blob: Blob, size: tuple[int, int]) -> Tensor:
+def _again(job: RdedTask, winners: CropRows, row: int, blob: Blob, size: tuple[int, int]) -> Tensor:
     if isinstance(blob, Exception):
         raise blob
     image = opened(blob, job.shape[0])

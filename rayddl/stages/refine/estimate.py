@@ -24,13 +24,13 @@ PASSES = GRADIENT + FORWARD
 
 def estimate(config: RefineConfig, stages: Stages, outlook: Outlook) -> Estimate:
     """A step of each observer on a block of views; the images as uint8."""
-    glance, of = outlook.glance, stages.get(config.set)
+    source_summary, of = outlook.source_summary, stages.get(config.set)
     ipc, per_image = int(getattr(of, "ipc", 1)), int(getattr(of, "factor", 1)) ** 2
-    images = ipc * glance.classes
+    images = ipc * source_summary.classes
     per_block = max(1, min(images, VIEWS // per_image))
     share = outlook.machine.share(config.resources, -(-images // per_block))
     nets = [net_of(stages, stages.get(name)) for name in config.observers]
-    sizes = [outline(net, glance) for net in nets]
+    sizes = [outline(net, source_summary) for net in nets]
     memory = None
     if sizes and None not in sizes:
         step = sum(
@@ -39,11 +39,17 @@ def estimate(config: RefineConfig, stages: Stages, outlook: Outlook) -> Estimate
             if size is not None
         )
         memory = step + (0 if share.num_gpus else PROCESS)
-    written = images * glance.numbers * 2 + outlook.space
+    written = images * source_summary.numbers * 2 + outlook.space
     speed = outlook.machine.speed
     steps = [
         speed.step(
-            net, glance, per_block * per_image, share, passes=PASSES, dispatch=2, precision=config.precision
+            net,
+            source_summary,
+            per_block * per_image,
+            share,
+            passes=PASSES,
+            dispatch=2,
+            precision=config.precision,
         )
         for net in nets
     ]

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError
-from rayddl.methods.refinement.features import eye_of
+from rayddl.methods.refinement.features import extractor_of
 from rayddl.methods.training.observer import Observer
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Result
 from rayddl.stages.refine import worker
 from rayddl.stages.refine.settings import RefineConfig
-from rayddl.stages.refine.worker import Job
+from rayddl.stages.refine.worker import RefineTask
 from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.runtime.slots import Work
 
@@ -80,7 +80,7 @@ def _set(context: Context, stage: str) -> DistilledSet:
     return DistilledSet.load(context.inputs[stage].folder.child("set"))
 
 
-def _job(config: RefineConfig, context: Context, made: DistilledSet) -> tuple[Job, Share]:
+def _job(config: RefineConfig, context: Context, made: DistilledSet) -> tuple[RefineTask, Share]:
     observers = tuple(Observer.load(context.inputs[n].folder.child("observer")) for n in config.observers)
     for k, (name, observer) in enumerate(zip(config.observers, observers, strict=True)):
         if observer.shape != made.space.shape:
@@ -89,9 +89,9 @@ def _job(config: RefineConfig, context: Context, made: DistilledSet) -> tuple[Jo
                 f"{config.set!r} are {made.space.shape}. Set source.size, or take a teacher of images of this size.",
                 code="observer-of-another-size",
             )
-        eye_of(observer, config.layer_of(k))  # refuses an unknown layer before workers are started
+        extractor_of(observer, config.layer_of(k))  # refuses an unknown layer before workers are started
     factor = int(made.info.get("factor") or 1)
-    job = Job(config, observers, factor, len(made), context.out, context.seed_of(), 1)
+    job = RefineTask(config, observers, factor, len(made), context.out, context.seed_of(), 1)
     share = context.backend.spread(config.resources, units=len(job.blocks))
     return replace(job, threads=share.threads), share
 
@@ -118,7 +118,7 @@ def _refuse_misfit(made: DistilledSet, real: DistilledSet, config: RefineConfig)
 
 
 def _pairs(
-    job: Job,
+    job: RefineTask,
     share: Share,
     context: Context,
     made: tuple[DistilledSet, Tensor],
@@ -145,7 +145,9 @@ def _pairs(
     return found
 
 
-def _refine(job: Job, share: Share, context: Context, images: Tensor, anchors: Tensor, pairs: Tensor) -> None:
+def _refine(
+    job: RefineTask, share: Share, context: Context, images: Tensor, anchors: Tensor, pairs: Tensor
+) -> None:
     missing = [block for block in job.blocks if not context.out.has(job.file(block))]
     done = job.images - sum(map(len, missing))
     context.progress.update(done, job.images, "images")
@@ -163,7 +165,7 @@ def _refine(job: Job, share: Share, context: Context, images: Tensor, anchors: T
             context.progress.update(done, job.images, "images")
 
 
-def _described(config: RefineConfig, context: Context, made: DistilledSet, job: Job) -> dict[str, Any]:
+def _described(config: RefineConfig, context: Context, made: DistilledSet, job: RefineTask) -> dict[str, Any]:
     """The metadata in which the refined set differs from the one that it was made from."""
     method = made.info.get("method", "images")
     net = made.info.get("net") or job.observers[0].net.model_dump(mode="json")

@@ -13,8 +13,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from rayddl import seeds
-from rayddl.methods.refinement.features import eye_of
-from rayddl.methods.refinement.refine import Eye, Refined, apart, draw, paired, refined, views
+from rayddl.methods.refinement.features import extractor_of
+from rayddl.methods.refinement.refine import FeatureExtractor, Refined, apart, draw, paired, refined, views
 from rayddl.methods.training.input_spec import in_unit
 from rayddl.methods.training.observer import Observer
 from rayddl.stages.refine.settings import VIEWS, RefineConfig
@@ -23,7 +23,7 @@ from rayddl.storage import Folder
 
 
 @dataclass(frozen=True)
-class Job:
+class RefineTask:
     """The arguments that all workers of the stage share."""
 
     config: RefineConfig
@@ -52,7 +52,7 @@ class Job:
         return f"block-{block.start // self.per_block:05d}.safetensors"
 
 
-def pair(job: Job, images: Tensor, anchors: Tensor) -> Tensor:
+def pair(job: RefineTask, images: Tensor, anchors: Tensor) -> Tensor:
     """The anchor of each view of ``images``, as int64 positions in ``anchors``; both are uint8, of one class."""
     device = devices.enter(job.threads, job.config.precision, "anchors")
     eyes = _eyes(job, device)
@@ -62,7 +62,7 @@ def pair(job: Job, images: Tensor, anchors: Tensor) -> Tensor:
     return paired(distances)
 
 
-def refine(job: Job, block: range, images: Tensor, anchors: Tensor) -> None:
+def refine(job: RefineTask, block: range, images: Tensor, anchors: Tensor) -> None:
     """Refine ``images`` uint8 ``[n, C, H, W]`` of ``block`` and write its file.
 
     ``anchors`` uint8 ``[n * factor², C, H, W]`` are those of their views.
@@ -83,10 +83,10 @@ def refine(job: Job, block: range, images: Tensor, anchors: Tensor) -> None:
     job.out.write(job.file(block), save(tensors))
 
 
-def tried(job: Job, images: Tensor, anchors: Tensor) -> None:
+def tried(job: RefineTask, images: Tensor, anchors: Tensor) -> None:
     """Refine the images of a block by one step, without a file, so that the caller can measure GPU memory."""
     device = devices.enter(job.threads, job.config.precision, "refine tried")
-    one = Job(
+    one = RefineTask(
         job.config.model_copy(update={"steps": 1}),
         job.observers, job.factor, job.images, job.out, job.seed, job.threads,
     )  # fmt: skip
@@ -98,12 +98,14 @@ def named(block: range) -> str:
     return f"refine images {block.start}–{block.stop - 1}"
 
 
-def read_block(job: Job, block: range) -> dict[str, Tensor]:
+def read_block(job: RefineTask, block: range) -> dict[str, Tensor]:
     """The tensors in the file of ``block``: ``images``, and for each view ``before`` and ``after``."""
     return load(job.out.read(job.file(block)))
 
 
-def _refined(job: Job, places: list[int], images: Tensor, anchors: Tensor, device: torch.device) -> Refined:
+def _refined(
+    job: RefineTask, places: list[int], images: Tensor, anchors: Tensor, device: torch.device
+) -> Refined:
     config = job.config
     generators = [seeds.generator(job.seed, "views", place) for place in places]
     shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
@@ -117,15 +119,15 @@ def _refined(job: Job, places: list[int], images: Tensor, anchors: Tensor, devic
     )
 
 
-def _eyes(job: Job, device: torch.device) -> list[Eye]:
+def _eyes(job: RefineTask, device: torch.device) -> list[FeatureExtractor]:
     seen = [observer.on(device, job.config.precision) for observer in job.observers]
-    return [eye_of(observer, job.config.layer_of(k)) for k, observer in enumerate(seen)]
+    return [extractor_of(observer, job.config.layer_of(k)) for k, observer in enumerate(seen)]
 
 
 @torch.no_grad()
-def _seen(eyes: list[Eye], pixels: Tensor) -> list[Tensor]:
-    """The features of each eye, on the CPU."""
+def _seen(eyes: list[FeatureExtractor], pixels: Tensor) -> list[Tensor]:
+    """The features of each extractor, on the CPU."""
     return [
-        torch.cat([eye.features(eye.scaled(part)).float().cpu() for part in pixels.split(VIEWS)])
-        for eye in eyes
+        torch.cat([extractor.features(extractor.scaled(part)).float().cpu() for part in pixels.split(VIEWS)])
+        for extractor in eyes
     ]

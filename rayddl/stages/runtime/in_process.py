@@ -9,18 +9,17 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rayddl.stages.runtime.backend import Note, quiet
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.progress import LocalCounter, ProgressCounter
 from rayddl.stages.runtime.sizes import Ask, Resources, Share
 from rayddl.stages.runtime.slots import Work
-from rayddl.stages.runtime.workers import Task, Workers
+from rayddl.stages.runtime.workers import Note, Task, Workers, quiet
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from rayddl.stages.runtime.streams import Block, Steps
+    from rayddl.stages.runtime.streams import Block, StreamSteps
 
 
 class InTurn(Workers):
@@ -66,7 +65,11 @@ class InProcess:
         return LocalCounter(on_report)
 
     def stream(
-        self, rows: NDArray[np.int64], steps: Steps, asks: Callable[[Capacity], Sequence[Ask]], note: Note
+        self,
+        rows: NDArray[np.int64],
+        steps: StreamSteps,
+        asks: Callable[[Capacity], Sequence[Ask]],
+        note: Note,
     ) -> Iterator[Block]:
         from rayddl.stages.runtime.streams import in_turn
 

@@ -22,7 +22,7 @@ from rayddl.data.pixels.sums import Sums
 from rayddl.data.sources import registry as sources
 from rayddl.data.sources import splits
 from rayddl.data.sources.listing import Listing
-from rayddl.data.sources.summary import glance
+from rayddl.data.sources.summary import source_summary
 from rayddl.methods.training.input_spec import BATCH
 from rayddl.stages.runtime import failures
 from rayddl.stages.runtime.sizes import WHOLE_BYTES
@@ -163,7 +163,7 @@ def large(config: SourceConfig, images: int) -> bool:
 
 def _each(config: SourceConfig) -> int:
     """The bytes of an image, at most."""
-    return 3 * config.size**2 if config.size else math.prod(glance(config).shape)
+    return 3 * config.size**2 if config.size else math.prod(source_summary(config).shape)
 
 
 def tensor(array: NDArray[Any]) -> Tensor:

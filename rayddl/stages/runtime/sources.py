@@ -20,7 +20,7 @@ from rayddl.data.sources import registry as sources
 from rayddl.data.sources.listing import Listing
 from rayddl.data.sources.refusals import refuse_absent_classes
 from rayddl.data.sources.splits import refuse_mixed_sizes
-from rayddl.data.sources.summary import glance
+from rayddl.data.sources.summary import source_summary
 from rayddl.errors import ArtifactError
 from rayddl.methods.training import input_spec
 from rayddl.stages.runtime import shards
@@ -135,7 +135,7 @@ def _held_out(config: SourceConfig, listed: Listing) -> SharedSource:
 
 def is_large(config: SourceConfig, split: Literal["train", "test"]) -> bool:
     """True if the split would be decoded into shards."""
-    return sources.in_place(config) and shards.large(config, getattr(glance(config), split))
+    return sources.in_place(config) and shards.large(config, getattr(source_summary(config), split))
 
 
 def _in_shards(config: SourceConfig, rest: SharedSource) -> SharedSource:

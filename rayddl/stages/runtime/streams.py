@@ -31,7 +31,7 @@ workers end at about the same time.
 
 
 @dataclass(frozen=True)
-class Steps:
+class StreamSteps:
     """The functions that process rows. They are module-level, since the dashboard shows their names."""
 
     column: str
@@ -51,7 +51,7 @@ class Steps:
     cutters_at_once: int | None = None
 
 
-def in_turn(rows: NDArray[np.int64], steps: Steps) -> Iterator[Block]:
+def in_turn(rows: NDArray[np.int64], steps: StreamSteps) -> Iterator[Block]:
     """The results of ``rows``, computed in this process, chunk by chunk."""
     for start in range(0, len(rows), steps.chunk):
         yield steps.both({steps.column: rows[start : start + steps.chunk]}, steps.sent)
@@ -59,7 +59,7 @@ def in_turn(rows: NDArray[np.int64], steps: Steps) -> Iterator[Block]:
 
 def stream(
     rows: NDArray[np.int64],
-    steps: Steps,
+    steps: StreamSteps,
     judges: Share,
     cutters: Share | None,
     note: Callable[[str], None],
@@ -105,7 +105,9 @@ def rows_a_block(rows: int, workers: int, chunk: int) -> int:
     return chunk * min(CHUNKS_A_BLOCK, max(1, chunks // (workers * BLOCKS_A_WORKER)))
 
 
-def _tasks(data: Any, steps: Steps, function: Callable[..., Any], share: Share, at_once: int | None) -> Any:
+def _tasks(
+    data: Any, steps: StreamSteps, function: Callable[..., Any], share: Share, at_once: int | None
+) -> Any:
     """Map ``function`` over all rows of ``data``, as tasks that are retried when their worker is lost."""
     return data.map_batches(
         function, fn_kwargs={"sent": steps.sent}, batch_size=steps.chunk, concurrency=at_once, **_asked(share)

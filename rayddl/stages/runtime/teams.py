@@ -51,7 +51,7 @@ class Teams:
     def begin(self, work: Work, name: str) -> Any:
         import ray
 
-        self._coach = ray.remote(Coach).options(num_cpus=0, max_concurrency=3).remote(name)
+        self._coach = ray.remote(TeamLauncher).options(num_cpus=0, max_concurrency=3).remote(name)
         return self._coach.train.remote(self._share, work)
 
     def end(self, ref: Any, *, lost: bool) -> None:
@@ -74,7 +74,7 @@ class Teams:
             remove_placement_group(group)
 
 
-class Coach:
+class TeamLauncher:
     """A process that has Ray Train run a unit of work, and waits for it."""
 
     def __init__(self, name: str) -> None:

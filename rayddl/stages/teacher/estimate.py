@@ -13,13 +13,17 @@ def estimate(config: TeacherConfig, stages: Stages, outlook: Outlook) -> Estimat
     share = config.asks(outlook.machine.have)[0].share
     if config.weights is not None:
         tested = outlook.machine.speed.step(
-            config.net, outlook.glance, min(config.check_sample, outlook.glance.test), share, passes=FORWARD
+            config.net,
+            outlook.source_summary,
+            min(config.check_sample, outlook.source_summary.test),
+            share,
+            passes=FORWARD,
         )
         return made("1 network, trained already", share, outlook, None, None, tested)
-    size = outline(config.net, outlook.glance)
+    size = outline(config.net, outlook.source_summary)
     written = None if size is None else size.parameters * FLOAT
     # Each worker of a team has its part of every batch.
-    images, batch = (-(-count // config.workers) for count in (outlook.glance.train, config.batch))
+    images, batch = (-(-count // config.workers) for count in (outlook.source_summary.train, config.batch))
     memory = training([config.net], batch, share, outlook)
     seconds = trainings(
         config.net, images, batch, config.epochs, share, outlook,

@@ -6,7 +6,7 @@ import re
 
 from rayddl.errors import ArtifactError
 from rayddl.methods.training import pretrained as ready
-from rayddl.methods.training.input_spec import Frame
+from rayddl.methods.training.input_spec import InputSpec
 from rayddl.methods.training.observer import Observer, frozen
 from rayddl.nets.build import build
 from rayddl.stages.runtime.sources import SharedSource, moments
@@ -15,9 +15,9 @@ from rayddl.stages.teacher.settings import AS_SOURCE, NAMED, TeacherConfig
 
 def observer_of(config: TeacherConfig, source: SharedSource) -> Observer:
     """The observer with the given weights, restricted to outputs of the source's classes."""
-    state, names, frame = _weights(config, source)
-    known = frame or _scaled(config, source)
-    given = known or Frame(source.shape, *moments(source))
+    state, names, input_spec = _weights(config, source)
+    known = input_spec or _scaled(config, source)
+    given = known or InputSpec(source.shape, *moments(source))
     shape = (given.shape[0], *((config.size,) * 2 if config.size else given.shape[1:]))
     mean, std = config.mean or given.mean, config.std or given.std
     if not len(mean) == len(std) == shape[0]:
@@ -32,18 +32,18 @@ def observer_of(config: TeacherConfig, source: SharedSource) -> Observer:
     return Observer(frozen(module), config.net, names, shape, mean, std).pruned(source.classes)
 
 
-def _scaled(config: TeacherConfig, source: SharedSource) -> Frame | None:
+def _scaled(config: TeacherConfig, source: SharedSource) -> InputSpec | None:
     """The source's shape with the pixel scaling of the settings; ``None`` if they give none."""
-    return Frame(source.shape, config.mean, config.std) if config.mean and config.std else None
+    return InputSpec(source.shape, config.mean, config.std) if config.mean and config.std else None
 
 
 def _weights(
     config: TeacherConfig, source: SharedSource
-) -> tuple[ready.State, tuple[str, ...], Frame | None]:
+) -> tuple[ready.State, tuple[str, ...], InputSpec | None]:
     if config.weights in NAMED:
         found = ready.torchvision_weights(config.net, download=config.download, name=str(config.weights))
         names = _names(config, source) if config.classes is not None else _known(found.classes, source)
-        return found.state, names, found.frame
+        return found.state, names, found.input_spec
     return ready.read_state(str(config.weights)), _names(config, source), None
 
 

@@ -12,13 +12,13 @@ from rayddl import documents, seeds
 from rayddl.data.config import SourceConfig
 from rayddl.errors import ArtifactError, StageError
 from rayddl.methods.training.checkpoint import SPARING
-from rayddl.methods.training.input_spec import Frame
+from rayddl.methods.training.input_spec import InputSpec
 from rayddl.methods.training.observer import Observer, frozen, is_observer
-from rayddl.methods.training.soft import Manner
+from rayddl.methods.training.soft import Execution
 from rayddl.methods.training.teacher import (
     COLUMNS,
+    ObserverCheck,
     TeacherTraining,
-    Verdict,
     predictions,
 )
 from rayddl.methods.training.team import Team
@@ -26,6 +26,7 @@ from rayddl.nets.build import build
 from rayddl.nets.cost import worth_compiling
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Result
+from rayddl.stages.revisions import zooms
 from rayddl.stages.runtime import devices
 from rayddl.stages.runtime.progress import ProgressCounter
 from rayddl.stages.runtime.shards import Batches
@@ -57,7 +58,7 @@ TYPES = {
 
 
 @dataclass(frozen=True)
-class Job:
+class TeacherTask:
     """The arguments of the teacher's task."""
 
     config: TeacherConfig
@@ -72,7 +73,7 @@ class Job:
     @property
     def zoom(self) -> bool:
         """True if test images are zoomed as published."""
-        return self.source.zoomed if self.config.zoom is None else self.config.zoom
+        return zooms(self.config.zoom, self.source)
 
     @property
     def folder(self) -> Folder:
@@ -91,7 +92,7 @@ def run(config: TeacherConfig, context: Context) -> Result:
     share = context.backend.sized(lambda have: config.asks(have)[0])
     given = None if config.weights is None else ray.put(observer_of(config, source))
     compile_ = config.weights is None and compiled(config, source)
-    job = Job(config, source, context.out, context.seed_of(), compile_, share.threads, given)
+    job = TeacherTask(config, source, context.out, context.seed_of(), compile_, share.threads, given)
     if not is_observer(job.folder):
         backend, shared = context.backend, context.backend.put(job)
 
@@ -122,13 +123,13 @@ def compiled(config: TeacherConfig, source: SharedSource) -> bool:
     return worth_compiling(config.net, source.shape, len(source.classes), steps=steps, batch=config.batch)
 
 
-def teach(job: Job, counter: ProgressCounter) -> None:
+def teach(job: TeacherTask, counter: ProgressCounter) -> None:
     """Run :func:`make` on the worker's device. Every worker of a team runs it."""
     device = devices.enter(job.threads, job.config.precision, "teacher")
     make(job, device, lambda done, metric: counter.report("teacher", done, metric))
 
 
-def make(job: Job, device: torch.device, report: Any) -> None:
+def make(job: TeacherTask, device: torch.device, report: Any) -> None:
     """Train the observer, or take the pretrained one; measure its accuracy, refuse a weak one, and write it."""
     import ray
 
@@ -137,21 +138,21 @@ def make(job: Job, device: torch.device, report: Any) -> None:
     if observer is None:
         return
     seen = observer.on(device, job.config.precision)
-    predicted = predictions(seen.module, observer.frame, test_images, device, zoom=job.zoom)
-    verdict = Verdict.of(predicted, test_labels, len(job.source.classes))
-    if verdict.weak and not job.config.allow_weak:
-        refuse_weak(verdict, job.config)
-    report(job.config.epochs if job.ready is None else 1, f"test {100 * verdict.accuracy:.1f} %")
-    job.out.write_json(CHECKED, {"accuracy": verdict.accuracy, "images": verdict.images})
-    replace(observer, accuracy=verdict.accuracy).save(job.folder)
+    predicted = predictions(seen.module, observer.input_spec, test_images, device, zoom=job.zoom)
+    check = ObserverCheck.of(predicted, test_labels, len(job.source.classes))
+    if check.weak and not job.config.allow_weak:
+        refuse_weak(check, job.config)
+    report(job.config.epochs if job.ready is None else 1, f"test {100 * check.accuracy:.1f} %")
+    job.out.write_json(CHECKED, {"accuracy": check.accuracy, "images": check.images})
+    replace(observer, accuracy=check.accuracy).save(job.folder)
     job.out.delete(PARTIAL)
 
 
-def refuse_weak(verdict: Verdict, config: TeacherConfig) -> None:
+def refuse_weak(check: ObserverCheck, config: TeacherConfig) -> None:
     """Raise :class:`StageError`, or :class:`ArtifactError` for given weights, with the likeliest cause."""
     found = (
-        f"the teacher is right on {100 * verdict.accuracy:.1f} % of {verdict.images:,} held-out images, where "
-        f"guessing gives {100 / verdict.classes:.1f} %"
+        f"the teacher is right on {100 * check.accuracy:.1f} % of {check.images:,} held-out images, where "
+        f"guessing gives {100 / check.classes:.1f} %"
     )
     anyway = "Set allow_weak: true to use it all the same."
     if config.weights is None:
@@ -160,9 +161,9 @@ def refuse_weak(verdict: Verdict, config: TeacherConfig) -> None:
             code="teacher-training-failed",
         )
     order = (
-        f"Its outputs do separate the classes ({100 * verdict.reordered:.1f} % under other names), so the order "
+        f"Its outputs do separate the classes ({100 * check.reordered:.1f} % under other names), so the order "
         "of the classes is wrong"
-        if verdict.shuffled
+        if check.shuffled
         else "The commonest cause is the order of the classes"
     )
     raise ArtifactError(
@@ -172,7 +173,7 @@ def refuse_weak(verdict: Verdict, config: TeacherConfig) -> None:
     )
 
 
-def _sample(job: Job, count: int) -> torch.Tensor:
+def _sample(job: TeacherTask, count: int) -> torch.Tensor:
     if count <= job.config.check_sample:
         return torch.arange(count)
     draws = seeds.generator(job.seed, "check")
@@ -180,22 +181,22 @@ def _sample(job: Job, count: int) -> torch.Tensor:
 
 
 def _trained(
-    job: Job, device: torch.device, test: tuple[Batches, torch.Tensor], report: Any
+    job: TeacherTask, device: torch.device, test: tuple[Batches, torch.Tensor], report: Any
 ) -> Observer | None:
     """The trained observer; ``None`` in all workers of a team except the first."""
     config, source, team = job.config, job.source, Team.here()
     images, labels = train_images(source), train_labels(source)
     mean, std = moments(source)
-    frame, classes = Frame(source.shape, mean, std), len(source.classes)
+    input_spec, classes = InputSpec(source.shape, mean, std), len(source.classes)
     start = seeds.derive(job.seed, "start")
     module = build(config.net, source.shape, classes, seed=start, precision=config.precision)
     training = TeacherTraining(
         module,
         config,
-        frame,
+        input_spec,
         on_device(images, device),
         labels,
-        Manner(device, job.compile, team),
+        Execution(device, job.compile, team),
         job.seed,
     )
     earlier = team.broadcast(job.out.read(PARTIAL) if team.first and job.out.has(PARTIAL) else None)
@@ -222,7 +223,7 @@ def _trained(
     def measure() -> float:
         rows = team.rows(len(test[1]))
         part, right = replace(test[0], picked=test[0].picked[rows]), test[1][rows]
-        found = predictions(training.module, frame, part, device, zoom=job.zoom)
+        found = predictions(training.module, input_spec, part, device, zoom=job.zoom)
         return team.total(int((found == right).sum())) / team.total(len(right))
 
     training.run(measure, on_step)
@@ -238,7 +239,7 @@ def _trained(
     return Observer(frozen(made), config.net, source.classes, source.shape, mean, std)
 
 
-def _summary(job: Job) -> dict[str, Any]:
+def _summary(job: TeacherTask) -> dict[str, Any]:
     config, observer = job.config, Observer.load(job.folder)
     checked = job.out.read_document(CHECKED, documents.CheckedTeacher, "delete it to check the teacher again")
     trained = config.weights is None

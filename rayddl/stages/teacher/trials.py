@@ -14,7 +14,7 @@ from rayddl.stages.teacher.settings import TeacherConfig
 from rayddl.stages.tune.settings import TuneConfig
 from rayddl.stages.tune.stages import StageTrials
 from rayddl.stages.tune.store import MADE
-from rayddl.stages.tune.trial import HELD_OUT, Ticket
+from rayddl.stages.tune.trial import HELD_OUT, TrialTask
 from rayddl.storage import Folder
 
 
@@ -29,16 +29,16 @@ def trials(
 class TeacherTrials(StageTrials):
     """Makes trials of a teacher stage."""
 
-    def run(self, ticket: Ticket) -> Sequence[float]:
+    def run(self, task: TrialTask) -> Sequence[float]:
         """Train the observer, and return its accuracy."""
-        return (self._trained(ticket, self.here(ticket, ticket.folder.child(MADE))),)
+        return (self._trained(task, self.here(task, task.folder.child(MADE))),)
 
-    def held_out(self, ticket: Ticket, seed: int) -> float:
+    def held_out(self, task: TrialTask, seed: int) -> float:
         """The accuracy of the same training with seed ``seed``."""
-        context = self.here(ticket, ticket.folder.child(f"held-out-{seed}"))
-        return self._trained(ticket, replace(context, seed=derive(self.context.seed, HELD_OUT, seed)))
+        context = self.here(task, task.folder.child(f"held-out-{seed}"))
+        return self._trained(task, replace(context, seed=derive(self.context.seed, HELD_OUT, seed)))
 
-    def _trained(self, ticket: Ticket, context: Context) -> float:
-        config = self.template(ticket)
+    def _trained(self, task: TrialTask, context: Context) -> float:
+        config = self.template(task)
         assert isinstance(config, TeacherConfig)
         return float(teacher.run(config, context).summary["accuracy"])

@@ -19,8 +19,8 @@ from rayddl.stages.tune.actor import METRIC, NUMBER
 from rayddl.stages.tune.outcome import best_of, shown
 from rayddl.stages.tune.plan import Search
 from rayddl.stages.tune.result_grid import NumberedTrial
-from rayddl.stages.tune.searcher import Numbered
-from rayddl.stages.tune.store import Book, Ended, Report, Row
+from rayddl.stages.tune.searcher import NumberedSearcher
+from rayddl.stages.tune.store import Ended, Report, Row, TrialStore
 from rayddl.stages.tune.trial import Running, Work
 from rayddl.storage import Folder
 
@@ -34,11 +34,11 @@ Clock = Callable[[], float]
 class Budget(Stopper):
     """Ends the search when its time budget or cost budget is used up, summed over all attempts."""
 
-    def __init__(self, search: Search, book: Book, clock: Clock = time.monotonic) -> None:
-        self._search, self._book, self._clock = search, book, clock
-        self._began = clock() - book.seconds()
+    def __init__(self, search: Search, store: TrialStore, clock: Clock = time.monotonic) -> None:
+        self._search, self._book, self._clock = search, store, clock
+        self._began = clock() - store.seconds()
         self._noted = clock()
-        self.cost = sum(row.seconds for row in book.ended().values())
+        self.cost = sum(row.seconds for row in store.ended().values())
         """Seconds of trials' work so far."""
 
     @property
@@ -73,13 +73,13 @@ class TrialRows(Callback):
     def __init__(
         self,
         work: Work,
-        searcher: Numbered,
+        searcher: NumberedSearcher,
         budget: Budget,
         progress: Progress,
         clock: Clock = time.monotonic,
     ) -> None:
         self._work, self._searcher, self._budget, self._progress = work, searcher, budget, progress
-        self._book = Book(work.out)
+        self._book = TrialStore(work.out)
         self._clock, self._shown = clock, 0.0
         self.rows = self._book.ended()
         """The trials that have ended, by number."""
@@ -157,7 +157,7 @@ class Loggers(Callback):
     when it ends.
     """
 
-    def __init__(self, work: Work, searcher: Numbered, loggers: Mapping[str, Any]) -> None:
+    def __init__(self, work: Work, searcher: NumberedSearcher, loggers: Mapping[str, Any]) -> None:
         self._metric, self._out, self._searcher, self._loggers = (
             work.search.metric, work.out, searcher, loggers,
         )  # fmt: skip
@@ -257,4 +257,4 @@ def _upload(local: Path, to: Folder) -> None:
 
 def row_of(work: Work, number: int, how: Ended) -> Row:
     """A trial's row, built from the files in its folder."""
-    return Running(work, number, Book(work.out).settings(number)).row(how)
+    return Running(work, number, TrialStore(work.out).settings(number)).row(how)

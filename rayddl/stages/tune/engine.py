@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from rayddl.errors import StageError
@@ -11,12 +12,15 @@ from rayddl.stages.context import Progress
 from rayddl.stages.runtime import cluster, room, workers
 from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.tune import loggers
-from rayddl.stages.tune.store import WORK, Book, Row
-from rayddl.stages.tune.trial import Running, Ticket, Work
+from rayddl.stages.tune.plan import Search
+from rayddl.stages.tune.store import WORK, Row, TrialStore
+from rayddl.stages.tune.trial import Running, TrialTask, Work
 from rayddl.storage import Folder
 
 TUNES_OWN = f"{WORK}/tune"
 """The folder of Tune's own files, deleted when it has ended."""
+VALUE, TIME = "value", "report"
+"""Keys that schedulers read: the metric, and the number of a trial's reports."""
 ENVIRONMENT = {
     # Ctrl-C ends the command: ended trials have their rows, the others resume from their own files.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -39,14 +43,14 @@ def run(
     """
     os.environ.update(ENVIRONMENT)
     from rayddl.stages.tune.callbacks import Budget
-    from rayddl.stages.tune.searcher import Numbered
+    from rayddl.stages.tune.searcher import NumberedSearcher
 
-    book = Book(work.out)
+    store = TrialStore(work.out)
     limit = room.limit()
-    searcher = Numbered(work.search, book, lambda: limit() * share.per_slot)
-    if searcher.missing and not Budget(work.search, book).stop_all():
+    searcher = NumberedSearcher(work.search, store, lambda: limit() * share.per_slot)
+    if searcher.missing and not Budget(work.search, store).stop_all():
         _fit(work, share, progress, searcher, loggers.made(callbacks or {}))
-    rows = book.ended()
+    rows = store.ended()
     if not any(row.sound for row in rows.values()):
         reasons = list(dict.fromkeys(row.reason or row.ended for row in rows.values()))
         raise StageError(
@@ -62,10 +66,9 @@ def _fit(work: Work, share: Share, progress: Progress, searcher: Any, callbacks:
 
     from rayddl.stages.tune.actor import worker_of
     from rayddl.stages.tune.callbacks import Budget, Loggers, TrialRows
-    from rayddl.stages.tune.schedulers import scheduler_of
 
-    search, book = work.search, Book(work.out)
-    budget = Budget(search, book)
+    search, store = work.search, TrialStore(work.out)
+    budget = Budget(search, store)
     rows = TrialRows(work, searcher, budget, progress)
     logs = Loggers(work, searcher, callbacks)
     work.out.clear(TUNES_OWN)
@@ -78,7 +81,7 @@ def _fit(work: Work, share: Share, progress: Progress, searcher: Any, callbacks:
             num_samples=searcher.missing,
             max_concurrent_trials=share.at_once,
             search_alg=searcher,
-            scheduler=scheduler_of(search, book.ended().values()),
+            scheduler=scheduler_of(search, store.ended().values()),
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -116,5 +119,35 @@ def finish(packed: bytes, number: int, settings: Mapping[str, Any], to_its_end: 
 def held_out(packed: bytes, number: int, settings: Mapping[str, Any], seed: int) -> float:
     """In a worker: the metric of a trial's output with a seed that the search did not use."""
     work: Work = cluster.unpacked(packed)
-    ticket = Ticket(number, dict(settings), Book(work.out).at_work(number), work.threads)
-    return work.make.held_out(ticket, seed)
+    task = TrialTask(number, dict(settings), TrialStore(work.out).at_work(number), work.threads)
+    return work.make.held_out(task, seed)
+
+
+def scheduler_of(search: Search, ended: Iterable[Row] = ()) -> Any:
+    """The scheduler of ``search``, with the reports of trials that ended in earlier attempts."""
+    from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
+
+    if search.scheduler != "asha":
+        return FIFOScheduler()
+    asha: Any = AsyncHyperBandScheduler(
+        time_attr=TIME,
+        metric=VALUE,
+        mode=search.mode,
+        max_t=len(search.stops),
+        grace_period=search.grace,
+        reduction_factor=search.reduction,
+    )
+    for row in ended:
+        _replay(asha, row)
+    return asha
+
+
+def _replay(asha: Any, row: Row) -> None:
+    """Pass the reports of a trial of an earlier attempt to ``asha``."""
+    trial: Any = SimpleNamespace(trial_id=f"earlier-{row.number}")
+    asha.on_trial_add(None, trial)
+    result: dict[str, Any] = {}
+    for count, report in enumerate(row.reports, start=1):
+        result = {VALUE: report.value, TIME: count}
+        asha.on_trial_result(None, trial, result)
+    asha.on_trial_complete(None, trial, result)

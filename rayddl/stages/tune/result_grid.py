@@ -17,7 +17,7 @@ from ray.tune import ExperimentAnalysis, ResultGrid
 from ray.tune.experiment import Trial
 
 from rayddl.stages.tune.space import Settings
-from rayddl.stages.tune.store import Book, Report, Row
+from rayddl.stages.tune.store import Report, Row, TrialStore
 from rayddl.storage import Folder
 
 FOLDER = "ray_tune"
@@ -94,7 +94,7 @@ def write(out: Folder, metric: str, rows: Iterable[Row]) -> None:
 
 def opened(out: Folder, summary: Mapping[str, Any]) -> ResultGrid:
     """The trials of the finished search in ``out``, all attempts together, in the order of their numbers."""
-    rows = sorted(Book(out).ended().values(), key=lambda row: row.number)
+    rows = sorted(TrialStore(out).ended().values(), key=lambda row: row.number)
     trials = [_finished(out, summary["metric"], row) for row in rows]
     filesystem, path = out.on(f"{FOLDER}/experiment.json")
     analysis = ExperimentAnalysis(

@@ -11,23 +11,25 @@ from ray.tune.search import Searcher
 
 from rayddl.stages.tune.actor import NUMBER
 from rayddl.stages.tune.plan import Search
-from rayddl.stages.tune.store import Book, Row
+from rayddl.stages.tune.store import Row, TrialStore
 from rayddl.stages.tune.suggest import suggester
 
 
-class Numbered(Searcher):
+class NumberedSearcher(Searcher):
     """Numbers trials, and stores the settings of each before it begins.
 
     Trial 0 has the template's own settings, as the baseline of the search.
     """
 
-    def __init__(self, search: Search, book: Book, most: Callable[[], int] = lambda: sys.maxsize) -> None:
+    def __init__(
+        self, search: Search, store: TrialStore, most: Callable[[], int] = lambda: sys.maxsize
+    ) -> None:
         super().__init__(metric="value", mode=search.mode)
         self._most, self._running = most, set[str]()
-        self._search, self._book, self._suggest = search, book, suggester(search)
+        self._search, self._book, self._suggest = search, store, suggester(search)
         self.numbers: dict[str, int] = {}
         """The number of each trial by Tune's id."""
-        ended, begun = book.ended(), book.begun()
+        ended, begun = store.ended(), store.begun()
         for row in ended.values():
             self.learn(row)
         # Larger numbers belong to runs after the search.
@@ -65,7 +67,7 @@ class Numbered(Searcher):
         self._suggest.tell(row.number, row.settings, row.value)
 
     def save(self, checkpoint_path: str) -> None:
-        """Do nothing: a search resumes from its :class:`Book`."""
+        """Do nothing: a search resumes from its :class:`TrialStore`."""
         del checkpoint_path
 
     def restore(self, checkpoint_path: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -10,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_v
 
 from rayddl.config import Config
 from rayddl.nets.config import NetConfig
+from rayddl.plugins import suggestion
 from rayddl.stages.settings import Mode, Reads, StageConfig, Template, Tunable
 from rayddl.stages.tune import loggers
 from rayddl.stages.tune import space as spaces
@@ -143,7 +143,7 @@ class TuneConfig(StageConfig):
         if self.metric not in reported.metrics:
             yield (
                 f"metric: {template.kind} does not report {self.metric!r}; "
-                + _nearest(self.metric, reported.metrics, "it reports")
+                + suggestion(self.metric, reported.metrics, "it reports")
             )
         if reported.length is None:
             if self.scheduler != "none":
@@ -254,7 +254,8 @@ def _unknown(
         fields = model.model_fields if model else {}
         if part not in fields:
             known = [name for name in fields if name not in (*_not_tuned(template), *links)]
-            return f"unknown key of {stage!r} ({template.kind}); {_nearest(part, known, 'known keys')}"
+            hint = suggestion(part, known, "known keys", f"rayddl explain {template.kind} lists all")
+            return f"unknown key of {stage!r} ({template.kind}); {hint}"
         model = _model(fields[part].annotation)
     if tuned and (first in _not_tuned(template) or first in links):
         return f"{first} of {stage!r} cannot be searched: {_why(template, first)}"
@@ -295,9 +296,3 @@ def _refused(error: ValidationError, settings: Settings) -> Iterator[tuple[str, 
 
 def _shown(settings: Settings) -> str:
     return ", ".join(f"{key}: {value}" for key, value in settings.items()) or "the template's own settings"
-
-
-def _nearest(name: str, known: Sequence[str] | Mapping[str, Any], noun: str) -> str:
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return (f"did you mean {close[0]!r}? " if close else "") + f"{noun}: {', '.join(names)}"

@@ -13,7 +13,7 @@ from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.tune import engine, outcome, plan, result_grid
 from rayddl.stages.tune.outcome import Winner
 from rayddl.stages.tune.settings import TuneConfig, tunable_of
-from rayddl.stages.tune.store import MADE, WORK, Book, Row
+from rayddl.stages.tune.store import MADE, WORK, Row, TrialStore
 from rayddl.stages.tune.trial import Trials, Work
 from rayddl.storage import Folder
 
@@ -117,7 +117,7 @@ class _Proof:
 
 def _leave(work: Work, context: Context, number: int) -> None:
     """Copy the winner's output into the stage's folder."""
-    made = Book(work.out).at_work(number).child(MADE)
+    made = TrialStore(work.out).at_work(number).child(MADE)
     names = made.files()
     # The files that mark a set or an observer as complete are copied last.
     last = [name for name in names if name.endswith(("set.json", "observer.json"))]

@@ -13,7 +13,7 @@ from rayddl.stages.runtime.sources import SharedSource, adopt
 from rayddl.stages.settings import StageConfig
 from rayddl.stages.tune.settings import TuneConfig, configured
 from rayddl.stages.tune.space import Settings
-from rayddl.stages.tune.trial import Ticket, over_seeds
+from rayddl.stages.tune.trial import TrialTask, over_seeds
 from rayddl.storage import Folder
 
 
@@ -27,38 +27,38 @@ class StageTrials(ABC):
     """The template's context."""
     source: SharedSource
 
-    def __call__(self, ticket: Ticket) -> StageTrial:
+    def __call__(self, task: TrialTask) -> StageTrial:
         """A trial that has not started."""
-        return StageTrial(self, ticket)
+        return StageTrial(self, task)
 
     def pinned(self, settings: Settings, iteration: int) -> Mapping[str, Any]:
         """Empty: these stages have no length."""
         del settings, iteration
         return {}
 
-    def template(self, ticket: Ticket) -> StageConfig:
+    def template(self, task: TrialTask) -> StageConfig:
         """The template with the trial's settings."""
-        return configured(self.config, self.templates, ticket.settings)[self.config.of]
+        return configured(self.config, self.templates, task.settings)[self.config.of]
 
-    def here(self, ticket: Ticket, out: Folder) -> Context:
+    def here(self, task: TrialTask, out: Folder) -> Context:
         """The template's context in this process, writing into ``out``."""
         adopt(self.context.source, self.source)
-        return replace(self.context, out=out, backend=InProcess(ticket.threads))
+        return replace(self.context, out=out, backend=InProcess(task.threads))
 
     @abstractmethod
-    def run(self, ticket: Ticket) -> Sequence[float]:
+    def run(self, task: TrialTask) -> Sequence[float]:
         """Run the stage into the folder ``made`` of the trial, and return its output's accuracies, one per seed."""
 
     @abstractmethod
-    def held_out(self, ticket: Ticket, seed: int) -> float:
+    def held_out(self, task: TrialTask, seed: int) -> float:
         """The metric, in [0, 1], of the trial's output or settings with a seed that no search uses."""
 
 
 class StageTrial:
     """One run of the stage."""
 
-    def __init__(self, trials: StageTrials, ticket: Ticket) -> None:
-        self._trials, self._ticket = trials, ticket
+    def __init__(self, trials: StageTrials, task: TrialTask) -> None:
+        self._trials, self._ticket = trials, task
 
     def reach(self, until: int) -> Mapping[str, float]:
         """Run the stage, which resumes from files of an earlier attempt in the trial's folder."""

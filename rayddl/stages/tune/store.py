@@ -67,7 +67,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Book:
+class TrialStore:
     """The records of one search, in its stage's folder."""
 
     out: Folder

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from rayddl.errors import DivergedError, RayddlError
 from rayddl.stages.tune.plan import Search
 from rayddl.stages.tune.space import Settings
-from rayddl.stages.tune.store import DEVIATION, REPORTS, STATE, Book, Ended, Report, Row
+from rayddl.stages.tune.store import DEVIATION, REPORTS, STATE, Ended, Report, Row, TrialStore
 from rayddl.storage import Folder
 
 HELD_OUT = "held out"
@@ -24,7 +24,7 @@ HELD_OUT = "held out"
 
 
 @dataclass(frozen=True)
-class Ticket:
+class TrialTask:
     """The arguments of a trial."""
 
     number: int
@@ -56,10 +56,10 @@ class Trial(Protocol):
 class Trials(Protocol):
     """Makes trials of a kind, and evaluates their outputs."""
 
-    def __call__(self, ticket: Ticket) -> Trial:
+    def __call__(self, task: TrialTask) -> Trial:
         """A trial that has not started."""
 
-    def held_out(self, ticket: Ticket, seed: int) -> float:
+    def held_out(self, task: TrialTask, seed: int) -> float:
         """The metric, in [0, 1], of the trial's output or settings with a seed that no search uses."""
 
     def pinned(self, settings: Settings, iteration: int) -> Mapping[str, Any]:
@@ -88,7 +88,7 @@ class Running:
 
     def __init__(self, work: Work, number: int, settings: Settings) -> None:
         self._work, self.number = work, number
-        self._folder = Book(work.out).at_work(number)
+        self._folder = TrialStore(work.out).at_work(number)
         log = self._folder.read_json(REPORTS) if self._folder.has(REPORTS) else {}
         self.settings = settings
         self._reports = [Report(**report) for report in log.get("reports", [])]
@@ -146,8 +146,8 @@ class Running:
 
     def _opened(self) -> Trial:
         if self._trial is None:
-            ticket = Ticket(self.number, self.settings, self._folder, self._work.threads)
-            self._trial = self._work.make(ticket)
+            task = TrialTask(self.number, self.settings, self._folder, self._work.threads)
+            self._trial = self._work.make(task)
             if self._folder.has(STATE):
                 self._trial.load(self._folder.read(STATE))
         return self._trial

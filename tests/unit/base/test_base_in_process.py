@@ -13,7 +13,7 @@ from rayddl.errors import StageError
 from rayddl.stages.experts.cache import Shared
 from rayddl.stages.runtime.in_process import InProcess
 from rayddl.stages.runtime.sizes import Resources
-from rayddl.stages.runtime.streams import Steps
+from rayddl.stages.runtime.streams import StreamSteps
 from rayddl.storage import Folder
 
 
@@ -60,7 +60,7 @@ def test_a_report_is_heard_when_it_is_made() -> None:
 
 def test_a_stream_is_cut_and_judged_chunk_after_chunk() -> None:
     """Every row comes back once, in portions of a chunk."""
-    steps = Steps("row", b"", lambda b, _: b, lambda _: lambda b: b, lambda b, _: b, chunk=3, judged=1)
+    steps = StreamSteps("row", b"", lambda b, _: b, lambda _: lambda b: b, lambda b, _: b, chunk=3, judged=1)
     found = InProcess().stream(np.arange(7), steps, lambda have: (), lambda text: None)
 
     assert [block["row"].tolist() for block in found] == [[0, 1, 2], [3, 4, 5], [6]]

@@ -26,9 +26,9 @@ from rayddl.data.pixels.encoded import Streamed
 from rayddl.data.pixels.space import PixelSpace
 from rayddl.data.sources import folders, known, picking
 from rayddl.methods.training.hard import Protocol
-from rayddl.methods.training.input_spec import Frame
+from rayddl.methods.training.input_spec import InputSpec
 from rayddl.methods.training.settings import TeacherSettings
-from rayddl.methods.training.soft import Manner
+from rayddl.methods.training.soft import Execution
 from rayddl.methods.training.steps import steps_for
 from rayddl.methods.training.teacher import TeacherTraining
 from rayddl.methods.trajectories.expert import HeldOut, Images, training_steps
@@ -213,11 +213,11 @@ def test_a_teacher_of_shards_is_that_of_one_array(store: Store) -> None:
     """The training images in random order: the same steps."""
     made = []
     for source in (published("normalise", store), published("normalise", None)):
-        frame = Frame(SHAPE, *sources.moments(source))
+        frame = InputSpec(SHAPE, *sources.moments(source))
         module = build(NET, SHAPE, CLASSES, seed=2)
         settings = TeacherSettings(epochs=1, batch=500, lr=0.1)
         images, labels = sources.train_images(source), sources.train_labels(source)
-        training = TeacherTraining(module, settings, frame, images, labels, Manner(CPU), seed=7)
+        training = TeacherTraining(module, settings, frame, images, labels, Execution(CPU), seed=7)
         made.append(training.run(lambda: 0.0).state_dict())
 
     assert all(torch.equal(a, b) for a, b in zip(made[0].values(), made[1].values(), strict=True))

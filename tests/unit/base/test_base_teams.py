@@ -163,7 +163,7 @@ def test_a_worker_says_how_its_work_ended_unless_another_one_was_lost(
 
 def test_a_coach_is_done_when_the_first_worker_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """What Ray Train still does then is not waited for; an error of the work, or of Ray Train, is raised."""
-    never, coaches = threading.Event(), [teams.Coach("unit") for _ in range(3)]
+    never, coaches = threading.Event(), [teams.TeamLauncher("unit") for _ in range(3)]
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(current_actor=None))
     monkeypatch.setattr(teams, "_fit", lambda *_: never.wait(60))
     coaches[0].end()

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from rayddl.data.config import SourceConfig
 from rayddl.data.pixels import space
-from rayddl.data.sources.summary import Glance
+from rayddl.data.sources.summary import SourceSummary
 from rayddl.methods.selection import rows, select
 from rayddl.methods.selection.features import BATCH, Features
-from rayddl.methods.selection.rows import Rows
+from rayddl.methods.selection.rows import FeatureRows
 from rayddl.stages.coreset.estimate import FEATURES, estimate
 from rayddl.stages.coreset.settings import CoresetConfig
 from rayddl.stages.coreset.worker import _Gathered, kept
@@ -28,7 +28,7 @@ def noise(count: int, width: int) -> Tensor:
 
 def collected(features: Tensor, held: int) -> Tensor:
     """The features, added in uneven parts."""
-    into = Rows(held)
+    into = FeatureRows(held)
     for part in features.split([1, 60, 0, len(features) - 61]):
         into.add(part)
     return into.joined()
@@ -48,7 +48,7 @@ def test_rows_above_the_limit_are_in_a_file(shape: tuple[int, ...], monkeypatch:
     assert torch.equal(found, features)
     assert found.dtype == torch.float32
     assert [file.closed for file in opened] == [True]
-    into = Rows(10)
+    into = FeatureRows(10)
     into.add(features)
     assert [part.nbytes for part in into._parts] == [0]
 
@@ -120,9 +120,9 @@ def test_the_estimate_does_not_rise_with_the_split() -> None:
 
     def memory(method: str, train: int) -> int | None:
         config = CoresetConfig(kind="coreset", method=method, ipc=1)
-        glance = Glance((3, 64, 64), 10, train, 100)
+        source_summary = SourceSummary((3, 64, 64), 10, train, 100)
         return estimate(
-            config, {}, Outlook(SourceConfig(name="digits"), glance, Machine(4, 2**33, ()))
+            config, {}, Outlook(SourceConfig(name="digits"), source_summary, Machine(4, 2**33, ()))
         ).memory
 
     assert memory("kcenter", 10**4) == memory("kcenter", 10**8) == PROCESS + 3 * rows.HELD

@@ -186,7 +186,7 @@ def test_sixteen_bits_become_eight_in_the_memory_of_the_image() -> None:
         tracemalloc.stop()
 
 
-HOME = importing.Home(
+HOME = importing.TargetSource(
     ("a", "b"), (3, 224, 224), fit("normalise", torch.zeros(2, 3, 224, 224, dtype=torch.uint8))
 )
 

@@ -24,7 +24,7 @@ from rayddl.data.sources import known, registry
 from rayddl.data.sources.ahead import ahead
 from rayddl.data.sources.known import Known, Listed
 from rayddl.data.sources.listing import GAP, Listing
-from rayddl.data.sources.summary import glance
+from rayddl.data.sources.summary import source_summary
 from rayddl.pipeline import plan as plans
 from rayddl.pipeline.definition import load as definitions
 from rayddl.pipeline.records import Record
@@ -121,7 +121,7 @@ def test_a_command_lists_a_source_once(store: ObjectStore, layout: str, lists: i
             first.keep(out, config)
         found = known.read(out, config) if using == "kept" else using or Known()
         assert found is not None
-        asked = [partial(registry.fingerprint, config), partial(glance, config)]
+        asked = [partial(registry.fingerprint, config), partial(source_summary, config)]
         asked += [partial(registry.listing, config, split) for split in ("train", "test")]
         with found.used():
             answers.append([ask() for ask in asked])

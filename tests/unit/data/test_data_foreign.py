@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.formats.export import export_set
-from rayddl.data.formats.importing import Home, bring, form_of
+from rayddl.data.formats.importing import TargetSource, bring, form_of
 from rayddl.data.pixels import space
 from rayddl.errors import ArtifactError
 from rayddl.storage import Folder
@@ -24,14 +24,14 @@ CLASSES = ("a cat", "dog/wolf", "owl")
 
 
 @pytest.fixture
-def home() -> Home:
+def home() -> TargetSource:
     """A source of three classes of grey 6 x 6 images."""
     images = torch.randint(256, (30, 1, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return Home(CLASSES, (1, 6, 6), space.fit("normalise", images))
+    return TargetSource(CLASSES, (1, 6, 6), space.fit("normalise", images))
 
 
 @pytest.fixture
-def made(home: Home, tmp_path: Path) -> DistilledSet:
+def made(home: TargetSource, tmp_path: Path) -> DistilledSet:
     """Two images a class as rayddl keeps them, in ``tmp_path/set``."""
     pixels = torch.randint(256, (6, 1, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -42,7 +42,7 @@ def made(home: Home, tmp_path: Path) -> DistilledSet:
 
 @pytest.mark.parametrize("form", ["imagefolder", "parquet", "hf"])
 def test_pictures_come_back_pixel_for_pixel(
-    made: DistilledSet, home: Home, tmp_path: Path, form: str
+    made: DistilledSet, home: TargetSource, tmp_path: Path, form: str
 ) -> None:
     """An export as ImageFolder or Parquet, its class names matched whatever their folders are called."""
     to = Folder(str(tmp_path / form))
@@ -58,7 +58,7 @@ def test_pictures_come_back_pixel_for_pixel(
     assert found.classes == CLASSES
 
 
-def test_soft_labels_of_a_table_come_back(home: Home, tmp_path: Path) -> None:
+def test_soft_labels_of_a_table_come_back(home: TargetSource, tmp_path: Path) -> None:
     """The column of distributions is taken in place of the likeliest class."""
     said = torch.tensor([[0.5, 0.25, 0.25], [0.0, 1.0, 0.0], [0.125, 0.125, 0.75]])
     DistilledSet(torch.zeros(3, 1, 6, 6, dtype=torch.uint8), said, 0.1, CLASSES, home.space).save(
@@ -77,7 +77,7 @@ def pair(folder: Path, images: Tensor, labels: Tensor) -> Folder:
     return Folder(str(folder))
 
 
-def test_a_pair_of_other_code_is_in_the_sources_space(home: Home, tmp_path: Path) -> None:
+def test_a_pair_of_other_code_is_in_the_sources_space(home: TargetSource, tmp_path: Path) -> None:
     """Images stay as they are, tensor for tensor; classes and the way back to pixels are the source's."""
     images, labels = torch.randn(3, 1, 6, 6), torch.tensor([0, 1, 2])
     folder = pair(tmp_path / "pair", images, labels)
@@ -90,7 +90,7 @@ def test_a_pair_of_other_code_is_in_the_sources_space(home: Home, tmp_path: Path
 
 
 def test_an_own_pair_and_an_own_set_keep_what_they_know(
-    made: DistilledSet, home: Home, tmp_path: Path
+    made: DistilledSet, home: TargetSource, tmp_path: Path
 ) -> None:
     """rayddl's exports come back whole: rate, classes, method."""
     to = Folder(str(tmp_path / "pt"))
@@ -103,7 +103,7 @@ def test_an_own_pair_and_an_own_set_keep_what_they_know(
         assert (found.lr_student, found.info["method"]) == (0.02, "MTT")
 
 
-def test_numbers_stand_for_classes_in_their_order(home: Home, tmp_path: Path) -> None:
+def test_numbers_stand_for_classes_in_their_order(home: TargetSource, tmp_path: Path) -> None:
     """Folders 0, 1, 2 of other code are the source's classes; RGB pictures of a grey source become grey."""
     for label in range(3):
         (tmp_path / str(label)).mkdir()
@@ -114,7 +114,7 @@ def test_numbers_stand_for_classes_in_their_order(home: Home, tmp_path: Path) ->
     assert found.labels.tolist() == [0, 1, 2]
 
 
-def test_pictures_of_another_size_are_scaled(home: Home, tmp_path: Path) -> None:
+def test_pictures_of_another_size_are_scaled(home: TargetSource, tmp_path: Path) -> None:
     """A square source takes other sizes as sources themselves do."""
     for name in ("a cat", "owl"):
         (tmp_path / name).mkdir()
@@ -123,7 +123,7 @@ def test_pictures_of_another_size_are_scaled(home: Home, tmp_path: Path) -> None
     assert bring(Folder(str(tmp_path)), "imagefolder", home).stored.unique().tolist() == [7]
 
 
-def test_classes_that_the_source_lacks_are_named(home: Home, tmp_path: Path) -> None:
+def test_classes_that_the_source_lacks_are_named(home: TargetSource, tmp_path: Path) -> None:
     """The first unknown ones, and what the source has."""
     (tmp_path / "yak").mkdir()
     Image.fromarray(np.zeros((6, 6), np.uint8)).save(tmp_path / "yak" / "x.png")
@@ -154,14 +154,14 @@ def test_classes_that_the_source_lacks_are_named(home: Home, tmp_path: Path) -> 
     ids=["size", "label", "width"],
 )
 def test_a_pair_that_does_not_fit_is_refused(
-    home: Home, tmp_path: Path, images: Tensor, labels: Tensor, code: str
+    home: TargetSource, tmp_path: Path, images: Tensor, labels: Tensor, code: str
 ) -> None:
     """Both sides of what does not agree are named."""
     with raises(code):
         bring(pair(tmp_path / "pair", images, labels), "pt", home)
 
 
-def test_what_cannot_be_read_is_named(home: Home, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_named(home: TargetSource, tmp_path: Path) -> None:
     """An empty folder, a broken picture, a table without the columns."""
     with raises("no-set-here"):
         form_of(Folder(str(tmp_path)))

@@ -11,7 +11,7 @@ import pytest
 
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import registry as sources
-from rayddl.data.sources.summary import Glance, glance
+from rayddl.data.sources.summary import SourceSummary, source_summary
 
 Encode = Callable[..., bytes]
 
@@ -21,10 +21,10 @@ def config(name: str, root: Path | None = None, **settings: object) -> SourceCon
     return SourceConfig.model_validate({"name": name, "root": root and str(root), **settings})
 
 
-def loaded(source: SourceConfig) -> Glance:
+def loaded(source: SourceConfig) -> SourceSummary:
     """The same of the source with every image decoded."""
     whole = sources.load(source)
-    return Glance(whole.train.shape, len(whole.train.classes), len(whole.train), len(whole.test))
+    return SourceSummary(whole.train.shape, len(whole.train.classes), len(whole.train), len(whole.test))
 
 
 @pytest.mark.parametrize("size", [None, 16])
@@ -32,13 +32,13 @@ def test_digits(size: int | None) -> None:
     """What is known of a bundled source by heart is true."""
     source = config("digits", size=size)
 
-    assert glance(source) == loaded(source)
+    assert source_summary(source) == loaded(source)
 
 
 def test_cifar() -> None:
     """The published sizes, without a file being there."""
-    assert glance(config("cifar100")) == Glance((3, 32, 32), 100, 50_000, 10_000)
-    assert glance(config("cifar10", size=16)).numbers == 3 * 16 * 16
+    assert source_summary(config("cifar100")) == SourceSummary((3, 32, 32), 100, 50_000, 10_000)
+    assert source_summary(config("cifar10", size=16)).numbers == 3 * 16 * 16
 
 
 @pytest.mark.parametrize("size", [None, 4])
@@ -46,7 +46,7 @@ def test_tables(small: Path, size: int | None) -> None:
     """Rows are counted, and a header says how large images are."""
     source = config("parquet", small, size=size)
 
-    assert glance(source) == loaded(source)
+    assert source_summary(source) == loaded(source)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -58,8 +58,8 @@ def test_folders(tmp_path: Path, encode: Encode, mode: str) -> None:
         path.write_bytes(encode(1, side=12, mode=mode))
     source = config("imagefolder", tmp_path)
 
-    assert glance(source) == loaded(source)
-    assert glance(source).shape[0] == len(mode)
+    assert source_summary(source) == loaded(source)
+    assert source_summary(source).shape[0] == len(mode)
 
 
 def test_a_broken_image_is_passed_over(tmp_path: Path, encode: Encode) -> None:
@@ -73,7 +73,7 @@ def test_a_broken_image_is_passed_over(tmp_path: Path, encode: Encode) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
 
-    assert glance(config("imagefolder", tmp_path)).shape == (3, 12, 12)
+    assert source_summary(config("imagefolder", tmp_path)).shape == (3, 12, 12)
 
 
 def test_no_torch_is_imported() -> None:

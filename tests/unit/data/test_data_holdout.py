@@ -17,7 +17,9 @@ from PIL import Image
 from rayddl import plugins
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import registry as sources
-from rayddl.data.sources.summary import glance
+from rayddl.data.sources.holdout import ADVICE
+from rayddl.data.sources.summary import source_summary
+from rayddl.errors import RayddlError
 from rayddl.plugins import Plugin, Splits
 from tests.raising import raises
 
@@ -106,7 +108,7 @@ def test_a_share_of_each_class_is_held_out(made: Callable[..., SourceConfig]) ->
 def test_listings_and_counts_agree_with_what_is_loaded(made: Callable[..., SourceConfig]) -> None:
     """Streams, plans and training see the same split, in the same order."""
     config = made(holdout=0.4)
-    source, seen = sources.load(config), glance(config)
+    source, seen = sources.load(config), source_summary(config)
     assert (seen.train, seen.test) == (len(source.train), len(source.test))
     for split, loaded in (("train", source.train), ("test", source.test)):
         listed = sources.listing(config, split)  # type: ignore[arg-type]  # a parameter
@@ -127,8 +129,9 @@ def test_the_split_is_the_seeds_and_part_of_the_fingerprint(made: Callable[..., 
 
 def test_a_source_without_held_out_images_names_the_setting(made: Callable[..., SourceConfig]) -> None:
     """Without ``holdout`` the refusal says what to set."""
-    with pytest.raises(Exception, match=r"source\.holdout=0\.2"):
+    with pytest.raises(RayddlError) as caught:
         sources.fingerprint(made())
+    assert ADVICE in str(caught.value)
 
 
 @pytest.mark.parametrize("key", ["class folders", "imagenet", "parquet", "webdataset"])

@@ -20,7 +20,7 @@ from torchvision.datasets import ImageFolder
 
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.formats.export import FORMATS, export_set
-from rayddl.data.formats.importing import Home, bring, form_of
+from rayddl.data.formats.importing import TargetSource, bring, form_of
 from rayddl.data.formats.pt import load_pair
 from rayddl.data.pixels import space
 from rayddl.data.pixels.space import PixelSpace
@@ -35,8 +35,8 @@ IMAGES = torch.randn(4, 3, 4, 4, generator=DRAWN)
 HARD = torch.tensor([0, 1, 2, 1])
 
 
-def _home(classes: tuple[str, ...]) -> Home:
-    return Home(classes, (3, 4, 4), space.fit("normalise", REAL))
+def _home(classes: tuple[str, ...]) -> TargetSource:
+    return TargetSource(classes, (3, 4, 4), space.fit("normalise", REAL))
 
 
 def _pair(path: Path, labels: Tensor, images: Tensor = IMAGES, rate: Any = None) -> Folder:
@@ -328,7 +328,7 @@ def test_numbers_that_could_be_names_or_positions_are_refused(tmp_path: Path) ->
 
 def test_grey_is_made_as_from_any_other_image(tmp_path: Path) -> None:
     """By the weights of ITU-R 601: red is 76, not 85."""
-    home = Home(("a", "b"), (1, 4, 4), space.fit("normalise", REAL[:, :1]))
+    home = TargetSource(("a", "b"), (1, 4, 4), space.fit("normalise", REAL[:, :1]))
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     for name, colour in (("a", (255, 0, 0)), ("b", (0, 255, 0))):

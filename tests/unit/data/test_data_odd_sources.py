@@ -19,7 +19,7 @@ from rayddl.data.pixels.decode import FORMATS, read_image
 from rayddl.data.sources import registry as sources
 from rayddl.data.sources import row_groups
 from rayddl.data.sources.split_files import missing
-from rayddl.data.sources.summary import glance
+from rayddl.data.sources.summary import source_summary
 from tests.raising import raises
 
 
@@ -148,7 +148,7 @@ def test_rows_without_a_label_are_left_out_and_counted(
     assert [note.split(" with ")[0] for note in notes] == [
         "left out of the train split: 3", "left out of the test split: 1",
     ]  # fmt: skip
-    assert (glance(config).train, glance(config).test) == (3, 2)
+    assert (source_summary(config).train, source_summary(config).test) == (3, 2)
 
 
 def test_tars_without_a_label_are_left_out(tmp_path: Path) -> None:

@@ -96,6 +96,6 @@ def test_a_published_pair_is_imported_in_the_published_space(tmp_path: Any) -> N
     fitted = space.fit(config.space, pixels(), config.scaling)
     torch.save(fitted.encode(pixels()[:2]), tmp_path / "images_best.pt")
     torch.save(torch.arange(2), tmp_path / "labels_best.pt")
-    home = importing.Home(("a", "b"), (3, 8, 8), fitted)
+    home = importing.TargetSource(("a", "b"), (3, 8, 8), fitted)
 
     assert torch.equal(importing.bring(Folder(str(tmp_path)), "pt", home).pixels(), pixels()[:2])

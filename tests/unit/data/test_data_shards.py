@@ -18,7 +18,7 @@ from rayddl.data.distilled import DistilledSet
 from rayddl.data.formats import export
 from rayddl.data.pixels.space import Normalise
 from rayddl.data.sources import registry as sources
-from rayddl.data.sources.summary import glance
+from rayddl.data.sources.summary import source_summary
 from rayddl.errors import SourceError
 from rayddl.storage import Folder
 from tests.raising import raises
@@ -148,7 +148,7 @@ def test_an_unreadable_image_is_counted_not_fatal(root: Path) -> None:
 
 def test_the_glance_counts_without_decoding(root: Path) -> None:
     """What a plan's estimates are made from."""
-    seen = glance(_config(root))
+    seen = source_summary(_config(root))
     assert (seen.shape, seen.classes, seen.train, seen.test) == ((3, 6, 6), 3, 18, 5)
 
 

@@ -18,7 +18,7 @@ from rayddl.cli.app import app
 from rayddl.errors import UserError
 from rayddl.jobs import client, views
 from rayddl.jobs.client import Job, Jobs
-from rayddl.jobs.shipping import Parcel
+from rayddl.jobs.shipping import JobFiles
 from tests.raising import raises
 
 KNOWN = {
@@ -167,7 +167,7 @@ def test_a_head_that_is_not_ready_is_asked_again(server: Server, monkeypatch: py
     jobs = Jobs(server.address)
     monkeypatch.setattr(jobs._client, "submit_job", submit_job)
     with raises("cluster-refuses"):
-        jobs.submit(Parcel({}, "name: d"), "digits", "/mnt/runs")
+        jobs.submit(JobFiles({}, "name: d"), "digits", "/mnt/runs")
     assert len(asked) == 4
     assert set(asked) == {asked[0]}
     assert asked[0].startswith("digits-")

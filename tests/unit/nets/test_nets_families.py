@@ -193,7 +193,7 @@ def test_defaults_follow_the_name_and_the_convnets_stay() -> None:
         ),
         ({"name": "vgg11", "depth": 5}, "the depth of vgg11 is fixed: leave depth out"),
         ({"name": "resnet18", "width": 64}, r"the width of resnet18 is fixed.*belongs to convnet and mlp"),
-        ({"name": "resnet"}, "expected one of: convnet, alexnet, vgg11, resnet18"),
+        ({"name": "resnet"}, "did you mean 'resnet18'. expected one of: resnet18, "),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(said: dict[str, Any], told: str) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources.listing import Listing
-from rayddl.methods.patches.select import Best, Rows, best_of_class
+from rayddl.methods.patches.select import Best, CropRows, best_of_class
 from rayddl.stages.context import Context
 from rayddl.stages.rded import selection as rded_select
 from rayddl.stages.rded.selection import COLUMNS
@@ -40,9 +40,9 @@ def outcome(count: int, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def rows(block: dict[str, np.ndarray]) -> Rows:
+def rows(block: dict[str, np.ndarray]) -> CropRows:
     kept = block["bad"] == ""
-    return Rows(*(block[name][kept] for name in COLUMNS))
+    return CropRows(*(block[name][kept] for name in COLUMNS))
 
 
 def fresh(count: int) -> rded_select._Seen:

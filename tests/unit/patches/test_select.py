@@ -8,16 +8,16 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayddl.methods.patches.select import Best, Rows, best_crop, best_of_class
+from rayddl.methods.patches.select import Best, CropRows, best_crop, best_of_class
 
 # Few distinct scores, so that ties are common.
 SCORES = st.sampled_from([-3.0, -2.5, -1.0, -0.25, 0.0, math.nan])
 
 
-def _rows(found: list[tuple[int, float, int]]) -> Rows:
+def _rows(found: list[tuple[int, float, int]]) -> CropRows:
     label, score, crop = zip(*found, strict=True) if found else ((), (), ())
     count = len(found)
-    return Rows(
+    return CropRows(
         np.arange(count, dtype=np.int64),
         np.array(label, np.int32),
         np.array(score, np.float32),
@@ -66,7 +66,7 @@ def test_what_is_held_stays_bounded() -> None:
     best, draws = Best(2, 3), np.random.default_rng(0)
     for portion in range(200):
         rows = _rows([(int(draws.integers(3)), float(draws.normal()), 0) for _ in range(4)])
-        best.add(Rows(rows.image + 4 * portion, *rows.columns()[1:]))
+        best.add(CropRows(rows.image + 4 * portion, *rows.columns()[1:]))
         # Counted in the arrays themselves: the class counts its rows, too.
         held = sum(part.score.size for part in [best._kept, *best._waiting])
         assert held <= 2 * 2 * 3
@@ -80,5 +80,5 @@ def test_the_best_crop_is_the_first_of_equals_and_never_nan() -> None:
 
 def test_nothing_joined_is_no_rows() -> None:
     """Of no parts there are no rows, and no winners."""
-    assert len(Rows.joined([])) == 0
+    assert len(CropRows.joined([])) == 0
     assert Best(2, 3).rows().box.shape == (0, 3)

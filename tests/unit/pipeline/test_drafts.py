@@ -15,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from rayddl.data.sources.look import look
+from rayddl.data.sources.path_contents import read_contents
 from rayddl.drafts.draft import draft
 from rayddl.pipeline.definition import load as definitions
 from rayddl.stages.kinds import outlook
@@ -57,7 +57,7 @@ def test_three_hundred_photos_get_settings_that_train(tmp_path: Path) -> None:
     definition, stages = definitions.load(made.file), _stages(made.file)
     assert definition.source.holdout == 0.2
     assert definition.source.size == 32
-    seen = outlook(definition.source).glance
+    seen = outlook(definition.source).source_summary
     assert (seen.train, seen.test, seen.classes) == (240, 60, 5)
     experts, match = stages["experts"], stages["distill"]
     assert seen.train / experts.batch >= 15
@@ -81,7 +81,7 @@ def test_many_images_are_matched_in_batches(tmp_path: Path) -> None:
 
 def test_counts_sizes_and_formats_are_found(tmp_path: Path) -> None:
     """From listings and headers."""
-    found = look(str(_photos(tmp_path / "photos")))
+    found = read_contents(str(_photos(tmp_path / "photos")))
     assert found.train == (48,) * 5
     assert found.test == 60
     assert set(found.formats) == {"JPEG", "PNG", "WEBP"}
@@ -115,13 +115,13 @@ def test_a_held_out_split_of_any_usual_name_is_used(tmp_path: Path) -> None:
     """``validation`` is named; ``val`` is the default."""
     for split in ("train", "validation"):
         _photos(tmp_path / "photos" / split, per_class=4)
-    assert look(str(tmp_path / "photos")).source == {
+    assert read_contents(str(tmp_path / "photos")).source == {
         "name": "imagefolder",
         "root": str(tmp_path / "photos"),
         "test": "validation",
     }
     (tmp_path / "photos" / "validation").rename(tmp_path / "photos" / "val")
-    assert set(look(str(tmp_path / "photos")).source) == {"name", "root"}
+    assert set(read_contents(str(tmp_path / "photos")).source) == {"name", "root"}
 
 
 def test_a_parquet_file_is_read_by_its_columns(tmp_path: Path) -> None:
@@ -129,13 +129,13 @@ def test_a_parquet_file_is_read_by_its_columns(tmp_path: Path) -> None:
     rows = {"img": [_image(k, (8, 8)) for k in range(10)], "fine_label": [k % 2 for k in range(10)]}
     for name in ("a-train.parquet", "b-test.parquet"):
         pq.write_table(pa.table(rows), tmp_path / name)
-    found = look(str(tmp_path / "a-train.parquet"))
+    found = read_contents(str(tmp_path / "a-train.parquet"))
     assert found.source["image_column"] == "img"
     assert found.source["label_column"] == "fine_label"
     assert found.source["holdout"] == 0.2
     assert (found.train, found.test) == ((4, 4), 2)
     pq.write_table(pa.table(rows), tmp_path / "a-test.parquet")
-    found = look(str(tmp_path / "a-train.parquet"))
+    found = read_contents(str(tmp_path / "a-train.parquet"))
     assert found.source["test"] == "a-test.parquet"
     assert (found.train, found.test) == ((5, 5), 10)
 
@@ -148,7 +148,7 @@ def test_shards_are_read(tmp_path: Path) -> None:
                 head = tarfile.TarInfo(f"{k}.{ending}")
                 head.size = len(content)
                 tar.addfile(head, io.BytesIO(content))
-    found = look(str(tmp_path))
+    found = read_contents(str(tmp_path))
     assert found.source == {"name": "webdataset", "root": str(tmp_path), "holdout": 0.2}
     assert (found.train, found.test) == ((4, 4), 2)
 
@@ -174,7 +174,7 @@ def test_more_images_than_a_class_has_are_refused(tmp_path: Path) -> None:
 def test_nothing_to_look_at() -> None:
     """Neither a folder nor a file of images."""
     with raises("nothing-to-look-at"):
-        look("nowhere")
+        read_contents("nowhere")
 
 
 def test_a_method_is_a_kind_that_proposes_settings(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rayddl.cli.app import app
-from rayddl.data.sources.summary import Glance
+from rayddl.data.sources.summary import SourceSummary
 from rayddl.nets import work
 from rayddl.nets.config import NetConfig
 from rayddl.pipeline import estimating
@@ -107,19 +107,19 @@ class TestSpeed:
 
     def test_of_steps(self) -> None:
         """Narrow networks, tiny images and single threads are slower; compiled steps and bfloat16 faster."""
-        speed, glance = Speed.of(XEON, ()), Glance((3, 32, 32), 10, 500, 100)
+        speed, source_summary = Speed.of(XEON, ()), SourceSummary((3, 32, 32), 10, 500, 100)
         one, wide, narrow = Share(1.0, 0.0, None, 2), NetConfig(), NetConfig(width=32)
 
         def step(net: NetConfig = wide, share: Share = one, **more: Any) -> float:
-            found = speed.step(net, glance, 100, share, **more)
+            found = speed.step(net, source_summary, 100, share, **more)
             assert found is not None
             return found
 
         assert step() == pytest.approx(3 * 101.2e6 * 100 / 78e9, rel=0.1)
         assert step(share=replace(one, num_cpus=2.0)) < 0.7 * step()
         assert step(precision="bf16") < 0.7 * step()
-        ratio = (work.operations(narrow, glance.shape, 10) or 0) / (
-            work.operations(wide, glance.shape, 10) or 1
+        ratio = (work.operations(narrow, source_summary.shape, 10) or 0) / (
+            work.operations(wide, source_summary.shape, 10) or 1
         )
         assert step(narrow) > 2 * ratio * step()
         assert step(narrow, compiled=True) < 0.5 * step(narrow)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rayddl.data.config import SourceConfig
-from rayddl.data.sources.summary import Glance
+from rayddl.data.sources.summary import SourceSummary
 from rayddl.nets.config import NetConfig
 from rayddl.pipeline import estimating
 from rayddl.pipeline import plan as plans
@@ -30,14 +30,14 @@ from rayddl.stages.runtime.sizes import WHOLE_BYTES
 from rayddl.stages.settings import Resources, StageConfig
 
 GIB = 2**30
-CIFAR = Glance((3, 32, 32), 10, 50_000, 10_000)
+CIFAR = SourceSummary((3, 32, 32), 10, 50_000, 10_000)
 EXPERTS = ExpertsConfig.model_validate({"kind": "experts", "epochs": 4, "keep": "all", "count": 10})
 
 
-def outlook(glance: Glance = CIFAR, space: str = "normalise", **machine: Any) -> Outlook:
+def outlook(source_summary: SourceSummary = CIFAR, space: str = "normalise", **machine: Any) -> Outlook:
     """An outlook on a machine of 4 CPUs and 8 GiB, or another one."""
     source = SourceConfig.model_validate({"name": "cifar10", "space": space})
-    return Outlook(source, glance, Machine(**{"cpus": 4, "memory": 8 * GIB, "gpus": (), **machine}))
+    return Outlook(source, source_summary, Machine(**{"cpus": 4, "memory": 8 * GIB, "gpus": (), **machine}))
 
 
 def matching(**settings: Any) -> MatchConfig:
@@ -76,7 +76,7 @@ class TestOutline:
         from rayddl.nets.build import initial
 
         config = NetConfig.model_validate(net)
-        found = estimates.outline(config, Glance(shape, 7, 1, 1))
+        found = estimates.outline(config, SourceSummary(shape, 7, 1, 1))
 
         assert found is not None
         assert found.parameters == len(initial(config, shape, 7, seed=0))
@@ -116,7 +116,7 @@ class TestKinds:
         """Whitened images are float32; of a split above the limit no process holds anything."""
         view = outlook()
         whitened = replace(view, source=view.source.model_copy(update={"space": "zca"}))
-        large = replace(view, glance=replace(view.glance, train=WHOLE_BYTES // 3072 + 1))
+        large = replace(view, source_summary=replace(view.source_summary, train=WHOLE_BYTES // 3072 + 1))
 
         assert view.resident == 60_000 * 3072
         assert whitened.resident == 4 * 60_000 * 3072
@@ -267,16 +267,16 @@ class TestKinds:
 
 class TestMeasuring:
     @pytest.fixture
-    def linear(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[trial.Job]]:
+    def linear(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[trial.MeasureTask]]:
         """Trials whose peak is ``fixed + steps * (kept + per_image * batch)``."""
 
-        def install(fixed: int, per_image: int, kept: int = 0) -> list[trial.Job]:
-            jobs: list[trial.Job] = []
+        def install(fixed: int, per_image: int, kept: int = 0) -> list[trial.MeasureTask]:
+            jobs: list[trial.MeasureTask] = []
 
-            def run(job: trial.Job) -> trial.Found:
+            def run(job: trial.MeasureTask) -> trial.Measured:
                 jobs.append(job)
                 low, high = (fixed + job.steps * (kept + per_image * b) for b in job.batches)
-                return trial.Found((low, high), 1000, compiled=False)
+                return trial.Measured((low, high), 1000, compiled=False)
 
             monkeypatch.setattr(trial, "run", run)
             return jobs
@@ -291,9 +291,9 @@ class TestMeasuring:
 
     def around(self, view: Outlook, images: int) -> int:
         """What is not part of a step: both splits, and five copies of the set."""
-        return 60_000 * 3072 + 5 * images * 3072 * 4 if view.glance == CIFAR else 0
+        return 60_000 * 3072 + 5 * images * 3072 * 4 if view.source_summary == CIFAR else 0
 
-    def test_two_batches_make_a_line(self, linear: Callable[..., list[trial.Job]]) -> None:
+    def test_two_batches_make_a_line(self, linear: Callable[..., list[trial.MeasureTask]]) -> None:
         """The setting's peak is the measured one, with the student's path and what lies around the step."""
         jobs = linear(1_000_000_000, 10_000_000)
 
@@ -304,7 +304,9 @@ class TestMeasuring:
         assert found.memory == 1_000_000_000 + 100 * 10_000_000 + 29 * 1000 * 4 + self.around(outlook(), 100)
         assert found.notes == ("every batch_syn fits, up to all 100 images",)
 
-    def test_the_largest_batch_fills_what_is_free(self, linear: Callable[..., list[trial.Job]]) -> None:
+    def test_the_largest_batch_fills_what_is_free(
+        self, linear: Callable[..., list[trial.MeasureTask]]
+    ) -> None:
         """One more image would not fit into nine tenths of it."""
         linear(1_000_000_000, 10_000_000)
         view = outlook(memory=3 * GIB)
@@ -320,7 +322,7 @@ class TestMeasuring:
         )
         assert found.notes[0].startswith("needs ")
 
-    def test_what_cannot_fit_is_said(self, linear: Callable[..., list[trial.Job]]) -> None:
+    def test_what_cannot_fit_is_said(self, linear: Callable[..., list[trial.MeasureTask]]) -> None:
         """Where even the fixed part is too large, no batch is proposed."""
         linear(5 * GIB, 1)
 
@@ -329,7 +331,9 @@ class TestMeasuring:
         assert found.facts["largest_batch_syn"] == 0
         assert found.notes[-1] == "no batch_syn fits into 2.0 GiB; make the set or the network smaller"
 
-    def test_a_batch_too_large_to_try_is_extrapolated(self, linear: Callable[..., list[trial.Job]]) -> None:
+    def test_a_batch_too_large_to_try_is_extrapolated(
+        self, linear: Callable[..., list[trial.MeasureTask]]
+    ) -> None:
         """A measurement takes no more than half of what is free."""
         (job,) = [linear(10**9, 10**7), self.measured(matching(ipc=500), outlook(memory=4 * GIB))][0]
 
@@ -337,7 +341,7 @@ class TestMeasuring:
         assert job.batches[0] == job.batches[1] // 2
 
     def test_a_small_batch_is_measured_beside_a_larger_one(
-        self, linear: Callable[..., list[trial.Job]]
+        self, linear: Callable[..., list[trial.MeasureTask]]
     ) -> None:
         """Ten images differ too little from five."""
         jobs = linear(10**9, 10**7)
@@ -346,7 +350,9 @@ class TestMeasuring:
         assert jobs[0].batches == (10, 32)
         assert jobs[0].images == 32
 
-    def test_unrolling_counts_every_further_step(self, linear: Callable[..., list[trial.Job]]) -> None:
+    def test_unrolling_counts_every_further_step(
+        self, linear: Callable[..., list[trial.MeasureTask]]
+    ) -> None:
         """What the second step adds is added 29 times."""
         jobs = linear(10**9, 10**6, kept=10**7)
 
@@ -368,7 +374,7 @@ class TestMeasuring:
 
     def test_a_trial_that_breaks_says_why(self) -> None:
         """The last line of what the child process complains about."""
-        job = trial.Job(
+        job = trial.MeasureTask(
             net={"name": "convnet", "depth": 7},
             shape=(3, 8, 8),
             classes=4,

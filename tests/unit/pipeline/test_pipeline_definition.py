@@ -126,8 +126,7 @@ class TestErrors:
             (
                 "name: d\nstages: {s: {kind: make}}\n",
                 "d.yaml:1: source: missing; expected a mapping with keys among name, root, space, mean, std, size, "
-                "subset, download, train, test, holdout, holdout_seed, image_column, label_column, max_bad_fraction, "
-                "range, follow_links",
+                "subset, download and 9 more",
             ),
             (
                 "name: My Run\nsource: {name: digits}\nstages: {s: {kind: make}}\n",

@@ -14,10 +14,9 @@ from rayddl.errors import StageError
 from rayddl.pipeline.display import pace
 from rayddl.pipeline.display.base import Closing
 from rayddl.pipeline.display.jsonl import JsonLines
-from rayddl.pipeline.display.live import Terminal, _Lines
+from rayddl.pipeline.display.live import Terminal, _Lines, squeezed
 from rayddl.pipeline.display.pace import Pace
 from rayddl.pipeline.display.plain import Plain
-from rayddl.pipeline.display.squeezed import squeezed
 from rayddl.pipeline.tables import as_text, rows_table
 from rayddl.stages.context import Result
 

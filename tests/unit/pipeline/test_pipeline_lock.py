@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 
 from rayddl.errors import StageError
-from rayddl.pipeline import lock
+from rayddl.pipeline import artifacts
 from rayddl.storage import Folder
 from tests.raising import raises
 
 HOLDER = """
 import sys
-from rayddl.pipeline import lock
+from rayddl.pipeline import artifacts
 from rayddl.storage import Folder
-with lock.held(Folder(sys.argv[1])):
+with artifacts.locked(Folder(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -44,7 +44,7 @@ def other_process(folder: Path) -> subprocess.Popen[str]:
 def test_second_holder_is_refused(tmp_path: Path) -> None:
     """While one process writes a folder, another is refused with the first one's id and host."""
     with other_process(tmp_path) as process:
-        with pytest.raises(StageError) as error, lock.held(Folder(str(tmp_path))):
+        with pytest.raises(StageError) as error, artifacts.locked(Folder(str(tmp_path))):
             pass
         process.communicate()
 
@@ -61,7 +61,7 @@ def test_dead_holder(tmp_path: Path) -> None:
         process.wait()
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == process.pid
 
-        with lock.held(Folder(str(tmp_path))):
+        with artifacts.locked(Folder(str(tmp_path))):
             assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
 
 
@@ -69,7 +69,7 @@ def test_released(tmp_path: Path) -> None:
     """The lock is gone after the block, also after an error in it, and can be taken again."""
 
     def fail() -> None:
-        with lock.held(Folder(str(tmp_path))):
+        with artifacts.locked(Folder(str(tmp_path))):
             assert (tmp_path / ".lock").exists()
             raise KeyError
 
@@ -81,7 +81,7 @@ def test_released(tmp_path: Path) -> None:
 
 def test_other_folders(tmp_path: Path) -> None:
     """Locks of different folders are independent."""
-    with lock.held(Folder(str(tmp_path / "a"))), lock.held(Folder(f"file://{tmp_path}/b")):
+    with artifacts.locked(Folder(str(tmp_path / "a"))), artifacts.locked(Folder(f"file://{tmp_path}/b")):
         assert (tmp_path / "a" / ".lock").exists()
         assert (tmp_path / "b" / ".lock").exists()
 
@@ -92,7 +92,7 @@ def test_remote(tmp_path: Path) -> None:
     class Remote(Folder):
         local = None
 
-    with lock.held(Remote(str(tmp_path / "x"))):
+    with artifacts.locked(Remote(str(tmp_path / "x"))):
         assert not (tmp_path / "x").exists()
 
 

@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 from rayddl.cli.app import app
 from rayddl.errors import StageError
 from rayddl.pipeline.browse.status import RunStatus, run_status
-from rayddl.pipeline.display import heartbeat
-from rayddl.pipeline.display.heartbeat import Heartbeat
+from rayddl.pipeline.records import BEAT_SECONDS, Heartbeat
 from rayddl.stages.context import Context, Result, Silent
 from tests.raising import raises
 
@@ -100,8 +99,8 @@ def test_beats_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
 
     beating = Heartbeat(Inner(), beats.append, clock=lambda: now[0])
     for step in range(100):
-        now[0] = step * heartbeat.BETWEEN / 10
+        now[0] = step * BEAT_SECONDS / 10
         beating.update(step, 100)
     assert told == list(range(100))
     assert [beat["done"] for beat in beats] == list(range(0, 100, 10))
-    assert beats[-1]["rate"] == pytest.approx(10 / heartbeat.BETWEEN)
+    assert beats[-1]["rate"] == pytest.approx(10 / BEAT_SECONDS)

@@ -20,7 +20,7 @@ from rayddl import plugins
 from rayddl.cli.app import app
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import registry as sources
-from rayddl.data.sources.summary import Glance, glance
+from rayddl.data.sources.summary import SourceSummary, source_summary
 from rayddl.errors import DefinitionError
 from rayddl.jobs import shipping
 from rayddl.nets.build import build, has_batch_norm
@@ -28,7 +28,7 @@ from rayddl.nets.config import NetConfig
 from rayddl.pipeline import api
 from rayddl.pipeline.definition import load as definitions
 from rayddl.pipeline.plugging import use
-from rayddl.plugins import Plugin, Splits
+from rayddl.plugins import Plugin, Splits, few, suggestion
 from rayddl.stages.runtime import plugin_code
 from tests.raising import raises
 
@@ -97,7 +97,7 @@ def test_everything_that_a_plugin_registers_can_be_named() -> None:
     planned = rayddl.plan(definition(**stages), plugins=[str(TOY)])
 
     assert {stage.name for stage in planned.stages} == {"coreset", "evaluate", "mean", "search", "teacher"}
-    assert glance(SourceConfig(name="stripes")) == Glance((1, 8, 8), 2, 60, 40)
+    assert source_summary(SourceConfig(name="stripes")) == SourceSummary((1, 8, 8), 2, 60, 40)
     estimate = api.estimate(planned).stages["mean"]
     assert estimate is not None
     assert estimate.work == "2 means"
@@ -403,3 +403,18 @@ def test_another_process_works_with_the_code_alone() -> None:
         "toy.parts None",
         "['toy 1'] toy.mean.estimate None",
     ], ended.stderr.decode()
+
+
+def test_a_message_names_few_of_many_known_names() -> None:
+    """Nine names or more: the eight nearest, how many more there are, and how to list them; fewer: all, in order."""
+    known = [f"tv_net_{n}" for n in range(10)] + ["convnet", "resnet18"]
+    text = suggestion("convnte", known, "expected one of", "rayddl explain net lists all")
+    hint, listed = text.split("expected one of: ")
+    names, rest = listed.split(" and ")
+    assert hint == "did you mean 'convnet'? "
+    assert names.split(", ")[0] == "convnet"
+    assert len(names.split(", ")) == 8
+    assert rest == "4 more (rayddl explain net lists all)"
+    assert few(known) == ", ".join(known[:8]) + " and 4 more"
+    assert few(known[:8], "net_7") == ", ".join(known[:8])
+    assert few([]) == "none"

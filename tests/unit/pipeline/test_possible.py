@@ -12,7 +12,7 @@ from PIL import Image
 
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import registry
-from rayddl.data.sources.summary import glance
+from rayddl.data.sources.summary import source_summary
 from rayddl.errors import NetError
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
@@ -122,7 +122,7 @@ def test_the_least_sizes_are_those_of_the_networks(name: str, side: int) -> None
 def test_the_smallest_class_is_counted_without_loading(photos: Photos) -> None:
     """After the share that is held out; of the digits, too."""
     for source in (SourceConfig.model_validate(photos((8, 8))), SourceConfig(name="digits")):
-        assert glance(source).fewest == min(registry.load(source).train.counts())
+        assert source_summary(source).fewest == min(registry.load(source).train.counts())
 
 
 def test_an_output_in_the_way_of_a_file(photos: Photos, tmp_path: Path) -> None:

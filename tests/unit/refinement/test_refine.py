@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rayddl.data.pixels import augment
 from rayddl.methods.patches.stitch import stitched
-from rayddl.methods.refinement.refine import Eye, apart, draw, gaps, paired, refined, views
+from rayddl.methods.refinement.refine import FeatureExtractor, apart, draw, gaps, paired, refined, views
 from rayddl.methods.refinement.settings import RefineSettings
 
 SHAPE = (2, 6, 6)
@@ -21,10 +21,10 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def eye(seed: int) -> Eye:
+def extractor(seed: int) -> FeatureExtractor:
     """An observer of two smooth layers, with a scaling of its own."""
     first, second = random(5, math.prod(SHAPE), seed=seed), random(4, 5, seed=seed + 1)
-    return Eye(
+    return FeatureExtractor(
         lambda x: (x - 0.1 * seed) / (0.3 + 0.1 * seed),
         lambda x: torch.tanh(0.1 * x.flatten(1) @ first.T) @ second.T,
     )
@@ -34,7 +34,9 @@ def generators(count: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(100 + i) for i in range(count)]
 
 
-def by_hand(image: Tensor, anchors: Tensor, settings: RefineSettings, seed: int, eyes: list[Eye]) -> Tensor:
+def by_hand(
+    image: Tensor, anchors: Tensor, settings: RefineSettings, seed: int, eyes: list[FeatureExtractor]
+) -> Tensor:
     """One image of 2 x 2 tiles, refined by the formulas of CIM and of AdamW."""
     draws, names = torch.Generator().manual_seed(seed), settings.augmentations
     drawn = [augment.draw((name,), (settings.steps * 4, *SHAPE), draws) for name in names]
@@ -65,7 +67,7 @@ def by_hand(image: Tensor, anchors: Tensor, settings: RefineSettings, seed: int,
 def test_images_follow_the_formula_one_by_one(distance: str, augmented: str) -> None:
     """Two observers; every image is refined as it is alone, and pixels stay in 0..1."""
     settings = RefineSettings(steps=6, lr=0.05, weight_decay=0.3, distance=distance, augment=augmented)
-    start, anchors, eyes = random(3, *SHAPE), random(12, *SHAPE, seed=1), [eye(1), eye(3)]
+    start, anchors, eyes = random(3, *SHAPE), random(12, *SHAPE, seed=1), [extractor(1), extractor(3)]
 
     found = refined(start, anchors, eyes, settings, 2, draw(settings, SHAPE, 2, generators(3)))
 
@@ -81,7 +83,7 @@ def test_images_follow_the_formula_one_by_one(distance: str, augmented: str) -> 
 def test_the_gap_is_the_unaugmented_distance_averaged_over_observers() -> None:
     """Of each view, before the first and after the last step."""
     settings = RefineSettings(steps=2, augment="flip_crop_cutout")
-    start, anchors, eyes = random(2, *SHAPE), random(8, *SHAPE, seed=1), [eye(1), eye(3)]
+    start, anchors, eyes = random(2, *SHAPE), random(8, *SHAPE, seed=1), [extractor(1), extractor(3)]
     found = refined(start, anchors, eyes, settings, 2, draw(settings, SHAPE, 2, generators(2)))
 
     for images, gap in ((start, found.before), (found.images, found.after)):

@@ -15,8 +15,8 @@ from torch import Tensor
 from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.pixels import space
-from rayddl.data.sources.summary import Glance
-from rayddl.methods.refinement.features import eye_of
+from rayddl.data.sources.summary import SourceSummary
+from rayddl.methods.refinement.features import extractor_of
 from rayddl.methods.refinement.refine import Refined
 from rayddl.methods.training.observer import Observer, frozen
 from rayddl.nets.build import build
@@ -186,7 +186,9 @@ def test_pixels_are_rounded_and_a_trial_takes_one_step(
     """A trial, whose memory is measured, writes no file."""
     steps: list[int] = []
 
-    def refined(job: worker.Job, places: list[int], images: Tensor, anchors: Tensor, device: Any) -> Refined:
+    def refined(
+        job: worker.RefineTask, places: list[int], images: Tensor, anchors: Tensor, device: Any
+    ) -> Refined:
         del places, device
         steps.append(job.config.steps)
         return Refined(
@@ -195,7 +197,7 @@ def test_pixels_are_rounded_and_a_trial_takes_one_step(
 
     monkeypatch.setattr(worker, "_refined", refined)
     base = {"kind": "refine", "set": "s", "anchors": "r", "observer": "x", "steps": 8}
-    job = worker.Job(RefineConfig.model_validate(base), (), 2, 3, Folder(str(tmp_path)), 0, 1)
+    job = worker.RefineTask(RefineConfig.model_validate(base), (), 2, 3, Folder(str(tmp_path)), 0, 1)
     worker.refine(job, range(3), pictures(3, 0), pictures(12, 1))
     assert worker.read_block(job, range(3))["images"].unique().tolist() == [100]
     worker.tried(job, pictures(3, 0), pictures(12, 1))
@@ -210,15 +212,15 @@ def test_features_are_those_of_the_named_layer() -> None:
     scaled = (x - 0.4) / 0.3
     blocks = seen.module.get_submodule("blocks")
 
-    first = eye_of(seen, "blocks.0")
+    first = extractor_of(seen, "blocks.0")
     torch.testing.assert_close(first.scaled(x), scaled)
     expected = blocks[0](scaled.permute(0, 2, 3, 1))
     torch.testing.assert_close(first.features(first.scaled(x)), expected.flatten(1))
-    last = eye_of(seen, None)
+    last = extractor_of(seen, None)
     logits = seen.module.get_submodule("classifier")(last.features(last.scaled(x)))
     torch.testing.assert_close(logits, seen.module(scaled))
     pruned = seen.pruned(("b",))
-    torch.testing.assert_close(eye_of(pruned, "blocks.0").features(scaled), expected.flatten(1))
+    torch.testing.assert_close(extractor_of(pruned, "blocks.0").features(scaled), expected.flatten(1))
 
 
 def test_layers_are_one_for_each_observer_or_one_for_all(run: Runs) -> None:
@@ -270,7 +272,7 @@ def test_a_layer_without_a_tensor_is_refused() -> None:
     seen = observer(CONVNET)
     seen.module.add_module("unused", torch.nn.Identity())
     with raises("layer-without-features"):
-        eye_of(seen, "unused").features(torch.zeros(1, *SHAPE))
+        extractor_of(seen, "unused").features(torch.zeros(1, *SHAPE))
 
 
 def test_an_estimate_counts_images_and_a_step_of_every_observer() -> None:
@@ -281,7 +283,9 @@ def test_an_estimate_counts_images_and_a_step_of_every_observer() -> None:
         "other": TeacherConfig.model_validate({"kind": "teacher", "net": {"name": "vgg11", "norm": "batch"}}),
     }
     base = {"kind": "refine", "set": "start", "anchors": "start"}
-    here = Outlook(SourceConfig(name="digits"), Glance((1, 8, 8), 10, 1000, 100), Machine(4, 2**33, ()))
+    here = Outlook(
+        SourceConfig(name="digits"), SourceSummary((1, 8, 8), 10, 1000, 100), Machine(4, 2**33, ())
+    )
 
     def expected(*observers: str) -> Estimate:
         return estimate(RefineConfig.model_validate({**base, "observer": list(observers)}), stages, here)

@@ -105,7 +105,7 @@ def test_a_set_below_random_images_is_named_so(make: Any, distilled: float, belo
     made = make.evaluate(rows=rows)
     table = comparison([made.stage], 10).tables[0]  # type: ignore[union-attr]
     assert table.rows[0][1].text == ("distilled, below random" if below else "distilled")
-    (duel,) = figures.duels(figures.rows([made.stage]))
+    (duel,) = figures.paired_results(figures.rows([made.stage]))
     assert (">less than " in _headline(duel, make.run(), 0)) == below
 
 
@@ -113,7 +113,7 @@ def test_a_set_below_random_images_is_named_so(make: Any, distilled: float, belo
 def test_a_headline_says_what_is_noise(make: Any, tested: float, close: bool) -> None:
     """Five points are within the noise of 40 held-out images."""
     rows = [make.row("distilled", "convnet", 10, [0.45]), make.row("random", "convnet", 10, [0.5])]
-    (duel,) = figures.duels(figures.rows([make.evaluate(rows=rows).stage]))
+    (duel,) = figures.paired_results(figures.rows([make.evaluate(rows=rows).stage]))
     text = _headline(duel, make.run(), tested)
 
     assert ("%, a difference within the noise of 40 held-out images." in text) == close

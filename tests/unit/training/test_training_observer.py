@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
 from rayddl.errors import ArtifactError
-from rayddl.methods.training.input_spec import Frame, moments
+from rayddl.methods.training.input_spec import InputSpec, moments
 from rayddl.methods.training.observer import Observer, frozen, is_observer, size_of
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
@@ -38,7 +38,7 @@ def test_a_folder_gives_back_the_same_observer(tmp_path: Path) -> None:
     made.save(folder)
     read = Observer.load(folder)
 
-    assert (read.net, read.classes, read.frame, read.accuracy) == (NET, CLASSES, made.frame, 0.75)
+    assert (read.net, read.classes, read.input_spec, read.accuracy) == (NET, CLASSES, made.input_spec, 0.75)
     assert torch.equal(read.module(images()), made.module(images()))
     assert not read.module.training
     assert not any(p.requires_grad for p in read.module.parameters())
@@ -118,18 +118,18 @@ def test_an_altered_observer_is_refused(tmp_path: Path) -> None:
 def test_normalised_pixels_are_those_of_the_formula() -> None:
     """Bytes and floats in 0..1 alike: less the mean, over the deviation."""
     bytes_ = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
-    frame = observer().frame
-    expected = (bytes_.double() / 255 - torch.tensor(frame.mean).double().view(-1, 1, 1)) / torch.tensor(
-        frame.std
+    input_spec = observer().input_spec
+    expected = (bytes_.double() / 255 - torch.tensor(input_spec.mean).double().view(-1, 1, 1)) / torch.tensor(
+        input_spec.std
     ).double().view(-1, 1, 1)
-    torch.testing.assert_close(frame.normalised(bytes_).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(input_spec.normalised(bytes_).double(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(
-        frame.normalised(bytes_.float() / 255).double(), expected, rtol=1e-5, atol=1e-5
+        input_spec.normalised(bytes_.float() / 255).double(), expected, rtol=1e-5, atol=1e-5
     )
 
 
 @pytest.mark.parametrize(
-    ("frame", "sides", "large"),
+    ("input_spec", "sides", "large"),
     [
         # No square: the shorter side to 8/7 of the frame's shorter one, and the longer one covered.
         ((28, 14), (40, 40), (28, 28)),
@@ -141,22 +141,22 @@ def test_normalised_pixels_are_those_of_the_formula() -> None:
     ],
 )
 def test_images_cover_frames_of_any_shape(
-    frame: tuple[int, int], sides: tuple[int, int], large: tuple[int, int]
+    input_spec: tuple[int, int], sides: tuple[int, int], large: tuple[int, int]
 ) -> None:
     """Scaled to ``large``, and the middle cut out."""
     source = torch.randint(256, (300, 3, *sides), dtype=torch.uint8)
-    fitted = Frame((3, *frame), (0.5,) * 3, (0.2,) * 3).fitted(source)
+    fitted = InputSpec((3, *input_spec), (0.5,) * 3, (0.2,) * 3).fitted(source)
     scaled = resize(source.float(), list(large), InterpolationMode.BILINEAR, antialias=True)
 
-    assert fitted.shape == (300, 3, *frame)
-    torch.testing.assert_close(fitted.float(), center_crop(scaled, list(frame)), rtol=0, atol=0.501)
+    assert fitted.shape == (300, 3, *input_spec)
+    torch.testing.assert_close(fitted.float(), center_crop(scaled, list(input_spec)), rtol=0, atol=0.501)
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 50), (64, 32), (20, 20)])
 def test_other_sizes_are_shown_as_published(height: int, width: int) -> None:
     """The shorter side to 8/7, the middle cut out: torchvision's Resize and CenterCrop, image by image."""
     source = torch.randint(256, (3, 3, height, width), dtype=torch.uint8)
-    fitted = Frame((3, 28, 28), (0.5,) * 3, (0.2,) * 3).fitted(source)
+    fitted = InputSpec((3, 28, 28), (0.5,) * 3, (0.2,) * 3).fitted(source)
     large = [resize(i.float(), 32, InterpolationMode.BILINEAR, antialias=True) for i in source]
     expected = torch.stack([center_crop(i, 28) for i in large])
 
@@ -168,10 +168,10 @@ def test_other_sizes_are_shown_as_published(height: int, width: int) -> None:
 def test_images_of_the_right_size_are_left_alone_and_grey_ones_repeated() -> None:
     """No copy where nothing is to be done; grey becomes colour; colour is refused by an observer of grey."""
     grey = torch.randint(256, (2, 1, 8, 8), dtype=torch.uint8)
-    assert Frame((1, 8, 8), (0.5,), (0.2,)).fitted(grey) is grey
-    assert torch.equal(Frame((3, 8, 8), (0.5,) * 3, (0.2,) * 3).fitted(grey), grey.expand(-1, 3, -1, -1))
+    assert InputSpec((1, 8, 8), (0.5,), (0.2,)).fitted(grey) is grey
+    assert torch.equal(InputSpec((3, 8, 8), (0.5,) * 3, (0.2,) * 3).fitted(grey), grey.expand(-1, 3, -1, -1))
     with raises("observer-of-other-channels"):
-        Frame((1, 8, 8), (0.5,), (0.2,)).fitted(grey.expand(-1, 3, -1, -1))
+        InputSpec((1, 8, 8), (0.5,), (0.2,)).fitted(grey.expand(-1, 3, -1, -1))
 
 
 def test_moments_are_those_of_the_pixels() -> None:

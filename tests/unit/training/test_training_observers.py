@@ -55,7 +55,7 @@ def test_logits_are_averaged_each_network_seeing_its_own_scaling() -> None:
     """Also after a move to a device; images come in the first one's scaling."""
     group = together([ONE, TWO])
     for labeller in (group, group.on(CPU)):
-        found = labeller.module(labeller.frame.normalised(pixels()))
+        found = labeller.module(labeller.input_spec.normalised(pixels()))
         torch.testing.assert_close(found, by_hand(ONE, TWO), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(by_hand(ONE, TWO), by_hand(ONE), atol=1e-2)
 
@@ -95,20 +95,20 @@ def test_a_set_finds_all_its_observers_again(
     if not carried:
         monkeypatch.setattr(soft_labels, "CARRIED_BYTES", 10)
     config, context = stage(tmp_path)
-    teaching = soft_labels.of_stage(config, made, context)
-    assert teaching is not None
-    assert [where["accuracy"] for where in teaching.where] == [0.6, 0.7]
+    label_source = soft_labels.of_stage(config, made, context)
+    assert label_source is not None
+    assert [where["accuracy"] for where in label_source.where] == [0.6, 0.7]
     folder = context.out.child("set")
-    judged = replace(made, info={"protocol": {"name": "soft", "observer": teaching.where}})
-    soft_labels.carry(teaching, folder)
+    judged = replace(made, info={"protocol": {"name": "soft", "observer": label_source.where}})
+    soft_labels.carry(label_source, folder)
     judged.save(folder)
     assert folder.folders() == (["images", "observer-0", "observer-1"] if carried else ["images"])
 
     again = soft_labels.of_set(config, DistilledSet.load(folder), folder)
     assert again is not None
     assert isinstance(again.observer, ObserverGroup)
-    shown = again.frame.normalised(pixels())
-    assert torch.equal(again.observer.module(shown), teaching.observer.module(shown))
+    shown = again.input_spec.normalised(pixels())
+    assert torch.equal(again.observer.module(shown), label_source.observer.module(shown))
 
     (folder.child("observer-1") if carried else context.inputs["two"].folder.child("observer")).delete(
         "observer.json"

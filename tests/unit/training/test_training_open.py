@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayddl.methods.training import checkpoint, losses, mixes, soft
-from rayddl.methods.training.input_spec import Frame
+from rayddl.methods.training.input_spec import InputSpec
 from rayddl.methods.training.observer import frozen
 from rayddl.methods.training.optimisers import Muon, sgd
 from rayddl.methods.training.soft import (
     OWN,
-    Lecture,
-    Manner,
+    EpochData,
+    Execution,
     SoftProtocol,
     SoftTraining,
     criterion,
@@ -34,8 +34,8 @@ from rayddl.nets.config import NetConfig
 from rayddl.stages.evaluate.settings import EvaluateConfig
 
 NET, SHAPE, K = NetConfig(depth=1, width=4, norm="batch"), (1, 8, 8), 3
-FRAME = Frame(SHAPE, (0.3,), (0.4,))
-MANNER = Manner(torch.device("cpu"))
+FRAME = InputSpec(SHAPE, (0.3,), (0.4,))
+MANNER = Execution(torch.device("cpu"))
 OWN_LABELS = one_hot(torch.arange(10) % K, K)
 
 
@@ -49,9 +49,9 @@ def network(seed: int) -> nn.Module:
 
 def training(**changes: Any) -> SoftTraining:
     protocol = SoftProtocol(**{"batch": 4, "factor": 2, "epochs": 3, **changes})
-    lectures = lambda epoch: Lecture(protocol.draw(epoch, 10, SHAPE[1:], FRAME, 11))  # noqa: E731
+    epoch_data = lambda epoch: EpochData(protocol.draw(epoch, 10, SHAPE[1:], FRAME, 11))  # noqa: E731
     seen = None if protocol.loss == OWN else frozen(network(1))
-    return SoftTraining(network(2), protocol, FRAME, pixels(), lectures, seen, MANNER, 5, OWN_LABELS)
+    return SoftTraining(network(2), protocol, FRAME, pixels(), epoch_data, seen, MANNER, 5, OWN_LABELS)
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
@@ -81,7 +81,7 @@ def test_losses_of_own_labels_are_their_formulas() -> None:
 def test_losses_of_own_labels_need_them(loss: str, needed: bool) -> None:
     """Before anything is trained; the published loss does without."""
     protocol = SoftProtocol(batch=4, loss=loss)
-    lectures = lambda epoch: Lecture(protocol.draw(epoch, 10, SHAPE[1:], FRAME, 11))  # noqa: E731
+    lectures = lambda epoch: EpochData(protocol.draw(epoch, 10, SHAPE[1:], FRAME, 11))  # noqa: E731
 
     def made(labels: Tensor | None) -> SoftTraining:
         return SoftTraining(network(2), protocol, FRAME, pixels(), lectures, None, MANNER, 5, labels)

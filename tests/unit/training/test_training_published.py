@@ -14,7 +14,7 @@ from torchvision import models
 from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
 from rayddl.data.config import SourceConfig
-from rayddl.methods.training.input_spec import Frame
+from rayddl.methods.training.input_spec import InputSpec
 from rayddl.methods.training.pretrained import fill, torchvision_weights
 from rayddl.methods.training.soft import SoftProtocol
 from rayddl.methods.training.teacher import outputs, predictions
@@ -39,11 +39,11 @@ def pictures(side: int, count: int = 2) -> torch.Tensor:
 @pytest.mark.parametrize("side", [8, 28, 32, 64, 224])
 def test_test_images_are_zoomed_as_published(side: int) -> None:
     """Resize(side // 7 * 8) and CenterCrop(side) of torchvision, up to a grey level; nothing at 8 and 32 pixels."""
-    frame, images = Frame((3, side, side), (0.5,) * 3, (0.5,) * 3), pictures(side)
+    input_spec, images = InputSpec((3, side, side), (0.5,) * 3, (0.5,) * 3), pictures(side)
     published = Compose([Resize(side // 7 * 8, antialias=True), CenterCrop(side), PILToTensor()])
     expected = torch.stack([published(Image.fromarray(image.permute(1, 2, 0).numpy())) for image in images])
 
-    shown = frame.zoomed(images)
+    shown = input_spec.zoomed(images)
     assert int((shown.int() - expected.int()).abs().max()) <= 1
     assert torch.equal(shown, images) == (side in (8, 32))
 
@@ -55,10 +55,10 @@ def test_networks_are_tested_on_zoomed_images_where_asked() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.mean((2, 3))
 
-    frame, images = Frame((3, 64, 64), (0.0,) * 3, (1.0,) * 3), pictures(64)
-    (found,) = outputs(Mean(), frame, images, torch.device("cpu"), zoom=True)
-    (whole,) = outputs(Mean(), frame, images, torch.device("cpu"))
-    torch.testing.assert_close(found, frame.zoomed(images).float().div(255).mean((2, 3)))
+    input_spec, images = InputSpec((3, 64, 64), (0.0,) * 3, (1.0,) * 3), pictures(64)
+    (found,) = outputs(Mean(), input_spec, images, torch.device("cpu"), zoom=True)
+    (whole,) = outputs(Mean(), input_spec, images, torch.device("cpu"))
+    torch.testing.assert_close(found, input_spec.zoomed(images).float().div(255).mean((2, 3)))
     torch.testing.assert_close(whole, images.float().div(255).mean((2, 3)))
     assert not torch.allclose(found, whole)
 
@@ -74,7 +74,8 @@ def test_students_are_tested_as_their_protocol_says(zoom: bool) -> None:
     images = torch.full((4, 3, 64, 64), 255, dtype=torch.uint8)
     images[:, :, 2:-2, 2:-2] = 0
     shared = SimpleNamespace(
-        frame=Frame((3, 64, 64), (0.0,) * 3, (1.0,) * 3), source=SimpleNamespace(classes=("dark", "bright"))
+        input_spec=InputSpec((3, 64, 64), (0.0,) * 3, (1.0,) * 3),
+        source=SimpleNamespace(classes=("dark", "bright")),
     )
     protocol = SoftProtocol(batch=2, zoom=zoom)
     tested = students._tested  # a student's test alone takes no training

@@ -124,7 +124,7 @@ def test_torchvisions_weights_come_from_the_cache_with_their_names(
     found = ready.torchvision_weights(SMALL, download=False)
     assert list(found.state) == ["a"]
     assert (len(found.classes), found.classes[0]) == (1000, "tench")
-    assert (found.frame.shape, found.frame.mean) == ((3, 224, 224), (0.485, 0.456, 0.406))
+    assert (found.input_spec.shape, found.input_spec.mean) == ((3, 224, 224), (0.485, 0.456, 0.406))
 
     (tmp_path / "checkpoints" / name).write_bytes(saved({"a": torch.zeros(1)}))
     with raises("weights-altered"):

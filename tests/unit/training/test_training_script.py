@@ -23,12 +23,12 @@ from rayddl.data.pixels import augment
 from rayddl.data.pixels.space import fit
 from rayddl.data.sources import registry as sources
 from rayddl.methods.training.hard import Protocol, train_student
-from rayddl.methods.training.input_spec import Frame
+from rayddl.methods.training.input_spec import InputSpec
 from rayddl.methods.training.observer import Observer, frozen
 from rayddl.methods.training.soft import (
-    Answers,
-    Lecture,
-    Manner,
+    EpochData,
+    Execution,
+    ObserverLogits,
     SoftProtocol,
     SoftTraining,
     inputs,
@@ -49,7 +49,7 @@ from tests.raising import raises
 CPU = torch.device("cpu")
 NET = {"name": "convnet", "depth": 2, "width": 16}
 TEACHER = {**NET, "norm": "batch"}
-ON_CPU = Manner(CPU)
+ON_CPU = Execution(CPU)
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +87,17 @@ def observer(digits: Any, shape: tuple[int, int, int] = (1, 8, 8)) -> Observer:
     """A network that has seen the digits for some steps."""
     net = NetConfig.model_validate(TEACHER)
     module = build(net, shape, 10, seed=3)
-    frame = Frame(shape, (0.3,) * shape[0], (0.37,) * shape[0])
-    x, adam = frame.normalised(frame.fitted(digits.train.images)), torch.optim.Adam(module.parameters(), 0.01)
+    input_spec = InputSpec(shape, (0.3,) * shape[0], (0.37,) * shape[0])
+    x, adam = (
+        input_spec.normalised(input_spec.fitted(digits.train.images)),
+        torch.optim.Adam(module.parameters(), 0.01),
+    )
     module.train()
     for picked in torch.arange(len(x)).split(128):
         adam.zero_grad()
         nn.functional.cross_entropy(module(x[picked]), digits.train.labels[picked]).backward()
         adam.step()
-    return Observer(frozen(module), net, digits.train.classes, shape, frame.mean, frame.std, 0.9)
+    return Observer(frozen(module), net, digits.train.classes, shape, input_spec.mean, input_spec.std, 0.9)
 
 
 def soft_set(
@@ -126,14 +129,14 @@ def soft_set(
     seen, protocol = observer(digits, shape), SoftProtocol(epochs=epochs, batch=6, factor=factor, **settings)
     seen.save(folder.child("observer"))
     if stored:
-        pixels = seen.frame.fitted(images).contiguous()
-        index, found = Index.of(pixels, made.classes, seen.frame, protocol), []
+        pixels = seen.input_spec.fitted(images).contiguous()
+        index, found = Index.of(pixels, made.classes, seen.input_spec, protocol), []
         for epoch in range(epochs):
-            draws = protocol.draw(epoch, len(pixels), shape[1:], seen.frame, 5)
-            answers = Answers(seen.module, ON_CPU)
-            found.append(Lecture(draws, labelled(answers, pixels, draws, protocol, seen.frame, CPU)))
+            draws = protocol.draw(epoch, len(pixels), shape[1:], seen.input_spec, 5)
+            answers = ObserverLogits(seen.module, ON_CPU)
+            found.append(EpochData(draws, labelled(answers, pixels, draws, protocol, seen.input_spec, CPU)))
         labels_at = folder.child("labels")
-        index = Index(index.classes, index.frame, protocol, index.images, index.count, 3, top)
+        index = Index(index.classes, index.input_spec, protocol, index.images, index.count, 3, top)
         for name, part in index.parts():
             labels_at.write(name, pack(found[part.start : part.stop], top))
         finish(labels_at, index)
@@ -259,14 +262,14 @@ def test_stored_labels_train_as_in_the_evaluation(
     made, seen, protocol = soft_set(digits, Folder(str(tmp_path / "set")), stored=True, **settings)
     to = exported(Folder(str(tmp_path / "set")), tmp_path / "to")
     module, config = opened(to), NetConfig.model_validate(NET)
-    images = seen.frame.fitted(made.pixels()).contiguous()
+    images = seen.input_spec.fitted(made.pixels()).contiguous()
     labels = StoredLabels(Folder(str(tmp_path / "set" / "labels")))
     rate = 0.1 if settings.get("optimizer") == "sgd" else 0.001
     own = nn.functional.one_hot(made.labels, 10).float()
     expected = SoftTraining(
         build(config, seen.shape, 10, seed=1),
         protocol.at(rate),
-        seen.frame,
+        seen.input_spec,
         images,
         labels,
         None,
@@ -279,11 +282,11 @@ def test_stored_labels_train_as_in_the_evaluation(
 
     draws = labels(2).draws
     for x, part in zip((lesson[0] for lesson in module.lessons(2)), draws.batches(6), strict=True):
-        assert torch.allclose(x, inputs(images, part, seen.frame, CPU), atol=1e-4)
+        assert torch.allclose(x, inputs(images, part, seen.input_spec, CPU), atol=1e-4)
     trained, other = module.train(0, 4), expected.run()
     for (name, value), right in zip(trained.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.allclose(value.float(), right.float(), atol=2e-4), name
-    shown = torch.cat(list(outputs(other, seen.frame, digits.test.images, CPU)))
+    shown = torch.cat(list(outputs(other, seen.input_spec, digits.test.images, CPU)))
     assert torch.allclose(trained(module.encode(digits.test.images)), shown, atol=2e-2)
 
 
@@ -301,9 +304,9 @@ def test_an_observer_labels_crops_like_those_of_the_evaluation(
     lessons = [lesson for epoch in range(120) for lesson in module.lessons(epoch)]
     x, said = (torch.cat([lesson[i] for lesson in lessons]) for i in range(2))
 
-    draws = [protocol.draw(epoch, len(made), (8, 8), seen.frame, 0) for epoch in range(120)]
+    draws = [protocol.draw(epoch, len(made), (8, 8), seen.input_spec, 0) for epoch in range(120)]
     real = torch.cat(
-        [inputs(made.pixels(), part, seen.frame, CPU) for each in draws for part in each.batches(6)]
+        [inputs(made.pixels(), part, seen.input_spec, CPU) for each in draws for part in each.batches(6)]
     )
     assert x.shape == real.shape
     assert torch.allclose(said, seen.module(x), atol=1e-4)
@@ -318,8 +321,8 @@ def test_boxes_of_cutmix_are_like_those_of_the_evaluation(digits: Any, tmp_path:
     plain_ = torch.arange(len(made), dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8) * 9
     module.lessons.__globals__["PIXELS"] = plain_
     torch.manual_seed(0)
-    draws = [protocol.draw(epoch, len(made), (8, 8), seen.frame, 0) for epoch in range(300)]
-    real = [inputs(plain_, part, seen.frame, CPU) for each in draws for part in each.batches(6)]
+    draws = [protocol.draw(epoch, len(made), (8, 8), seen.input_spec, 0) for epoch in range(300)]
+    real = [inputs(plain_, part, seen.input_spec, CPU) for each in draws for part in each.batches(6)]
 
     def mixed(batches: list[Tensor]) -> Tensor:
         """For each batch, the most pixels of an image that differ from its corner."""
@@ -336,7 +339,7 @@ def test_an_observer_of_more_classes_is_reduced_to_the_sets(digits: Any, tmp_pat
     seen = observer(digits)
     wanted = ["3", "1", "7"]
     reduced = seen.reduced(wanted)
-    x = seen.frame.normalised(digits.test.images[:9])
+    x = seen.input_spec.normalised(digits.test.images[:9])
 
     assert torch.allclose(reduced.module(x), seen.module(x)[:, [3, 1, 7]], atol=1e-5)
     reduced.save(Folder(str(tmp_path)))

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from rayddl import sealed
 from rayddl.errors import ArtifactError
 from rayddl.methods.training import softlabels
-from rayddl.methods.training.input_spec import Frame
+from rayddl.methods.training.input_spec import InputSpec
 from rayddl.methods.training.mixes import shown
 from rayddl.methods.training.observer import frozen
 from rayddl.methods.training.optimisers import adamw
 from rayddl.methods.training.settings import published_batch
 from rayddl.methods.training.soft import (
-    Answers,
-    Lecture,
+    EpochData,
+    Execution,
     Lectures,
-    Manner,
+    ObserverLogits,
     SoftProtocol,
     SoftTraining,
     divergence,
@@ -41,8 +41,8 @@ from rayddl.storage import Folder
 from tests.raising import raises
 
 NET, SHAPE, CLASSES = NetConfig(depth=1, width=4, norm="batch"), (1, 8, 8), ("a", "b", "c")
-FRAME = Frame(SHAPE, (0.3,), (0.4,))
-MANNER = Manner(torch.device("cpu"))
+FRAME = InputSpec(SHAPE, (0.3,), (0.4,))
+MANNER = Execution(torch.device("cpu"))
 PROTOCOL = SoftProtocol(batch=4, factor=2, epochs=3)
 SEED = 11
 
@@ -61,11 +61,11 @@ def observer() -> nn.Module:
 
 
 def drawn(count: int = 10, protocol: SoftProtocol = PROTOCOL) -> Lectures:
-    return lambda epoch: Lecture(protocol.draw(epoch, count, SHAPE[1:], FRAME, SEED))
+    return lambda epoch: EpochData(protocol.draw(epoch, count, SHAPE[1:], FRAME, SEED))
 
 
-def training(images: Tensor, lectures: Lectures, seen: nn.Module | None) -> SoftTraining:
-    return SoftTraining(network(2), PROTOCOL, FRAME, images, lectures, seen, MANNER, seed=5)
+def training(images: Tensor, epoch_data: Lectures, seen: nn.Module | None) -> SoftTraining:
+    return SoftTraining(network(2), PROTOCOL, FRAME, images, epoch_data, seen, MANNER, seed=5)
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
@@ -256,14 +256,14 @@ def test_numbers_of_the_published_protocol() -> None:
 def stored(folder: Folder, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> StoredLabels:
     """Labels in several files, as the stage writes them."""
     monkeypatch.setattr(softlabels, "PART_BYTES", 600)
-    index, answers = Index.of(images, CLASSES, FRAME, PROTOCOL), Answers(observer(), MANNER)
+    index, answers = Index.of(images, CLASSES, FRAME, PROTOCOL), ObserverLogits(observer(), MANNER)
     for name, epochs in index.parts():
-        lectures = []
+        epoch_data = []
         for epoch in epochs:
             draws = drawn()(epoch).draws
             logits = labelled(answers, images, draws, PROTOCOL, FRAME, MANNER.device)
-            lectures.append(Lecture(draws, logits))
-        folder.write(name, softlabels.pack(lectures))
+            epoch_data.append(EpochData(draws, logits))
+        folder.write(name, softlabels.pack(epoch_data))
     softlabels.finish(folder, index)
     return StoredLabels(folder)
 

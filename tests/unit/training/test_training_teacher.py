@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 from rayddl.data.pixels import augment
 from rayddl.methods.training import teacher
-from rayddl.methods.training.input_spec import Frame
+from rayddl.methods.training.input_spec import InputSpec
 from rayddl.methods.training.settings import TeacherSettings
-from rayddl.methods.training.soft import Manner
-from rayddl.methods.training.teacher import TeacherTraining, Verdict, outputs, predictions, share_right
+from rayddl.methods.training.soft import Execution
+from rayddl.methods.training.teacher import ObserverCheck, TeacherTraining, outputs, predictions, share_right
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
 from rayddl.seeds import generator
 
 NET, SHAPE, CLASSES = NetConfig(depth=1, width=4, norm="batch"), (1, 8, 8), 3
-FRAME = Frame(SHAPE, (0.3,), (0.4,))
-MANNER = Manner(torch.device("cpu"))
+FRAME = InputSpec(SHAPE, (0.3,), (0.4,))
+MANNER = Execution(torch.device("cpu"))
 SETTINGS = TeacherSettings(epochs=3, lr=0.1, batch=4, warmup=1.0, label_smoothing=0.1)
 
 
@@ -176,7 +176,7 @@ def test_predictions_are_made_in_eval_mode_over_any_batches() -> None:
     assert share_right(predicted, labels) == int((expected == labels).sum()) / 600
 
 
-def verdict(classes: int, count: int, order: list[int] | None = None, right: float = 0.9) -> Verdict:
+def verdict(classes: int, count: int, order: list[int] | None = None, right: float = 0.9) -> ObserverCheck:
     """Of predictions that are ``right`` to a share, under the names that ``order`` gives."""
     rng = torch.Generator().manual_seed(1)
     labels = torch.arange(count) % classes
@@ -184,7 +184,7 @@ def verdict(classes: int, count: int, order: list[int] | None = None, right: flo
     predicted = torch.where(torch.rand(count, generator=rng) < right, labels, guesses)
     if order is not None:
         predicted = torch.tensor(order)[predicted]
-    return Verdict.of(predicted, labels, classes)
+    return ObserverCheck.of(predicted, labels, classes)
 
 
 def test_a_good_teacher_passes() -> None:
@@ -216,27 +216,29 @@ def test_a_teacher_with_its_classes_in_another_order_is_known_for_it() -> None:
 
 def test_the_bar_is_three_times_chance_for_many_classes() -> None:
     """Three times chance from ten classes on (nearly), never out of reach for few."""
-    assert Verdict(0, 0, 1, 1000).bar == pytest.approx(0.003)
-    assert Verdict(0, 0, 1, 100).bar == pytest.approx(0.03)
-    assert Verdict(0, 0, 1, 2).bar == pytest.approx(0.6)
-    assert math.isclose(Verdict(0, 0, 1, 10).bar, 0.28)
+    assert ObserverCheck(0, 0, 1, 1000).bar == pytest.approx(0.003)
+    assert ObserverCheck(0, 0, 1, 100).bar == pytest.approx(0.03)
+    assert ObserverCheck(0, 0, 1, 2).bar == pytest.approx(0.6)
+    assert math.isclose(ObserverCheck(0, 0, 1, 10).bar, 0.28)
 
 
 def test_weak_and_shuffled_at_the_edge() -> None:
     """Two deviations below the bar is weak; an order at fault has to do twice as well as the bar, and thrice itself."""
     # Ten classes: a bar of 0.28, whose deviation over 2016 images is 0.01.
-    assert Verdict(0.2599, 0, 2016, 10).weak
-    assert not Verdict(0.2601, 0, 2016, 10).weak
-    assert Verdict(0.1, 0.57, 2016, 10).shuffled
-    assert not Verdict(0.1, 0.55, 2016, 10).shuffled
-    assert not Verdict(0.2, 0.59, 2016, 10).shuffled
-    assert Verdict(0.2, 0.61, 2016, 10).shuffled
-    assert not Verdict(0.3, 0.95, 2016, 10).shuffled
-    assert not Verdict(0.0, 2 * Verdict(0, 0, 1, 10).bar, 2016, 10).shuffled
+    assert ObserverCheck(0.2599, 0, 2016, 10).weak
+    assert not ObserverCheck(0.2601, 0, 2016, 10).weak
+    assert ObserverCheck(0.1, 0.57, 2016, 10).shuffled
+    assert not ObserverCheck(0.1, 0.55, 2016, 10).shuffled
+    assert not ObserverCheck(0.2, 0.59, 2016, 10).shuffled
+    assert ObserverCheck(0.2, 0.61, 2016, 10).shuffled
+    assert not ObserverCheck(0.3, 0.95, 2016, 10).shuffled
+    assert not ObserverCheck(0.0, 2 * ObserverCheck(0, 0, 1, 10).bar, 2016, 10).shuffled
 
 
 def test_a_verdict_counts_predictions() -> None:
     """Shares of right answers, as they are and with every class by its most frequent output."""
-    verdict = Verdict.of(torch.tensor([0, 2, 2, 2]), torch.tensor([0, 1, 1, 2]), 3)
-    assert verdict == Verdict(0.5, 1.0, 4, 3)
-    assert Verdict.of(torch.tensor([0, 2, 1, 2]), torch.tensor([0, 1, 1, 2]), 3) == Verdict(0.75, 0.75, 4, 3)
+    verdict = ObserverCheck.of(torch.tensor([0, 2, 2, 2]), torch.tensor([0, 1, 1, 2]), 3)
+    assert verdict == ObserverCheck(0.5, 1.0, 4, 3)
+    assert ObserverCheck.of(torch.tensor([0, 2, 1, 2]), torch.tensor([0, 1, 1, 2]), 3) == ObserverCheck(
+        0.75, 0.75, 4, 3
+    )

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from rayddl.methods.training import team as teams
-from rayddl.methods.training.input_spec import Frame
+from rayddl.methods.training.input_spec import InputSpec
 from rayddl.methods.training.observer import frozen
 from rayddl.methods.training.settings import TeacherSettings
-from rayddl.methods.training.soft import Lecture, Lectures, Manner, SoftProtocol, SoftTraining
+from rayddl.methods.training.soft import EpochData, Execution, Lectures, SoftProtocol, SoftTraining
 from rayddl.methods.training.teacher import TeacherTraining
 from rayddl.methods.training.team import ALONE, PeerLost, Team, TeamNorm, joined, summed
 from rayddl.nets.build import build
@@ -25,7 +25,7 @@ from rayddl.nets.config import NetConfig
 from rayddl.nets.layers import BatchNorm
 
 SHAPE, CLASSES = (1, 8, 8), 3
-FRAME = Frame(SHAPE, (0.3,), (0.4,))
+FRAME = InputSpec(SHAPE, (0.3,), (0.4,))
 SETTINGS = TeacherSettings(epochs=2, lr=0.1, batch=4, label_smoothing=0.1)
 SOFT = {"batch": 4, "factor": 2, "epochs": 2, "optimizer": "sgd", "lr": 0.05}
 COUNT = 11
@@ -100,7 +100,7 @@ def run(training: TeacherTraining | SoftTraining) -> None:
 
 
 def teacher(norm: str, team: Team) -> TeacherTraining:
-    return TeacherTraining(network(norm), SETTINGS, FRAME, *pixels(), Manner(CPU, team=team), seed=7)
+    return TeacherTraining(network(norm), SETTINGS, FRAME, *pixels(), Execution(CPU, team=team), seed=7)
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
@@ -133,13 +133,13 @@ SOFT_CASES: dict[str, dict[str, Any]] = {
 def test_a_student_of_a_team_is_that_of_one(case: str, size: int) -> None:
     """With an observer, the images' own labels, or both; CutMix copies from images of other processes."""
     protocol = SoftProtocol.model_validate({**SOFT, **SOFT_CASES[case]})
-    lectures: Lectures = lambda epoch: Lecture(protocol.draw(epoch, COUNT, SHAPE[1:], FRAME, seed=11))  # noqa: E731
+    epoch_data: Lectures = lambda epoch: EpochData(protocol.draw(epoch, COUNT, SHAPE[1:], FRAME, seed=11))  # noqa: E731
     labels = torch.nn.functional.one_hot(pixels()[1], CLASSES).float()
     seen = frozen(network("instance", seed=1))
 
     def student(team: Team) -> SoftTraining:
-        manner, images = Manner(CPU, team=team), pixels()[0]
-        return SoftTraining(network("batch"), protocol, FRAME, images, lectures, seen, manner, 5, labels)
+        execution, images = Execution(CPU, team=team), pixels()[0]
+        return SoftTraining(network("batch"), protocol, FRAME, images, epoch_data, seen, execution, 5, labels)
 
     alone = student(ALONE)
     run(alone)
@@ -156,12 +156,12 @@ def test_stored_logits_are_those_of_the_process_s_images() -> None:
     protocol = SoftProtocol.model_validate(SOFT)
     logits = torch.randn(COUNT, CLASSES, generator=torch.Generator().manual_seed(3)).half()
 
-    def lectures(epoch: int) -> Lecture:
-        return Lecture(protocol.draw(epoch, COUNT, SHAPE[1:], FRAME, seed=11), logits)
+    def epoch_data(epoch: int) -> EpochData:
+        return EpochData(protocol.draw(epoch, COUNT, SHAPE[1:], FRAME, seed=11), logits)
 
     def student(team: Team) -> SoftTraining:
-        manner = Manner(CPU, team=team)
-        return SoftTraining(network("instance"), protocol, FRAME, pixels()[0], lectures, None, manner, 5)
+        execution = Execution(CPU, team=team)
+        return SoftTraining(network("instance"), protocol, FRAME, pixels()[0], epoch_data, None, execution, 5)
 
     alone = student(ALONE)
     run(alone)

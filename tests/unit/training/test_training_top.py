@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from safetensors.torch import load
 
 from rayddl.data.config import SourceConfig
-from rayddl.data.sources.summary import Glance
+from rayddl.data.sources.summary import SourceSummary
 from rayddl.methods.training import softlabels
-from rayddl.methods.training.input_spec import Frame
-from rayddl.methods.training.soft import Lecture, SoftProtocol
+from rayddl.methods.training.input_spec import InputSpec
+from rayddl.methods.training.soft import EpochData, SoftProtocol
 from rayddl.methods.training.soft_settings import epoch_bytes
 from rayddl.methods.training.softlabels import Index, StoredLabels
 from rayddl.methods.training.top_logits import TopLogits
@@ -49,14 +49,14 @@ def test_kept_classes_keep_their_probabilities(classes: int, top: int) -> None:
 @pytest.mark.parametrize("classes", [10, 300])
 def test_files_hold_what_is_kept_and_little_else(classes: int, tmp_path: Path) -> None:
     """Written and read: the logits come back batch by batch; the bytes are those that an estimate counts."""
-    frame, protocol = Frame((1, 8, 8), (0.5,), (0.5,)), SoftProtocol(batch=4, epochs=3)
+    input_spec, protocol = InputSpec((1, 8, 8), (0.5,), (0.5,)), SoftProtocol(batch=4, epochs=3)
     images = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
-    index = Index.of(images, tuple(map(str, range(classes))), frame, protocol, 2)
+    index = Index.of(images, tuple(map(str, range(classes))), input_spec, protocol, 2)
     folder, epochs = Folder(str(tmp_path)), [logits(20, classes) + e for e in range(3)]
     ((name, _),) = index.parts()
-    draws = [protocol.draw(e, 20, (8, 8), frame, 0) for e in range(3)]
+    draws = [protocol.draw(e, 20, (8, 8), input_spec, 0) for e in range(3)]
     folder.write(
-        name, softlabels.pack([Lecture(*pair) for pair in zip(draws, epochs, strict=True)], index.top)
+        name, softlabels.pack([EpochData(*pair) for pair in zip(draws, epochs, strict=True)], index.top)
     )
     softlabels.finish(folder, index)
 
@@ -74,8 +74,8 @@ def test_files_hold_what_is_kept_and_little_else(classes: int, tmp_path: Path) -
 
 def test_as_many_as_there_are_classes_are_all() -> None:
     """Then labels are stored as without the setting."""
-    frame = Frame((1, 8, 8), (0.5,), (0.5,))
-    whole = Index.of(torch.zeros(2, 1, 8, 8), ("a", "b", "c"), frame, SoftProtocol(batch=2), 3)
+    input_spec = InputSpec((1, 8, 8), (0.5,), (0.5,))
+    whole = Index.of(torch.zeros(2, 1, 8, 8), ("a", "b", "c"), input_spec, SoftProtocol(batch=2), 3)
     assert whole.top is None
     assert "top" not in whole.to_json()
     assert epoch_bytes(7, 3, 2, 3) == epoch_bytes(7, 3, 2)
@@ -95,7 +95,9 @@ def test_a_plan_shows_the_bytes_of_labels_and_of_images() -> None:
         "s": RdedConfig.model_validate({"kind": "rded", "teacher": "t", "ipc": 5, "factor": 2}),
         "t": TeacherConfig.model_validate({"kind": "teacher"}),
     }
-    here = Outlook(SourceConfig(name="digits"), Glance((1, 8, 8), 10, 1000, 100), Machine(4, 2**33, ()))
+    here = Outlook(
+        SourceConfig(name="digits"), SourceSummary((1, 8, 8), 10, 1000, 100), Machine(4, 2**33, ())
+    )
     base = {"kind": "evaluate", "set": "s", "observer": "t", "epochs": 7}
 
     def expected(**more: Any) -> Estimate:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayddl.methods.trajectories.interleave import GAIN, Lanes, worthwhile
+from rayddl.methods.trajectories.expert import GAIN, Lanes, worthwhile
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ import pytest
 from rayddl.errors import DivergedError
 from rayddl.stages.tune.plan import Search
 from rayddl.stages.tune.space import Entry
-from rayddl.stages.tune.trial import Ticket, Work
+from rayddl.stages.tune.trial import TrialTask, Work
 from rayddl.storage import Folder
 
 STOPS = (2, 4, 6, 8, 10, 12, 14, 16, 18)
@@ -31,23 +31,23 @@ def height(settings: Mapping[str, Any]) -> float:
 class KnownTrial:
     """Climbs to :func:`height`, a little less quickly with every iteration."""
 
-    ticket: Ticket
+    task: TrialTask
     calls: list[tuple[int, int]]
     at: int = 0
     trace: list[int] = field(default_factory=list)
 
     def reach(self, until: int) -> Mapping[str, float]:
-        self.calls.append((self.ticket.number, until))
+        self.calls.append((self.task.number, until))
         self.trace += range(self.at + 1, until + 1)
         self.at = until
-        if self.ticket.settings.get("lr", 0) > 0.9:
+        if self.task.settings.get("lr", 0) > 0.9:
             raise DivergedError("the loss is nan", code="for-a-test")
-        if self.ticket.settings.get("mix") == 0.123:
+        if self.task.settings.get("mix") == 0.123:
             return {"accuracy": math.nan}
-        if self.ticket.settings.get("mix") == 0.321:
+        if self.task.settings.get("mix") == 0.321:
             raise ZeroDivisionError("a bug")
         return {
-            "accuracy": height(self.ticket.settings) * (1 - 0.5 ** (until / 2)),
+            "accuracy": height(self.task.settings) * (1 - 0.5 ** (until / 2)),
             "steps_done": len(self.trace),
         }
 
@@ -59,7 +59,7 @@ class KnownTrial:
         self.at, self.trace = found["at"], found["trace"]
 
     def leave(self) -> None:
-        self.ticket.folder.child("made").write_json("trace.json", self.trace)
+        self.task.folder.child("made").write_json("trace.json", self.trace)
 
 
 @dataclass
@@ -68,11 +68,11 @@ class Known:
 
     calls: list[tuple[int, int]] = field(default_factory=list)
 
-    def __call__(self, ticket: Ticket) -> KnownTrial:
-        return KnownTrial(ticket, self.calls)
+    def __call__(self, task: TrialTask) -> KnownTrial:
+        return KnownTrial(task, self.calls)
 
-    def held_out(self, ticket: Ticket, seed: int) -> float:
-        return height(ticket.settings) - 0.001 * seed
+    def held_out(self, task: TrialTask, seed: int) -> float:
+        return height(task.settings) - 0.001 * seed
 
     def pinned(self, settings: Mapping[str, Any], iteration: int) -> Mapping[str, Any]:
         del settings, iteration

@@ -16,7 +16,7 @@ from rayddl.stages.tune import outcome, plan
 from rayddl.stages.tune.callbacks import Budget, TrialRows
 from rayddl.stages.tune.outcome import Winner
 from rayddl.stages.tune.space import Entry
-from rayddl.stages.tune.store import Book, Report, Row
+from rayddl.stages.tune.store import Report, Row, TrialStore
 from rayddl.storage import Folder
 
 DEFINITION = """
@@ -168,11 +168,11 @@ def test_a_template_that_diverges_leaves_no_margin(defined):
 
 def test_budgets_count_over_all_attempts(defined, search):
     """What earlier attempts took counts: seconds on the clock, and seconds of trials' work."""
-    book, now = Book(defined.out), [100.0]
-    book.note_seconds(50.0)
-    book.end(row(0, 0.5))
-    timed = Budget(search(time_budget=60.0), book, lambda: now[0])
-    costly = Budget(search(cost_budget=5.0), book, lambda: now[0])
+    store, now = TrialStore(defined.out), [100.0]
+    store.note_seconds(50.0)
+    store.end(row(0, 0.5))
+    timed = Budget(search(time_budget=60.0), store, lambda: now[0])
+    costly = Budget(search(cost_budget=5.0), store, lambda: now[0])
 
     assert (timed.left, timed.stop_all(), costly.stop_all()) == (10.0, False, False)
     now[0] += 10
@@ -184,11 +184,11 @@ def test_the_live_line_says_how_far_the_search_is(work):
     """Trials running and ended, the best so far, and what is left of the budget."""
     said = []
     w = work(time_budget=600.0, samples=4)
-    book = Book(w.out)
-    book.end(row(0, 0.5))
-    book.end(row(1, 0.75, "stopped", 15))
-    book.end(row(2, 0.0, "diverged", 15, reason="loss is nan"))
-    budget = Budget(w.search, book, lambda: 0.0)
+    store = TrialStore(w.out)
+    store.end(row(0, 0.5))
+    store.end(row(1, 0.75, "stopped", 15))
+    store.end(row(2, 0.0, "diverged", 15, reason="loss is nan"))
+    budget = Budget(w.search, store, lambda: 0.0)
     progress = SimpleNamespace(update=lambda done, total, metric: said.append((done, total, metric)))
     TrialRows(w, SimpleNamespace(), budget, progress).show(2)
 

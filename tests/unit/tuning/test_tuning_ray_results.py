@@ -20,9 +20,9 @@ from rayddl.stages.settings import without_resources
 from rayddl.stages.tune import loggers, result_grid
 from rayddl.stages.tune.actor import NUMBER, result_of
 from rayddl.stages.tune.callbacks import Loggers
-from rayddl.stages.tune.searcher import Numbered
+from rayddl.stages.tune.searcher import NumberedSearcher
 from rayddl.stages.tune.settings import TuneConfig
-from rayddl.stages.tune.store import Book, Row
+from rayddl.stages.tune.store import Row, TrialStore
 from rayddl.stages.tune.trial import Running, Work
 from rayddl.storage import Folder
 from tests.raising import raises
@@ -78,7 +78,7 @@ class Tuned:
     """Tune's side of a search: trials that begin and report to the callback."""
 
     def __init__(self, work: Work, made: dict[str, Any]) -> None:
-        self.work, self.searcher = work, Numbered(work.search, Book(work.out))
+        self.work, self.searcher = work, NumberedSearcher(work.search, TrialStore(work.out))
         self.callback = Loggers(work, self.searcher, made)
 
     def trial(self, name: str, settings: dict[str, Any]) -> SimpleNamespace:
@@ -104,7 +104,7 @@ def test_loggers_see_each_report_once_under_the_trials_number(work, tmp_path):
     first.report(lost, first.running(lost), 3)
     first.report(lost, first.running(lost), 9)  # another process, which repeats the first three
     first.callback.on_trial_complete(1, [], lost)
-    Book(first.work.out).end(first.running(lost).row("whole"))
+    TrialStore(first.work.out).end(first.running(lost).row("whole"))
     first.report(cut, first.running(cut), 4)
     first.callback.close()
     second = Tuned(first.work, loggers.made({"csv": {}, "json": {}, "tensorboard": {}}))
@@ -164,7 +164,7 @@ def finished(work: Callable[..., Work]) -> Work:
         while not running.over and (number != 2 or running.said < 4):
             running.step()
         rows.append(running.row("stopped"))
-        Book(w.out).end(rows[-1])
+        TrialStore(w.out).end(rows[-1])
     result_grid.write(w.out, w.search.metric, rows)
     return w
 
@@ -179,7 +179,7 @@ def test_a_finished_search_is_a_result_grid(finished):
         },
         {}, "",
     ).result_grids  # fmt: skip
-    rows = Book(finished.out).ended()
+    rows = TrialStore(finished.out).ended()
     grid, best = found["search"], found["search"].get_best_result()
     frame = grid.get_dataframe()
 
@@ -197,7 +197,7 @@ def test_a_finished_search_is_a_result_grid(finished):
 
 def test_a_failed_trial_is_never_ray_s_best(finished):
     """Its last report is the worst value, whatever it reported before; a trial without a report has none."""
-    Book(finished.out).end(Row(3, {**SOUND, "mix": 0.7}, "failed", 0.0, 0, 0.0, (), "a bug"))
+    TrialStore(finished.out).end(Row(3, {**SOUND, "mix": 0.7}, "failed", 0.0, 0, 0.0, (), "a bug"))
     grid = result_grid.opened(finished.out, {"metric": "accuracy", "mode": "max"})
 
     assert grid[1].metrics["accuracy"] == finished.search.worst

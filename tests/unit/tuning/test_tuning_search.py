@@ -13,12 +13,12 @@ import pytest
 
 from rayddl.stages.tune import importance, suggest
 from rayddl.stages.tune.actor import NUMBER, result_of
+from rayddl.stages.tune.engine import scheduler_of
 from rayddl.stages.tune.outcome import best_of
 from rayddl.stages.tune.plan import Search
-from rayddl.stages.tune.schedulers import scheduler_of
-from rayddl.stages.tune.searcher import Numbered
+from rayddl.stages.tune.searcher import NumberedSearcher
 from rayddl.stages.tune.space import Entry
-from rayddl.stages.tune.store import Book, Row
+from rayddl.stages.tune.store import Row, TrialStore
 from rayddl.stages.tune.trial import Running, Work
 from rayddl.storage import Folder
 
@@ -32,8 +32,11 @@ def reports(work: Work) -> Iterator[tuple[Any, Row | None]]:
     """Every report of a search, with the row of a trial that has ended with it: what Ray Tune's loop does,
     several trials at a time and a report of each in turn, without its processes.
     """
-    book = Book(work.out)
-    searcher, scheduler = Numbered(work.search, book), scheduler_of(work.search, book.ended().values())
+    store = TrialStore(work.out)
+    searcher, scheduler = (
+        NumberedSearcher(work.search, store),
+        scheduler_of(work.search, store.ended().values()),
+    )
     running: list[tuple[Any, Running]] = []
     names = iter(range(10**6))
     while True:
@@ -51,7 +54,7 @@ def reports(work: Work) -> Iterator[tuple[Any, Row | None]]:
         if result["done"] or scheduler.on_trial_result(None, trial, result) == "STOP":
             scheduler.on_trial_complete(None, trial, result)
             row = at_work.row("stopped")
-            book.end(row)
+            store.end(row)
             searcher.learn(row)
             yield result, row
         else:
@@ -87,7 +90,7 @@ def test_optuna_with_asha_needs_less_than_half_of_random_searchs_budget(search, 
 def test_the_first_trial_has_the_templates_own_settings(work):
     """Trial 0 is what the definition says; the others differ from it, and from each other."""
     w = work()
-    searcher = Numbered(w.search, Book(w.out))
+    searcher = NumberedSearcher(w.search, TrialStore(w.out))
     found = [searcher.suggest(str(i)) for i in range(12)]
 
     assert found[0] == {NUMBER: 0, "lr": 0.001, "mix": 0.2, "steps": 4}
@@ -98,7 +101,7 @@ def test_the_first_trial_has_the_templates_own_settings(work):
 def test_no_more_trials_run_than_there_is_room_for(work):
     """While as many trials run as the search may have, none is proposed until one ends or there is more room."""
     w, most = work(), [2]
-    searcher = Numbered(w.search, Book(w.out), lambda: most[0])
+    searcher = NumberedSearcher(w.search, TrialStore(w.out), lambda: most[0])
     found = [searcher.suggest(str(i)) for i in range(3)]
     assert [config and config[NUMBER] for config in found] == [0, 1, None]
     searcher.on_trial_complete("0")
@@ -112,15 +115,15 @@ def test_no_more_trials_run_than_there_is_room_for(work):
 def test_a_search_started_again_runs_only_what_is_missing(work, searcher):
     """Ended trials are not handed out again, begun ones keep number and settings, new ones follow."""
     w = work(searcher=searcher, samples=8)
-    book = Book(w.out)
-    first = Numbered(w.search, book)
+    store = TrialStore(w.out)
+    first = NumberedSearcher(w.search, store)
     given = [first.suggest(str(i)) for i in range(5)]
     for config in (given[0], given[1], given[3]):
         settings = {k: v for k, v in config.items() if k != NUMBER}
         row = Running(w, config[NUMBER], settings).finish()
-        book.end(row)
+        store.end(row)
         first.learn(row)
-    second = Numbered(w.search, book)
+    second = NumberedSearcher(w.search, store)
     again = [second.suggest(str(i)) for i in range(6)]
 
     assert second.missing == 5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rayddl.stages.tune.store import Book
+from rayddl.stages.tune.store import TrialStore
 from rayddl.stages.tune.trial import Running
 
 SOUND = {"lr": 0.01, "mix": 0.5, "steps": 3}
@@ -60,9 +60,9 @@ def test_a_trial_killed_before_its_report_was_written_does_not_count_twice(work)
     w = work()
     running = Running(w, 1, SOUND)
     running.step()
-    reports = Book(w.out).at_work(1).read("reports.json")
+    reports = TrialStore(w.out).at_work(1).read("reports.json")
     running.step()
-    Book(w.out).at_work(1).write("reports.json", reports)
+    TrialStore(w.out).at_work(1).write("reports.json", reports)
 
     assert through(Running(w, 1, SOUND)) == through(Running(w, 2, SOUND))
 
@@ -102,4 +102,4 @@ def test_finishing_runs_to_the_end_and_leaves_what_was_made(work):
 
     assert row.ended == "whole"
     assert w.make.calls[0] == (3, 4)
-    assert Book(w.out).at_work(3).child("made").read_json("trace.json") == list(range(1, 19))
+    assert TrialStore(w.out).at_work(3).child("made").read_json("trace.json") == list(range(1, 19))

@@ -7,7 +7,13 @@ from toy.mean.settings import MeanConfig
 def estimate(config: MeanConfig, stages: Stages, outlook: Outlook) -> Estimate:
     """A task for each class, which holds the train split in float32."""
     del stages
-    glance = outlook.glance
-    share = outlook.machine.share(config.resources, glance.classes, gpu=False)
-    memory = PROCESS + 4 * glance.train * glance.numbers
-    return made(f"{glance.classes} means", share, outlook, memory, glance.classes * glance.numbers)
+    source_summary = outlook.source_summary
+    share = outlook.machine.share(config.resources, source_summary.classes, gpu=False)
+    memory = PROCESS + 4 * source_summary.train * source_summary.numbers
+    return made(
+        f"{source_summary.classes} means",
+        share,
+        outlook,
+        memory,
+        source_summary.classes * source_summary.numbers,
+    )

@@ -21,15 +21,15 @@ def trials(config, templates, context, out):
 class MeanTrials(StageTrials):
     """Makes trials of a mean stage."""
 
-    def run(self, ticket):
-        stage.run(self.template(ticket), self.here(ticket, ticket.folder.child(MADE)))
-        return self._judged(ticket, ticket.folder, "short", range(self.config.students.seeds))
+    def run(self, task):
+        stage.run(self.template(task), self.here(task, task.folder.child(MADE)))
+        return self._judged(task, task.folder, "short", range(self.config.students.seeds))
 
-    def held_out(self, ticket, seed):
-        return fmean(self._judged(ticket, ticket.folder.child(f"held-out-{seed}"), HELD_OUT, (seed,)))
+    def held_out(self, task, seed):
+        return fmean(self._judged(task, task.folder.child(f"held-out-{seed}"), HELD_OUT, (seed,)))
 
-    def _judged(self, ticket, folder, name, seeds):
-        made, asked = DistilledSet.load(ticket.folder.child(MADE).child("set")), self.config.students
+    def _judged(self, task, folder, name, seeds):
+        made, asked = DistilledSet.load(task.folder.child(MADE).child("set")), self.config.students
         config = EvaluateConfig(
             kind="evaluate",
             set=self.config.of,
@@ -38,7 +38,7 @@ class MeanTrials(StageTrials):
             random=False,
             compile=False,
         )
-        context = self.here(ticket, folder)
+        context = self.here(task, folder)
         config = protocol.settled(config, made, self.source, None)
         task = protocol.Task(
             config,

@@ -24,7 +24,7 @@ from rayddl.data.config import SourceConfig
 from rayddl.data.pixels.decode import open_image
 from rayddl.data.sources import registry
 from rayddl.data.sources.known import Known
-from rayddl.data.sources.summary import glance
+from rayddl.data.sources.summary import source_summary
 from rayddl.errors import SourceError
 from rayddl.storage import Folder, split
 
@@ -38,7 +38,7 @@ _TABLES = {".parquet": "parquet", ".tar": "webdataset"}
 
 
 @dataclass(frozen=True)
-class Look:
+class PathContents:
     """What a path holds."""
 
     source: Mapping[str, Any]
@@ -86,7 +86,7 @@ class Look:
         return f"shorter sides of {min(shorter)} to {max(shorter)} pixels, median {self.side}"
 
 
-def look(path: str) -> Look:
+def read_contents(path: str) -> PathContents:
     """Look at a folder, a Parquet file or a tar file, by path or URI.
 
     Raises :class:`SourceError` for a path that does not exist or holds no images that rayddl can read, and those of
@@ -96,17 +96,17 @@ def look(path: str) -> Look:
         return _look(path)
 
 
-def _look(path: str) -> Look:
+def _look(path: str) -> PathContents:
     source = _with_held_out(_found(path))
     config = SourceConfig.model_validate(source)
     listed = registry.listing(config)
     if listed is None:
-        seen = glance(config)
+        seen = source_summary(config)
         per_class = seen.train // seen.classes
         channels, height, width = seen.shape
         names = tuple(str(index) for index in range(seen.classes))
         whole = ((width, height),)
-        return Look(
+        return PathContents(
             source, names, (per_class,) * seen.classes, seen.test, whole, {"published": 1}, channels == 1
         )
     held = registry.listing(config, "test")
@@ -128,7 +128,7 @@ def _look(path: str) -> Look:
             code="no-readable-image",
         )
     counts = tuple(int(count) for count in listed.counts())
-    return Look(
+    return PathContents(
         source,
         listed.classes,
         counts,
