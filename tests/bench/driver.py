@@ -115,7 +115,7 @@ def _streamed(config: Any) -> float:
     """The peak after the pre-selection, stream and choice of ``kind: rded``."""
     from rayddl.methods.patches import boxes
     from rayddl.stages.context import Context
-    from rayddl.stages.rded import selection, stream
+    from rayddl.stages.rded import selection
     from rayddl.stages.rded.settings import RdedConfig
     from rayddl.stages.rded.worker import RdedTask
     from rayddl.stages.runtime.listings import listing_of
@@ -130,7 +130,7 @@ def _streamed(config: Any) -> float:
             "box": np.zeros((count, 3), np.int32), "bad": np.full(count, ""),
         }  # fmt: skip
 
-    stream.rded_cut_and_judge = scored
+    selection.rded_cut_and_judge = scored
     whole = listing_of(config)
     settings = RdedConfig(
         kind="rded", teacher="t", ipc=IPC if len(whole) > 1e5 else 1, factor=FACTOR, mipc=MOST
