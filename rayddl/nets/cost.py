@@ -49,9 +49,9 @@ def worth_compiling(
 def eager_seconds(
     config: NetConfig, shape: tuple[int, int, int], classes: int, *, steps: int, batch: int, passes: int = 3
 ) -> float:
-    """Estimated seconds of ``steps`` uncompiled steps on a CPU; see :func:`rayddl.nets.work.eager_seconds`."""
+    """Estimated seconds of ``steps`` uncompiled steps on a CPU; see :func:`rayddl.nets.work.seconds_of_flops`."""
     flops = forward_flops(config, shape, classes)
-    return work.eager_seconds(flops, steps=steps, batch=batch, passes=passes)
+    return work.seconds_of_flops(flops, steps=steps, batch=batch, passes=passes)
 
 
 def faster_together(

@@ -71,10 +71,12 @@ def pays(name: str, flops: float, *, steps: int, batch: int, passes: int = 3) ->
     """True if ``steps`` uncompiled steps of the network ``name``, of ``flops`` an image, are expected to take longer
     than compilation and compiled steps.
     """
-    return name in GAINS and eager_seconds(flops, steps=steps, batch=batch, passes=passes) > COMPILE_SECONDS
+    return (
+        name in GAINS and seconds_of_flops(flops, steps=steps, batch=batch, passes=passes) > COMPILE_SECONDS
+    )
 
 
-def eager_seconds(flops: float, *, steps: int, batch: int, passes: int = 3) -> float:
+def seconds_of_flops(flops: float, *, steps: int, batch: int, passes: int = 3) -> float:
     """Estimated seconds of ``steps`` uncompiled steps on a CPU, for a network of ``flops`` an image.
 
     ``passes``: the cost of a step in forward passes; 3 for a gradient, 12 for a matched student step.

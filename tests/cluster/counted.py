@@ -34,7 +34,7 @@ def counted(function: Callable[..., Any], name: Callable[..., str]) -> Callable[
 if __name__ == "__main__":
     listing.CHUNK = int(os.environ.get("CHUNK", listing.CHUNK))
     experts.train_some = counted(experts.train_some, lambda job, indices, counter: f"expert {indices[0]}")
-    students.teach = counted(students.teach, lambda shared, data, student: f"student {student.file}")
+    students.train_one = counted(students.train_one, lambda shared, data, student: f"student {student.file}")
     rded_select.rded_cut_and_judge = counted(
         rded_select.rded_cut_and_judge, lambda block, sent: f"chunk {int(block['image'][0])}"
     )

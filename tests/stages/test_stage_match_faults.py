@@ -125,7 +125,7 @@ def test_evaluations_that_take_too_long_are_left_out(stages, convex, told, tmp_p
     """
     monkeypatch.setattr(short_evaluations, "BACKLOG", 2)
     monkeypatch.setattr(short_evaluations, "GRACE_SECONDS", 0.0)
-    monkeypatch.setattr(short_evaluations.students, "teach", slowly)
+    monkeypatch.setattr(short_evaluations.students, "train_one", slowly)
     progress = told()
     made = stages.match(convex, tmp_path, progress, iterations=24, evaluate_every=2)
     found = made.table("accuracy.parquet")["iteration"]

@@ -103,12 +103,12 @@ def _train(
     soft = {data.name for data, _ in kinds if isinstance(data.protocol, SoftProtocol)}
 
     def work(group: Group) -> Work:
-        taught = [sent[s.data, s.seed] or sent[s.data, first] for s in group]
+        data = [sent[s.data, s.seed] or sent[s.data, first] for s in group]
         if len(group) == 1:
-            return (students.teach, kept, taught[0], group[0])
+            return (students.train_one, kept, data[0], group[0])
         if group[0].data in soft:
-            return (students.teach_each, kept, group, taught)
-        return (students.teach_together, kept, group, *taught)
+            return (students.train_in_turn, kept, group, data)
+        return (students.train_group, kept, group, *data)
 
     before = sum(student.file not in coming and out.has(student.file) for student in plan)
     # Until the first student is done, or reports.

@@ -49,7 +49,7 @@ def found(
     kept = backend.put(replace(shared, trials_on=places))
 
     def work(student: students.Student) -> Work:
-        return (students.teach, kept, sent[student.data], student)
+        return (students.train_one, kept, sent[student.data], student)
 
     missing = [student for student in trials.values() if not shared.out.has(student.file)]
     for done, _ in enumerate(free.each(missing, work, lambda student: students.named([student])), 1):

@@ -98,7 +98,7 @@ class Shared:
     """Receives progress reports of long trainings."""
 
 
-def teach(shared: Shared, data: TrainingData, student: Student) -> dict[str, Any]:
+def train_one(shared: Shared, data: TrainingData, student: Student) -> dict[str, Any]:
     """Train and test one student, and write its result file; an existing file is read instead.
 
     In a team the first worker tests and writes, and the others return nothing.
@@ -115,12 +115,12 @@ def teach(shared: Shared, data: TrainingData, student: Student) -> dict[str, Any
     return _written(shared, student, images, score, lr, time.perf_counter() - began) if team.first else {}
 
 
-def teach_each(shared: Shared, group: Sequence[Student], data: Sequence[Any]) -> None:
-    """:func:`teach` one student of ``group`` after the other, each on its own of ``data``: references, or the data."""
+def train_in_turn(shared: Shared, group: Sequence[Student], data: Sequence[Any]) -> None:
+    """Train one student of ``group`` after the other, each on its own of ``data``: references, or the data."""
     import ray
 
     for student, own in zip(group, data, strict=True):
-        teach(shared, ray.get(own) if isinstance(own, ray.ObjectRef) else own, student)
+        train_one(shared, ray.get(own) if isinstance(own, ray.ObjectRef) else own, student)
 
 
 def named(group: Sequence[Student]) -> str:
@@ -139,7 +139,7 @@ def tried(shared: Shared, data: TrainingData, net: NetConfig) -> None:
     train(shared, data, student, _seed(shared, student), device)
 
 
-def teach_together(shared: Shared, group: Sequence[Student], *kinds: TrainingData) -> list[dict[str, Any]]:
+def train_group(shared: Shared, group: Sequence[Student], *kinds: TrainingData) -> list[dict[str, Any]]:
     """Train the students of ``group`` together, each on its own data, and write their result files.
 
     They share the network and the learning rate, and use hard labels. Students that have a result file are
@@ -246,7 +246,7 @@ def train_hard(
     assert isinstance(data.protocol, Protocol)
     source, classes = shared.source, len(shared.source.classes)
     steps = steps_for(student.net, source.shape, classes, shared.precision, shared.compile)
-    taught = _training_images(shared, data, shared.trials_on if student.trial else None, device)
+    used = _training_images(shared, data, shared.trials_on if student.trial else None, device)
     if student.trial:
         held = _only(model_space.train(source, shared.space, device), _trials_on(shared, data).to(device))
         test = HeldOut(held.x, held.y)
@@ -255,8 +255,8 @@ def train_hard(
     protocol = data.protocol.at(student.lr)
     start = initial(student.net, source.shape, classes, seed=seeds.derive(seed, "start")).to(device)
     report = reporter(shared, [student], protocol.epochs)
-    theta = train_student(steps, protocol, start, taught.x, taught.y, classes, seed, report)
-    return len(taught.x), scored(steps, theta, test.x, test.y, classes)
+    theta = train_student(steps, protocol, start, used.x, used.y, classes, seed, report)
+    return len(used.x), scored(steps, theta, test.x, test.y, classes)
 
 
 def train_soft(

@@ -30,7 +30,7 @@ def experts_for(config: ExpertsConfig, context: Context, cache: Folder, threads:
     """
     folder = cache.child(fingerprint(config))
     if not folder.has(DONE):
-        here = replace(context, out=folder, backend=Shared(threads, folder=folder))
+        here = replace(context, out=folder, backend=SharedInProcess(threads, folder=folder))
         folder.write_json(DONE, experts.run(config, here).summary)
     return Input(context.stage, config.kind, folder, config.model_dump(mode="json"), folder.read_json(DONE))
 
@@ -42,7 +42,7 @@ def fingerprint(config: ExpertsConfig) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shared(InProcess):
+class SharedInProcess(InProcess):
     """Runs units of work in this process, and divides them with other processes that use the same folder."""
 
     folder: Folder

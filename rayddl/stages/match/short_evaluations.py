@@ -166,7 +166,9 @@ class ShortEvaluations:
 
     def _started(self, due: _Due, place: Any) -> Any:
         student = students.Student("short", self._job.net, due.seed, due.file)
-        work = plugin_code.carried((students.teach, self._shared, self._sent_data(due.iteration), student))
+        work = plugin_code.carried(
+            (students.train_one, self._shared, self._sent_data(due.iteration), student)
+        )
         if place is None:
             return self._task.options(num_cpus=1, name=_named(due)).remote(*work)
         return place.run.options(name=_named(due)).remote(*work)

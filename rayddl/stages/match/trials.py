@@ -67,7 +67,7 @@ class MatchTrials:
         made = DistilledSet.load(task.folder.child(MADE).child("set"))
         job = replace(job, out=task.folder.child("held-out"))
         kept = (made.images, made.labels, made.lr_student)
-        return taught(job, kept, HELD_OUT, seed, "held-out")
+        return accuracy_of(job, kept, HELD_OUT, seed, "held-out")
 
     def pinned(self, settings: Settings, iteration: int) -> Mapping[str, Any]:
         """The setting ``compile`` as the trial resolved it: a shorter run might resolve it differently."""
@@ -116,7 +116,7 @@ class MatchTrial:
         if where.diverged is not None:
             raise DivergedError(where.diverged, code="matching-diverged")
         kept, seeds = self._worker.standing(), range(self._job.config.evaluate_seeds)
-        accuracies = [taught(self._job, kept, "short", seed, f"student-{until:06d}") for seed in seeds]
+        accuracies = [accuracy_of(self._job, kept, "short", seed, f"student-{until:06d}") for seed in seeds]
         losses = self._worker.rows(until)["loss"][-match.FIRST_AND_LAST :]
         return {**over_seeds(accuracies), "loss": fmean(losses), "lr_student": where.lr}
 
@@ -135,9 +135,9 @@ class MatchTrial:
         made.save(job.out.child(MADE).child("set"))
 
 
-def taught(job: matcher.MatchTask, kept: matcher.Snapshot, name: str, seed: int, file: str) -> float:
+def accuracy_of(job: matcher.MatchTask, kept: matcher.Snapshot, name: str, seed: int, file: str) -> float:
     """The accuracy of one student, trained as in a match stage's short evaluations."""
     student = students.Student(name, job.net, seed, f"{file}-{seed}.json")
     data = short_evaluations.training_data_of(job, kept, name)
-    result = in_process.done((students.teach, short_evaluations.shared_by(job), data, student))
+    result = in_process.done((students.train_one, short_evaluations.shared_by(job), data, student))
     return float(result["accuracy"])

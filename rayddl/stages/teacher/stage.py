@@ -104,7 +104,7 @@ def run(config: TeacherConfig, context: Context) -> Result:
 
         counter = backend.counter(show)
         with backend.opened(share, "teacher", note=context.progress.note) as free:
-            for _ in free.each([0], lambda _: (teach, shared, counter), lambda _: "teacher", show):
+            for _ in free.each([0], lambda _: (train_teacher, shared, counter), lambda _: "teacher", show):
                 show()
     return Result({**_summary(job), "seconds": time.perf_counter() - began})
 
@@ -123,7 +123,7 @@ def compiled(config: TeacherConfig, source: SharedSource) -> bool:
     return worth_compiling(config.net, source.shape, len(source.classes), steps=steps, batch=config.batch)
 
 
-def teach(job: TeacherTask, counter: ProgressCounter) -> None:
+def train_teacher(job: TeacherTask, counter: ProgressCounter) -> None:
     """Run :func:`make` on the worker's device. Every worker of a team runs it."""
     device = devices.enter(job.threads, job.config.precision, "teacher")
     make(job, device, lambda done, metric: counter.report("teacher", done, metric))

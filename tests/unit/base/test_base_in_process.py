@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rayddl.errors import StageError
-from rayddl.stages.experts.cache import Shared
+from rayddl.stages.experts.cache import SharedInProcess
 from rayddl.stages.runtime.in_process import InProcess
 from rayddl.stages.runtime.sizes import Resources
 from rayddl.stages.runtime.streams import StreamSteps
@@ -82,7 +82,7 @@ def test_units_in_common_are_done_by_whoever_comes_first(tmp_path: Path) -> None
                 done[name].append(number)
             folder.write(f"{number}", b"")
 
-        backend = Shared(1, folder=folder)
+        backend = SharedInProcess(1, folder=folder)
         with backend.opened(backend.spread(Resources(), units=4), "units") as free:
             found = [n for n, _ in free.each(range(4), lambda n: (unit, n), lambda n: f"unit {n}")]
         assert sorted(found) == [0, 1, 2, 3]
