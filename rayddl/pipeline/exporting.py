@@ -56,7 +56,7 @@ def export_to(
     folder = find_set(where, out, stage)
     if form != "hf":
         return _plain(folder, Folder(str(to)), form)
-    brought = _script().brought(folder, observer, with_test=with_test)
+    brought = _script().export_files(folder, observer, with_test=with_test)
     more = More(brought.files, brought.why_not)
     notes = (f"no train.py: {brought.why_not}",) if brought.why_not else ()
     written = export_set(folder, form, Folder(to), more) if to is not None else []

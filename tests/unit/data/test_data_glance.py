@@ -79,8 +79,9 @@ def test_a_broken_image_is_passed_over(tmp_path: Path, encode: Encode) -> None:
 def test_no_torch_is_imported() -> None:
     """A glance is part of a plan, which is shown at once."""
     code = (
-        "import sys\nfrom rayddl.data.sources.summary import glance\nfrom rayddl.data.config import SourceConfig\n"
-        "glance(SourceConfig(name='digits'))\nprint('torch' in sys.modules)"
+        "import sys\nfrom rayddl.data.config import SourceConfig\n"
+        "from rayddl.data.sources.summary import source_summary\n"
+        "source_summary(SourceConfig(name='digits'))\nprint('torch' in sys.modules)"
     )
 
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"

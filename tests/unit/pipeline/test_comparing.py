@@ -110,7 +110,7 @@ def test_every_way_of_naming_a_set_finds_it(judge: Judge, tmp_path: Path, digits
 def test_what_is_judged_is_only_shown(judge: Judge) -> None:
     """One stage, which reads the folders; the source and seed are the first run's."""
     found = [
-        comparing.Found(folder, artifacts.open_artifact(folder).manifest)
+        comparing.FoundSet(folder, artifacts.open_artifact(folder).manifest)
         for folder in (judge("a"), judge("b"))
     ]
     made = comparing.definition(found)

@@ -50,9 +50,9 @@ def test_a_narrowed_plan_has_the_stages_and_all_that_they_need(
 
 def test_stages_that_are_not_of_the_plan_cannot_be_chosen(lab: Any) -> None:
     """The first of them is named."""
-    with pytest.raises(UserError, match="--stage 'on' is not a stage that runs") as caught:
+    with raises("stage-not-in-plan") as caught:
         lab.plan(DIAMOND).narrowed(("one", "on"))
-    assert caught.value.code == "stage-not-in-plan"
+    assert "'on'" in str(caught.value)
 
 
 def test_a_plan_equals_one_made_again(lab: Any) -> None:
@@ -107,7 +107,7 @@ def test_a_folder_must_allow_writing_and_entering(
     lab.out.parent.mkdir(parents=True, exist_ok=True)
     with monkeypatch.context() as patch:
         patch.setattr(plans.os, "access", lambda place, mode: not mode & refused)
-        with pytest.raises(UserError, match="may not be written") as caught:
+        with pytest.raises(UserError) as caught:
             lab.plan(DIAMOND)
     assert caught.value.code == "out-not-writable"
     lab.run(DIAMOND)

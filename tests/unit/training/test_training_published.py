@@ -82,7 +82,7 @@ def test_students_are_tested_as_their_protocol_says(zoom: bool) -> None:
     score = tested(Bright(), shared, protocol, images, torch.zeros(4).long(), torch.device("cpu"))  # type: ignore[arg-type]
     assert score.accuracy == zoom
     shown = {"zoom": True} if zoom else {}
-    found = predictions(Bright(), shared.frame, images, torch.device("cpu"), **shown)
+    found = predictions(Bright(), shared.input_spec, images, torch.device("cpu"), **shown)
     assert found.tolist() == [0 if zoom else 1] * 4
 
 

@@ -361,7 +361,7 @@ def test_labels_are_copied_file_by_file(tmp_path: Path, monkeypatch: pytest.Monk
         assert torch.equal(StoredLabels(copy)(epoch).draws.picked, labels(epoch).draws.picked)
     data = folder.read("labels-0000.safetensors")
     folder.write("labels-0000.safetensors", data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(ArtifactError, match="was altered"):
+    with pytest.raises(ArtifactError):
         contents["labels-0000.safetensors"]()
 
 
