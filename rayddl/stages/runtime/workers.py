@@ -242,7 +242,7 @@ class Backend(Protocol):
     def opened(
         self, share: Share, what: str, *, need: Work | None = None, note: Note = quiet
     ) -> AbstractContextManager[Workers]:
-        """Workers for the block: see :func:`workers.opened`."""
+        """Workers for the block: see :func:`opened`."""
 
     def put(self, value: Any) -> Any:
         """A reference to ``value``, as an argument of many units of work, which receive the value."""
