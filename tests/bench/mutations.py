@@ -97,6 +97,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "pipeline/artifacts": ("pipeline/test_pipeline_artifacts.py",),
     "pipeline/definition/graph": (
+        "pipeline/test_pipeline_graph.py",
         "pipeline/test_pipeline_definition.py",
         "pipeline/test_pipeline_templates.py",
     ),

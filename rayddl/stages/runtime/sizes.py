@@ -220,7 +220,7 @@ def _part(asked: Resources, have: Capacity, needed: float) -> float:
     stages then use at the same time; else a whole one, since Ray would pack slots of a part onto the same GPU.
     """
     divided = asked.num_gpus is not None and asked.num_gpus < 1 and have.total("GPU") == 1
-    return math.ceil(needed * 1000 - 1e-6) / 1000 if divided else 1.0
+    return min(1.0, math.ceil(needed * 1000 - 1e-6) / 1000) if divided else 1.0
 
 
 def _gpu_of(asked: Resources, have: Capacity) -> float:

@@ -258,6 +258,11 @@ MEMORY = Capacity(({"CPU": 8.0, "memory": 20.0},))
         (sizes.together(ANY, MIXED, workers=2), Share(8.0, 1.0, None, 2, gpus=2)),
         (sizes.together(ANY, nodes((64, 1), (64, 1)), workers=2), Share(8.0, 1.0, None, 2, gpus=2)),
         (sizes.alone(asked(num_cpus=2), nodes((64, 1))), Share(2, 1.0, None, 1, gpus=1)),
+        # Thirds that are rounded up take the whole GPU, and no more.
+        (
+            sizes.spread(asked(num_gpus=0.3333334), of(1, 8, 1), units=3),
+            Share(1.0, 0.3333334, None, 3, gpus=1),
+        ),
         # What no node has is sized for one worker, or one GPU, with a CPU: the request is refused as it is.
         (sizes.spread(asked(num_gpus=4), of(1, 8, 2), units=3), Share(1.0, 4.0, None, 1, gpus=1)),
         (

@@ -73,7 +73,7 @@ def test_saved_numbers_restore_bit_for_bit(kind: str) -> None:
 
 def test_normalise_is_mean_and_deviation_per_channel() -> None:
     """The encoded train split has mean 0 and deviation 1 in each channel, as numpy computes them."""
-    images = noise(64, (3, 6, 6))
+    images = noise(64, (3, 6, 5))
     space = fit("normalise", images)
     assert isinstance(space, Normalise)
 
@@ -105,6 +105,19 @@ def test_floats_are_encoded_as_bytes_are(kind: str) -> None:
     ):
         with pytest.raises(ValueError, match=r"expected uint8, or floats in 0\.\.1"):
             space.encode(wrong)
+    assert torch.equal(pixels, images.float() / 255)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_image_has_numbers_of_its_own(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None is what happened to be in memory, which often is the right number, of an earlier call."""
+    images = noise(5, (3, 4, 4))
+    space = fit(kind, images)
+    encoded = space.encode(images)
+    monkeypatch.setattr(torch, "empty", lambda *shape, **how: torch.full(*shape, torch.nan, **how))
+
+    assert torch.equal(space.encode(images), encoded)
+    torch.testing.assert_close(space.invert(encoded), images.float() / 255, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
