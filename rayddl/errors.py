@@ -23,13 +23,21 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+_LONGEST, _END = 10_000, 1_000
+"""Characters that a message has at most, and those that are kept of the end of a longer one."""
+
 
 class RayddlError(Exception):
-    """The base of all errors that rayddl raises on purpose."""
+    """The base of all errors that rayddl raises on purpose.
+
+    A message of more than 10,000 characters, such as one that quotes a name from a file, is cut in its middle.
+    """
 
     exit_code = 1
 
     def __init__(self, message: str, *, code: str) -> None:
+        if len(message) > _LONGEST:
+            message = f"{message[: _LONGEST - _END - 1]}…{message[-_END:]}"
         super().__init__(message)
         self.code = code
 

@@ -14,7 +14,7 @@ import uuid
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property, partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from pyarrow import NativeFile, OSFile, fs
@@ -300,7 +300,7 @@ def unfinished(name: str) -> bool:
 
 
 def _inside(name: str) -> str:
-    parts = PurePosixPath(name).parts
+    parts = {*name.split("/")} - {"", "."}
     if not parts or name.startswith("/") or ".." in parts or "\0" in name:
         raise PathError(
             f"{name!r} does not stay inside its folder; expected a name below it, without a leading '/' and '..'",

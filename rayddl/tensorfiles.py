@@ -6,7 +6,7 @@ import io
 import pickletools
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import IO, Any
 
@@ -58,10 +58,7 @@ def load(file: str | IO[bytes] | NativeFile, *, mapped: bool = False) -> Any:
         raise
     except Exception as error:  # the reader raises many types for damaged files
         raise NotTensors(_in_words(error)) from error
-    values = 0
-    for tensor in _tensors(found):
-        _refuse_larger_than_stored(tensor)
-        values += tensor.nelement() * tensor.element_size()
+    values = _values(found, _DEEPEST, {})
     if values > _REPEATS * size:
         raise NotTensors(f"its tensors have {values:,} bytes of values in all, and the file has {size:,}")
     return found
@@ -160,22 +157,24 @@ def _refuse_odd_pickles(stream: io.BufferedIOBase, count: int, size: int) -> Non
                 pushed = called = name.endswith("GET") and argument in containers
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Each tensor in lists and dictionaries, once. Raises :class:`NotTensors` for more than some levels of them."""
-    level, seen = [value], set[int]()
-    for _ in range(_DEEPEST):
-        inside: list[Any] = []
-        for item in level:
-            if isinstance(item, Tensor):
-                yield item
-            elif isinstance(item, Mapping | list | tuple | set) and id(item) not in seen:
-                # A list may hold another one many times, or itself.
-                seen.add(id(item))
-                inside += item.values() if isinstance(item, Mapping) else item
-        if not inside:
-            return
-        level = inside
-    raise NotTensors(f"its lists and dictionaries have more than {_DEEPEST} levels")
+def _values(value: Any, levels: int, known: dict[int, int]) -> int:
+    """The bytes of the tensors in lists and dictionaries, each tensor as often as they hold it.
+
+    ``known`` collects the bytes in each list, because one may hold another many times. Raises :class:`NotTensors` for
+    more ``levels`` of them, and for a tensor that is larger than what is stored of it.
+    """
+    if isinstance(value, Tensor):
+        _refuse_larger_than_stored(value)
+        return value.nelement() * value.element_size()
+    if not isinstance(value, Mapping | list | tuple | set):
+        return 0
+    if id(value) not in known:
+        if not levels:
+            raise NotTensors(f"its lists and dictionaries have more than {_DEEPEST} levels")
+        known[id(value)] = 0  # what a list has inside it may hold the list itself
+        inside = value.values() if isinstance(value, Mapping) else value
+        known[id(value)] = sum(_values(item, levels - 1, known) for item in inside)
+    return known[id(value)]
 
 
 def _refuse_larger_than_stored(tensor: Tensor) -> None:

@@ -63,10 +63,8 @@ def replaced(value: Any, path: list[int], new: Any) -> Any:
     return copy
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder with a record, a finished stage and its set."""
-    out = tmp_path_factory.mktemp("runs")
+def whole_run(out: Path) -> None:
+    """Write a run's folder with a record, a finished stage and its set."""
     images = torch.randint(
         0, 256, (4, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
@@ -95,10 +93,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "definition": {"name": "x"}, "stages": {"e": entry},
     }  # fmt: skip
     (out / "x.run.json").write_text(json.dumps(record))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run."""
+    out = tmp_path_factory.mktemp("runs")
+    whole_run(out)
     return out
 
 
 def looked_at(out: Path) -> Iterator[Callable[[], object]]:
+    """What a person does with the folder of a run that somebody sent."""
     stage = str(out / "e-0123456789ab")
     yield lambda: list(listing(str(out)).parts())
     for where in (stage, f"{stage}/set", "x"):

@@ -98,7 +98,8 @@ def _zipped(data: bytes, parts: dict[str, bytes]) -> bytes:
     return out.getvalue()
 
 
-def _read_pt(folder: Path, data: bytes) -> None:
+def read_pt(folder: Path, data: bytes) -> None:
+    """What reads files of tensors: as a set's labels, and as a teacher's weights."""
     for name, content in (
         ("images_best.pt", saved(torch.rand(4, 1, 8, 8))),
         ("labels_best.pt", data),
@@ -124,7 +125,7 @@ def test_pickles(tmp_path_factory: Folders, ops: list[bytes], wrapped: bytes, ol
     if older:
         head, values, tail = saved([], zipped=False).partition(b"\x80\x02]q\x00.")
         data = head + content + values + tail
-    _read_pt(tmp_path_factory.mktemp("pickles"), data)
+    read_pt(tmp_path_factory.mktemp("pickles"), data)
 
 
 @fuzzed
@@ -144,7 +145,7 @@ def test_members_of_tensors(
         there = next((name for name in archive.namelist() if name.endswith(part)), None)
         old = b"" if there is None else archive.read(there)
     content = changed(old, changes) if whole is None else whole
-    _read_pt(tmp_path_factory.mktemp("members"), _zipped(data, {part: content}))
+    read_pt(tmp_path_factory.mktemp("members"), _zipped(data, {part: content}))
 
 
 CUT: dict[str, tuple[str, Callable[[], bytes]]] = {
@@ -161,7 +162,7 @@ def test_files_that_break_off(tmp_path_factory: Folders, name: str, kept: float,
     folder = tmp_path_factory.mktemp("cut")
     if name == "pt":
         data = saved(torch.arange(4))
-        _read_pt(folder, data[: int(kept * len(data))] + added)
+        read_pt(folder, data[: int(kept * len(data))] + added)
         return
     file, make = CUT[name]
     data = make()

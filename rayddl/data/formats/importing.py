@@ -138,8 +138,7 @@ def _table(folder: Folder, home: TargetSource) -> tuple[Tensor, Tensor, Tensor |
     try:
         with folder.open(name) as stream:
             file = parquet_bounds.opened(stream, where)
-            for needed in ("label", "image"):
-                file.schema_arrow.field(needed)  # raises KeyError
+            _refuse_other_columns(file.schema_arrow, where)
             written = parquet_bounds.labels(file, stream, "label", where)
             column = parquet_labels.read(written, file.schema_arrow.metadata or {}, where, "label")
             places = _places_of(column, home, where, file.metadata.num_rows, int(stream.size()))
@@ -151,6 +150,20 @@ def _table(folder: Folder, home: TargetSource) -> tuple[Tensor, Tensor, Tensor |
             code="set-table-unreadable",
         ) from error
     return images, labels, None if said is None else _soft(said, column, places, home, where)
+
+
+def _refuse_other_columns(schema: pa.Schema, where: str) -> None:
+    """Raise ``KeyError`` for a column that is missing, and :class:`ArtifactError` for one of another type."""
+    wanted = {
+        "label": (parquet_bounds.holds_labels, "whole numbers or text"),
+        "image": (parquet_bounds.holds_images, "the bytes of an image in each row"),
+    }
+    for name, (fits, expected) in wanted.items():
+        kind = schema.field(name).type
+        if not fits(kind):
+            raise ArtifactError(
+                f"{where} has {kind} in its column {name}, expected {expected}.", code="set-table-unreadable"
+            )
 
 
 def _places_of(
@@ -201,16 +214,15 @@ def _numbers(file: pq.ParquetFile, where: str) -> Tensor:
             f"{where} has {limits.ROWS.exceeded(values, 'numbers in soft_label')}.",
             code="soft-labels-too-many",
         )
-    rows = file.read(columns=["soft_label"]).column("soft_label")
-    if not (
-        pa.types.is_list(rows.type)
-        or pa.types.is_large_list(rows.type)
-        or pa.types.is_fixed_size_list(rows.type)
-    ):
+    type_ = file.schema_arrow.field("soft_label").type
+    listed = pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
+    # Cells of other types may be large, however few they are.
+    if not (listed and (pa.types.is_floating(type_.value_type) or pa.types.is_integer(type_.value_type))):
         return torch.empty(0)
-    kind, widths = rows.type.value_type, pc.unique(pc.list_value_length(rows)).to_pylist()
-    flat = pa.chunked_array([chunk.flatten() for chunk in rows.chunks], kind)
-    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)) or len(widths) != 1 or flat.null_count:
+    rows = file.read(columns=["soft_label"]).column("soft_label")
+    widths = pc.unique(pc.list_value_length(rows)).to_pylist()
+    flat = pa.chunked_array([chunk.flatten() for chunk in rows.chunks], type_.value_type)
+    if len(widths) != 1 or flat.null_count:
         return torch.empty(0)
     return torch.from_numpy(flat.to_numpy().astype(np.float32)).reshape(len(rows), widths[0] or 0)
 

@@ -241,8 +241,8 @@ def _footer(stream: pa.NativeFile) -> tuple[int, str]:
 def _refuse_wrong_columns(config: SourceConfig, where: str, schema: pa.Schema) -> None:
     columns = shown([f"{field.name} ({field.type})" for field in schema], 20)
     wanted: tuple[tuple[str, str, Callable[[pa.DataType], bool], str], ...] = (
-        ("image_column", config.image_column, _holds_images, "binary or struct<bytes, path>"),
-        ("label_column", config.label_column, _holds_labels, "whole numbers or text"),
+        ("image_column", config.image_column, parquet_bounds.holds_images, "binary or struct<bytes, path>"),
+        ("label_column", config.label_column, parquet_bounds.holds_labels, "whole numbers or text"),
     )
     for key, name, fits, expected in wanted:
         if name not in schema.names:
@@ -256,19 +256,6 @@ def _refuse_wrong_columns(config: SourceConfig, where: str, schema: pa.Schema) -
                 f"columns are: {columns}. Set source.{key}.",
                 code="parquet-column-of-another-type",
             )
-
-
-def _holds_images(type_: pa.DataType) -> bool:
-    if pa.types.is_struct(type_):
-        index = type_.get_field_index("bytes")
-        return bool(index >= 0 and _holds_images(type_.field(index).type))
-    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_))
-
-
-def _holds_labels(type_: pa.DataType) -> bool:
-    if pa.types.is_dictionary(type_):
-        return _holds_labels(type_.value_type)
-    return bool(pa.types.is_integer(type_) or pa.types.is_string(type_) or pa.types.is_large_string(type_))
 
 
 def _rows(survey: _Survey, split: str, column: str) -> Iterator[list[Encoded]]:

@@ -43,6 +43,37 @@ def reader(stream: pa.NativeFile) -> pq.ParquetFile:
         raise pa.ArrowInvalid(f"the name of a column is not UTF-8: {error}") from error
 
 
+def holds_images(type_: pa.DataType) -> bool:
+    """True for a column of encoded images: their bytes, or a struct of their bytes and, if given, paths."""
+    if not pa.types.is_struct(type_):
+        return _is_bytes(type_)
+    fields = {field.name: field.type for field in type_}
+    path = _plain(fields.get("path", pa.null()))
+    # Cells with two fields of one name cannot be read.
+    return (
+        len(fields) == type_.num_fields
+        and _is_bytes(fields.get("bytes", pa.null()))
+        and (pa.types.is_null(path) or _is_text(path))
+    )
+
+
+def holds_labels(type_: pa.DataType) -> bool:
+    """True for a column of whole numbers or text, also as a dictionary."""
+    return bool(pa.types.is_integer(_plain(type_)) or _is_text(_plain(type_)))
+
+
+def _plain(type_: pa.DataType) -> pa.DataType:
+    return type_.value_type if pa.types.is_dictionary(type_) else type_
+
+
+def _is_bytes(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_))
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_))
+
+
 def labels(file: pq.ParquetFile, stream: pa.NativeFile, column: str, where: str) -> pa.ChunkedArray:
     """The column of labels, text as a dictionary, so that equal labels are held once.
 

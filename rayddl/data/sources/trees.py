@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePosixPath
+from posixpath import splitext
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -75,12 +75,12 @@ def within(config: SourceConfig) -> Folder | None:
 
 def is_image(name: str) -> bool:
     """True if ``name`` has an image's ending and no component of it is hidden."""
-    return not is_hidden(name) and PurePosixPath(name).suffix.lower() in EXTENSIONS
+    return not is_hidden(name) and splitext(name)[1].lower() in EXTENSIONS
 
 
 def is_hidden(name: str) -> bool:
     """True if a component of ``name`` begins with a dot."""
-    return any(part.startswith(".") for part in PurePosixPath(name).parts)
+    return "/." in f"/{name}"
 
 
 def notes(survey: Survey) -> tuple[str, ...]:

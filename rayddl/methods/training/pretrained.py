@@ -17,6 +17,7 @@ from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from rayddl import json_text, tensorfiles
+from rayddl.data.sources.refusals import shown
 from rayddl.errors import ArtifactError
 from rayddl.methods.training.input_spec import InputSpec
 from rayddl.nets.build import TORCHVISION
@@ -141,7 +142,7 @@ def unwrapped(data: bytes, where: str) -> State:
     if not state:
         raise ArtifactError(
             f"{where} holds no tensors, expected a state dict, alone or under one of the keys {', '.join(WRAPPERS)}; "
-            f"it has {', '.join(map(str, found))}.",
+            f"it has {shown([str(key) for key in found], 10)}.",
             code="weights-without-tensors",
         )
     return state
@@ -212,7 +213,8 @@ def outputs_of(own: State, state: State) -> int:
     The last bias is the classifier's; in a file without order it is found by its name in ``own``.
     """
     last = [name for name, t in own.items() if t.ndim > 0 and name.endswith(("weight", "bias"))][-1]
-    return int((state[last] if last in state else list(state.values())[-1]).shape[0])
+    found = state[last] if last in state else list(state.values())[-1]
+    return int(found.shape[0]) if found.ndim else 1
 
 
 def read_names(where: str) -> tuple[tuple[str, ...], ...]:

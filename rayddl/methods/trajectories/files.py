@@ -23,6 +23,8 @@ from rayddl.methods.trajectories.convex import ConvexTrajectory, SnapshotTraject
 from rayddl.storage import Folder
 
 FORMAT = 1
+_COLUMNS = 5
+"""Columns of a history."""
 _AGAIN = "Delete it and run the same command again to train it anew."
 
 
@@ -59,12 +61,29 @@ def dump_convex(trajectory: ConvexTrajectory, header: Header, dtype: torch.dtype
 
 
 def read_history(folder: Folder, name: str) -> Tensor:
-    """The history recorded in training, float64 ``[E + 1, 5]``, columns as in :class:`expert.Epoch`."""
-    if folder.local is not None:
-        with safe_open(str(folder.local / name), framework="pt") as file:
-            history: Tensor = file.get_tensor("history")
-            return history
-    return load(folder.read(name))["history"]
+    """The history recorded in training, float64 ``[E + 1, 5]``, columns as in :class:`expert.Epoch`.
+
+    Raises :class:`ArtifactError` for a file without one.
+    """
+    try:
+        if folder.local is not None:
+            with safe_open(str(folder.local / name), framework="pt") as file:
+                history: Tensor = file.get_tensor("history")
+        else:
+            history = load(folder.read(name))["history"]
+    except (SafetensorError, KeyError) as error:
+        raise _unreadable(folder.path(name), error) from error
+    shape = tuple(history.shape)
+    epochs = history.flatten()[::_COLUMNS]
+    if (
+        shape != (len(epochs), _COLUMNS)
+        or not len(epochs)
+        or not epochs.isfinite().all()
+        or epochs.is_complex()
+    ):
+        reason = f"its history is {shape}, expected {_COLUMNS} numbers for each epoch"
+        raise _unreadable(folder.path(name), reason)
+    return history
 
 
 def _meta(keep: str, header: Header) -> dict[str, str]:
@@ -114,16 +133,17 @@ def read_header(folder: Folder, name: str) -> tuple[str, Header]:
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise ArtifactError(
-            f"{path} is not an expert's file ({error}). {_AGAIN}",
-            code="expert-file-unreadable",
-        ) from error
+        raise _unreadable(path, error) from error
     if version > FORMAT:
         raise ArtifactError(
             f"{path} has format {version}; this rayddl reads up to {FORMAT}. Install the version that made it.",
             code="expert-file-too-new",
         )
     return head["keep"], Header(tuple(head["sizes"]), tuple(head["epochs"]), head["info"])
+
+
+def _unreadable(path: str, error: Exception | str) -> ArtifactError:
+    return ArtifactError(f"{path} is not an expert's file ({error}). {_AGAIN}", code="expert-file-unreadable")
 
 
 def open_trajectory(

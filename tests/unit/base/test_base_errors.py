@@ -97,3 +97,13 @@ def test_sentences_are_compared_without_what_varies() -> None:
     assert (
         steady(text, OSError("disk on fire")) == "<tmp>/a is <hash>, at 127.0.0.1:<port>, 8 bytes: <reason>"
     )
+
+
+def test_a_message_has_a_limit() -> None:
+    """One that quotes a long name from a file keeps its beginning and its end."""
+    error = StageError(f"begin {'x' * 50_000} end", code=OWN)
+    again = pickle.loads(pickle.dumps(error))
+    assert len(str(error)) == 10_000
+    assert str(error).startswith("begin x")
+    assert str(error).endswith("x end")
+    assert str(again) == str(error)

@@ -202,6 +202,14 @@ def test_values_shared_by_many_tensors_are_refused() -> None:
         tensorfiles.load(io.BytesIO(_saved([base.view(2**18) for _ in range(1000)])))
 
 
+def test_a_list_that_is_there_many_times_is_counted_each_time() -> None:
+    """An expert of 300,000 snapshots that are one list is gigabytes once they are stacked."""
+    snapshot = [torch.zeros(100, 30), torch.zeros(2)]
+    with pytest.raises(tensorfiles.NotTensors, match="3,602,400,000 bytes of values in all"):
+        tensorfiles.load(io.BytesIO(_saved([[snapshot] * 300_000])))
+    assert len(tensorfiles.load(io.BytesIO(_saved([snapshot, snapshot, snapshot])))) == 3
+
+
 def test_members_of_one_name_are_refused() -> None:
     """One reader would check the first, and another read the second."""
     hidden = b"\x80\x02c__builtin__\nbytearray\n" + NUMBER + b"\x85R."

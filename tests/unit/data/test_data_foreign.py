@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -182,3 +184,31 @@ def write_table(path: Path) -> None:
     sink: Any = io.BytesIO()
     pq.write_table(pa.table({"other": [1]}), sink)
     path.write_bytes(sink.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("columns", "code"),
+    [
+        ({"image": pa.list_(pa.int8())}, "set-table-unreadable"),
+        ({"label": pa.list_(pa.string())}, "set-table-unreadable"),
+        ({"label": pa.float64()}, "set-table-unreadable"),
+        ({"soft_label": pa.string()}, "soft-labels-ragged"),
+        ({"soft_label": pa.list_(pa.string())}, "soft-labels-ragged"),
+    ],
+)
+def test_columns_of_other_types_are_refused_unread(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: dict[str, pa.DataType], code: str
+) -> None:
+    """A dictionary makes gigabytes of one large cell, so what cannot be used is not decoded."""
+    sink = io.BytesIO()
+    Image.new("L", (6, 6)).save(sink, "PNG")
+    usual = {"image": pa.array([sink.getvalue()] * 2), "label": pa.array(CLASSES[:2])}
+    table = {**usual, **{name: pa.nulls(2, kind) for name, kind in columns.items()}}
+    pq.write_table(pa.table(table), tmp_path / "t.parquet")
+    read, seen = pq.ParquetFile.read, []
+    monkeypatch.setattr(
+        pq.ParquetFile, "read", lambda file, **given: seen.extend(given["columns"]) or read(file, **given)
+    )
+    with raises(code):
+        bring(Folder(str(tmp_path)), "parquet", home)
+    assert not {*columns} & {*seen}

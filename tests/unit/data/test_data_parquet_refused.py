@@ -321,3 +321,28 @@ def test_a_cell_above_the_limit_is_reported(small: Path, monkeypatch: pytest.Mon
     with pytest.raises(SourceError) as caught:
         sources.load(config(small))
     assert "bytes, the limit is 10" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"bytes": pa.binary(), "path": pa.int64()},
+        {"bytes": pa.binary(), "path": pa.binary()},
+        {"bytes": pa.struct([("bytes", pa.binary())])},
+        {"path": pa.string()},
+    ],
+)
+def test_images_that_are_structs_of_something_else(small: Path, fields: dict[str, pa.DataType]) -> None:
+    """Numbers as paths, and bytes inside of bytes."""
+    images = pa.nulls(2, pa.struct(list(fields.items())))
+    pq.write_table(pa.table({"image": images, "label": [0, 1]}), small / "a-train.parquet")
+    with raises("parquet-column-of-another-type"):
+        sources.listing(config(small))
+
+
+def test_paths_of_any_text_and_none_are_taken() -> None:
+    """As datasets and data frames have them."""
+    for path in (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.null()):
+        assert parquet_bounds.holds_images(pa.struct([("bytes", pa.large_binary()), ("path", path)]))
+    twice = pa.struct([("bytes", pa.binary()), ("path", pa.string()), ("path", pa.string())])
+    assert not parquet_bounds.holds_images(twice)

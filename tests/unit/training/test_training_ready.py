@@ -71,6 +71,13 @@ def test_weights_under_other_names_are_taken_in_order() -> None:
         ready.fill(made, state, NET, "w.safetensors")
 
 
+def test_a_bias_without_a_dimension_is_one_output() -> None:
+    """So that the number of outputs does not fit, whatever file it is from."""
+    own = build(NET, SHAPE, 7, seed=0).state_dict()
+    assert ready.outputs_of(own, {name: torch.tensor(0.0) for name in own}) == 1
+    assert ready.outputs_of(own, {"b": torch.tensor(0.0)}) == 1
+
+
 def test_weights_of_another_network_are_refused() -> None:
     """Unknown tensors, and known ones of another shape, are named."""
     with pytest.raises(ArtifactError) as caught:

@@ -150,3 +150,20 @@ def test_snapshots_of_another_network_are_refused(folder: Folder, kind: str) -> 
     folder.write("e", files.dump_snapshots(snapshots(), header, torch.float32, HISTORY))
     with raises("expert-file-misfit"):
         files.open_trajectory(folder, "e", kind)
+
+
+@pytest.mark.parametrize(
+    "history",
+    [None, torch.tensor(0.0), torch.zeros(4, 4), torch.zeros(0, 5), torch.full((4, 5), float("nan"))],
+)
+def test_a_file_without_its_history_is_refused(folder: Folder, history: torch.Tensor | None) -> None:
+    """Also one whose history has other columns, no epoch, or epochs that are no numbers."""
+    folder.write("e", files.dump_snapshots(snapshots(), HEADER, torch.float32, HISTORY))
+    tensors = load(folder.read("e"))
+    tensors.pop("history")
+    folder.write("e", save(tensors if history is None else {**tensors, "history": history}))
+    with raises("expert-file-unreadable"):
+        files.read_history(folder, "e")
+    folder.write("e", b"no file of tensors")
+    with raises("expert-file-unreadable"):
+        files.read_history(folder, "e")
