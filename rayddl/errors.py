@@ -23,21 +23,22 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-_LONGEST, _END = 10_000, 1_000
-"""Characters that a message has at most, and those that are kept of the end of a longer one."""
+_END = 1_000
+"""Characters that are kept of the end of a message that is too long."""
 
 
 class RayddlError(Exception):
     """The base of all errors that rayddl raises on purpose.
 
-    A message of more than 10,000 characters, such as one that quotes a name from a file, is cut in its middle.
+    A message of more than ``longest`` characters, such as one that quotes a name from a file, is cut in its middle.
     """
 
     exit_code = 1
+    longest = 10_000
 
     def __init__(self, message: str, *, code: str) -> None:
-        if len(message) > _LONGEST:
-            message = f"{message[: _LONGEST - _END - 1]}…{message[-_END:]}"
+        if len(message) > self.longest:
+            message = f"{message[: self.longest - _END - 1]}…{message[-_END:]}"
         super().__init__(message)
         self.code = code
 
@@ -57,6 +58,8 @@ class DefinitionError(UserError):
 
     ``problems`` are the same as JSON values, each with place, key, code and text; empty if no definition was read.
     """
+
+    longest = 1_000_000
 
     def __init__(self, message: str, *, code: str, problems: Sequence[Mapping[str, str]] = ()) -> None:
         super().__init__(message, code=code)

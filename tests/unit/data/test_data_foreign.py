@@ -197,7 +197,11 @@ def write_table(path: Path) -> None:
     ],
 )
 def test_columns_of_other_types_are_refused_unread(
-    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: dict[str, pa.DataType], code: str
+    home: TargetSource,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    columns: dict[str, pa.DataType],
+    code: str,
 ) -> None:
     """A dictionary makes gigabytes of one large cell, so what cannot be used is not decoded."""
     sink = io.BytesIO()
