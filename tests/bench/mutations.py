@@ -86,7 +86,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "data/pixels/space": ("data/test_data_space.py",),
     "data/pixels/whitening": ("data/test_data_space.py",),
     "seeds": ("training/test_training_hard.py",),
-    "stages/runtime/sizes": ("base/test_base_sizes.py",),
+    "stages/runtime/sizes": ("base/test_base_sizes.py", "base/test_base_teams.py"),
     "stages/runtime/capacity": ("base/test_base_capacity.py",),
     "pipeline/plan": (
         "pipeline/test_pipeline_fingerprints.py",
