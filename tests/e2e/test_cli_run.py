@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 
-from tests import warm
-
 FAKE = Path(__file__).with_name("fake_rayddl.py")
 DEFINITION = """\
 name: demo
@@ -36,13 +34,13 @@ def rayddl(tmp_path: Path) -> Rayddl:
     (tmp_path / "pipelines" / "demo.yaml").write_text(DEFINITION)
 
     def command(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        return warm.run(
+        return subprocess.run(
             [sys.executable, str(FAKE), *words],
             cwd=tmp_path,
             env={**os.environ, **variables},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
+            check=False,
         )
 
     return command
