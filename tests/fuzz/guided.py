@@ -22,7 +22,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-READ = ["rayddl", "PIL", "yaml", "torch._weights_only_unpickler", "torch._utils"]
+READ = ["rayddl", "PIL", "yaml"]
 """Python packages whose code guides."""
 LONGEST = 2**17
 

@@ -36,7 +36,10 @@ PROMISES = {
         "unit/data/test_data_odd_sources.py::test_paths_in_a_table_do_not_leave_by_a_link",
     ],
     "An export holds nothing": ["unit/pipeline/test_export.py::test_nothing_is_read_through_links"],
-    "Devices and pipes": ["unit/base/test_base_storage.py::test_devices_and_pipes_are_no_files"],
+    "Devices and pipes": [
+        "unit/base/test_base_storage.py::test_devices_and_pipes_are_no_files",
+        "unit/trajectories/test_trajectories_replay.py::test_pipes_are_no_buffers",
+    ],
     "Images are opened only": [
         "unit/data/test_data_decode.py::test_postscript_is_no_image",
         "unit/data/test_data_decode.py::test_other_formats_of_pil_are_not_opened",

@@ -30,7 +30,9 @@ def buffers(path: str) -> list[Path]:
     if place.is_file():
         return [place]
     found = sorted(
-        (int(match[1]), file) for file in place.glob("*.pt") if (match := PATTERN.fullmatch(file.name))
+        (int(match[1]), file)
+        for file in place.glob("*.pt")
+        if (match := PATTERN.fullmatch(file.name)) and file.is_file()
     )
     if not found:
         raise ArtifactError(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from rayddl.errors import ArtifactError
 from rayddl.methods.trajectories import buffers as replay
 from rayddl.methods.trajectories.convex import convexify
 from tests.raising import raises
@@ -61,6 +63,16 @@ def test_convexified_as_the_published_code_does(tmp_path: Path, t: float) -> Non
 
     actual = convexify(snapshots, [s.numel() for s in SHAPES]).at(t)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.timeout(60)
+def test_pipes_are_no_buffers(tmp_path: Path) -> None:
+    """To read one waits for ever."""
+    os.mkfifo(tmp_path / "replay_buffer_0.pt")
+    (tmp_path / "replay_buffer_1.pt").symlink_to("/dev/zero")
+    with pytest.raises(ArtifactError) as caught:
+        [*replay.read(replay.buffers(str(tmp_path))[0], SHAPES)]
+    assert caught.value.code == "no-expert-buffers"
 
 
 def test_nothing_there(tmp_path: Path) -> None:
