@@ -111,8 +111,11 @@ def entry(data: bytes) -> dict[str, Any]:
 
 
 def document(value: Mapping[str, Any]) -> bytes:
-    """Return the content of a JSON document, without credentials in URIs. Raises ``ValueError`` for NaN."""
-    return json.dumps(scrub(value), indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+    """Return the content of a JSON document, without credentials in URIs. Raises ``ValueError`` for NaN.
+
+    Keys are in their order, which matters for the stages of definitions.
+    """
+    return json.dumps(scrub(value), indent=1, allow_nan=False).encode() + b"\n"
 
 
 def _sentence(clause: str) -> str:

@@ -25,15 +25,18 @@ FINISH_SECONDS = 20.0
 
 
 @contextmanager
-def reporting_errors(display: Display | None = None, again: Sequence[str] = ()) -> Iterator[None]:
+def reporting_errors(
+    display: Display | None = None, again: Sequence[str] = (), left: str = ""
+) -> Iterator[None]:
     """Turn errors inside the block into a message on standard error and an exit code.
 
     ``display`` may show the message itself, for example as a JSON event. ``again`` is the command line that resumes
-    an interrupted one. Ctrl-C, SIGTERM (stopped job, preempted machine) and SIGHUP (closed terminal) all interrupt;
-    Ray is stopped after the message.
+    an interrupted one; ``left`` says what is left of one that cannot be resumed. Ctrl-C, SIGTERM (stopped job,
+    preempted machine) and SIGHUP (closed terminal) all interrupt; Ray is stopped after the message.
     """
-    hint = f"; resume with:\n  {_command(again)}" if again else ""
-    message = f"interrupted; what was done so far is kept{hint}"
+    message = f"interrupted; {left}" if left else "interrupted"
+    if again:
+        message += f"; what was done so far is kept; resume with:\n  {_command(again)}"
     try:
         with interrupts.at_last(lambda: _say(message, INTERRUPTED)), interrupts.raised():
             yield

@@ -61,7 +61,7 @@ def evaluate(
     from rayddl.pipeline.judging import judge_set
 
     display = choose_display(as_json=as_json, quiet=quiet)
-    with reporting_errors(display):
+    with reporting_errors(display, left="nothing is kept, and the same command starts anew"):
         judge_set(
             where,
             out=out,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import Enum
 from typing import Annotated
 
@@ -59,6 +60,7 @@ def export(
     \b
     rayddl export quickstart --format pt --to exported
     rayddl export quickstart --format hf --to shared    # with train.py, and what it needs
+    rayddl export photos --format hf --with-test --to shared    # and the images that it tests on
     rayddl export quickstart --format hf --push me/digits-1
     """
     from rayddl import hosts
@@ -79,7 +81,11 @@ def export(
             with_test=with_test,
             push=push,
         )
-        more = f" and {len(exported.written) - 1} more" if len(exported.written) > 1 else ""
-        typer.echo(visible(f"wrote {scrub(exported.written[0])}{more}"))
+        if exported.folder is not None:
+            typer.echo(visible(f"wrote {len(exported.files)} files into {scrub(exported.folder)}"))
+        if exported.address is not None:
+            typer.echo(visible(f"wrote {scrub(exported.address)}"))
         for note in exported.notes:
             typer.echo(visible(f"note: {note}"))
+        if exported.then:
+            typer.echo(visible(f"next: {shlex.join(exported.then)}"))

@@ -131,7 +131,7 @@ class DistilledSet:
         soft = self.labels if self.labels.ndim == 2 else None
         folder.write("images.parquet", views.table(pictures, self.classes, soft))
         folder.write("grid.png", views.grid(pixels, labels, len(self.classes)))
-        folder.write_json(_META, self.document())
+        folder.write(_META, sealed.document(self.document()))
 
     @classmethod
     def load(cls, folder: Folder) -> DistilledSet:

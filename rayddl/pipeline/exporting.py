@@ -20,8 +20,14 @@ from rayddl.storage import Folder
 class Exported:
     """The result of an export."""
 
-    written: tuple[str, ...]
+    files: tuple[str, ...] = ()
     """Paths or URIs of the files."""
+    folder: str | None = None
+    """Path or URI of the folder that they are in; ``None`` if all is on the Hub."""
+    address: str | None = None
+    """Address of the data set on the Hub."""
+    then: tuple[str, ...] = ()
+    """Words of the command that trains on the set; empty if the export has none, or lacks what it needs."""
     notes: tuple[str, ...] = ()
     """Sentences on what a user of the files has to know."""
 
@@ -58,17 +64,36 @@ def export_to(
         return _plain(folder, Folder(str(to)), form)
     brought = _script().export_files(folder, observer, with_test=with_test)
     more = More(brought.files, brought.why_not)
-    notes = (f"no train.py: {brought.why_not}",) if brought.why_not else ()
+    notes = _lacking(brought)
     written = export_set(folder, form, Folder(to), more) if to is not None else []
-    if push is not None:
-        written = [*written, _pushed(folder, more, push)]
-    return Exported(tuple(written), notes)
+    then = _then(Folder(to), brought) if to is not None else ()
+    address = _pushed(folder, more, push) if push is not None else None
+    return Exported(tuple(written), to, address, then, notes)
+
+
+def _lacking(brought: Any) -> tuple[str, ...]:
+    """What the export lacks for training as measured, as notes."""
+    if brought.why_not:
+        return (f"no train.py: {brought.why_not}",)
+    if brought.test != "none":
+        return ()
+    return (
+        "train.py tests on the held-out images, and these are no files of their own in the source: the same command "
+        "with --with-test, and another folder, exports them, too (if their terms allow it)",
+    )
+
+
+def _then(to: Folder, brought: Any) -> tuple[str, ...]:
+    """The command that trains on the export in ``to``."""
+    if brought.why_not or brought.test == "none" or to.local is None:
+        return ()
+    return ("python", to.path(_script().SCRIPT), *(["TEST"] if brought.test == "own" else []))
 
 
 def _plain(folder: Folder, to: Folder, form: str) -> Exported:
     written = export_set(folder, form, to)
     notes = [foreign_space(folder) if form == "pt" else "", _own_labels(folder)]
-    return Exported(tuple(written), tuple(note for note in notes if note))
+    return Exported(tuple(written), str(to), notes=tuple(note for note in notes if note))
 
 
 def _pushed(folder: Folder, more: More, name: str) -> str:

@@ -65,7 +65,7 @@ class Whiskers:
 
 @dataclass(frozen=True)
 class Rule:
-    """A dashed reference level with a text."""
+    """A dotted reference level with a text."""
 
     y: float
     text: str

@@ -136,6 +136,7 @@ def _provenance(run: Run) -> Section:
         ("seed", str(run.seed)),
         *((f"source {k}", _plain(v)) for k, v in scrub(run.source).items() if v not in (None, False)),
     ]
+    known += [(what, f"{many:,}") for what, many in run.size.items()]
     known += [(f"{name} version", version) for name, version in run.versions.items()]
     noted = [(one.stage.name, one.provenance) for one in run.reported if one.provenance is not None]
     for name, provenance in noted:

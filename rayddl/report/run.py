@@ -99,6 +99,8 @@ class Run:
     """One for each kind that draws a part of the page."""
     real: Pictures | None = None
     """Some real images of every class, to be shown next to the sets."""
+    size: Mapping[str, int] = field(default_factory=dict)
+    """Numbers of images of the source, by their description."""
     warnings: tuple[str, ...] = ()
     """What disappoints in the results, and what to change."""
 

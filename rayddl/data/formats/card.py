@@ -23,6 +23,8 @@ LICENCES: Mapping[str, tuple[str, str]] = {
     "imagenet": ("other", "Images of ImageNet: non-commercial research and education only."),
 }
 """Licences of the sources that rayddl knows by name: identifier, and a sentence for the card."""
+_OWN = ("imagefolder", "parquet", "webdataset")
+"""Sources that are whatever files a user has."""
 LESSONS = {
     "distilled": "this set",
     "random": "random real images",
@@ -135,12 +137,21 @@ def without_places(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _whose(made: DistilledSet) -> str:
-    _, known = LICENCES.get(_source(made), ("", "Nothing is known of the licence of the source."))
-    return (
-        "## Source and licence\n\n"
-        f"The images were made from {_code(_source(made))}, and its terms bind what is made from it. {known} "
-        "**Before you share this set, check them and state them here:** _licence of the source: to be filled in_.\n"
+    name = _source(made)
+    if name in _OWN:
+        what = (
+            f"The images were made from images of their maker's own ({_code(name)}), whose terms bind what is made "
+            "from them."
+        )
+    else:
+        what = f"The images were made from {_code(name)}, and its terms bind what is made from it."
+    licence, known = LICENCES.get(name, ("unknown", "Nothing is known of the licence of the source."))
+    missing = (
+        " **Before you share this set, check them and state them here:** _licence of the source: to be filled in_."
+        if licence == "unknown"
+        else ""
     )
+    return f"## Source and licence\n\n{what} {known if name not in _OWN else ''}".rstrip() + f"{missing}\n"
 
 
 def _how_good(made: DistilledSet) -> str:
@@ -207,8 +218,8 @@ def _reached(made: DistilledSet, brought: Sequence[str], lacking: str) -> str:
     images = (
         "`test.safetensors` has the held-out images. "
         if test
-        else "TEST are the source's held-out images, which are not part of this folder (`rayddl export --with-test` "
-        "brings them); `python train.py -h` says in what form. "
+        else "TEST are the source's held-out images, which are not part of this folder (`rayddl export --format hf "
+        "--with-test` brings them); `python train.py -h` says in what form. "
     )
     return (
         f"## Training as measured\n\n```bash\npython train.py{'' if test else ' TEST'}\n```\n\n"

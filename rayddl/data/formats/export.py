@@ -55,7 +55,8 @@ def export_set(folder: Folder, form: str, to: Folder, more: More | None = None) 
 
     Each has ``classes.txt``, the names of the classes in label order, one per line.
 
-    Never overwrites a file: raises :class:`UserError` if ``to`` already has one of the names, and
+    Never overwrites a file: raises :class:`UserError` if ``to`` already has one of the names, or other files (except
+    hidden ones, as those of a clone), and
     :class:`ArtifactError` if the set is incomplete, was altered, or has numbers that cannot be right.
     """
     from rayddl.data.distilled import DistilledSet
@@ -75,9 +76,22 @@ def export_set(folder: Folder, form: str, to: Folder, more: More | None = None) 
             "choose another folder with --to, or remove it",
             code="export-exists",
         )
+    _refuse_others(to)
     for name, data in files.items():
         to.write(name, data if isinstance(data, bytes) else data())
     return [to.path(name) for name in files]
+
+
+def _refuse_others(to: Folder) -> None:
+    """Raise :class:`UserError` if ``to`` has files that are not hidden: those of an export would be mixed with them."""
+    own = [name for name in (*to.folders(), *to.names()) if not name.startswith(".")]
+    if own:
+        more = f" and {len(own) - 3} more" if len(own) > 3 else ""
+        raise UserError(
+            f"{scrub(to.uri)} is not empty: {', '.join(own[:3])}{more} would be mixed with the files of the export; "
+            "choose a new or empty folder with --to",
+            code="export-folder-not-empty",
+        )
 
 
 def foreign_space(folder: Folder) -> str:

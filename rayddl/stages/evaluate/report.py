@@ -34,6 +34,7 @@ from rayddl.stages.evaluate.figures import (
     rows,
     rows_of,
 )
+from rayddl.stages.evaluate.script import FREE, SCRIPT, reads_held_out
 from rayddl.stages.finished import as_stage, columns
 
 SCORES = {
@@ -142,7 +143,7 @@ def comparison(stages: Sequence[Stage], classes: int) -> Section | None:
     )
     note = "Bar: mean over students. Whisker: ± one standard deviation. Dots: single students."
     if classes:
-        note += f" Dashed: guessing among {classes} classes, {numbers.percent(1 / classes)}."
+        note += f" Dotted line: guessing among {classes} classes, {numbers.percent(1 / classes)}."
     return Section(
         key="accuracy",
         title="Accuracy",
@@ -208,6 +209,10 @@ def _data(data: str) -> str:
 def use(evaluations: Sequence[Evaluate], run: Run) -> Section:
     """Commands that bring the set into a program of its reader."""
     name = shlex.quote(run.name)
+    own = reads_held_out(run.source)
+    test = "" if own or run.source.get("name") in FREE else " --with-test"
+    train = f"python shared/{SCRIPT}{' TEST' if own else ''}"
+    tested_on = " on TEST, the folder of the held-out images (-h says in what form)" if own else ""
     stage = f" --stage {shlex.quote(evaluations[0].stage.name)}" if len(evaluations) > 1 else ""
     given = f", stage={evaluations[0].stage.name!r}" if len(evaluations) > 1 else ""
     return Section(
@@ -215,8 +220,9 @@ def use(evaluations: Sequence[Evaluate], run: Run) -> Section:
         title="Use this set",
         short="Use",
         lead="The first command writes a folder for others: images, labels, a card, and train.py, which trains on them "
-        "in plain PyTorch as it was measured here. Run it where the run was started, or add --out.",
-        commands=f"rayddl export {name}{stage} --format hf --to shared\npython shared/train.py\n\n"
+        f"in plain PyTorch as it was measured here, and tests{tested_on}. "
+        "Run it where the run was started, or add --out.",
+        commands=f"rayddl export {name}{stage} --format hf{test} --to shared\n{train}\n\n"
         f"# in Python\nimport rayddl\nmade = rayddl.load_set({run.name!r}{given})\n"
         "made.images, made.labels, made.lr_student, made.space.encode  # for test images",
     )

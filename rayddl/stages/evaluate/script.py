@@ -37,8 +37,10 @@ from rayddl.storage import Folder
 
 SCRIPT, PARTS, TEST = "train.py", "parts.py", "test.safetensors"
 """Names of files in the export: the script, the module that it imports, and the held-out images."""
-_FREE = ("digits",)
+FREE = ("digits",)
 """Sources whose held-out images are part of every export: small, and under a licence that allows it."""
+_BY_CLASS = ("imagefolder", "imagenet")
+"""Sources whose held-out images are in a folder for each class."""
 _CIFAR = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 _MODULES = ("argparse", "collections", "functools", "json", "math", "pathlib", "random", "statistics")
 _NAMES = ("BATCH", "CLASSES", "DEVICE", "SET", "augment", "encode", "held_out", "lessons")
@@ -73,6 +75,9 @@ class ExportFiles:
     """By name, functions that return the content."""
     why_not: str = ""
     """Why there is no script, as a sentence; empty if there is one."""
+    test: str = "file"
+    """Where the script finds the held-out images: ``file`` in the export, else ``own`` files of the source, or
+    ``none`` that it could read."""
 
 
 def export_files(folder: Folder, observer: str | None = None, *, with_test: bool = False) -> ExportFiles:
@@ -104,8 +109,19 @@ def export_files(folder: Folder, observer: str | None = None, *, with_test: bool
         values = _values(made, folder, stored, teacher, source) | {"test": _kind_of_test(source, test)}
     except (_NoScript, ArtifactError) as why:
         return ExportFiles(files, str(why))
+    place = "file" if test is not None else "own" if given is None or reads_held_out(given) else "none"
     files |= {name: _constant(text.encode()) for name, text in _programs(values).items()}
-    return ExportFiles(files)
+    return ExportFiles(files, test=place)
+
+
+def reads_held_out(source: Mapping[str, Any]) -> bool:
+    """True if the script can read the held-out images of ``source`` where they are: as CIFAR's download, or in a folder
+    for each class of the set. Those that ``holdout`` chooses, and those of tables and tar files, it cannot.
+    """
+    name = source.get("name")
+    if name in _CIFAR:
+        return source.get("size") is None
+    return name in _BY_CLASS and source.get("holdout") is None and source.get("subset") is None
 
 
 def _constant(data: bytes) -> Callable[[], bytes]:
@@ -119,7 +135,7 @@ def _stored(folder: Folder) -> StoredLabels | None:
 
 def _held_out(source: SourceConfig | None, *, with_test: bool) -> ImageDataset | None:
     """The held-out images at the source's size; ``None`` if they are not part of the export."""
-    if source is None or not (with_test or source.name in _FREE):
+    if source is None or not (with_test or source.name in FREE):
         return None
     listed = sources.listing(source, "test")
     return sources.load(source).test if listed is None else sources.decoded(source, listed)[0]

@@ -45,13 +45,12 @@ def part(all_experts: Sequence[Experts], run: Run) -> Part:
     """A section per stage, and one on the size of all trajectories on disk."""
     alone = len(all_experts) == 1
     sections = [(Place.TRAINED, section(experts, alone)) for experts in all_experts]
-    stored, smaller = storage(all_experts), ratio(all_experts)
+    stored = storage(all_experts)
     if stored is not None:
         sections.append((Place.STORED, stored))
-    facts = (Fact(numbers.factor(smaller), "less storage than MTT's snapshots"),) if smaller > 1.01 else ()
     whole = _mean(all_experts[0])
-    if math.isfinite(whole):
-        facts = (Fact(numbers.percent(whole), "experts, trained on all real images"), *facts)
+    known = math.isfinite(whole)
+    facts = (Fact(numbers.percent(whole), "experts, trained on all real images"),) if known else ()
     return Part(Place.TRAINED, tuple(sections), _headline(all_experts[0], run), facts=facts)
 
 
@@ -81,7 +80,7 @@ def section(experts: Experts, alone: bool) -> Section:
             key,
             "step_norm",
             "Way covered in each epoch",
-            note="Norm of the change of all parameters.",
+            note="Norm of the change of all parameters; good: it falls, since training settles.",
         ),
     )
     return Section(
@@ -120,12 +119,6 @@ def storage(all_experts: Sequence[Experts]) -> Section | None:
         facts=facts,
         panels=(Panel("Expert trajectories on disk", Bars(groups)),),
     )
-
-
-def ratio(all_experts: Sequence[Experts]) -> float:
-    """The size of snapshots of every epoch divided by that of the stored trajectories; NaN if unknown."""
-    kept, full = (sum(_bytes(e, what) for e in all_experts) for what in ("kept", "snapshots"))
-    return full / kept if kept > 0 else math.nan
 
 
 def _storage_group(experts: Experts) -> Group:

@@ -129,7 +129,7 @@ def _loss(match: Match, key: str) -> Chart:
         note += f" {numbers.counted(lost, 'iteration')} without a finite loss left out."
     low, high = _ends(smooth)
     near_one = np.nanmax(curve.high, initial=0.0, where=np.isfinite(curve.high)) > 0.7
-    level = (Rule(1.0, "1: no nearer than the start"),) if near_one else ()
+    level = (Rule(1.0, "1: no nearer than the start; lower is better"),) if near_one else ()
     return Chart(
         key=f"{key}-loss",
         title="Matching loss",
@@ -203,7 +203,8 @@ def _windows(match: Match, key: str) -> Chart | None:
             _line(curve.x, curve.mean),
             Dots(_list(curve.x), _list(curve.mean)),
         ),
-        note="Line: mean. Shaded: ± one deviation. Bars below: how many windows started there.",
+        note="Good: low everywhere, as nowhere the students lose the experts. Line: mean. Shaded: ± one deviation. "
+        "Bars below: how many windows started there.",
         tint="loss",
         x_range=(float(edges[0]), float(edges[-1])),
         hints=tuple(

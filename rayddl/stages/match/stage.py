@@ -64,6 +64,8 @@ def run(config: MatchConfig, context: Context) -> Result:
             workers.get(worker.keep.remote(name, config.iterations), "keeping the set")
             rows = workers.get(worker.rows.remote(config.iterations), "reading the metrics")
         accuracies = short.finish()
+    # The line that stays on the screen has the last evaluation, which ends after the last iteration.
+    context.progress.update(where.iteration, config.iterations, _figures(where, short))
     tables.write(context.out, "metrics.parquet", _typed(rows), TYPES)
     made = made_of(matcher.read_snapshot(context.out, name), config, context, job, where.iteration)
     made.save(context.out.child("set"))
@@ -186,10 +188,13 @@ def _distil(
             if where.diverged is not None:
                 workers.get(worker.keep.remote("last-good.safetensors", None), "keeping the set")
                 raise DivergedError(where.diverged, code="matching-diverged")
-            shown = f"loss {where.loss:.3f}  lr {where.lr:.4f}{short.latest()}"
-            progress.update(where.iteration, config.iterations, shown)
+            progress.update(where.iteration, config.iterations, _figures(where, short))
         short.begin(worker, stop)
     return where
+
+
+def _figures(where: matcher.MatchProgress, short: ShortEvaluations) -> str:
+    return f"loss {where.loss:.3f}  lr {where.lr:.4f}{short.latest()}"
 
 
 def _stops(config: MatchConfig) -> Iterator[int]:

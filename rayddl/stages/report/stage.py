@@ -9,8 +9,11 @@ only.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from rayddl.data.sources import picking
 from rayddl.data.sources import registry as sources
@@ -23,6 +26,7 @@ from rayddl.seeds import generator
 from rayddl.stages.context import Context, Input, Result
 from rayddl.stages.finished import PAGE, as_stage, in_order, versions
 from rayddl.stages.kinds import known
+from rayddl.stages.kinds import outlook as outlook_of
 from rayddl.stages.report.settings import ReportConfig
 from rayddl.stages.runtime import listings
 
@@ -45,6 +49,7 @@ def run(config: ReportConfig, context: Context) -> Result:
         if module:
             read[found.kind].append(module.read(found))
     context.progress.update(len(inputs), total, "reading real images")
+    outlook = _outlook(context)
     page = render(
         Run(
             definition=context.definition,
@@ -53,7 +58,8 @@ def run(config: ReportConfig, context: Context) -> Result:
             versions=versions(),
             stages=tuple(stages),
             real=_real(context, read),
-            warnings=tuple(_warnings(inputs)),
+            size=_size(outlook, inputs),
+            warnings=tuple(_warnings(inputs, outlook)),
             chapters=tuple(Chapter(sections[name].part, tuple(shown)) for name, shown in read.items()),
         )
     ).encode()
@@ -86,8 +92,34 @@ def _real(context: Context, read: Mapping[str, Sequence[ReportedStage]]) -> Pict
     return Pictures(images.numpy(), labels.numpy(), classes)
 
 
-def _warnings(inputs: Sequence[Input]) -> Iterator[str]:
-    kinds = known()
+def _outlook(context: Context) -> Any:
+    """What a plan knows about the source; ``None`` if its files are gone."""
+    try:
+        return outlook_of(context.source)
+    except (RayddlError, OSError) as error:
+        context.progress.note(f"the page does not say how many real images there are: {error}")
+        return None
+
+
+def _size(outlook: Any, inputs: Sequence[Input]) -> dict[str, int]:
+    """The numbers of images in the files, and of those that could not be read, as far as stages counted them."""
+    if outlook is None:
+        return {}
+    files = {"training images": outlook.source_summary.train, "held-out images": outlook.source_summary.test}
+    skipped = max((int(found.summary.get("unreadable") or 0) for found in inputs), default=0)
+    return {**files, "unreadable images, skipped": skipped} if skipped else files
+
+
+def _warnings(inputs: Sequence[Input], outlook: Any) -> Iterator[str]:
+    """The warnings of a plan of these stages, which hold for the results, too, and those about the results."""
+    kinds, configs = known(), {}
     for found in inputs:
-        if found.kind in kinds:
-            yield from (f"{found.stage}: {text}" for text in kinds[found.kind].cautions_after(found.summary))
+        # Another version of rayddl may have had other settings.
+        with suppress(ValidationError, KeyError):
+            configs[found.stage] = kinds[found.kind].config.model_validate(dict(found.config))
+    for found in inputs:
+        if found.kind not in kinds:
+            continue
+        kind, config = kinds[found.kind], configs.get(found.stage)
+        expected = () if outlook is None or config is None else kind.cautions_before(config, configs, outlook)
+        yield from (f"{found.stage}: {text}" for text in (*expected, *kind.cautions_after(found.summary)))

@@ -175,6 +175,28 @@ def test_a_card_without_figures_says_so() -> None:
     assert "Nothing is known of the licence of the source." in text
 
 
+def test_a_card_states_a_licence_that_is_known() -> None:
+    """Nothing is left to be filled in for a source with a licence, and files of one's own are called so."""
+    digits, own = (card(make(info={**INFO, "source": {"name": n}})) for n in ("digits", "imagefolder"))
+
+    assert "is offered under CC BY 4.0.\n" in digits
+    assert "to be filled in" not in digits
+    assert "made from images of their maker's own (`imagefolder`)" in own
+    assert "Nothing is known" not in own
+    assert "_licence of the source: to be filled in_" in own
+
+
+def test_stages_are_in_the_order_of_the_definition(tmp_path: Path) -> None:
+    """Saved, loaded and exported, the definition reads as it was written."""
+    stages = {name: {"kind": "x"} for name in ("teacher", "made", "evaluate")}
+    folder = saved(make(info={**INFO, "definition": {"name": "mine", "stages": stages}}), tmp_path)
+    export_set(folder, "hf", Folder(str(tmp_path / "to")))
+
+    written = yaml.safe_load((tmp_path / "to" / "definition.yaml").read_text())
+    assert list(written["stages"]) == list(stages)
+    assert list(DistilledSet.load(Folder(str(tmp_path / "to"))).info["definition"]["stages"]) == list(stages)
+
+
 def test_the_exact_tensors_come_with_the_folder(tmp_path: Path) -> None:
     """The exported folder is a set for ``load_set``, bit for bit, without where the real images lay."""
     made = make()

@@ -16,7 +16,11 @@ from rayddl.pipeline.plan import Plan
 from rayddl.pipeline.runner import execute
 from rayddl.report.page import sections
 from rayddl.report.run import Run
+from rayddl.stages import kinds
+from rayddl.stages.context import Input
 from rayddl.stages.kinds import KINDS, Kind
+from rayddl.stages.report import stage as page
+from rayddl.storage import Folder
 from tests.raising import raises
 
 
@@ -113,6 +117,35 @@ def test_the_page_begins_with_the_warnings() -> None:
     first = next(iter(sections(warned, ())))
     assert (first.key, first.lead) == ("warnings", "distill: the loss ended at 8.70.")
     assert all(section.key != "warnings" for section in sections(plain, ()))
+
+
+def test_the_page_has_the_warnings_and_numbers_of_the_plan(photos: Path, tmp_path: Path) -> None:
+    """What the terminal says of the settings before a run is also on the page, with the numbers of images."""
+    plan = _plan(photos, batch=256)
+    folder = Folder(str(tmp_path))
+    inputs = [
+        Input(
+            p.name,
+            p.stage.kind.name,
+            folder,
+            p.stage.config.model_dump(mode="json"),
+            {"unreadable": 2 * (p.name == "evaluate")},
+        )
+        for p in plan.stages
+    ]
+    outlook = kinds.outlook(plan.definition.source)
+    expected = set(cautions.lines(cautions.before(plan)))
+
+    assert any("held-out images tell accuracies apart" in line for line in expected)
+    assert expected <= set(page._warnings(inputs, outlook))
+    size = page._size(outlook, inputs)
+    assert size == {
+        "training images": outlook.source_summary.train,
+        "held-out images": 12,
+        "unreadable images, skipped": 2,
+    }
+    shown = list(sections(Run({"name": "d"}, {"name": "digits"}, 0, {}, size=size), ()))[-1]
+    assert ("held-out images", "12") in {(a.text, b.text) for table in shown.tables for a, b in table.rows}
 
 
 class _Cautions:

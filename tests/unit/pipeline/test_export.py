@@ -130,6 +130,19 @@ def test_never_overwrites(made: tuple[Any, Folder], tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["labels_best.pt"]
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_folder_of_other_files_is_left_alone(made: tuple[Any, Folder], tmp_path: Path, form: str) -> None:
+    """Nothing is written among somebody's photos; hidden files, as those of a clone, are in nobody's way."""
+    (tmp_path / "photos" / "bird").mkdir(parents=True)
+    (tmp_path / "photos" / "bird" / "1.jpg").write_text("mine")
+    with raises("export-folder-not-empty"):
+        export_set(made[1], form, Folder(str(tmp_path / "photos")))
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")] == ["photos/bird/1.jpg"]
+
+    (tmp_path / "clone" / ".git").mkdir(parents=True)
+    assert export_set(made[1], form, Folder(str(tmp_path / "clone")))
+
+
 def test_unknown_format(made: tuple[Any, Folder], tmp_path: Path) -> None:
     """An unknown format answers with the known ones."""
     with raises("unknown-format"):

@@ -163,7 +163,7 @@ def test_a_set_goes_up_and_comes_back(hub: Hub, made: Folder, tmp_path: Path) ->
 
     exported = export_to(str(made), None, "hf", push="me/digits")
 
-    assert exported.written[-1].endswith("/datasets/me/digits")
+    assert str(exported.address).endswith("/datasets/me/digits")
     files = hub.sets["me/digits"]
     assert {"README.md", "set.json", "set.safetensors", "train.py", "parts.py", "definition.yaml"} <= set(
         files
@@ -190,10 +190,10 @@ def test_a_set_in_a_folder_of_a_data_set(hub: Hub, made: Folder) -> None:
 def test_an_upload_also_to_a_folder(hub: Hub, made: Folder, tmp_path: Path) -> None:
     """With ``--to`` the same files are kept here; other files there stay here."""
     (tmp_path / "to").mkdir()
-    (tmp_path / "to" / "private.txt").write_text("mine")
-    written = export_to(str(made), str(tmp_path / "to"), "hf", push="me/digits").written
+    (tmp_path / "to" / ".private").write_text("mine")
+    files = export_to(str(made), str(tmp_path / "to"), "hf", push="me/digits").files
 
-    assert {path.removeprefix(f"{tmp_path}/to/") for path in written[:-1]} == set(hub.sets["me/digits"])
+    assert {path.removeprefix(f"{tmp_path}/to/") for path in files} == set(hub.sets["me/digits"])
     for name, data in hub.sets["me/digits"].items():
         assert (tmp_path / "to" / name).read_bytes() == data
 

@@ -160,6 +160,51 @@ def test_the_page_says_how_to_use_the_set(make: Any) -> None:
     assert "load_set('quickstart', stage='a')" in two
 
 
+def test_pictures_are_there_when_the_page_is_printed(quickstart: Run) -> None:
+    """They are in the page: a browser that loads them late prints empty places."""
+    images = [attributes for tag, attributes in Page(render(quickstart)).tags if tag == "img"]
+
+    assert images
+    assert all(each["src"].startswith("data:") and "loading" not in each for each in images)
+
+
+def test_notes_name_what_is_drawn_and_what_is_good(quickstart: Run) -> None:
+    """The line of guessing is dotted in text and style; charts say which way is better."""
+    text = render(quickstart)
+    read = Page(text).text
+
+    assert re.search(r"\.bar-drawing \.rule {[^}]*stroke-dasharray: 2 ", text)
+    assert "Dotted line: guessing among 10 classes" in read
+    assert "no nearer than the start; lower is better" in read
+    assert "good: it falls, since training settles" in read
+    assert "Good: low everywhere" in read
+
+
+def test_storage_is_no_result_of_the_run(quickstart: Run) -> None:
+    """It has a section of its own, and no figure in the top row."""
+    head, _, below = render(quickstart).partition("</header>")
+
+    assert "snapshots" not in head.partition("<body>")[2]
+    assert "smaller than MTT's snapshots" in below.replace("&#39;", "'")
+
+
+@pytest.mark.parametrize(
+    ("source", "export", "train"),
+    [
+        ({"name": "imagefolder", "holdout": 0.2}, "hf --with-test", "train.py"),
+        ({"name": "parquet"}, "hf --with-test", "train.py"),
+        ({"name": "imagefolder", "holdout": None}, "hf", "train.py TEST"),
+    ],
+)
+def test_the_commands_bring_the_held_out_images_that_are_no_files(
+    make: Any, source: dict[str, Any], export: str, train: str
+) -> None:
+    """Where the script cannot read them in the source, the export brings them; else they are named."""
+    run = replace(make.run(evaluations=(make.evaluate(),)), source=source)
+
+    assert f"--format {export} --to shared python shared/{train} #" in Page(render(run)).text
+
+
 def test_real_images_stand_next_to_the_distilled(make: Any) -> None:
     """A row for each class, a column for each set and one for real images; no section without them."""
     made = make.match()

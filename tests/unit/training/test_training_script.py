@@ -15,7 +15,9 @@ import torch
 import torchvision
 from PIL import Image
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
+from rayddl.cli.app import app
 from rayddl.data.config import SourceConfig
 from rayddl.data.dataset import ImageDataset
 from rayddl.data.distilled import DistilledSet
@@ -404,6 +406,51 @@ def test_held_out_images_come_from_where_they_are(digits: Any, tmp_path: Path, s
         images, labels = opened(to).held_out(str(tmp_path / "test"))
         assert labels.tolist() == [0, 0, 1, 1]
         assert torch.equal(images, digits.test.images[torch.cat(two)])
+
+
+def test_a_script_without_seeds_says_what_it_needs(
+    tmp_path: Path, digits: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No seed is answered in a sentence; and the text names nothing that it does not have."""
+    hard_set(digits, Folder(str(tmp_path / "set")))
+    text = (exported(Folder(str(tmp_path / "set")), tmp_path / "to") / "train.py").read_text()
+    module = opened(tmp_path / "to")
+    main = text[text.index("if __name__") :]
+    monkeypatch.setattr(sys, "argv", ["train.py", "--seeds", "0"])
+    with pytest.raises(SystemExit):
+        exec(main, {**module.__dict__, "__name__": "__main__"})
+    assert "--seeds is at least 1" in capsys.readouterr().err
+    assert "EPOCHS" not in text
+
+
+def test_an_export_without_its_held_out_images_says_so(tmp_path: Path, digits: Any) -> None:
+    """Those that ``holdout`` chooses are in no folder: one note names the option, and no command is given that fails;
+    with the option, the command that is printed trains.
+    """
+    photos = tmp_path / "photos"
+    for name in "ab":
+        (photos / name).mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(digits.train.images[i, 0].numpy()).save(photos / name / f"{i}.png")
+    source = {"name": "imagefolder", "root": str(photos), "size": 8, "holdout": 0.25}
+    info = {"net": NET, "source": source, "protocol": {"name": "hard", "epochs": 2, "seeds": 1}}
+    space = fit("normalise", digits.train.images)
+    two = DistilledSet(
+        space.encode(digits.train.images[:2]), torch.tensor([0, 1]), 0.01, ("a", "b"), space, info
+    )
+    two.save(Folder(str(tmp_path / "set")))
+    words = ["export", str(tmp_path / "set"), "--format", "hf", "--to"]
+
+    bare = CliRunner().invoke(app, [*words, str(tmp_path / "bare")]).output.splitlines()
+    whole = CliRunner().invoke(app, [*words, str(tmp_path / "whole"), "--with-test"]).output.splitlines()
+
+    assert len(bare) == 2
+    assert bare[1].startswith("note: train.py tests on the held-out images")
+    assert "--with-test" in bare[1]
+    many = sum(path.is_file() for path in (tmp_path / "whole").rglob("*"))
+    to = tmp_path / "whole"
+    assert whole == [f"wrote {many} files into {to}", f"next: python {to}/train.py"]
+    assert run(to, "--epochs", "2", "--seeds", "1").startswith("seed 0: ")
 
 
 @pytest.mark.parametrize("soft", ["", "stored", "live"])
