@@ -98,7 +98,7 @@ def run(config: EvaluateConfig, context: Context) -> Result:
         "ipc": made.ipc,
         "classes": len(made.classes),
         "tested": sum(found[0]["confused"]["count"]),
-        "unreadable": len(task.source.bad),
+        "bad": len(task.source.bad),
         **cost,
         "seconds": time.perf_counter() - began,
     }

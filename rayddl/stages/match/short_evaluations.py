@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -78,12 +79,12 @@ class ShortEvaluations:
         self._poll(0)
 
     def latest(self) -> str:
-        """The latest accuracy as text for the progress line."""
+        """The accuracy of the latest iteration that has one, as text for the progress line."""
         self._poll(0)
         if not self._found:
             return ""
-        newest = max(self._found, key=lambda due: (due.iteration, -due.seed))
-        return f"  accuracy {100 * self._found[newest]:.1f} %"
+        rows = [(due.iteration, due.seed, value) for due, value in self._found.items()]
+        return f"  accuracy {100 * newest(rows):.1f} %"
 
     def finish(self) -> list[tuple[int, int, float]]:
         """Write and return the rows of all evaluations: (iteration, seed, accuracy).
@@ -185,6 +186,12 @@ class ShortEvaluations:
     def _leave_out(self, iterations: list[int]) -> None:
         self._left_out.update(iterations)
         self._waiting = deque(due for due in self._waiting if due.iteration not in self._left_out)
+
+
+def newest(rows: Sequence[tuple[int, int, float]]) -> float:
+    """The mean accuracy over the seeds of the latest iteration in ``rows`` (iteration, seed, accuracy)."""
+    last = max(iteration for iteration, _, _ in rows)
+    return statistics.fmean(value for iteration, _, value in rows if iteration == last)
 
 
 def shared_by(job: matcher.MatchTask) -> students.Shared:

@@ -252,5 +252,5 @@ def _summary(
         "skipped": where.skipped,
         "retries": where.retries,
         "bytes": made.images.numel() * 4,
-        "accuracy_last": accuracies[-1][2] if accuracies else None,
+        "accuracy_last": short_evaluations.newest(accuracies) if accuracies else None,
     }

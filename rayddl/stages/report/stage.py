@@ -106,7 +106,7 @@ def _size(outlook: Any, inputs: Sequence[Input]) -> dict[str, int]:
     if outlook is None:
         return {}
     files = {"training images": outlook.source_summary.train, "held-out images": outlook.source_summary.test}
-    skipped = max((int(found.summary.get("unreadable") or 0) for found in inputs), default=0)
+    skipped = max((int(found.summary.get("bad") or 0) for found in inputs), default=0)
     return {**files, "unreadable images, skipped": skipped} if skipped else files
 
 

@@ -12,6 +12,7 @@ import pytest
 from rayddl.data.config import SourceConfig
 from rayddl.stages.context import Context, Silent
 from rayddl.stages.match import stage
+from rayddl.stages.match.short_evaluations import newest
 from rayddl.stages.match.worker import MatchProgress
 from rayddl.storage import Folder
 
@@ -79,6 +80,11 @@ def test_the_closing_line_has_the_accuracy_of_the_last_iteration(
     stage.run(config, context)
 
     assert shown.last == "loss 0.500  lr 0.0200  accuracy 33.3 %"
+
+
+def test_the_last_accuracy_is_the_mean_over_its_seeds() -> None:
+    """As on the page; earlier iterations, whatever their seeds, are left out."""
+    assert newest([(200, 0, 0.9), (300, 1, 0.2), (300, 0, 0.4)]) == pytest.approx(0.3)
 
 
 class _Remote:

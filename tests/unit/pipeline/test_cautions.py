@@ -129,7 +129,7 @@ def test_the_page_has_the_warnings_and_numbers_of_the_plan(photos: Path, tmp_pat
             p.stage.kind.name,
             folder,
             p.stage.config.model_dump(mode="json"),
-            {"unreadable": 2 * (p.name == "evaluate")},
+            {"bad": 2 * (p.name == "evaluate")},
         )
         for p in plan.stages
     ]
