@@ -171,5 +171,7 @@ def augmentation_names(text: str) -> tuple[str, ...]:
     names = tuple(text.split("_"))
     unknown = [n for n in names if n not in AUGMENTATIONS]
     if unknown:
-        raise ValueError(f"unknown augmentation {unknown[0]!r}; known: {', '.join(AUGMENTATIONS)}")
+        raise ValueError(
+            f"unknown augmentation {unknown[0]!r}; known: {', '.join(AUGMENTATIONS)}; several are joined by _"
+        )
     return names

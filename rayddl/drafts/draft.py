@@ -61,7 +61,8 @@ def draft(
     able = methods()
     if method is not None and method not in able:
         raise UserError(
-            f"--method {method!r} proposes no settings; {suggestion(method, able, 'methods')}",
+            f"--method {method!r} is none that settings can be written for; "
+            f"{suggestion(method.lower(), able, 'methods')}",
             code="unknown-method",
         )
     found, name = read_contents(path), _name(to, path)

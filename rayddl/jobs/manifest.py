@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from rayddl.errors import UserError
+from rayddl.jobs import shipping
 from rayddl.jobs.shape import GPU_NODES, Shape, Toleration, written_memory
 from rayddl.jobs.shipping import DEFINITION, written
 from rayddl.pipeline.definition.load import Definition
@@ -28,7 +29,7 @@ STORE_PART = 0.3
 def manifest_of(definition: Definition, out: str, shape: Shape) -> str:
     """Return the YAML documents for ``kubectl apply``: the definition as a ConfigMap, and the RayJob that runs it.
 
-    Raises :class:`UserError` without an image, and for a name that is too long for Kubernetes.
+    Raises :class:`UserError` without an image, for a name that is too long for Kubernetes, and for relative paths.
     """
     if shape.image is None:
         raise UserError(
@@ -42,6 +43,12 @@ def manifest_of(definition: Definition, out: str, shape: Shape) -> str:
         raise UserError(
             f"the definition's name {definition.name!r} is too long for Kubernetes: 40 characters at most",
             code="name-too-long-for-kubernetes",
+        )
+    for where, value in shipping.paths_not_on_cluster(definition):
+        raise UserError(
+            f"{where}={value!r} is a path on this machine that the pods do not have; give a URI or a full path that "
+            "the image or a volume of all pods has",
+            code="path-not-on-cluster",
         )
     config = {
         "apiVersion": "v1",

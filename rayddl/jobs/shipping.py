@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -173,7 +174,10 @@ def _refuse_credentials(where: str, value: str) -> None:
         )
 
 
-def _refuse_local_paths(definition: Definition, extras: Mapping[str, Path]) -> None:
+def paths_not_on_cluster(
+    definition: Definition, extras: Mapping[str, Path] = MappingProxyType({})
+) -> Iterator[tuple[str, str]]:
+    """Keys of ``definition`` with relative paths, which only this machine resolves, without those in ``extras``."""
     configs: list[tuple[str, Config]] = [("source", definition.source)]
     configs += [(f"{stage.name}", stage.config) for stage in definition.stages]
     for where, config in configs:
@@ -181,13 +185,17 @@ def _refuse_local_paths(definition: Definition, extras: Mapping[str, Path]) -> N
             if "://" in value or os.path.isabs(os.path.expanduser(value)):
                 continue
             name = os.path.normpath(value)
-            if any(f == name or f.startswith(f"{name}/") or name == "." for f in extras):
-                continue
-            raise UserError(
-                f"{where}.{field}={value!r} is a path on this machine that the job does not have; give a URI or a "
-                f"full path that every machine of the cluster sees, or ship it: --with {value}",
-                code="path-not-on-cluster",
-            )
+            if not any(f == name or f.startswith(f"{name}/") or name == "." for f in extras):
+                yield f"{where}.{field}", value
+
+
+def _refuse_local_paths(definition: Definition, extras: Mapping[str, Path]) -> None:
+    for where, value in paths_not_on_cluster(definition, extras):
+        raise UserError(
+            f"{where}={value!r} is a path on this machine that the job does not have; give a URI or a full path that "
+            f"every machine of the cluster sees, or ship it: --with {value}",
+            code="path-not-on-cluster",
+        )
 
 
 def _refuse_large(parcel: JobFiles, limit: int) -> None:

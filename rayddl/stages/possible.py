@@ -1,9 +1,14 @@
-"""Refuses before a run what must fail in it: classes, image sizes and networks that do not fit. Imports no torch."""
+"""Refuses before a run what must fail in it: classes, image sizes and networks that do not fit. Imports torch only for
+networks of plugins, which are built to try them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rayddl import plugins
+from rayddl.data.sources.summary import SourceSummary
+from rayddl.errors import NetError, PluginError
 from rayddl.nets.config import NetConfig
 from rayddl.stages.estimates import Outlook
 from rayddl.stages.settings import StageConfig
@@ -30,6 +35,17 @@ def problems(name: str, config: StageConfig, outlook: Outlook) -> Iterator[str]:
                         else ""
                     )
                 )
+            elif plugins.owner("nets", net.name) is not None:
+                yield from _unbuilt(name, net, seen)
+
+
+def _unbuilt(name: str, net: NetConfig, seen: SourceSummary) -> Iterator[str]:
+    from rayddl.nets.build import build
+
+    try:
+        build(net, seen.shape, seen.classes, seed=0)
+    except (NetError, PluginError) as error:
+        yield f"{name}: {error}"
 
 
 def of_source(outlook: Outlook) -> Iterator[str]:

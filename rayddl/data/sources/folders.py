@@ -62,16 +62,13 @@ def survey(config: SourceConfig) -> Survey:
 
 
 def halves(whole: Split, config: SourceConfig) -> dict[str, Split]:
-    """``whole`` as a train split and the images that ``config.holdout`` holds out."""
+    """``whole`` as a train split, with the other files, and the images that ``config.holdout`` holds out."""
     classes = sorted({file.class_ for file in whole.files})
     index = {name: position for position, name in enumerate(classes)}
     labels = np.fromiter((index[file.class_] for file in whole.files), np.int32, len(whole.files))
     held = holdout.held_out([file.name for file in whole.files], labels, classes, config)
-    parts = {"train": ~held, "test": held}
-    return {
-        split: Split(whole.folder, tuple(whole.files[i] for i in np.flatnonzero(mask)))
-        for split, mask in parts.items()
-    }
+    train, test = (tuple(whole.files[i] for i in np.flatnonzero(mask)) for mask in (~held, held))
+    return {"train": Split(whole.folder, train, whole.others), "test": Split(whole.folder, test)}
 
 
 def judged(config: SourceConfig, root: Folder, splits: dict[str, Split]) -> Survey:

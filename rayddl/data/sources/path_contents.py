@@ -53,6 +53,10 @@ class PathContents:
     formats: Mapping[str, int]
     """Sampled images per file format."""
     grey: bool
+    unreadable: int = 0
+    """Images of the sample that cannot be read."""
+    notes: tuple[str, ...] = ()
+    """What the listings leave out."""
 
     @property
     def images(self) -> int:
@@ -75,10 +79,13 @@ class PathContents:
         per_class = f"{few:,}" if few == most else f"{few:,} to {most:,}"
         sizes = "all of {} x {} pixels".format(*self.sides[0]) if self.one_size else self._sizes()
         held = "held out of them by holdout" if "holdout" in self.source else "held out"
+        looked_at = len(self.sides) + self.unreadable
+        broken = f", of which {self.unreadable} cannot be read and will be skipped" if self.unreadable else ""
         return [
             f"{self.images:,} training images of {len(self.classes):,} classes, {per_class} each; {self.test:,} {held}",
             f"{', '.join(f'{name} {count}' for name, count in self.formats.items())}; "
-            f"{'grey' if self.grey else 'colour'}, {sizes} ({len(self.sides)} looked at)",
+            f"{'grey' if self.grey else 'colour'}, {sizes} ({looked_at} looked at{broken})",
+            *self.notes,
         ]
 
     def _sizes(self) -> str:
@@ -136,6 +143,8 @@ def _look(path: str) -> PathContents:
         tuple(sides),
         dict(formats.most_common()),
         modes <= set(_GREY),
+        len(positions) - len(sides),
+        tuple(listed.notes),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,8 +102,10 @@ def open_root(config: SourceConfig, looked_for: str) -> Folder:
             code="root-cannot-be-opened",
         ) from error
     if not exists:
+        relative = "://" not in config.root and not Path(config.root).expanduser().is_absolute()
+        from_here = " A relative root is read from the folder that rayddl is started in." if relative else ""
         raise SourceError(
-            f"source {config.name}: there is no folder {place(folder)}. Looked for {looked_for} in it. "
+            f"source {config.name}: there is no folder {place(folder)}. Looked for {looked_for} in it.{from_here} "
             "Set source.root.",
             code="root-missing",
         )

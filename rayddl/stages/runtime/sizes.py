@@ -27,7 +27,9 @@ BESIDE = 0.25
 
 
 class Resources(Config):
-    """What one worker of the stage requests from Ray. Changes no result and no fingerprint."""
+    """What one worker of the stage requests from Ray. No part of the fingerprint. Bits are the same only for the same
+    ``num_cpus``, which is the number of threads that sums are split between.
+    """
 
     num_cpus: float | None = Field(default=None, gt=0)
     """CPUs of one worker. Default: by the kind of work and the cluster's CPUs."""

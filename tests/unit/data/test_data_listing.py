@@ -133,6 +133,17 @@ def test_a_missing_folder_is_refused_with_its_place(tmp_path: Path) -> None:
         sources.listing(SourceConfig(name="imagefolder", root=str(tmp_path / "gone")))
 
 
+def test_a_relative_root_that_is_missing_says_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It depends on the folder that rayddl is started in, not on the definition's."""
+    monkeypatch.chdir(tmp_path)
+    with raises("root-missing") as caught:
+        sources.listing(SourceConfig(name="imagefolder", root="../gone"))
+    assert f"../gone ({tmp_path.parent / 'gone'})" in str(caught.value)
+    assert "the folder that rayddl is started in" in str(caught.value)
+
+
 def test_a_plan_over_many_names_covers_each_chosen_image_once() -> None:
     """Tens of thousands of synthetic names: drawn from per class and cut into chunks without gap or overlap."""
     count, classes = 40_000, 100

@@ -56,6 +56,21 @@ def pods_of(cluster: dict[str, Any]) -> list[dict[str, Any]]:
     return [group["template"]["spec"] for group in groups]
 
 
+@pytest.mark.parametrize("root", ["photos", "../photos"])
+def test_paths_that_pods_do_not_have_are_refused(root: str) -> None:
+    """A URI, or a path that a volume of the pods may have, is not."""
+    source = {"name": "imagefolder", "size": 8}
+
+    def printed(where: str) -> str:
+        definition = definitions.load({**yaml.safe_load(BASE), "source": {**source, "root": where}})
+        return manifest_of(definition, "s3://bucket/runs", Shape("registry/rayddl:1"))
+
+    assert "s3://bucket/photos" in printed("s3://bucket/photos")
+    assert "/data/photos" in printed("/data/photos")
+    with raises("path-not-on-cluster"):
+        printed(root)
+
+
 def test_a_manifest_holds_the_run(here: Path) -> None:
     """The RayJob runs the definition that its ConfigMap holds, on workers with and without GPUs, with a token."""
     local = definitions.load("base.yaml", {"name": "my.run_1"})

@@ -90,6 +90,21 @@ def test_counts_sizes_and_formats_are_found(tmp_path: Path) -> None:
     assert found.side == 64
 
 
+def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
+    """Broken images are counted, and files of other kinds named, before anything runs."""
+    photos = _photos(tmp_path / "photos", per_class=10)
+    for name in ("0000.jpg", "0005.webp"):
+        (photos / "class 0" / name).write_bytes(b"no image")
+    (photos / "class 1" / "notes.txt").write_text("a list")
+    found = read_contents(str(photos))
+    assert found.unreadable == 2
+    assert len(found.sides) == 38
+    counts, looks, left_out = found.lines()
+    assert counts.startswith("40 training images")
+    assert looks.endswith("(40 looked at, of which 2 cannot be read and will be skipped)")
+    assert "notes.txt" in left_out
+
+
 def test_images_of_one_small_size_are_not_resized_and_grey_ones_not_mirrored(tmp_path: Path) -> None:
     """A network fits the 28 pixels that are stored."""
     made = draft(str(_photos(tmp_path / "letters", size=(28, 28), mode="L")))
@@ -183,3 +198,6 @@ def test_a_method_is_a_kind_that_proposes_settings(tmp_path: Path) -> None:
     assert draft(photos, "crops.yaml", method="rded").method == "rded"
     with raises("unknown-method"):
         draft(photos, "other.yaml", method="coreset")
+    with raises("unknown-method") as caught:
+        draft(photos, "other.yaml", method="RDED")
+    assert "did you mean 'rded'?" in str(caught.value)

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import rayddl
+from rayddl import plugins
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import registry
 from rayddl.data.sources.summary import source_summary
@@ -133,3 +136,17 @@ def test_an_output_in_the_way_of_a_file(photos: Photos, tmp_path: Path) -> None:
         api.plan(definition, out=str(tmp_path / "file" / "deeper"))
     api.plan(definition, out=str(tmp_path / "a" / "b"))
     assert not (tmp_path / "a").exists()
+
+
+def test_a_network_of_a_plugin_is_tried(photos: Photos, tmp_path: Path) -> None:
+    """A plan builds it and runs it once, before stages that it depends on have taken their time."""
+    wrong = {"wrong": lambda classes, channels, size: torch.nn.Linear(size, classes)}
+    experts = {**EXPERTS, "net": {"name": "wrong"}}
+    definition = {"name": "d", "source": photos((8, 8)), "stages": {"experts": experts}}
+    try:
+        made = api.plan(definition, out=str(tmp_path), plugins=[rayddl.Plugin("mine", nets=wrong)])
+        with raises("must-fail") as caught:
+            api.estimate(made)
+        assert "experts: network 'wrong' of plugin mine" in str(caught.value)
+    finally:
+        plugins.activate([])
