@@ -46,7 +46,7 @@ TYPES = st.sampled_from(
     ]
 )  # fmt: skip
 VALUES = st.sampled_from([0.0, 1.0, -1.0, 0.5, 255.0, 1e30, float("nan"), float("inf"), 3e9])
-HOME = importing.Home(
+HOME = importing.TargetSource(
     ("a", "b", "10", "2"), (1, 8, 8), fit("normalise", torch.arange(128).reshape(2, 1, 8, 8).to(torch.uint8))
 )
 

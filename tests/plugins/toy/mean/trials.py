@@ -40,7 +40,7 @@ class MeanTrials(StageTrials):
         )
         context = self.here(task, folder)
         config = protocol.settled(config, made, self.source, None)
-        task = protocol.Task(
+        evaluation = protocol.EvaluateTask(
             config,
             made,
             self.source,
@@ -50,4 +50,6 @@ class MeanTrials(StageTrials):
             name=name,
             seeds=seeds,
         )
-        return [float(result["accuracy"]) for result in distribution.judge(task, folder, context.progress)]
+        return [
+            float(result["accuracy"]) for result in distribution.judge(evaluation, folder, context.progress)
+        ]
