@@ -51,7 +51,7 @@ def test_a_missing_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
     assert message(config("nowhere")) == (
         f"source parquet: there is no folder nowhere ({tmp_path / 'nowhere'}). Looked for Parquet files in "
-        "it. Set source.root."
+        "it. A relative root is read from the folder that rayddl is started in. Set source.root."
     )
 
 
