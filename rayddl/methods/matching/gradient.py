@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rayddl.data.pixels import augment
-from rayddl.methods.matching import views
+from rayddl.methods.matching import augmented
 from rayddl.methods.training.steps import Steps, gradient_only
 
 
@@ -90,12 +90,12 @@ def truncated(steps: Steps, run: StudentRun, start_P: Tensor, target_P: Tensor) 
 def _reverse(
     steps: Steps, run: StudentRun, start_P: Tensor, target_P: Tensor, *, through_theta: bool
 ) -> MetaGradient:
-    lengths, most = [len(picked) for picked in run.picks], views.limit(run.images)
-    parts = views.parts(lengths, run.images[0].numel(), len(start_P), most)
+    lengths, most = [len(picked) for picked in run.picks], augmented.limit(run.images)
+    parts = augmented.parts(lengths, run.images[0].numel(), len(start_P), most)
     theta, paths = start_P, []
     for part in parts:
         picks = run.picks[part]
-        seen = views.of(run.images, picks, run.draws[part])
+        seen = augmented.batches_of(run.images, picks, run.draws[part])
         *path, theta = steps.ahead(theta, run.lr, seen.batches, [run.labels[picked] for picked in picks])
         paths.append(path)
     end_P = theta
@@ -106,13 +106,13 @@ def _reverse(
     back = steps.back if through_theta else steps.back_truncated
     for part in reversed(parts):
         picks = run.picks[part]
-        seen = views.of(run.images, picks, run.draws[part], differentiable=True)
+        seen = augmented.batches_of(run.images, picks, run.draws[part], differentiable=True)
         y = [run.labels[picked] for picked in picks]
         lam, lr, mixed_x, mixed_y = back(lam, lr, run.lr, paths.pop(), seen.batches, y)
         # An index may occur more than once in a batch; index_add_ sums its gradients.
         for picked, pulled in seen.pulled(mixed_x):
             images.index_add_(0, picked, pulled * -run.lr)
-        labels.index_add_(0, views.joined(picks), views.joined(mixed_y) * -run.lr)
+        labels.index_add_(0, augmented.joined(picks), augmented.joined(mixed_y) * -run.lr)
     return MetaGradient(matching_loss(end_P, start_P, target_P, run.skip), images, labels, lr)
 
 

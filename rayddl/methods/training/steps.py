@@ -209,7 +209,7 @@ def make_steps(net: FlatNet, *, compile_: bool = True, graphs: bool = False) -> 
     return Steps(
         net,
         compiled(gradient, graphs=True) if replayed else one_gradient,
-        compiled(tangent, graphs=True) if replayed else one_tangent,
+        one_tangent,
         compiled(logits, wanted=compile_, graphs=graphs),
         eager,
         compiled(tracked, graphs=graphs) if compile_ else tracked_eager,

@@ -60,7 +60,7 @@ class _Group:
 
 
 @dataclass(frozen=True)
-class Views:
+class AugmentedBatches:
     """The augmented batches of a part, in the order of its steps."""
 
     batches: list[Tensor]
@@ -69,7 +69,7 @@ class Views:
     def pulled(self, gradients: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Indices ``[M]`` of synthetic images, and derivatives ``[M, C, H, W]`` by the images at these indices.
 
-        ``gradients``: derivatives by the batches of :func:`of` with ``differentiable``.
+        ``gradients``: derivatives by the batches of :func:`batches_of` with ``differentiable``.
         """
         for group in self.groups:
             along = joined([gradients[k] for k in group.steps])
@@ -77,16 +77,16 @@ class Views:
             yield group.picked, along if same else torch.autograd.grad(group.x, group.leaf, along)[0]
 
 
-def of(
+def batches_of(
     images: Tensor,
     picks: Sequence[Tensor],
     draws: Sequence[augment.Draw | None],
     *,
     differentiable: bool = False,
-) -> Views:
+) -> AugmentedBatches:
     """The augmented batches of ``images`` ``[N, C, H, W]``, at indices ``picks``, int64 ``[B]`` for each step.
 
-    All batches have one length. With ``differentiable``, :meth:`Views.pulled` may be called, once.
+    All batches have one length. With ``differentiable``, :meth:`AugmentedBatches.pulled` may be called, once.
     """
     strategies: dict[str | None, list[int]] = {}
     for k, drawn in enumerate(draws):
@@ -100,7 +100,7 @@ def of(
             x = augment.apply(leaf, augment.joined([draws[k] for k in steps]))
         groups.append(_Group(steps, picked, leaf, x))
         batches.update(zip(steps, x.detach().chunk(len(steps)), strict=True))
-    return Views([batches[k] for k in range(len(picks))], groups)
+    return AugmentedBatches([batches[k] for k in range(len(picks))], groups)
 
 
 def joined(tensors: Sequence[Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rayddl.data.config import AUGMENTATIONS
 from rayddl.data.pixels import augment
-from rayddl.methods.matching import views
+from rayddl.methods.matching import augmented
 from rayddl.methods.matching.gradient import MODES
 from tests.unit.matching.test_matching_gradient import PARTS, SHAPE, problem
 
@@ -24,7 +24,7 @@ from tests.unit.matching.test_matching_gradient import PARTS, SHAPE, problem
 def test_parts_are_all_steps_in_order_of_one_length_and_within_the_limit(
     lengths: list[int], parameters: int, most: int
 ) -> None:
-    found = views.parts(lengths, 10, parameters, most)
+    found = augmented.parts(lengths, 10, parameters, most)
 
     assert [k for part in found for k in range(len(lengths))[part]] == list(range(len(lengths)))
     for part in found:
@@ -35,8 +35,8 @@ def test_parts_are_all_steps_in_order_of_one_length_and_within_the_limit(
 
 def test_parts_have_about_equal_length() -> None:
     """A graph is recorded for each length, so that 30 steps of which 20 fit are two parts of 15."""
-    assert [part.stop - part.start for part in views.parts([5] * 30, 10, 50, 20 * 400)] == [15, 15]
-    assert [part.stop - part.start for part in views.parts([5] * 7, 10, 50, 0)] == [1] * 7
+    assert [part.stop - part.start for part in augmented.parts([5] * 30, 10, 50, 20 * 400)] == [15, 15]
+    assert [part.stop - part.start for part in augmented.parts([5] * 7, 10, 50, 0)] == [1] * 7
 
 
 def test_a_part_has_the_batches_of_its_steps() -> None:
@@ -47,7 +47,7 @@ def test_a_part_has_the_batches_of_its_steps() -> None:
     assert len({each.name for each in drawn if each is not None}) > 2
     drawn[3] = None
 
-    found = views.of(images, picks, drawn)
+    found = augmented.batches_of(images, picks, drawn)
 
     for batch, picked, each in zip(found.batches, picks, drawn, strict=True):
         torch.testing.assert_close(batch, augment.apply(images[picked], each), rtol=1e-12, atol=1e-12)
@@ -68,7 +68,7 @@ def test_steps_in_parts_give_the_gradient_of_single_steps(
     )
     single = MODES[mode](steps, run, start, target)
     room = 4 * 4 * (5 * run.images[0].numel() + len(start))
-    monkeypatch.setattr(views, "limit", lambda images: room)
+    monkeypatch.setattr(augmented, "limit", lambda images: room)
     lengths: list[int] = []
     ahead = steps.ahead
     steps = replace(steps, ahead=lambda *given: lengths.append(len(given[2])) or ahead(*given))
@@ -81,4 +81,4 @@ def test_steps_in_parts_give_the_gradient_of_single_steps(
 
 def test_a_cpu_computes_single_steps() -> None:
     """There, a part's batches would leave the cache."""
-    assert views.limit(torch.zeros(1)) == 0
+    assert augmented.limit(torch.zeros(1)) == 0
