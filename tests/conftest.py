@@ -38,6 +38,12 @@ def pytest_configure(config: pytest.Config) -> None:
     raising.renewed = {} if config.getoption("--renew-sentences") else None
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("ray"):
+        warm.start()
+
+
 def pytest_sessionfinish() -> None:
     if raising.renewed is not None:
         raising.write_renewed()

@@ -40,8 +40,7 @@ def main() -> None:
         for run in (calm, struck):
             began, started = time.monotonic(), run.start()
             if run is struck:
-                death = Killer(run, started, given.seed)
-                death.cluster = nodes.process.pid
+                death = Killer(nodes, run, started, given.seed)
                 death.kill(given.kills)
             run.finish(started)
             seconds[run.folder.name] = time.monotonic() - began

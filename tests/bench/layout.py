@@ -115,7 +115,8 @@ def main() -> None:
         print(json.dumps(driver(given.driver[0], int(given.driver[1]), given.seconds)))
         return
     # Where units go does not depend on how their processes start.
-    os.environ |= {warm.SWITCH: "1", "PYTHONPATH": warm.python_path(os.environ.get("PYTHONPATH", ""))}
+    os.environ["PYTHONPATH"] = warm.python_path(os.environ.get("PYTHONPATH", ""))
+    warm.start()
     print(machine.figures(), flush=True)
     rows = []
     for case, (units, nodes) in CASES.items():

@@ -314,7 +314,8 @@ def main() -> None:
     print(machine.figures())
     if given.gpus_a_node:
         # Where units go does not depend on how their processes start.
-        os.environ |= {warm.SWITCH: "1", "PYTHONPATH": warm.python_path(os.environ.get("PYTHONPATH", ""))}
+        os.environ["PYTHONPATH"] = warm.python_path(os.environ.get("PYTHONPATH", ""))
+        warm.start()
     rows, placements = [], []
     workers = [2**k for k in range(given.most.bit_length()) if given.least <= 2**k <= given.most]
     for stage in given.stage or STAGES:

@@ -6,6 +6,7 @@ import importlib
 import io
 import os
 import random
+import secrets
 import signal
 import subprocess
 import sys
@@ -27,8 +28,11 @@ from torch import Tensor
 from rayddl.data.config import SourceConfig
 from rayddl.data.dataset import ImageDataset
 from rayddl.data.sources import registry as sources
+from tests import warm
 
 HERE = Path(__file__).parent
+MARK = "RAYDDL_TEST_NODES"
+"""The environment variable that the processes of one cluster have in common."""
 PATIENCE = 280.0
 """Seconds in which a run has to reach any point, on a busy machine too."""
 DEFINITION = """
@@ -58,6 +62,20 @@ class Nodes:
 
     process: subprocess.Popen[str]
     address: str
+    mark: str
+    """What its processes have in the environment."""
+
+    def workers(self, *titles: str) -> list[int]:
+        """The ids of its workers whose titles begin with one of ``titles``."""
+        importlib.import_module("ray")  # brings psutil along
+        psutil = importlib.import_module("psutil")
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                words = " ".join(process.cmdline())
+                if words.startswith(titles) and process.environ().get(MARK) == self.mark:
+                    found.append(int(process.pid))
+        return sorted(found)
 
     def say(self, line: str) -> None:
         """``add CPU:1``, ``remove`` the oldest node, or ``remove CPU:1`` the oldest of that kind."""
@@ -72,14 +90,17 @@ class Nodes:
     def up(cls, log: Path, *nodes: str, **environment: str) -> Iterator[Nodes]:
         """The cluster, with ``nodes`` such as ``CPU:2,GPU:2``; what Ray prints goes to ``log``."""
         with log.open("w") as printed:
-            process = subprocess.Popen(
-                [sys.executable, str(HERE / "nodes.py"), *nodes], env={**os.environ, **environment},
+            mark = secrets.token_hex(8)
+            # The titles of workers would otherwise overwrite the mark.
+            more = {MARK: mark, "SPT_NOENV": "1", **environment}
+            process = warm.Popen(
+                [sys.executable, str(HERE / "nodes.py"), *nodes], env={**os.environ, **more},
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=printed, text=True,
             )  # fmt: skip
         assert process.stdout is not None
         assert process.stdin is not None
         try:
-            yield cls(process, process.stdout.readline().strip())
+            yield cls(process, process.stdout.readline().strip(), mark)
         finally:
             process.stdin.close()
             process.wait(60)
@@ -119,7 +140,7 @@ class Run:
         command = [sys.executable, str(HERE / "counted.py"), "run", "nodes.yaml"]
         command += ["--address", self.address] if self.address else ["--num-cpus", "2"]
         with (self.folder / "log.txt").open("a") as log:
-            return subprocess.Popen(
+            return warm.Popen(
                 [*command, *options], cwd=self.folder, stdout=log, stderr=log,
                 env={**os.environ, "COUNTED": str(self.folder / "begun.txt"), **self.environment},
             )  # fmt: skip
@@ -219,8 +240,8 @@ class Killer:
 
     TITLES = ("ray::expert", "ray::student", "ray::MatchWorker", "ray::MapBatches")
 
-    def __init__(self, run: Run, process: subprocess.Popen[bytes], seed: int) -> None:
-        self.run, self.process, self.killed = run, process, 0
+    def __init__(self, nodes: Nodes, run: Run, process: subprocess.Popen[bytes], seed: int) -> None:
+        self.nodes, self.run, self.process, self.killed = nodes, run, process, 0
         self._draws = random.Random(seed)
 
     def kill(self, times: int) -> None:
@@ -243,20 +264,8 @@ class Killer:
             time.sleep(0.01)
 
     def _worker(self) -> int | None:
-        # Ray brings it along.
-        importlib.import_module("ray")
-        psutil = importlib.import_module("psutil")
-        # Of this cluster alone: other Rays of the machine are none of this test's business.
-        ours = psutil.Process(self.cluster).children(recursive=True)
-        found = []
-        for process in ours:
-            with suppress(psutil.Error):
-                if " ".join(process.cmdline()).startswith(self.TITLES):
-                    found.append(int(process.pid))
-        return self._draws.choice(sorted(found)) if found else None
-
-    cluster = 0
-    """The process id below which the cluster's workers are."""
+        found = self.nodes.workers(*self.TITLES)
+        return self._draws.choice(found) if found else None
 
 
 @pytest.fixture
@@ -264,9 +273,7 @@ def killer(nodes: Nodes) -> Callable[[Run, subprocess.Popen[bytes], int], Killer
     """Makes what kills a run's workers."""
 
     def make(run: Run, process: subprocess.Popen[bytes], seed: int) -> Killer:
-        made = Killer(run, process, seed)
-        made.cluster = nodes.process.pid
-        return made
+        return Killer(nodes, run, process, seed)
 
     return make
 

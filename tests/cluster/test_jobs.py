@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from rayddl.stages.runtime.metrics import DESCRIPTIONS
+from tests import warm
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -65,7 +66,7 @@ class Head:
         command = [sys.executable, "-c", ray, "start", "--head", "--block", "--num-cpus=1", *given]
         more = ["--dashboard-host=127.0.0.1", "--object-store-memory=90000000", "--disable-usage-stats"]
         with (self.folder / "head.txt").open("w") as log:
-            return subprocess.Popen(
+            return warm.Popen(
                 [*command, *more, "--node-ip-address=127.0.0.1", f"--temp-dir={self.folder}"],
                 env=self.environment, stdout=log, stderr=log,
             )  # fmt: skip
@@ -83,9 +84,9 @@ class Head:
 
     def rayddl(self, *words: str) -> subprocess.CompletedProcess[str]:
         """A command against it."""
-        return subprocess.run(
+        return warm.run(
             [sys.executable, "-m", "rayddl", *words, "--address", self.address],
-            cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False,
+            cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
 
@@ -130,7 +131,7 @@ def test_a_job_outlives_who_submitted_it(head: Head) -> None:
     out = head.folder / "out"
     words = ["submit", "job.yaml", "--out", str(out), "--address", head.address, "--set", "experts.epochs=30"]
     with (head.folder / "client.txt").open("w") as log:
-        client = subprocess.Popen(
+        client = warm.Popen(
             [sys.executable, "-m", "rayddl", *words],
             cwd=head.folder, env=head.environment, stdout=log, stderr=log,
         )  # fmt: skip

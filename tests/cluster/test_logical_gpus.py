@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import os
@@ -28,6 +27,7 @@ from rayddl.stages.context import Context, Input
 from rayddl.stages.rded import stage as rded
 from rayddl.stages.runtime.in_process import InProcess
 from rayddl.storage import Folder
+from tests import warm
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
@@ -253,6 +253,7 @@ def test_a_node_of_one_cpu_and_one_gpu_is_enough(bench: Any, tmp_path: Path) -> 
 
 IMAGES, TOGETHER = int(os.environ.get("RAYDDL_TEST_STREAM", "5000")), 8
 """Images of the stream, and how many of them are one chunk; `RAYDDL_TEST_STREAM=40000` makes it 5,000 chunks."""
+JUDGE, CUTTER = "ray::MapWorker(MapBatches(RdedJudge", "ray::MapBatches(rded_cut"
 STREAM = """
 name: stream
 source: {name: parquet, root: "ROOT"}
@@ -289,7 +290,7 @@ def test_a_stream_of_many_chunks_and_three_losses(bench: Any, gpus: Any, many: P
     definition = STREAM.replace("MIPC", str(IMAGES // 10))
     run = bench.Run(folder, gpus.address, str(many), definition, switched(folder, **chunks))
     process = run.start()
-    for goal, title in ((IMAGES // 40, "RdedJudge"), (IMAGES // 20, "rded_cut")):
+    for goal, title in ((IMAGES // 40, JUDGE), (IMAGES // 20, CUTTER)):
         run.until(lambda goal=goal: run.units("cut") * TOGETHER >= goal, process)
         assert kill(gpus, title), title
     run.until(lambda: run.units("cut") * TOGETHER >= IMAGES // 10, process)
@@ -319,18 +320,11 @@ def without_ray(run: Any, out: Path) -> Path:
 
 def kill(nodes: Any, title: str) -> bool:
     """Kill a worker of the cluster that does what ``title`` says, as soon as there is one."""
-    importlib.import_module("ray")  # brings psutil along
-    psutil = importlib.import_module("psutil")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        for process in psutil.Process(nodes.process.pid).children(recursive=True):
-            try:
-                words = " ".join(process.cmdline())
-            except psutil.Error:
-                continue
-            if words.startswith("ray::") and title in words:
-                os.kill(process.pid, signal.SIGKILL)
-                return True
+        for worker in nodes.workers(title):
+            os.kill(worker, signal.SIGKILL)
+            return True
         time.sleep(0.02)
     return False
 
@@ -343,8 +337,8 @@ def test_what_a_stage_holds_is_free_after_it(gpus: Any, everything: Any) -> None
         "print([g['state'] for g in placement_group_table().values() if g['state'] != 'REMOVED'],"
         " ray.cluster_resources()['GPU'] - ray.available_resources().get('GPU', 0))"
     )
-    found = subprocess.run(
-        [sys.executable, "-c", script, gpus.address], capture_output=True, text=True, timeout=60, check=True
+    found = warm.run(
+        [sys.executable, "-c", script, gpus.address], stdout=subprocess.PIPE, text=True, timeout=60
     )
     assert found.stdout.strip() == "[] 0.0"
     del everything

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests import warm
+
 FAKE = Path(__file__).with_name("fake_rayddl.py")
 DEFINITION = """\
 name: demo
@@ -34,13 +36,13 @@ def rayddl(tmp_path: Path) -> Rayddl:
     (tmp_path / "pipelines" / "demo.yaml").write_text(DEFINITION)
 
     def command(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        return warm.run(
             [sys.executable, str(FAKE), *words],
             cwd=tmp_path,
             env={**os.environ, **variables},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
         )
 
     return command

@@ -16,6 +16,7 @@ import rayddl as package
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.pixels import space
 from rayddl.storage import Folder
+from tests import warm
 
 FAKE = Path(__file__).with_name("fake_rayddl.py")
 DEFINITION = """\
@@ -33,13 +34,13 @@ def command(
     folder: Path, *words: str, program: tuple[str, ...] = (str(FAKE),)
 ) -> subprocess.CompletedProcess[str]:
     """Run the command in ``folder``."""
-    return subprocess.run(
+    return warm.run(
         [sys.executable, *program, *words],
         cwd=folder,
         env={**os.environ, "COLUMNS": "100"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
     )
 
 

@@ -16,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import warm
+
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 PATIENCE = 240.0
@@ -46,16 +48,16 @@ class Command:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "faults.yaml").write_text(DEFINITION, encoding="utf-8")
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self, popen: type[subprocess.Popen[str]] = warm.Popen) -> subprocess.Popen[str]:
         """Start the command; what it prints goes to a file."""
         log = (self.folder / "log.txt").open("a", encoding="utf-8")
         line = [sys.executable, "-m", "rayddl", "run", "faults.yaml", "--out", "runs", "--num-cpus", "2"]
         with log:
-            return subprocess.Popen(line, cwd=self.folder, stdout=log, stderr=log, text=True)
+            return popen(line, cwd=self.folder, stdout=log, stderr=log, text=True)
 
-    def finish(self) -> str:
+    def finish(self, popen: type[subprocess.Popen[str]] = warm.Popen) -> str:
         """Run it to its end; what it printed. Fails where it fails."""
-        code = self.start().wait(PATIENCE)
+        code = self.start(popen).wait(PATIENCE)
         printed = (self.folder / "log.txt").read_text(encoding="utf-8")
 
         assert code == 0, printed[-3000:]
@@ -96,9 +98,9 @@ class Command:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """A run that nothing disturbed."""
+    """A run that nothing disturbed, of a command that was not forked."""
     command = Command(tmp_path_factory.mktemp("whole"))
-    command.finish()
+    command.finish(subprocess.Popen)
     return command
 
 

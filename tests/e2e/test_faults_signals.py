@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 import uuid
@@ -18,6 +17,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
+
+from tests import warm
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -64,7 +65,7 @@ class Attempts:
         words = [word for text in SMALLER for word in ("--set", text)]
         line = [sys.executable, "-c", COMMAND, "run", str(QUICKSTART), "--num-cpus", "2", *words]
         with log.open("wb") as out:
-            process = subprocess.Popen(
+            process = warm.Popen(
                 line,
                 cwd=self.folder,
                 # The titles that Ray's processes give themselves otherwise overwrite the mark.

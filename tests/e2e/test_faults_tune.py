@@ -12,6 +12,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tests import warm
+
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 PATIENCE = 280.0
@@ -62,7 +64,7 @@ def test_killed_in_mid_search_and_started_again(tmp_path: Path) -> None:
 def _start(folder: Path) -> subprocess.Popen[str]:
     line = [sys.executable, "-m", "rayddl", "run", "search.yaml", "--out", "runs", "--num-cpus", "2"]
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
-        return subprocess.Popen(line, cwd=folder, stdout=log, stderr=log, text=True)
+        return warm.Popen(line, cwd=folder, stdout=log, stderr=log, text=True)
 
 
 def _log(folder: Path) -> str:

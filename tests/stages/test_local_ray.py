@@ -123,8 +123,8 @@ def last_line(process: subprocess.Popen[str]) -> str:
 
 @pytest.fixture(scope="module")
 def two() -> list[dict[str, Any]]:
-    """What a program saw of two local Rays after each other, with all agents, and what it printed."""
-    out, err = run(TWICE, RAYDDL_TEST_AGENT="1").communicate(timeout=PATIENCE)
+    """What a program saw of two local Rays after each other, whose processes are all its own, and what it printed."""
+    out, err = run(TWICE, RAYDDL_TEST_WARM="0").communicate(timeout=PATIENCE)
     assert out.strip(), err[-2000:]
     return [{**each, "printed": err} for each in json.loads(out.strip().splitlines()[-1])]
 

@@ -1,45 +1,25 @@
-"""Starts Ray's workers by a fork of a process that has imported torch and Ray already.
+"""Has Ray's workers and agents forked from a process of the tests that has imported torch and Ray already.
 
 Python imports this module at its start where the folder is on PYTHONPATH, as ``tests/conftest.py`` sets it. A worker's
-imports are three of the four processor seconds that it takes to start, and the tests start hundreds of workers.
-
-Every node (raylet) and runtime environment has a process of its own to fork from: the first worker that the node
-starts. From the third worker on it has imported what the methods and Ray Data need, too. So workers are below their
-node in the tree of processes and have its environment, as without this module, and nothing that a test computes is in
-the memory that they begin with.
+imports take 2 to 5 processor seconds and a fork 0.05, and the tests start hundreds of workers. ``RAYDDL_TEST_WARM``
+holds the name of the socket at which ``program.py`` listens; with another value, or where that process is of another
+interpreter, a worker starts as without this module.
 
 A node's dashboard agent, which serves metrics and jobs, is replaced by a process that listens at its ports and answers
-nothing, unless ``RAYDDL_TEST_AGENT=1``: its imports are as long as a worker's. ``RAYDDL_TEST_WARM=0`` turns both off.
+nothing, unless ``RAYDDL_TEST_AGENT=1``: its imports are as long as a worker's. ``RAYDDL_TEST_WARM=0`` turns all off.
 """
 
-import hashlib
 import json
 import os
 import socket
 import sys
-from contextlib import suppress
 
 SWITCH, REAL_AGENT = "RAYDDL_TEST_WARM", "RAYDDL_TEST_AGENT"
-PER_WORKER = ("RAY_JOB_ID", "RAY_CHDIR_TO_TRIAL_DIR", "RAYDDL_", "PL_")
-"""Beginnings of the environment variables in which workers of one process may differ: no import reads them."""
-IMPORTED = (
-    "ray._private.node", "ray.actor", "torch", "pyarrow.parquet", "pydantic", "safetensors.torch", "PIL.Image",
-    "pydantic.v1", "ray.util.serialization_addons",
-)  # fmt: skip
-"""No module that draws one of Ray's random ids: forked workers would all draw the same ones next."""
-FEW = 2
-"""Workers that a node starts before its process imports more: one that starts a third will start many."""
-IMPORTED_FOR_MANY = (
-    "torch._dynamo", "torch._decomp.decompositions_for_jvp", "torchvision", "pandas",
-)  # fmt: skip
-OURS = (
-    "rayddl.stages.experts.worker", "rayddl.stages.match.worker", "rayddl.stages.evaluate.worker",
-    "rayddl.stages.rded.worker", "rayddl.stages.runtime.slots", "rayddl.stages.runtime.plugin_code",
-)  # fmt: skip
-"""Imported for many workers, too, except where the package is sent with a run: there workers are to find it."""
 SENT = "py_modules_files"
-FORKED = b"1"
-AGENT = "/ray/dashboard/agent.py"
+"""On the path of workers to which the package is sent with a run: there they are to find it."""
+WITH_OURS = "+"
+"""What the name of the socket ends with whose process has imported rayddl, too."""
+AGENT, SETTER = "/ray/dashboard/agent.py", "/ray/_private/runtime_env/agent/main.py"
 AGENT_PORTS = {
     "--metrics-export-port": "metrics_export_port",
     "--grpc-port": "metrics_agent_port",
@@ -53,125 +33,80 @@ OF_SETUP = ("--language=", CONTEXT)
 
 
 def begin() -> None:
-    """Do nothing, except in the programs by which a node starts a worker or its agent."""
+    """Do nothing, except in the programs by which a node starts a worker or an agent."""
     words = sys.orig_argv
-    if sys.platform != "linux" or os.environ.get(SWITCH, "0") == "0" or len(words) < 3:
+    name = os.environ.get(SWITCH, "0")
+    if sys.platform != "linux" or name == "0" or len(words) < 3:
         return
-    if words[1].endswith(AGENT) or words[2].endswith(AGENT):
+    program = [word for word in words[1:] if word != "-u"]
+    if program[0].endswith(AGENT):
         if os.environ.get(REAL_AGENT, "0") == "0":
             stand_in(dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word))
-        return
-    if not words[1].endswith((SETUP, WORKER)) or not any(word.endswith(WORKER) for word in words):
-        return
-    own = [word for word in words[1:] if not word.endswith(SETUP) and not word.startswith(OF_SETUP)]
-    name = os.environ[SWITCH]
-    if name == "1":
-        name, variables = named([word for word in words[1:] if word not in own])
-        if hand_over(name, own, variables):
+    elif program[0].endswith(SETTER):
+        setter = ask(name, program, dict(os.environ), awaited=True)
+        if setter is not None:
+            # The node knows the agent by this process: each ends with the other.
+            os._exit(1 if setter[1].recv(4) != bytes(4) else 0)
+    elif program[0].endswith((SETUP, WORKER)) and any(word.endswith(WORKER) for word in program):
+        env = with_context(program)
+        own = [word for word in program if not word.endswith(SETUP) and not word.startswith(OF_SETUP)]
+        if env is not None and ask(name, own, env) is not None:
             os._exit(0)
-    if words[1].endswith(SETUP):
-        # It starts Python once more, with the runtime environment.
-        os.environ[SWITCH] = name
-    else:
-        serve(name, own)
 
 
-def named(setup: list[str]) -> tuple[str, dict[str, str]]:
-    """The name of the socket to ask at, which a node and a runtime environment have for themselves, and the variables
-    of this worker, those of the runtime environment too.
+def with_context(words: list[str]) -> "dict[str, str] | None":
+    """The worker's environment, with the variables of its runtime environment; None for one that sets more."""
+    env = dict(os.environ)
+    for word in words:
+        if word.startswith(CONTEXT):
+            context = json.loads(word.removeprefix(CONTEXT))
+            given = context.pop("env_vars", None) or {}
+            if context.pop("py_executable", sys.executable) != sys.executable or any(context.values()):
+                return None
+            # As Ray does: a value may name variables.
+            env |= {key: os.path.expandvars(value) for key, value in given.items()}
+    return env
+
+
+def ask(
+    name: str, words: list[str], env: dict[str, str], files: tuple[int, ...] = (0, 1, 2), **more: object
+) -> "tuple[int, socket.socket] | None":
+    """Have a program forked; None if it is not, else its id and what the status that it ends with comes by.
+
+    With ``awaited=True`` it is killed when the socket is closed.
     """
-    variables, same = of_worker(), []
-    for word in setup:
-        if not word.startswith(CONTEXT):
-            same.append(word)
-            continue
-        context = json.loads(word.removeprefix(CONTEXT))
-        given = context.pop("env_vars", None) or {}
-        variables |= {name: value for name, value in given.items() if name.startswith(PER_WORKER)}
-        same.append(json.dumps([context, sorted(given.items() - variables.items())]))
-    others = sorted(os.environ.items() - of_worker().items())
-    asked = json.dumps([os.getppid(), others, same])
-    return f"rayddl-{hashlib.sha256(asked.encode()).hexdigest()[:32]}", variables
-
-
-def hand_over(name: str, words: list[str], variables: dict[str, str]) -> bool:
-    """Have the worker forked by the process that listens at ``name``; false where none does."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as there:
-        try:
-            there.connect(f"\0{name}")
-        except ConnectionRefusedError:
-            return False
-        data = json.dumps({"words": words, "env": variables}).encode()
-        socket.send_fds(there, [len(data).to_bytes(4, "big") + data], [0, 1, 2])
-        there.shutdown(socket.SHUT_WR)
-        return there.recv(1) == FORKED
-
-
-def of_worker() -> dict[str, str]:
-    """The variables that are this worker's own."""
-    return {name: value for name, value in os.environ.items() if name.startswith(PER_WORKER)}
-
-
-def serve(name: str, words: list[str]) -> None:
-    """In a node's first worker: fork every worker, this one too; returns in the forked ones."""
-    import signal
-    import struct
-
-    os.environ[SWITCH] = "1"
-    own = of_worker()
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    if SENT not in env.get("PYTHONPATH", ""):
+        name += WITH_OURS
+    asked = {"words": words, "env": env, "cwd": os.getcwd(), "blocked": blocked(), "prefix": sys.prefix}
+    asked |= {"awaited": False, **more}
+    there = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        listening.bind(f"\0{name}")
-        listening.listen(64)
-    except OSError:  # another worker was the first one
-        listening.close()
-        if hand_over(name, words, own):
-            os._exit(0)
-        return
-    node, own_group = os.getppid(), os.getpgrp() == os.getpid()
-    _end_with_parent()
-    # Ray's C++ library reads it once. A worker of no job, as a node starts some in advance, is given one with its
-    # first task.
-    os.environ["RAY_JOB_ID"] = "f" * 8
-    _import(IMPORTED)
-    signal.signal(signal.SIGCHLD, _reap)
-    if os.fork() == 0:
-        _become(listening, own_group, words, own)
-        return
-    started = 1
-    while os.getppid() == node:
-        there, _ = listening.accept()
-        with there:
-            _, uid, _ = struct.unpack("3i", there.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            if uid != os.getuid():
-                continue
-            data, descriptors, _, _ = socket.recv_fds(there, 1 << 16, 3)
-            size = int.from_bytes(data[:4], "big")
-            while len(data) < 4 + size:
-                data += there.recv(1 << 16)
-            worker = json.loads(data[4:])
-            if started == FEW:
-                _import(IMPORTED_FOR_MANY)
-                if SENT not in os.environ.get("PYTHONPATH", ""):
-                    _import(OURS)
-            started += 1
-            if os.fork() == 0:
-                for target, descriptor in enumerate(descriptors):
-                    os.dup2(descriptor, target)
-                    os.close(descriptor)
-                _become(listening, own_group, worker["words"], worker["env"])
-                return
-            there.send(FORKED)
-            for descriptor in descriptors:
-                os.close(descriptor)
-    os._exit(0)
+        there.connect(f"\0{name}")
+        data = json.dumps(asked).encode()
+        mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+        socket.send_fds(there, [len(data).to_bytes(4, "big") + data], [*files, mounts])
+        os.close(mounts)
+        answer = there.recv(4)
+    except ConnectionError:
+        answer = b""
+    if answer:
+        return int.from_bytes(answer, "big"), there
+    there.close()
+    return None
+
+
+def blocked() -> list[int]:
+    """The signals that this process blocks."""
+    with open("/proc/self/status") as file:
+        (mask,) = (int(line.split()[1], 16) for line in file if line.startswith("SigBlk:"))
+    return [bit + 1 for bit in range(64) if mask >> bit & 1]
 
 
 def stand_in(given: dict[str, str]) -> None:
     """Listen at the agent's ports until the node ends."""
     import selectors
 
-    _end_with_parent()
+    end_with_parent()
     with selectors.DefaultSelector() as selector:
         for option, name in AGENT_PORTS.items():
             listening = socket.create_server((given["--node-ip-address"], int(given[option])))
@@ -185,17 +120,8 @@ def stand_in(given: dict[str, str]) -> None:
                 ready.data.accept()[0].close()
 
 
-def _import(modules: tuple[str, ...]) -> None:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for module in modules:
-            with suppress(ImportError):  # a test may have hidden it: its own worker is to say so
-                __import__(module)
-
-
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """End when the process that started this one does."""
     import ctypes
     import signal
 
@@ -205,28 +131,5 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _become(listening: socket.socket, own_group: bool, words: list[str], env: dict[str, str]) -> None:
-    import signal
-
-    import numpy as np
-
-    listening.close()
-    if own_group:
-        # A node that gives each worker a process group ends the group with it.
-        os.setpgid(0, 0)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for name in of_worker().keys() - env.keys():
-        del os.environ[name]
-    os.environ.update(env)
-    np.random.seed()
-    # Python goes on with the program that it was started with, which is the same for every worker.
-    sys.argv[:] = words
-
-
-def _reap(*_: object) -> None:
-    with suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-
-
-begin()
+if __name__ == "sitecustomize":
+    begin()

@@ -97,7 +97,7 @@ class Cluster:
             command = ["unshare", "-m", "sh", "-c", HIDE, str(hidden), *command]
         log = self.folder / f"node{len(self.started)}.txt"
         with log.open("w") as printed:
-            process = subprocess.Popen(
+            process = warm.Popen(
                 command, env=self.environment, cwd=self.folder, stdout=printed, stderr=printed,
                 start_new_session=True,
             )  # fmt: skip
@@ -115,10 +115,10 @@ class Cluster:
     def rayddl(self, *words: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
         """A command attached to the cluster."""
         path = warm.python_path(str(CHECKOUT), *os.environ.get("PYTHONPATH", "").split(os.pathsep))
-        return subprocess.run(
+        return warm.run(
             [sys.executable, "-c", RAYDDL, *words, "--address", self.address],
             cwd=cwd, env={**self.environment, "PYTHONPATH": path, **variables},
-            capture_output=True, text=True, timeout=PATIENCE, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=PATIENCE,
         )  # fmt: skip
 
     def stop(self) -> None:
