@@ -9,12 +9,14 @@ from __future__ import annotations
 import difflib
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rayddl.errors import PluginError
+from rayddl.errors import PluginError, RayddlError
 
 NOUNS = {
     "nets": "network",
@@ -70,6 +72,13 @@ class Plugin:
     """``module`` or ``module:attribute`` that declares the plugin; set by the loader."""
 
     def __post_init__(self) -> None:
+        for group, noun in NOUNS.items():
+            if group != "kinds" and not isinstance(getattr(self, group), Mapping):
+                raise PluginError(
+                    f"{group} of plugin {self.name!r} is {type(getattr(self, group)).__name__}; expected a dict of "
+                    f"each {noun}'s name and function",
+                    code="plugin-without-names",
+                )
         for what in (self.name, *(name for group in NOUNS for name in self.provided(group))):
             if not isinstance(what, str) or not _NAME.fullmatch(what):
                 raise PluginError(
@@ -158,6 +167,30 @@ def names(group: str) -> tuple[str, ...]:
 def loaded() -> str:
     """Return ``plugins loaded: toy 1``, the end of a message about an unknown name."""
     return f"plugins loaded: {', '.join(map(str, _active)) or 'none'}"
+
+
+@contextmanager
+def called(group: str, name: str, given: str) -> Iterator[None]:
+    """Raise :class:`PluginError` for any exception of a plugin's function, with its line; ``given``: for what it was
+    called.
+    """
+    try:
+        yield
+    except RayddlError:
+        raise
+    except Exception as error:  # plugin code can raise any type
+        raise PluginError(
+            f"{NOUNS[group]} {name!r} of plugin {owner(group, name)} failed for {given}"
+            f"{_line(find(group, name), error)}: {type(error).__name__}: {error}",
+            code="plugin-failed",
+        ) from error
+
+
+def _line(function: object, error: Exception) -> str:
+    """The last line of the function's own file that the error passed; empty for one that was not entered."""
+    file = getattr(getattr(function, "__code__", None), "co_filename", None)
+    passed = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f", at line {passed[-1].lineno} of {Path(passed[-1].filename).name}" if passed else ""
 
 
 def unknown(group: str, name: object) -> str:

@@ -36,6 +36,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     raising.renewed = {} if config.getoption("--renew-sentences") else None
+    # One for all test processes, which imports while they collect.
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        warm.start()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -44,6 +47,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         warm.start()
 
 
-def pytest_sessionfinish() -> None:
+def pytest_sessionfinish(session: pytest.Session) -> None:
     if raising.renewed is not None:
-        raising.write_renewed()
+        every = session.config.args == ["tests/unit"] and not session.config.getoption("keyword")
+        raising.write_renewed(everything=every and not session.testsfailed)

@@ -28,6 +28,7 @@ _VARYING = (
     (re.compile(r":\d{4,5}\b"), ":<port>"),
     (re.compile(r"process \d+"), "process <number>"),
     (re.compile(r"(?<![\d.])\d+(\.\d+){1,2}(e[+-]?\d+)?(?!\.?\d)"), "<number>"),
+    (re.compile(r"\bline \d+ of (?=test_)"), "line <number> of "),
     (re.compile(r"\d+ times the start"), "<number> times the start"),
     (re.compile(r"-py3\d+"), "-py<number>"),
 )
@@ -86,10 +87,12 @@ def _compare(code: str, sentence: str) -> None:
     assert sentence in known, f"{code} is worded otherwise; uv run pytest -n0 tests/unit --renew-sentences"
 
 
-def write_renewed() -> None:
-    """Put the sentences seen in this session in the place of those recorded for their codes."""
+def write_renewed(*, everything: bool) -> None:
+    """Record the sentences seen in this session: in place of all others, or, if only some tests ran, beside them."""
     assert renewed is not None
-    found = json.loads(SENTENCES.read_text(encoding="utf-8")) if SENTENCES.exists() else {}
-    found |= {code: sorted(sentences) for code, sentences in renewed.items()}
+    before = (
+        json.loads(SENTENCES.read_text(encoding="utf-8")) if SENTENCES.exists() and not everything else {}
+    )
+    found = before | {code: sorted({*before.get(code, ()), *seen}) for code, seen in renewed.items()}
     text = json.dumps(dict(sorted(found.items())), indent=1, ensure_ascii=False)
     SENTENCES.write_text(text + "\n", encoding="utf-8")

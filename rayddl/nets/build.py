@@ -100,17 +100,11 @@ def _of_plugin(name: str, shape: Shape, classes: int) -> nn.Module:
             f"network {name!r} of plugin {plugin} takes square images, these are {height}x{width}; set source.size",
             code="images-not-square",
         )
-    try:
+    with plugins.called("nets", name, f"{classes} classes of {channels}x{height}x{width} images"):
         net = plugins.find("nets", name)(classes, channels, height)  # type: ignore[misc]
         with torch.no_grad():
             logits = net.eval()(torch.zeros(2, *shape))
         net.train()
-    except Exception as error:  # plugin code can raise any type
-        raise PluginError(
-            f"network {name!r} of plugin {plugin} cannot be built and run for {classes} classes of "
-            f"{channels}x{height}x{width} images: {type(error).__name__}: {error}",
-            code="plugin-network-failed",
-        ) from error
     if getattr(logits, "shape", None) != (2, classes):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise PluginError(

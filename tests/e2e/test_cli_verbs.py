@@ -98,7 +98,8 @@ class TestEntry:
             "try: main(['run', '--help'])\n"
             "except SystemExit: print(sorted({'pyarrow', 'numpy', 'torch', 'ray', 'rich'} & set(sys.modules)))"
         )
-        ended = command(tmp_path, program=("-c", code))
+        # Not forked, which would import them.
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
         assert ended.stdout.splitlines()[-1] == "[]"
 

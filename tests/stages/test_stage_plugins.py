@@ -165,6 +165,6 @@ def test_a_selection_that_returns_nonsense_ends_the_run(out: str) -> None:
 
     with raises("plugin-selection-output") as caught:
         rayddl.run(keys, out=out, progress=False, plugins=[wrong])
-    assert "selection 'twice' of plugin mine returned [0, 0] for 2 of 142 images of class" in str(
+    assert "selection 'twice' of plugin mine returned int64 [2], [0, 0], for 2 of 142 images of class" in str(
         caught.value
     )

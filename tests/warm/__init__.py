@@ -35,9 +35,9 @@ def python_path(*more: str) -> str:
 
 
 def start() -> None:
-    """Start the process, unless there is one, or RAYDDL_TEST_WARM=0; it ends with this one."""
-    global _process  # noqa: PLW0603  # one per test process
-    if _process is None and os.environ.get(SWITCH, "1") != "0" and sys.platform == "linux":
+    """Start the process, unless there is one, or RAYDDL_TEST_WARM=0; it ends with this one, and serves all below."""
+    global _process  # noqa: PLW0603  # one for all tests
+    if os.environ.get(SWITCH, "1") == "1" and sys.platform == "linux":
         name = f"rayddl-tests-{secrets.token_hex(8)}"
         # The last word is room for the titles of the forked ones.
         line = [sys.executable, f"{FOLDER}/program.py", name, "-" * 200]

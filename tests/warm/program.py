@@ -58,6 +58,8 @@ READ_AT_IMPORT = (
     "PYTHONUTF8",
 )
 """Beginnings of the environment variables in which no program may differ from this process."""
+READ_LATER = ("TORCHINDUCTOR_CACHE_DIR",)
+"""Of those, what torch reads when it needs it; it sets this one itself, in a process that compiles."""
 
 
 def main(name: str) -> None:
@@ -206,7 +208,11 @@ def _received(there: socket.socket) -> dict[str, Any] | None:
     asked: dict[str, Any] = json.loads(data[4:])
     asked["descriptors"] = descriptors
     env = asked["env"]
-    apart = [k for k in {*OWN, *env} if OWN.get(k) != env.get(k) and k.startswith(READ_AT_IMPORT)]
+    apart = [
+        k
+        for k in {*OWN, *env}
+        if k.startswith(READ_AT_IMPORT) and k not in READ_LATER and OWN.get(k) != env.get(k)
+    ]
     if apart or asked["prefix"] != sys.prefix:
         for descriptor in descriptors:
             os.close(descriptor)

@@ -11,7 +11,7 @@ from rayddl import plugins
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import holdout
 from rayddl.data.sources.refusals import refuse_absent_classes, refuse_one_class
-from rayddl.errors import PluginError, RayddlError, SourceError
+from rayddl.errors import PluginError, SourceError
 from rayddl.plugins import Splits
 
 if TYPE_CHECKING:
@@ -55,16 +55,10 @@ def decoded(config: SourceConfig) -> tuple[ImageDataset, ImageDataset]:
     """Both splits. The last result is cached, because the fingerprint and :func:`load` both need it."""
     plugin, where = plugins.owner("sources", config.name), f"source {config.name}"
     given = plugins.find("sources", config.name)
-    try:
+    with plugins.called("sources", config.name, f"root {config.root!r}"):
         given = _splits(given(config) if callable(given) else given, f"{where} of plugin {plugin}")
         named = ("train",) if given.test is None else ("train", "test")
         found = {name: _arrays(getattr(given, name), config, name) for name in named}
-    except RayddlError:
-        raise
-    except Exception as error:  # plugin code can raise any type
-        raise PluginError(
-            f"{where} of plugin {plugin} failed: {type(error).__name__}: {error}", code="plugin-source-failed"
-        ) from error
     classes = _classes(given, max(int(labels.max(initial=-1)) for _, labels in found.values()) + 1)
     for name, (images, labels) in found.items():
         if len(labels) != len(images) or not len(labels) or labels.min() < 0 or labels.max() >= len(classes):

@@ -91,15 +91,22 @@ def _selected(job: CoresetTask, label: int, features: Tensor) -> list[int]:
         return GREEDY[name](features, count)
     if name in BY_SCORE:
         return BY_SCORE[name](features, count)
-    with torch.random.fork_rng(devices=[]):
+    asked = f"{count} of {len(features)} images of class {job.listing.classes[label]!r}"
+    with plugins.called("selections", name, asked), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seeds.derive(job.seed, "selection", job.listing.classes[label]))
-        found = plugins.find("selections", name)(features, count)  # type: ignore[misc]
-    order = [int(row) for row in found]
+        found = torch.as_tensor(plugins.find("selections", name)(features, count))  # type: ignore[misc]
+    whole = (
+        found.ndim == 1
+        and not found.is_floating_point()
+        and not found.is_complex()
+        and found.dtype != torch.bool
+    )
+    order = found.tolist() if whole else []
     if len(order) != count or len(set(order)) != count or not all(0 <= row < len(features) for row in order):
         raise PluginError(
-            f"selection {name!r} of plugin {plugins.owner('selections', name)} returned {order[:10]} for {count} of "
-            f"{len(features)} images of class {job.listing.classes[label]!r}; expected {count} different indices from "
-            f"0 to {len(features) - 1}",
+            f"selection {name!r} of plugin {plugins.owner('selections', name)} returned "
+            f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)}, {found.flatten()[:10].tolist()}, for "
+            f"{asked}; expected {count} different indices, whole numbers from 0 to {len(features) - 1}",
             code="plugin-selection-output",
         )
     return order

@@ -46,13 +46,13 @@ def after(summary: Mapping[str, Any]) -> Iterator[str]:
         if data != "distilled" or other is None:
             continue
         reached = f"{net} reaches {100 * accuracy:.1f} % with the set and {100 * other:.1f} % with random real images"
-        if accuracy < other:
-            yield (
-                f"{reached}: the set is worse than a random choice; see the warnings of the stages that made it, give "
-                "them more iterations or epochs, or take rded or coreset"
-            )
-        elif in_noise(accuracy, other, tested):
+        if in_noise(accuracy, other, tested):
             yield (
                 f"{reached}, a difference within the noise of {tested:.0f} held-out images; hold out more images if "
-                "they are few, or give the set more iterations, epochs or images"
+                "they are few, or make the set with more iterations, epochs or images"
+            )
+        elif accuracy < other:
+            yield (
+                f"{reached}: the set is worse than a random choice; see the warnings of the stages that made it, or "
+                "make it with more iterations or epochs, or by another method"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -19,12 +19,13 @@ from tests.unit.cluster_shapes import kuberay_shapes, launcher_shapes, small
 
 ROOT = Path(__file__).resolve().parents[3]
 PIPELINES = sorted((ROOT / "pipelines").glob("*.yaml"))
-SHAPES = {
-    **{f"launcher {name}": shape for name, shape in launcher_shapes().items()},
-    **{f"kuberay {name}": shape for name, shape in kuberay_shapes().items()},
-    "small": small(),
-    "eight": Capacity(({"CPU": 64.0, "GPU": 8.0, "memory": 2.0**38},)),
-    "laptop": Capacity(({"CPU": 2.0, "memory": 2.0**34},)),
+LAUNCHED, MANIFEST = cache(launcher_shapes), cache(kuberay_shapes)
+SHAPES: dict[str, Callable[[], Capacity]] = {
+    **{f"launcher {name}": lambda name=name: LAUNCHED()[name] for name in ("head", "one", "full")},
+    **{f"kuberay {name}": lambda name=name: MANIFEST()[name] for name in ("head", "one", "full")},
+    "small": small,
+    "eight": lambda: Capacity(({"CPU": 64.0, "GPU": 8.0, "memory": 2.0**38},)),
+    "laptop": lambda: Capacity(({"CPU": 2.0, "memory": 2.0**34},)),
 }
 ANY = Resources()
 GPU_NODES = st.lists(
@@ -60,7 +61,7 @@ def test_every_shipped_definition_fits(path: Path, shape: str) -> None:
     """All that a stage places at once has room together, alone on a head, beside one GPU node, on the full cluster,
     and on a machine of one CPU and one GPU: no stage is refused, and none waits for a CPU that another part of it has.
     """
-    have = SHAPES[shape]
+    have = SHAPES[shape]()
     for stage in load(str(path)).stages:
         asks = stage.config.asks(have)
         cluster.require({stage.name: lambda _, asks=asks: asks}, have)
@@ -73,7 +74,7 @@ def test_every_shipped_definition_fits(path: Path, shape: str) -> None:
 
 def test_cpus_beside_a_gpu_are_those_of_its_node() -> None:
     """GPU nodes have 8 CPUs, CPU nodes 16: matching and teachers ask for a GPU and at most 8."""
-    have = launcher_shapes()["full"]
+    have = LAUNCHED()["full"]
     assert sizes.alone(ANY, have) == Share(8.0, 1.0, None, 1, gpus=1)
     beside = sizes.together(ANY, have, workers=1, beside=True)
     assert (beside.num_cpus, beside.num_gpus, beside.beside) == (7.0, 0.75, 1.0)
@@ -84,7 +85,7 @@ def test_cpus_beside_a_gpu_are_those_of_its_node() -> None:
 
 def test_cutters_and_judges_have_room_beside_each_other() -> None:
     """On a head without CPUs cutters are sized by what may come, and one CPU is shared by both kinds of workers."""
-    judges, cutters = sizes.streamed(ANY, ANY, launcher_shapes()["head"])
+    judges, cutters = sizes.streamed(ANY, ANY, LAUNCHED()["head"])
     assert judges.at_once == 12
     assert cutters is not None
     assert cutters.num_cpus == 1.0

@@ -151,6 +151,7 @@ OWN = "import rayddl\nplugin = rayddl.Plugin({})"
         ("plugin-name-taken", OWN.format("'own', nets={'tiny': len}")),
         ("plugin-twice", OWN.format("'toy'")),
         ("plugin-not-callable", OWN.format("'own', nets={'a': 3}")),
+        ("plugin-without-names", OWN.format("'own', selections=[len]")),
         ("plugin-name-malformed", OWN.format("'own', nets={'A b': len}")),
     ],
 )
@@ -321,7 +322,7 @@ def test_splits_of_different_shapes() -> None:
 
 @pytest.mark.parametrize(
     ("code", "make"),
-    [("plugin-source-not-splits", lambda source: 3), ("plugin-source-failed", lambda source: 1 / 0)],
+    [("plugin-source-not-splits", lambda source: 3), ("plugin-failed", lambda source: 1 / 0)],
 )
 def test_a_function_that_returns_no_images(code: str, make: Any) -> None:
     """The plugin and the source are named."""
@@ -347,7 +348,7 @@ def test_a_network_is_built_from_classes_channels_and_size() -> None:
     assert normed.label == "normed"
     with raises("plugin-network-output"):
         build(NetConfig(name="wrong"), (3, 4, 4), 5, seed=1)
-    with raises("plugin-network-failed"):
+    with raises("plugin-failed"):
         build(NetConfig(name="raises"), (3, 4, 4), 5, seed=1)
     with raises("images-not-square"):
         build(normed, (3, 4, 5), 5, seed=1)
