@@ -58,8 +58,8 @@ READ_AT_IMPORT = (
     "PYTHONUTF8",
 )
 """Beginnings of the environment variables in which no program may differ from this process."""
-READ_LATER = ("TORCHINDUCTOR_CACHE_DIR",)
-"""Of those, what torch reads when it needs it; it sets this one itself, in a process that compiles."""
+SET_LATER = ("TORCHINDUCTOR_CACHE_DIR", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK")
+"""Of those, what torch and scikit-learn set themselves in a process that uses them."""
 
 
 def main(name: str) -> None:
@@ -211,7 +211,7 @@ def _received(there: socket.socket) -> dict[str, Any] | None:
     apart = [
         k
         for k in {*OWN, *env}
-        if k.startswith(READ_AT_IMPORT) and k not in READ_LATER and OWN.get(k) != env.get(k)
+        if k.startswith(READ_AT_IMPORT) and k not in SET_LATER and OWN.get(k) != env.get(k)
     ]
     if apart or asked["prefix"] != sys.prefix:
         for descriptor in descriptors:
