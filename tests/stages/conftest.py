@@ -41,7 +41,7 @@ from rayddl.stages.experts.settings import ExpertsConfig
 from rayddl.stages.match import short_evaluations
 from rayddl.stages.match import stage as match
 from rayddl.stages.match.settings import MatchConfig
-from rayddl.stages.runtime import cluster, local
+from rayddl.stages.runtime import cluster, driver, local
 from rayddl.storage import Folder
 
 NET = {"name": "convnet", "depth": 1, "width": 8}
@@ -348,7 +348,10 @@ def killing() -> Callable[..., Any]:
 
 def _worker(title: str) -> int | None:
     psutil = importlib.import_module("psutil")  # comes with Ray, which is running
-    for process in psutil.Process().children(recursive=True):
+    running = local._running
+    assert running is not None
+    # A forked worker is no child of this process.
+    for process in driver.marked(running.mark):
         with suppress(psutil.Error):  # it may just have ended
             if " ".join(process.cmdline()).startswith(title):
                 return int(process.pid)

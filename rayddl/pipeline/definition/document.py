@@ -21,7 +21,21 @@ _TAG = "tag:yaml.org,2002:"
 _MOST_NODES = 100_000
 _LONGEST_NUMBER = 24
 _SUBSTITUTION = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^${}]*))?\}")
-
+_REASONS = (
+    (
+        "mapping values are not allowed",
+        "a ':' where no key can stand; give the keys of one level the same indentation, and quote text with ': '",
+    ),
+    ("could not find expected ':'", "a ':' is missing after a key, in this line or the one before it"),
+    ("while parsing a flow", "a ',' or a closing bracket is missing"),
+    (
+        "expected <block end>",
+        "this line is indented otherwise than the others of its level; give them all the same number of spaces",
+    ),
+    ("quoted scalar", "a quote is not closed"),
+    ("another document", "'---' begins a second definition, and a file holds one"),
+)
+"""Parts of PyYAML's messages, and what they mean."""
 _OWN_PLACE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}(/[^?#@$]*)?")
 
 
@@ -77,10 +91,7 @@ def parse(
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark and lines else None
         written = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
-        hint = "; inside { } and [ ] a ${NAME} needs quotes" if "${" in written else ""
-        problems.add(
-            Place(file, line), key, f"not valid YAML: {error.problem or error.context}{hint}", code="not-yaml"
-        )
+        problems.add(Place(file, line), key, f"not valid YAML: {_reason(error, written)}", code="not-yaml")
         return Document(None, {}, file)
     except yaml.YAMLError as error:
         problems.add(Place(file), key, f"not valid YAML: {' '.join(str(error).split())}", code="not-yaml")
@@ -95,6 +106,16 @@ def parse(
         problems.add(Place(file), key, "values are nested too deeply", code="nested-too-deeply")
         return Document(None, {}, file)
     return Document(value, reader.places, file)
+
+
+def _reason(error: yaml.MarkedYAMLError, line: str) -> str:
+    """What is wrong with a line, in words of those who write definitions, where they are known."""
+    said, all_said = str(error.problem or error.context), f"{error.context} {error.problem}"
+    if "${" in line:
+        return f"{said}; inside {{ }} and [ ] a ${{NAME}} needs quotes"
+    if "\t" in line[: len(line) - len(line.lstrip())]:
+        return "this line is indented with a tab; indent with spaces"
+    return next((text for part, text in _REASONS if part in all_said), said)
 
 
 @dataclass

@@ -40,7 +40,8 @@ def find(name: str | os.PathLike[str]) -> Path:
             if (folder / file).is_file():
                 return folder / file
     wanted = files[min(1, len(files) - 1)]
-    known = [f"{known}.yaml" for known in names()]
+    beside = [path.name for path in _definitions(given.parent)] if given.parent.is_dir() else []
+    known = list(dict.fromkeys([*beside, *(f"{known}.yaml" for known in names())]))
     raise DefinitionError(
         f"no definition {str(name)!r}: looked for {', '.join(str(folder / wanted) for folder in folders)}; "
         + suggestion(

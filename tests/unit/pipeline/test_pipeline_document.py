@@ -64,6 +64,11 @@ class TestTypes:
         assert str(document.place(("a", "zzz"))) == "d.yaml:1"
 
 
+COLON = (
+    "a ':' where no key can stand; give the keys of one level the same indentation, and quote text with ': '"
+)
+
+
 class TestProblems:
     @pytest.mark.parametrize(
         ("text", "expected"),
@@ -71,9 +76,21 @@ class TestProblems:
             ("a: 1\nb: 2\na: 3\n", "d.yaml:3: a: duplicate key; first written on line 1"),
             ("a: {x: 1, x: 2}\n", "d.yaml:1: a.x: duplicate key; first written on line 1"),
             ("1: x\n", "d.yaml:1: the key '1' is not text; put it in quotes"),
-            ("a: [1\n", "d.yaml:2: not valid YAML: expected ',' or ']', but got '<stream end>'"),
-            ("a: 1\n---\nb: 2\n", "d.yaml:2: not valid YAML: but found another document"),
-            ("\ta: 1", "d.yaml:1: not valid YAML: found character '\\t' that cannot start any token"),
+            ("a: [1\n", "d.yaml:2: not valid YAML: a ',' or a closing bracket is missing"),
+            (
+                "a: 1\n---\nb: 2\n",
+                "d.yaml:2: not valid YAML: '---' begins a second definition, and a file holds one",
+            ),
+            ("a:\n\tb: 1", "d.yaml:2: not valid YAML: this line is indented with a tab; indent with spaces"),
+            ("a:\n  b: 1\n   c: 2\n", f"d.yaml:3: not valid YAML: {COLON}"),
+            ("a: x: y\n", f"d.yaml:1: not valid YAML: {COLON}"),
+            (
+                "a:\n  b: 1\n c: 2\n",
+                "d.yaml:3: not valid YAML: this line is indented otherwise than the others of its level; give them "
+                "all the same number of spaces",
+            ),
+            ("a: 'x\nb: 1\n", "d.yaml:3: not valid YAML: a quote is not closed"),
+            ("a: @x", "d.yaml:1: not valid YAML: found character '@' that cannot start any token"),
             (
                 "a: !!python/object:os.system x\n",
                 "d.yaml:1: a: the tag '!!python/object:os.system' is not allowed",

@@ -107,7 +107,7 @@ class TestErrors:
             ),
             (
                 "first.count=[1",
-                "--set first.count=[1: not valid YAML: expected ',' or ']', but got '<stream end>'",
+                "--set first.count=[1: not valid YAML: a ',' or a closing bracket is missing",
             ),
             (
                 "first.count.deep=1",

@@ -169,6 +169,17 @@ class TestFinding:
                 "did you mean 'quickstart.yaml'? known definitions: cifar10-mct-ipc1.yaml, quickstart.yaml"
             )
 
+    @pytest.mark.parametrize("folder", ["", "mine/"])
+    def test_another_ending(self, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The files next to the missing one are among those that may be meant."""
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "photos.yaml").write_text("name: mine")
+        with pytest.raises(DefinitionError) as caught:
+            load(f"{folder}photos.yml")
+        assert caught.value.code == "no-definition"
+        assert "did you mean 'photos.yaml'? " in str(caught.value)
+
     def test_shipped(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Elsewhere than in a clone the shipped definitions are found by name; those of the folder come first."""
         monkeypatch.chdir(tmp_path)
