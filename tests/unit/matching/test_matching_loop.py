@@ -190,7 +190,7 @@ def test_taken_back_to_the_last_anchor() -> None:
     """After the first anchor a run is taken back to it, not to its start."""
     loop = run(begin(config(syn_steps=1)), ANCHOR + 3)
     anchored = loop.anchor
-    loop.matcher = replace(loop.matcher, settings=config(syn_steps=1, lr_lr=1e9, retries=1))
+    loop.matcher = replace(loop.matcher, settings=config(syn_steps=1, lr_image=1e12, retries=1))
     loop.step()
 
     assert anchored.iteration == ANCHOR
