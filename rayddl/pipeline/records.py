@@ -22,6 +22,8 @@ from rayddl.version import __version__
 SUFFIX = artifacts.RECORD
 BEAT_SECONDS = 10.0
 """Seconds between two records of one stage; few enough writes for object storage."""
+SILENT_SECONDS = 120.0
+"""Seconds without progress reports after which a running stage may have been killed."""
 
 Beat: TypeAlias = Callable[[dict[str, Any]], None]
 """Receives ``{"done", "total", "rate", "left", "metric"}``: units, units, units/s, s, text; ``None`` if unknown."""
@@ -111,6 +113,22 @@ def read(out: Folder, file: str) -> Mapping[str, Any]:
 def names(out: Folder) -> Iterator[str]:
     """Yield the file names of all run records in ``out``."""
     return (name for name in out.names() if name.endswith(SUFFIX))
+
+
+def heard(entry: Mapping[str, Any]) -> datetime | None:
+    """Return the time of the last report of a stage's entry in a record."""
+    try:
+        return datetime.fromisoformat(str(entry["heard"])) if entry.get("heard") else None
+    except ValueError:
+        return None
+
+
+def state(entry: Mapping[str, Any], now: datetime) -> str:
+    """Return the recorded state of a stage, or ``silent`` for a running one without a recent report."""
+    last = heard(entry)
+    late = last is not None and (now - last).total_seconds() > SILENT_SECONDS
+    recorded = str(entry.get("state", ""))
+    return "silent" if late and recorded == "running" else recorded
 
 
 class Heartbeat:

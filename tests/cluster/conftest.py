@@ -40,7 +40,7 @@ name: nodes
 source: {name: parquet, root: "ROOT"}
 stages:
   experts:
-    {kind: experts, net: {name: convnet, depth: 1, width: 8}, count: 5, epochs: 24, batch: 64, lr: 0.05,
+    {kind: experts, net: {name: convnet, depth: 1, width: 8}, count: 5, epochs: 16, batch: 64, lr: 0.05,
      augment: flip_color, compile: false, resources: {num_cpus: 1}}
   distill:
     {kind: match, experts: experts, ipc: 1, iterations: 30, syn_steps: 4, expert_epochs: 2, max_start_epoch: 4,

@@ -30,6 +30,8 @@ SETUP, WORKER = "/ray/_private/workers/setup_worker.py", "/ray/_private/workers/
 CONTEXT = "--serialized-runtime-env-context="
 OF_SETUP = ("--language=", CONTEXT)
 """Beginnings of the words that are for the first of the two."""
+PROBE = "\nimport json\nfound = {}\ntry:\n    import torch\n"
+"""What the program begins with by which ``rayddl doctor`` tries torch, on every node."""
 
 
 def begin() -> None:
@@ -47,6 +49,10 @@ def begin() -> None:
         if setter is not None:
             # The node knows the agent by this process: each ends with the other.
             os._exit(1 if setter[1].recv(4) != bytes(4) else 0)
+    elif program[0] == "-c" and program[1].startswith(PROBE):
+        tried = ask(name, program, dict(os.environ), awaited=True)
+        if tried is not None:
+            os._exit(1 if tried[1].recv(4) != bytes(4) else 0)
     elif program[0].endswith((SETUP, WORKER)) and any(word.endswith(WORKER) for word in program):
         env = with_context(program)
         own = [word for word in program if not word.endswith(SETUP) and not word.startswith(OF_SETUP)]

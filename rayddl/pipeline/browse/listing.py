@@ -51,7 +51,7 @@ class Run:
 
     name: str
     state: str
-    """``done``, ``partial``, ``failed``, ``interrupted`` or ``unreadable``."""
+    """``done``, ``running``, ``partial``, ``failed``, ``interrupted`` or ``unreadable``."""
     stages: str
     written: datetime | None
 
@@ -152,12 +152,12 @@ def _run(out: Folder, file: str, found: Mapping[str, FoundStage]) -> Run:
     except (RayddlError, OSError):
         return Run(file.removesuffix(records.SUFFIX), "unreadable", "", written)
     done = sum(state == "done" for state in states.values())
-    recorded = {str(entry.get("state", "")) for name, entry in stages.items() if states[name] != "done"}
-    # A command with the state "running" in its record may be running or may have been killed, so such a run
-    # counts as partial.
+    now = datetime.now(timezone.utc)
+    recorded = {records.state(entry, now) for name, entry in stages.items() if states[name] != "done"}
+    # A stage that was not heard of for a while may have been killed.
     state = (
         "done"
         if done == len(stages)
-        else next((s for s in ("failed", "interrupted") if s in recorded), "partial")
+        else next((s for s in ("failed", "interrupted", "running") if s in recorded), "partial")
     )
     return Run(str(record["name"]), state, f"{done} of {len(stages)}", written)

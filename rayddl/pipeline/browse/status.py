@@ -19,9 +19,6 @@ from rayddl.pipeline.sets import find_record
 from rayddl.pipeline.tables import rows_table
 from rayddl.storage import Folder
 
-SILENT_SECONDS = 120.0
-"""Seconds without progress reports after which a running stage may have been killed."""
-
 
 @dataclass(frozen=True)
 class StageStatus:
@@ -136,29 +133,16 @@ def _stage(name: str, entry: Mapping[str, Any], out: Folder, now: datetime) -> S
     folder = out.child(entry["folder"])
     # The manifest decides: the record may be older, or of a command that was killed.
     done = folder.has(artifacts.MANIFEST)
-    heard = _moment(entry.get("heard"))
-    state = "done" if done else _state(str(entry["state"]), heard, now)
+    state = "done" if done else records.state(entry, now)
+    if not done and state in ("done", "cached"):
+        state = "waiting"  # its folder was deleted
     return StageStatus(
         name,
         str(entry["kind"]),
         state,
         str(entry["folder"]),
         float(entry["seconds"]) if done and "seconds" in entry else None,
-        heard,
+        records.heard(entry),
         dict(entry.get("progress", {})),
         str(entry.get("error", "")),
     )
-
-
-def _state(recorded: str, heard: datetime | None, now: datetime) -> str:
-    if recorded == "running" and heard is not None and (now - heard).total_seconds() > SILENT_SECONDS:
-        return "silent"
-    # Recorded as done, but its folder was deleted.
-    return "waiting" if recorded in ("done", "cached") else recorded
-
-
-def _moment(text: Any) -> datetime | None:
-    try:
-        return datetime.fromisoformat(str(text)) if text else None
-    except ValueError:
-        return None

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from rayddl.cli.app import app
 from rayddl.errors import StageError
+from rayddl.pipeline.browse.listing import listing
 from rayddl.pipeline.browse.status import RunStatus, run_status
 from rayddl.pipeline.records import BEAT_SECONDS, Heartbeat
 from rayddl.stages.context import Context, Result, Silent
@@ -26,10 +27,12 @@ def status(lab: Any, seconds: float = 0.0) -> RunStatus:
 def test_a_run_in_the_making_is_seen_from_outside(lab, three) -> None:
     """While a stage runs, the record says how far it is; stages after it wait; those before are done."""
     seen: list[RunStatus] = []
+    listed: list[str] = []
 
     def work(config: Any, context: Context) -> Result:
         context.progress.update(3, 8, "loss 0.5")
         seen.extend((status(lab), status(lab, seconds=600)))
+        listed.append(listing(str(lab.out)).runs[0].state)
         return Result({})
 
     lab.works["second"] = work
@@ -40,6 +43,7 @@ def test_a_run_in_the_making_is_seen_from_outside(lab, three) -> None:
     row = now.stages[1].row(datetime.now(timezone.utc))
     assert (row["state"], row["progress"]) == ("running", "3/8, loss 0.5")
     assert (now.state, later.state) == ("running", "silent")
+    assert listed == ["running"]
     assert (
         later.stages[1].row(datetime.now(timezone.utc) + timedelta(minutes=10))["state"]
         == "silent for 10 min"

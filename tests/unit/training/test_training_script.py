@@ -46,6 +46,7 @@ from rayddl.pipeline.exporting import export_to
 from rayddl.seeds import generator
 from rayddl.stages.evaluate import script
 from rayddl.storage import Folder
+from tests import warm
 from tests.raising import raises
 
 CPU = torch.device("cpu")
@@ -167,16 +168,16 @@ def opened(to: Path) -> ModuleType:
 
 def run(to: Path, *options: str) -> str:
     """What the exported script prints, in a process without rayddl."""
-    code = "import runpy, sys; sys.modules['rayddl'] = None; runpy.run_path('train.py', run_name='__main__')"
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *options],
-        cwd=to,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
+    code = (
+        "import runpy, sys, warnings; assert not any(name.startswith('rayddl') for name in sys.modules); "
+        "sys.modules['rayddl'] = None; warnings.simplefilter('ignore'); runpy.run_path('train.py', run_name='__main__')"
     )
+    # As a worker to which the package is sent, the process has not imported it.
+    env = {**os.environ, "PYTHONPATH": f"{to}/{warm.client.SENT}"}
+    done = warm.run(
+        [sys.executable, "-c", code, *options],
+        cwd=to, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
 
