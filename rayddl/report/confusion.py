@@ -26,6 +26,12 @@ LETTERS, LETTER = 12, 6.4
 """Letters of a name that are shown, and the width of one in CSS pixels."""
 GAMMA = 0.6
 """Exponent for the opacity; below 1, it makes small shares visible."""
+SCALE = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Shares whose shades are shown below a matrix."""
+STEP, BELOW = 18, 38
+"""Width of a shade, and the room for the scale below a matrix, in CSS pixels."""
+SCALE_WIDTH = 230
+"""Width of the scale with its words, in CSS pixels."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Matrix:
             Markup(
                 '<svg class="confusion" viewBox="0 0 {0} {1}" width="{0}" height="{1}" role="img" aria-label="{2}">'
                 "<title>{2}</title>"
-            ).format(left + side + 1, top + side + 1, self.alt),
+            ).format(max(left + side, left + SCALE_WIDTH) + 1, top + side + BELOW, self.alt),
             Markup('<text class="axis" x="{}" y="11">taken for</text>').format(left),
             Markup(
                 '<text class="axis" transform="translate(11 {}) rotate(-90)" text-anchor="end">true class</text>'
@@ -58,7 +64,10 @@ class Matrix:
             Markup('<image href="{}" x="{}" y="{}" width="{}" height="{}"/>').format(
                 self.src, left, top, side, side
             ),
-            Markup('<rect x="{}" y="{}" width="{}" height="{}"/>').format(left, top, side, side),
+            Markup('<rect class="frame" x="{}" y="{}" width="{}" height="{}"/>').format(
+                left, top, side, side
+            ),
+            *_scale(left, top + side + 10),
         ]
         for i, name in enumerate(names if named else ()):
             at = FIELD * (i + 0.5) + 4
@@ -95,6 +104,20 @@ def mistakes(made: Matrix, most: int) -> list[tuple[str, str, float]]:
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
     places = [divmod(int(i), len(made.classes)) for i in order]
     return [(made.classes[a], made.classes[b], float(wrong[a, b])) for a, b in places if wrong[a, b] > 0]
+
+
+def _scale(left: int, top: int) -> list[Markup]:
+    """Shades with their shares, from ``left`` and ``top``."""
+    shade = Markup('<rect x="{}" y="{}" width="{}" height="10" fill="rgb({},{},{})" fill-opacity="{:.3f}"/>')
+    shades = [shade.format(left + k * STEP, top, STEP, *INK, share**GAMMA) for k, share in enumerate(SCALE)]
+    end = left + len(SCALE) * STEP
+    return [
+        *shades,
+        Markup('<rect class="frame" x="{}" y="{}" width="{}" height="10"/>').format(left, top, end - left),
+        Markup('<text class="axis" x="{}" y="{}">0</text>').format(left, top + 23),
+        Markup('<text class="axis" x="{}" y="{}" text-anchor="end">100 %</text>').format(end, top + 23),
+        Markup('<text class="axis" x="{}" y="{}">of the true class</text>').format(end + 8, top + 9),
+    ]
 
 
 def _picture(shares: npt.NDArray[np.float64]) -> str:

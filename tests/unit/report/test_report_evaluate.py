@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from rayddl.report import numbers
 from rayddl.report.confusion import matrix
@@ -158,6 +162,23 @@ def test_accuracy_class_by_class(make: Any) -> None:
         ["cat", numbers.percent(0.75), numbers.ABSENT],
         ["dog", numbers.percent(1.0), numbers.percent(0.0)],
     ]
+
+
+def test_the_scale_has_the_shades_of_the_fields() -> None:
+    """A field of a share is as opaque as that share on the scale below the matrix."""
+    shares = (0, 25, 50, 75, 100)
+    true, predicted = np.divmod(np.arange(25), 5)
+    count = np.where(predicted == true, [shares[t] for t in true], 0)
+    count += np.where(predicted == (true + 1) % 5, [100 - shares[t] for t in true], 0)
+    named = {"data": np.full(25, "distilled"), "net": np.full(25, "n")}
+    made = matrix({**named, "true": true, "predicted": predicted, "count": count}, "n", tuple("abcde"), "n")
+    assert made is not None
+    picture = Image.open(io.BytesIO(base64.b64decode(made.src.partition(",")[2])))
+    fields = np.diagonal(np.array(picture)[..., 3]) / 255
+    scale = [float(found) for found in re.findall(r'fill-opacity="([\d.]+)"', made.draw())]
+
+    assert scale == pytest.approx(list(fields), abs=0.003)
+    assert ">100 %</text>" in made.draw()
 
 
 @pytest.mark.parametrize("count", [3, 24, 25])
