@@ -62,7 +62,7 @@ class WindowRule(Config):
         if self.continuous and self.trajectory == "convex":
             return low + share * (high - low)
         whole = max(int(high) - int(low), 1)
-        return float(int(low) + min(int(share * whole), whole - 1))
+        return float(int(low) + int(share * whole))
 
 
 class Settings(WindowRule, Augmented):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rayddl.data.config import AUGMENTATIONS
-from rayddl.data.pixels.augment import Draw, apply, draw
+from rayddl.data.pixels.augment import Draw, apply, draw, joined
 
 # torch's forward mode loads decompositions that its own jit.script warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is:FutureWarning")
@@ -314,6 +314,18 @@ def test_no_names_leave_the_images_alone() -> None:
     assert draw((), (2, 3, 4, 4), source) is None
     assert torch.equal(source.get_state(), before)
     assert apply(x, None) is x
+
+
+def test_draws_of_several_batches_are_one_after_the_other() -> None:
+    """One draw for all images has what each batch's own draw has; without augmentation there is none."""
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.rand(count, 3, 8, 8, generator=generator) for count in (3, 1, 4)]
+    draws = [draw(("crop",), batch.shape, generator) for batch in batches]
+    parts = [apply(batch, drawn) for batch, drawn in zip(batches, draws, strict=True)]
+
+    torch.testing.assert_close(apply(torch.cat(batches), joined(draws)), torch.cat(parts), rtol=0, atol=0)
+    assert joined([None, None]) is None
+    assert joined(draws[:1]) is draws[0]
 
 
 def test_the_global_generator_is_not_touched() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayddl.data.pixels import space, sums
-from rayddl.data.pixels.space import ZCA_EPS, Normalise, PixelSpace, Zca, fit
+from rayddl.data.pixels.space import PORTION, ZCA_EPS, Normalise, PixelSpace, Zca, fit
 from rayddl.data.pixels.whitening import moments
 from rayddl.errors import SourceError
 from tests.raising import raises
@@ -308,8 +308,8 @@ def test_a_constant_channel_has_the_least_deviation() -> None:
 
 
 def test_many_images_are_encoded_as_few() -> None:
-    """More than are encoded at a time, the last part not full."""
-    images = noise(4099, (1, 2, 2))
+    """More than are encoded at a time, the last part a single image."""
+    images = noise(PORTION + 1, (1, 2, 2))
     whitened = zca_of(images)
     encoded = whitened.encode(images)
     expected = (images.flatten(1).double() / 255 - whitened.mean.double()) @ whitened.whiten.double()

@@ -46,6 +46,21 @@ def test_what_is_read_stands_under_its_field(lab: Any) -> None:
     }  # fmt: skip
 
 
+def test_unset_fields_are_named_unless_they_were_added() -> None:
+    """An unset field stands for nothing that is read; one that a kind did not always have is left out."""
+    experts = {"kind": "experts", "net": {"name": "mlp"}, "count": 1, "epochs": 1}
+    stages = {"plain": experts, "t": {"kind": "teacher", "net": {"name": "mlp"}, "epochs": 1}}
+    stages["scored"] = {**experts, "scores": "t", "epochs": 100, "curriculum": {}}
+    stages["picked"] = {"kind": "coreset", "method": "random", "ipc": 1}
+    found = {
+        stage.name: list(graph.fields(stage.config)) for stage in load({**HEAD, "stages": stages}).stages
+    }
+
+    assert [(name, names) for name, names, _ in found["plain"]] == []
+    assert [(name, names) for name, names, _ in found["scored"]] == [("scores", ("t",))]
+    assert [(name, names) for name, names, _ in found["picked"]] == [("features", ())]
+
+
 @pytest.mark.parametrize(
     ("stage", "key", "text"),
     [
