@@ -9,8 +9,11 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 import typer.main
 
+import rayddl
+from rayddl import plugins
 from rayddl.cli.app import app
 from rayddl.pipeline.definition import reference
 from rayddl.stages.kinds import KINDS
@@ -110,3 +113,22 @@ def test_the_reference_explains_every_key() -> None:
     assert [row[0] for row in rows if len(row) != 4 or row[3].strip(" |") == ""] == []
     assert re.findall(r"another value|:\w+:`|typing|NoneType|<class", page) == []
     assert all(f"## `kind: {name}`" in page for name in KINDS)
+
+
+def test_the_example_of_a_selection_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CONTRIBUTING's files are planned as they stand, and the selection returns indices."""
+    page = text_of(ROOT / "CONTRIBUTING.md")
+    files = re.findall(r"```(?:python|yaml)\n# (own/[\w.]+)\n(.*?)```", page, re.DOTALL)
+    assert [name for name, _ in files] == ["own/outliers.py", "own/outliers.yaml"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    for name, text in files:
+        (tmp_path / name).write_text(text)
+    try:
+        planned = rayddl.plan("own/outliers.yaml", plugins=["own/outliers.py"])
+        chosen = plugins.find("selections", "outliers")(torch.randn(142, 64), 3)  # type: ignore[misc]
+    finally:
+        plugins.activate([])
+
+    assert [stage.name for stage in planned.stages][:2] == ["mine", "herding"]
+    assert len({*chosen.tolist()} & {*range(142)}) == 3
