@@ -16,6 +16,9 @@ from rayddl.stages.runtime import driver
 
 CONNECT_SECONDS = 10.0
 """Time limit for a connection to the cluster's address."""
+ATTEMPTS = "2"
+"""Attempts to connect to a cluster that answers, but not as expected."""
+_ATTEMPTS = "RAY_gcs_server_port_wait_time_s"
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """The environment variable in which Ray's job server passes the job's configuration to the driver."""
 _LEFT_OUT = ("__pycache__", "*.pyc")
@@ -35,10 +38,12 @@ def start(address: str, env: Mapping[str, str]) -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
+    # Ray repeats each attempt for seconds, and its usual twenty only delay the refusal of a wrong token.
+    attempts = {_ATTEMPTS: os.environ.get(_ATTEMPTS, ATTEMPTS)}
     try:
         knock(address)
         # The C++ library prints a line about its log level.
-        with driver.stderr_into(os.devnull):
+        with driver.stderr_into(os.devnull), driver.variables(attempts):
             ray.init(
                 address=address,
                 runtime_env=environment(env, clean=address.startswith("ray://")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -84,10 +85,14 @@ def test_the_shipped_copy_is_the_one_imported(tmp_path: Path, monkeypatch: pytes
 def test_a_cluster_that_cannot_be_used(error: Exception, monkeypatch: pytest.MonkeyPatch, job) -> None:
     """What keeps this process from a cluster is said with what to do, whatever Ray wraps it in."""
     ray = pytest.importorskip("ray")
+    wait, seen = attach._ATTEMPTS, []
 
     def refuse(**asked: object) -> None:
+        seen.append(os.environ.get(wait))
         raise ConnectionError("Failed to connect to Ray cluster") from error
 
     monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.delenv(wait, raising=False)
     with raises("attach-failed"):
         attach.start("auto", {})
+    assert (seen, os.environ.get(wait)) == ([attach.ATTEMPTS], None)
