@@ -220,6 +220,7 @@ def _numbers(file: pq.ParquetFile, where: str) -> Tensor:
     if not (listed and (pa.types.is_floating(type_.value_type) or pa.types.is_integer(type_.value_type))):
         return torch.empty(0)
     rows = file.read(columns=["soft_label"]).column("soft_label")
+    parquet_bounds.refuse_other_rows(len(rows), file.metadata, "soft_label")
     widths = pc.unique(pc.list_value_length(rows)).to_pylist()
     flat = pa.chunked_array([chunk.flatten() for chunk in rows.chunks], type_.value_type)
     if len(widths) != 1 or flat.null_count:

@@ -83,7 +83,18 @@ def labels(file: pq.ParquetFile, stream: pa.NativeFile, column: str, where: str)
     # Arrow reads a column as a dictionary only if the file is opened for that.
     stream.seek(0)
     found = pq.ParquetFile(stream, metadata=file.metadata, read_dictionary=[column])
-    return found.read(columns=[column]).column(column)
+    values: pa.ChunkedArray = found.read(columns=[column]).column(column)
+    refuse_other_rows(len(values), file.metadata, column)
+    return values
+
+
+def refuse_other_rows(found: int, metadata: pq.FileMetaData, column: str) -> None:
+    """Raise Arrow's error if a column has more or fewer rows than the file says."""
+    # Arrow compares the columns that are read together, and does not count the rows of one that is read alone.
+    if found != metadata.num_rows:
+        raise pa.ArrowInvalid(
+            f"column {column!r} has {found:,} rows, and the file says {metadata.num_rows:,}"
+        )
 
 
 def _refuse_large(metadata: pq.FileMetaData, column: str, where: str) -> None:
@@ -101,13 +112,19 @@ def values(metadata: pq.FileMetaData, column: str) -> int:
 
 
 def batches(file: pq.ParquetFile, column: str, most: int = ROWS_AT_ONCE) -> Iterator[pa.ChunkedArray]:
-    """Yield a column in portions of up to ``most`` rows, with fewer if they are large. Raises Arrow's errors.
+    """Yield a column in portions of up to ``most`` rows, with fewer if they are large. Raises Arrow's errors, also for
+    more or fewer rows than the file says.
 
     A dictionary stores equal cells once, so a small file can hold large cells many times: few rows are decoded at
     once where cells may be large.
     """
-    at_once = rows_at_once(file.metadata, column, most=most)
-    return portions(file.iter_batches(at_once, columns=[column]), at_once, most)
+    at_once, count = rows_at_once(file.metadata, column, most=most), 0
+    for part in portions(file.iter_batches(at_once, columns=[column]), at_once, most):
+        count += len(part)
+        if count > file.metadata.num_rows:
+            break
+        yield part
+    refuse_other_rows(count, file.metadata, column)
 
 
 def portions(

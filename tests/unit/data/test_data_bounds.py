@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ from rayddl.data.sources import registry as sources
 from rayddl.data.sources.row_groups import row_group
 from rayddl.errors import SourceError
 from rayddl.storage import Folder
+from tests.fuzz.formats import SEEDS
 from tests.raising import raises
 
 MIB = 2**20
@@ -248,3 +250,28 @@ def test_soft_labels_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("RAYDDL_MAX_ROWS", "1")
     with raises("soft-labels-too-many"):
         _imported(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [3, 5])
+def test_columns_of_different_lengths_are_refused(kept: int, tmp_path: Path) -> None:
+    """A column that is read alone has as many rows as the file says: neither the labels nor the images are cut."""
+    pq.write_table(pa.table({"image": [b"x"] * 4, "label": [0] * 4}), tmp_path / "a.parquet")
+
+    class Other(pq.ParquetFile):  # type: ignore[misc]
+        def iter_batches(self, *args: Any, **more: Any) -> Iterator[pa.RecordBatch]:
+            whole = pa.table({"image": [b"x"] * kept})
+            return iter(whole.to_batches(max_chunksize=1))
+
+    with pytest.raises(pa.ArrowInvalid, match=f"'image' has {kept} rows, and the file says 4"):
+        list(parquet_bounds.batches(Other(tmp_path / "a.parquet"), "image"))
+    assert sum(map(len, parquet_bounds.batches(pq.ParquetFile(tmp_path / "a.parquet"), "image"))) == 4
+
+
+def test_fewer_labels_than_images_are_refused(tmp_path: Path) -> None:
+    """A file whose second row group lost its labels, as fuzzing found one."""
+    data = (SEEDS / "parquet" / "labels-fewer-than-images.parquet").read_bytes()
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.parquet").write_bytes(data)
+    with raises("parquet-unreadable") as caught:
+        sources.load(SourceConfig(name="parquet", root=str(tmp_path)))
+    assert "column 'label' has 4 rows, and the file says 6" in str(caught.value)
