@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError, UserError
+from rayddl.escapes import visible
 from rayddl.pipeline import artifacts, hub, records
 from rayddl.storage import Folder, split
 
@@ -44,10 +47,20 @@ def find_set(where: str, out: str = "runs", stage: str | None = None) -> Folder:
     if found is None and not sets:
         raise ArtifactError(
             f"no distilled set at {scrub(where)!r}: looked for {SET_FILE} and set/{SET_FILE} there, and for "
-            f"a run of that name in {scrub(out)!r}; rayddl list shows what there is",
+            f"a run of that name in {scrub(out)!r}; {_nearest(where, out)}rayddl list shows what there is",
             code="no-such-set",
         )
     return _the_one(sets, where, stage)
+
+
+def _nearest(where: str, out: str) -> str:
+    """``did you mean 'photos'? `` if a run in ``out`` is called nearly so."""
+    with suppress(OSError, ValueError):
+        runs = [name.removesuffix(records.SUFFIX) for name in records.names(Folder(out))]
+        return "".join(
+            f"did you mean {visible(name)!r}? " for name in difflib.get_close_matches(where, runs, 1)
+        )
+    return ""
 
 
 def _the_one(sets: Mapping[str, Folder], where: str, stage: str | None) -> Folder:

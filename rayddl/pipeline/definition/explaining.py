@@ -13,6 +13,7 @@ from rayddl.errors import UserError
 from rayddl.pipeline.definition import reference
 from rayddl.pipeline.definition.load import Top
 from rayddl.pipeline.definition.vocabulary import key_hint, kind_hint
+from rayddl.plugins import few
 from rayddl.stages.kinds import Kind, known
 from rayddl.stages.settings import StageConfig
 
@@ -41,7 +42,12 @@ def explain(what: str = "", kinds: Mapping[str, Kind] | None = None, width: int 
         )
     first, *path = what.split(".")
     if first not in topics:
-        raise UserError(f"{first!r}: {kind_hint(first, topics, 'known names')}", code="nothing-to-explain")
+        key = path[0] if path else first
+        having = [name for name, model in topics.items() if key in model.model_fields]
+        hints = [kind_hint(first, topics, "known names")] if path or not having else []
+        if having:
+            hints.append(f"{key} is a key of {few(having)}: rayddl explain {having[0]}.{key}")
+        raise UserError(f"{first!r}: {'; '.join(hints)}", code="nothing-to-explain")
     model, groups = topics[first], reference.groups_of(topics.values())
     for position, key in enumerate(path):
         field = model.model_fields.get(key)

@@ -79,7 +79,7 @@ def section(experts: Experts, alone: bool) -> Section:
             experts,
             key,
             "step_norm",
-            "Way covered in each epoch",
+            "Distance moved in each epoch",
             note="Norm of the change of all parameters; good: it falls, since training settles.",
         ),
     )

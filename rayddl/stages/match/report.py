@@ -203,8 +203,8 @@ def _windows(match: Match, key: str) -> Chart | None:
             _line(curve.x, curve.mean),
             Dots(_list(curve.x), _list(curve.mean)),
         ),
-        note="Good: low everywhere, as nowhere the students lose the experts. Line: mean. Shaded: ± one deviation. "
-        "Bars below: how many windows started there.",
+        note="Good: low everywhere, since students follow the experts from every start. Line: mean. Shaded: "
+        "± one deviation. Bars below: how many windows started there.",
         tint="loss",
         x_range=(float(edges[0]), float(edges[-1])),
         hints=tuple(

@@ -56,6 +56,14 @@ def test_unknown_names(name: str) -> None:
         explain(name)
 
 
+def test_keys_without_their_kind() -> None:
+    """A key alone, or after a stage's name, is answered with the kinds that have it."""
+    for name in ("syn_steps", "distill.syn_steps"):
+        with raises("nothing-to-explain") as caught:
+            explain(name)
+        assert str(caught.value).endswith("syn_steps is a key of match: rayddl explain match.syn_steps")
+
+
 @pytest.mark.parametrize("path", sorted(PIPELINES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_definitions_satisfy_the_schema_and_name_it(path: Path) -> None:
     """An editor underlines nothing in them, and finds the schema by their header."""

@@ -271,5 +271,8 @@ class TestFindSet:
             find_set("three", str(lab.out))
         with raises("no-such-set"):
             find_set("nowhere", str(lab.out))
+        with raises("no-such-set") as caught:
+            find_set("thre", str(lab.out))
+        assert "; did you mean 'three'? rayddl list shows" in str(caught.value)
         with raises("place-unreadable"):
             find_set("ftp://x", str(lab.out))

@@ -412,7 +412,7 @@ def test_charts_and_tables_are_there(quickstart: Run) -> None:
         "Loss by where the window starts",
         "Test accuracy",
         "Training loss",
-        "Way covered in each epoch",
+        "Distance moved in each epoch",
     } <= set(captions)
     assert "iteration 500: " in page.text
     assert all("sortable" in a["class"] for tag, a in page.tags if tag == "table")
