@@ -44,15 +44,11 @@ def begin() -> None:
     if program[0].endswith(AGENT):
         if os.environ.get(REAL_AGENT, "0") == "0":
             stand_in(dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word))
-    elif program[0].endswith(SETTER):
-        setter = ask(name, program, dict(os.environ), awaited=True)
-        if setter is not None:
-            # The node knows the agent by this process: each ends with the other.
-            os._exit(1 if setter[1].recv(4) != bytes(4) else 0)
-    elif program[0] == "-c" and program[1].startswith(PROBE):
-        tried = ask(name, program, dict(os.environ), awaited=True)
-        if tried is not None:
-            os._exit(1 if tried[1].recv(4) != bytes(4) else 0)
+    elif program[0].endswith(SETTER) or (program[0] == "-c" and program[1].startswith(PROBE)):
+        forked = ask(name, program, dict(os.environ), awaited=True)
+        if forked is not None:
+            # Those who started it know it by this process: each ends with the other.
+            os._exit(1 if forked[1].recv(4) != bytes(4) else 0)
     elif program[0].endswith((SETUP, WORKER)) and any(word.endswith(WORKER) for word in program):
         env = with_context(program)
         own = [word for word in program if not word.endswith(SETUP) and not word.startswith(OF_SETUP)]
