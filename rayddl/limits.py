@@ -54,3 +54,17 @@ DOCUMENT_BYTES = Limit("RAYDDL_MAX_DOCUMENT_BYTES", 64 * 2**20)
 """Bytes of one JSON document or definition."""
 SMALL = 2**24
 """Pixels that an image's file of any size may declare."""
+
+
+@dataclass(frozen=True)
+class OfImages:
+    """The limits on an encoded image in force, looked up once for many images."""
+
+    pixels: int
+    pixels_per_byte: int
+    scans: int
+
+
+def of_images() -> OfImages:
+    """Look up the limits on an encoded image. Raises the error of :attr:`Limit.value`."""
+    return OfImages(PIXELS.value, PIXELS_PER_BYTE.value, SCANS.value)

@@ -36,6 +36,9 @@ def init(
             "--method", metavar="KIND", help="The stage kind that makes the set.", autocompletion=_methods
         ),
     ] = None,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Use images outside PATH to which links inside it lead.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
 ) -> None:
     """Look at images and write a definition that suits them.
@@ -51,10 +54,12 @@ def init(
 
     with reporting_errors():
         with waiting("looking at the images"):
-            made = draft(path, to, ipc=ipc, size=size, method=method, force=force)
+            made = draft(path, to, ipc=ipc, size=size, method=method, force=force, follow_links=follow_links)
         for line in made.contents.lines():
             typer.echo(line)
         typer.echo(f"{made.method}: {made.reason}; {made.draft.ipc} per class at {made.draft.size} pixels")
         if made.takes:
             typer.echo(f"on this machine about {made.takes}")
+        for line in made.warnings:
+            typer.echo(f"warning: {line}")
         typer.echo(f"\nwrote {made.file}; change it as you like, then\n  {made.command}")

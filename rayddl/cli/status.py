@@ -13,7 +13,10 @@ from rayddl.cli.options import JobsAddress, Json, Out
 def status(
     what: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN|JOB]", help="A run's name or record, or a job; default: all jobs."),
+        typer.Argument(
+            metavar="[RUN|JOB]",
+            help="A run's name or record, or a job; default: all jobs, without a cluster the newest run.",
+        ),
     ] = None,
     out: Out = "runs",
     address: JobsAddress = None,

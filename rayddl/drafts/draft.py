@@ -11,7 +11,7 @@ from typing import Any
 from rayddl.data.sources.path_contents import PathContents, read_contents
 from rayddl.drafts import text
 from rayddl.errors import UserError
-from rayddl.pipeline import estimating
+from rayddl.pipeline import cautions, estimating
 from rayddl.pipeline import plan as plans
 from rayddl.pipeline.definition import load as definitions
 from rayddl.pipeline.estimating import duration
@@ -19,6 +19,7 @@ from rayddl.plugins import suggestion
 from rayddl.stages.drafting import Draft, DraftRequest
 from rayddl.stages.kinds import known
 from rayddl.stages.runtime import machine
+from rayddl.stages.speed import Speed
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Written:
     """The command line that runs it."""
     takes: str
     """About how long that takes on this machine, in all and stage by stage; empty if it is unknown."""
+    warnings: tuple[str, ...]
+    """What the images let expect of its results, each with what to change."""
 
 
 def methods() -> dict[str, Any]:
@@ -51,12 +54,14 @@ def draft(
     size: int | None = None,
     method: str | None = None,
     force: bool = False,
+    follow_links: bool = False,
 ) -> Written:
     """Write a definition for the images at ``path`` into ``to``; default: a file here, named like the folder.
 
-    ``ipc``, ``size`` and ``method``, a kind, override the choice. The written file is loaded and planned, so it is
-    valid. Raises :class:`UserError` if ``to`` exists and not ``force``, for an unknown ``method`` and an ``ipc`` above
-    the smallest class, and the errors of :func:`rayddl.data.sources.path_contents.read_contents`.
+    ``ipc``, ``size`` and ``method``, a kind, override the choice. With ``follow_links``, links may lead out of
+    ``path``. The written file is loaded and planned, so it is valid. Raises :class:`UserError` if ``to`` exists and
+    not ``force``, for an unknown ``method`` and an ``ipc`` above the smallest class, and the errors of
+    :func:`rayddl.data.sources.path_contents.read_contents`.
     """
     able = methods()
     if method is not None and method not in able:
@@ -65,20 +70,23 @@ def draft(
             f"{suggestion(method.lower(), able, 'methods')}",
             code="unknown-method",
         )
-    found, name = read_contents(path), _name(to, path)
+    found, name = read_contents(path, follow_links=follow_links), _name(to, path)
     file = Path(to or f"{name}.yaml")
     if file.exists() and not force:
         raise UserError(
             f"{file} exists. Give another file with --to, or overwrite it with --force.", code="file-exists"
         )
-    request = DraftRequest(found, bool(machine.gpu_bytes()), ipc, size)
+    gpu = bool(machine.gpu_bytes())
+    half = not gpu and Speed.of(machine.cpu_text(), ()).half > 1
+    request = DraftRequest(found, gpu, half, ipc, size)
     chosen = method or max(able, key=lambda kind: able[kind].suits(request)[0])
     made: Draft = able[chosen].draft(request)
     command = f"rayddl run {shlex.quote(str(file))}"
     _write(file, text.written(found, made, name, command))
-    takes = _takes(file)
+    plan = plans.make(definitions.load(file), "runs")
+    takes, warnings = _takes(plan), tuple(cautions.lines(cautions.before(plan)))
     _write(file, text.written(found, made, name, command, takes))
-    return Written(file, found, chosen, able[chosen].suits(request)[1], made, command, takes)
+    return Written(file, found, chosen, able[chosen].suits(request)[1], made, command, takes, warnings)
 
 
 def _write(file: Path, content: str) -> None:
@@ -92,9 +100,9 @@ def _write(file: Path, content: str) -> None:
         ) from error
 
 
-def _takes(file: Path) -> str:
-    """How long the definition takes on this machine: ``12 min: experts ~2 min, ...``. Loads and plans it."""
-    found = estimating.estimate(plans.make(definitions.load(file), "runs"))
+def _takes(plan: plans.Plan) -> str:
+    """How long the plan takes on this machine: ``12 min: experts ~2 min, ...``."""
+    found = estimating.estimate(plan)
     if found.seconds is None:
         return ""
     each = [f"{name} {duration(one.seconds)}" for name, one in found.stages.items() if one and one.seconds]

@@ -28,6 +28,11 @@ def _source(contents: PathContents, made: Draft) -> list[str]:
     if set(contents.sides) != {(made.size, made.size)}:
         why = "stored larger" if contents.one_size else "stored in several sizes"
         lines += [key("size", made.size, f"side in pixels that all are brought to; {why}", 2)]
+    if contents.bad_fraction:
+        looked_at = len(contents.sides) + contents.unreadable
+        broken = f"{contents.unreadable} of {looked_at} images looked at cannot be read"
+        why = f"{broken}; with more than this share a run ends"
+        lines += [key("max_bad_fraction", contents.bad_fraction, why, 2)]
     if "holdout" in contents.source:
         why = "share of each class held out: there is no held-out split"
         lines += [key("holdout", contents.source["holdout"], why, 2)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,8 @@ from rich.text import Text
 from rayddl.credentials import scrub
 from rayddl.errors import UserError
 from rayddl.jobs import views
-from rayddl.jobs.client import Job, Jobs
-from rayddl.pipeline.browse.status import RunStatus, run_status
+from rayddl.jobs.client import VARIABLES, Job, Jobs
+from rayddl.pipeline.browse.status import RunStatus, newest_run, run_status
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,19 @@ class Status:
 
 
 def status_of(what: str | None, out: str, address: str | None) -> Status:
-    """Return the status of ``what``: a run under ``out``, else a job at ``address``; of all jobs if it is ``None``.
+    """Return the status of ``what``: a run under ``out``, else a job at ``address``. If it is ``None``: of all jobs,
+    or, where no cluster is named and none answers, of the newest run under ``out``.
 
-    For a run, no cluster is contacted. Raises :class:`UserError` if neither is found.
+    For a named run, no cluster is contacted. Raises :class:`UserError` if nothing is found.
     """
     if what is None:
-        return Status(tuple(Jobs(address).all()), None)
+        newest = None if address or any(map(os.environ.get, VARIABLES)) else newest_run(out)
+        try:
+            return Status(tuple(Jobs(address).all()), None)
+        except UserError:
+            if newest is None:
+                raise
+            what = newest
     run = run_status(what, out)
     if run is not None:
         return Status((), run)

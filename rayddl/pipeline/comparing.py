@@ -17,6 +17,7 @@ from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import artifacts, records
 from rayddl.pipeline.api import run
 from rayddl.pipeline.display.base import Display
+from rayddl.pipeline.judging import refuse_unknown_nets
 from rayddl.pipeline.plugging import Given, use
 from rayddl.pipeline.results import RunResult
 from rayddl.pipeline.sets import SET_FILE, find_record, stage_of
@@ -71,6 +72,7 @@ def compare(
     use(plugins)
     places = (where,) if isinstance(where, str | os.PathLike) else where
     several = (nets,) if isinstance(nets, str) else tuple(nets) if nets else None
+    refuse_unknown_nets(several or ())
     with hosts.only(*(os.fspath(place) for place in places), out, root, allow=allow_remote):
         named = [each for place in places for each in resolve(os.fspath(place), out)]
         found = list({_place(each.folder): each for each in named}.values())

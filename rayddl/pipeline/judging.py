@@ -9,11 +9,13 @@ from contextlib import nullcontext, suppress
 
 from rayddl import hosts, interrupts
 from rayddl.credentials import scrub
+from rayddl.errors import UserError
 from rayddl.pipeline import artifacts, hub
 from rayddl.pipeline.display.base import Closing, Display, Ending, Hidden
 from rayddl.pipeline.plugging import Given, use
 from rayddl.pipeline.session import ray_session
 from rayddl.pipeline.sets import find_set, stage_of
+from rayddl.plugins import names, unknown
 from rayddl.stages.context import Result
 from rayddl.stages.kinds import judges
 from rayddl.storage import Folder
@@ -45,6 +47,7 @@ def judge_set(
     """
     display = display or Hidden()
     use(plugins)
+    refuse_unknown_nets(nets or ())
     folder = find_set(where, out, stage)
     began = time.monotonic()
     ending: Ending = "failed"
@@ -84,6 +87,16 @@ def judge_set(
     places = {"set": scrub(where if where.startswith(hub.SCHEME) else str(folder))}
     display.result(Closing({_NAME: result.table}, places, {"summary": dict(result.summary)}))
     return result
+
+
+def refuse_unknown_nets(nets: Sequence[str]) -> None:
+    """Raise :class:`UserError` for a network that is not registered, before Ray starts."""
+    known = (
+        names("nets") if judges("") else ()
+    )  # the judges' settings register the networks that are part of rayddl
+    for net in nets:
+        if net not in known:
+            raise UserError(f"--net {scrub(net)!r} {unknown('nets', net)}", code="unknown-net")
 
 
 def _judge(folder: Folder) -> Callable[..., Result]:

@@ -1,11 +1,12 @@
 """Warnings about results that will disappoint: rules shared by the kinds.
 
-A kind's module ``cautions`` has ``before(config, stages, outlook)``, what its settings and the source let expect, and
-``after(summary)``, what its result shows. Both yield sentences that say what to change. Imports no torch.
+A kind's module ``cautions`` has ``after(summary)``, what its result shows, and often ``before(config, stages,
+outlook)``, what its settings and the source let expect. Both yield sentences that say what to change. Imports no torch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ FEWEST_STEPS = 5
 SUGGESTED_STEPS = 10
 SHARE_ABOVE_CHANCE = 0.1
 TIMES_CHANCE = 1.5
+SURE = 1.96
+"""Standard errors of a 95 % interval."""
 
 
 def few_steps(batch: int, outlook: Outlook) -> Iterator[str]:
@@ -38,6 +41,15 @@ def near_chance(accuracy: float, classes: int, what: str, change: str) -> Iterat
             f"{what} {100 * accuracy:.1f} % of the held-out images, and guessing reaches {100 * chance:.1f} %: "
             f"sets made with this teach little; {change}"
         )
+
+
+def in_noise(accuracy: float, other: float, tested: float | None) -> bool:
+    """True if two accuracies on ``tested`` images differ by less than the noise; false if ``tested`` is unknown."""
+    return (
+        tested is not None
+        and tested > 0
+        and abs(accuracy - other) < SURE * math.sqrt(accuracy * (1 - accuracy) / tested)
+    )
 
 
 def number(summary: Mapping[str, Any], *keys: str) -> float | None:

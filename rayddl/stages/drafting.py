@@ -23,7 +23,9 @@ LARGEST_MATCHED = 64
 """Side in pixels up to which trajectories can be matched in reasonable time."""
 STEPS_AN_EPOCH = 15
 """Least number of steps in an epoch that a batch leaves."""
-STUDENT_EPOCHS = 300
+STUDENT_EPOCHS, FEWEST_EPOCHS = 300, 100
+STUDENT_IMAGES = 20_000
+"""Images, counted each time, that a student sees at most on a processor, unless ``FEWEST_EPOCHS`` need more."""
 _PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./-]*")
 _FIXED = ("cifar10", "cifar100", "digits")
 
@@ -34,6 +36,8 @@ class DraftRequest:
 
     contents: PathContents
     gpu: bool
+    half: bool = False
+    """Whether there is no GPU and the processor computes bfloat16 faster than float32."""
     ipc: int | None = None
     """Images per class, if they are given."""
     size: int | None = None
@@ -74,6 +78,16 @@ class DraftRequest:
         while batch * 2 <= most and self.contents.images / (batch * 2) >= STEPS_AN_EPOCH:
             batch *= 2
         return batch
+
+    def student_epochs(self, made: int) -> int:
+        """The epochs of students of ``made`` images: those of the literature, fewer of large sets on a processor."""
+        if self.gpu:
+            return STUDENT_EPOCHS
+        return min(STUDENT_EPOCHS, max(FEWEST_EPOCHS, STUDENT_IMAGES // made))
+
+    def precision(self) -> tuple[str, ...]:
+        """The line of YAML that lets a stage compute in bfloat16 where that is faster; else none."""
+        return (key("precision", "bf16", "faster than fp32 on this processor"),) if self.half else ()
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,12 @@ class Kind:
         :meth:`estimate`.
         """
         module = self.optional("cautions")
-        return tuple(module.before(config, stages, outlook)) if module else ()
+        return tuple(module.before(config, stages, outlook)) if module and self.warns_before else ()
+
+    @property
+    def warns_before(self) -> bool:
+        """Whether there may be warnings about a stage that has not run, for which the source is looked at."""
+        return hasattr(self.optional("cautions"), "before")
 
     def cautions_after(self, summary: Mapping[str, Any]) -> tuple[str, ...]:
         """Warnings about the result of a finished stage, from its summary."""

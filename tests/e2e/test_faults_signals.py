@@ -94,6 +94,15 @@ class Attempts:
         """Whether the attempt has printed ``text``."""
         return lambda: text in self.printed
 
+    def recorded(self) -> bool:
+        """Whether there is a record of the run, which is written before anything starts, after the plan is shown."""
+        return self.record.exists()
+
+    @property
+    def record(self) -> Path:
+        """The run's record."""
+        return self.folder / "runs" / "quickstart.run.json"
+
     def wrote(self, stage: str, pattern: str) -> Callable[[], bool]:
         """Whether the stage's folder has a whole file of that pattern."""
         return lambda: self.file(stage, pattern) is not None
@@ -105,7 +114,7 @@ class Attempts:
 
     def states(self) -> dict[str, str]:
         """The stages' states in the run's record."""
-        record = json.loads((self.folder / "runs" / "quickstart.run.json").read_text(encoding="utf-8"))
+        record = json.loads(self.record.read_text(encoding="utf-8"))
         return {name: entry["state"] for name, entry in record["stages"].items()}
 
     def left(self) -> list[str]:
@@ -128,7 +137,7 @@ def test_each_moment_ends_alike(tmp_path: Path) -> None:
     """
     run = Attempts(tmp_path)
     moments = [
-        ("before Ray", "experts", run.shows("reads"), (signal.SIGHUP,)),
+        ("before Ray", "experts", run.recorded, (signal.SIGHUP,)),
         ("at its start", "experts", run.shows("starting Ray"), (signal.SIGTERM, signal.SIGTERM)),
         ("experts", "experts", run.wrote("experts", "expert-*.safetensors"), (signal.SIGTERM,)),
         ("match", "distill", run.wrote("distill", "snapshot-000020*"), (signal.SIGINT, signal.SIGINT)),

@@ -291,6 +291,33 @@ def test_a_process_that_ray_ends_is_reported(tmp_path: Path) -> None:
     assert stopped.returncode != 0
 
 
+def test_a_process_that_is_ended_while_it_runs_is_reported(tmp_path: Path) -> None:
+    """Once its raylet is killed, Ray's library ends the process without a word; a stop is not reported."""
+    begin = (
+        "from rayddl.stages.runtime import driver, local\n"
+        "import ray, signal, time\n"
+        "local.store_bytes = lambda: 100 * 2**20\n"
+        "driver.quiet()\n"
+        "local.start({}, num_cpus=1)\n"
+    )
+    lost = run(
+        begin + "raylet, = [p for p in driver.processes().Process().children() if p.name() == 'raylet']\n"
+        "raylet.kill()\n"
+        "time.sleep(600)",
+        TMPDIR=str(tmp_path),
+    )
+    said, written = lost.communicate(timeout=PATIENCE)
+    assert lost.returncode == 1
+    assert said == ""
+    assert written.startswith("error: this process was ended while it ran: ")
+    assert "the same command continues" in written
+    assert written.count("\n") == 1
+
+    stopped = run(begin + "local.stop()\nlocal.driver.os._exit(3)", TMPDIR=str(tmp_path))
+    assert stopped.communicate(timeout=PATIENCE) == ("", "")
+    assert stopped.returncode == 3
+
+
 def test_workers_that_end_at_once_end_the_start(tmp_path: Path) -> None:
     """Ray starts others in their place for ever; the start of a run ends in time with a sentence that says so."""
     (tmp_path / "sitecustomize.py").write_text(

@@ -61,31 +61,27 @@ def decode(
 
     Holds one batch in memory at a time. Large images are decoded by a few threads.
     """
+    allowed = limits.of_images()
+
+    def one(item: Encoded) -> tuple[Decoded, int]:
+        data, brightest = b"", 0
+        pixels: Pixels | str
+        try:
+            data = item.read()
+            pixels, brightest = _read(data, size, white, allowed)
+        except Exception as error:  # the parsers raise many types for broken files
+            pixels = reason(error)
+        return Decoded(item.name, item.label, pixels, brightest), len(data)
+
     with pil_warnings(), ThreadPoolExecutor(_threads()) as pool:
         for batch in batches:
-            first = _decode_one(batch[0], size, white) if batch else None
-            if first is None:
+            if not batch:
                 continue
-            yield first.decoded
-            run = pool.map if first.bytes >= _WORTH_A_THREAD else map
-            for outcome in run(lambda item: _decode_one(item, size, white), batch[1:]):
-                yield outcome.decoded
-
-
-class _Outcome(NamedTuple):
-    decoded: Decoded
-    bytes: int
-
-
-def _decode_one(item: Encoded, size: int | None, white: int | None) -> _Outcome:
-    data, brightest = b"", 0
-    pixels: Pixels | str
-    try:
-        data = item.read()
-        pixels, brightest = _read(data, size, white)
-    except Exception as error:  # the parsers raise many types for broken files
-        pixels = reason(error)
-    return _Outcome(Decoded(item.name, item.label, pixels, brightest), len(data))
+            first, length = one(batch[0])
+            yield first
+            run = pool.map if length >= _WORTH_A_THREAD else map
+            for decoded, _ in run(one, batch[1:]):
+                yield decoded
 
 
 def read_image(data: bytes, size: int | None = None) -> Pixels:
@@ -94,12 +90,14 @@ def read_image(data: bytes, size: int | None = None) -> Pixels:
     With ``size``, :func:`fit_square` is applied. Raises the errors of :func:`open_image`, and ``ValueError``
     for modes whose values are not bytes.
     """
-    return _read(data, size, None)[0]
+    return _read(data, size, None, None)[0]
 
 
-def _read(data: bytes, size: int | None, white: int | None) -> tuple[Pixels, int]:
+def _read(
+    data: bytes, size: int | None, white: int | None, allowed: limits.OfImages | None
+) -> tuple[Pixels, int]:
     """The pixels of :func:`read_image`, and the largest value of an image of 16 bits per pixel, 0 for others."""
-    with open_image(data) as image:
+    with open_image(data, allowed) as image:
         if size is not None:
             # A JPEG is decoded much faster at a half, a quarter or an eighth of its size. Twice the
             # requested size is kept for the resizing filter.
@@ -118,12 +116,13 @@ def narrowed(data: bytes, white: int) -> bytes:
         if not head.mode.startswith("I"):
             return data
     sink = io.BytesIO()
-    Image.fromarray(_read(data, None, white)[0]).save(sink, "PNG", compress_level=1)
+    Image.fromarray(_read(data, None, white, None)[0]).save(sink, "PNG", compress_level=1)
     return sink.getvalue()
 
 
-def open_image(data: bytes) -> ImageFile.ImageFile:
-    """Open an encoded image of one of :data:`FORMATS`; reads its header only.
+def open_image(data: bytes, allowed: limits.OfImages | None = None) -> ImageFile.ImageFile:
+    """Open an encoded image of one of :data:`FORMATS`; reads its header only. ``allowed`` are the limits; default:
+    those in force.
 
     Raises PIL's errors, and ``ValueError`` for no bytes and for an image above one of :mod:`rayddl.limits`.
     """
@@ -133,24 +132,24 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise UnidentifiedImageError(f"cannot identify image file as one of {', '.join(FORMATS)}") from error
-    fault = _above_a_limit(image, data)
+    fault = _above_a_limit(image, data, allowed or limits.of_images())
     if fault:
         image.close()
         raise ValueError(fault)
     return image
 
 
-def _above_a_limit(image: Image.Image, data: bytes) -> str | None:
+def _above_a_limit(image: Image.Image, data: bytes, allowed: limits.OfImages) -> str | None:
     width, height = image.size
     pixels = width * height
-    if pixels > limits.PIXELS.value:
+    if pixels > allowed.pixels:
         return limits.PIXELS.exceeded(pixels, "pixels")
     density = pixels // len(data)
-    if pixels > limits.SMALL and density > limits.PIXELS_PER_BYTE.value:
+    if pixels > limits.SMALL and density > allowed.pixels_per_byte:
         return limits.PIXELS_PER_BYTE.exceeded(density, f"pixels for each of its {len(data):,} bytes")
     # Inside the data of a scan, a byte of 255 is never followed by this one.
     scans = data.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 0
-    return limits.SCANS.exceeded(scans, "scans") if scans > limits.SCANS.value else None
+    return limits.SCANS.exceeded(scans, "scans") if scans > allowed.scans else None
 
 
 def fit_square(image: Image.Image, size: int) -> Image.Image:

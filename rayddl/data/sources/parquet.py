@@ -21,12 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rayddl import limits
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import holdout, parquet_bounds, parquet_labels
 from rayddl.data.sources.ahead import ahead
 from rayddl.data.sources.contents import Contents
 from rayddl.data.sources.known import Listed
-from rayddl.data.sources.listing import read_inside, too_large
+from rayddl.data.sources.listing import read_inside
 from rayddl.data.sources.parquet_labels import Labels
 from rayddl.data.sources.refusals import (
     open_root,
@@ -120,9 +121,7 @@ def _listing(survey: _Survey, split: str, config: SourceConfig) -> Listing:
     lengths = [len(labels) for _, labels in tables]
     at = np.concatenate([np.arange(length, dtype=np.int64) for length in lengths])
     file = np.repeat(np.arange(len(files), dtype=np.int32), lengths)
-    names = [
-        f"{name}#{row:09d}" for name, length in zip(files, lengths, strict=True) for row in range(length)
-    ]
+    names = pa.concat_arrays([_row_names(name, length) for name, length in zip(files, lengths, strict=True)])
     store = ParquetStore(
         survey.folder,
         files,
@@ -133,6 +132,13 @@ def _listing(survey: _Survey, split: str, config: SourceConfig) -> Listing:
     )
     labels = np.concatenate([labels for _, labels in tables]).astype(np.int32)
     return sorted_listing(names, labels, survey.classes, store, notes=_notes(survey), file=file, at=at)
+
+
+def _row_names(file: str, rows: int) -> pa.Array:
+    """``FILE#000000012`` for each row of a file, made by Arrow, as files may have millions of rows."""
+    number = pc.cast(pa.array(np.arange(rows)), pa.large_string())
+    large = partial(pa.scalar, type=pa.large_string())
+    return pc.binary_join_element_wise(large(f"{file}#"), pc.utf8_lpad(number, 9, "0"), large(""))
 
 
 def _notes(survey: _Survey) -> tuple[str, ...]:
@@ -284,23 +290,23 @@ def _batches(stream: pa.NativeFile, column: str, where: str) -> Iterator[pa.Chun
 
 
 def _readers(survey: _Survey, column: pa.ChunkedArray) -> list[Callable[[], bytes]]:
+    most = limits.CELL_BYTES.value
     if not pa.types.is_struct(column.type):
-        return [partial(_given, data) for data in column.to_pylist()]
+        return [partial(_given, data, most) for data in column.to_pylist()]
     has_path = column.type.get_field_index("path") >= 0
     blobs = pc.struct_field(column, "bytes").to_pylist()
     paths = pc.struct_field(column, "path").to_pylist() if has_path else [None] * len(blobs)
     return [
         partial(read_inside, survey.folder, path, survey.follow_links)
         if data is None and path
-        else partial(_given, data)
+        else partial(_given, data, most)
         for data, path in zip(blobs, paths, strict=True)
     ]
 
 
-def _given(data: bytes | None) -> bytes:
+def _given(data: bytes | None, most: int) -> bytes:
     if data is None:
         raise ValueError("no bytes")
-    fault = too_large(data)
-    if fault:
-        raise ValueError(fault)
+    if len(data) > most:
+        raise ValueError(limits.CELL_BYTES.exceeded(len(data), "bytes"))
     return data

@@ -5,6 +5,7 @@ The label -1 means "unlabelled": it is index -1, and never the name of a class.
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -99,7 +100,8 @@ def _readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def decoded(data: bytes) -> str:
     r"""Text from a file: without a byte-order mark, and with bytes that are not UTF-8 written as ``\xe9``."""
-    return data.decode("utf-8-sig", errors="backslashreplace")
+    # Python's own codec for the mark, utf-8-sig, takes many times as long.
+    return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="backslashreplace")
 
 
 def _ordered(codes: Labels, vocabulary: tuple[str, ...], names: tuple[str, ...] | None) -> Column:

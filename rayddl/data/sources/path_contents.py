@@ -5,6 +5,7 @@ No image is decoded; headers of up to a few hundred are read. Imports no torch.
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections import Counter
@@ -24,12 +25,15 @@ from rayddl.data.config import SourceConfig
 from rayddl.data.pixels.decode import open_image
 from rayddl.data.sources import registry
 from rayddl.data.sources.known import Known
+from rayddl.data.sources.refusals import shown
 from rayddl.data.sources.summary import source_summary
 from rayddl.errors import SourceError
 from rayddl.storage import Folder, split
 
 HOLDOUT = 0.2
 _SAMPLE = 256
+_CLASSES = 8
+"""Class names that the description has."""
 _GREY = ("1", "L", "LA", "La", "I", "I;16")
 _HELD_OUT = ("val", "test", "valid", "validation", "dev", "eval")
 _WNID = re.compile(r"n\d{8}")
@@ -64,6 +68,13 @@ class PathContents:
         return sum(self.train)
 
     @property
+    def bad_fraction(self) -> float | None:
+        """A share of unreadable images that is allowed for: twice that of the sample, if it is above the default."""
+        share = self.unreadable / (len(self.sides) + self.unreadable)
+        allowed = SourceConfig.model_fields["max_bad_fraction"].default
+        return min(1.0, math.ceil(200 * share) / 100) if share > allowed else None
+
+    @property
     def one_size(self) -> bool:
         """True if all sampled images have the same width and height."""
         return len(set(self.sides)) <= 1
@@ -85,6 +96,7 @@ class PathContents:
             f"{self.images:,} training images of {len(self.classes):,} classes, {per_class} each; {self.test:,} {held}",
             f"{', '.join(f'{name} {count}' for name, count in self.formats.items())}; "
             f"{'grey' if self.grey else 'colour'}, {sizes} ({looked_at} looked at{broken})",
+            f"classes: {shown(self.classes, _CLASSES)}",
             *self.notes,
         ]
 
@@ -93,18 +105,18 @@ class PathContents:
         return f"shorter sides of {min(shorter)} to {max(shorter)} pixels, median {self.side}"
 
 
-def read_contents(path: str) -> PathContents:
-    """Look at a folder, a Parquet file or a tar file, by path or URI.
+def read_contents(path: str, *, follow_links: bool = False) -> PathContents:
+    """Look at a folder, a Parquet file or a tar file, by path or URI; at images outside it if ``follow_links``.
 
     Raises :class:`SourceError` for a path that does not exist or holds no images that rayddl can read, and those of
     :func:`rayddl.data.sources.registry.fingerprint`.
     """
     with Known().used():
-        return _look(path)
+        return _look(path, {"follow_links": True} if follow_links else {})
 
 
-def _look(path: str) -> PathContents:
-    source = _with_held_out(_found(path))
+def _look(path: str, links: Mapping[str, Any]) -> PathContents:
+    source = _with_held_out({**_found(path), **links})
     config = SourceConfig.model_validate(source)
     listed = registry.listing(config)
     if listed is None:

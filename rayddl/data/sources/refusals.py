@@ -17,7 +17,10 @@ SHOWN = 5
 """Number of names that a message lists; the others are counted."""
 
 
-FOLLOW = "If they are your own and you want the images they lead to, set source.follow_links=true."
+FOLLOW = (
+    "If they are your own and you want the images they lead to, set source.follow_links=true (for `rayddl init`, "
+    "--follow-links)."
+)
 """What to do about links that leave a source's root."""
 
 

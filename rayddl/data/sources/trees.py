@@ -83,9 +83,34 @@ def is_hidden(name: str) -> bool:
     return "/." in f"/{name}"
 
 
+def inner_folders(split: Split) -> dict[str, list[str]]:
+    """For each class all of whose images lie in two folders or more inside its own, these folders' names, sorted.
+
+    One folder in each class, as in ``<class>/images/``, is a usual layout.
+    """
+    found, flat = dict[str, set[str]](), set[str]()
+    for file in split.files:
+        if file.class_ in flat:  # of most sources, all but the first image of each class
+            continue
+        _, *inner, _ = file.name.split("/")
+        if inner:
+            found.setdefault(file.class_, set()).add(inner[0])
+        else:
+            flat.add(file.class_)
+    return {name: sorted(inner) for name, inner in found.items() if len(inner) > 1 and name not in flat}
+
+
 def notes(survey: Survey) -> tuple[str, ...]:
-    """A sentence on the files in each split's class folders that are no images by their ending, if there are any."""
-    return tuple(
+    """A sentence for each split with files in its class folders that are no images by their ending, and one for class
+    folders that hold several folders of images each.
+    """
+    inner = inner_folders(survey.splits["train"])
+    nested = tuple(
+        f"class {name}: all images lie in {len(folders):,} folders in it ({shown(folders)}); if these are the "
+        "classes, give the folder that holds them"
+        for name, folders in list(inner.items())[:1]
+    )
+    return nested + tuple(
         f"left out of {part.folder}: {len(part.others):,} with an ending of no image: {shown(part.others)}"
         for part in survey.splits.values()
         if part.others

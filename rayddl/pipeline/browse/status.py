@@ -129,6 +129,17 @@ def run_status(where: str, out: str, now: datetime | None = None) -> RunStatus |
     return RunStatus(str(record.get("name", file)), scrub(folder.path(file)), stages)
 
 
+def newest_run(out: str) -> str | None:
+    """The name of the run under ``out`` whose record was written last; ``None`` if there is none."""
+    folder = Folder(out)
+    try:
+        written = {file: folder.modified(file) for file in records.names(folder)}
+    except (OSError, ValueError):
+        return None
+    known = {file: when for file, when in written.items() if when is not None}
+    return max(known, key=known.__getitem__).removesuffix(records.SUFFIX) if known else None
+
+
 def _stage(name: str, entry: Mapping[str, Any], out: Folder, now: datetime) -> StageStatus:
     folder = out.child(entry["folder"])
     # The manifest decides: the record may be older, or of a command that was killed.

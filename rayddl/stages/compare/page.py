@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from markupsafe import Markup
@@ -18,6 +19,7 @@ from rayddl.report.run import PICTURE_BYTES
 from rayddl.report.sections import Fact, Section, net_name, slug
 from rayddl.report.tables import Cell, Column, Table
 from rayddl.report.values import number
+from rayddl.stages.cautions import in_noise
 from rayddl.stages.compare import protocols
 from rayddl.stages.compare.entries import (
     RANDOM,
@@ -63,17 +65,22 @@ def _definitions(comparison: Comparison) -> Iterable[Section]:
 def headline(comparison: Comparison) -> Headline:
     """The best set at the smallest size, and the number of sets of that size."""
     found = entries(comparison)
-    best = max(
+    ranked = sorted(
         ((row.mean, entry, row) for entry in found for row in entry.rows if math.isfinite(row.mean)),
         key=lambda each: each[0],
-        default=None,
+        reverse=True,
     )
-    methods = len({entry.method for entry in found})
-    if best is None:
+    if not ranked:
         return Headline(Markup("Nothing to compare yet."), (), None)
-    _, entry, row = best
-    lead = Markup("<strong>{}</strong> leads {}: {} teach {} <strong>{}</strong>").format(
-        entry.method, numbers.counted(len(found), "set") + f" of {numbers.counted(methods, 'method')}",
+    _, entry, row = ranked[0]
+    methods = len({entry.method for entry in found})
+    unlike = protocols.unlike(found)
+    others = [(other, r) for _, other, r in ranked if other is not entry and r.net == row.net]
+    level = next((other for other, its in others if in_noise(row.mean, its.mean, entry.tested)), None)
+    sets = numbers.counted(len(found), "set") + f" of {numbers.counted(methods, 'method')}"
+    what = "leads {}" if not unlike else "has the highest accuracy of {}, which were not judged alike"
+    lead = Markup("<strong>{}</strong> {}: {} teach {} <strong>{}</strong>").format(
+        entry.label if methods < len(found) else entry.method, what.format(sets),
         numbers.counted(row.images, "image"), net_name(row.net), numbers.percent(row.mean),
     )  # fmt: skip
     random = random_of(entry, row, found)
@@ -82,7 +89,14 @@ def headline(comparison: Comparison) -> Headline:
     else:
         less = "less than " if row.mean < random.mean else ""
         text = Markup('; <span class="against">{}{} {}.</span>')
-        lead += text.format(less, random.what, numbers.percent(random.mean))
+        images = numbers.counted(random.images, "random real image")
+        lead += text.format(less, images, numbers.percent(random.mean))
+    if level is not None and not unlike:
+        lead += Markup(
+            " {} is level with it: the difference is within the noise of {} held-out images."
+        ).format(level.label, numbers.count(entry.tested))
+    if unlike:
+        lead += Markup(" To compare them, {}.").format(protocols.AGAIN)
     worse = [each.label for each in found if below(each, found)]
     if worse:
         listed = ", ".join(worse[:WORSE]) + (" …" if len(worse) > WORSE else "")
@@ -122,11 +136,13 @@ def sections(comparison: Comparison, budget: int) -> Iterator[Section]:
         lead="The same classes in every set.",
         sets_gallery=sets_gallery([(e.label, e.judged.pictures) for e in found], budget),
     )  # fmt: skip
-    matrices = [(entry, made) for entry in found if (made := _matrix(entry)) is not None]
+    firsts = {entry.rows[0].net for entry in found if entry.rows}
+    matrices = [(entry, made) for entry in found if (made := _matrix(entry, len(firsts) > 1)) is not None]
     if matrices:
+        whose = "the network that each names" if len(firsts) > 1 else net_name(next(iter(firsts)))
         yield Section(
             key="mistakes", title="Mistakes", made_by=links,
-            lead=f"What students of each set take for what: {net_name(nets_of(found)[0])}, all seeds together. Rows "
+            lead=f"What students of each set take for what: {whose}, all seeds together. Rows "
             "are the true classes, columns the answers; a field of stronger colour is a larger share of its row.",
             matrices=tuple(made for _, made in matrices),
             tables=(_mistakes(matrices),),
@@ -243,7 +259,10 @@ def _line(
     best = max((r.mean for e in found if e.ipc == entry.ipc and (r := e.of(row.net))), default=math.nan)
     gain = _gain(entry, row, found)
     cells = [
-        Cell(entry.label + (BELOW if gain < 0 else ""), link=f"#{entry.link.anchor}"),
+        Cell(
+            entry.label + (BELOW if below(replace(entry, rows=(row,)), found) else ""),
+            link=f"#{entry.link.anchor}",
+        ),
         Cell(numbers.count(entry.ipc), entry.ipc),
         Cell(numbers.count(row.images), row.images),
         Cell(numbers.size(entry.bytes), entry.bytes),
@@ -297,11 +316,14 @@ def _heat(found: Sequence[Entry]) -> Table:
     )
 
 
-def _matrix(entry: Entry) -> Matrix | None:
+def _matrix(entry: Entry, with_net: bool) -> Matrix | None:
+    """The confusion of the first network's students, which its title names if ``with_net``."""
     confusion = entry.judged.confusion
     if confusion is None or not entry.rows:
         return None
-    return matrix(confusion, entry.rows[0].net, entry.judged.pictures.classes, entry.label)
+    net = entry.rows[0].net
+    label = f"{entry.label}, {net_name(net)}" if with_net else entry.label
+    return matrix(confusion, net, entry.judged.pictures.classes, label)
 
 
 def _mistakes(matrices: Iterable[tuple[Entry, Matrix]]) -> Table:

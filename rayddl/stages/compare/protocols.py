@@ -11,20 +11,33 @@ from rayddl.report.tables import Cell, Column, Table
 from rayddl.stages.compare.entries import Entry
 from rayddl.stages.evaluate.figures import PROTOCOL
 
+AGAIN = "judge all by one protocol: `rayddl compare` does with --again"
+"""What to do about sets that were evaluated by different protocols."""
+
+
+def unlike(found: Sequence[Entry]) -> list[str]:
+    """The settings that differ among the sets' protocols, by their titles, but for the learning rate."""
+    texts = _texts(found)
+    return [_named(key) for key in texts if key != "lr" and len(set(texts[key])) > 1]
+
+
+def _texts(found: Sequence[Entry]) -> dict[str, list[str]]:
+    """Each setting of a protocol that any set has, with every set's value."""
+    protocols = [entry.judged.stage.summary.get("protocol") or {} for entry in found]
+    keys = [key for key in (*PROTOCOL, "lr_grid", "seeds") if any(p.get(key) is not None for p in protocols)]
+    return {key: [_plain(p.get(key)) for p in protocols] for key in keys}
+
 
 def section(found: Sequence[Entry]) -> Section:
     """The section with the protocol settings that all sets share, and those that differ."""
-    protocols = [entry.judged.stage.summary.get("protocol") or {} for entry in found]
-    keys = [key for key in (*PROTOCOL, "lr_grid", "seeds") if any(p.get(key) is not None for p in protocols)]
-    texts = {key: [_plain(p.get(key)) for p in protocols] for key in keys}
-    differ = [key for key in keys if len(set(texts[key])) > 1]
-    facts = tuple(Fact(texts[key][0], _named(key)) for key in keys if key not in differ)
-    others = [key for key in differ if key != "lr"]
+    texts, others = _texts(found), unlike(found)
+    differ = [key for key in texts if len(set(texts[key])) > 1]
+    facts = tuple(Fact(texts[key][0], _named(key)) for key in texts if key not in differ)
     if not others:
         lead = "All sets were judged by one protocol"
         lead += ", each at its own learning rate." if differ else "."
     else:
-        lead = f"These sets were not all judged alike: {', '.join(_named(key) for key in others)} differ."
+        lead = f"These sets were not all judged alike: {', '.join(others)} differ. To compare them, {AGAIN}."
     table = Table(
         "What differs in how the sets were judged",
         (Column("Set"), *(Column(_named(key)) for key in differ)),

@@ -13,6 +13,7 @@ from rayddl.report.sections import net_name
 from rayddl.stages import parquet as tables
 from rayddl.stages.compare.entries import Comparison, Entry, Judged, below, entries, nets_of, randoms
 from rayddl.stages.compare.page import render
+from rayddl.stages.compare.protocols import unlike
 from rayddl.stages.compare.settings import CompareConfig
 from rayddl.stages.context import Context, Input, Result
 from rayddl.stages.evaluate.figures import BELOW, confusion_of
@@ -51,7 +52,7 @@ def run(config: CompareConfig, context: Context) -> Result:
     lines = list(_lines(listed))
     tables.write(context.out, "comparison.parquet", {n: [line[n] for line in lines] for n in TYPES}, TYPES)
     return Result(
-        {"file": PAGE, "bytes": len(page), "rows": lines},
+        {"file": PAGE, "bytes": len(page), "rows": lines, "unlike": unlike(listed)},
         tuple(_shown(entry, nets, listed) for entry in (*listed, *randoms(listed))),
     )
 

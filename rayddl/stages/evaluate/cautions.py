@@ -12,17 +12,6 @@ from rayddl.stages.evaluate.settings import EvaluateConfig
 
 FEWEST = 200
 """Held-out images below which an accuracy is uncertain by more than 7 points."""
-SURE = 1.96
-"""Standard errors of a 95 % interval."""
-
-
-def in_noise(accuracy: float, other: float, tested: float | None) -> bool:
-    """True if two accuracies on ``tested`` images differ by less than the noise; false if ``tested`` is unknown."""
-    return (
-        tested is not None
-        and tested > 0
-        and abs(accuracy - other) < SURE * math.sqrt(accuracy * (1 - accuracy) / tested)
-    )
 
 
 def before(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Iterator[str]:
@@ -33,7 +22,7 @@ def before(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Iterator
     if tested < FEWEST:
         yield (
             f"{tested} held-out images tell accuracies apart only if they differ by about "
-            f"{100 * SURE * math.sqrt(0.25 / tested):.0f} points; {more}"
+            f"{100 * cautions.SURE * math.sqrt(0.25 / tested):.0f} points; {more}"
         )
 
 
@@ -46,7 +35,7 @@ def after(summary: Mapping[str, Any]) -> Iterator[str]:
         if data != "distilled" or other is None:
             continue
         reached = f"{net} reaches {100 * accuracy:.1f} % with the set and {100 * other:.1f} % with random real images"
-        if in_noise(accuracy, other, tested):
+        if cautions.in_noise(accuracy, other, tested):
             yield (
                 f"{reached}, a difference within the noise of {tested:.0f} held-out images; hold out more images if "
                 "they are few, or make the set with more iterations, epochs or images"

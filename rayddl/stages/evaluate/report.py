@@ -20,8 +20,8 @@ from rayddl.report.run import Part, Place, ReportedStage, Run
 from rayddl.report.sections import Fact, Panel, Section, links_to, net_name, slug
 from rayddl.report.tables import Cell, Column, Table
 from rayddl.report.values import Columns, Stage, number
+from rayddl.stages.cautions import in_noise
 from rayddl.stages.context import Input
-from rayddl.stages.evaluate.cautions import in_noise
 from rayddl.stages.evaluate.figures import (
     BELOW,
     HOW,

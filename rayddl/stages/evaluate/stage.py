@@ -70,6 +70,7 @@ def run(config: EvaluateConfig, context: Context) -> Result:
     )
     found = judge(task, context.out, context.progress)
     rows = summarise(found)
+    context.progress.update(len(found), len(found), last_words(rows))
     protocol = {**recipe(task), "seed": context.seed_of()}
     figures = {"accuracy": rows, "scores": scores_of(found, soft=label_source is not None)}
     cost: dict[str, Any] = {"bytes": _bytes(made), "spent": _spent(made, context.inputs[config.set])}
@@ -103,6 +104,18 @@ def run(config: EvaluateConfig, context: Context) -> Result:
         "seconds": time.perf_counter() - began,
     }
     return Result(summary, shown(config.set, rows))
+
+
+def last_words(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The accuracies that remain beside the stage's name, in place of the last student's: of the set, and of as many
+    random images, with the first network.
+    """
+    found = {row["data"]: row for row in rows if row["net"] == rows[0]["net"]}
+    return ", ".join(
+        f"{name} {_percent(found[data])} %"
+        for data, name in (("distilled", "the set"), ("random", "random"))
+        if data in found
+    )
 
 
 def _spent(made: DistilledSet, read: Input) -> dict[str, float]:
@@ -188,6 +201,8 @@ def evaluate_set(
         task = _task(config, made, described, label_source, int(stored.get("seed", 0)))
         found = judge(task, scratch or Folder(own), progress or Silent())
     rows = summarise(found)
+    if progress is not None:
+        progress.update(len(found), len(found), last_words(rows))
     summary = {
         "rows": rows,
         "set": str(folder),

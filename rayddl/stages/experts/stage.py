@@ -51,7 +51,12 @@ def run(config: ExpertsConfig, context: Context) -> Result:
             PARTIAL
         ):  # its worker was killed between writing the expert and deleting this file
             context.out.delete(name)
-    return Result({**summary(job, config.count), "seconds": time.perf_counter() - began})
+    found = summary(job, config.count)
+    if missing:
+        total, accuracy = config.count * config.length, found["test_accuracy"]
+        text = f"test {100 * accuracy['mean']:.1f} ± {100 * accuracy['std']:.1f} % over experts"
+        context.progress.update(total, total, text)
+    return Result({**found, "seconds": time.perf_counter() - began})
 
 
 def import_experts(

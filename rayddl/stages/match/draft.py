@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rayddl.data.config import DSA
-from rayddl.stages.drafting import LARGEST_MATCHED, STUDENT_EPOCHS, Draft, DraftRequest, convnet, key
+from rayddl.stages.drafting import LARGEST_MATCHED, Draft, DraftRequest, convnet, key
 
 EXPERTS, EXPERT_STEPS = 8, 600
 WINDOW_STEPS, START_STEPS = 70, 150
@@ -35,6 +35,7 @@ def draft(request: DraftRequest) -> Draft:
     epochs = max(20, -(-EXPERT_STEPS // steps), window + starts)
     augment = "none" if contents.grey else DSA
     made, most = ipc * len(contents.classes), STUDENT_BATCH[request.gpu]
+    students = request.student_epochs(made)
     lines = (
         "  experts:                        # networks trained on the real images",
         "    kind: experts",
@@ -63,12 +64,12 @@ def draft(request: DraftRequest) -> Draft:
         key("lr_student", 0.01),
         key("augment", augment),
         key("evaluate_every", ITERATIONS // 3),
-        key("evaluate_epochs", STUDENT_EPOCHS),
+        key("evaluate_epochs", students),
         "  evaluate:                       # students of the set, and of as many random real images",
         "    kind: evaluate",
         "    set: distill",
         key("seeds", STUDENTS),
-        key("epochs", STUDENT_EPOCHS),
+        key("epochs", students),
         key("augment", augment),
     )
     return Draft(ipc, side, lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rayddl.stages.drafting import LARGEST_MATCHED, STUDENT_EPOCHS, Draft, DraftRequest, convnet, key
+from rayddl.stages.drafting import LARGEST_MATCHED, Draft, DraftRequest, convnet, key
 
 TEACHER_STEPS, SCORED = 1500, 300
 STUDENTS = 3
@@ -35,6 +35,7 @@ def draft(request: DraftRequest) -> Draft:
         key("epochs", epochs, f"{epochs * steps:,} steps"),
         key("batch", batch, f"{steps} steps an epoch"),
         key("augment", augment),
+        *request.precision(),
         "  distill:",
         f"    kind: rded                    # {suits(request)[1]}",
         "    teacher: teacher",
@@ -50,6 +51,7 @@ def draft(request: DraftRequest) -> Draft:
         "    set: distill",
         "    observer: teacher",
         key("seeds", STUDENTS),
-        key("epochs", STUDENT_EPOCHS),
+        key("epochs", request.student_epochs(ipc * len(contents.classes))),
+        *request.precision(),
     )
     return Draft(ipc, side, lines)

@@ -9,7 +9,6 @@ import os
 import secrets
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ from rayddl import interrupts
 from rayddl.credentials import scrub
 from rayddl.errors import StageError, UserError
 from rayddl.stages.runtime import driver, machine
+from rayddl.stages.runtime.sudden_end import SuddenEnd
 
 STORE_SHARE = 0.3
 """Share of memory for the object store, which is also limited to nearly all of the shared memory."""
@@ -63,6 +63,7 @@ class _Local:
     private: str
     """A folder that only this user can enter. Ray's own folder in it, with its sockets, is opened to all users by every
     worker that starts."""
+    sudden_end: SuddenEnd
     give_back: list[Callable[[], None]]
 
 
@@ -83,12 +84,14 @@ def start(env: dict[str, str], num_cpus: int | None = None, num_gpus: int | None
     # Workers of a local Ray inherit the environment of this process.
     unset = {name: value for name, value in {**env, **LOCAL_ONLY}.items() if name not in os.environ}
     mark = secrets.token_hex(8)
-    killed_at_last = interrupts.add_last(lambda: driver.end_marked(mark, 0.0))
     private = tempfile.mkdtemp(prefix=f"{os.path.basename(folder)}-", dir=os.path.dirname(folder))
-    give_back = [driver.set_variables(unset), _asks_for_token(), killed_at_last]
-    _running = _Local(mark, log, private, give_back)
+    sudden_end = _sudden_end(log, private)
+    lasts = (sudden_end.stopped, lambda: driver.end_marked(mark, 0.0))
+    give_back = [driver.set_variables(unset), _asks_for_token(), *map(interrupts.add_last, lasts)]
+    _running = _Local(mark, log, private, sudden_end, give_back)
     try:
         _start_patiently(_running, folder, num_cpus or machine.cpus(), num_gpus)
+        sudden_end.started()
     except BaseException as error:
         if interrupts.caught():
             interrupts.afterwards(stop)
@@ -103,6 +106,7 @@ def stop(*, keep_log: bool = False) -> None:
     ended, _running = _running, None
     if ended is None:
         return
+    ended.sudden_end.stopped()
     with driver.stderr_into(ended.log):
         _clear(ended.mark)
     for give_back in reversed(ended.give_back):
@@ -116,33 +120,24 @@ def stop(*, keep_log: bool = False) -> None:
 
 def _start_patiently(running: _Local, folder: str, num_cpus: int, num_gpus: int | None) -> None:
     failures: list[Exception] = []
-    with _end_reported(running):
-        while len(failures) < ATTEMPTS:
-            failure = _attempted(running, num_cpus, num_gpus)
-            if failure is None:
-                return
-            failures.append(failure)
+    while len(failures) < ATTEMPTS:
+        failure = _attempted(running, num_cpus, num_gpus)
+        if failure is None:
+            return
+        failures.append(failure)
     raise StageError(_refusal(failures[-1], folder, running.log), code="ray-not-started") from failures[-1]
 
 
-@contextmanager
-def _end_reported(running: _Local) -> Iterator[None]:
-    """If this process ends in the block without leaving it, a child process writes a sentence to the terminal.
-
-    Ray's C++ library ends the process that it is part of, without a word, if the raylet is lost while it connects.
-    """
-    logs = os.path.join(running.private, "r", "session_latest", "logs")
-    sentence = (
+def _sudden_end(log: str, private: str) -> SuddenEnd:
+    """Report an end that Ray's C++ library brings without a word: if the raylet is lost, it ends the process."""
+    logs = f"{log} and {os.path.join(private, 'r', 'session_latest', 'logs')}"
+    return SuddenEnd(
         "error: Ray ended this process while it was starting. Usually another program took one of its ports, or there "
-        f"is too little memory: run the same command again. What Ray printed is in {running.log} and {logs}."
+        f"is too little memory: run the same command again. What Ray printed is in {logs}.",
+        "error: this process was ended while it ran: killed from outside, for which too little memory is the usual "
+        "reason, or by Ray, whose own processes were killed. Finished stages and checkpoints are kept, and the same "
+        f"command continues. What Ray printed is in {logs}.",
     )
-    # In a session of its own: Ctrl-C ends this process, and not the child.
-    script = ["sh", "-c", 'read -r ready || printf "%s\\n" "$1" >&2', "sh", sentence]
-    child = subprocess.Popen(script, stdin=subprocess.PIPE, start_new_session=True)
-    try:
-        yield
-    finally:
-        child.communicate(b"ready\n")
 
 
 def _attempted(running: _Local, num_cpus: int, num_gpus: int | None) -> Exception | None:

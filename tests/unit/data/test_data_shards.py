@@ -6,11 +6,14 @@ import gzip
 import io
 import json
 import tarfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from rayddl.data.config import SourceConfig
@@ -18,6 +21,7 @@ from rayddl.data.distilled import DistilledSet
 from rayddl.data.formats import export
 from rayddl.data.pixels.space import Normalise
 from rayddl.data.sources import registry as sources
+from rayddl.data.sources import webdataset
 from rayddl.data.sources.summary import source_summary
 from rayddl.errors import SourceError
 from rayddl.storage import Folder
@@ -46,6 +50,21 @@ def _samples(first: int, count: int, classes: int = 3) -> Members:
     for k in range(first, first + count):
         members += [(f"{k:05d}.png", _png(k)), (f"{k:05d}.cls", str(k % classes).encode())]
     return members
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.text(alphabet="./_ab", min_size=1, max_size=10))
+def test_samples_are_keyed_by_the_path_up_to_the_first_dot_of_its_name(name: str) -> None:
+    """As pathlib normalises it; hidden files of macOS are none."""
+    path = PurePosixPath(f"{name}.png")
+    key, _, kind = path.name.partition(".")
+    hidden = not key or any(part.startswith("._") for part in path.parts)
+    member = tarfile.TarInfo(f"{name}.png")
+    found = webdataset._Samples()
+    found.add(cast(tarfile.TarFile, None), member, "here")
+    assert list(found.images) == (
+        [] if hidden or not f".{kind}".endswith(".png") else [str(path.with_name(key))]
+    )
 
 
 @pytest.fixture

@@ -92,6 +92,12 @@ EVALUATED = {
         ("match", {"loss_first": 0.9, "loss_last": 0.9, "iterations": 5}, None),
         ("match", {"loss_first": 0.9, "loss_last": 0.6, "iterations": 300}, None),
         ("evaluate", EVALUATED, "worse than a random choice"),
+        (
+            "compare",
+            {"unlike": ["epochs each"]},
+            "not judged alike (epochs each differ); judge all by one protocol",
+        ),
+        ("compare", {"unlike": []}, None),
         ("coreset", {}, None),
     ],
 )

@@ -187,6 +187,18 @@ def test_the_command_writes_a_page_over_all(judge: Judge, tmp_path: Path) -> Non
     assert '"cached"' in again.output
 
 
+def test_an_unknown_network_is_refused_before_anything_starts(judge: Judge, tmp_path: Path) -> None:
+    """With the nearest name; by compare and evaluate."""
+    folder = str(judge("one"))
+    for words in (["compare", folder, "--again"], ["evaluate", f"{folder}/set"]):
+        ended = CliRunner().invoke(
+            app, [*words, "--net", "convnett", "--out", str(tmp_path / "out"), "--json"]
+        )
+        told = json.loads(ended.output.splitlines()[-1])
+        assert (ended.exit_code, told["code"]) == (2, "unknown-net")
+        assert "did you mean 'convnet'?" in told["message"]
+
+
 def test_python_compares_as_the_command_does(judge: Judge, tmp_path: Path) -> None:
     """The result has the page, and shows it in a notebook."""
     found = rayddl.compare([str(judge("one"))], out=str(tmp_path / "out"), progress=False)

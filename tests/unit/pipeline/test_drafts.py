@@ -18,6 +18,7 @@ from PIL import Image
 from rayddl.data.sources.path_contents import read_contents
 from rayddl.drafts.draft import draft
 from rayddl.pipeline.definition import load as definitions
+from rayddl.stages.drafting import DraftRequest
 from rayddl.stages.kinds import outlook
 from tests.raising import raises
 
@@ -99,10 +100,81 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     found = read_contents(str(photos))
     assert found.unreadable == 2
     assert len(found.sides) == 38
-    counts, looks, left_out = found.lines()
+    counts, looks, classes, left_out = found.lines()
     assert counts.startswith("40 training images")
+    assert classes == "classes: class 0, class 1, class 2, class 3, class 4"
     assert looks.endswith("(40 looked at, of which 2 cannot be read and will be skipped)")
     assert "notes.txt" in left_out
+
+
+def test_broken_images_are_allowed_for(tmp_path: Path) -> None:
+    """With more of them than the default allows, the written definition says how many, so that it runs."""
+    photos = _photos(tmp_path / "photos", per_class=10)
+    whole = draft(str(photos), "whole.yaml")
+    (photos / "class 0" / "0000.jpg").write_bytes(b"no image")
+    few = draft(str(photos), "few.yaml")
+    assert whole.contents.bad_fraction is None
+    assert definitions.load(whole.file).source.max_bad_fraction == 0.01
+    assert definitions.load(few.file).source.max_bad_fraction == 0.05  # twice 1 of 40, the training images
+    assert "1 of 40 images looked at cannot be read" in few.file.read_text()
+
+
+def test_few_held_out_images_are_warned_of(tmp_path: Path) -> None:
+    """As the run will, before it is started."""
+    (line,) = draft(str(_photos(tmp_path / "photos"))).warnings
+    assert line.startswith("evaluate: 60 held-out images tell accuracies apart only if")
+
+
+def test_a_folder_one_level_too_high_is_said(tmp_path: Path) -> None:
+    """The class folders' own folder is named; a folder of images in each class folder is a usual layout."""
+    photos = _photos(tmp_path / "all" / "photos", per_class=4)
+    with raises("too-few-classes") as caught:
+        read_contents(str(tmp_path / "all"))
+    assert f"if these are the classes, give {photos}" in str(caught.value)
+    for k in range(2):
+        path = tmp_path / "all" / "others" / "images" / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_image(k, (8, 8)))
+    notes = read_contents(str(tmp_path / "all")).notes
+    assert [note.partition(";")[0] for note in notes] == [
+        "class photos: all images lie in 5 folders in it (class 0, class 1, class 2, class 3, class 4)"
+    ]
+
+
+def test_links_out_of_the_folder_are_followed_where_that_is_said(tmp_path: Path) -> None:
+    """The written definition follows them too."""
+    photos = _photos(tmp_path / "photos", per_class=4)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "more.png").write_bytes(_image(99, (8, 8)))
+    (photos / "class 0" / "more.png").symlink_to(tmp_path / "elsewhere" / "more.png")
+    with raises("link-leaves-root"):
+        draft(str(photos), "refused.yaml")
+    made = draft(str(photos), "followed.yaml", follow_links=True)
+    assert made.contents.images + made.contents.test == 21
+    assert definitions.load(made.file).source.follow_links
+
+
+@pytest.mark.parametrize(("flags", "precision"), [("avx512f avx512_bf16", "bf16"), ("avx2", "fp32")])
+def test_crops_use_bfloat16_where_it_is_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, precision: str
+) -> None:
+    """By the processor's instruction set, where there is no GPU."""
+    monkeypatch.setattr("rayddl.stages.runtime.machine.cpu_text", lambda: f"flags : {flags}\ncpu MHz : 2000")
+    photos = str(_photos(tmp_path / "photos", per_class=10))
+    stages = _stages(draft(photos, "cpu.yaml", method="rded").file)
+    assert (stages["teacher"].precision, stages["evaluate"].precision) == (precision, precision)
+    monkeypatch.setattr("rayddl.stages.runtime.machine.gpu_bytes", lambda: (1 << 34,))
+    assert _stages(draft(photos, "gpu.yaml", method="rded").file)["teacher"].precision == "fp32"
+
+
+@pytest.mark.parametrize(("made", "epochs"), [(5, 300), (66, 300), (100, 200), (200, 100), (1000, 100)])
+def test_students_of_large_sets_train_for_fewer_epochs_on_a_processor(
+    tmp_path: Path, made: int, epochs: int
+) -> None:
+    """So that the folder of 40 classes takes minutes, not half an hour."""
+    found = read_contents(str(_photos(tmp_path / "photos", per_class=4)))
+    assert DraftRequest(found, gpu=False).student_epochs(made) == epochs
+    assert DraftRequest(found, gpu=True).student_epochs(made) == 300
 
 
 def test_images_of_one_small_size_are_not_resized_and_grey_ones_not_mirrored(tmp_path: Path) -> None:

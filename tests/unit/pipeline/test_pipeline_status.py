@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +13,8 @@ from typer.testing import CliRunner
 
 from rayddl.cli.app import app
 from rayddl.errors import StageError
+from rayddl.jobs import client
+from rayddl.jobs.status import status_of
 from rayddl.pipeline.browse.listing import listing
 from rayddl.pipeline.browse.status import RunStatus, run_status
 from rayddl.pipeline.records import BEAT_SECONDS, Heartbeat
@@ -83,6 +88,33 @@ def test_the_verb_needs_no_cluster(lab, three) -> None:
     assert shown.exit_code == 0
     assert all(name in shown.stdout for name in ("first", "second", "page", "done"))
     assert '"state": "done"' in told.stdout
+
+
+def test_without_a_name_or_a_cluster_it_is_the_newest_run(
+    lab: Any, three: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a cluster answers or is named, the jobs; without runs, the refusal of the cluster."""
+    for variable in client.VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
+        monkeypatch.setattr(client, "DEFAULT_ADDRESS", nobody)
+        with raises("no-cluster-answers"):
+            status_of(None, str(lab.out), None)
+        lab.run({**three, "name": "older"})
+        lab.run(three)
+        os.utime(lab.out / "older.run.json", (1, 1))
+        found = status_of(None, str(lab.out), None).run
+        assert found is not None
+        assert found.name == "three"
+        with raises("no-cluster-answers"):
+            status_of(None, str(lab.out), nobody)
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", nobody)
+        with raises("no-cluster-answers"):
+            status_of(None, str(lab.out), None)
+    monkeypatch.setattr("rayddl.jobs.status.Jobs", lambda address: SimpleNamespace(all=list))
+    assert status_of(None, str(lab.out), None).run is None
 
 
 def test_a_record_that_is_none_is_refused(lab) -> None:

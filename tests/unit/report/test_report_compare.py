@@ -14,7 +14,7 @@ from rayddl.report.charts import Line, Spots, Whiskers
 from rayddl.report.confusion import matrix, mistakes
 from rayddl.report.values import Columns
 from rayddl.stages.compare import page as compare
-from rayddl.stages.compare.entries import Comparison, Judged, entries, randoms
+from rayddl.stages.compare.entries import Comparison, Judged, below, entries, randoms
 from rayddl.stages.compare.stage import _shown
 
 LEVELS = {("random", 1): 0.5, ("random", 10): 0.8, ("MTT", 1): 0.7, ("MTT", 10): 0.9}
@@ -152,10 +152,68 @@ def test_sets_judged_unlike_each_other_are_said_to_be(four: Comparison, make: An
 
     odd = judged(make, "RDED", 1, 0.4, protocol={"name": "soft", "epochs": 150, "batch": 256})
     told = {s.key: s for s in compare.sections(replace(four, judged=(*four.judged, odd)), 1000)}["protocol"]
-    assert told.lead == "These sets were not all judged alike: protocol, epochs each differ."
+    assert told.lead == (
+        "These sets were not all judged alike: protocol, epochs each differ. To compare them, judge all by one "
+        "protocol: `rayddl compare` does with --again."
+    )
     assert [column.name for column in told.tables[0].columns] == [
         "Set", "protocol", "epochs each", "learning rate",
     ]  # fmt: skip
+
+
+def _plain(text: object) -> str:
+    return str(text).replace(numbers.NBSP, " ")
+
+
+def test_the_headline_says_what_leads_and_what_only_seems_to(four: Comparison, make: Any) -> None:
+    """A set leads others judged alike, by more than the noise of the held-out images."""
+    lead = _plain(compare.headline(four).lead)
+    assert lead.startswith("<strong>MTT, IPC 10</strong> leads 4 sets of 2 methods: ")
+    assert lead.endswith('<span class="against">100 random real images 80.0 %.</span>')
+
+    near = judged(make, "MCT", 10, 0.89, protocol=four.judged[0].stage.summary["protocol"])
+    alike = replace(four, judged=(*four.judged, near))
+    for tested, level in ((100, True), (100_000, False)):
+        each = [
+            replace(j, stage=replace(j.stage, summary={**j.stage.summary, "tested": tested}))
+            for j in alike.judged
+        ]
+        lead = _plain(compare.headline(replace(alike, judged=tuple(each))).lead)
+        assert ("MCT, IPC 10 is level with it" in lead) == level, tested
+
+    odd = judged(make, "RDED", 10, 0.95, protocol={"name": "soft", "epochs": 150, "batch": 256})
+    lead = _plain(compare.headline(replace(four, judged=(*four.judged, odd))).lead)
+    assert "has the highest accuracy of 5 sets of 3 methods, which were not judged alike" in lead
+    assert "leads" not in lead
+    assert lead.endswith("To compare them, judge all by one protocol: `rayddl compare` does with --again.")
+
+
+def test_sets_below_random_are_so_by_more_than_the_noise(make: Any) -> None:
+    """A point of difference tells nothing on 100 held-out images."""
+    for tested, count in ((100, 0), (100_000, 1)):
+        one = with_random(make, 1, (0.6, 0.61))
+        one = replace(one, stage=replace(one.stage, summary={**one.stage.summary, "tested": tested}))
+        found = entries(Comparison("x", (one,), {}, {}))
+        assert sum(below(each, found) for each in found) == count
+
+
+def test_mistakes_name_the_network_of_each_matrix(four: Comparison, make: Any) -> None:
+    """Sets that were judged with different networks have matrices of these."""
+    section = {s.key: s for s in compare.sections(four, 1000)}["mistakes"]
+    assert "ConvNet, all seeds together" in section.lead
+    assert all("ConvNet" not in each.label for each in section.matrices)
+
+    other = judged(make, "RDED", 1, 0.4)
+    rows = [row for row in other.stage.summary["rows"] if row["net"] == "mlp"]
+    other = replace(
+        other,
+        stage=replace(other.stage, summary={**other.stage.summary, "rows": rows}),
+        confusion=confusion(10, "mlp"),
+    )
+    mixed = replace(four, judged=(*four.judged, other))
+    section = {s.key: s for s in compare.sections(mixed, 1000)}["mistakes"]
+    assert "the network that each names" in section.lead
+    assert section.matrices[-1].label.endswith("RDED, IPC 1, MLP")
 
 
 def test_every_figure_of_the_page_leads_to_its_definition(four: Comparison) -> None:

@@ -1,0 +1,15 @@
+"""A warning about sets whose accuracies cannot be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rayddl.stages.compare.protocols import AGAIN
+
+
+def after(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Sets that were evaluated by different protocols."""
+    unlike = summary.get("unlike")
+    if unlike:
+        yield f"the sets were not judged alike ({', '.join(unlike)} differ); {AGAIN}"
