@@ -38,7 +38,7 @@ def render(run: Run) -> str:
 def sections(run: Run, parts: Sequence[Part]) -> Iterable[Section]:
     """Yield the sections in order: those of the parts by place, then times, definition and provenance."""
     if run.warnings:
-        yield Section("warnings", "Warnings", lead=" ".join(f"{text}." for text in run.warnings))
+        yield Section("warnings", "Warnings", points=tuple(f"{text}." for text in run.warnings))
     placed = [each for part in parts for each in part.sections]
     real = _next_to_real(run)
     placed += [] if real is None else [(Place.MADE, real)]

@@ -60,6 +60,8 @@ class Section:
     short: str = ""
     """The title in the list of sections; empty for the same title."""
     lead: str = ""
+    points: tuple[str, ...] = ()
+    """Sentences below the lead, each an item of a list."""
     made_by: tuple[Link, ...] = ()
     """The stages that made the figures."""
     facts: tuple[Fact, ...] = ()

@@ -187,7 +187,8 @@ def _below(key: Key, tops: set[Key]) -> bool:
 
 
 def _definitions(folder: Path) -> Sequence[Path]:
-    return sorted(path for suffix in _SUFFIXES for path in folder.glob(f"*{suffix}"))
+    found = (path for suffix in _SUFFIXES for path in folder.glob(f"*{suffix}"))
+    return sorted(path for path in found if not path.name.startswith("."))
 
 
 def _plain(value: Any) -> Any:

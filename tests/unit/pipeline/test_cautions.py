@@ -14,7 +14,7 @@ from rayddl.pipeline import api, cautions
 from rayddl.pipeline.display.base import Closing, Hidden
 from rayddl.pipeline.plan import Plan
 from rayddl.pipeline.runner import execute
-from rayddl.report.page import sections
+from rayddl.report.page import render, sections
 from rayddl.report.run import Run
 from rayddl.stages import kinds
 from rayddl.stages.context import Input
@@ -121,7 +121,8 @@ def test_the_page_begins_with_the_warnings() -> None:
     plain = Run({"name": "d"}, {"name": "digits"}, 0, {})
     warned = Run({"name": "d"}, {"name": "digits"}, 0, {}, warnings=("distill: the loss ended at 8.70",))
     first = next(iter(sections(warned, ())))
-    assert (first.key, first.lead) == ("warnings", "distill: the loss ended at 8.70.")
+    assert (first.key, first.points) == ("warnings", ("distill: the loss ended at 8.70.",))
+    assert "<li>distill: the loss ended at 8.70.</li>" in render(warned)
     assert all(section.key != "warnings" for section in sections(plain, ()))
 
 
