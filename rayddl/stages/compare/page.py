@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from markupsafe import Markup
@@ -260,7 +259,7 @@ def _line(
     gain = _gain(entry, row, found)
     cells = [
         Cell(
-            entry.label + (BELOW if below(replace(entry, rows=(row,)), found) else ""),
+            entry.label + (BELOW if gain < 0 else ""),
             link=f"#{entry.link.anchor}",
         ),
         Cell(numbers.count(entry.ipc), entry.ipc),
