@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -141,6 +142,7 @@ def test_a_long_training_is_seen_to_go_on(
     assert any(0 < value % 1 < 1 for value in done)
     assert done == sorted(done)
     assert progress.updates[-1][:2] == (2, 2)
+    assert re.fullmatch(r"the set \d+\.\d ± \d+\.\d %", progress.updates[-1][2])
 
 
 class _Reports(LocalCounter):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -343,7 +344,8 @@ def test_progress_counts_epochs_and_tells_the_newest_accuracy(stages, told, monk
     done = [d for d, _, _ in progress.updates]
     assert done == sorted(done)
     assert progress.updates[-1][:2] == (20, 20)
-    assert "test" in progress.updates[-1][2]
+    assert any(text.startswith("expert 0: test ") for _, _, text in progress.updates)
+    assert re.fullmatch(r"test \d+\.\d ± \d+\.\d % over experts", progress.updates[-1][2])
 
 
 def test_a_curriculum_follows_the_scores_of_a_teacher(stages, tmp_path):

@@ -42,8 +42,8 @@ FREE = ("digits",)
 _BY_CLASS = ("imagefolder", "imagenet")
 """Sources whose held-out images are in a folder for each class."""
 _CIFAR = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
-_MODULES = ("argparse", "collections", "functools", "json", "math", "pathlib", "random", "statistics")
-_NAMES = ("BATCH", "CLASSES", "DEVICE", "SET", "augment", "encode", "held_out", "lessons")
+_MODULES = ("argparse", "collections", "functools", "json", "math", "pathlib", "random", "statistics", "sys")
+_NAMES = ("BATCH", "CLASSES", "DEVICE", "SET", "augment", "counted", "encode", "held_out", "lessons")
 """What the script may import from the module, in addition to the network's function."""
 _SCHEDULES = {
     "half_cosine": "LR * 0.5 * (1 + math.cos(math.pi * epoch / (2 * epochs)))",
