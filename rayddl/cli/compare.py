@@ -36,11 +36,15 @@ def compare(
     epochs: Epochs = None,
     root: Root = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Judge all anew by one protocol: the first one's.")
+        bool,
+        typer.Option("--again", help="Judge all anew by one protocol: the first one's with hard labels."),
     ] = False,
     name: Annotated[
-        str, typer.Option("--name", metavar="NAME", help="What to call the comparison.")
-    ] = "compare",
+        str | None,
+        typer.Option(
+            "--name", metavar="NAME", help="What to call the comparison; default: by what is compared."
+        ),
+    ] = None,
     out: Out = "runs",
     address: Address = None,
     num_cpus: NumCpus = None,

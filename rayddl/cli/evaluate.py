@@ -50,7 +50,8 @@ def evaluate(
 ) -> None:
     """Judge a set: train students on it and on random images.
 
-    Uses the protocol that is stored with the set; options replace single settings of it.
+    Uses the protocol that is stored with the set; options replace single settings of it. The result is kept as JSON in
+    evaluations/ under --out; `rayddl compare SET --again` makes a page of it.
 
     \b
     rayddl evaluate runs/evaluate-0123456789ab/set

@@ -21,6 +21,9 @@ from rayddl.stages.kinds import known
 from rayddl.stages.runtime import machine
 from rayddl.stages.speed import Speed
 
+KNOWN_AS = {"mtt": "match", "mct": "match"}
+"""The kinds of methods by the names that papers give these."""
+
 
 @dataclass(frozen=True)
 class Written:
@@ -64,6 +67,7 @@ def draft(
     :func:`rayddl.data.sources.path_contents.read_contents`.
     """
     able = methods()
+    method = KNOWN_AS.get((method or "").lower(), method)
     if method is not None and method not in able:
         raise UserError(
             f"--method {method!r} is none that settings can be written for; "

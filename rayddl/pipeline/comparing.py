@@ -7,6 +7,7 @@ the first evaluated one. All of it is an ordinary run, so finished evaluations a
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,9 @@ from rayddl.storage import Folder
 
 NOT_TAKEN = {"kind", "set", "observer", "protocol", "lr", "resources", "labels"}
 """Settings of an evaluate stage that depend on its set and are not applied to other sets."""
+
+
+_LONGEST_NAME = 60
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def compare(
     epochs: int | None = None,
     root: str | None = None,
     again: bool = False,
-    name: str = "compare",
+    name: str | None = None,
     progress: bool | Display = True,
     address: str | None = None,
     num_cpus: int | None = None,
@@ -64,7 +68,8 @@ def compare(
     """Compare the runs, evaluate stages and sets in ``where``, or a single one; the result has one table and one
     page.
 
-    With ``again`` all sets are evaluated again by one protocol. ``nets``, ``seeds`` and ``epochs`` replace single
+    With ``again`` all sets are evaluated again by one protocol. ``name`` is the run's; default: ``compare`` and what
+    is compared. ``nets``, ``seeds`` and ``epochs`` replace single
     settings of it. ``root`` is the folder of the real images if it has moved. ``plugins`` are as for
     :func:`rayddl.run`. Contacts only hosts that the arguments name, with ``allow_remote`` also those that the sets
     name. Raises :class:`rayddl.errors.RayddlError`.
@@ -76,8 +81,20 @@ def compare(
     with hosts.only(*(os.fspath(place) for place in places), out, root, allow=allow_remote):
         named = [each for place in places for each in resolve(os.fspath(place), out)]
         found = list({_place(each.folder): each for each in named}.values())
-        made = definition(found, name=name, nets=several, seeds=seeds, epochs=epochs, root=root, again=again)
+        called = name or _called([os.fspath(place) for place in places])
+        made = definition(
+            found, name=called, nets=several, seeds=seeds, epochs=epochs, root=root, again=again
+        )
         return run(made, out=out, progress=progress, address=address, num_cpus=num_cpus, plugins=plugins)
+
+
+def _called(places: Sequence[str]) -> str:
+    """The name of a comparison: ``compare-match-rded``. Two of the same sets replace each other."""
+    parts = [place.rstrip("/").removesuffix("/set").rsplit("/", 1)[-1] for place in places]
+    words = [
+        re.sub(r"[^a-z0-9]+", "-", part.removesuffix(records.SUFFIX).casefold()).strip("-") for part in parts
+    ]
+    return "-".join(["compare", *filter(None, words)])[:_LONGEST_NAME].rstrip("-")
 
 
 def resolve(where: str, out: str) -> list[FoundSet]:
@@ -165,6 +182,8 @@ def definition(
     waiting = [each for each in found if again or each.manifest is None]
     judge = _judge(found)
     protocol = _protocol(found, judge) if waiting else {}
+    if waiting:
+        _refuse_sizes(found[0], waiting)
     protocol |= {key: value for key, value in given.items() if value is not None}
     if given != dict.fromkeys(given) and not waiting:
         raise UserError(
@@ -178,6 +197,31 @@ def definition(
     kept = [_place(each.folder) for each in found if each not in waiting]
     stages["compare"] = {"kind": "compare", "runs": kept} if kept else {"kind": "compare"}
     return {"name": name, "seed": seed, "source": source, "stages": stages}
+
+
+def _refuse_sizes(first: FoundSet, waiting: Sequence[FoundSet]) -> None:
+    """Raise :class:`UserError` if the sets to evaluate have images of another size than the first one's, whose source
+    is used. Sets of other code do not say their size.
+    """
+    known = {_place(each.folder): shape for each in (first, *waiting) if (shape := _shape(each)) is not None}
+    if len(set(known.values())) > 1:
+        listed = "\n".join(
+            f"  {scrub(place)}: {width} x {height}" for place, (height, width) in known.items()
+        )
+        raise UserError(
+            "these sets have images of several sizes in pixels, and students of one protocol see one size:\n"
+            f"{listed}\nMake them of images of one size, for example with --set source.size=64 (`rayddl init` has "
+            "--size), or leave out --again and compare what each was judged by.",
+            code="sets-of-several-sizes",
+        )
+
+
+def _shape(found: FoundSet) -> tuple[int, int] | None:
+    """Height and width of a set's images; ``None`` if it does not say."""
+    if not found.set.has(SET_FILE):
+        return None
+    shape = (_document(found).get("images") or {}).get("shape")
+    return (int(shape[1]), int(shape[2])) if shape else None
 
 
 def _place(folder: Folder) -> str:
@@ -220,29 +264,42 @@ def _judge(found: Sequence[FoundSet]) -> Kind:
 
 
 def _protocol(found: Sequence[FoundSet], judge: Kind) -> dict[str, Any]:
-    """Return the settings of the first evaluation; if there is none, only the protocol of hard labels."""
+    """Return the settings of the first evaluation by hard labels; if there is none of any kind, only that protocol.
+
+    Raises :class:`UserError` if all evaluations are by soft labels, which other sets cannot have.
+    """
     fields = judge.config.model_fields
     hard = {"protocol": "hard"} if "protocol" in fields else {}
+    soft: FoundSet | None = None
     for each in found:
         recorded = each.manifest["summary"].get("protocol") if each.manifest is not None else None
         stored = recorded or _info(each).get("protocol") or {}
         if "seeds" not in stored:
             continue
-        if stored.get("name") == "soft":
-            raise UserError(
-                f"{scrub(str(each.folder))} was evaluated with soft labels, which need its teacher; to evaluate "
-                "other sets in the same way write a definition with kind: imported, a teacher, and kind: evaluate",
-                code="set-needs-its-teacher",
-            )
-        return hard | {
-            k: v for k, v in stored.items() if k in fields and k not in NOT_TAKEN and v is not None
-        }
+        if stored.get("name") != "soft":
+            return hard | {
+                k: v for k, v in stored.items() if k in fields and k not in NOT_TAKEN and v is not None
+            }
+        soft = soft or each
+    if soft is not None:
+        raise UserError(
+            f"{scrub(str(soft.folder))} was evaluated with soft labels, which need its teacher; to evaluate "
+            "other sets in the same way write a definition with kind: imported, a teacher, and kind: evaluate; to "
+            "evaluate all with hard labels compare them with a set that was evaluated so",
+            code="set-needs-its-teacher",
+        )
     return hard
 
 
 def _info(found: FoundSet) -> Mapping[str, Any]:
     if not found.set.has(SET_FILE):
         return {}
-    document = found.set.read_document(SET_FILE, documents.DistilledSetDocument, "make the set again")
-    info: Mapping[str, Any] = document["info"]
+    info: Mapping[str, Any] = _document(found)["info"]
     return info
+
+
+def _document(found: FoundSet) -> Mapping[str, Any]:
+    document: Mapping[str, Any] = found.set.read_document(
+        SET_FILE, documents.DistilledSetDocument, "make the set again"
+    )
+    return document

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from typing import Any
 
 from rayddl import hosts, interrupts
 from rayddl.credentials import scrub
 from rayddl.errors import UserError
 from rayddl.pipeline import artifacts, hub
+from rayddl.pipeline.artifacts import ordered_json
 from rayddl.pipeline.display.base import Closing, Display, Ending, Hidden
 from rayddl.pipeline.plugging import Given, use
 from rayddl.pipeline.session import ray_session
@@ -39,7 +41,8 @@ def judge_set(
     plugins: Sequence[Given] = (),
     allow_remote: bool = False,
 ) -> Result:
-    """Train students on the set at ``where`` by the protocol stored with it; show and return the result.
+    """Train students on the set at ``where`` by the protocol stored with it; show and return the result, and keep it
+    as JSON in ``evaluations/`` under ``out``.
 
     ``stage`` is as for :func:`rayddl.pipeline.sets.find_set`. ``nets``, ``seeds``, ``epochs``, ``root`` and
     ``observer`` replace single settings of the protocol. Contacts only hosts that the arguments name, with
@@ -85,8 +88,20 @@ def judge_set(
                 Folder(out).clear(scratch)
     # The Hub's local cache is no place that a user knows.
     places = {"set": scrub(where if where.startswith(hub.SCHEME) else str(folder))}
+    try:
+        places["result"] = scrub(_kept(Folder(out), {"place": places["set"], **result.summary}))
+    except (OSError, ValueError) as error:
+        display.note(f"the result could not be kept in {scrub(out)}: {scrub(str(error))}")
     display.result(Closing({_NAME: result.table}, places, {"summary": dict(result.summary)}))
     return result
+
+
+def _kept(out: Folder, summary: Mapping[str, Any]) -> str:
+    """Write a summary as JSON into a folder of evaluations under ``out``; the file's path."""
+    into = out.child("evaluations")
+    name = f"{time.strftime('%Y-%m-%d-%H-%M-%S')}-{uuid.uuid4().hex[:4]}.json"
+    into.write(name, ordered_json(scrub(dict(summary))))
+    return into.path(name)
 
 
 def refuse_unknown_nets(nets: Sequence[str]) -> None:

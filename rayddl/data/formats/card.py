@@ -62,13 +62,19 @@ def card(made: DistilledSet, brought: Sequence[str] = (), lacking: str = "") -> 
         _whose(made),
         _how_good(made),
         _reached(made, brought, lacking),
-        _use(),
+        _use(made),
     ]
     return visible("\n".join(parts))
 
 
 def _source(made: DistilledSet) -> str:
     return str((made.info.get("source") or {}).get("name", "unknown source"))
+
+
+def _title(made: DistilledSet) -> str:
+    """The source's name; of a user's own files that of the definition."""
+    name = (made.info.get("definition") or {}).get("name")
+    return str(name) if name and _source(made) in _OWN else _source(made)
 
 
 def _metrics(made: DistilledSet) -> dict[str, Any]:
@@ -97,7 +103,7 @@ def _fenced(text: str, language: str) -> str:
 
 def _front(made: DistilledSet) -> dict[str, Any]:
     return {
-        "pretty_name": f"{_source(made)} distilled to {len(made)} images",
+        "pretty_name": f"{_title(made)} distilled to {len(made)} images",
         "license": LICENCES.get(_source(made), ("unknown", ""))[0],
         "task_categories": ["image-classification"],
         "size_categories": [next(name for most, name in _SIZES if len(made) < most)],
@@ -112,7 +118,7 @@ def _what(made: DistilledSet) -> str:
     if _protocol(made) == "soft":
         labels += ". **Its figures come from other labels**: those that an observer gives to each crop, at every step"
     return (
-        f"# {_text(_source(made))}, distilled\n\n"
+        f"# {_text(_title(made))}, distilled\n\n"
         f"{len(made)} images of {len(made.classes)} classes ({made.ipc} a class), {height} x {width} pixels, "
         f"{'grey' if channels == 1 else 'colour'}, with {labels}. They stand for the whole training set: a network is "
         f"trained on them alone. Method: {_text(made.info.get('method') or 'not stated')}.\n"
@@ -228,11 +234,14 @@ def _reached(made: DistilledSet, brought: Sequence[str], lacking: str) -> str:
     )
 
 
-def _use() -> str:
+def _use(made: DistilledSet) -> str:
+    # The learned rate is for students of hard labels.
+    rate = "" if _protocol(made) == "soft" else ", made.lr_student"
     return (
         "## Loading it\n\n"
-        '```python\nimport datasets, rayddl\n\npictures = datasets.load_dataset("PATH")["train"]\n'
-        'made = rayddl.load_set("PATH")  # the exact tensors\nmade.images, made.labels, made.lr_student\n```\n\n'
+        '```python\nimport datasets, rayddl\n\npath = "."  # this folder\n'
+        'pictures = datasets.load_dataset(path)["train"]\n'
+        f"made = rayddl.load_set(path)  # the exact tensors\nmade.images, made.labels{rate}\n```\n\n"
         "The table's pictures are rounded to bytes. `set.safetensors` has the exact tensors, as networks were "
         "trained on them, with the pixel space; `set.json` says what they are.\n"
     )

@@ -132,6 +132,14 @@ def by_class_folder(folder: Folder, config: SourceConfig, tree: str) -> Split:
     files = tuple(
         ImageFile(name, name.split("/")[0], listed[name]) for name in inside if trees.is_image(name)
     )
+    loose = sum("/" not in name and trees.is_image(name) for name in listed)
+    if loose and not files:
+        raise SourceError(
+            f"source {config.name}: {loose:,} images lie in {place(folder)} itself, and none in a folder inside it. "
+            "Each class needs a folder of its own; if this is the folder of one class, give the one above it. "
+            f"Expected:\n{tree}",
+            code="images-without-class",
+        )
     trees.refuse_no_images(config.name, place(folder), files, "<class>/<image>", tree)
     refuse_empty(config, folder, sorted(set(classes) - {file.class_ for file in files}))
     return Split(folder, files, tuple(name for name in inside if not trees.is_image(name)))

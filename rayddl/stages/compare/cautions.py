@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rayddl.stages.compare.protocols import AGAIN
+from rayddl.stages.compare.protocols import advice
 
 
 def after(summary: Mapping[str, Any]) -> Iterator[str]:
     """Sets that were evaluated by different protocols."""
     unlike = summary.get("unlike")
     if unlike:
-        yield f"the sets were not judged alike ({', '.join(unlike)} differ); {AGAIN}"
+        yield f"the sets were not judged alike ({', '.join(unlike)} differ); {advice(unlike)}"

@@ -132,7 +132,8 @@ def randoms(found: Sequence[Entry]) -> tuple[Entry, ...]:
     return tuple(
         replace(
             entry,
-            label=f"random, IPC {entry.ipc}" + (f" (as {entry.label})" if many[entry.ipc] > 1 else ""),
+            label=f"random, IPC {entry.ipc}"
+            + (f" (as {entry.label}{_rate(entry)})" if many[entry.ipc] > 1 else ""),
             method=RANDOM,
             tint=RANDOM,
             rows=entry.random,
@@ -140,6 +141,12 @@ def randoms(found: Sequence[Entry]) -> tuple[Entry, ...]:
         )
         for entry in first.values()
     )
+
+
+def _rate(entry: Entry) -> str:
+    """The students' learning rate, which random images have from the set that they are compared with."""
+    lr = (entry.judged.stage.summary.get("protocol") or {}).get("lr")
+    return f", learning rate {lr:.3g}" if isinstance(lr, int | float) else ""
 
 
 def random_of(entry: Entry, row: Row, found: Sequence[Entry]) -> Row | None:

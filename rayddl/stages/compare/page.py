@@ -95,7 +95,7 @@ def headline(comparison: Comparison) -> Headline:
             " {} is level with it: the difference is within the noise of {} held-out images."
         ).format(level.label, numbers.count(entry.tested))
     if unlike:
-        lead += Markup(" To compare them, {}.").format(protocols.AGAIN)
+        lead += Markup(" To compare them, {}.").format(protocols.advice(unlike))
     worse = [each.label for each in found if below(each, found)]
     if worse:
         listed = ", ".join(worse[:WORSE]) + (" …" if len(worse) > WORSE else "")

@@ -12,20 +12,29 @@ from rayddl.stages.compare.entries import Entry
 from rayddl.stages.evaluate.figures import PROTOCOL
 
 AGAIN = "judge all by one protocol: `rayddl compare` does with --again"
-"""What to do about sets that were evaluated by different protocols."""
+PIXELS = "image size"
+"""The title of a difference that no protocol removes: the pixels of the sets' images."""
 
 
 def unlike(found: Sequence[Entry]) -> list[str]:
-    """The settings that differ among the sets' protocols, by their titles, but for the learning rate."""
+    """What differs in how the sets were judged, by titles, but for the learning rate."""
     texts = _texts(found)
     return [_named(key) for key in texts if key != "lr" and len(set(texts[key])) > 1]
 
 
+def advice(differ: Sequence[str]) -> str:
+    """What to do about sets of which ``differ`` says what is :func:`unlike`."""
+    if PIXELS in differ:
+        return f"make them of images of one size (source.size; `rayddl init` has --size), then {AGAIN}"
+    return AGAIN
+
+
 def _texts(found: Sequence[Entry]) -> dict[str, list[str]]:
-    """Each setting of a protocol that any set has, with every set's value."""
+    """Each setting of a protocol that any set has, and the size of its images, with every set's value."""
     protocols = [entry.judged.stage.summary.get("protocol") or {} for entry in found]
     keys = [key for key in (*PROTOCOL, "lr_grid", "seeds") if any(p.get(key) is not None for p in protocols)]
-    return {key: [_plain(p.get(key)) for p in protocols] for key in keys}
+    sizes = ["{3} x {2}".format(*entry.judged.pictures.images.shape) for entry in found]
+    return {key: [_plain(p.get(key)) for p in protocols] for key in keys} | {PIXELS: sizes}
 
 
 def section(found: Sequence[Entry]) -> Section:
@@ -37,7 +46,7 @@ def section(found: Sequence[Entry]) -> Section:
         lead = "All sets were judged by one protocol"
         lead += ", each at its own learning rate." if differ else "."
     else:
-        lead = f"These sets were not all judged alike: {', '.join(others)} differ. To compare them, {AGAIN}."
+        lead = f"These sets were not all judged alike: {', '.join(others)} differ. To compare them, {advice(others)}."
     table = Table(
         "What differs in how the sets were judged",
         (Column("Set"), *(Column(_named(key)) for key in differ)),

@@ -12,18 +12,35 @@ from rayddl.stages.evaluate.settings import EvaluateConfig
 
 FEWEST = 200
 """Held-out images below which an accuracy is uncertain by more than 7 points."""
+MOST_HELD_OUT = 0.5
+"""The largest share that is advised to be held out."""
 
 
 def before(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Iterator[str]:
     """Too few held-out images."""
     del config, stages
     tested = outlook.source_summary.test
-    more = "raise source.holdout, or add images" if outlook.source.holdout else "hold out more images"
     if tested < FEWEST:
         yield (
-            f"{tested} held-out images tell accuracies apart only if they differ by about "
-            f"{100 * cautions.SURE * math.sqrt(0.25 / tested):.0f} points; {more}"
+            f"{tested} held-out images tell accuracies apart only if they differ by about {_points(tested)} points; "
+            + _more(outlook)
         )
+
+
+def _points(tested: int) -> str:
+    return f"{100 * cautions.SURE * math.sqrt(0.25 / tested):.0f}"
+
+
+def _more(outlook: Outlook) -> str:
+    """How to have more held-out images, of a held-out share with what is to be had."""
+    if outlook.source.holdout is None:
+        return "hold out more images"
+    both = outlook.source_summary.train + outlook.source_summary.test
+    share = min(MOST_HELD_OUT, math.ceil(10 * FEWEST / both) / 10)
+    if share <= outlook.source.holdout:
+        return "add images"
+    held = round(share * both)
+    return f"raise source.holdout ({share:g} holds out about {held}: {_points(held)} points), or add images"
 
 
 def after(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -37,8 +54,8 @@ def after(summary: Mapping[str, Any]) -> Iterator[str]:
         reached = f"{net} reaches {100 * accuracy:.1f} % with the set and {100 * other:.1f} % with random real images"
         if cautions.in_noise(accuracy, other, tested):
             yield (
-                f"{reached}, a difference within the noise of {tested:.0f} held-out images; hold out more images if "
-                "they are few, or make the set with more iterations, epochs or images"
+                f"{reached}, a difference within the noise of {tested:.0f} held-out images; hold out more images, or "
+                "make the set with more iterations, epochs or images"
             )
         elif accuracy < other:
             yield (

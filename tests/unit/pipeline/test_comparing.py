@@ -149,6 +149,47 @@ def test_again_judges_all_alike(judge: Judge) -> None:
     definitions.load(made)
 
 
+def test_all_are_judged_by_the_first_protocol_of_hard_labels(judge: Judge) -> None:
+    """Soft labels need each set's teacher, so a set that was judged by them is judged by another's protocol."""
+    found = [
+        each
+        for folder in (judge("s", name="soft", epochs=9), judge("a"))
+        for each in comparing.resolve(str(folder), "runs")
+    ]
+    made = comparing.definition(found, again=True)
+    assert [made["stages"][f"judge-{i}"]["protocol"] for i in (1, 2)] == ["hard", "hard"]
+    assert [made["stages"][f"judge-{i}"]["epochs"] for i in (1, 2)] == [7, 7]
+
+
+def test_sets_of_several_sizes_are_refused_before_anything_runs(
+    judge: Judge, tmp_path: Path, digits: DistilledSet
+) -> None:
+    """With both sizes and the way out; shown beside each other they may be."""
+    first = judge("a")
+    folder = Folder(str(tmp_path / "wide"))
+    digits.save(folder)
+    document = json.loads(folder.read("set.json"))
+    document["images"]["shape"] = [1, 8, 16]
+    folder.write("set.json", json.dumps(document).encode())
+    found = [each for place in (first, folder) for each in comparing.resolve(str(place), "runs")]
+    with raises("sets-of-several-sizes") as caught:
+        comparing.definition(found, again=True)
+    assert "8 x 8" in str(caught.value)
+    assert "16 x 8" in str(caught.value)
+
+
+def test_comparisons_are_called_by_what_they_compare(judge: Judge, tmp_path: Path) -> None:
+    """So that another one does not replace the record of the first."""
+    folders = [str(judge("One")), f"{judge('two')}/set"]
+    out = tmp_path / "out"
+    for places in (folders, folders[:1]):
+        rayddl.compare(places, out=str(out), progress=False)
+    rayddl.compare(folders, out=str(out), name="mine", progress=False)
+    assert sorted(path.name for path in out.glob("*.run.json")) == [
+        "compare-one-0123456789ab-two-0123456789ab.run.json", "compare-one-0123456789ab.run.json", "mine.run.json",
+    ]  # fmt: skip
+
+
 def test_what_cannot_be_compared_is_said(judge: Judge, tmp_path: Path, digits: DistilledSet) -> None:
     """No such place, a set without a source, settings without a use, and soft labels without a teacher."""
     with raises("nothing-to-compare"):

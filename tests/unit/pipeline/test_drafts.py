@@ -141,6 +141,21 @@ def test_a_folder_one_level_too_high_is_said(tmp_path: Path) -> None:
     ]
 
 
+def test_the_folder_of_one_class_is_said(tmp_path: Path) -> None:
+    """Images lie in the folder itself: the one above has the classes."""
+    photos = _photos(tmp_path / "photos", per_class=4)
+    with raises("images-without-class") as caught:
+        read_contents(str(photos / "class 0"))
+    assert "4 images lie in" in str(caught.value)
+    assert "give the one above it" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["mtt", "MCT", "match"])
+def test_a_method_may_be_called_as_papers_do(tmp_path: Path, name: str) -> None:
+    """MTT and MCT are made by matching."""
+    assert draft(str(_photos(tmp_path / "photos", per_class=10)), method=name).method == "match"
+
+
 def test_links_out_of_the_folder_are_followed_where_that_is_said(tmp_path: Path) -> None:
     """The written definition follows them too."""
     photos = _photos(tmp_path / "photos", per_class=4)

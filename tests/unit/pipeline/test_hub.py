@@ -228,25 +228,31 @@ def test_only_a_named_place_is_contacted(hub: Hub, made: Folder) -> None:
     assert hub.asked
 
 
-def test_the_commands_take_both(hub: Hub, made: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_take_both(
+    hub: Hub, made: Folder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """``export --push`` and ``evaluate hf://…`` from the command line; students are not trained here."""
     seen: list[str] = []
 
     def judged(folder: Folder, *, name: str, **_: Any) -> Result:
         seen.append(str(folder))
-        return Result({}, ({"data": f"distilled ({name})"},))
+        return Result({"rows": []}, ({"data": f"distilled ({name})"},))
 
     monkeypatch.setattr(judging, "ray_session", lambda *_: nullcontext(SimpleNamespace(reach=lambda _: None)))
     monkeypatch.setattr(judging, "_judge", lambda _: judged)
     pushed = CliRunner().invoke(app, ["export", str(made), "--format", "hf", "--push", "me/digits"])
-    evaluated = CliRunner().invoke(app, ["evaluate", "hf://me/digits", "--json"])
+    evaluated = CliRunner().invoke(
+        app, ["evaluate", "hf://me/digits", "--json", "--out", str(tmp_path / "out")]
+    )
 
     assert (pushed.exit_code, evaluated.exit_code) == (0, 0), pushed.output + evaluated.output
     assert pushed.output == f"wrote {hub.address}/datasets/me/digits\n"
     assert Folder(seen[0]).has("set.json")
     (event,) = [found for line in evaluated.output.splitlines() if (found := json.loads(line)).get("tables")]
     assert event["tables"] == {"evaluate": [{"data": "distilled (hf://me/digits)"}]}
-    assert event["places"] == {"set": "hf://me/digits"}
+    assert event["places"]["set"] == "hf://me/digits"
+    # The result is kept, as the set may be at another place than this machine.
+    assert json.loads(Path(event["places"]["result"]).read_bytes()) == {"place": "hf://me/digits", "rows": []}
 
 
 def test_uploads_are_refused_before_they_start(hub: Hub, made: Folder) -> None:

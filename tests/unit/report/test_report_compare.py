@@ -14,6 +14,7 @@ from rayddl.report.charts import Line, Spots, Whiskers
 from rayddl.report.confusion import matrix, mistakes
 from rayddl.report.values import Columns
 from rayddl.stages.compare import page as compare
+from rayddl.stages.compare import protocols
 from rayddl.stages.compare.entries import Comparison, Judged, entries, randoms
 from rayddl.stages.compare.stage import _shown
 
@@ -207,6 +208,19 @@ def test_mistakes_name_the_network_of_each_matrix(four: Comparison, make: Any) -
     assert section.matrices[-1].label.endswith("RDED, IPC 1, MLP")
 
 
+def test_sets_of_several_sizes_are_not_judged_alike(four: Comparison, make: Any) -> None:
+    """No protocol makes their accuracies comparable: the advice is another size."""
+    other = judged(make, "RDED", 1, 0.4)
+    wide = np.repeat(np.repeat(other.pictures.images, 2, 2), 2, 3)
+    mixed = replace(
+        four, judged=(*four.judged, replace(other, pictures=replace(other.pictures, images=wide)))
+    )
+    assert protocols.unlike(entries(mixed)) == ["image size"]
+    assert "make them of images of one size (source.size; " in str(compare.headline(mixed).lead)
+    told = {s.key: s for s in compare.sections(mixed, 1000)}["protocol"]
+    assert [row[-1].text for row in told.tables[0].rows][-1] == f"{wide.shape[3]} x {wide.shape[2]}"
+
+
 def test_every_figure_of_the_page_leads_to_its_definition(four: Comparison) -> None:
     """Every link inside the page has its target; every set's evaluate stage is among them."""
     page = compare.render(four)
@@ -270,8 +284,8 @@ def test_random_images_of_several_protocols_are_told_apart(make: Any) -> None:
     other = (same[0], replace(with_random(make, 1, (0.6, 0.4)), run="b"))
     found = entries(Comparison("x", other, {}, {}))
     assert [e.label for e in randoms(found)] == [
-        "random, IPC 1 (as MTT, IPC 1 (run))",
-        "random, IPC 1 (as MTT, IPC 1 (b))",
+        "random, IPC 1 (as MTT, IPC 1 (run), learning rate 0.01)",
+        "random, IPC 1 (as MTT, IPC 1 (b), learning rate 0.01)",
     ]
 
 
