@@ -306,6 +306,7 @@ def test_a_process_that_is_ended_while_it_runs_is_reported(tmp_path: Path) -> No
         "        process.kill()\n"
         "time.sleep(600)",
         TMPDIR=str(tmp_path),
+        RAY_gcs_rpc_server_reconnect_timeout_s="2",  # Ray's default is a minute
     )
     said, written = lost.communicate(timeout=PATIENCE)
     assert lost.returncode == 1
