@@ -320,7 +320,7 @@ class StageRecord(Document):
     summary: dict[str, Any] = {}
     table: Rows = []
     error: str = ""
-    progress: Progress | dict[str, Any] = {}
+    progress: Progress | Annotated[dict[str, Any], Field(max_length=0)] = {}
 
 
 class RunRecord(Document):

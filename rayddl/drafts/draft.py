@@ -21,9 +21,6 @@ from rayddl.stages.kinds import known
 from rayddl.stages.runtime import machine
 from rayddl.stages.speed import Speed
 
-KNOWN_AS = {"mtt": "match", "mct": "match"}
-"""The kinds of methods by the names that papers give these."""
-
 
 @dataclass(frozen=True)
 class Written:
@@ -67,7 +64,8 @@ def draft(
     :func:`rayddl.data.sources.path_contents.read_contents`.
     """
     able = methods()
-    method = KNOWN_AS.get((method or "").lower(), method)
+    papers = {name: kind for kind, module in able.items() for name in getattr(module, "ALSO_CALLED", ())}
+    method = papers.get((method or "").lower(), method)
     if method is not None and method not in able:
         raise UserError(
             f"--method {method!r} is none that settings can be written for; "

@@ -106,11 +106,10 @@ def _kept(out: Folder, summary: Mapping[str, Any]) -> str:
 
 def refuse_unknown_nets(nets: Sequence[str]) -> None:
     """Raise :class:`UserError` for a network that is not registered, before Ray starts."""
-    known = (
-        names("nets") if judges("") else ()
-    )  # the judges' settings register the networks that are part of rayddl
+    if nets:
+        judges("")  # their settings register the networks that are part of rayddl
     for net in nets:
-        if net not in known:
+        if net not in names("nets"):
             raise UserError(f"--net {scrub(net)!r} {unknown('nets', net)}", code="unknown-net")
 
 

@@ -1,6 +1,7 @@
 """Shared parts of the drafts with which kinds propose settings for images: steps, networks, and lines of YAML.
 
-A kind's module ``draft`` has ``suits(request)``, a rank with its reason, and ``draft(request)``, a :class:`Draft`.
+A kind's module ``draft`` has ``suits(request)``, a rank with its reason, and ``draft(request)``, a :class:`Draft`; its
+``ALSO_CALLED`` are other names of the method, in lower case.
 
 The published settings are for 50,000 images, whose epochs have 200 steps. What counts is the number of steps, so for
 few images batches are smaller, epochs more, and windows longer in epochs.

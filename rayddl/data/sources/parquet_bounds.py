@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import io
+from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -152,7 +153,46 @@ def rows_at_once(
 def _chunks(
     metadata: pq.FileMetaData, column: str, group: int | None = None
 ) -> Iterator[pq.ColumnChunkMetaData]:
+    groups = range(metadata.num_row_groups) if group is None else [group]
+    _refuse_broken(metadata, column, groups)
     for place in range(metadata.num_columns):
         if metadata.schema.column(place).path.split(".")[0] == column:
-            for number in range(metadata.num_row_groups) if group is None else [group]:
+            for number in groups:
                 yield metadata.row_group(number).column(place)
+
+
+class _NoData(io.RawIOBase):
+    """A file none of whose bytes can be read."""
+
+    SAYS = "only the footer is looked at"
+    _at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + (2**62 if whence == io.SEEK_END else self._at if whence == io.SEEK_CUR else 0)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, into: object) -> int:
+        raise OSError(self.SAYS)
+
+
+def _refuse_broken(metadata: pq.FileMetaData, column: str, groups: Sequence[int]) -> None:
+    """Raise Arrow's error if what the footer says of a column contradicts itself.
+
+    Arrow checks that when it looks a part of the column up, and ends the process where a program asks for the part, but
+    raises an error where it begins to read, which is also before the first byte of data.
+    """
+    file = pq.ParquetFile(_NoData(), metadata=metadata, pre_buffer=True)
+    try:
+        file.read_row_groups(groups, columns=[column], use_threads=False)
+    except OSError as error:
+        if _NoData.SAYS not in str(error):
+            raise

@@ -10,6 +10,7 @@ from rayddl.stages.compare.protocols import advice
 
 def after(summary: Mapping[str, Any]) -> Iterator[str]:
     """Sets that were evaluated by different protocols."""
-    unlike = summary.get("unlike")
+    found = summary.get("unlike")
+    unlike = [str(each) for each in found] if isinstance(found, list) else []
     if unlike:
         yield f"the sets were not judged alike ({', '.join(unlike)} differ); {advice(unlike)}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from rayddl.data.config import DSA
 from rayddl.stages.drafting import LARGEST_MATCHED, Draft, DraftRequest, convnet, key
 
+ALSO_CALLED = ("mtt", "mct")
+"""Names of the methods in papers, which ``rayddl init --method`` takes for the kind's."""
 EXPERTS, EXPERT_STEPS = 8, 600
 WINDOW_STEPS, START_STEPS = 70, 150
 """Steps of an expert from a window's start to its target, and up to the latest start."""

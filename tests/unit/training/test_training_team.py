@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -62,7 +62,11 @@ def wired(
                 meeting.abort()
                 raise
 
-        with ThreadPoolExecutor(size) as pool:
+        with pytest.MonkeyPatch.context() as alike, ThreadPoolExecutor(size) as pool:
+            # Threads share torch's generator, and may wait for ever, one with its lock for another with Python's. These
+            # networks draw nothing while they train.
+            alike.setattr(torch, "manual_seed", lambda seed: None)
+            alike.setattr(torch.random, "fork_rng", lambda **_: nullcontext())
             list(pool.map(member, range(size)))
         return made
 
