@@ -149,9 +149,11 @@ def test_ray_writes_nothing_to_the_terminal(two: list[dict[str, Any]]) -> None:
 
 
 def test_every_process_can_be_found_again(two: list[dict[str, Any]]) -> None:
-    """Each process of a local Ray carries its mark, also those that rename themselves; nobody else does."""
+    """Each process of a local Ray carries its mark, also those that rename themselves; nobody else does. The shell that
+    reports a sudden end needs none: it ends with the process that started it.
+    """
     for each in two:
-        assert each["unmarked"] == []
+        assert each["unmarked"] == ["sh"]
         assert any(name.startswith("ray::DashboardAg") for name in each["processes"])
     assert driver.marked("another") == []
 
