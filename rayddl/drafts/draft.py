@@ -85,8 +85,8 @@ def draft(
     made: Draft = able[chosen].draft(request)
     command = f"rayddl run {shlex.quote(str(file))}"
     _write(file, text.written(found, made, name, command))
-    plan = plans.make(definitions.load(file), "runs")
-    takes, warnings = _takes(plan), tuple(cautions.lines(cautions.before(plan)))
+    expected = estimating.estimate(plans.make(definitions.load(file), "runs"))
+    takes, warnings = _takes(expected), tuple(cautions.lines(expected.warnings))
     _write(file, text.written(found, made, name, command, takes))
     return Written(file, found, chosen, able[chosen].suits(request)[1], made, command, takes, warnings)
 
@@ -102,9 +102,8 @@ def _write(file: Path, content: str) -> None:
         ) from error
 
 
-def _takes(plan: plans.Plan) -> str:
-    """How long the plan takes on this machine: ``12 min: experts ~2 min, ...``."""
-    found = estimating.estimate(plan)
+def _takes(found: estimating.Estimates) -> str:
+    """How long a plan takes on this machine: ``12 min: experts ~2 min, ...``."""
     if found.seconds is None:
         return ""
     each = [f"{name} {duration(one.seconds)}" for name, one in found.stages.items() if one and one.seconds]

@@ -78,12 +78,11 @@ def judged(config: SourceConfig, root: Folder, splits: dict[str, Split]) -> Surv
     """
     classes = tuple(sorted({file.class_ for file in splits["train"].files}))
     where = f"source {config.name} in {place(root)}"
-    inner = trees.inner_folders(splits["train"])
-    only = classes[0] if len(classes) == 1 and classes[0] in inner else None
+    inner = trees.inner_folders(splits["train"]).get(classes[0]) if len(classes) == 1 else None
     higher = (
-        f"; all images of {only!r} lie in the folders {shown(inner[only])} in it: if these are the classes, give "
-        f"{splits['train'].folder.child(only)}"
-        if only
+        f"; all images of {classes[0]!r} lie in the folders {shown(inner)} in it: if these are the classes, give "
+        f"{splits['train'].folder.child(classes[0])}"
+        if inner
         else ""
     )
     refuse_one_class(classes, where, f"{train_name(config)}/<class>/<image>{higher}")
