@@ -45,6 +45,27 @@ def exclusive(folder: Folder, name: str, note: bytes = b"") -> Iterator[None]:
             os.close(descriptor)
 
 
+def left(folder: Folder, name: str) -> bytes | None:
+    """Return the note of a holder of the lock ``name`` in ``folder`` that was killed before it released it.
+
+    ``None`` if there is no lock file, its holder has it still, or locks do not work there.
+    """
+    place = folder.local
+    if place is None or fcntl is None:
+        return None
+    try:
+        descriptor = os.open(place / name, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would block
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return os.read(descriptor, 1024)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
 def _acquired(path: Path, note: bytes) -> int | None:
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:

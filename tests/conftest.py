@@ -1,6 +1,7 @@
 """What holds for all tests."""
 
 import os
+import sys
 
 import pytest
 from hypothesis import settings
@@ -14,6 +15,10 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 # Hundreds of workers are started, and two thirds of their processor time would be the import of torch.
 os.environ.setdefault(warm.SWITCH, "1")
 os.environ["PYTHONPATH"] = warm.python_path(*os.environ.get("PYTHONPATH", "").split(os.pathsep))
+
+# Where byte code is not kept, each process compiles the sources of torch and Ray that it imports: seconds for each.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Two test processes share the cores: threads that spin while they wait would take them from each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

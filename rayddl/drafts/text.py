@@ -29,8 +29,7 @@ def _source(contents: PathContents, made: Draft) -> list[str]:
         why = "stored larger" if contents.one_size else "stored in several sizes"
         lines += [key("size", made.size, f"side in pixels that all are brought to; {why}", 2)]
     if contents.bad_fraction:
-        looked_at = len(contents.sides) + contents.unreadable
-        broken = f"{contents.unreadable} of {looked_at} images looked at cannot be read"
+        broken = f"{len(contents.unreadable)} of {contents.looked_at} images looked at cannot be read"
         why = f"{broken}; with more than this share a run ends"
         lines += [key("max_bad_fraction", contents.bad_fraction, why, 2)]
     if "holdout" in contents.source:

@@ -25,6 +25,8 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 ERROR = "error.txt"
 LOCK = ".lock"
+EVALUATIONS = "evaluations"
+"""The folder of the results of `rayddl evaluate`, under ``--out``."""
 
 State: TypeAlias = Literal["done", "partial", "new"]
 
@@ -216,6 +218,15 @@ def locked(folder: Folder) -> Iterator[None]:
                 code="folder-locked",
             ) from None
         yield
+
+
+def abandoned(folder: Folder) -> bool:
+    """True if a process of this machine locked ``folder`` and was killed before it released it."""
+    note = locks.left(folder, LOCK)
+    try:
+        return note is not None and json.loads(note)["host"] == socket.gethostname()
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _holder(note: bytes) -> str:

@@ -98,7 +98,7 @@ def judge_set(
 
 def _kept(out: Folder, summary: Mapping[str, Any]) -> str:
     """Write a summary as JSON into a folder of evaluations under ``out``; the file's path."""
-    into = out.child("evaluations")
+    into = out.child(artifacts.EVALUATIONS)
     name = f"{time.strftime('%Y-%m-%d-%H-%M-%S')}-{uuid.uuid4().hex[:4]}.json"
     into.write(name, ordered_json(scrub(dict(summary))))
     return into.path(name)

@@ -123,12 +123,19 @@ def heard(entry: Mapping[str, Any]) -> datetime | None:
         return None
 
 
-def state(entry: Mapping[str, Any], now: datetime) -> str:
-    """Return the recorded state of a stage, or ``silent`` for a running one without a recent report."""
+def state(entry: Mapping[str, Any], out: Folder, now: datetime) -> str:
+    """Return the recorded state of a stage of a run in ``out``.
+
+    One that is recorded as running is ``interrupted`` if its process was killed, ``silent`` without a recent report.
+    """
+    recorded = str(entry.get("state", ""))
+    if recorded != "running":
+        return recorded
+    if artifacts.abandoned(out.child(entry["folder"])):
+        return "interrupted"
     last = heard(entry)
     late = last is not None and (now - last).total_seconds() > SILENT_SECONDS
-    recorded = str(entry.get("state", ""))
-    return "silent" if late and recorded == "running" else recorded
+    return "silent" if late else recorded
 
 
 class Heartbeat:

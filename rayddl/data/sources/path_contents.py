@@ -34,6 +34,8 @@ HOLDOUT = 0.2
 _SAMPLE = 256
 _CLASSES = 8
 """Class names that the description has."""
+_NAMED = 3
+"""Names of unreadable images that the description has."""
 _GREY = ("1", "L", "LA", "La", "I", "I;16")
 _HELD_OUT = ("val", "test", "valid", "validation", "dev", "eval")
 _WNID = re.compile(r"n\d{8}")
@@ -57,8 +59,8 @@ class PathContents:
     formats: Mapping[str, int]
     """Sampled images per file format."""
     grey: bool
-    unreadable: int = 0
-    """Images of the sample that cannot be read."""
+    unreadable: tuple[str, ...] = ()
+    """Names of the sample's images that cannot be read."""
     notes: tuple[str, ...] = ()
     """What the listings leave out."""
 
@@ -68,9 +70,14 @@ class PathContents:
         return sum(self.train)
 
     @property
+    def looked_at(self) -> int:
+        """Images of the sample."""
+        return len(self.sides) + len(self.unreadable)
+
+    @property
     def bad_fraction(self) -> float | None:
         """A share of unreadable images that is allowed for: twice that of the sample, if it is above the default."""
-        share = self.unreadable / (len(self.sides) + self.unreadable)
+        share = len(self.unreadable) / self.looked_at
         allowed = SourceConfig.model_fields["max_bad_fraction"].default
         return min(1.0, math.ceil(200 * share) / 100) if share > allowed else None
 
@@ -90,12 +97,14 @@ class PathContents:
         per_class = f"{few:,}" if few == most else f"{few:,} to {most:,}"
         sizes = "all of {} x {} pixels".format(*self.sides[0]) if self.one_size else self._sizes()
         held = "held out of them by holdout" if "holdout" in self.source else "held out"
-        looked_at = len(self.sides) + self.unreadable
-        broken = f", of which {self.unreadable} cannot be read and will be skipped" if self.unreadable else ""
+        bad = self.unreadable
+        broken = (
+            f", of which {len(bad)} cannot be read and will be skipped: {shown(bad, _NAMED)}" if bad else ""
+        )
         return [
             f"{self.images:,} training images of {len(self.classes):,} classes, {per_class} each; {self.test:,} {held}",
             f"{', '.join(f'{name} {count}' for name, count in self.formats.items())}; "
-            f"{'grey' if self.grey else 'colour'}, {sizes} ({looked_at} looked at{broken})",
+            f"{'grey' if self.grey else 'colour'}, {sizes} ({self.looked_at} looked at{broken})",
             f"classes: {shown(self.classes, _CLASSES)}",
             *self.notes,
         ]
@@ -133,7 +142,9 @@ def _look(path: str, links: Mapping[str, Any]) -> PathContents:
     sides: list[tuple[int, int]] = []
     formats, modes = Counter[str](), set[str]()
     positions = np.unique(np.linspace(0, len(listed) - 1, min(_SAMPLE, len(listed))).astype(np.int64))
-    for blob in listed.read(positions):
+    unreadable: list[str] = []
+    for name, blob in zip(listed.take(positions).each_name(), listed.read(positions), strict=True):
+        read = False
         with (
             suppress(OSError, ValueError, TypeError, Image.DecompressionBombError),
             open_image(blob) as image,  # type: ignore[arg-type]  # an error is no bytes
@@ -141,6 +152,9 @@ def _look(path: str, links: Mapping[str, Any]) -> PathContents:
             sides.append((image.width, image.height))
             formats[image.format or "?"] += 1
             modes.add(image.mode)
+            read = True
+        if not read:
+            unreadable.append(name)
     if not sides:
         raise SourceError(
             f"{path}: none of {len(positions)} images that were looked at can be read. Are they complete?",
@@ -155,7 +169,7 @@ def _look(path: str, links: Mapping[str, Any]) -> PathContents:
         tuple(sides),
         dict(formats.most_common()),
         modes <= set(_GREY),
-        len(positions) - len(sides),
+        tuple(unreadable),
         tuple(listed.notes),
     )
 

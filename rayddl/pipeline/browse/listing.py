@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -29,7 +29,7 @@ class FoundStage:
     folder: str
     kind: str
     state: str
-    """``done``, ``partial``, ``failed`` (on an unexpected error), ``altered`` (files differ from the
+    """``done``, ``running``, ``partial``, ``failed`` (on an unexpected error), ``altered`` (files differ from the
     manifest), ``empty``."""
     bytes: int
     written: datetime | None
@@ -72,16 +72,22 @@ class Listing:
     out: str
     runs: tuple[Run, ...]
     folders: tuple[FoundStage, ...]
+    evaluations: int = 0
+    """Results that `rayddl evaluate` kept."""
 
     def parts(self) -> list[RenderableType]:
         """Return the tables of runs and folders, or a text if there are none."""
         now = datetime.now(timezone.utc)
-        if not self.runs and not self.folders:
+        if not (self.runs or self.folders or self.evaluations):
             return [Text(f"nothing under {scrub(self.out)}; start with: rayddl run quickstart")]
         tables: list[RenderableType] = []
         if self.runs:
             tables += [rows_table([run.row(now) for run in self.runs]), Text()]
-        return [*tables, rows_table([found.row(now) for found in self.folders])]
+        tables.append(rows_table([found.row(now) for found in self.folders]))
+        if self.evaluations:
+            kept = Folder(self.out).child(artifacts.EVALUATIONS)
+            tables += [Text(), Text(f"{self.evaluations} kept by `rayddl evaluate` in {scrub(str(kept))}")]
+        return tables
 
     def to_json(self) -> dict[str, Any]:
         """Return the listing as JSON values."""
@@ -94,6 +100,7 @@ class Listing:
             "out": scrub(self.out),
             "runs": [plain(run) for run in self.runs],
             "folders": [plain(found) for found in self.folders],
+            "evaluations": self.evaluations,
         }
 
 
@@ -108,7 +115,24 @@ def listing(out: str) -> Listing:
             f"--out {scrub(out)!r} cannot be read: {scrub(str(error))}", code="out-unreadable"
         ) from error
     found = {name: _found(folder, name) for name in names}
-    return Listing(out, tuple(_run(folder, file, found) for file in files), tuple(found.values()))
+    read = {file: _record(folder, file) for file in files}
+    now = datetime.now(timezone.utc)
+    entries = {
+        entry["folder"]: entry
+        for record in read.values()
+        for entry in (record["stages"].values() if record else ())
+    }
+    for name, entry in entries.items():
+        stage = found.get(name)
+        if stage is not None and stage.state in ("partial", "empty", "failed"):
+            running = stage.state != "failed" and records.state(entry, folder, now) == "running"
+            found[name] = replace(stage, kind=str(entry["kind"]), state="running" if running else stage.state)
+    return Listing(
+        out,
+        tuple(_run(folder, file, record, found) for file, record in read.items()),
+        tuple(found.values()),
+        len(folder.child(artifacts.EVALUATIONS).names()),
+    )
 
 
 def age(written: datetime | None, now: datetime) -> str:
@@ -141,19 +165,23 @@ def _found(out: Folder, name: str) -> FoundStage:
     return FoundStage(name, kind, state, sum(files.values()), written)
 
 
-def _run(out: Folder, file: str, found: Mapping[str, FoundStage]) -> Run:
-    written = out.modified(file)
+def _record(out: Folder, file: str) -> Mapping[str, Any] | None:
+    """The record ``file`` in ``out``; ``None`` if it cannot be read."""
     try:
-        record = records.read(out, file)
-        stages: Mapping[str, Any] = record["stages"]
-        states = {
-            name: found[s["folder"]].state if s["folder"] in found else "" for name, s in stages.items()
-        }
+        return records.read(out, file)
     except (RayddlError, OSError):
+        return None
+
+
+def _run(out: Folder, file: str, record: Mapping[str, Any] | None, found: Mapping[str, FoundStage]) -> Run:
+    written = out.modified(file)
+    if record is None:
         return Run(file.removesuffix(records.SUFFIX), "unreadable", "", written)
+    stages: Mapping[str, Any] = record["stages"]
+    states = {name: found[s["folder"]].state if s["folder"] in found else "" for name, s in stages.items()}
     done = sum(state == "done" for state in states.values())
     now = datetime.now(timezone.utc)
-    recorded = {records.state(entry, now) for name, entry in stages.items() if states[name] != "done"}
+    recorded = {records.state(entry, out, now) for name, entry in stages.items() if states[name] != "done"}
     # A stage that was not heard of for a while may have been killed.
     state = (
         "done"

@@ -144,7 +144,7 @@ def _stage(name: str, entry: Mapping[str, Any], out: Folder, now: datetime) -> S
     folder = out.child(entry["folder"])
     # The manifest decides: the record may be older, or of a command that was killed.
     done = folder.has(artifacts.MANIFEST)
-    state = "done" if done else records.state(entry, now)
+    state = "done" if done else records.state(entry, out, now)
     if not done and state in ("done", "cached"):
         state = "waiting"  # its folder was deleted
     return StageStatus(

@@ -5,6 +5,7 @@ Torch and torchvision are imported in a child process, because incompatible vers
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -90,6 +91,7 @@ def examine(out: str = "runs", probe: Probe | None = None) -> list[Finding]:
         _python(),
         *(_library(name) for name in _LIBRARIES),
         _fit(torch),
+        _byte_code("torch"),
         _cpus(),
         _memory(machine.memory_bytes()),
         _shared_memory(machine.shm_bytes()),
@@ -160,6 +162,25 @@ def _fit(torch: dict[str, Any]) -> Finding:
         f"torch {torch['torch']} and the installed torchvision are not from the same build (a CPU-only torch "
         "beside a CUDA torchvision is the usual case); uv sync installs a pair that fits",
     )
+
+
+def _byte_code(module: str) -> Finding:
+    """Whether the byte code of an installed module is kept, so that not every process compiles its sources again."""
+    name = f"byte code of {module}"
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return Finding(name, "no sources")
+    if os.path.exists(importlib.util.cache_from_source(spec.origin)):
+        return Finding(name, "kept")
+    folder = os.path.dirname(spec.origin)
+    if not sys.dont_write_bytecode and os.access(folder, os.W_OK):
+        return Finding(name, "will be kept after the first import")
+    why = "PYTHONDONTWRITEBYTECODE is set" if sys.dont_write_bytecode else f"{folder} is not writable"
+    advice = (
+        f"{why}: each process compiles the sources that it imports, and a short run takes about a third longer; "
+        f"run once, as who installed them: python -m compileall -q {os.path.dirname(folder)}"
+    )
+    return Finding(name, "not kept", "worse", advice)
 
 
 def _cpus() -> Finding:

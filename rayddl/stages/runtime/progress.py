@@ -28,6 +28,7 @@ class LocalCounter:
         self._on_report = on_report
 
     def report(self, who: str, done: float, metric: str) -> None:
+        self._reports.pop(who, None)  # so that the latest report is the last one
         self._reports[who] = (done, metric)
         self._on_report()
 

@@ -52,7 +52,7 @@ def test_a_report_is_heard_when_it_is_made() -> None:
     counter = InProcess().counter(lambda: heard.append(counter.read()))
     counter.report("one", 1.0, "first")
     counter.report("two", 2.0, "second")
-    counter.report("two", 3.0, "third")
+    counter.report("one", 2.0, "third")
 
     assert heard == [(1.0, "first"), (3.0, "second"), (4.0, "third")]
     assert counter.done() == 4.0

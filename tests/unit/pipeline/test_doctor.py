@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import py_compile
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +32,45 @@ def examined(name: str, out: str, **torch: Any) -> Finding:
 def out(tmp_path: Path) -> str:
     """A folder to write into."""
     return str(tmp_path / "runs")
+
+
+class TestByteCode:
+    """Whether processes compile torch's sources again and again."""
+
+    @pytest.fixture
+    def finding(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], Finding]:
+        """What the doctor says of a module in a folder of its own."""
+        (tmp_path / "library").mkdir()
+        (tmp_path / "library" / "slow_start.py").write_text("value = 1\n")
+        monkeypatch.syspath_prepend(str(tmp_path / "library"))
+        return lambda: doctor._byte_code("slow_start")
+
+    def test_kept(self, finding: Callable[[], Finding], monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is fine before and after the first import, and while nothing is written anew."""
+        monkeypatch.setattr(sys, "dont_write_bytecode", False)
+        before = finding()
+        py_compile.compile(str(importlib.util.find_spec("slow_start").origin))
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+        assert (before.state, before.found) == ("fine", "will be kept after the first import")
+        assert (finding().state, finding().found) == ("fine", "kept")
+
+    def test_forbidden(self, finding: Callable[[], Finding], monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where it is not written, the doctor says what that costs, and the command that mends it."""
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        found = finding()
+
+        assert (found.state, found.found) == ("worse", "not kept")
+        assert found.advice.startswith("PYTHONDONTWRITEBYTECODE is set: each process compiles the sources")
+
+    def test_folder_of_somebody_else(
+        self, finding: Callable[[], Finding], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """So it is where an administrator installed the library."""
+        monkeypatch.setattr(sys, "dont_write_bytecode", False)
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+
+        assert finding().advice.startswith(f"{tmp_path / 'library'} is not writable: ")
 
 
 class TestTorch:

@@ -98,12 +98,13 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
         (photos / "class 0" / name).write_bytes(b"no image")
     (photos / "class 1" / "notes.txt").write_text("a list")
     found = read_contents(str(photos))
-    assert found.unreadable == 2
+    assert found.unreadable == ("class 0/0000.jpg", "class 0/0005.webp")
     assert len(found.sides) == 38
     counts, looks, classes, left_out = found.lines()
     assert counts.startswith("40 training images")
     assert classes == "classes: class 0, class 1, class 2, class 3, class 4"
-    assert looks.endswith("(40 looked at, of which 2 cannot be read and will be skipped)")
+    broken = "of which 2 cannot be read and will be skipped: class 0/0000.jpg, class 0/0005.webp"
+    assert looks.endswith(f"(40 looked at, {broken})")
     assert "notes.txt" in left_out
 
 

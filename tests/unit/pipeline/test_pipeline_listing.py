@@ -56,8 +56,8 @@ class TestList:
         assert by_stage == [
             ("first", "make", "done"),
             ("page", "page", "done"),
-            ("second", "", "failed"),
             ("second", "use", "done"),
+            ("second", "use", "failed"),
         ]
         assert all(f.written is not None for f in found.folders)
 
@@ -105,6 +105,16 @@ class TestList:
 
         assert len(found.folders) == 3
         assert [(run.name, run.state) for run in found.runs] == [("broken", "unreadable"), ("three", "done")]
+
+    def test_kept_evaluations_are_counted(self, tmp_path: Path) -> None:
+        """Results of `rayddl evaluate` are mentioned with their folder."""
+        (tmp_path / "evaluations").mkdir()
+        for name in ("one.json", "two.json"):
+            (tmp_path / "evaluations" / name).write_text("{}")
+        found = listing(str(tmp_path))
+
+        assert text_of(found.parts()).strip() == f"2 kept by `rayddl evaluate` in {tmp_path}/evaluations"
+        assert found.to_json()["evaluations"] == 2
 
     def test_json(self, lab: Any, three: dict[str, Any]) -> None:
         """The listing is JSON, too."""

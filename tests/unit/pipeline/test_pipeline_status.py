@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,11 +34,14 @@ def test_a_run_in_the_making_is_seen_from_outside(lab, three) -> None:
     """While a stage runs, the record says how far it is; stages after it wait; those before are done."""
     seen: list[RunStatus] = []
     listed: list[str] = []
+    folders: list[tuple[str, str]] = []
 
     def work(config: Any, context: Context) -> Result:
         context.progress.update(3, 8, "loss 0.5")
         seen.extend((status(lab), status(lab, seconds=600)))
-        listed.append(listing(str(lab.out)).runs[0].state)
+        found = listing(str(lab.out))
+        listed.append(found.runs[0].state)
+        folders.extend((folder.kind, folder.state) for folder in found.folders)
         return Result({})
 
     lab.works["second"] = work
@@ -49,11 +53,39 @@ def test_a_run_in_the_making_is_seen_from_outside(lab, three) -> None:
     assert (row["state"], row["progress"]) == ("running", "3/8, loss 0.5")
     assert (now.state, later.state) == ("running", "silent")
     assert listed == ["running"]
+    assert folders == [("make", "done"), ("use", "running")]
     assert (
         later.stages[1].row(datetime.now(timezone.utc) + timedelta(minutes=10))["state"]
         == "silent for 10 min"
     )
     assert status(lab, seconds=600).state == "done"
+
+
+def test_a_killed_run_is_not_running(lab, three) -> None:
+    """Once its process is gone, a stage that is recorded as running is interrupted; one of another machine may run."""
+    kept: dict[str, bytes] = {}
+
+    def work(config: Any, context: Context) -> Result:
+        context.out.write("thing.part", b"1")
+        kept["record"] = lab.out.joinpath("three.run.json").read_bytes()
+        kept["lock"] = next(lab.out.glob("second-*/.lock")).read_bytes()
+        return Result({})
+
+    lab.works["second"] = work
+    folder = Path(lab.run(three).folders["second"])
+    # What a killed process leaves behind: the record as it was, no manifest, and a lock file that nobody holds.
+    (folder / "manifest.json").unlink()
+    lab.out.joinpath("three.run.json").write_bytes(kept["record"])
+    states = []
+    for lock in (kept["lock"], kept["lock"].replace(socket.gethostname().encode(), b"elsewhere")):
+        (folder / ".lock").write_bytes(lock)
+        found = listing(str(lab.out))
+        second = next(stage for stage in found.folders if stage.folder == folder.name)
+        states.append((status(lab).state, found.runs[0].state, second.kind, second.state))
+    assert states == [
+        ("interrupted", "interrupted", "use", "partial"),
+        ("running", "running", "use", "running"),
+    ]
 
 
 def test_a_failed_run_says_why(lab, three) -> None:
