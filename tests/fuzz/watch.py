@@ -93,6 +93,8 @@ def bounded(folder: Path) -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, before[1]))
     old = signal.signal(signal.SIGALRM, _clock(began))
     signal.setitimer(signal.ITIMER_REAL, WAITED, WAITED)
+    # An import writes byte code, which is no work of the tested code's.
+    kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     WATCH.seen, WATCH.on = [], folder
     try:
         yield
@@ -100,6 +102,7 @@ def bounded(folder: Path) -> Iterator[None]:
         refusal = error
     finally:
         WATCH.on = None
+        sys.dont_write_bytecode = kept
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
         resource.setrlimit(resource.RLIMIT_AS, before)

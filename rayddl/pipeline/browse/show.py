@@ -21,6 +21,9 @@ from rayddl.pipeline.sets import SET_FILE, find_record
 from rayddl.pipeline.tables import places_table, rows_table
 from rayddl.storage import Folder
 
+_YAML = 76
+"""Columns of a definition, which is indented by two."""
+
 
 @dataclass(frozen=True)
 class Inspected:
@@ -190,5 +193,5 @@ def _readable(value: Any) -> str:
     nested = isinstance(value, dict) and any(isinstance(item, dict | list) for item in value.values())
     # In PyYAML, None writes collections without nested ones on one line.
     style = None if nested else False
-    text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, default_flow_style=style, width=100)
+    text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, default_flow_style=style, width=_YAML)
     return "\n".join(f"  {line}" for line in text.rstrip().splitlines())

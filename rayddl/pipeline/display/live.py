@@ -14,6 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.measure import Measurement
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
@@ -28,6 +29,8 @@ from rayddl.stages.context import Progress
 
 _FRAMES_A_SECOND = 4
 _BAR_WIDTHS = (20, 8)
+_LONG_SECONDS = 10.0
+"""Seconds without a speed after which a line shows how long its stage has run."""
 _NAME, _BAR, _METRIC = 0, 1, 5
 """The positions in a live line of the cells that are no figures."""
 _GAP = 2
@@ -77,7 +80,7 @@ class Terminal(Display):
             yield
 
     def note(self, text: str) -> None:
-        self._console.print(Text(f"  {text}", style="dim"))
+        self._console.print(Padding.indent(Text(text, style="dim"), 2))
 
     def begin(self, stage: str) -> Progress:
         line = _Line(self, stage, Pace(self._clock), self._spinner(), self._name_width)
@@ -162,16 +165,18 @@ class _Line:
         self._out.note(text)
 
     def cells(self) -> list[Text | ProgressBar | Squeezed | None]:
-        """Name, bar, count or elapsed time, rate, remaining time, metric; ``None`` for what is not known."""
+        """Name, bar, count or elapsed time, rate or elapsed time, time left, metric; ``None`` for what is unknown."""
         pace_ = self._pace
         name = Text.assemble(self._frame(), " ", (self._name, "bold"))
         metric = Squeezed(self.metric) if self.metric else None
         if pace_.total <= 0:
             return [name, None, Text(pace.duration(pace_.elapsed), style="dim"), None, None, metric]
         bar = ProgressBar(total=pace_.total, completed=min(pace_.done, pace_.total), width=_BAR_WIDTHS[0])
-        rate = Text(pace.speed(pace_.rate), style="dim") if pace_.rate else None
+        # A first step may compile for a minute, in which nothing else moves.
+        waited = pace.duration(pace_.elapsed) if pace_.elapsed >= _LONG_SECONDS else ""
+        rate = Text(pace.speed(pace_.rate) if pace_.rate else waited, style="dim")
         left = Text(f"{pace.duration(pace_.left)} left", style="dim") if pace_.left else None
-        return [name, bar, Text(pace.count(pace_.done, pace_.total)), rate, left, metric]
+        return [name, bar, Text(pace.count(pace_.done, pace_.total)), rate or None, left, metric]
 
     def _frame(self) -> Text:
         frame = self._spinner.render(self._pace.elapsed)

@@ -83,6 +83,7 @@ def run(config: CoresetConfig, context: Context) -> Result:
         "bytes": made.stored.numel(),
         "seconds": time.perf_counter() - began,
     }
+    context.progress.update(len(labels), len(labels), f"{len(made):,} of {len(given.listing):,} images")
     return Result(summary)
 
 

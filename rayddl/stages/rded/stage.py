@@ -87,6 +87,8 @@ def run(config: RdedConfig, context: Context) -> Result:
         "bytes": images.numel(),
         "seconds": seconds,
     }
+    many = len(job.listing)
+    context.progress.update(many, many, f"{len(images):,} images from {many:,} looked at")
     return Result(summary)
 
 

@@ -58,9 +58,8 @@ def run(config: RefineConfig, context: Context) -> Result:
         context.out.delete(job.file(block))
     context.out.delete(PAIRS)
     before, after = (float(whole[name].mean()) for name in ("before", "after"))
-    context.progress.note(
-        f"features differ from those of the anchors by {before:.3g} before, {after:.3g} after"
-    )
+    moved = f"features differ from the anchors' by {after:.3g}, before by {before:.3g}"
+    context.progress.update(len(made), len(made), moved)
     summary = {
         "method": info["method"],
         "ipc": made.ipc,

@@ -64,7 +64,7 @@ def run(config: ReportConfig, context: Context) -> Result:
         )
     ).encode()
     context.out.write(PAGE, page)
-    context.progress.update(total, total)
+    context.progress.update(total, total, f"{PAGE} of {len(page) / 1000:.0f} kB")
     return Result({"file": PAGE, "bytes": len(page)})
 
 

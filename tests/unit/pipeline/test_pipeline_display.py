@@ -349,6 +349,32 @@ class TestTerminal:
 
         assert re.fullmatch(r". experts  ━━━━━[━╸╺ ]{15}  5/20  2\.0 s each  30 s left  test 61 %", text)
 
+    def test_a_long_first_step(self) -> None:
+        """Before there is a speed, the line says after ten seconds how long it has taken so far."""
+        clock = Clock()
+        console, _ = terminal()
+        display = Terminal(console, clock)
+        line = display.begin("distill")
+        line.update(0, 300, "compiling the steps")
+        texts = []
+        for _ in range(2):
+            clock.now += 6
+            with console.capture() as captured:
+                console.print(_Lines({"distill": line}))
+            texts.append(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", captured.get()).rstrip())
+        display.close()
+
+        assert texts[0].endswith("  0/300  compiling the steps")
+        assert texts[1].endswith("  0/300  12 s  compiling the steps")
+
+    def test_long_notes_are_indented_as_a_whole(self) -> None:
+        """A note that needs several lines keeps its distance from the stages' lines in all of them."""
+        console, stream = terminal(width=40)
+        Terminal(console, Clock()).note("a worker died, and its unit of work was tried again")
+
+        lines = [line.rstrip() for line in drawn(stream).splitlines()]
+        assert lines == ["  a worker died, and its unit of work", "  was tried again"]
+
     def test_narrow(self) -> None:
         """In a narrow window the bar goes and the line is cut, not wrapped."""
         clock = Clock()
