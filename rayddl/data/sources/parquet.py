@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from rayddl.data.pixels.decode import Encoded
     from rayddl.data.sources.listing import Listing
 
+_PART = 1 << 20
+"""Bytes of a footer that are read at once."""
+
 
 @dataclass(frozen=True)
 class _Table:
@@ -239,9 +242,13 @@ def _footer(stream: pa.NativeFile) -> tuple[int, str]:
     """The file's bytes, and a hash of its footer, which holds the schema and the extents of columns."""
     size = int(stream.size())
     stream.seek(max(0, size - 8))
-    length = int.from_bytes(stream.read(4), "little")
-    stream.seek(max(0, size - 8 - length))
-    return size, hashlib.sha256(stream.read(length + 8)).hexdigest()
+    # A file may say that its footer is longer than itself, and a stream makes room for all that it is asked for.
+    length = min(size, int.from_bytes(stream.read(4), "little") + 8)
+    stream.seek(size - length)
+    found = hashlib.sha256()
+    for _ in range(0, length, _PART):
+        found.update(stream.read(_PART))
+    return size, found.hexdigest()
 
 
 def _refuse_wrong_columns(config: SourceConfig, where: str, schema: pa.Schema) -> None:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayddl.data.config import SourceConfig
-from rayddl.data.sources import parquet_bounds
+from rayddl.data.sources import parquet, parquet_bounds
 from rayddl.data.sources import registry as sources
 from rayddl.errors import SourceError
 from rayddl.storage import Folder
@@ -255,6 +255,27 @@ def test_a_file_that_is_not_parquet(small: Path, data: bytes) -> None:
     (small / "a-test.parquet").write_bytes(data)
 
     assert message(config(small)).startswith(f"{small}/a-test.parquet cannot be read as Parquet: ")
+
+
+def test_a_footer_that_is_longer_than_its_file(tmp_path: Path) -> None:
+    """Four bytes can declare 4 GiB, for which a stream would make room before it reads; it is asked for small parts."""
+    (tmp_path / "long-train.parquet").write_bytes(b"PAR1" + b"\0" * 40 + b"\xff\xff\xff\xff" + b"PAR1")
+    asked: list[int] = []
+
+    class Counted:
+        """A stream that notes what it is asked for."""
+
+        def __init__(self) -> None:
+            self._file = pa.OSFile(str(tmp_path / "long-train.parquet"))
+            self.size, self.seek = self._file.size, self._file.seek
+
+        def read(self, size: int) -> bytes:
+            asked.append(size)
+            return bytes(self._file.read(min(size, 100)))
+
+    assert parquet._footer(Counted())[0] == 52  # type: ignore[arg-type]
+    assert max(asked) <= 1 << 20
+    assert "cannot be read as Parquet" in message(config(tmp_path, holdout=0.5))
 
 
 def test_more_rows_than_bytes(encode: Encode, write_table: WriteTable, tmp_path: Path) -> None:
