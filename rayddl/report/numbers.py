@@ -39,8 +39,12 @@ def count(value: float) -> str:
 
 def counted(value: int, noun: str) -> str:
     """Return ``1 image``, ``10 images`` or ``10 classes``."""
-    plural = f"{noun}es" if noun.endswith(("s", "x", "ch")) else f"{noun}s"
-    return f"{value:,}{NBSP}{noun if value == 1 else plural}"
+    return f"{value:,}{NBSP}{plural(value, noun)}"
+
+
+def plural(value: float | None, noun: str) -> str:
+    """Return ``image`` for one, else ``images``; ``classes`` for nouns that end in a hiss."""
+    return noun if value == 1 else f"{noun}es" if noun.endswith(("s", "x", "ch")) else f"{noun}s"
 
 
 def duration(seconds: float) -> str:

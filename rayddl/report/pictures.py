@@ -26,6 +26,7 @@ TILES_AT_MOST = 300
 SMALLEST_SIDE = 16
 MOSAIC = 20
 """Maximum number of images next to the headline."""
+_MOSAIC_COLUMNS = 5
 OPEN_CLASSES = 24
 """Number of classes shown before the rest is folded."""
 
@@ -118,15 +119,20 @@ def strip(pictures: Pictures, label: int, most: int, budget: int, alt: str) -> I
 
 
 def mosaic(pictures: Pictures) -> ImageGroup | None:
-    """Return a small picture with one image of each of up to 20 classes; ``None`` without images."""
+    """Return a small picture with one image of each of up to 20 classes, in full rows; ``None`` without images."""
     members = _by_class(pictures)
     if not members:
         return None
-    firsts = [members[i][1][0] for i in evenly(range(len(members)), MOSAIC)]
+    most = min(len(members), MOSAIC)
+    # Rows of one length: an empty place would be a white square on a dark page.
+    many, columns = next(
+        (n, c) for n in range(most, 0, -1) for c in (5, 4, 3, n) if n % c == 0 and c <= _MOSAIC_COLUMNS
+    )
+    firsts = [members[i][1][0] for i in evenly(range(len(members)), many)]
     images = _viewable(pictures.images)
     step = _Step(min(images.shape[2], 64), None, len(firsts))
     alt = f"{numbers.counted(len(firsts), 'distilled image')}, each of another class"
-    return _sheet(images, firsts, "", step, columns=min(5, len(firsts)), alt=alt)
+    return _sheet(images, firsts, "", step, columns=columns, alt=alt)
 
 
 def data_uri(pixels: Pixels, quality: int | None = None) -> str:

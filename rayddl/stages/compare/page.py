@@ -100,11 +100,12 @@ def headline(comparison: Comparison) -> Headline:
     if worse:
         listed = ", ".join(worse[:WORSE]) + (" …" if len(worse) > WORSE else "")
         lead += Markup(" {} below random: {}.").format(numbers.counted(len(worse), "set"), listed)
-    facts = (
-        Fact(numbers.count(len(found)), "sets"),
-        Fact(numbers.count(len(nets_of(found))), "networks"),
-        Fact(numbers.count(sum(len(row.accuracies) for e in found for row in e.rows)), "students"),
-    )
+    counts = {
+        "set": len(found),
+        "network": len(nets_of(found)),
+        "student": sum(len(row.accuracies) for e in found for row in e.rows),
+    }
+    facts = tuple(Fact(numbers.count(many), numbers.plural(many, noun)) for noun, many in counts.items())
     return Headline(lead, facts, pictures.mosaic(entry.judged.pictures))
 
 

@@ -133,8 +133,8 @@ def _storage_group(experts: Experts) -> Group:
 
 def _facts(experts: Experts) -> Iterable[Fact]:
     s = experts.stage.summary
-    yield Fact(numbers.count(number(s.get("count"))), "experts")
-    yield Fact(numbers.count(number(s.get("epochs"))), "epochs each")
+    yield Fact(numbers.count(number(s.get("count"))), numbers.plural(s.get("count"), "expert"))
+    yield Fact(numbers.count(number(s.get("epochs"))), f"{numbers.plural(s.get('epochs'), 'epoch')} each")
     reached = s.get("test_accuracy") or {}
     several = number(s.get("count")) > 1
     yield Fact(

@@ -103,7 +103,7 @@ def _lead(match: Match, method: str) -> str:
 def _facts(match: Match) -> Iterable[Fact]:
     s, seconds = match.stage.summary, match.metrics["seconds"]
     first, last = number(s.get("loss_first")), number(s.get("loss_last"))
-    yield Fact(numbers.count(number(s.get("iterations"))), "iterations")
+    yield Fact(numbers.count(number(s.get("iterations"))), numbers.plural(s.get("iterations"), "iteration"))
     yield Fact(f"{numbers.figure(first)} → {numbers.figure(last)}", "matching loss, first and last ten")
     yield Fact(numbers.figure(number(s.get("lr_student"))), "student learning rate, learned")
     if np.isfinite(seconds).any():

@@ -105,6 +105,21 @@ def test_mosaic_takes_one_image_of_evenly_spread_classes(make: Any) -> None:
     assert np.array_equal(pixels[-8:, -8:], pictures.images[198, 0])
 
 
+@pytest.mark.parametrize(
+    ("classes", "grid"), [(1, (1, 1)), (2, (2, 1)), (6, (3, 2)), (7, (3, 2)), (11, (5, 2)), (16, (4, 4))]
+)
+def test_mosaic_has_full_rows(make: Any, classes: int, grid: tuple[int, int]) -> None:
+    """Whatever the number of classes, no place is empty: it would be a white square."""
+    pictures = make.pictures(tuple(f"class {i}" for i in range(classes)), 1, 8, 1)
+    pictures.images[:] = 7
+
+    found = mosaic(pictures)
+
+    assert found is not None
+    assert (found.columns, found.rows) == grid
+    assert (decoded(found.tiles[0].src) == 7).all()
+
+
 def test_same_pixels_give_the_same_bytes() -> None:
     """Nothing in a picture depends on when it is written."""
     pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
