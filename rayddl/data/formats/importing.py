@@ -159,7 +159,7 @@ def _refuse_other_columns(schema: pa.Schema, where: str) -> None:
         "image": (parquet_bounds.holds_images, "the bytes of an image in each row"),
     }
     for name, (fits, expected) in wanted.items():
-        kind = schema.field(name).type
+        kind = parquet_bounds.type_of(schema, name, where)
         if not fits(kind):
             raise ArtifactError(
                 f"{where} has {kind} in its column {name}, expected {expected}.", code="set-table-unreadable"
@@ -214,7 +214,7 @@ def _numbers(file: pq.ParquetFile, where: str) -> Tensor:
             f"{where} has {limits.ROWS.exceeded(values, 'numbers in soft_label')}.",
             code="soft-labels-too-many",
         )
-    type_ = file.schema_arrow.field("soft_label").type
+    type_ = parquet_bounds.type_of(file.schema_arrow, "soft_label", where)
     listed = pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
     # Cells of other types may be large, however few they are.
     if not (listed and (pa.types.is_floating(type_.value_type) or pa.types.is_integer(type_.value_type))):

@@ -263,9 +263,10 @@ def _refuse_wrong_columns(config: SourceConfig, where: str, schema: pa.Schema) -
                 f"{where} has no column {name!r}; it has: {columns}. Set source.{key}.",
                 code="parquet-column-missing",
             )
-        if not fits(schema.field(name).type):
+        type_ = parquet_bounds.type_of(schema, name, where)
+        if not fits(type_):
             raise SourceError(
-                f"{where}: column {name!r} must hold {expected}, it is {schema.field(name).type}. The "
+                f"{where}: column {name!r} must hold {expected}, it is {type_}. The "
                 f"columns are: {columns}. Set source.{key}.",
                 code="parquet-column-of-another-type",
             )

@@ -44,6 +44,17 @@ def reader(stream: pa.NativeFile) -> pq.ParquetFile:
         raise pa.ArrowInvalid(f"the name of a column is not UTF-8: {error}") from error
 
 
+def type_of(schema: pa.Schema, name: str, where: str) -> pa.DataType:
+    """Return the type of a column. Raises ``KeyError`` if there is none, :class:`SourceError` for several of a name."""
+    many = schema.names.count(name)
+    if many > 1:
+        raise SourceError(
+            f"{where} has {many} columns named {name!r}. Write it again with one.",
+            code="parquet-column-repeated",
+        )
+    return schema.field(name).type
+
+
 def holds_images(type_: pa.DataType) -> bool:
     """True for a column of encoded images: their bytes, or a struct of their bytes and, if given, paths."""
     if not pa.types.is_struct(type_):

@@ -216,3 +216,20 @@ def test_columns_of_other_types_are_refused_unread(
     with raises(code):
         bring(Folder(str(tmp_path)), "parquet", home)
     assert not {*columns} & {*seen}
+
+
+@pytest.mark.parametrize("repeated", ["image", "label", "soft_label"])
+def test_a_column_that_is_there_twice_is_named(home: TargetSource, tmp_path: Path, repeated: str) -> None:
+    """Arrow says of it that it does not exist."""
+    sink = io.BytesIO()
+    Image.new("L", (6, 6)).save(sink, "PNG")
+    usual = {
+        "image": pa.array([sink.getvalue()] * 2),
+        "label": pa.array(CLASSES[:2]),
+        "soft_label": pa.array([[1.0] * len(CLASSES)] * 2),
+    }
+    names = [*usual, repeated]
+    pq.write_table(pa.Table.from_arrays([usual[name] for name in names], names=names), tmp_path / "t.parquet")
+    with raises("set-table-unreadable") as caught:
+        bring(Folder(str(tmp_path)), "parquet", home)
+    assert f"has 2 columns named '{repeated}'" in str(caught.value)

@@ -278,6 +278,19 @@ def test_a_footer_that_is_longer_than_its_file(tmp_path: Path) -> None:
     assert "cannot be read as Parquet" in message(config(tmp_path, holdout=0.5))
 
 
+@pytest.mark.parametrize("repeated", ["image", "label"])
+def test_two_columns_of_one_name(encode: Encode, tmp_path: Path, repeated: str) -> None:
+    """Which one is meant cannot be known."""
+    columns = {"image": pa.array(images(encode, 2)), "label": pa.array([0, 1])}
+    names = ["image", "label", repeated]
+    table = pa.Table.from_arrays([columns[name] for name in names], names=names)
+    pq.write_table(table, tmp_path / "set-train.parquet")
+
+    assert f"has 2 columns named '{repeated}'. Write it again with one." in message(
+        config(tmp_path, holdout=0.5)
+    )
+
+
 def test_more_rows_than_bytes(encode: Encode, write_table: WriteTable, tmp_path: Path) -> None:
     """Some kilobytes of nulls and zeros can declare millions of rows; each would be an entry in memory."""
     write_table("a-train.parquet", pa.nulls(1_200_000, pa.binary()), pa.array([0] * 1_200_000))
