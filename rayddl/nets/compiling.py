@@ -32,7 +32,7 @@ def compiled(function: F, *, wanted: bool = True, graphs: bool = False) -> F:
     if not wanted or os.environ.get("RAYDDL_COMPILE") == "0":
         return function
     # Imported late: it loads torch's compiler, which most processes do not need.
-    from rayddl.nets.passes import Passes, on_cpu
+    from rayddl.nets.passes import Passes, on_cpu, saving
 
     fast: Callable[..., Any] | None = torch.compile(
         function,
@@ -50,7 +50,7 @@ def compiled(function: F, *, wanted: bool = True, graphs: bool = False) -> F:
         if fast is None:
             return function(*args)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), saving():
                 # Users cannot act on deprecation warnings inside torch's compiler.
                 warnings.simplefilter("ignore")
                 found = fast(*args)

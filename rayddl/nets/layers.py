@@ -38,8 +38,8 @@ class Conv(nn.Conv2d):
         self.compute: torch.dtype | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = self.compute if self.compute is not None and x.dtype == torch.float32 else x.dtype
-        images_NCHW = x.permute(0, 3, 1, 2).to(dtype)
+        images_NCHW = self.lowered(x).permute(0, 3, 1, 2)
+        dtype = images_NCHW.dtype
         weight, bias = self.weight, None if self.norm == "instance" else self.bias
         if bias is not None and self.norm == "batch" and self.training:
             # Zero instead of rounding noise, and without a sum over all pixels; optimisers need a gradient to decay it.
@@ -47,8 +47,16 @@ class Conv(nn.Conv2d):
         # Channels last by permutations, because vmap does not support memory formats.
         weight = weight.to(dtype).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         out = F.conv2d(images_NCHW, weight, None, self.stride, self.padding)
-        out = out.permute(0, 2, 3, 1).to(x.dtype)
+        out = out.permute(0, 2, 3, 1).to(self.weight.dtype)
         return out if bias is None else out + bias
+
+    def lowered(self, x: Tensor) -> Tensor:
+        """``x`` in the type in which the product is computed.
+
+        For a tensor that a shortcut reads, too: then one copy of it is stored, in this type. In float32 a compiled
+        network would compute it again for each reader, from all convolutions that lead to it.
+        """
+        return x.to(self.compute) if self.compute is not None and x.dtype == torch.float32 else x
 
 
 class GroupNorm(nn.GroupNorm):

@@ -38,7 +38,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(out + shortcut)
+        return F.relu(self.conv2.lowered(out + shortcut))
 
 
 class ResNet18(nn.Module):
@@ -77,10 +77,10 @@ class ResNet18(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.maxpool(F.relu(self.bn1(self.conv1(channels_last(images)))))
+        x = self.maxpool(F.relu(self.conv1.lowered(self.bn1(self.conv1(channels_last(images))))))
         for index in range(len(WIDTHS)):
             x = self.get_submodule(f"layer{index + 1}")(x)
-        out: Tensor = self.fc(x.mean((1, 2)))
+        out: Tensor = self.fc(x.mean((1, 2), dtype=self.fc.weight.dtype))
         return out
 
 

@@ -16,6 +16,7 @@ from rayddl.nets.config import NORMS, NetConfig
 ZOOMED = "test images zoomed as published"
 RESNET = "resnet18 with batch norm initialised as torchvision's"
 BATCH_NORM = "batch norm summed image by image, after a bias without gradient"
+LOWERED = "shortcuts of resnet18 in the number format of its convolutions"
 SIDES = {"digits": 8, "cifar10": 32, "cifar100": 32, "tinyimagenet": 64, "imagenet": IMAGENET_SIZE}
 """Sides in pixels of sources whose images have one size."""
 
@@ -46,6 +47,12 @@ def of_networks(config: Config) -> Sequence[str]:
     """The revisions of the networks named in ``config``."""
     values = [getattr(config, name) for name in type(config).model_fields]
     nets = [net for value in values for net in (value if isinstance(value, tuple) else (value,))]
+    named = {net.name for net in nets if isinstance(net, NetConfig)}
     found = {net.name for net in nets if isinstance(net, NetConfig) and net.norm == "batch"}
     own = any(NORMS.get(name, ())[1:] for name in found)
-    return (*((RESNET,) if "resnet18" in found else ()), *((BATCH_NORM,) if own else ()))
+    lowered = "resnet18" in named and getattr(config, "precision", None) == "bf16"
+    return (
+        *((RESNET,) if "resnet18" in found else ()),
+        *((BATCH_NORM,) if own else ()),
+        *((LOWERED,) if lowered else ()),
+    )
