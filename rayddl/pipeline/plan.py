@@ -77,6 +77,8 @@ class Plan:
     stages: tuple[PlannedStage, ...]
     known: Known = field(default_factory=Known, compare=False, repr=False)
     """What was found out about the source for the plan; a run uses it."""
+    fitted: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """By stage, what the number of training images decided: ``batch 16``."""
     only: frozenset[str] | None = None
     """The names of the stages that are run; ``None``: all. See :meth:`narrowed`."""
 
@@ -139,7 +141,9 @@ class Plan:
             }
             for stage in self.chosen
         ]
-        return Group(head, rows_table(rows))
+        chosen = {stage.name for stage in self.chosen}
+        fitted = [f"{name}: {said}" for name, said in self.fitted.items() if name in chosen]
+        return Group(head, rows_table(rows), *(Text(line, "dim") for line in fitted))
 
 
 def make(definition: Definition, out: str, source_fingerprint: SourceFingerprint | None = None) -> Plan:
@@ -148,15 +152,12 @@ def make(definition: Definition, out: str, source_fingerprint: SourceFingerprint
     If a run was interrupted or killed in the middle of a stage, the plan is made with the listing of remote files that
     it kept.
 
-    Stages that are only templates of others do not run and are not in the plan.
+    Stages that are only templates of others do not run and are not in the plan. Settings that are not given and follow
+    the number of training images are set, unless ``source_fingerprint`` stands in for the images.
 
     Raises :class:`UserError` for an ``out`` that cannot be read, :class:`SourceError` for missing images, and
     :class:`ArtifactError` for a stage's folder that is altered or unreadable.
     """
-    if source_fingerprint is None:
-        from rayddl.data.sources.registry import fingerprint
-
-        source_fingerprint = fingerprint
     folder = Folder(out)
     _check_readable(folder)
     kept = known.read(folder, definition.source)
@@ -168,10 +169,17 @@ def make(definition: Definition, out: str, source_fingerprint: SourceFingerprint
 
 
 def _made(
-    definition: Definition, folder: Folder, source_fingerprint: SourceFingerprint, found: Known
+    definition: Definition, folder: Folder, source_fingerprint: SourceFingerprint | None, found: Known
 ) -> Plan:
+    fitted: dict[str, str] = {}
     with found.used():
-        source = source_fingerprint(definition.source)
+        if source_fingerprint is not None:
+            source = source_fingerprint(definition.source)
+        else:
+            from rayddl.data.sources.registry import fingerprint
+
+            source = fingerprint(definition.source)
+            definition, fitted = _fitted(definition)
     stages = {stage.name: stage for stage in definition.stages}
     not_run = graph.idle({name: stage.config for name, stage in stages.items()})
     order, _ = graph.order({name: stage.reads for name, stage in stages.items() if name not in not_run})
@@ -182,7 +190,29 @@ def _made(
         planned.append(_planned(stages, name, prints[name], folder))
     if any(stage.state != "done" for stage in planned):
         _check_writable(folder)
-    return Plan(definition, folder, source, tuple(planned), found)
+    return Plan(definition, folder, source, tuple(planned), found, fitted)
+
+
+def _fitted(definition: Definition) -> tuple[Definition, dict[str, str]]:
+    """Return ``definition`` with the settings that the number of its training images decides, and what they are."""
+    # Counting may take a while.
+    if all(stage.config.fitted(1) is stage.config for stage in definition.stages):
+        return definition, {}
+    from rayddl.data.sources.summary import source_summary
+
+    images = source_summary(definition.source).train
+    stages, said = [], {}
+    for stage in definition.stages:
+        config = stage.config.fitted(images)
+        changed = [
+            f"{name} {getattr(config, name)}"
+            for name in type(config).model_fields
+            if getattr(config, name) != getattr(stage.config, name)
+        ]
+        if changed:
+            said[stage.name] = f"{', '.join(changed)}, for {images:,} training images; set it to have another"
+        stages.append(replace(stage, config=config))
+    return replace(definition, stages=tuple(stages)), said
 
 
 def _in_progress(plan: Plan) -> bool:

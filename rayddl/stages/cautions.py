@@ -11,10 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rayddl.stages.estimates import Outlook
+from rayddl.stages.settings import FEWEST_STEPS, fitting_batch
 
-FEWEST_STEPS = 5
-"""Steps in an epoch below which a batch counts as too large."""
-SUGGESTED_STEPS = 10
 SHARE_ABOVE_CHANCE = 0.1
 TIMES_CHANCE = 1.5
 SURE = 1.96
@@ -26,7 +24,7 @@ def few_steps(batch: int, outlook: Outlook) -> Iterator[str]:
     images = outlook.source_summary.train
     steps = -(-images // batch)
     if steps < FEWEST_STEPS:
-        better = max(2, 2 ** (max(images // SUGGESTED_STEPS, 2).bit_length() - 1))
+        better = fitting_batch(images)
         yield (
             f"an epoch of {images:,} images in batches of {batch} is {steps} step{'s' * (steps > 1)}, too few to learn "
             f"from; set batch to {better}, and epochs to several hundred steps"

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field
+from typing_extensions import Self
 
 from rayddl.config import Config
 from rayddl.data.config import Augmented, SourceConfig
@@ -172,6 +173,11 @@ class StageConfig(Config):
         """The largest number of units of work that can run at the same time; ``None`` if it is not known in advance."""
         return None
 
+    def fitted(self, images: int) -> Self:
+        """These settings, where those that are not set follow the number of training images."""
+        del images
+        return self
+
     def network(self, stages: Mapping[str, StageConfig]) -> NetConfig | None:
         """The network that this stage trains, or makes its set with; ``None`` if the settings name none.
 
@@ -184,6 +190,26 @@ class StageConfig(Config):
     def last_epoch(self) -> int | None:
         """The last expert epoch that this stage reads, if it reads experts."""
         return None
+
+
+FEWEST_STEPS = 5
+"""Steps in an epoch below which a batch counts as too large."""
+SUGGESTED_STEPS = 10
+
+_Trained = TypeVar("_Trained", bound=StageConfig)
+
+
+def fitting_batch(images: int) -> int:
+    """Return the largest power of two that leaves ``SUGGESTED_STEPS`` steps in an epoch of ``images``; at least 2."""
+    return max(2, 1 << (max(images // SUGGESTED_STEPS, 2).bit_length() - 1))
+
+
+def with_fitting_batch(config: _Trained, images: int) -> _Trained:
+    """Return ``config``, whose ``batch``, if it is not set, leaves a network steps to learn in."""
+    usual: int = type(config).model_fields["batch"].default
+    if "batch" in config.model_fields_set or -(-images // usual) >= FEWEST_STEPS:
+        return config
+    return config.model_copy(update={"batch": min(usual, fitting_batch(images))})
 
 
 Precision = Literal["fp32", "bf16", "tf32"]

@@ -10,7 +10,6 @@ from functools import partial
 
 from rayddl import plugins
 from rayddl.data.config import SourceConfig
-from rayddl.data.pixels.decode import open_image
 from rayddl.data.sources import folders, given, imagenet, known, tinyimagenet
 from rayddl.data.sources import parquet as tables
 from rayddl.data.sources import webdataset as shards
@@ -94,6 +93,9 @@ def _shape(
     images: Iterable[bytes], size: int | None
 ) -> tuple[tuple[int, int, int], tuple[tuple[int, int], ...]]:
     """The shape (C, H, W) of a source, and the different (width, height) of ``images``."""
+    # Sizes of published sources are known, and a plan of them loads no library for images.
+    from rayddl.data.pixels.decode import open_image
+
     sides, modes = [(size or 1, size or 1)], set()
     for data in images:
         # Unreadable images are skipped here; decoding reports them by name.

@@ -50,7 +50,7 @@ class TeacherSettings(Augmented):
     weight_decay: float = Field(default=5e-4, ge=0)
     """Weight decay of SGD."""
     batch: int = Field(default=128, ge=2)
-    """Real images in one step."""
+    """Real images in one step. Default: 128, or fewer where an epoch would have fewer than 5 steps."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Label smoothing of the cross-entropy."""
     zoom: bool | None = None

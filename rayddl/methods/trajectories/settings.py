@@ -51,7 +51,7 @@ class ExpertSettings(Augmented):
     weight_decay: float = Field(default=0.0, ge=0)
     """Weight decay of SGD."""
     batch: int = Field(default=256, ge=1)
-    """Real images in one step."""
+    """Real images in one step. Default: 256, or fewer where an epoch would have fewer than 5 steps."""
 
     flat_rho: float = Field(default=0.0, ge=0)
     """Flat experts (FTD, Du et al. 2023; DATM and PAD use them): every step takes the gradient at the end of a step of

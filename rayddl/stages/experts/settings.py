@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from rayddl.config import OnDisk
 from rayddl.methods.trajectories.settings import ExpertSettings
 from rayddl.nets.config import NetConfig
-from rayddl.stages.settings import NetStageConfig, Reads, StageConfig
+from rayddl.stages.settings import NetStageConfig, Reads, StageConfig, with_fitting_batch
 
 CONVEX_EPOCHS = 50
 
@@ -76,6 +76,10 @@ class ExpertsConfig(ExpertSettings, NetStageConfig):
     def most_units(self) -> int:
         """The tasks that train the experts."""
         return -(-self.count // (self.experts_per_task or 1))
+
+    def fitted(self, images: int) -> ExpertsConfig:
+        """With a smaller batch for few images, where experts are trained and ``batch`` is not set."""
+        return self if self.replay is not None else with_fitting_batch(self, images)
 
     def network(self, stages: Mapping[str, StageConfig]) -> NetConfig:
         """The experts' network."""

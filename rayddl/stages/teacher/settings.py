@@ -15,7 +15,7 @@ from rayddl.stages.revisions import side_of, tested_on_zoomed
 from rayddl.stages.runtime import sizes
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask
-from rayddl.stages.settings import StageConfig, TeamStageConfig, Tunable
+from rayddl.stages.settings import StageConfig, TeamStageConfig, Tunable, with_fitting_batch
 
 NAMED = ("DEFAULT", "IMAGENET1K_V1", "IMAGENET1K_V2")
 """Names of torchvision's weights."""
@@ -58,6 +58,10 @@ class TeacherConfig(TeacherSettings, TeamStageConfig):
         side = self.size or (None if self.weights in NAMED else side_of(source))
         changes = tested_on_zoomed(self.zoom, source, side)
         return (*super().revisions(source), *changes)
+
+    def fitted(self, images: int) -> TeacherConfig:
+        """With a smaller batch for few images, where a network is trained and ``batch`` is not set."""
+        return self if self.weights is not None else with_fitting_batch(self, images)
 
     def network(self, stages: Mapping[str, StageConfig]) -> NetConfig:
         """The observer's network."""
