@@ -7,6 +7,7 @@ import importlib
 import ipaddress
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -320,6 +321,17 @@ def test_a_process_that_is_ended_while_it_runs_is_reported(tmp_path: Path) -> No
     stopped = run(begin + "local.stop()\nlocal.driver.os._exit(3)", TMPDIR=str(tmp_path))
     assert stopped.communicate(timeout=PATIENCE) == ("", "")
     assert stopped.returncode == 3
+
+
+def test_agents_get_ports_that_no_outgoing_connection_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection could take such a port between the draw and the start of the agent. Taken ones are left."""
+    found = local._free_ports(local.AGENT_PORTS)
+    assert len(set(found.values())) == len(local.AGENT_PORTS)
+    assert all(port in local.PORTS for port in found.values())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(local, "PORTS", [taken.getsockname()[1]])
+        assert local._free_ports(["one"])["one"] != taken.getsockname()[1]
 
 
 def test_workers_that_end_at_once_end_the_start(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import logging
 import os
+import random
 import secrets
 import shutil
 import socket
@@ -52,6 +53,10 @@ AGENT_PORTS = (
     "runtime_env_agent_port",
 )
 """Names of the ports of Ray's agents: as parameters, and of the files from which the raylet reads them."""
+PORTS = range(20_000, 32_768)
+"""Where ports for agents are drawn: not from those that Ray gives to workers, nor, on Linux, from those of outgoing
+connections, one of which might take the port before the agent has started."""
+PORT_DRAWS = 100
 
 
 @dataclass
@@ -263,10 +268,18 @@ def _with_ports(start_raylet: Callable[..., Any], ports: Mapping[str, int]) -> C
 def _free_ports(names: Sequence[str]) -> dict[str, int]:
     """Free ports of the loopback interface, by name."""
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in names]
-        for each in sockets:
-            each.bind((LOOPBACK, 0))
-        return {name: int(each.getsockname()[1]) for name, each in zip(names, sockets, strict=True)}
+        return {name: _bound(stack.enter_context(socket.socket())) for name in names}
+
+
+def _bound(each: socket.socket) -> int:
+    """Bind ``each`` to a free port of :data:`PORTS`, or to any if many draws find none; return it."""
+    draws = random.SystemRandom()
+    for _ in range(PORT_DRAWS):
+        with suppress(OSError):
+            each.bind((LOOPBACK, draws.choice(PORTS)))
+            return int(each.getsockname()[1])
+    each.bind((LOOPBACK, 0))
+    return int(each.getsockname()[1])
 
 
 def _patient(ask: Callable[..., Any]) -> Callable[..., Any]:
