@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -34,6 +35,7 @@ def compiled(function: F, *, wanted: bool = True, graphs: bool = False) -> F:
     # Imported late: it loads torch's compiler, which most processes do not need.
     from rayddl.nets.passes import Passes, on_cpu, saving
 
+    cpu = not torch.cuda.is_available()
     fast: Callable[..., Any] | None = torch.compile(
         function,
         dynamic=False,
@@ -41,7 +43,7 @@ def compiled(function: F, *, wanted: bool = True, graphs: bool = False) -> F:
         options={
             "post_grad_custom_pre_pass": Passes(),
             "triton.cudagraphs": graphs,
-            **({} if torch.cuda.is_available() else on_cpu()),
+            **(on_cpu() if cpu else {}),
         },
     )
 
@@ -50,7 +52,7 @@ def compiled(function: F, *, wanted: bool = True, graphs: bool = False) -> F:
         if fast is None:
             return function(*args)
         try:
-            with warnings.catch_warnings(), saving():
+            with warnings.catch_warnings(), saving() if cpu else nullcontext():
                 # Users cannot act on deprecation warnings inside torch's compiler.
                 warnings.simplefilter("ignore")
                 found = fast(*args)

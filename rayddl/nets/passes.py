@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from torch._functorch import config as partition
 from torch._inductor import list_options
 from torch._inductor.custom_graph_pass import CustomGraphPass
@@ -36,9 +35,9 @@ def saving() -> AbstractContextManager[None]:
     """Within it, compiled functions are split into forward and backward passes so that no view is saved between them.
 
     Else the compiler saves a ReLU's output twice, as the view that a convolution read and as booleans that tell where
-    it is zero, and on a CPU booleans take many times longer to write and read than numbers.
+    it is zero, and on a CPU, for which this is, booleans take many times longer to write and read than numbers.
     """
-    if torch.cuda.is_available() or not hasattr(partition, "recompute_views"):
+    if not hasattr(partition, "recompute_views"):
         return nullcontext()
     patched: AbstractContextManager[None] = partition.patch(recompute_views=True)
     return patched

@@ -28,7 +28,7 @@ from rayddl.data.pixels.cutting import with_channels
 from rayddl.data.pixels.decode import Encoded, decode
 from rayddl.data.pixels.space import PixelSpace
 from rayddl.data.sources import parquet_bounds, parquet_labels, split_files, trees
-from rayddl.data.sources.refusals import shown
+from rayddl.data.sources.refusals import read_names, shown
 from rayddl.errors import ArtifactError, SourceError
 from rayddl.storage import Folder
 
@@ -125,7 +125,7 @@ def _order(folder: Folder, folders: set[str]) -> dict[str, str]:
     """The class of each folder: the lines of an export's ``classes.txt`` name the folders in sorted order."""
     if not folder.has(NAMES):
         return {}
-    names = folder.read(NAMES, limits.DOCUMENT_BYTES.value)
+    names = read_names(folder, NAMES)
     lines = [line for line in parquet_labels.decoded(names).splitlines() if line]
     named = dict(zip(views.class_folders(lines), lines, strict=True))
     return {name: named[name] for name in folders} if folders <= set(named) else {}

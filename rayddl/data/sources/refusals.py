@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rayddl import limits
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import known
 from rayddl.errors import SourceError
@@ -22,6 +23,19 @@ FOLLOW = (
     "--follow-links)."
 )
 """What to do about links that leave a source's root."""
+
+
+def read_names(folder: Folder, name: str) -> bytes:
+    """Return a list of names, whole: a part of it would be other classes. Raises :class:`SourceError` for a longer one
+    than a document may be.
+    """
+    limit = limits.DOCUMENT_BYTES
+    data = folder.read(name, limit.value + 1)
+    if len(data) > limit.value:
+        raise SourceError(
+            f"{folder.path(name)} has {limit.exceeded(len(data), 'bytes or more')}.", code="list-too-long"
+        )
+    return data
 
 
 def refuse_absent_classes(labels: Iterable[int], classes: tuple[str, ...], config: SourceConfig) -> None:

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rayddl import limits
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import folders, trees
-from rayddl.data.sources.refusals import open_root, place, refuse_links, refuse_one_class, shown
+from rayddl.data.sources.refusals import open_root, place, read_names, refuse_links, refuse_one_class, shown
 from rayddl.data.sources.trees import ImageFile, Split, Survey
 from rayddl.errors import SourceError
 from rayddl.storage import Folder
@@ -130,7 +129,7 @@ def _annotations(folder: Folder, classes: set[str]) -> dict[str, str]:
 
 
 def _lines(folder: Folder, name: str) -> list[str]:
-    return folder.read(name, limits.DOCUMENT_BYTES.value).decode("utf-8-sig", errors="replace").splitlines()
+    return read_names(folder, name).decode("utf-8-sig", errors="replace").splitlines()
 
 
 def _tree(config: SourceConfig) -> str:

@@ -33,6 +33,7 @@ from rayddl.data.sources.parquet_labels import Labels
 from rayddl.data.sources.refusals import (
     open_root,
     place,
+    read_names,
     refuse_absent_classes,
     refuse_all_unlabelled,
     refuse_links,
@@ -159,7 +160,7 @@ def _survey(config: SourceConfig) -> _Survey:
     folder = open_root(config, "tar shards")
     found = find(config, folder, ".tar")
     refuse_links(config, folder, [NAMES])
-    named = {b"classes": folder.read(NAMES, limits.DOCUMENT_BYTES.value)} if folder.has(NAMES) else {}
+    named = {b"classes": read_names(folder, NAMES)} if folder.has(NAMES) else {}
     scans = [(split, partial(_current, folder, name)) for split, names in found.items() for name in names]
     scanned = ahead(((scan, SCAN_BYTES) for _, scan in scans), far=folder.far)
     shards: dict[str, list[_Shard]] = {split: [] for split in found}

@@ -201,3 +201,13 @@ def test_real_images_in_the_official_layout(tmp_path: Path, shared_data: Path) -
     assert source.test.counts() == (50, 50)
     assert source.train.shape == (3, 64, 64)
     assert not source.bad
+
+
+def test_a_list_that_is_too_long_is_refused_not_cut(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first lines alone would be fewer classes."""
+    monkeypatch.setenv("RAYDDL_MAX_DOCUMENT_BYTES", "15")
+
+    said = message(root)
+
+    assert said.startswith(f"{root}/wnids.txt has 16 bytes or more, the limit is 15; ")
+    assert "RAYDDL_MAX_DOCUMENT_BYTES" in said

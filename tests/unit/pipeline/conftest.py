@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import pytest
+from PIL import Image
 from pydantic import Field
 
 from rayddl.config import Config
@@ -167,3 +169,13 @@ def written(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two classes of 30 photos."""
+    for k in range(60):
+        path = tmp_path / "photos" / f"class{k % 2}" / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), k, np.uint8)).save(path)
+    return tmp_path / "photos"

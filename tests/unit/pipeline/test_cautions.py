@@ -6,9 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from rayddl.pipeline import api, cautions
 from rayddl.pipeline.display.base import Closing, Hidden
@@ -22,16 +20,6 @@ from rayddl.stages.kinds import KINDS, Kind
 from rayddl.stages.report import stage as page
 from rayddl.storage import Folder
 from tests.raising import raises
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """Two classes of 30 photos."""
-    for k in range(60):
-        path = tmp_path / "photos" / f"class{k % 2}" / f"{k}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((8, 8, 3), k, np.uint8)).save(path)
-    return tmp_path / "photos"
 
 
 def _plan(photos: Path, **experts: Any) -> Plan:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from rayddl.pipeline import api
 from rayddl.pipeline.plan import Plan
@@ -15,16 +13,6 @@ from rayddl.pipeline.tables import as_text
 from rayddl.stages.experts.settings import ExpertsConfig
 from rayddl.stages.settings import FEWEST_STEPS
 from rayddl.stages.teacher.settings import TeacherConfig
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """Two classes of 30 photos."""
-    for k in range(60):
-        path = tmp_path / "photos" / f"class{k % 2}" / f"{k}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((8, 8, 3), k, np.uint8)).save(path)
-    return tmp_path / "photos"
 
 
 def _plan(photos: Path, **trained: Any) -> Plan:
