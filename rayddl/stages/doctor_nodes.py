@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rayddl.errors import UserError
-from rayddl.stages.runtime import machine, nodes
+from rayddl.stages.runtime import capacity, machine, nodes
 from rayddl.stages.runtime.doctor import SMALL_SHM, Finding, State, driver_gpus, try_torch
 from rayddl.stages.runtime.nodes import Answer, Node
 from rayddl.version import installed
@@ -60,7 +60,7 @@ def versions() -> dict[str, str | None]:
 
 def row(node: Node, answer: Answer, here: Mapping[str, str | None]) -> Finding:
     """The finding about one node; ``here`` are the versions on this machine."""
-    name, found = f"{'head' if nodes.HEAD in node.resources else 'node'} {node}", _offers(node)
+    name, found = f"{'head' if capacity.HEAD in node.resources else 'node'} {node}", _offers(node)
     if answer.error:
         return Finding(
             name,

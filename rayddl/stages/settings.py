@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
 from rayddl.config import Config
@@ -232,10 +232,23 @@ class TeamStageConfig(NetStageConfig):
     """Workers that train a network together, each with a GPU of its own, or with CPUs, on its part of every batch. The
     batches are those of one worker, and so is the result, but for rounding and dropout. ``evaluate``: students of soft
     labels, one after another."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """The least of ``workers`` with which the team trains where no more have room: it begins with as many as fit, goes
+    on with fewer after the loss of a node, and grows again with the cluster. Default: all ``workers``."""
+
+    @model_validator(mode="after")
+    def _least_of_all(self) -> TeamStageConfig:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers ({self.min_workers}) is above workers ({self.workers})")
+        return self
 
     def team(self, have: Capacity) -> Ask:
         """The workers of a team on the cluster ``have``, which must run at the same time."""
-        return Ask("workers", sizes.team(self.resources, have, workers=self.workers), together=True)
+        return Ask(
+            "workers",
+            sizes.team(self.resources, have, workers=self.workers, least=self.min_workers),
+            together=True,
+        )
 
 
 def without_resources(config: StageConfig) -> dict[str, Any]:
@@ -244,5 +257,5 @@ def without_resources(config: StageConfig) -> dict[str, Any]:
     Defaults are omitted, so that a new setting with a neutral default changes no fingerprint. A change of a
     default's meaning requires a new version of the kind.
     """
-    apart = {"resources", "decoders", "experts_per_task", "callbacks"}
+    apart = {"resources", "decoders", "experts_per_task", "callbacks", "min_workers"}
     return config.model_dump(mode="json", exclude=apart, exclude_defaults=True)

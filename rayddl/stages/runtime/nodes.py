@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rayddl.errors import UserError
+from rayddl.stages.runtime.capacity import HEAD
 from rayddl.storage import Folder
 
 ANSWER_SECONDS = 60.0
@@ -19,8 +20,6 @@ ANSWER_SECONDS = 60.0
 POLL_SECONDS = 1.0
 APPEAR_SECONDS = 10.0
 """Time limit for a new file to appear on a node: network file systems have delays."""
-HEAD = "node:__internal_head__"
-"""The resource that identifies the head node."""
 GONE = "it left the cluster"
 OUT = "--out"
 """The option that names the folder into which workers write."""

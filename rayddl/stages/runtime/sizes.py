@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import Field
@@ -57,6 +57,8 @@ class Share:
     """The share of a GPU that a slot has, where other stages may use the rest."""
     team: bool = False
     """True if the workers are a team, which runs each unit of work together and is placed by Ray Train."""
+    range: tuple[int, int] | None = None
+    """The least and the largest number of workers of a team whose size follows the cluster; it has ``at_once`` now."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -180,18 +182,23 @@ def together(asked: Resources, have: Capacity, *, workers: int, beside: bool = F
     return Share(num_cpus, num_gpus, asked.memory, workers, gpus=slots, beside=kept, part=part)
 
 
-def team(asked: Resources, have: Capacity, *, workers: int) -> Share:
+def team(asked: Resources, have: Capacity, *, workers: int, least: int | None = None) -> Share:
     """The share of each of ``workers`` that train one network together: a whole GPU with at most :data:`GPU_CPUS` CPUs;
     without GPUs the largest equal part of the nodes' CPUs, in whole CPUs.
 
-    A part of a GPU is rounded up: processes that exchange gradients cannot share one.
+    A part of a GPU is rounded up: processes that exchange gradients cannot share one. With ``least``, as many of the
+    workers as fit, and at least so many.
     """
     gpus = math.ceil(_gpu_of(asked, have))
     if gpus:
         cpus = _whole(_cpus_beside(have, gpus, workers))
     else:
         cpus = max(1.0, float(math.floor(have.part("CPU", workers, have.largest("CPU")))))
-    return Share(asked.num_cpus or cpus, float(gpus), asked.memory, workers, team=True)
+    share = Share(asked.num_cpus or cpus, float(gpus), asked.memory, workers, team=True)
+    if least is None:
+        return share
+    fit = min(workers, max(least, have.fits(share.needs)))
+    return replace(share, at_once=fit, range=(least, workers))
 
 
 def streamed(asked: Resources, decoders: Resources, have: Capacity) -> tuple[Share, Share | None]:

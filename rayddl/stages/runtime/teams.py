@@ -17,7 +17,7 @@ from typing import Any
 from pyarrow import fs
 
 from rayddl.errors import RayddlError
-from rayddl.stages.runtime import devices, failures, plugin_code
+from rayddl.stages.runtime import devices, failures, nodes, plugin_code
 from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.runtime.slots import Work
 
@@ -50,8 +50,13 @@ class Teams:
 
     def begin(self, work: Work, name: str) -> Any:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self._coach = ray.remote(TeamLauncher).options(num_cpus=0, max_concurrency=3).remote(name)
+        # On the head, with Ray Train's own actors next to it: on a node that is lost they would leave a placement
+        # group, whose resources nothing frees, and the next team would wait for them.
+        head = NodeAffinitySchedulingStrategy(nodes.alive()[0].id, soft=True)
+        options = {"num_cpus": 0, "max_concurrency": 3, "scheduling_strategy": head}
+        self._coach = ray.remote(TeamLauncher).options(**options).remote(name)
         return self._coach.train.remote(self._share, work)
 
     def end(self, ref: Any, *, lost: bool) -> None:
@@ -140,7 +145,7 @@ def _fit(share: Share, config: dict[str, Any], name: str) -> None:
             "gloo" if devices.LOGICAL in os.environ else None, timeout_s=PATIENCE_SECONDS
         ),
         scaling_config=train.ScalingConfig(
-            num_workers=share.at_once,
+            num_workers=share.range or share.at_once,
             use_gpu=share.num_gpus > 0,
             resources_per_worker=dict(share.needs),
         ),

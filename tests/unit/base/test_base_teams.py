@@ -77,6 +77,26 @@ def test_a_cluster_without_room_for_all_is_refused(have: Capacity, workers: int)
     cluster.require({"teacher": settings(workers=2).asks}, have)
 
 
+@pytest.mark.parametrize(("nodes", "now"), [(1, 2), (2, 2), (3, 3), (9, 4)])
+def test_a_team_may_be_smaller_than_it_wants_to_be(nodes: int, now: int) -> None:
+    """With a least number it begins with as many as there is room for, and Ray Train keeps it within both."""
+    have = Capacity(({"CPU": 8.0, "GPU": 1.0},) * nodes)
+    ask = asked(have, workers=4, min_workers=2)
+    assert (ask.share.at_once, ask.share.range) == (now, (2, 4))
+    assert len(list(ask.placed)) == now
+    asks = settings(workers=4, min_workers=2).asks
+    with raises("cluster-too-small") if nodes < 2 else nullcontext():
+        cluster.require({"teacher": asks}, have)
+    assert asked(have, workers=4).share.range is None
+
+
+def test_the_least_of_a_team_is_no_more_than_all_and_changes_no_result() -> None:
+    """It is like the resources of a worker, which enter no fingerprint."""
+    with pytest.raises(ValidationError, match=r"min_workers \(3\) is above workers \(2\)"):
+        settings(workers=2, min_workers=3)
+    assert without_resources(settings(workers=2, min_workers=1)) == without_resources(settings(workers=2))
+
+
 def test_workers_enter_the_fingerprint_only_if_there_are_several() -> None:
     """One gives the bits that it gave before."""
     plain = without_resources(settings())

@@ -1,0 +1,44 @@
+"""A team on several nodes, one of which is taken away for good."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+
+DEFINITION = """
+name: nodes
+source: {name: parquet, root: "ROOT"}
+stages:
+  teacher:
+    {kind: teacher, net: {name: convnet, depth: 1, width: 8, norm: batch}, epochs: 60, augment: crop,
+     allow_weak: true, compile: false, WORKERS resources: {num_cpus: 1}}
+"""
+
+
+def test_a_team_goes_on_with_fewer_workers(bench, digits, tmp_path: Path) -> None:
+    """Two train together until a node is lost; one goes on from their last epoch, to the result of one alone."""
+
+    def run(name: str, workers: str, address: str) -> object:
+        return bench.Run(tmp_path / name, address, str(digits), DEFINITION.replace("WORKERS", workers))
+
+    with bench.Nodes.up(tmp_path / "log.txt", "CPU:1", "CPU:1") as nodes:
+        team = run("team", "workers: 2, min_workers: 1,", nodes.address)
+        process = team.start()
+        partial = "runs/teacher-*/partial*"
+        team.until(lambda: len(nodes.workers("ray::RayTrainWorker")) == 2, process)
+        team.until(lambda: any(team.folder.glob(partial)), process)
+        before = set(nodes.workers("ray::RayTrainWorker"))
+        nodes.say("remove")
+        team.until(lambda: len(set(nodes.workers("ray::RayTrainWorker")) - before) == 1, process)
+        team.finish(process)
+        alone = run("alone", "", nodes.address)
+        alone.finish(alone.start())
+
+    ours, theirs = (load_file(one.file("teacher", "observer/observer.safetensors")) for one in (team, alone))
+    assert {*ours} == {*theirs}
+    assert all(torch.allclose(ours[name], theirs[name], rtol=1e-2, atol=1e-3) for name in ours)
