@@ -21,7 +21,7 @@ from rayddl.data.sources.known import Known
 from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import artifacts
 from rayddl.pipeline.definition import graph
-from rayddl.pipeline.definition.load import Definition, Stage
+from rayddl.pipeline.definition.load import Definition, Stage, fits, fitted
 from rayddl.pipeline.tables import as_text, rows_table
 from rayddl.plugins import suggestion
 from rayddl.stages.settings import without_resources
@@ -68,6 +68,19 @@ class PlannedStage:
 
 
 @dataclass(frozen=True)
+class Fitted:
+    """Settings of a stage that were not given and follow the number of training images."""
+
+    images: int
+    settings: Mapping[str, float]
+
+    def __str__(self) -> str:
+        listed = ", ".join(f"{name} {value:g}" for name, value in self.settings.items())
+        which = "it" if len(self.settings) == 1 else "them"
+        return f"{listed}, for {self.images:,} training images; set {which} to change"
+
+
+@dataclass(frozen=True)
 class Plan:
     """The stages of a definition in the order they run, with their folders and states."""
 
@@ -77,8 +90,8 @@ class Plan:
     stages: tuple[PlannedStage, ...]
     known: Known = field(default_factory=Known, compare=False, repr=False)
     """What was found out about the source for the plan; a run uses it."""
-    fitted: Mapping[str, str] = field(default_factory=dict, compare=False)
-    """By stage, what the number of training images decided: ``batch 16``."""
+    fitted: Mapping[str, Fitted] = field(default_factory=dict, compare=False)
+    """By stage, the settings that the number of training images decided."""
     only: frozenset[str] | None = None
     """The names of the stages that are run; ``None``: all. See :meth:`narrowed`."""
 
@@ -115,7 +128,12 @@ class Plan:
             "seed": self.definition.seed,
             "out": scrub(str(self.out)),
             "source_fingerprint": self.source_fingerprint,
-            "stages": [stage.to_json() for stage in self.chosen],
+            "stages": [
+                {**stage.to_json(), "fitted": dict(self.fitted[stage.name].settings)}
+                if stage.name in self.fitted
+                else stage.to_json()
+                for stage in self.chosen
+            ],
         }
 
     def __str__(self) -> str:
@@ -171,7 +189,7 @@ def make(definition: Definition, out: str, source_fingerprint: SourceFingerprint
 def _made(
     definition: Definition, folder: Folder, source_fingerprint: SourceFingerprint | None, found: Known
 ) -> Plan:
-    fitted: dict[str, str] = {}
+    said: dict[str, Fitted] = {}
     with found.used():
         if source_fingerprint is not None:
             source = source_fingerprint(definition.source)
@@ -179,7 +197,7 @@ def _made(
             from rayddl.data.sources.registry import fingerprint
 
             source = fingerprint(definition.source)
-            definition, fitted = _fitted(definition)
+            definition, said = _fitted(definition)
     stages = {stage.name: stage for stage in definition.stages}
     not_run = graph.idle({name: stage.config for name, stage in stages.items()})
     order, _ = graph.order({name: stage.reads for name, stage in stages.items() if name not in not_run})
@@ -190,29 +208,27 @@ def _made(
         planned.append(_planned(stages, name, prints[name], folder))
     if any(stage.state != "done" for stage in planned):
         _check_writable(folder)
-    return Plan(definition, folder, source, tuple(planned), found, fitted)
+    return Plan(definition, folder, source, tuple(planned), found, said)
 
 
-def _fitted(definition: Definition) -> tuple[Definition, dict[str, str]]:
+def _fitted(definition: Definition) -> tuple[Definition, dict[str, Fitted]]:
     """Return ``definition`` with the settings that the number of its training images decides, and what they are."""
     # Counting may take a while.
-    if all(stage.config.fitted(1) is stage.config for stage in definition.stages):
+    if fits(definition.stages):
         return definition, {}
     from rayddl.data.sources.summary import source_summary
 
     images = source_summary(definition.source).train
-    stages, said = [], {}
-    for stage in definition.stages:
-        config = stage.config.fitted(images)
-        changed = [
-            f"{name} {getattr(config, name)}"
-            for name in type(config).model_fields
-            if getattr(config, name) != getattr(stage.config, name)
-        ]
+    stages, said = fitted(definition.stages, images), {}
+    for before, after in zip(definition.stages, stages, strict=True):
+        changed = {
+            name: getattr(after.config, name)
+            for name in type(after.config).model_fields
+            if getattr(after.config, name) != getattr(before.config, name)
+        }
         if changed:
-            said[stage.name] = f"{', '.join(changed)}, for {images:,} training images; set it to have another"
-        stages.append(replace(stage, config=config))
-    return replace(definition, stages=tuple(stages)), said
+            said[after.name] = Fitted(images, changed)
+    return replace(definition, stages=stages), said
 
 
 def _in_progress(plan: Plan) -> bool:

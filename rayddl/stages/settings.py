@@ -118,6 +118,8 @@ class StageConfig(Config):
     """The product that other stages read: ``experts``, ``set``, ``teacher``, ``judgement`` or ``page``."""
     tunable: ClassVar[Tunable | None] = None
     """How stages of this kind are tuned; ``None`` if they cannot be tuned."""
+    once_required: ClassVar[frozenset[str]] = frozenset()
+    """Settings that enter the fingerprint with their default, too, because they had none at first."""
     one_at_a_time: ClassVar[str] = ""
     """Stages with the same text here run one after the other: the name of what their processes cannot share."""
     soft: ClassVar[bool] = False
@@ -173,9 +175,12 @@ class StageConfig(Config):
         """The largest number of units of work that can run at the same time; ``None`` if it is not known in advance."""
         return None
 
-    def fitted(self, images: int) -> Self:
-        """These settings, where those that are not set follow the number of training images."""
-        del images
+    def fitted(self, images: int, stages: Mapping[str, StageConfig]) -> Self:
+        """These settings, where those that are not set follow the number of training images.
+
+        ``stages`` are the settings of all stages, by name, as they were given.
+        """
+        del images, stages
         return self
 
     def network(self, stages: Mapping[str, StageConfig]) -> NetConfig | None:
@@ -258,4 +263,5 @@ def without_resources(config: StageConfig) -> dict[str, Any]:
     default's meaning requires a new version of the kind.
     """
     apart = {"resources", "decoders", "experts_per_task", "callbacks", "min_workers"}
-    return config.model_dump(mode="json", exclude=apart, exclude_defaults=True)
+    settings = config.model_dump(mode="json", exclude=apart, exclude_defaults=True)
+    return settings | config.model_dump(mode="json", include=set(config.once_required))

@@ -30,11 +30,12 @@ class WindowRule(Config):
 
     trajectory: Literal["convex", "snapshots"] = "convex"
     """``convex``: MCT's convexified trajectory. ``snapshots``: the experts' own parameters (MTT)."""
-    expert_epochs: float = Field(gt=0)
+    expert_epochs: float = Field(default=2.0, gt=0)
     """M: epochs of the expert between a window's start and its target (MTT section 3.2). Whole for
-    ``snapshots``."""
-    max_start_epoch: float = Field(gt=0)
-    """T+: the latest epoch at which a window may start (exclusive for ``snapshots``)."""
+    ``snapshots``. Default: 2, or as many as have about 70 steps of an expert where there are few images."""
+    max_start_epoch: float = Field(default=2.0, gt=0)
+    """T+: the latest epoch at which a window may start (exclusive for ``snapshots``). Default: 2, or as many as have
+    about 150 steps of an expert where there are few images."""
     continuous: bool = True
     """``convex``: draw real-valued start epochs (MCT section 3.3, continuous sampling); false draws whole
     ones."""
@@ -68,7 +69,7 @@ class WindowRule(Config):
 class Settings(WindowRule, Augmented):
     """The settings of the matching loop, named as in the papers."""
 
-    syn_steps: int = Field(ge=1)
+    syn_steps: int = Field(default=20, ge=1)
     """N: student steps on the synthetic set in one iteration (MTT section 3.2)."""
     batch_syn: int | None = Field(default=None, ge=1)
     """Synthetic images in one student step (MTT section 3.3). Default: all of them."""
@@ -76,8 +77,9 @@ class Settings(WindowRule, Augmented):
     """Train on the smaller batch that remains of a pass over the set, at the pass's start, as in the published
     code. Without it, those images wait for the next pass, and all steps have one shape."""
     lr_image: float = Field(default=1000.0, gt=0)
-    """Learning rate of the synthetic images. The codes of TESLA and MCT give images half of the truncated
-    gradient: their ``lr_img: 1000`` is 500 here with ``gradient: truncated``, and about 700 with ``exact``."""
+    """Learning rate of the synthetic images. Default: 1000, or less where few images make windows short. The codes of
+    TESLA and MCT give images half of the truncated gradient: their ``lr_img: 1000`` is 500 here with ``gradient:
+    truncated``, and about 700 with ``exact``."""
     lr_lr: float = Field(default=1e-5, ge=0, le=1)
     """Learning rate of the student's learning rate; 0 keeps that constant."""
     lr_student: float | None = Field(default=None, gt=0)

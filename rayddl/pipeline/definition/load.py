@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -73,6 +73,9 @@ class Stage:
     name: str
     kind: Kind
     config: StageConfig
+    """Its settings, with the defaults that depend on the stages that read it."""
+    given: StageConfig
+    """The same without these defaults."""
     links: graph.Links
     """For each field that names stages, the stages, with ``"*"`` replaced by the stages that it stands for."""
 
@@ -190,8 +193,24 @@ def _linked(
             for text in config.check(graph.by_field(config, links[stage], whole)):
                 _note(document, problems, Fault(("stages", stage), text, "stages-do-not-fit"))
     return tuple(
-        Stage(name, kind, whole[name], links[name]) for name, kind in kinds.items() if kind and name in whole
+        Stage(name, kind, whole[name], configs[name], links[name])
+        for name, kind in kinds.items()
+        if kind and name in whole
     )
+
+
+def fitted(stages: Sequence[Stage], images: int) -> tuple[Stage, ...]:
+    """Return ``stages``, where settings that are not given follow the number of training ``images``."""
+    given = {stage.name: stage.given for stage in stages}
+    fitting = {name: config.fitted(images, given) for name, config in given.items()}
+    whole = _resolved(fitting, {stage.name: stage.links for stage in stages})
+    return tuple(replace(stage, config=whole[stage.name], given=fitting[stage.name]) for stage in stages)
+
+
+def fits(stages: Sequence[Stage]) -> bool:
+    """True if no setting of ``stages`` follows the number of training images."""
+    given = {stage.name: stage.given for stage in stages}
+    return all(config.fitted(1, given) is config for config in given.values())
 
 
 def _resolved(configs: Mapping[str, StageConfig], links: Mapping[str, graph.Links]) -> dict[str, StageConfig]:

@@ -77,8 +77,9 @@ class ExpertsConfig(ExpertSettings, NetStageConfig):
         """The tasks that train the experts."""
         return -(-self.count // (self.experts_per_task or 1))
 
-    def fitted(self, images: int) -> ExpertsConfig:
+    def fitted(self, images: int, stages: Mapping[str, StageConfig]) -> ExpertsConfig:
         """With a smaller batch for few images, where experts are trained and ``batch`` is not set."""
+        del stages
         return self if self.replay is not None else with_fitting_batch(self, images)
 
     def network(self, stages: Mapping[str, StageConfig]) -> NetConfig:

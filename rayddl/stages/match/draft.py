@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from rayddl.data.config import DSA
 from rayddl.stages.drafting import LARGEST_MATCHED, Draft, DraftRequest, convnet, key
+from rayddl.stages.match.fitting import windows
 
 ALSO_CALLED = ("mtt", "mct")
 """Names of the methods in papers, which ``rayddl init --method`` takes for the kind's."""
 EXPERTS, EXPERT_STEPS = 8, 600
-WINDOW_STEPS, START_STEPS = 70, 150
-"""Steps of an expert from a window's start to its target, and up to the latest start."""
 ITERATIONS, SYN_STEPS, STUDENTS = 300, 20, 5
 STUDENT_BATCH = {False: 64, True: 500}
 """Most images of the set in a student's step, by whether there is a GPU: more take too long there."""
@@ -33,7 +32,7 @@ def draft(request: DraftRequest) -> Draft:
     contents, side, ipc = request.contents, _side(request), request.per_class()
     net, batch = convnet(side, 128 if request.gpu else 32), request.batch(256)
     steps = -(-contents.images // batch)
-    window, starts = max(2, round(WINDOW_STEPS / steps)), max(2, round(START_STEPS / steps))
+    window, starts = (round(each) for each in windows(steps))
     epochs = max(20, -(-EXPERT_STEPS // steps), window + starts)
     augment = "none" if contents.grey else DSA
     made, most = ipc * len(contents.classes), STUDENT_BATCH[request.gpu]

@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 
 from rayddl.methods.matching.settings import Settings
 from rayddl.nets.config import NetConfig
-from rayddl.stages.experts.settings import ExpertsConfig
+from rayddl.stages.experts.settings import CONVEX_EPOCHS, ExpertsConfig
+from rayddl.stages.match import fitting
 from rayddl.stages.runtime import sizes
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask, Share
@@ -24,6 +25,7 @@ class MatchConfig(Settings, NetStageConfig):
     """Distillation by matching training trajectories: MTT and MCT."""
 
     produces: ClassVar[str] = "set"
+    once_required: ClassVar[frozenset[str]] = frozenset({"expert_epochs", "max_start_epoch", "syn_steps"})
     tunable: ClassVar[Tunable | None] = Tunable(
         {"accuracy": "max", "loss": "min"},
         "rayddl.stages.match.trials:trials",
@@ -111,6 +113,29 @@ class MatchConfig(Settings, NetStageConfig):
     def last_epoch(self) -> int:
         """The last epoch of the latest window."""
         return math.ceil(self.max_start_epoch + self.expert_epochs)
+
+    def fitted(self, images: int, stages: Mapping[str, StageConfig]) -> MatchConfig:
+        """With windows that have enough steps of the experts, and a rate of the images for these, where they are not
+        set.
+        """
+        experts = stages.get(self.experts)
+        if not isinstance(experts, ExpertsConfig) or experts.replay is not None:
+            return self
+        steps = -(-images // experts.fitted(images, stages).batch)
+        longest = experts.epochs or (CONVEX_EPOCHS if experts.keep == "convex" else None)
+        given = self.model_fields_set
+        window, start = fitting.windows(
+            steps, longest, self.expert_epochs if "expert_epochs" in given else None
+        )
+        fit = {
+            "expert_epochs": window,
+            "max_start_epoch": start,
+            "lr_image": fitting.image_rate(self.lr_image, window * steps, experts.lr),
+        }
+        changed = {
+            name: value for name, value in fit.items() if name not in given and value != getattr(self, name)
+        }
+        return self.model_copy(update=changed) if changed else self
 
     def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
         """Problems with the experts: they must be long enough and stored in the form that is matched."""

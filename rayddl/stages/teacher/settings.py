@@ -59,9 +59,17 @@ class TeacherConfig(TeacherSettings, TeamStageConfig):
         changes = tested_on_zoomed(self.zoom, source, side)
         return (*super().revisions(source), *changes)
 
-    def fitted(self, images: int) -> TeacherConfig:
-        """With a smaller batch for few images, where a network is trained and ``batch`` is not set."""
-        return self if self.weights is not None else with_fitting_batch(self, images)
+    def fitted(self, images: int, stages: Mapping[str, StageConfig]) -> TeacherConfig:
+        """With a smaller batch for few images, where a network is trained and ``batch`` is not set. Unless it is set,
+        the learning rate is as much smaller as the batch (Goyal et al. 2017).
+        """
+        del stages
+        if self.weights is not None:
+            return self
+        fitting = with_fitting_batch(self, images)
+        if fitting is self or "lr" in self.model_fields_set:
+            return fitting
+        return fitting.model_copy(update={"lr": float(f"{self.lr * fitting.batch / self.batch:.2g}")})
 
     def network(self, stages: Mapping[str, StageConfig]) -> NetConfig:
         """The observer's network."""

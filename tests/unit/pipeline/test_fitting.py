@@ -11,7 +11,8 @@ from rayddl.pipeline import api
 from rayddl.pipeline.plan import Plan
 from rayddl.pipeline.tables import as_text
 from rayddl.stages.experts.settings import ExpertsConfig
-from rayddl.stages.settings import FEWEST_STEPS
+from rayddl.stages.match.settings import MatchConfig
+from rayddl.stages.settings import FEWEST_STEPS, without_resources
 from rayddl.stages.teacher.settings import TeacherConfig
 
 
@@ -24,15 +25,23 @@ def _plan(photos: Path, **trained: Any) -> Plan:
 def test_few_images_get_small_batches_that_the_plan_shows(photos: Path) -> None:
     """The result is that of a definition that has the batch, and so are its folders; a batch that is set stays."""
     plan, same, other = _plan(photos), _plan(photos, batch=4), _plan(photos, batch=48)
+    # The learning rate is not that of a batch that is given.
+    lower = _plan(photos, batch=4, lr=0.0016)
     told = as_text(plan)
-    for name in ("experts", "teacher"):
-        assert f"{name}: batch 4, for 48 training images; set it to have another" in told
-    assert [stage.fingerprint for stage in plan.stages] == [stage.fingerprint for stage in same.stages]
+    assert "experts: batch 4, for 48 training images; set it to change" in told
+    assert "teacher: lr 0.0016, batch 4, for 48 training images; set them to change" in told
+    assert plan.stages[0].fingerprint == same.stages[0].fingerprint
+    assert plan.stages[1].fingerprint == lower.stages[1].fingerprint != same.stages[1].fingerprint
     assert {stage.fingerprint for stage in other.stages}.isdisjoint(
         stage.fingerprint for stage in plan.stages
     )
     assert plan.definition.to_json()["stages"]["experts"]["batch"] == 4
     assert "batch" not in as_text(same)
+    assert [stage.get("fitted") for stage in plan.to_json()["stages"]] == [
+        {"batch": 4},
+        {"lr": 0.0016, "batch": 4},
+    ]
+    assert all("fitted" not in stage for stage in same.to_json()["stages"])
     assert api.estimate(plan).warnings.get("experts", ()) == ()
     assert "1 step, too few" in api.estimate(other).warnings["experts"][0]
 
@@ -40,10 +49,10 @@ def test_few_images_get_small_batches_that_the_plan_shows(photos: Path) -> None:
 @pytest.mark.parametrize(("images", "batch"), [(20, 2), (240, 16), (1024, 64), (1025, 256), (50_000, 256)])
 def test_an_epoch_has_steps_to_learn_in(images: int, batch: int) -> None:
     """The usual batch is kept where it leaves enough of them."""
-    fitted = ExpertsConfig(kind="experts").fitted(images)
+    fitted = ExpertsConfig(kind="experts").fitted(images, {})
     assert fitted.batch == batch
     assert -(-images // fitted.batch) >= FEWEST_STEPS
-    assert TeacherConfig(kind="teacher").fitted(images).batch == (128 if images > 512 else batch)
+    assert TeacherConfig(kind="teacher").fitted(images, {}).batch == (128 if images > 512 else batch)
 
 
 def test_what_trains_nothing_keeps_its_settings() -> None:
@@ -52,4 +61,65 @@ def test_what_trains_nothing_keeps_its_settings() -> None:
         ExpertsConfig(kind="experts", replay="buffers"),
         TeacherConfig(kind="teacher", weights="DEFAULT", net={"name": "tv_resnet18"}),  # type: ignore[arg-type]
     ):
-        assert config.fitted(20) is config
+        assert config.fitted(20, {}) is config
+
+
+def _windows(images: int, match: dict[str, Any], **experts: Any) -> dict[str, float]:
+    trained = {"e": ExpertsConfig(kind="experts", **experts)}
+    fitted = MatchConfig.model_validate({"kind": "match", "experts": "e", "ipc": 1, **match}).fitted(
+        images, trained
+    )
+    return {
+        name: getattr(fitted, name) for name in ("expert_epochs", "max_start_epoch", "syn_steps", "lr_image")
+    }
+
+
+@pytest.mark.parametrize(
+    ("images", "match", "experts", "found"),
+    [
+        # Epochs of 196 steps have the windows of the papers; below, the number of steps counts.
+        (50_000, {}, {}, (2, 2, 20, 1000)),
+        (240, {}, {}, (5, 10, 20, 200)),
+        (240, {}, {"lr": 0.05}, (5, 10, 20, 1000)),
+        (240, {"expert_epochs": 20, "lr_image": 7}, {}, (20, 10, 20, 7)),
+        # No window reaches beyond the experts' end.
+        (240, {}, {"epochs": 9}, (3, 6, 20, 100)),
+        (240, {"expert_epochs": 6}, {"epochs": 9}, (6, 3, 20, 200)),
+        (240, {}, {"batch": 240}, (16, 34, 20, 40)),
+        (240, {}, {"batch": 240, "keep": "all"}, (70, 150, 20, 200)),
+        # The length of imported experts is not known yet.
+        (240, {}, {"replay": "buffers"}, (2, 2, 20, 1000)),
+    ],
+)
+def test_windows_have_enough_steps_of_an_expert(
+    images: int, match: dict[str, Any], experts: dict[str, Any], found: tuple[float, ...]
+) -> None:
+    """What is given stays; the images' rate follows the length of the experts' path in a window."""
+    assert tuple(_windows(images, match, **experts).values()) == found
+
+
+def test_experts_that_keep_all_epochs_are_as_long_as_the_windows(photos: Path) -> None:
+    """Their length follows from windows that follow the number of images; the plan shows both."""
+    stages = {
+        "experts": {"kind": "experts", "keep": "all"},
+        "distill": {"kind": "match", "experts": "experts", "ipc": 1, "trajectory": "snapshots"},
+    }
+    source = {"name": "imagefolder", "root": str(photos), "holdout": 0.2}
+    plan = api.plan({"name": "d", "source": source, "stages": stages}, out=str(photos.parent / "runs"))
+    settings = {stage.name: stage.stage.config for stage in plan.stages}
+    assert isinstance(settings["distill"], MatchConfig)
+    assert isinstance(settings["experts"], ExpertsConfig)
+    assert settings["experts"].epochs == settings["distill"].last_epoch == 6 + 12
+    told = as_text(plan)
+    assert "experts: epochs 18, batch 4, for 48 training images" in told
+    assert "distill: expert_epochs 6, max_start_epoch 12, lr_image 200, for 48 training images" in told
+
+
+def test_windows_enter_the_fingerprint_with_their_defaults() -> None:
+    """They were required once, and definitions that give them keep their folders."""
+    config = MatchConfig.model_validate(
+        {"kind": "match", "experts": "e", "ipc": 1, "expert_epochs": 2, "max_start_epoch": 2, "syn_steps": 20}
+    )
+    assert without_resources(config) == {
+        "kind": "match", "experts": "e", "ipc": 1, "expert_epochs": 2.0, "max_start_epoch": 2.0, "syn_steps": 20,
+    }  # fmt: skip
