@@ -77,6 +77,11 @@ class Nodes:
                     found.append(int(process.pid))
         return sorted(found)
 
+    def raylets(self, *titles: str) -> set[str]:
+        """The raylets, one on each node, of these workers."""
+        psutil = importlib.import_module("psutil")
+        return {psutil.Process(pid).environ()["RAY_RAYLET_PID"] for pid in self.workers(*titles)}
+
     def say(self, line: str) -> None:
         """``add CPU:1``, ``remove`` the oldest node, or ``remove CPU:1`` the oldest of that kind."""
         assert self.process.stdin is not None

@@ -21,7 +21,10 @@ stages:
 
 
 def test_a_team_goes_on_with_fewer_workers(bench, digits, tmp_path: Path) -> None:
-    """Two train together until a node is lost; one goes on from their last epoch, to the result of one alone."""
+    """Two train together until a node is lost; one goes on from their last epoch, to the result of one alone.
+
+    What watches over the team is on the head, which outlives every other node.
+    """
 
     def run(name: str, workers: str, address: str) -> object:
         return bench.Run(tmp_path / name, address, str(digits), DEFINITION.replace("WORKERS", workers))
@@ -32,6 +35,10 @@ def test_a_team_goes_on_with_fewer_workers(bench, digits, tmp_path: Path) -> Non
         partial = "runs/teacher-*/partial*"
         team.until(lambda: len(nodes.workers("ray::RayTrainWorker")) == 2, process)
         team.until(lambda: any(team.folder.glob(partial)), process)
+        theirs = nodes.raylets("ray::RayTrainWorker")
+        ours = nodes.raylets("ray::TeamLauncher", "ray::TrainController", "ray::_AutoscalingCoordinator")
+        assert len(ours) == 1
+        assert ours.isdisjoint(theirs)
         before = set(nodes.workers("ray::RayTrainWorker"))
         nodes.say("remove")
         team.until(lambda: len(set(nodes.workers("ray::RayTrainWorker")) - before) == 1, process)
@@ -39,6 +46,6 @@ def test_a_team_goes_on_with_fewer_workers(bench, digits, tmp_path: Path) -> Non
         alone = run("alone", "", nodes.address)
         alone.finish(alone.start())
 
-    ours, theirs = (load_file(one.file("teacher", "observer/observer.safetensors")) for one in (team, alone))
-    assert {*ours} == {*theirs}
-    assert all(torch.allclose(ours[name], theirs[name], rtol=1e-2, atol=1e-3) for name in ours)
+    found, wanted = (load_file(one.file("teacher", "observer/observer.safetensors")) for one in (team, alone))
+    assert {*found} == {*wanted}
+    assert all(torch.allclose(found[name], wanted[name], rtol=1e-2, atol=1e-3) for name in wanted)

@@ -42,8 +42,8 @@ class TeacherSettings(Augmented):
     epochs: int = Field(default=50, ge=1)
     """Epochs of training."""
     lr: float = Field(default=0.05, gt=0)
-    """The highest learning rate, reached after the warm-up; from there it follows a cosine down to 0. Default: 0.05, and
-    as much less as ``batch`` is smaller than 128 where it follows a small number of images."""
+    """The highest learning rate, reached after the warm-up; from there it follows a cosine down to 0. Default: 0.05,
+    and as much less as ``batch`` is smaller than 128 where it follows a small number of images."""
     warmup: float = Field(default=5.0, ge=0)
     """Epochs of linear warm-up, at most a fifth of ``epochs``."""
     momentum: float = Field(default=0.9, ge=0, lt=1)

@@ -54,7 +54,8 @@ class Teams:
 
         # On the head, with Ray Train's own actors next to it: on a node that is lost they would leave a placement
         # group, whose resources nothing frees, and the next team would wait for them.
-        head = NodeAffinitySchedulingStrategy(nodes.alive()[0].id, soft=True)
+        # A soft affinity is passed over where an actor needs no CPU.
+        head = NodeAffinitySchedulingStrategy(nodes.alive()[0].id, soft=False)
         options = {"num_cpus": 0, "max_concurrency": 3, "scheduling_strategy": head}
         self._coach = ray.remote(TeamLauncher).options(**options).remote(name)
         return self._coach.train.remote(self._share, work)
