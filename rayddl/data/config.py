@@ -175,3 +175,10 @@ def augmentation_names(text: str) -> tuple[str, ...]:
             f"unknown augmentation {unknown[0]!r}; known: {', '.join(AUGMENTATIONS)}; several are joined by _"
         )
     return names
+
+
+def recorded_source(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a source as a set or a manifest records them, for use again: without those that are not set, and
+    without ``download``, for which only the user's own definition can ask.
+    """
+    return {key: value for key, value in settings.items() if value is not None and key != "download"}

@@ -14,6 +14,7 @@ from typing import Any
 
 from rayddl import documents, hosts
 from rayddl.credentials import scrub
+from rayddl.data.config import recorded_source
 from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import artifacts, records
 from rayddl.pipeline.api import run
@@ -241,21 +242,15 @@ def _source(found: Sequence[FoundSet]) -> tuple[dict[str, Any], int]:
     for each in found:
         if each.manifest is not None:
             source: dict[str, Any] = each.manifest["source"]["config"]
-            return _stored(source), int(each.manifest["seed"])
+            return recorded_source(source), int(each.manifest["seed"])
         known = _info(each).get("source")
         if known is not None:
-            return _stored(known), int(_info(each).get("seed") or 0)
+            return recorded_source(known), int(_info(each).get("seed") or 0)
     raise UserError(
         "none of these sets says which images it was made from; name a run or a rayddl set beside them, or write a "
         "definition with kind: imported",
         code="sets-without-source",
     )
-
-
-def _stored(source: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a source that a set stores; only the user's own definition can ask for a download."""
-    dropped = ["download"] if hosts.restricted() else []
-    return {key: value for key, value in source.items() if value is not None and key not in dropped}
 
 
 def _judge(found: Sequence[FoundSet]) -> Kind:

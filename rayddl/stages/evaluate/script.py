@@ -12,7 +12,7 @@ import jinja2
 from safetensors import torch as safetensors
 
 from rayddl import documents
-from rayddl.data.config import SourceConfig
+from rayddl.data.config import SourceConfig, recorded_source
 from rayddl.data.dataset import ImageDataset
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.sources import registry as sources
@@ -93,7 +93,7 @@ def export_files(folder: Folder, observer: str | None = None, *, with_test: bool
     found = soft_labels.observers_of(folder, (), () if observer is None else (observer,))
     teacher = Observer.load(found[0]).reduced(made.classes) if found else None
     given = made.info.get("source")
-    source = None if given is None else read(SourceConfig, given, folder)
+    source = None if given is None else read(SourceConfig, recorded_source(given), folder)
     test = _held_out(source, with_test=with_test)
     files: dict[str, Callable[[], bytes]] = {}
     if stored is not None:

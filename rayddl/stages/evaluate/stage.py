@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from rayddl import documents, hosts
-from rayddl.data.config import SourceConfig
+from rayddl.data.config import SourceConfig, recorded_source
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.sources.known import Known
 from rayddl.errors import ArtifactError
@@ -191,11 +191,9 @@ def evaluate_set(
             "no observer at hand: random images are left out, they have no soft labels"
         )
         config = config.model_copy(update={"random": False, "whole": False})
-    described = read(SourceConfig, made.info["source"], folder)
+    described = read(SourceConfig, recorded_source(made.info["source"]), folder)
     described = described if root is None else described.model_copy(update={"root": root})
     hosts.check(described.root or "")
-    if hosts.restricted():
-        described = described.model_copy(update={"download": False})
     cluster.start()
     with Known().used(), tempfile.TemporaryDirectory() as own:
         task = _task(config, made, described, label_source, int(stored.get("seed", 0)))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import threading
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 import rayddl
 from rayddl.cli.app import app
 from rayddl.data.config import SourceConfig
+from rayddl.data.sources import registry
+from rayddl.pipeline import comparing
 from rayddl.stages.evaluate import stage as evaluating
 from rayddl.storage import Folder
 from tests.raising import raises
@@ -104,24 +106,31 @@ def test_looking_at_a_folder_opens_nothing_else(host: Host, tmp_path: Path, comm
     assert host.visits == 0
 
 
-def test_a_set_cannot_name_a_host(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`evaluate SET` refuses before Ray is started; `--root` or --allow-remote is the user's word."""
+def foreign_set(place: Path, source: dict[str, object]) -> Folder:
+    """A set in ``place`` that says that it was made from ``source``."""
     import torch
 
-    from rayddl import hosts
     from rayddl.data.distilled import DistilledSet
     from rayddl.data.pixels.space import fit
 
     images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
-    info = {"source": {"name": "parquet", "root": host.uri(), "size": 8}, "protocol": {"name": "hard"}}
+    info = {"source": source, "protocol": {"name": "hard"}}
     space = fit("normalise", images)
     made = DistilledSet(space.encode(images), torch.tensor([0, 0, 1, 1]), 0.1, ("a", "b"), space, info)
-    folder = Folder(str(tmp_path / "set"))
+    folder = Folder(str(place))
     made.save(folder)
     # Saving removes the credentials and with them the name of the host.
-    document = json.loads((tmp_path / "set" / "set.json").read_text())
+    document = json.loads((place / "set.json").read_text())
     document["info"] = info
-    (tmp_path / "set" / "set.json").write_text(json.dumps(document))
+    (place / "set.json").write_text(json.dumps(document))
+    return folder
+
+
+def test_a_set_cannot_name_a_host(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`evaluate SET` refuses before Ray is started; `--root` or --allow-remote is the user's word."""
+    from rayddl import hosts
+
+    folder = foreign_set(tmp_path / "set", {"name": "parquet", "root": host.uri(), "size": 8})
     monkeypatch.setattr(evaluating.cluster, "start", lambda: pytest.fail("Ray was started"))
 
     with hosts.only(str(folder)), raises("host-not-named"):
@@ -129,12 +138,53 @@ def test_a_set_cannot_name_a_host(host: Host, tmp_path: Path, monkeypatch: pytes
     assert host.visits == 0
 
 
-def test_a_set_cannot_ask_for_a_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its description of the source is read without the permission to fetch it."""
-    from rayddl import hosts
-    from rayddl.pipeline.comparing import _stored
+def _exports(form: str, *more: str) -> Callable[[Path], None]:
+    def export(place: Path) -> None:
+        to = str(place.parent / "to")
+        done = CliRunner().invoke(app, ["export", str(place), "--format", form, "--to", to, *more])
+        assert done.exit_code == (2 if more else 0), done.output
 
-    described = SourceConfig(name="cifar10", root=os.fspath(tmp_path), download=True).model_dump()
-    with hosts.only("set"):
-        assert "download" not in _stored(described)
-    assert _stored(described)["download"] is True
+    return export
+
+
+def _evaluates(place: Path) -> None:
+    """Without a list of hosts, as with --allow-remote."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(evaluating.cluster, "start", lambda: None)
+        patched.setattr(evaluating, "_task", _used)
+        with pytest.raises(InterruptedError):
+            evaluating.evaluate_set(Folder(str(place)))
+
+
+def _used(config: object, made: object, described: SourceConfig, *_: object) -> None:
+    with raises("cifar-not-found"):
+        registry.load(described)
+    raise InterruptedError
+
+
+def _compares(place: Path) -> None:
+    source = comparing.definition(comparing.resolve(str(place), "runs"))["source"]
+    assert source == {"name": "cifar10", "root": str(place.parent / "chosen")}
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        _exports("hf", "--with-test"),
+        _exports("hf"),
+        _exports("webdataset"),
+        _exports("imagefolder"),
+        _evaluates,
+        _compares,
+    ],
+)
+def test_a_set_cannot_ask_for_a_download(
+    use: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its description of the source is read without the permission to fetch it, and makes no folder."""
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: pytest.fail("it was asked for"))
+    root = tmp_path / "chosen"
+    foreign_set(tmp_path / "set", {"name": "cifar10", "root": str(root), "download": True})
+
+    use(tmp_path / "set")
+    assert not root.exists()
