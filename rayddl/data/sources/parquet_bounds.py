@@ -172,10 +172,13 @@ def _chunks(
                 yield metadata.row_group(number).column(place)
 
 
-class _NoData(io.RawIOBase):
-    """A file none of whose bytes can be read."""
+class _NoData(io.BufferedIOBase):
+    """A file none of whose bytes can be read: ``read`` is that of the base class, which refuses.
 
-    SAYS = "only the footer is looked at"
+    Arrow keeps the error as long as the file. One that is raised by Python code would hold the frames of all callers,
+    and through them the file, which so would never be freed.
+    """
+
     _at = 0
 
     def readable(self) -> bool:
@@ -191,9 +194,6 @@ class _NoData(io.RawIOBase):
     def tell(self) -> int:
         return self._at
 
-    def readinto(self, into: object) -> int:
-        raise OSError(self.SAYS)
-
 
 def _refuse_broken(metadata: pq.FileMetaData, column: str, groups: Sequence[int]) -> None:
     """Raise Arrow's error if what the footer says of a column contradicts itself.
@@ -204,6 +204,5 @@ def _refuse_broken(metadata: pq.FileMetaData, column: str, groups: Sequence[int]
     file = pq.ParquetFile(_NoData(), metadata=metadata, pre_buffer=True)
     try:
         file.read_row_groups(groups, columns=[column], use_threads=False)
-    except OSError as error:
-        if _NoData.SAYS not in str(error):
-            raise
+    except io.UnsupportedOperation as error:
+        error.__traceback__ = None  # it would hold this frame, see _NoData

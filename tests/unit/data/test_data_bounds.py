@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import tracemalloc
 from collections.abc import Iterator
@@ -126,6 +127,20 @@ def test_long_labels_are_held_once(tmp_path: Path) -> None:
     assert [name[:2] for name in listed.classes] == ["aa", "bb"]
     assert listed.labels.tolist() == [0, 1] * 10_000
     assert pool.max_memory() < 50 * MIB
+
+
+def test_files_are_freed(tmp_path: Path) -> None:
+    """The look at a footer leaves no open file behind, also not in a circle that Python cannot see."""
+    config = _source(tmp_path, [_png(0), _png(1)])
+    before = _open_tables()
+    for _ in range(3):
+        sources.load(config)
+    assert _open_tables() == before
+
+
+def _open_tables() -> int:
+    gc.collect()
+    return sum(issubclass(type(each), pq.ParquetFile) for each in gc.get_objects())
 
 
 def test_names_of_columns_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
