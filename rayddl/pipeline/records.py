@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Literal, TypeAlias
@@ -71,6 +72,20 @@ class Record:
     def note_progress(self, stage: str, progress: Mapping[str, Any]) -> None:
         """Record the progress of a running stage."""
         self.stages[stage] |= {"heard": _now(), "progress": dict(progress)}
+
+    def replaced(self) -> list[str]:
+        """The folders of finished stages in the record of the same name that this one will replace, if it ends with
+        others.
+        """
+        with suppress(ArtifactError, OSError):
+            earlier = read(self.plan.out, self.file)["stages"]
+            ours = {entry["fingerprint"] for entry in self.stages.values()}
+            return [
+                str(entry["folder"])
+                for entry in earlier.values()
+                if entry.get("state") in ("done", "cached") and entry.get("fingerprint") not in ours
+            ]
+        return []
 
     def write(self) -> None:
         """Write the record atomically, without credentials."""

@@ -124,6 +124,11 @@ class _Run:
         for planned in self.plan.stages:
             if planned not in self.plan.chosen and planned.artifact is not None:
                 self.record.note(planned.name, "cached", planned.artifact)
+        if replaced := self.record.replaced():
+            self.display.note(
+                f"the record {self.record.file} was of a run with other settings, and becomes that of this one; the earlier "
+                f"results stay in {', '.join(replaced)}; give --set name=NAME to record both"
+            )
         try:
             with interrupts.held():
                 self.record.write()

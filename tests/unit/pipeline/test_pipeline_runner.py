@@ -151,6 +151,25 @@ class TestRecord:
         assert record["stages"]["second"]["table"] == [{"what": "second", "accuracy": "61.2 ± 0.4"}]
         assert lab.out / record["stages"]["first"]["folder"] == Path(result.folders["first"])
 
+    def test_replaced(self, lab: Any, three: dict[str, Any]) -> None:
+        """A run with other settings under the same name says whose record it replaces; the same run says nothing."""
+        heard: list[str] = []
+
+        class Told(Hidden):
+            def note(self, text: str) -> None:
+                heard.append(text)
+
+        first = lab.run(three, display=Told())
+        lab.run(three, display=Told())
+        assert heard == []
+        lab.run(three, ["second.needs=1", "name=other"], display=Told())
+        assert heard == []
+        lab.run(three, ["second.needs=1"], display=Told())
+        (text,) = heard
+        stay = [Path(first.folders[name]).name for name in ("second", "page")]
+        assert "three.run.json was of a run with other settings" in text
+        assert f"stay in {', '.join(stay)}; give --set name=NAME" in text
+
     def test_failed(self, lab: Any, three: dict[str, Any]) -> None:
         """The record of a run that failed says where and why."""
         lab.works["second"] = raising(StageError("lost a worker", code="for-a-test"))
