@@ -49,7 +49,7 @@ ROWS = Limit("RAYDDL_MAX_ROWS", 100_000_000)
 CELL_BYTES = Limit("RAYDDL_MAX_CELL_BYTES", 64 * 2**20)
 """Bytes of one image in a Parquet file or tar shard."""
 LABEL_BYTES = Limit("RAYDDL_MAX_LABEL_BYTES", 2**30)
-"""Bytes of the labels of one Parquet file, uncompressed."""
+"""Bytes of the labels of one Parquet file, uncompressed, or tar shard."""
 DOCUMENT_BYTES = Limit("RAYDDL_MAX_DOCUMENT_BYTES", 64 * 2**20)
 """Bytes of one JSON document or definition."""
 SMALL = 2**24

@@ -3,6 +3,8 @@
 An image member has an image's ending; the label is the member ``cls``, or the ``label`` of a member
 ``json``. Labels are text: ``007`` and ``7`` are two classes. Only next to a ``classes.txt``, and if all labels
 of all shards are whole numbers, they are numbers of its lines, from 0 (names, if only that is possible).
+A hard link, which tar writes for a second name of one file, is read as the member before it that it names. A label
+without an image is left out with a note, as are members that are no files, such as symbolic links.
 Shards must be uncompressed, so that an image can be read by offset and size.
 """
 
@@ -70,6 +72,8 @@ class _Shard:
     size: NDArray[np.int64]
     labels: tuple[str, ...]
     """As written in the shard."""
+    without_image: tuple[str, ...]
+    """Samples that are left out: the name of each, with the reason if it is known."""
 
     @property
     def digest(self) -> str:
@@ -153,7 +157,18 @@ def _listing(survey: _Survey, split: str) -> Listing:
 
 
 def _notes(survey: _Survey) -> tuple[str, ...]:
-    return unlabelled({split: [part for _, part in parts] for split, parts in survey.splits.items()})
+    without = {
+        split: [f"{shard.name}#{each}" for shard, _ in parts for each in shard.without_image]
+        for split, parts in survey.splits.items()
+    }
+    return (
+        *unlabelled({split: [part for _, part in parts] for split, parts in survey.splits.items()}),
+        *(
+            f"left out of the {split} split: {len(names):,} without an image: {shown(names)}"
+            for split, names in without.items()
+            if names
+        ),
+    )
 
 
 def _survey(config: SourceConfig) -> _Survey:
@@ -227,7 +242,7 @@ def _scanned(folder: Folder, name: str, bytes_: int, modified: datetime | None) 
                 for member in tar:
                     if member.issparse():
                         raise tarfile.ReadError(f"{member.name} is a sparse file")
-                    if member.isfile():
+                    if not member.isdir():
                         samples.add(tar, member, where)
                 # A complete tar file ends with blocks of zeros; a truncated one is detected by their absence.
                 if bytes_ < tar.offset + tarfile.BLOCKSIZE:
@@ -296,36 +311,72 @@ class _Samples:
     def __init__(self) -> None:
         self.images: dict[str, tuple[int, int]] = {}
         self.labels: dict[str, str] = {}
+        self._files: dict[str, tarfile.TarInfo] = {}
+        self._lost: dict[tuple[str, bool], str] = {}
+        """Why the image (true) or the label (false) of a sample is not read."""
+        self._read: dict[tuple[int, str], str | None] = {}
+        """Labels by their place, because many links may lead to one."""
+        self._label_bytes = 0
         self._most = limits.CELL_BYTES.value
 
     def add(self, tar: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> None:
-        # PurePosixPath takes longer than all else here, and alters few names.
-        path = str(PurePosixPath(member.name)) if _UNUSUAL.search(member.name) else member.name
+        path = _usual(member.name)
+        file = (
+            member
+            if member.isfile()
+            else self._files.get(_usual(member.linkname))
+            if member.islnk()
+            else None
+        )
+        if file is not None:
+            self._files[path] = file
         folder, slash, base = path.rpartition("/")
         key, _, kind = base.partition(".")
         if not key or any(part.startswith("._") for part in path.split("/")):
             return
         key, kind = f"{folder}{slash}{key}", kind.lower()
-        if f".{kind}".endswith(EXTENSIONS):
+        image = f".{kind}".endswith(EXTENSIONS)
+        if file is None:
+            if image or kind in _LABELS:
+                self._lost[key, image] = f"{member.name} is {_what(member)}"
+        elif image:
             if key in self.images:
                 raise SourceError(
                     f"{where}: the sample {key} has two images, the second is {member.name}. Expected one: "
                     "give every image a name of its own up to the first dot.",
                     code="sample-with-two-images",
                 )
-            if member.size > self._most:
+            if file.size > self._most:
                 raise SourceError(
-                    f"{where}: {member.name} has {limits.CELL_BYTES.exceeded(member.size, 'bytes')}.",
+                    f"{where}: {member.name} has {limits.CELL_BYTES.exceeded(file.size, 'bytes')}.",
                     code="image-too-large",
                 )
-            self.images[key] = (member.offset_data, member.size)
+            self.images[key] = (file.offset_data, file.size)
         elif kind in _LABELS and (kind == "cls" or key not in self.labels):
-            label = _label(tar, member, kind)
-            if label is not None:
-                self.labels[key] = label
+            if file.size > _LONGEST_LABEL:
+                self._lost[key, False] = (
+                    f"{member.name} has {file.size:,} bytes, a label has up to {_LONGEST_LABEL:,}"
+                )
+            elif (label := self._label(tar, file, kind)) is not None:
+                self._keep(key, label, where)
+
+    def _label(self, tar: tarfile.TarFile, file: tarfile.TarInfo, kind: str) -> str | None:
+        found = file.offset_data, kind
+        if found not in self._read:
+            self._read[found] = _label(tar, file, kind)
+        return self._read[found]
+
+    def _keep(self, key: str, label: str, where: str) -> None:
+        self._label_bytes += len(label)
+        if self._label_bytes > limits.LABEL_BYTES.value:
+            raise SourceError(
+                f"{where}: its labels have {limits.LABEL_BYTES.exceeded(self._label_bytes, 'bytes')}.",
+                code="labels-too-large",
+            )
+        self.labels[key] = label
 
     def shard(self, name: str, where: str) -> _Shard:
-        unlabelled = [key for key in self.images if key not in self.labels]
+        unlabelled = [self._named(key, image=False) for key in self.images if key not in self.labels]
         if unlabelled:
             raise SourceError(
                 f"{where}: {len(unlabelled):,} of {len(self.images):,} images have no label: {shown(unlabelled)}. "
@@ -334,13 +385,29 @@ class _Samples:
             )
         places = np.array(list(self.images.values()), dtype=np.int64).reshape(-1, 2)
         labels = tuple(self.labels[key] for key in self.images)
-        return _Shard(name, tuple(self.images), places[:, 0], places[:, 1], labels)
+        samples = dict.fromkeys([*self.labels, *(key for key, image in self._lost if image)])
+        lost = tuple(self._named(key, image=True) for key in samples if key not in self.images)
+        return _Shard(name, tuple(self.images), places[:, 0], places[:, 1], labels, lost)
+
+    def _named(self, key: str, *, image: bool) -> str:
+        why = self._lost.get((key, image))
+        return key if why is None else f"{key} ({why})"
 
 
-def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, kind: str) -> str | None:
-    opened = tar.extractfile(member) if member.size <= _LONGEST_LABEL else None
-    if opened is None:
-        return None
+def _usual(path: str) -> str:
+    # PurePosixPath takes longer than all else here, and alters few names.
+    return str(PurePosixPath(path)) if _UNUSUAL.search(path) else path
+
+
+def _what(member: tarfile.TarInfo) -> str:
+    if member.issym():
+        return "a symbolic link"
+    return f"a link to {member.linkname}, which is not before it" if member.islnk() else "no file"
+
+
+def _label(tar: tarfile.TarFile, file: tarfile.TarInfo, kind: str) -> str | None:
+    opened = tar.extractfile(file)
+    assert opened is not None  # only links and what is no file give none
     text = parquet_labels.decoded(opened.read())
     if kind == "cls":
         return text.strip() or None

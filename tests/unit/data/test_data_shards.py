@@ -151,7 +151,85 @@ def test_what_is_no_sample_is_passed_over(tmp_path: Path) -> None:
                 head = tarfile.TarInfo(name)
                 head.size = len(content)
                 tar.addfile(head, io.BytesIO(content))
-    assert len(sources.load(_config(tmp_path)).train) == 4
+    found = sources.load(_config(tmp_path))
+    assert len(found.train) == 4
+    assert found.notes == tuple(
+        f"left out of the {split} split: 1 without an image: {split}.tar#all/evil (all/evil.png is a symbolic link)"
+        for split in ("train", "test")
+    )
+
+
+def _link(name: str, to: str, kind: bytes = tarfile.LNKTYPE) -> tarfile.TarInfo:
+    link = tarfile.TarInfo(name)
+    link.type, link.linkname = kind, to
+    return link
+
+
+def _linked(path: Path, members: Members, *links: tarfile.TarInfo) -> None:
+    _tar(path, members)
+    with tarfile.open(path, "a") as tar:
+        for link in links:
+            tar.addfile(link)
+
+
+def test_a_second_name_of_a_file_is_the_file(root: Path) -> None:
+    """GNU tar stores it as a hard link to the first, which may have another folder or be a link, too."""
+    links = [
+        ("x/a.png", "./00010.png"),
+        ("x/a.cls", "00011.cls"),
+        ("b.png", "x/a.png"),
+        ("b.cls", "00010.cls"),
+    ]
+    _linked(root / "set-train-000001.tar", _samples(10, 8), *(_link(*each) for each in links))
+    found = sources.load(_config(root))
+    assert found.train.images[-2:, 0, 0, 0].tolist() == [10, 10]
+    assert found.train.labels[-2:].tolist() == [1, 2]
+    assert len(found.train) == 20
+    assert found.notes == ()
+    listing = sources.listing(_config(root))
+    assert listing is not None
+    (blob,) = listing.read(np.array([19]))
+    assert blob == _png(10)
+
+
+def test_labels_without_an_image_are_listed(root: Path) -> None:
+    """With the reason, where the image is in the shard and cannot be read."""
+    labels = [(f"{key}.cls", b"0") for key in "abcde"]
+    odd = [
+        _link("a.png", "later.png"),
+        _link("b.png", "/etc/x", tarfile.SYMTYPE),
+        _link("c.png", "", tarfile.FIFOTYPE),
+    ]
+    _linked(root / "set-train-000001.tar", [*_samples(10, 8), *labels, ("d.npy", b"x")], *odd)
+    found = sources.load(_config(root))
+    assert len(found.train) == 18
+    assert found.notes == (
+        "left out of the train split: 5 without an image: set-train-000001.tar#a (a.png is a link to later.png, which "
+        "is not before it), set-train-000001.tar#b (b.png is a symbolic link), set-train-000001.tar#c (c.png is no "
+        "file), set-train-000001.tar#d, set-train-000001.tar#e",
+    )
+
+
+def test_why_a_label_is_not_read(root: Path) -> None:
+    """One that is a link out of the shard, or too large."""
+    shard = root / "set-val-000000.tar"
+    _linked(shard, [("a.png", _png(1))], _link("a.cls", "b.cls", tarfile.SYMTYPE))
+    assert "1 of 1 images have no label: a (a.cls is a symbolic link)" in _refusal(root)
+    _tar(shard, [("a.png", _png(1)), ("a.cls", bytes(2**20 + 1))])
+    said = "1 of 1 images have no label: a (a.cls has 1,048,577 bytes, a label has up to 1,048,576)"
+    assert said in _refusal(root)
+
+
+def test_links_to_one_label_have_a_limit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link is 512 bytes long, and what it leads to may be long."""
+    monkeypatch.setenv("RAYDDL_MAX_LABEL_BYTES", "5000")
+    _linked(
+        root / "set-train-000001.tar",
+        [*_samples(10, 8), ("long.cls", b"x" * 1000)],
+        *(_link(f"{k}.cls", "long.cls") for k in range(5)),
+    )
+    with raises("labels-too-large"):
+        sources.load(_config(root))
 
 
 def test_an_unreadable_image_is_counted_not_fatal(root: Path) -> None:
