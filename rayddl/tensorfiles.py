@@ -32,6 +32,12 @@ _GLOBALS = re.compile(
 _PICKLES = 5
 """Pickles in a file of torch's older layout: its number, its version, the machine's, the values, the storages' names.
 """
+_NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1")
+_INSTRUCTIONS = re.compile(
+    r"GLOBAL|NEWOBJ|REDUCE|BUILD|APPENDS?|SETITEMS?|MARK|TUPLE[123]?|NONE|NEW(TRUE|FALSE)|EMPTY_(TUPLE|LIST|DICT|SET)|"
+    rf"{'|'.join(_NUMBERS)}|BINFLOAT|BINUNICODE|SHORT_BINSTRING|BINPERSID|(LONG_)?BIN(GET|PUT)|PROTO|STOP"
+)
+"""Those of a pickle that torch reads."""
 _FRESH = ("EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT")
 _REPEATS = 4
 """How many times the bytes of a file its tensors may have in all: some share their values."""
@@ -132,8 +138,9 @@ def _refuse_odd_archive(archive: zipfile.ZipFile, size: int) -> None:
 def _refuse_odd_pickles(stream: io.BufferedIOBase, count: int, size: int) -> None:
     """Raise :class:`NotTensors` for what :data:`_GLOBALS` lacks in ``count`` pickles of a file of ``size`` bytes.
 
-    Likewise for a container that is made of anything but items that follow: it could copy another one a million times.
-    Raises ``ValueError`` for what is no pickle.
+    Likewise for a container that is made of anything but items that follow: it could copy another one a million times,
+    and for storages of more values than the file has bytes: those of the older layout are allocated before they are
+    read. Raises ``ValueError`` for what is no pickle.
     """
     # A reader allocates what it is asked for.
     reader: Any = SimpleNamespace(read=lambda most: stream.read(min(most, size)), readline=stream.readline)
@@ -141,8 +148,12 @@ def _refuse_odd_pickles(stream: io.BufferedIOBase, count: int, size: int) -> Non
     for _ in range(count):
         containers: set[int] = set()
         pushed = called = False
+        storages = _Storages(size)
         for code, argument, _ in pickletools.genops(reader):
             name = code.name
+            if _INSTRUCTIONS.fullmatch(name) is None:
+                raise NotTensors(f"it has the instruction {name}, which files of tensors never have")
+            storages.add(name, argument)
             if called and not name.endswith("PUT") and name not in _FRESH:
                 raise NotTensors("it holds a dictionary or set that is made of another one")
             if name == "GLOBAL":
@@ -155,6 +166,64 @@ def _refuse_odd_pickles(stream: io.BufferedIOBase, count: int, size: int) -> Non
                 (containers.add if pushed else containers.discard)(argument)
             else:
                 pushed = called = name.endswith("GET") and argument in containers
+
+
+class _Storages:
+    """The sizes of the storages that a pickle names, followed instruction by instruction."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._last, self._text = most, "", ""
+        self._open: list[list[Any]] = []
+        """Texts and numbers since each mark."""
+        self._closed: list[Any] = []
+        """Those of the last tuple."""
+        self._texts: dict[int, str] = {}
+        self._values: dict[str, int] = {}
+        self._total = 0
+
+    def add(self, name: str, argument: Any) -> None:
+        """Raise :class:`NotTensors` if the storages have more values than the file has bytes, each counted once, and
+        for one that is not named as torch does it.
+        """
+        if name.endswith("PUT"):
+            if self._last in _NUMBERS:
+                raise NotTensors("it keeps a number for later use, which files of tensors never do")
+            if self._last == "BINUNICODE":
+                self._texts[argument] = self._text
+            else:
+                self._texts.pop(argument, None)
+            return  # as if it were not there
+        if name == "MARK":
+            self._open.append([])
+        elif name in ("TUPLE", "APPENDS", "SETITEMS"):
+            self._closed = self._open.pop() if self._open else []
+        elif name == "BINUNICODE":
+            self._text = argument
+            self._push(argument)
+        elif name.endswith("GET"):
+            self._push(self._texts.get(argument))
+        elif name in _NUMBERS:
+            self._push(argument)
+        elif name == "BINPERSID":
+            self._storage()
+        self._last = name
+
+    def _push(self, value: Any) -> None:
+        if self._open and value is not None:
+            self._open[-1].append(value)
+
+    def _storage(self) -> None:
+        texts = [each for each in self._closed if isinstance(each, str)]
+        numbers = [each for each in self._closed if isinstance(each, int)]
+        if self._last != "TUPLE" or len(texts) < 2 or not numbers:
+            raise NotTensors("it names a storage otherwise than torch does")
+        before = self._values.get(texts[1], 0)
+        self._values[texts[1]] = max(before, *numbers)
+        self._total += self._values[texts[1]] - before
+        if self._total > self._most:
+            raise NotTensors(
+                f"its storages have {self._total:,} values in all, and the file has {self._most:,} bytes"
+            )
 
 
 def _values(value: Any, levels: int, known: dict[int, int]) -> int:

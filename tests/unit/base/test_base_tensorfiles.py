@@ -1,6 +1,8 @@
 """Files that torch saved, read without running anything in them."""
 
 import io
+import pickle
+import re
 import struct
 import time
 import zipfile
@@ -104,6 +106,69 @@ def test_tensors_that_grow_are_refused(make: Callable[[], bytes], said: str) -> 
     """A few bytes that stand for gigabytes, and tensors that later code cannot use, are named."""
     with pytest.raises(tensorfiles.NotTensors, match=said):
         tensorfiles.load(io.BytesIO(make()))
+
+
+def _old(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer, _use_new_zipfile_serialization=False)
+    return buffer.getvalue()
+
+
+def _huge(numbers: bytes, before: bytes = b"K\x06N") -> bytes:
+    return _old(torch.zeros(2, 3)).replace(before, numbers)
+
+
+_LARGE = b"\x8a\x05" + struct.pack("<q", 2**31)[:5]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: _huge(_LARGE + b"N"), "2,147,483,648 values in all, and the file has"),
+        (lambda: _huge(b"J\xff\xff\xff\x7fN"), "2,147,483,647 values in all"),
+        (lambda: _huge(_LARGE + b"q\x400h\x40N"), "keeps a number for later use"),
+        (
+            lambda: re.sub(rb"K\x06Nt(q.)Q", b"K\x06Nt\\1NQ", _old(torch.zeros(2, 3))),
+            "otherwise than torch does",
+        ),
+        (lambda: _old([torch.zeros(300)] * 2).replace(b"M,\x01N", b"M\xff\xffN"), "65,535 values in all"),
+    ],
+)
+def test_storages_are_compared_with_the_file_before_they_are_allocated(
+    make: Callable[[], bytes], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The older layout allocates what it declares, of 370 bytes gigabytes."""
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch reads it"))
+    with pytest.raises(tensorfiles.NotTensors, match=said):
+        tensorfiles.load(io.BytesIO(make()))
+
+
+@pytest.mark.parametrize("save", [_saved, _old])
+def test_many_tensors_of_both_layouts_are_taken(save: Callable[[Any], bytes]) -> None:
+    """Small ones of a byte each, of one storage or of their own, and whole numbers that are no sizes."""
+    base = torch.arange(100, dtype=torch.uint8)
+    own = [torch.full((3,), k, dtype=torch.int16) for k in range(300)]
+    found = tensorfiles.load(io.BytesIO(save({"views": [*base.split(7)], "own": own, "seen": 10**12})))
+    assert torch.equal(torch.cat(found["views"]), base)
+    assert all(torch.equal(one, other) for one, other in zip(found["own"], own, strict=True))
+    assert found["seen"] == 10**12
+
+
+@pytest.mark.parametrize("protocol", [0, 4, 5])
+def test_instructions_that_torch_does_not_write_are_named(
+    protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of other protocols, before torch reads the file."""
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch reads it"))
+    for value in (Owned(tmp_path / "owned"), 1 << 3000):
+        pickled = pickle.dumps(value, protocol)
+        archive = _edited(
+            _saved(torch.zeros(2)), lambda n, d, p=pickled: [(n, p if n.endswith("data.pkl") else d)]
+        )
+        said = "object of io.open" if protocol == 0 and isinstance(value, Owned) else "it has the instruction"
+        for data in (pickled, archive):
+            with pytest.raises(tensorfiles.NotTensors, match=said):
+                tensorfiles.load(io.BytesIO(data))
 
 
 def test_views_are_taken() -> None:
