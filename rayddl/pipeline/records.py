@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Literal, TypeAlias
 
-from rayddl import documents
+from rayddl import documents, localfiles
 from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError
 from rayddl.pipeline import artifacts
@@ -94,7 +94,7 @@ class Record:
             "format": FORMAT,
             "rayddl": __version__,
             "name": definition.name,
-            "file": definition.file,
+            "file": None if definition.file is None else localfiles.shown(definition.file),
             "overrides": list(definition.overrides),
             "definition": definition.to_json(),
             "source_fingerprint": self.plan.source_fingerprint,

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from rayddl import localfiles
 from rayddl.pipeline.definition.problems import UNSET, Key, Place, Problems, quoted
 
 _TAG = "tag:yaml.org,2002:"
@@ -108,6 +109,46 @@ def parse(
     return Document(value, reader.places, file)
 
 
+def in_unicode(document: Document, problems: Problems) -> Document:
+    r"""Return the document with all text such that a file or terminal takes it; adds faults to ``problems``.
+
+    The two halves of a character, of which JSON makes one, are joined. A byte of the name of a file that is not UTF-8
+    becomes ``\xe9``, by which the file is found. Any other half is a problem.
+    """
+
+    def whole(text: str) -> str | None:
+        try:
+            return localfiles.shown(text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass"))
+        except UnicodeEncodeError:
+            return None
+
+    def refuse(what: str, at: Key, key: Key) -> None:
+        text = f"{what} holds half of a character (U+D800 to U+DFFF); write the whole character"
+        problems.add(document.place(at), key, text, code="half-a-character")
+        problems.lose(key)
+
+    def read(value: Any, key: Key) -> Any:
+        if isinstance(value, str) and not value.isascii():
+            if (text := whole(value)) is None:
+                refuse(quoted(value), key, key)
+            return text
+        if isinstance(value, list):
+            return [read(item, (*key, i)) for i, item in enumerate(value)]
+        if not isinstance(value, dict):
+            return value
+        found = {}
+        for name, item in value.items():
+            at = (*key, name)
+            own = name if str(name).isascii() else whole(name)
+            if own is None:
+                refuse(f"the key {quoted(name)}", at, key)
+            else:
+                found[own] = read(item, at)
+        return found
+
+    return Document(read(document.value, ()), document.places, document.file)
+
+
 def _reason(error: yaml.MarkedYAMLError, line: str) -> str:
     """What is wrong with a line, in words of those who write definitions, where they are known."""
     said, all_said = str(error.problem or error.context), f"{error.context} {error.problem}"
@@ -128,7 +169,7 @@ class _Reader:
     given: bool = True
     places: dict[Key, Place] = field(default_factory=dict)
     seen: int = 0
-    open: set[int] = field(default_factory=set)
+    open: dict[int, Key] = field(default_factory=dict)
 
     def read(self, node: yaml.Node, key: Key) -> Any:
         place = self._place(node)
@@ -142,8 +183,10 @@ class _Reader:
                 f"more than {_MOST_NODES} values, or an alias that holds itself",
                 code="too-many-values",
             )
+            self.problems.lose(key)
+            self.problems.lose(self.open.get(id(node), key))
             return None
-        self.open.add(id(node))
+        self.open[id(node)] = key
         try:
             if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
                 return self._mapping(node, key)
@@ -154,9 +197,10 @@ class _Reader:
             self.problems.add(
                 place, key, f"the tag {_short(node.tag)!r} is not allowed", code="tag-not-allowed"
             )
+            self.problems.lose(key)
             return None
         finally:
-            self.open.discard(id(node))
+            del self.open[id(node)]
 
     def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
         merged: dict[str, Any] = {}
@@ -213,6 +257,7 @@ class _Reader:
                 f"{quoted(text)} does not fit {_short(tag)!r}",
                 code="value-of-another-type",
             )
+        self.problems.lose(key)
         return None
 
     def _substituted(self, node: yaml.ScalarNode, key: Key) -> str:
@@ -231,6 +276,7 @@ class _Reader:
         if "${" in _SUBSTITUTION.sub("", node.value):
             text = f"{quoted(node.value)} is not a substitution; write ${{NAME}} or ${{NAME:-default}}"
             self.problems.add(place, key, text, code="substitution-malformed")
+            self.problems.lose(key)
             return str(node.value)
         text = _SUBSTITUTION.sub(replacement, node.value)
         if not self.given and "://" in text and not _OWN_PLACE.fullmatch(node.value):
@@ -239,6 +285,7 @@ class _Reader:
             )
             fault += "only ${NAME} followed by a path may be a URI"
             self.problems.add(place, key, fault, code="variable-in-a-uri")
+            self.problems.lose(key)
             return str(node.value)
         return text
 

@@ -18,7 +18,7 @@ from rayddl.config import Config
 from rayddl.data.config import SourceConfig
 from rayddl.pipeline.definition import graph, reading
 from rayddl.pipeline.definition import overrides as overriding
-from rayddl.pipeline.definition.document import Document
+from rayddl.pipeline.definition.document import Document, in_unicode
 from rayddl.pipeline.definition.overrides import Overrides
 from rayddl.pipeline.definition.problems import Fault, Key, Problems, quoted
 from rayddl.pipeline.definition.schema import Shape, booleans_for_numbers, explain
@@ -136,7 +136,7 @@ def load(
     subject = file or "the definition"
     if not document.value:
         problems.raise_any(subject)
-    document = overriding.apply(document, overrides, kinds, problems)
+    document = in_unicode(overriding.apply(document, overrides, kinds, problems), problems)
     problems.settle(document.places)
     top = _top(document, problems)
     stages = _stages(document, kinds, problems)

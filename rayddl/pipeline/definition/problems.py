@@ -64,24 +64,31 @@ class Problems:
     found: list[Problem] = field(default_factory=list)
     _known: set[Problem] = field(default_factory=set)
     _unset: set[Key] = field(default_factory=set)
+    _lost: set[Key] = field(default_factory=set)
 
     def add(self, place: Place, key: Key, text: str, *, code: str) -> None:
         """Add a problem, unless it is already in the list.
 
-        After the problem of an unset variable, others about the same key are ignored.
+        After the problem of an unset variable or of a value that could not be read, others about the same key are
+        ignored.
         """
         problem = Problem(place, key, text, code)
-        if problem in self._known or key in self._unset:
+        if problem in self._known or key in self._unset or key in self._lost:
             return
         self.found.append(problem)
         self._known.add(problem)
         if code == UNSET:
             self._unset.add(key)
 
+    def lose(self, key: Key) -> None:
+        """Ignore further problems about ``key``: its value could not be read, and another is in its place."""
+        self._lost.add(key)
+
     def extend(self, others: Problems) -> None:
         """Add the problems of another list."""
         for problem in others.found:
             self.add(problem.place, problem.key, problem.text, code=problem.code)
+        self._lost |= others._lost
 
     def settle(self, places: Mapping[Key, Place]) -> None:
         """Drop the problems of unset variables that another file or an override replaces.

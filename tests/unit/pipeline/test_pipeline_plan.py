@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from rayddl.data.sources import known
 from rayddl.data.sources.known import Known
 from rayddl.errors import UserError
 from rayddl.pipeline import plan as plans
+from rayddl.pipeline import records
 from rayddl.pipeline.records import Outcome, Record
 from tests.raising import raises
 
@@ -83,6 +85,14 @@ def test_a_run_in_progress_keeps_its_listing(
     same = state != "failed" and not finished and not changes
     assert (plan.known is kept) == same
     assert plan.source_fingerprint == ("listed before" if same else "listed now")
+
+
+def test_a_record_of_a_file_whose_name_is_not_utf_8(lab: Any) -> None:
+    """It is read again."""
+    begun = lab.plan(DIAMOND)
+    record = Record(replace(begun, definition=replace(begun.definition, file="caf\udce9.yaml")))
+    record.write()
+    assert records.read(begun.out, record.file)["file"] == "caf\\xe9.yaml"
 
 
 def test_a_record_that_cannot_be_read_is_none(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from rayddl.data.sources import registry
 from rayddl.errors import DefinitionError
 from rayddl.pipeline.definition import reading
 from rayddl.pipeline.definition.load import load
@@ -20,6 +23,103 @@ HEAD = "name: d\nsource: {name: digits}\nstages:\n"
 def problems_of(error: pytest.ExceptionInfo[DefinitionError], folder: Path) -> list[str]:
     """The single problems, without the folder that the test happens to run in."""
     return [line.strip().replace(f"{folder}/", "") for line in str(error.value).splitlines()[1:]]
+
+
+class TestUnicode:
+    @pytest.mark.parametrize(
+        ("text", "place", "what"),
+        [
+            (r'name: "\uD800 x"', "d.yaml:1: name", r"'\ud800 x'"),
+            ("name: d\n" + r'description: "x\uDFFF"', "d.yaml:2: description", r"'x\udfff'"),
+            ("name: d\n" + r'"\uD800k": 1', "d.yaml:2: \ud800k", r"the key '\ud800k'"),
+            (
+                '{"name": "d",\n' + r'"source": {"name": "digits", "root": "\ud8ff"}}',
+                "d.yaml:2: source.root",
+                r"'\ud8ff'",
+            ),
+        ],
+    )
+    def test_half_a_character_is_refused(
+        self, written: Callable[..., Path], text: str, place: str, what: str
+    ) -> None:
+        """No file or terminal takes it; the run's record would be unreadable."""
+        path = written(text)
+        with raises("half-a-character") as caught:
+            load(path)
+        found = [line for line in problems_of(caught, path.parent) if "half of a character" in line]  # type: ignore[arg-type]
+        key = place.rsplit(": ", 1)[0] + ": " if "ud800k" in what else f"{place}: "
+        assert found == [
+            f"{key}{what} holds half of a character (U+D800 to U+DFFF); write the whole character"
+        ]
+        same = [line for line in problems_of(caught, path.parent) if line.startswith(f"{place}: ")]  # type: ignore[arg-type]
+        assert same in ([], found)
+
+    def test_in_a_mapping_an_override_and_a_variable(
+        self, written: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Wherever it comes from."""
+        mapping = {"name": "d", "source": {"name": "digits", "root": "\ud812"}, "stages": {}}
+        with raises("half-a-character", "source.root"):
+            load(mapping)
+        path = written(f"{HEAD}  s: {{kind: coreset, method: random, ipc: 1}}\n")
+        for overrides in ([r'description="\uD800"'], {"description": "\ud800"}):
+            with raises("half-a-character", "description"):
+                load(path, overrides)
+
+    def test_two_halves_are_a_character(self, written: Callable[..., Path]) -> None:
+        """As JSON writes those beyond its four digits."""
+        stage = '{"s": {"kind": "coreset", "method": "random", "ipc": 1}}'
+        head = '{"name": "d", "source": {"name": "digits"}, "description": '
+        path = written(head + r'"a \ud83d\ude00 z", "stages": ' + stage + "}")
+        assert load(path).description == "a \U0001f600 z"
+
+    def test_names_that_are_not_utf_8_stay_names(self, tmp_path: Path) -> None:
+        """A path of which Python makes U+DC80 to U+DCFF is found, and is written as UTF-8."""
+        folder = os.fsencode(tmp_path) + b"/caf\xe9"
+        for name in (b"train/a", b"train/b", b"val/a", b"val/b"):
+            os.makedirs(folder + b"/" + name)
+            Image.new("RGB", (8, 8)).save(os.fsdecode(folder + b"/" + name + b"/0.png"))
+        source = {"name": "imagefolder", "root": os.fsdecode(folder)}
+        stages = {"s": {"kind": "coreset", "method": "random", "ipc": 1}}
+        found = load({"name": "d", "source": source, "stages": stages})
+        assert found.source.root == f"{tmp_path}/caf\\xe9"
+        assert registry.load(found.source).train.classes == ("a", "b")
+
+
+class TestOneProblem:
+    """A value that cannot be read has one problem: what stands in its place has none."""
+
+    @pytest.mark.parametrize(
+        ("count", "code", "key"),
+        [
+            ("9" * 400, "value-of-another-type", "stages.s.count"),
+            ("0x" + "f" * 300, "value-of-another-type", "stages.s.count"),
+            ("!!float a", "value-of-another-type", "stages.s.count"),
+            ("!!binary a", "tag-not-allowed", "stages.s.count"),
+            ("'${'", "substitution-malformed", "stages.s.count"),
+            ("&a [*a]", "too-many-values", ""),
+        ],
+    )
+    def test_of_a_scalar(
+        self, lab: Any, written: Callable[..., Path], count: str, code: str, key: str
+    ) -> None:
+        """Also in a list of itself."""
+        path = written(f"{HEAD}  s: {{kind: make, count: {count}}}\n")
+        with pytest.raises(DefinitionError) as caught:
+            lab.load(path)
+        found = [(each["code"], each["key"]) for each in caught.value.problems]
+        assert found == [(code, key)]
+
+    @pytest.mark.parametrize(
+        "text",
+        ["stages: {s: &a {kind: make, shape: *a}}", "stages: &a {s: *a}", "stages: {s: &a {kind: *a}}"],
+    )
+    def test_of_an_alias(self, lab: Any, written: Callable[..., Path], text: str) -> None:
+        """One that holds itself."""
+        path = written(f"name: d\nsource: {{name: digits}}\n{text}\n")
+        with pytest.raises(DefinitionError) as caught:
+            lab.load(path)
+        assert [each["code"] for each in caught.value.problems] == ["too-many-values"]
 
 
 class TestVariables:
