@@ -6,7 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_MARK = "://"
+_MARK = re.compile(r"(:\\{0,8}/\\{0,8}/)")
+"""The ``://`` of a URI, also with the slashes escaped as in JSON."""
+_ENCODED = re.compile(r"(%3A%2F%2F)", re.IGNORECASE)
+_ENCODED_AT = re.compile(r"\S*%40", re.IGNORECASE)
+_ENCODED_OPTIONS = re.compile(r"%(3F|23)[^\s'\"]*", re.IGNORECASE)
+_SECRET = re.compile(r"secret|key|token|pass|sig|credential", re.IGNORECASE)
 _PORT = re.compile(r"\d{1,5}(?![^\s/?#'\"])")
 _MORE_OPTIONS = re.compile(r"&[\w.-]+=\S*")
 _PLACE_END = re.compile(r"[/?#]")
@@ -21,7 +26,10 @@ def scrub(value: Any) -> Any:
     may contain any character: what stands between ``://`` and an ``@`` is removed where it can be a key.
     """
     if isinstance(value, str):
-        return _scrubbed(value) if _MARK in value else value
+        # A percent-encoded URI may be in the query of another one, which goes as a whole.
+        for mark in (_MARK, _ENCODED):
+            value = _scrubbed(value, mark) if mark.search(value) else value
+        return value
     if isinstance(value, Mapping):
         return {scrub(key): scrub(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -29,15 +37,22 @@ def scrub(value: Any) -> Any:
     return value
 
 
-def _scrubbed(text: str) -> str:
-    before, *parts = text.split(_MARK)
+def _scrubbed(text: str, marks: re.Pattern[str]) -> str:
+    before, *rest = marks.split(text)
     found = [before]
     # Text that begins with a URI is taken for a URI as a whole, as if it were in quotation marks.
-    alone = _scheme(before) == len(before)
-    for part in parts:
-        found += [_MARK, _without_credentials(part, _quote_before(before), alone)]
+    alone, only = _scheme(before) == len(before), len(rest) == 2
+    for mark, part in zip(rest[::2], rest[1::2], strict=True):
+        own = _without_encoded(part) if marks is _ENCODED else part
+        found += [mark, _without_credentials(own, _quote_before(before), alone, only)]
         before, alone = part, False
     return "".join(found)
+
+
+def _without_encoded(part: str) -> str:
+    """Return ``part`` without a percent-encoded user part and query."""
+    user = _ENCODED_AT.match(part)
+    return _ENCODED_OPTIONS.sub("", part[user.end() :] if user else part, count=1)
 
 
 def _quote_before(before: str) -> str:
@@ -54,15 +69,17 @@ def _scheme(before: str) -> int:
     return length
 
 
-def _without_credentials(part: str, quote: str, alone: bool) -> str:
-    """Return ``part``, which begins after ``://``, without the user part and the query of the URI."""
+def _without_credentials(part: str, quote: str, alone: bool, only: bool) -> str:
+    """Return ``part``, which begins after ``://``, without the user part and the query of the URI; ``only`` if the text
+    has no other URI.
+    """
     line, newline, rest = part.partition("\n")
     line = line[_length_of_user(line, quote, alone) :]
     place = _PLAIN_END.search(line)
     end = place.start() if place else len(line)
     options = min((at for mark in "?#" if (at := line.find(mark, 0, end)) >= 0), default=-1)
     if options >= 0:
-        line = line[:options] + line[_end_of_options(line, options, end, quote) :]
+        line = line[:options] + line[_end_of_options(line, options, end, quote, alone and only) :]
     return line + newline + rest
 
 
@@ -95,11 +112,13 @@ def _closing(line: str, quote: str) -> int | None:
     return None
 
 
-def _end_of_options(line: str, start: int, end: int, quote: str) -> int:
+def _end_of_options(line: str, start: int, end: int, quote: str, whole: bool) -> int:
     closing = _closing(line[start:], quote) if quote else None
     if closing is not None:
         return start + closing
     # A value with a blank in it: more options follow.
     for more in _MORE_OPTIONS.finditer(line, end):
         end = more.end()
-    return end
+    # The value of the last one may be a secret with a blank in it, if all of the text is the URI.
+    name = line[max(start, line.rfind("&", start, end)) : end].partition("=")[0]
+    return len(line) if whole and _SECRET.search(name) else end

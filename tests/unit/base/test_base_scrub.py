@@ -38,6 +38,19 @@ from rayddl.credentials import scrub
         ("see https://example.org/a and mail bob@x", "see https://example.org/a and mail bob@x"),
         ("see https://example.org and mail bob@x", "see https://example.org and mail bob@x"),
         ("s3://bucket: no route", "s3://bucket: no route"),
+        (r"s3:\/\/K:sECRET@b/x", r"s3:\/\/b/x"),
+        (r'{"root": "s3:\/\/K:sEC\/RET@b\/x?a=b"}', r'{"root": "s3:\/\/b\/x"}'),
+        (r"s3:\\/\\/K:sECRET@b/x", r"s3:\\/\\/b/x"),
+        ("s3%3A%2F%2FK:sECRET@b/x", "s3%3A%2F%2Fb/x"),
+        ("at http://h/?u=s3%3A%2F%2Fb/x&secret_key=sECRET failed", "at http://h/ failed"),
+        (
+            "at http://h/?u=s3%3a%2f%2fK%3AsEC%2FRET%40b%2Fx%3Fsecret_key%3DsECRET failed",
+            "at http://h/ failed",
+        ),
+        ("at s3%3a%2f%2fK%3AsEC%2FRET%40b%2Fx%3Fsecret_key%3DsECRET failed", "at s3%3a%2f%2fb%2Fx failed"),
+        ("s3://b/x?a=1&secret_key=sE CR ET", "s3://b/x"),
+        ("s3://b/x?token=sE CR ET\nnext", "s3://b/x\nnext"),
+        ("cannot open s3://b/x?secret_key=sECRET: denied", "cannot open s3://b/x denied"),
         ("no uri at all: a@b?c", "no uri at all: a@b?c"),
         (
             {"s3://k:s@b": ["s3://k:s@b", 1, None, ("s3://k:s@b",)]},
@@ -60,7 +73,22 @@ def test_secrets_never_stay(key: str, secret: str) -> None:
     assert "Sek" not in scrub(f"reading s3://{key}:{secret}@bucket/path failed")
 
 
-@pytest.mark.parametrize("repeated", ["a", "://", "x://a:b@", "x://'", "x://?'a ", "a://b?c=d&e=f "])
+@pytest.mark.parametrize(
+    "repeated",
+    [
+        "a",
+        "://",
+        "x://a:b@",
+        "x://'",
+        "x://?'a ",
+        "a://b?c=d&e=f ",
+        r"x:\/\/a:b@",
+        "%3A%2F%2F",
+        "x%3A%2F%2Fa%40",
+        "%40",
+        ":\\\\/",
+    ],
+)
 def test_the_time_is_linear(repeated: str) -> None:
     """Ten times the text takes about ten times as long: long words and many addresses are no trap."""
 
