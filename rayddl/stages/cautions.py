@@ -25,9 +25,10 @@ def few_steps(batch: int, outlook: Outlook) -> Iterator[str]:
     steps = -(-images // batch)
     if steps < FEWEST_STEPS:
         better = fitting_batch(images)
+        change = f"set batch to {better}, and epochs" if better < batch else "add images, or set epochs"
         yield (
             f"an epoch of {images:,} images in batches of {batch} is {steps} step{'s' * (steps > 1)}, too few to learn "
-            f"from; set batch to {better}, and epochs to several hundred steps"
+            f"from; {change} to several hundred steps"
         )
 
 

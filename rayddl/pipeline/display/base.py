@@ -31,6 +31,13 @@ class Closing:
     """What disappoints in the results, and what to change."""
 
 
+def unsaid(closing: Closing, last: Sequence[str]) -> list[str]:
+    """The warnings of ``closing`` without those among the ``last`` notes, which stand directly above if it has no
+    tables.
+    """
+    return [line for line in closing.warnings if closing.tables or f"warning: {line}" not in last]
+
+
 class Display:
     """Shows a run while it runs; events whose method a subclass does not override are not shown.
 

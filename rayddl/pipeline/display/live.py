@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rayddl.pipeline.display import pace
-from rayddl.pipeline.display.base import Closing, Display, Ending
+from rayddl.pipeline.display.base import Closing, Display, Ending, unsaid
 from rayddl.pipeline.display.pace import Clock, Pace
 from rayddl.pipeline.plan import Plan
 from rayddl.pipeline.tables import places_table, rows_table
@@ -63,6 +63,8 @@ class Terminal(Display):
         self._order: dict[str, int] = {}
         """The position of each stage in the plan."""
         self._name_width = 0
+        self._last: list[str] = []
+        """The notes since the last stage that ended."""
 
     def plan(self, plan: Plan) -> None:
         self._order = {stage.name: k for k, stage in enumerate(plan.chosen)}
@@ -81,6 +83,7 @@ class Terminal(Display):
 
     def note(self, text: str) -> None:
         self._console.print(Padding.indent(Text(text, style="dim"), 2))
+        self._last.append(text)
 
     def begin(self, stage: str) -> Progress:
         line = _Line(self, stage, Pace(self._clock), self._spinner(), self._name_width)
@@ -94,6 +97,7 @@ class Terminal(Display):
 
     def end(self, stage: str, ending: Ending, seconds: float, details: Mapping[str, Any]) -> None:
         del details
+        self._last = []
         with self._lock:
             ended = self._lines.running.pop(stage, None)
             if not self._lines.running:
@@ -123,7 +127,7 @@ class Terminal(Display):
         for stage, rows in closing.tables.items():
             self._console.print()
             self._console.print(rows_table(rows, stage))
-        for line in closing.warnings:
+        for line in unsaid(closing, self._last):
             self._console.print(Text(f"warning: {line}", "yellow"))
         if closing.places:
             self._console.print()

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from rayddl.escapes import visible
 from rayddl.pipeline.display import pace
-from rayddl.pipeline.display.base import Closing, Display, Ending
+from rayddl.pipeline.display.base import Closing, Display, Ending, unsaid
 from rayddl.pipeline.display.pace import Clock, Pace
 from rayddl.pipeline.plan import Plan
 from rayddl.pipeline.tables import as_text, places_table, rows_table
@@ -31,6 +31,8 @@ class Plain(Display):
         self._clock = clock
         self._lines: dict[str, _Line] = {}
         """The running stages, by name."""
+        self._last: list[str] = []
+        """The notes since the last stage that ended."""
 
     def say(self, text: str, *, always: bool = False) -> None:
         """Print a line and flush."""
@@ -50,6 +52,8 @@ class Plain(Display):
 
     def note(self, text: str) -> None:
         self.say(text)
+        if not self._quiet:
+            self._last.append(text)
 
     def begin(self, stage: str) -> Progress:
         if self._quiet:
@@ -61,6 +65,7 @@ class Plain(Display):
     def end(self, stage: str, ending: Ending, seconds: float, details: Mapping[str, Any]) -> None:
         del details
         line = self._lines.pop(stage, None)
+        self._last = []
         last = line.last() if line else []
         parts = ["cached"] if ending == "cached" else [f"{ending} after {pace.duration(seconds)}", *last]
         self.say(f"{stage}: {', '.join(parts)}")
@@ -71,7 +76,7 @@ class Plain(Display):
     def result(self, closing: Closing) -> None:
         for stage, rows in closing.tables.items():
             self.say(f"\n{as_text(rows_table(rows, stage))}", always=True)
-        for line in closing.warnings:
+        for line in unsaid(closing, self._last):
             self.say(f"warning: {line}", always=True)
         if closing.places:
             self.say(f"\n{as_text(places_table(closing.places))}", always=True)

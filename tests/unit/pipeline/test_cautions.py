@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -15,6 +16,7 @@ from rayddl.pipeline.runner import execute
 from rayddl.report.page import render, sections
 from rayddl.report.run import Run
 from rayddl.stages import kinds
+from rayddl.stages.cautions import few_steps
 from rayddl.stages.context import Input
 from rayddl.stages.kinds import KINDS, Kind
 from rayddl.stages.report import stage as page
@@ -201,3 +203,12 @@ def test_strict_makes_them_errors(lab: Any, three: dict[str, Any], monkeypatch: 
         execute(lab.plan(three), strict=True)
     assert lab.calls == ["first"]
     assert lab.plan(three).stages[0].state == "done"
+
+
+@pytest.mark.parametrize(
+    ("batch", "change"), [(2, "add images, or set epochs to"), (4, "set batch to 2, and")]
+)
+def test_the_advice_is_a_change(batch: int, change: str) -> None:
+    """No batch that is set already, nor a larger one."""
+    (said,) = few_steps(batch, cast(Any, SimpleNamespace(source_summary=SimpleNamespace(train=2))))
+    assert change in said

@@ -480,3 +480,17 @@ def test_texts_shrink_before_figures(width: int) -> None:
     assert words[0] == "distilled"
     many = {"seed": "  ".join(f"{i}.0" for i in range(60)), "net": "mlp"}
     assert "59.0" in as_text(rows_table([many]), width)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_warning_stands_once_in_succession(terminal: bool) -> None:
+    """The end of a run repeats it, unless nothing is between."""
+    rows = {"e": [{"accuracy": "50 %"}]}
+    for tables, quiet, times in (({}, False, 1), (rows, False, 2), ({}, True, 1)):
+        stream = io.StringIO()
+        console = Console(file=stream, width=100)
+        display = Terminal(console, Clock()) if terminal else Plain(stream, quiet=quiet)
+        display.end("e", "done", 1.0, {})
+        display.note("warning: e: weak")
+        display.result(Closing(tables, {}, {}, ("e: weak",)))
+        assert stream.getvalue().count("warning: e: weak") == times
