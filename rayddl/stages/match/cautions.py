@@ -1,4 +1,4 @@
-"""Warnings about windows that are too short, and about a loss that did not fall."""
+"""Warnings about windows that are too short, about a matching that diverged, and about a loss that did not fall."""
 
 from __future__ import annotations
 
@@ -33,7 +33,15 @@ def before(config: MatchConfig, stages: Stages, outlook: Outlook) -> Iterator[st
 
 
 def after(summary: Mapping[str, Any]) -> Iterator[str]:
-    """A matching loss above 1, or one that did not fall."""
+    """A matching that diverged and went on with lower rates; a loss above 1, or one that did not fall."""
+    retries = int(cautions.number(summary, "retries") or 0)
+    if retries > 0:
+        share = f"{0.1**retries:g}"
+        yield (
+            f"the matching diverged {retries} time{'s' * (retries > 1)}, and went on from the last good state with rates of "
+            f"{share} of the definition's; set lr_image, and lr_lr, to {share} of what they are, so that no iteration "
+            "is lost"
+        )
     first, last = (cautions.number(summary, key) for key in ("loss_first", "loss_last"))
     if first is None or last is None:
         return

@@ -81,6 +81,13 @@ EVALUATED = {
         ("match", {"loss_first": 0.9, "loss_last": 0.9, "iterations": 300}, "did not fall"),
         ("match", {"loss_first": 0.9, "loss_last": 0.9, "iterations": 5}, None),
         ("match", {"loss_first": 0.9, "loss_last": 0.6, "iterations": 300}, None),
+        (
+            "match",
+            {"retries": 2},
+            "diverged 2 times, and went on from the last good state with rates of 0.01 of",
+        ),
+        ("match", {"retries": 1, "loss_first": 0.9, "loss_last": 0.6, "iterations": 300}, "lr_lr, to 0.1 of"),
+        ("match", {"retries": 0, "loss_first": 0.9, "loss_last": 0.6, "iterations": 300}, None),
         ("evaluate", EVALUATED, "worse than a random choice"),
         (
             "compare",
@@ -114,6 +121,13 @@ def test_the_page_begins_with_the_warnings() -> None:
     assert (first.key, first.points) == ("warnings", ("distill: the loss ended at 8.70.",))
     assert "<li>distill: the loss ended at 8.70.</li>" in render(warned)
     assert all(section.key != "warnings" for section in sections(plain, ()))
+
+
+def test_the_page_says_that_a_matching_diverged(tmp_path: Path) -> None:
+    """The warning of a stage's result is on the page as at the end of the run."""
+    found = Input("distill", "match", Folder(str(tmp_path)), {}, {"retries": 2})
+    (line,) = page._warnings([found], None)
+    assert line.startswith("distill: the matching diverged 2 times")
 
 
 def test_the_page_has_the_warnings_and_numbers_of_the_plan(photos: Path, tmp_path: Path) -> None:
