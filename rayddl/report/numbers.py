@@ -43,8 +43,9 @@ def counted(value: int, noun: str) -> str:
 
 
 def plural(value: float | None, noun: str) -> str:
-    """Return ``image`` for one, else ``images``; ``classes`` for nouns that end in a hiss."""
-    return noun if value == 1 else f"{noun}es" if noun.endswith(("s", "x", "ch")) else f"{noun}s"
+    """Return ``image`` for one, else ``images``; ``classes`` for nouns that end in a hiss, which ``epoch`` does not."""
+    hiss = noun.endswith(("s", "x", "ch")) and not noun.endswith("epoch")
+    return noun if value == 1 else f"{noun}es" if hiss else f"{noun}s"
 
 
 def duration(seconds: float) -> str:

@@ -32,6 +32,8 @@ def plain(text: str) -> str:
         (numbers.count(1437), "1,437"),
         (numbers.counted(1, "image"), "1 image"),
         (numbers.counted(10, "class"), "10 classes"),
+        (numbers.counted(2, "batch"), "2 batches"),
+        (numbers.counted(2, "epoch"), "2 epochs"),
         (numbers.duration(0.42), "0.42 s"),
         (numbers.duration(41.26), "41.3 s"),
         (numbers.duration(59.97), "1 min 00 s"),
