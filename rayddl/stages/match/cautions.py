@@ -38,9 +38,9 @@ def after(summary: Mapping[str, Any]) -> Iterator[str]:
     if retries > 0:
         share = f"{0.1**retries:g}"
         yield (
-            f"the matching diverged {retries} time{'s' * (retries > 1)}, and went on from the last good state with rates of "
-            f"{share} of the definition's; set lr_image, and lr_lr, to {share} of what they are, so that no iteration "
-            "is lost"
+            f"the matching diverged {retries} time{'s' * (retries > 1)}, and went on from the last good state with "
+            f"rates of {share} of the definition's; set lr_image, and lr_lr, to {share} of what they are, so that no "
+            "iteration is lost"
         )
     first, last = (cautions.number(summary, key) for key in ("loss_first", "loss_last"))
     if first is None or last is None:
