@@ -16,6 +16,7 @@ from rayddl.data.config import SourceConfig, recorded_source
 from rayddl.data.dataset import ImageDataset
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.sources import registry as sources
+from rayddl.data.sources.trees import EXTENSIONS
 from rayddl.errors import ArtifactError
 from rayddl.methods.training.hard import Protocol
 from rayddl.methods.training.input_spec import InputSpec
@@ -42,7 +43,18 @@ FREE = ("digits",)
 _BY_CLASS = ("imagefolder", "imagenet")
 """Sources whose held-out images are in a folder for each class."""
 _CIFAR = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
-_MODULES = ("argparse", "collections", "functools", "json", "math", "pathlib", "random", "statistics", "sys")
+_MODULES = (
+    "argparse",
+    "collections",
+    "functools",
+    "json",
+    "math",
+    "os",
+    "pathlib",
+    "random",
+    "statistics",
+    "sys",
+)
 _NAMES = ("BATCH", "CLASSES", "DEVICE", "SET", "augment", "counted", "encode", "held_out", "lessons")
 """What the script may import from the module, in addition to the network's function."""
 _SCHEDULES = {
@@ -196,6 +208,7 @@ def _values(
         "space": made.space.kind,
         "bytes": not made.stored.is_floating_point(),
         "cifar": _CIFAR.get(source.name if source else ""),
+        "endings": EXTENSIONS,
         "grey": made.space.shape[0] == 1,
         "sides": (made.space.shape[2], made.space.shape[1]),
         "notes": _notes(made, net, config),
@@ -318,7 +331,7 @@ def _programs(values: Mapping[str, Any]) -> dict[str, str]:
     def program(file: str) -> str:
         template = _template(f"{file}.jinja")
         body = template.render(values, modules=(), parts=())
-        modules = [name for name in _MODULES if f"{name}." in body]
+        modules = [name for name in _MODULES if re.search(rf"\b{name}\.", body)]
         parts = [name for name in names if re.search(rf"\b{name}\b", body)]
         return (
             re.sub("\n{4,}", "\n\n\n", template.render(values, modules=modules, parts=parts)).strip() + "\n"

@@ -383,7 +383,9 @@ def test_the_script_runs_without_rayddl(digits: Any, tmp_path: Path, soft: bool)
 
 
 @pytest.mark.parametrize("source", ["file", "folders"])
-def test_held_out_images_come_from_where_they_are(digits: Any, tmp_path: Path, source: str) -> None:
+def test_held_out_images_come_from_where_they_are(
+    digits: Any, tmp_path: Path, source: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """From the file in the export, or from a folder of class folders, whose numbers are those of the set's classes."""
     classes = ("10", "9")
     two = [(digits.test.labels == int(c)).nonzero()[:2, 0] for c in ("1", "9")]
@@ -404,9 +406,15 @@ def test_held_out_images_come_from_where_they_are(digits: Any, tmp_path: Path, s
     assert (to / "test.safetensors").exists() == (source == "file")
     assert ("TEST is a folder with" in (to / "train.py").read_text()) == (source == "folders")
     if source == "folders":
+        # What rayddl leaves out of a folder, the script does, too.
+        for name in ("9/._0.png", ".git/0.png", "9/.thumbs/0.png", "9/broken.png", "9/notes.txt", "list.png"):
+            (tmp_path / "test" / name).parent.mkdir(exist_ok=True)
+            (tmp_path / "test" / name).write_bytes(b"Mac OS X")
+        (tmp_path / "test" / "9" / "empty").mkdir()
         images, labels = opened(to).held_out(str(tmp_path / "test"))
         assert labels.tolist() == [0, 0, 1, 1]
         assert torch.equal(images, digits.test.images[torch.cat(two)])
+        assert f"left out of TEST, as by rayddl, 1 unreadable: {['9/broken.png']}" in capsys.readouterr().err
 
 
 def test_a_script_without_seeds_says_what_it_needs(
