@@ -11,7 +11,7 @@ from typing import Any
 from rayddl import hosts, interrupts
 from rayddl.credentials import scrub
 from rayddl.errors import UserError
-from rayddl.pipeline import artifacts, hub
+from rayddl.pipeline import artifacts, cautions, hub
 from rayddl.pipeline.artifacts import ordered_json
 from rayddl.pipeline.display.base import Closing, Display, Ending, Hidden
 from rayddl.pipeline.plugging import Given, use
@@ -19,7 +19,7 @@ from rayddl.pipeline.session import ray_session
 from rayddl.pipeline.sets import find_set, stage_of
 from rayddl.plugins import names, unknown
 from rayddl.stages.context import Result
-from rayddl.stages.kinds import judges
+from rayddl.stages.kinds import Kind, judges
 from rayddl.storage import Folder
 
 _NAME = "evaluate"
@@ -88,11 +88,13 @@ def judge_set(
                 Folder(out).clear(scratch)
     # The Hub's local cache is no place that a user knows.
     places = {"set": scrub(where if where.startswith(hub.SCHEME) else str(folder))}
+    warnings = tuple(cautions.lines({_NAME: _kind(folder).cautions_after(result.summary)}))
     try:
-        places["result"] = scrub(_kept(Folder(out), {"place": places["set"], **result.summary}))
+        kept = {"place": places["set"], **result.summary, "warnings": list(warnings)}
+        places["result"] = scrub(_kept(Folder(out), kept))
     except (OSError, ValueError) as error:
         display.note(f"the result could not be kept in {scrub(out)}: {scrub(str(error))}")
-    display.result(Closing({_NAME: result.table}, places, {"summary": dict(result.summary)}))
+    display.result(Closing({_NAME: result.table}, places, {"summary": dict(result.summary)}, warnings))
     return result
 
 
@@ -114,9 +116,13 @@ def refuse_unknown_nets(nets: Sequence[str]) -> None:
 
 
 def _judge(folder: Folder) -> Callable[..., Result]:
-    """Return ``evaluate_set`` of the kind that evaluated the set in ``folder``; else of the first kind that has it."""
+    """Return ``evaluate_set`` of the kind that judges the set in ``folder``."""
+    found: Callable[..., Result] = _kind(folder).module("stage").evaluate_set
+    return found
+
+
+def _kind(folder: Folder) -> Kind:
+    """Return the kind that evaluated the set in ``folder``; else the first kind that can evaluate sets on their own."""
     stage = stage_of(folder)
     before = artifacts.open_artifact(stage).kind if stage else ""
-    modules = (kind.module("stage") for kind in judges(before))
-    found: Callable[..., Result] = next(m.evaluate_set for m in modules if hasattr(m, "evaluate_set"))
-    return found
+    return next(kind for kind in judges(before) if hasattr(kind.module("stage"), "evaluate_set"))

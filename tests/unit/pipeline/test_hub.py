@@ -236,7 +236,10 @@ def test_the_commands_take_both(
 
     def judged(folder: Folder, *, name: str, **_: Any) -> Result:
         seen.append(str(folder))
-        return Result({"rows": []}, ({"data": f"distilled ({name})"},))
+        rows = [
+            {"data": data, "net": "mlp", "mean": mean} for data, mean in (("distilled", 0.5), ("random", 0.6))
+        ]
+        return Result({"rows": rows, "tested": 9000}, ({"data": f"distilled ({name})"},))
 
     monkeypatch.setattr(judging, "ray_session", lambda *_: nullcontext(SimpleNamespace(reach=lambda _: None)))
     monkeypatch.setattr(judging, "_judge", lambda _: judged)
@@ -252,7 +255,14 @@ def test_the_commands_take_both(
     assert event["tables"] == {"evaluate": [{"data": "distilled (hf://me/digits)"}]}
     assert event["places"]["set"] == "hf://me/digits"
     # The result is kept, as the set may be at another place than this machine.
-    assert json.loads(Path(event["places"]["result"]).read_bytes()) == {"place": "hf://me/digits", "rows": []}
+    kept = json.loads(Path(event["places"]["result"]).read_bytes())
+    assert (kept["place"], kept["tested"]) == ("hf://me/digits", 9000)
+    # The warnings of the stage in a run are those of the command, too.
+    (warning,) = event["warnings"]
+    assert warning.startswith(
+        "evaluate: mlp reaches 50.0 % with the set and 60.0 % with random real images: the set is"
+    )
+    assert kept["warnings"] == [warning]
 
 
 def test_uploads_are_refused_before_they_start(hub: Hub, made: Folder) -> None:
