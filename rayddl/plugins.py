@@ -165,8 +165,8 @@ def names(group: str) -> tuple[str, ...]:
 
 
 def loaded() -> str:
-    """Return ``plugins loaded: toy 1``, the end of a message about an unknown name."""
-    return f"plugins loaded: {', '.join(map(str, _active)) or 'none'}"
+    """Return ``plugins loaded: toy 1``, and how to load another: the end of a message about an unknown name."""
+    return f"plugins loaded: {', '.join(map(str, _active)) or 'none'}; if a plugin registers it, add --plugin FILE.py"
 
 
 @contextmanager

@@ -97,7 +97,7 @@ def test_its_sets_are_judged_compared_and_exported(made: RunResult, out: str, tm
     missing = CliRunner().invoke(app, ["evaluate", where, "--out", out])
     assert missing.exit_code == 2
     assert "'tiny' is not known" in missing.stderr
-    assert "If a plugin registers that, load it with --plugin" in missing.stderr
+    assert "if a plugin registers it, add --plugin FILE.py" in missing.stderr
 
     compared = rayddl.compare(
         [made.folders["judged"], made.folders["picked"]],

@@ -318,7 +318,11 @@ def _notes(made: DistilledSet, net: NetConfig, config: EvaluateConfig) -> list[s
         lines.append(
             f"Its learning rate was the best of {', '.join(f'{lr:g}' for lr in config.lr_grid)}: set LR to it."
         )
-    return lines or ["The set was not evaluated: its accuracy is not known."]
+    lines = lines or ["The set was not evaluated: its accuracy is not known."]
+    others = [other.label for other in nets_of(config, made) if other.label != net.label]
+    if others:  # in the same line: the script may be at its limit
+        lines[-1] += f" Also in its protocol, but not trained here: {', '.join(others)}."
+    return lines
 
 
 def _programs(values: Mapping[str, Any]) -> dict[str, str]:

@@ -218,8 +218,7 @@ def read(model: type[_Model], value: Any, folder: Folder) -> _Model:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ArtifactError(
-            f"{folder} cannot be judged as it says: {place}: {first['input']!r} {first['msg']}. If a plugin registers "
-            "that, load it with --plugin",
+            f"{folder} cannot be judged as it says: {place}: {first['input']!r} {first['msg']}",
             code="set-names-unknown",
         ) from error
 

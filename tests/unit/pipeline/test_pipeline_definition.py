@@ -92,7 +92,7 @@ class TestErrors:
             (
                 "{kind: mkae}",
                 "d.yaml:4: stages.s.kind: 'mkae' is not a stage kind; did you mean 'make'? "
-                "known kinds: make, use, page; plugins loaded: none",
+                "known kinds: make, use, page; plugins loaded: none; if a plugin registers it, add --plugin FILE.py",
             ),
             ("{count: 3}", "d.yaml:4: stages.s.kind: missing; expected one of make, use, page"),
             (
@@ -141,7 +141,7 @@ class TestErrors:
                 "name: d\nsource: {name: digts}\nstages: {s: {kind: make}}\n",
                 "d.yaml:2: source.name: 'digts' is not known; did you mean 'digits'? "
                 "expected one of: digits, cifar10, cifar100, parquet, webdataset, imagefolder, tinyimagenet, "
-                "imagenet; plugins loaded: none",
+                "imagenet; plugins loaded: none; if a plugin registers it, add --plugin FILE.py",
             ),
             (
                 "name: d\nsource: {name: digits}\nstages: {}\n",

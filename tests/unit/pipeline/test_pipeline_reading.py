@@ -255,8 +255,10 @@ class TestFinding:
         self, lab: Any, written: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """An unknown name answers with the known ones."""
-        written("", "pipelines/quickstart.yaml")
-        written("", "pipelines/cifar10-mct-ipc1.yaml")
+        written("extends: base.yaml\n", "pipelines/quickstart.yaml")
+        written("name: c\nsource: {name: cifar10}\nstages: {}\n", "pipelines/cifar10-mct-ipc1.yaml")
+        written("cluster: {}\nworkers:\n  stages: 3\n", "pipelines/quickstar.yaml")
+        written("[broken", "quickstra.yaml")
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(reading, "_shipped", lambda: tmp_path / "none")
 
@@ -274,7 +276,7 @@ class TestFinding:
         """The files next to the missing one are among those that may be meant."""
         monkeypatch.chdir(tmp_path)
         (tmp_path / folder).mkdir(exist_ok=True)
-        (tmp_path / folder / "photos.yaml").write_text("name: mine")
+        (tmp_path / folder / "photos.yaml").write_text("name: mine\nstages: {}\n")
         with pytest.raises(DefinitionError) as caught:
             load(f"{folder}photos.yml")
         assert caught.value.code == "no-definition"

@@ -199,8 +199,9 @@ def test_an_unknown_name_comes_with_what_is_loaded() -> None:
     names = ("stages.mean.kind", "stages.judged.nets.0.name", "stages.coreset.method")
     assert [problems[name] for name in names] == ["unknown-kind", "unknown-value", "unknown-value"]
     assert str(error.value).count("plugins loaded: toy 1") == 3
-    with raises("unknown-value", "source.name"):
+    with raises("unknown-value", "source.name") as caught:
         rayddl.plan(definition(coreset=CORESET))
+    assert "plugins loaded: none; if a plugin registers it, add --plugin FILE.py" in str(caught.value)
 
 
 def test_a_definition_loads_nothing() -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from rayddl import plugins
 from rayddl.cli.app import app
 from rayddl.data.config import SourceConfig
 from rayddl.data.dataset import ImageDataset
@@ -43,6 +44,7 @@ from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
 from rayddl.nets.plain import plain
 from rayddl.pipeline.exporting import export_to
+from rayddl.plugins import Plugin
 from rayddl.seeds import generator
 from rayddl.stages.evaluate import script
 from rayddl.storage import Folder
@@ -489,6 +491,22 @@ def test_no_script_is_long(digits: Any, tmp_path: Path, soft: str, monkeypatch: 
             for name, program in made.items():
                 compile(program, name, "exec")
             assert len(made["train.py"].splitlines()) <= 60
+
+
+def test_a_plugins_network_among_others(digits: Any, tmp_path: Path) -> None:
+    """Without the plugin, the note names the option that loads it; with it, the script says what it does not train."""
+    protocol = {"name": "hard", "nets": [NET, {"name": "smallnet"}], "lr": 0.05, "augment": "none"}
+    hard_set(digits, Folder(str(tmp_path / "set")), protocol=protocol)
+    (note,) = export_to(str(tmp_path / "set"), str(tmp_path / "bare"), "hf").notes
+    assert note.startswith("no train.py: ")
+    assert note.endswith("plugins loaded: none; if a plugin registers it, add --plugin FILE.py")
+
+    plugins.activate([Plugin("own", "1", {"smallnet": lambda channels, side, classes: nn.Identity()})])
+    try:
+        text = (exported(Folder(str(tmp_path / "set")), tmp_path / "whole") / "train.py").read_text()
+    finally:
+        plugins.activate(())
+    assert "is not known. Also in its protocol, but not trained here: smallnet." in text
 
 
 def test_the_card_says_how_figures_are_reached(digits: Any, tmp_path: Path) -> None:
