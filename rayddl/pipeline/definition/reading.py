@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ FOLDER = "pipelines"
 """Folder in which definitions given without a path are searched: in the current folder, then among the shipped ones."""
 
 _SUFFIXES = (".yaml", ".yml")
+_TOP_KEY = re.compile(rb"""^(\xef\xbb\xbf)?["']?(source|stages|extends)["']?\s*:""", re.MULTILINE)
 _KEYS_OF_ONE = "; a definition has the keys name, source, stages"
 _MOST_FILES = 32
 """Files that may extend each other in a chain."""
@@ -188,7 +190,16 @@ def _below(key: Key, tops: set[Key]) -> bool:
 
 def _definitions(folder: Path) -> Sequence[Path]:
     found = (path for suffix in _SUFFIXES for path in folder.glob(f"*{suffix}"))
-    return sorted(path for path in found if not path.name.startswith("."))
+    return sorted(path for path in found if not path.name.startswith(".") and _maybe_definition(path))
+
+
+def _maybe_definition(path: Path) -> bool:
+    """True if a file has a key of a definition, as text: one with a mistake elsewhere may be meant, too."""
+    try:
+        with path.open("rb") as file:
+            return _TOP_KEY.search(file.read(limits.DOCUMENT_BYTES.value)) is not None
+    except OSError:
+        return False
 
 
 def _plain(value: Any) -> Any:

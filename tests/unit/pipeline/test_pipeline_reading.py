@@ -209,7 +209,7 @@ class TestExtends:
 
     def test_missing(self, lab: Any, written: Callable[..., Path]) -> None:
         """A file that is not there is named with its nearest neighbour."""
-        written("name: base\n", "base.yaml")
+        written("source: {name: digits}\n", "base.yaml")
         path = written(f"extends: bsae.yaml\n{HEAD}  a: {{kind: make}}\n")
 
         with pytest.raises(DefinitionError) as error:
