@@ -72,8 +72,8 @@ def export_set(folder: Folder, form: str, to: Folder, more: More | None = None) 
     there = sorted(name for name in files if to.has(name))
     if there:
         raise UserError(
-            f"{to.path(there[0])} exists already, and an export never writes over a file; "
-            "choose another folder with --to, or remove it",
+            f"{to.path(there[0])} exists already, and an export never writes over a file; choose another folder with "
+            f"--to, or remove {scrub(to.uri)} with all its files if it is an earlier export",
             code="export-exists",
         )
     _refuse_others(to)

@@ -125,7 +125,7 @@ def test_never_overwrites(made: tuple[Any, Folder], tmp_path: Path) -> None:
 
     assert str(error.value) == (
         f"{tmp_path}/labels_best.pt exists already, and an export never writes over a file; "
-        "choose another folder with --to, or remove it"
+        f"choose another folder with --to, or remove {tmp_path} with all its files if it is an earlier export"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["labels_best.pt"]
 
