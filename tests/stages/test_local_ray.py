@@ -380,6 +380,25 @@ def test_two_failed_starts_are_refused_in_a_sentence(
     assert dict(os.environ) == environment
 
 
+def test_a_start_without_memory_is_explained_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The refusal says how much memory is free, and nothing of a busy machine or a full folder."""
+    monkeypatch.setattr(local.machine, "free_bytes", lambda: 2**30)
+    monkeypatch.setattr(local.machine, "memory_bytes", lambda: 8 * 2**30)
+    monkeypatch.setattr(local, "store_bytes", lambda: 2 * 2**30)
+    said = (
+        "After taking into account object store and redis memory usage, the amount of memory on this node available "
+        "for tasks and actors (-0.43 GB) is less than -5% of total. You can adjust these settings with ray.init()."
+    )
+    text = local._refusal(ValueError(said), "/tmp/ray", "ray.log")
+
+    assert text.startswith(
+        "Ray did not start on this machine: too little memory is free, 1.0 GiB of 8.0 GiB, and its object store alone "
+        "takes 2.0 GiB (After taking"
+    )
+    assert "End other programs that use memory, or give this machine or container more" in text
+    assert "heavy load" not in text
+
+
 @pytest.mark.parametrize(("alive", "asked"), [(True, 4), (False, 1)])
 def test_a_slow_node_is_waited_for(monkeypatch: pytest.MonkeyPatch, alive: bool, asked: int) -> None:
     """While the raylet lives Ray's question whether the node is there is repeated; once it is gone, not."""

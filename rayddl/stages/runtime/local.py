@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 import random
+import re
 import secrets
 import shutil
 import socket
@@ -32,6 +33,10 @@ START_SECONDS = 120.0
 WORKER_SECONDS = START_SECONDS
 """Time limit for the start of the first worker."""
 ATTEMPTS = 2
+_SHORT_OF_MEMORY = re.compile(
+    r"amount of memory on this node|out of memory|cannot allocate memory", re.IGNORECASE
+)
+"""In the message of a start that failed for want of memory."""
 LOOPBACK = "127.0.0.1"
 LOCAL_ONLY = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -195,6 +200,16 @@ def _clear(mark: str) -> None:
 
 def _refusal(error: Exception, folder: str, log: str) -> str:
     said = " ".join(scrub(str(error)).split())[:300].rstrip(".") or type(error).__name__
+    if _SHORT_OF_MEMORY.search(said):
+        free, whole, store = (
+            f"{amount / 2**30:.1f} GiB"
+            for amount in (machine.free_bytes(), machine.memory_bytes(), store_bytes())
+        )
+        return (
+            f"Ray did not start on this machine: too little memory is free, {free} of {whole}, and its object store "
+            f"alone takes {store} ({said}). End other programs that use memory, or give this machine or container "
+            f"more, then run the same command again. What Ray printed is in {log}."
+        )
     return (
         f"Ray did not start on this machine, {ATTEMPTS} times ({said}). The usual causes are a machine under heavy "
         f"load and a temporary folder ({folder}) that is full or slow: run the same command again when the machine "
