@@ -126,8 +126,8 @@ class _Run:
                 self.record.note(planned.name, "cached", planned.artifact)
         if replaced := self.record.replaced():
             self.display.note(
-                f"the record {self.record.file} was of a run with other settings, and becomes that of this one; the earlier "
-                f"results stay in {', '.join(replaced)}; give --set name=NAME to record both"
+                f"the record {self.record.file} was of a run with other settings, and becomes that of this one; the "
+                f"earlier results stay in {', '.join(replaced)}; give --set name=NAME to record both"
             )
         try:
             with interrupts.held():
