@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -394,7 +394,11 @@ def test_held_out_images_come_from_where_they_are(
     for name, places in zip(classes, two, strict=True):
         (tmp_path / "test" / name).mkdir(parents=True)
         for i in places.tolist():
-            Image.fromarray(digits.test.images[i, 0].numpy()).save(tmp_path / "test" / name / f"{i}.png")
+            # As a camera held upright stores it: turned to the left, with an orientation that says so.
+            turned = Image.Exif()
+            turned[ExifTags.Base.Orientation] = 6
+            image = Image.fromarray(digits.test.images[i, 0].numpy()).transpose(Image.Transpose.ROTATE_90)
+            image.save(tmp_path / "test" / name / f"{i}.png", exif=turned)
     space = fit("normalise", digits.train.images)
     given = {"name": "imagefolder", "root": str(tmp_path), "size": 8, "train": "test", "test": "test"}
     info = {"net": NET, "source": given, "protocol": {"name": "hard"}}
