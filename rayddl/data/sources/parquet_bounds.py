@@ -16,6 +16,8 @@ FEW_ROWS = 1_000_000
 """Rows that a file of any size may have."""
 PORTION_BYTES = 256 * 2**20
 """Bytes of images that are held at once, about."""
+PARTS = 4
+"""Parts in which a portion of large images is decoded."""
 
 
 def opened(stream: pa.NativeFile, where: str) -> pq.ParquetFile:
@@ -158,7 +160,9 @@ def rows_at_once(
 ) -> int:
     """Rows of ``column`` that are decoded at once, up to ``most``; of one row group, or of all."""
     largest = max((each.total_uncompressed_size for each in _chunks(metadata, column, group)), default=1)
-    return int(max(1, min(most, PORTION_BYTES // max(1, min(largest, limits.CELL_BYTES.value)))))
+    # A part of a portion, since the last rows of one exceed it.
+    part = PORTION_BYTES // PARTS
+    return int(max(1, min(most, part // max(1, min(largest, limits.CELL_BYTES.value)))))
 
 
 def _chunks(

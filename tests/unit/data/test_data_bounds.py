@@ -92,6 +92,18 @@ def test_large_cells_of_one_row_group_are_decoded_a_few_at_a_time(
     assert pool.max_memory() < 120 * MIB
 
 
+def test_a_portion_of_large_cells_is_hardly_larger_than_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one part at most, not by as much again."""
+    _source(tmp_path, [_png(0, 6 * MIB)], times=20)
+    monkeypatch.setattr(parquet_bounds, "PORTION_BYTES", 16 * MIB)
+    with pq.ParquetFile(tmp_path / "train.parquet") as file:
+        found = list(parquet_bounds.batches(file, "image"))
+    assert sum(map(len, found)) == 20
+    assert max(part.nbytes for part in found) < 20 * MIB
+
+
 def test_rows_before_the_kept_ones_are_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In any order, each row is its own."""
     config = _source(tmp_path, [_png(k) for k in range(40)])
