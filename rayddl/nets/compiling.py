@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
 from collections.abc import Callable
@@ -12,6 +13,10 @@ import torch
 from torch.utils._pytree import tree_map
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+COMPILATIONS = 10_000
+"""Compilations of one function's code in a process, such as the steps of one student after another. After torch's own
+limit of 8, a step would fail, and run uncompiled from there on."""
 
 _told: list[str] = []
 """The warning that was shown; it is shown once per process."""
@@ -35,6 +40,9 @@ def compiled(function: F, *, wanted: bool = True, graphs: bool = False) -> F:
     # Imported late: it loads torch's compiler, which most processes do not need.
     from rayddl.nets.passes import Passes, on_cpu, saving
 
+    limits: Any = importlib.import_module("torch._dynamo.config")
+    for limit in ("recompile_limit", "accumulated_recompile_limit"):
+        setattr(limits, limit, max(getattr(limits, limit), COMPILATIONS))
     cpu = not torch.cuda.is_available()
     fast: Callable[..., Any] | None = torch.compile(
         function,

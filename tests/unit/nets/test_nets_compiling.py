@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -26,6 +27,23 @@ def test_compiled_function_gives_the_same() -> None:
     x = torch.arange(4.0)
 
     assert torch.equal(compiling.compiled(square)(x), square(x))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler on this machine")
+def test_one_process_compiles_many_functions_of_one_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each student of a process has a step of its own; torch's compiler by itself gives up after eight."""
+    monkeypatch.setattr(compiling, "_told", [])
+
+    def step(k: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        def scaled(x: torch.Tensor) -> torch.Tensor:
+            return x * k
+
+        return compiling.compiled(scaled)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        found = [float(step(k)(torch.ones(()))) for k in range(12)]
+    assert found == list(range(12))
 
 
 def test_without_a_compiler_one_warning_and_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
