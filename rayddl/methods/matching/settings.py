@@ -81,7 +81,8 @@ class Settings(WindowRule, Augmented):
     TESLA and MCT give images half of the truncated gradient: their ``lr_img: 1000`` is 500 here with ``gradient:
     truncated``, and about 700 with ``exact``."""
     lr_lr: float = Field(default=1e-5, ge=0, le=1)
-    """Learning rate of the student's learning rate; 0 keeps that constant."""
+    """Learning rate of the student's learning rate; 0 keeps that constant. Default: 1e-5, or less where few images make
+    windows short."""
     lr_student: float | None = Field(default=None, gt=0)
     """The student's learning rate in iteration 0. Default: that of the set of ``start_set``, else 0.01."""
     momentum: float = Field(default=0.5, ge=0, lt=1)

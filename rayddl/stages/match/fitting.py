@@ -23,9 +23,12 @@ def windows(steps: int, longest: int | None = None, window: float | None = None)
     return float(window), float(start)
 
 
-def image_rate(usual: float, steps: float, lr: float) -> float:
-    """Return the learning rate of images for windows of ``steps`` steps by experts of rate ``lr``.
+def rates(images: float, lr: float, steps: float, expert_lr: float) -> tuple[float, float]:
+    """Return the learning rates of images and of the student's learning rate, which are ``images`` and ``lr`` for long
+    windows, for windows of ``steps`` steps by experts of rate ``expert_lr``.
 
-    The loss is relative to the length of an expert's path in a window, so the gradient grows as that gets shorter.
+    The loss is relative to the length of an expert's path in a window. So the gradient of the images grows as that gets
+    shorter, and the gradient of the student's rate by its square, since the student's own path stays as long.
     """
-    return float(f"{usual * min(1.0, steps * lr / USUAL_PATH):.1g}")
+    share = min(1.0, steps * expert_lr / USUAL_PATH)
+    return float(f"{images * share:.1g}"), float(f"{lr * share**2:.1g}")

@@ -127,11 +127,8 @@ class MatchConfig(Settings, NetStageConfig):
         window, start = fitting.windows(
             steps, longest, self.expert_epochs if "expert_epochs" in given else None
         )
-        fit = {
-            "expert_epochs": window,
-            "max_start_epoch": start,
-            "lr_image": fitting.image_rate(self.lr_image, window * steps, experts.lr),
-        }
+        lr_image, lr_lr = fitting.rates(self.lr_image, self.lr_lr, window * steps, experts.lr)
+        fit = {"expert_epochs": window, "max_start_epoch": start, "lr_image": lr_image, "lr_lr": lr_lr}
         changed = {
             name: value for name, value in fit.items() if name not in given and value != getattr(self, name)
         }

@@ -70,7 +70,8 @@ def _windows(images: int, match: dict[str, Any], **experts: Any) -> dict[str, fl
         images, trained
     )
     return {
-        name: getattr(fitted, name) for name in ("expert_epochs", "max_start_epoch", "syn_steps", "lr_image")
+        name: getattr(fitted, name)
+        for name in ("expert_epochs", "max_start_epoch", "syn_steps", "lr_image", "lr_lr")
     }
 
 
@@ -78,23 +79,23 @@ def _windows(images: int, match: dict[str, Any], **experts: Any) -> dict[str, fl
     ("images", "match", "experts", "found"),
     [
         # Epochs of 196 steps have the windows of the papers; below, the number of steps counts.
-        (50_000, {}, {}, (2, 2, 20, 1000)),
-        (240, {}, {}, (5, 10, 20, 200)),
-        (240, {}, {"lr": 0.05}, (5, 10, 20, 1000)),
-        (240, {"expert_epochs": 20, "lr_image": 7}, {}, (20, 10, 20, 7)),
+        (50_000, {}, {}, (2, 2, 20, 1000, 1e-5)),
+        (240, {}, {}, (5, 10, 20, 200, 4e-7)),
+        (240, {}, {"lr": 0.05}, (5, 10, 20, 1000, 9e-6)),
+        (240, {"expert_epochs": 20, "lr_image": 7, "lr_lr": 0}, {}, (20, 10, 20, 7, 0)),
         # No window reaches beyond the experts' end.
-        (240, {}, {"epochs": 9}, (3, 6, 20, 100)),
-        (240, {"expert_epochs": 6}, {"epochs": 9}, (6, 3, 20, 200)),
-        (240, {}, {"batch": 240}, (16, 34, 20, 40)),
-        (240, {}, {"batch": 240, "keep": "all"}, (70, 150, 20, 200)),
+        (240, {}, {"epochs": 9}, (3, 6, 20, 100, 1e-7)),
+        (240, {"expert_epochs": 6}, {"epochs": 9}, (6, 3, 20, 200, 5e-7)),
+        (240, {}, {"batch": 240}, (16, 34, 20, 40, 2e-8)),
+        (240, {}, {"batch": 240, "keep": "all"}, (70, 150, 20, 200, 3e-7)),
         # The length of imported experts is not known yet.
-        (240, {}, {"replay": "buffers"}, (2, 2, 20, 1000)),
+        (240, {}, {"replay": "buffers"}, (2, 2, 20, 1000, 1e-5)),
     ],
 )
 def test_windows_have_enough_steps_of_an_expert(
     images: int, match: dict[str, Any], experts: dict[str, Any], found: tuple[float, ...]
 ) -> None:
-    """What is given stays; the images' rate follows the length of the experts' path in a window."""
+    """What is given stays; the rates follow the length of the experts' path in a window."""
     assert tuple(_windows(images, match, **experts).values()) == found
 
 
@@ -112,7 +113,10 @@ def test_experts_that_keep_all_epochs_are_as_long_as_the_windows(photos: Path) -
     assert settings["experts"].epochs == settings["distill"].last_epoch == 6 + 12
     told = as_text(plan)
     assert "experts: epochs 18, batch 4, for 48 training images" in told
-    assert "distill: expert_epochs 6, max_start_epoch 12, lr_image 200, for 48 training images" in told
+    assert (
+        "distill: expert_epochs 6, max_start_epoch 12, lr_image 200, lr_lr 3e-07, for 48 training images"
+        in told
+    )
 
 
 def test_windows_enter_the_fingerprint_with_their_defaults() -> None:
