@@ -10,23 +10,17 @@ Shards must be uncompressed, so that an image can be read by offset and size.
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
-import re
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, partial
-from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from rayddl import json_text, limits
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import holdout, parquet_labels
 from rayddl.data.sources.ahead import ahead
@@ -44,7 +38,7 @@ from rayddl.data.sources.refusals import (
     unlabelled,
 )
 from rayddl.data.sources.split_files import find
-from rayddl.data.sources.trees import EXTENSIONS
+from rayddl.data.sources.tar_samples import Samples, Shard
 from rayddl.errors import SourceError
 from rayddl.storage import Folder
 
@@ -53,33 +47,8 @@ if TYPE_CHECKING:
     from rayddl.data.sources.listing import Listing
 
 NAMES = "classes.txt"
-_LABELS = ("cls", "json")
-_LONGEST_LABEL = 2**20
-"""Largest member, in bytes, that is read as a label."""
 SCAN_BYTES = 4 * 2**20
 """Bytes of a remote shard that one request reads to find its members. Larger members are skipped."""
-_EXPECTED = f"samples of an image ({', '.join(EXTENSIONS[:3])} …) and its label (.cls, or .json with a label)"
-
-
-@dataclass(frozen=True)
-class _Shard:
-    """One tar file: its samples in order, without images."""
-
-    name: str
-    keys: tuple[str, ...]
-    at: NDArray[np.int64]
-    """Byte offset of each image."""
-    size: NDArray[np.int64]
-    labels: tuple[str, ...]
-    """As written in the shard."""
-    without_image: tuple[str, ...]
-    """Samples that are left out: the name of each, with the reason if it is known."""
-
-    @property
-    def digest(self) -> str:
-        """Hash of the shard's names, sizes and labels."""
-        content = json.dumps([self.keys, self.size.tolist(), self.labels])
-        return hashlib.sha256(content.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -88,7 +57,7 @@ class _Survey:
 
     folder: Folder
     classes: tuple[str, ...]
-    splits: dict[str, tuple[tuple[_Shard, Labels], ...]]
+    splits: dict[str, tuple[tuple[Shard, Labels], ...]]
     """``train`` and ``test``: each shard with its labels as indices into ``classes``. ``test`` has no shard where
     ``holdout`` makes that split."""
 
@@ -178,7 +147,7 @@ def _survey(config: SourceConfig) -> _Survey:
     named = {b"classes": read_names(folder, NAMES)} if folder.has(NAMES) else {}
     scans = [(split, partial(_current, folder, name)) for split, names in found.items() for name in names]
     scanned = ahead(((scan, SCAN_BYTES) for _, scan in scans), far=folder.far)
-    shards: dict[str, list[_Shard]] = {split: [] for split in found}
+    shards: dict[str, list[Shard]] = {split: [] for split in found}
     for (split, _), shard in zip(scans, scanned, strict=True):
         shards[split].append(shard)
     written = {label for parts in shards.values() for shard in parts for label in shard.labels}
@@ -220,21 +189,21 @@ def _are_numbers(labels: set[str], names: Sequence[str]) -> bool:
     return not (beyond and labels <= {*names, parquet_labels.UNLABELLED})
 
 
-def _column(shard: _Shard, named: dict[bytes, bytes], where: str, numbered: bool) -> parquet_labels.Column:
+def _column(shard: Shard, named: dict[bytes, bytes], where: str, numbered: bool) -> parquet_labels.Column:
     values: list[Any] = [int(label) for label in shard.labels] if numbered else list(shard.labels)
     kind = pa.int64() if numbered else pa.string()
     return parquet_labels.read(pa.chunked_array([pa.array(values, kind)]), named, where, "cls")
 
 
-def _current(folder: Folder, name: str) -> _Shard:
+def _current(folder: Folder, name: str) -> Shard:
     return _scanned(folder, name, folder.size(name), folder.modified(name))
 
 
 @lru_cache(maxsize=4096)
-def _scanned(folder: Folder, name: str, bytes_: int, modified: datetime | None) -> _Shard:
+def _scanned(folder: Folder, name: str, bytes_: int, modified: datetime | None) -> Shard:
     """The shard ``name``. It is cached; ``bytes_`` and ``modified`` are part of the key to detect a replaced file."""
     del modified
-    where, samples = folder.path(name), _Samples()
+    where, samples = folder.path(name), Samples()
     with _Distant.buffered(folder, name, bytes_) if folder.far else folder.open(name) as stream:
         try:
             bounded = cast("IO[bytes]", stream if folder.far else _Bounded(stream))
@@ -299,121 +268,3 @@ class _Distant(io.RawIOBase):
         into[: len(data)] = data
         self._at += len(data)
         return len(data)
-
-
-_UNUSUAL = re.compile(r"(?:^|/)\.?(?:/|$)")
-"""Matches paths with components that are empty or a dot."""
-
-
-class _Samples:
-    """Collects the samples of a shard from its members."""
-
-    def __init__(self) -> None:
-        self.images: dict[str, tuple[int, int]] = {}
-        self.labels: dict[str, str] = {}
-        self._files: dict[str, tarfile.TarInfo] = {}
-        self._lost: dict[tuple[str, bool], str] = {}
-        """Why the image (true) or the label (false) of a sample is not read."""
-        self._read: dict[tuple[int, str], str | None] = {}
-        """Labels by their place, because many links may lead to one."""
-        self._label_bytes = 0
-        self._most = limits.CELL_BYTES.value
-
-    def add(self, tar: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> None:
-        path = _usual(member.name)
-        file = (
-            member
-            if member.isfile()
-            else self._files.get(_usual(member.linkname))
-            if member.islnk()
-            else None
-        )
-        if file is not None:
-            self._files[path] = file
-        folder, slash, base = path.rpartition("/")
-        key, _, kind = base.partition(".")
-        if not key or any(part.startswith("._") for part in path.split("/")):
-            return
-        key, kind = f"{folder}{slash}{key}", kind.lower()
-        image = f".{kind}".endswith(EXTENSIONS)
-        if file is None:
-            if image or kind in _LABELS:
-                self._lost[key, image] = f"{member.name} is {_what(member)}"
-        elif image:
-            if key in self.images:
-                raise SourceError(
-                    f"{where}: the sample {key} has two images, the second is {member.name}. Expected one: "
-                    "give every image a name of its own up to the first dot.",
-                    code="sample-with-two-images",
-                )
-            if file.size > self._most:
-                raise SourceError(
-                    f"{where}: {member.name} has {limits.CELL_BYTES.exceeded(file.size, 'bytes')}.",
-                    code="image-too-large",
-                )
-            self.images[key] = (file.offset_data, file.size)
-        elif kind in _LABELS and (kind == "cls" or key not in self.labels):
-            if file.size > _LONGEST_LABEL:
-                self._lost[key, False] = (
-                    f"{member.name} has {file.size:,} bytes, a label has up to {_LONGEST_LABEL:,}"
-                )
-            elif (label := self._label(tar, file, kind)) is not None:
-                self._keep(key, label, where)
-
-    def _label(self, tar: tarfile.TarFile, file: tarfile.TarInfo, kind: str) -> str | None:
-        found = file.offset_data, kind
-        if found not in self._read:
-            self._read[found] = _label(tar, file, kind)
-        return self._read[found]
-
-    def _keep(self, key: str, label: str, where: str) -> None:
-        self._label_bytes += len(label)
-        if self._label_bytes > limits.LABEL_BYTES.value:
-            raise SourceError(
-                f"{where}: its labels have {limits.LABEL_BYTES.exceeded(self._label_bytes, 'bytes')}.",
-                code="labels-too-large",
-            )
-        self.labels[key] = label
-
-    def shard(self, name: str, where: str) -> _Shard:
-        unlabelled = [self._named(key, image=False) for key in self.images if key not in self.labels]
-        if unlabelled:
-            raise SourceError(
-                f"{where}: {len(unlabelled):,} of {len(self.images):,} images have no label: {shown(unlabelled)}. "
-                f"Expected {_EXPECTED}.",
-                code="images-without-label",
-            )
-        places = np.array(list(self.images.values()), dtype=np.int64).reshape(-1, 2)
-        labels = tuple(self.labels[key] for key in self.images)
-        samples = dict.fromkeys([*self.labels, *(key for key, image in self._lost if image)])
-        lost = tuple(self._named(key, image=True) for key in samples if key not in self.images)
-        return _Shard(name, tuple(self.images), places[:, 0], places[:, 1], labels, lost)
-
-    def _named(self, key: str, *, image: bool) -> str:
-        why = self._lost.get((key, image))
-        return key if why is None else f"{key} ({why})"
-
-
-def _usual(path: str) -> str:
-    # PurePosixPath takes longer than all else here, and alters few names.
-    return str(PurePosixPath(path)) if _UNUSUAL.search(path) else path
-
-
-def _what(member: tarfile.TarInfo) -> str:
-    if member.issym():
-        return "a symbolic link"
-    return f"a link to {member.linkname}, which is not before it" if member.islnk() else "no file"
-
-
-def _label(tar: tarfile.TarFile, file: tarfile.TarInfo, kind: str) -> str | None:
-    opened = tar.extractfile(file)
-    assert opened is not None  # only links and what is no file give none
-    text = parquet_labels.decoded(opened.read())
-    if kind == "cls":
-        return text.strip() or None
-    try:
-        found = json_text.parse(text.encode())
-    except ValueError:
-        return None
-    label = found.get("label") if isinstance(found, dict) else None
-    return str(label) if isinstance(label, (int, str)) and not isinstance(label, bool) else None

@@ -21,7 +21,7 @@ from rayddl.data.distilled import DistilledSet
 from rayddl.data.formats import export
 from rayddl.data.pixels.space import Normalise
 from rayddl.data.sources import registry as sources
-from rayddl.data.sources import webdataset
+from rayddl.data.sources import tar_samples
 from rayddl.data.sources.summary import source_summary
 from rayddl.errors import SourceError
 from rayddl.storage import Folder
@@ -60,7 +60,7 @@ def test_samples_are_keyed_by_the_path_up_to_the_first_dot_of_its_name(name: str
     key, _, kind = path.name.partition(".")
     hidden = not key or any(part.startswith("._") for part in path.parts)
     member = tarfile.TarInfo(f"{name}.png")
-    found = webdataset._Samples()
+    found = tar_samples.Samples()
     found.add(cast(tarfile.TarFile, None), member, "here")
     assert list(found.images) == (
         [] if hidden or not f".{kind}".endswith(".png") else [str(path.with_name(key))]
