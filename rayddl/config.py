@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from rayddl import plugins
@@ -46,6 +47,17 @@ class Registered:
         if name is not None and name not in plugins.names(self.group):
             raise PydanticCustomError(UNKNOWN, "{text}", {"text": plugins.unknown(self.group, name)})
         return name
+
+
+def marks(field: FieldInfo, wanted: type[Any]) -> list[Any]:
+    """Return the ``Annotated`` marks of type ``wanted`` at any depth in a field's annotation."""
+    found = [mark for mark in field.metadata if isinstance(mark, wanted)]
+    stack = [field.annotation]
+    while stack:
+        annotation = stack.pop()
+        found += [mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, wanted)]
+        stack += [argument for argument in get_args(annotation) if not isinstance(argument, str)]
+    return found
 
 
 def registered(value: Any) -> Iterator[tuple[str, str]]:

@@ -293,6 +293,7 @@ class Manifest(Document):
     summary: dict[str, Any]
     files: dict[str, SizedFile]
     table: Rows
+    more: dict[str, Rows] = {}
     seconds: Seconds = 0.0
     versions: dict[str, str | None] = {}
     definition: dict[str, Any] | None = None

@@ -69,6 +69,12 @@ class Artifact:
         """The rows of the table that is shown at the end of the run."""
         return tuple(self.manifest["table"])
 
+    def tables(self, name: str) -> dict[str, tuple[Mapping[str, str], ...]]:
+        """The tables that have rows: :attr:`table` as ``name``, and others as ``name: heading``."""
+        more = self.manifest.get("more") or {}
+        every = {name: self.table, **{f"{name}: {heading}": tuple(rows) for heading, rows in more.items()}}
+        return {heading: rows for heading, rows in every.items() if rows}
+
     @property
     def files(self) -> Mapping[str, Mapping[str, Any]]:
         """For each file, its ``bytes`` and, below 64 MiB, its ``sha256``."""

@@ -45,8 +45,9 @@ class RunResult:
 
     @property
     def tables(self) -> dict[str, tuple[Mapping[str, str], ...]]:
-        """The rows of the stages that have a table."""
-        return {name: artifact.table for name, artifact in self.artifacts.items() if artifact.table}
+        """The rows of the stages that have a table; further tables of a stage are called ``stage: heading``."""
+        every = [artifact.tables(name) for name, artifact in self.artifacts.items()]
+        return {heading: rows for tables in every for heading, rows in tables.items()}
 
     @property
     def result_grids(self) -> dict[str, Any]:

@@ -254,6 +254,11 @@ class _Run:
             **self._plugins(stage),
             "summary": dict(result.summary),
             "table": [dict(row) for row in result.table],
+            **(
+                {"more": {k: [dict(row) for row in rows] for k, rows in result.more.items()}}
+                if result.more
+                else {}
+            ),
             "seconds": round(seconds, 3),
         }
 

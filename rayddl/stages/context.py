@@ -82,8 +82,10 @@ class Result:
     """The result of a finished stage.
 
     ``summary`` is stored in the manifest: plain JSON values, including all that the report shows. ``table`` is
-    printed at the end of the run, if not empty: a list of rows with the same keys.
+    printed at the end of the run, if not empty: a list of rows with the same keys. ``more`` are further tables, by
+    their headings.
     """
 
     summary: Mapping[str, Any]
     table: tuple[Mapping[str, str], ...] = ()
+    more: Mapping[str, tuple[Mapping[str, str], ...]] = field(default_factory=dict)

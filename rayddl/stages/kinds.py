@@ -137,7 +137,7 @@ KINDS: dict[str, Kind] = {
         Kind("tune", TuneConfig),
         Kind("imported", ImportedConfig, needs_ray=False),
         Kind("evaluate", EvaluateConfig, version=2),
-        Kind("compare", CompareConfig, needs_ray=False),
+        Kind("compare", CompareConfig, version=2, needs_ray=False),
         Kind("report", ReportConfig, version=2, needs_ray=False),
     )
 }

@@ -256,12 +256,15 @@ class TeamStageConfig(NetStageConfig):
         )
 
 
+WITHOUT_EFFECT = frozenset({"resources", "decoders", "experts_per_task", "callbacks", "min_workers"})
+"""Settings that do not affect a result."""
+
+
 def without_resources(config: StageConfig) -> dict[str, Any]:
     """The settings that determine the result, as JSON values: the input of the fingerprint.
 
     Defaults are omitted, so that a new setting with a neutral default changes no fingerprint. A change of a
     default's meaning requires a new version of the kind.
     """
-    apart = {"resources", "decoders", "experts_per_task", "callbacks", "min_workers"}
-    settings = config.model_dump(mode="json", exclude=apart, exclude_defaults=True)
+    settings = config.model_dump(mode="json", exclude=set(WITHOUT_EFFECT), exclude_defaults=True)
     return settings | config.model_dump(mode="json", include=set(config.once_required))

@@ -98,7 +98,7 @@ def _stage(artifact: Artifact, verified: bool) -> Inspected:
     }
     blocks = {"settings": _settings(manifest["config"]), "summary": manifest["summary"]}
     title = f"{artifact.stage}: a stage of kind {artifact.kind}"
-    return Inspected(title, _known(head), blocks, {"result": artifact.table}, manifest)
+    return Inspected(title, _known(head), blocks, artifact.tables("result"), manifest)
 
 
 def _set(folder: Folder, verify: bool) -> Inspected:
@@ -150,7 +150,7 @@ def _run(out: Folder, file: str, verify: bool) -> Inspected:
         state: str = artifacts.state(folder)
         if state == "done":
             artifact = artifacts.open_artifact(folder, fingerprint=entry["fingerprint"], verify=verify)
-            tables[name] = artifact.table
+            tables |= artifact.tables(name)
         else:
             # The record says why a stage is not done; its state "running" may be outdated.
             state = entry["state"] if entry["state"] in ("failed", "interrupted") else state

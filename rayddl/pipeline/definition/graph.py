@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import TypeAlias
 
+from rayddl.config import marks
 from rayddl.pipeline.definition.problems import Fault
-from rayddl.pipeline.definition.schema import marks
 from rayddl.plugins import suggestion
 from rayddl.stages.kinds import Kind
 from rayddl.stages.settings import Reads, StageConfig, Template

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from rayddl.config import OnDisk, Registered
+from rayddl.config import OnDisk, Registered, marks
 from rayddl.pipeline.definition.load import Top
-from rayddl.pipeline.definition.schema import marks, of_field
+from rayddl.pipeline.definition.schema import of_field
 from rayddl.stages.kinds import KINDS, Kind
 from rayddl.stages.settings import Reads, StageConfig, Template
 

@@ -114,17 +114,6 @@ def shape_at(model: type[BaseModel], key: Sequence[str | int]) -> Shape | None:
     return shape
 
 
-def marks(field: FieldInfo, wanted: type[Any]) -> list[Any]:
-    """Return the ``Annotated`` marks of type ``wanted`` at any depth in a field's annotation."""
-    found = [mark for mark in field.metadata if isinstance(mark, wanted)]
-    stack = [field.annotation]
-    while stack:
-        annotation = stack.pop()
-        found += [mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, wanted)]
-        stack += [argument for argument in get_args(annotation) if not isinstance(argument, str)]
-    return found
-
-
 def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[Fault]:
     """Yield a fault for each error of pydantic, with its key inside ``model``."""
     for details in error.errors(include_url=False):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rayddl.report.sections import Link, slug
 from rayddl.report.values import Columns, Pictures, Stage, number
 from rayddl.stages.evaluate.figures import Row, rows_of
+from rayddl.stages.settings import StageConfig
 
 RANDOM = "random"
 """The method of random real images, and their colour."""
@@ -31,6 +32,10 @@ class Judged:
     pictures: Pictures
     confusion: Columns | None = None
     """One row per student and entry of its confusion matrix, zeros left out."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """The definition that made the set, as the set keeps it."""
+    imported: bool = False
+    """True for a set from elsewhere: ``origin`` is not the definition that evaluated it."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class Comparison:
     definitions: Mapping[str, Mapping[str, Any]]
     """The definitions of the sets, by their keys."""
     versions: Mapping[str, str]
+    kinds: Mapping[str, type[StageConfig]] = field(default_factory=dict)
+    """The settings classes of the known stage kinds, by name."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from rayddl.errors import ArtifactError
 from rayddl.report.numbers import duration
 from rayddl.report.sections import net_name
 from rayddl.stages import parquet as tables
+from rayddl.stages.compare.differences import as_rows, differences, unique
 from rayddl.stages.compare.entries import Comparison, Entry, Judged, below, entries, nets_of, randoms
 from rayddl.stages.compare.page import render
 from rayddl.stages.compare.protocols import unlike
@@ -18,7 +19,7 @@ from rayddl.stages.compare.settings import CompareConfig
 from rayddl.stages.context import Context, Input, Result
 from rayddl.stages.evaluate.figures import BELOW, confusion_of
 from rayddl.stages.finished import PAGE, as_stage, in_order, pictures, versions
-from rayddl.stages.kinds import produced
+from rayddl.stages.kinds import known, produced
 from rayddl.storage import Folder
 
 MANIFEST = "manifest.json"
@@ -44,17 +45,28 @@ def run(config: CompareConfig, context: Context) -> Result:
             code="no-judgements",
         )
     shown = {key: d for key, d in definitions.items() if key in {k for _, k, _ in found}}
-    comparison = Comparison(own, tuple(_judged(*each) for each in found), shown, versions())
+    kinds = {name: kind.config for name, kind in known().items()}
+    comparison = Comparison(own, tuple(_judged(*each) for each in found), shown, versions(), kinds)
     page = render(comparison).encode()
     context.out.write(PAGE, page)
     listed = entries(comparison)
     nets = nets_of(listed)
     lines = list(_lines(listed))
     tables.write(context.out, "comparison.parquet", {n: [line[n] for line in lines] for n in TYPES}, TYPES)
-    return Result(
-        {"file": PAGE, "bytes": len(page), "rows": lines, "unlike": unlike(listed)},
-        tuple(_shown(entry, nets, listed) for entry in (*listed, *randoms(listed))),
-    )
+    labels = unique([entry.label for entry in listed])
+    differ = differences(listed, comparison)
+    summary = {
+        "file": PAGE,
+        "bytes": len(page),
+        "rows": lines,
+        "unlike": unlike(listed),
+        "differences": [
+            {"setting": each.setting, "values": dict(zip(labels, each.values, strict=True))}
+            for each in differ
+        ],
+    }
+    table = tuple(_shown(entry, nets, listed) for entry in (*listed, *randoms(listed)))
+    return Result(summary, table, {"what differs": as_rows(differ, labels)} if differ else {})
 
 
 def outside(folder: Folder) -> tuple[Input, str, Mapping[str, Any]]:
@@ -82,7 +94,11 @@ def _kept(folder: Folder) -> DistilledSet:
 
 def _judged(name: str, key: str, found: Input) -> Judged:
     made = _kept(found.folder)
-    return Judged(name, key, as_stage(found), pictures(made), confusion_of(found))
+    origin = made.info.get("definition")
+    return Judged(
+        name, key, as_stage(found), pictures(made), confusion_of(found),
+        origin if isinstance(origin, Mapping) else {}, "imported" in made.info,
+    )  # fmt: skip
 
 
 def _lines(listed: tuple[Entry, ...]) -> Iterator[dict[str, Any]]:
@@ -98,12 +114,12 @@ def _lines(listed: tuple[Entry, ...]) -> Iterator[dict[str, Any]]:
                 "net": row.net,
                 "accuracy": row.mean,
                 "std": row.std,
-                "top5": _known(row.top5),
-                "seconds_to_make": _known(entry.seconds),
+                "top5": _or_none(row.top5),
+                "seconds_to_make": _or_none(entry.seconds),
             }
 
 
-def _known(value: float) -> float | None:
+def _or_none(value: float) -> float | None:
     return value if value == value else None  # noqa: PLR0124 - NaN is not itself
 
 

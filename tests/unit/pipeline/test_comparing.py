@@ -228,6 +228,35 @@ def test_the_command_writes_a_page_over_all(judge: Judge, tmp_path: Path) -> Non
     assert '"cached"' in again.output
 
 
+def test_settings_that_differ_are_in_table_page_and_json(judge: Judge, tmp_path: Path) -> None:
+    """A second table below the first, which ``show`` has as well; none for runs of equal settings."""
+    folders = [str(judge("a")), str(judge("b"))]
+    for folder, seeds in zip(folders, (2, 3), strict=True):
+        path = Path(folder) / "manifest.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "config": {"set": "x", "seeds": seeds}}))
+    out = str(tmp_path / "out")
+    words = ["compare", *folders, "--out", out, "--name", "both", "--json"]
+    ended = CliRunner().invoke(app, words)
+    result = next(e for e in map(json.loads, ended.output.splitlines()) if e["event"] == "result")
+    labels = ("random, IPC 1 (a)", "random, IPC 1 (b)")
+    values = dict(zip(labels, ("2", "3"), strict=True))
+    assert result["tables"]["compare: what differs"] == [{"setting": "evaluate.seeds", **values}]
+    assert result["stages"]["compare"]["summary"]["differences"] == [
+        {"setting": "evaluate.seeds", "values": values}
+    ]
+    assert "What differs" in Path(result["places"]["report"]).read_text()
+    for again in (["show", "both", "--out", out], words[:-1]):
+        text = CliRunner().invoke(app, again).output
+        assert "compare: what differs" in text
+        assert re.search(r"evaluate\.seeds +2 +3", text)
+
+    found = rayddl.compare([folders[0], str(judge("c"))], out=str(tmp_path / "other"), progress=False)
+    assert "compare: what differs" in found.tables
+    found = rayddl.compare([str(judge("d")), str(judge("e"))], out=str(tmp_path / "other"), progress=False)
+    assert list(found.tables) == ["compare"]
+    assert found.summaries["compare"]["differences"] == []
+
+
 def test_an_unknown_network_is_refused_before_anything_starts(judge: Judge, tmp_path: Path) -> None:
     """With the nearest name; by compare and evaluate."""
     folder = str(judge("one"))

@@ -64,6 +64,7 @@ class TestSealed:
         assert (artifact.stage, artifact.kind, artifact.fingerprint) == ("first", "make", "f" * 64)
         assert (artifact.summary, artifact.seconds) == ({"b": 1, "a": [1, 2]}, 1.5)
         assert artifact.table == ({"net": "convnet", "accuracy": "61 ± 1"},)
+        assert artifact.tables("first") == {"first": artifact.table}
         read = artifact.as_input({"cpu": 2.0})
         assert (read.stage, read.kind, read.config, read.summary) == (
             "first", "make", {"kind": "make"}, {"b": 1, "a": [1, 2]},

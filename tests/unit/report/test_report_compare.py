@@ -13,10 +13,11 @@ from rayddl.report import numbers
 from rayddl.report.charts import Line, Spots, Whiskers
 from rayddl.report.confusion import matrix, mistakes
 from rayddl.report.values import Columns
+from rayddl.stages.compare import differences, protocols
 from rayddl.stages.compare import page as compare
-from rayddl.stages.compare import protocols
 from rayddl.stages.compare.entries import Comparison, Judged, entries, randoms
 from rayddl.stages.compare.stage import _shown
+from rayddl.stages.kinds import known
 
 LEVELS = {("random", 1): 0.5, ("random", 10): 0.8, ("MTT", 1): 0.7, ("MTT", 10): 0.9}
 NETS = {"convnet": 0.0, "mlp": -0.1}
@@ -169,8 +170,8 @@ def _plain(text: object) -> str:
 def test_the_headline_says_what_leads_and_what_only_seems_to(four: Comparison, make: Any) -> None:
     """A set leads others judged alike, by more than the noise of the held-out images."""
     lead = _plain(compare.headline(four).lead)
-    assert lead.startswith("<strong>MTT, IPC 10</strong> leads 4 sets of 2 methods: ")
-    assert lead.endswith('<span class="against">100 random real images 80.0 %.</span>')
+    assert lead.startswith("<strong>MTT, IPC 10</strong> is the best of 4 compared sets of 2 methods: ")
+    assert '<span class="against">100 random real images 80.0 %.</span>' in lead
 
     near = judged(make, "MCT", 10, 0.89, protocol=four.judged[0].stage.summary["protocol"])
     alike = replace(four, judged=(*four.judged, near))
@@ -184,8 +185,8 @@ def test_the_headline_says_what_leads_and_what_only_seems_to(four: Comparison, m
 
     odd = judged(make, "RDED", 10, 0.95, protocol={"name": "soft", "epochs": 150, "batch": 256})
     lead = _plain(compare.headline(replace(four, judged=(*four.judged, odd))).lead)
-    assert "has the highest accuracy of 5 sets of 3 methods, which were not judged alike" in lead
-    assert "leads" not in lead
+    assert "has the highest accuracy of 5 compared sets of 3 methods, which were not judged alike" in lead
+    assert "is the best" not in lead
     assert lead.endswith("To compare them, judge all by one protocol: `rayddl compare` does with --again.")
 
 
@@ -293,3 +294,149 @@ def test_a_set_of_random_images_is_enough(four: Comparison) -> None:
     """Where a stage makes one for a size, no other is shown for it."""
     assert randoms(entries(four)) == ()
     assert "10 random" not in str(compare.headline(four).lead)
+
+
+def two(make: Any, first: dict[str, Any], second: dict[str, Any], kinds: tuple[str, str]) -> Comparison:
+    """Two sets of runs of one name each, made by a stage of the given kind with the given settings."""
+    found, definitions = [], {}
+    for key, settings, kind in (("d0", first, kinds[0]), ("d1", second, kinds[1])):
+        one = judged(make, f"MTT{key}", 1, 0.7)
+        stage = replace(one.stage, config={"set": "made", "seeds": 3})
+        found.append(replace(one, key=key, stage=stage))
+        made = {"kind": kind, **settings}
+        source = {"name": "digits", "root": "https://me:secret@x.org/a"}
+        definitions[key] = {"name": key, "seed": 0, "source": source, "stages": {"made": made}}
+    kinds_ = {name: kind.config for name, kind in known().items()}
+    return Comparison("x", tuple(found), definitions, {"rayddl": "0"}, kinds_)
+
+
+def test_settings_that_differ_are_listed_with_the_value_of_each_set(make: Any) -> None:
+    """Defaults count as given; names of stages, and what does not affect a result, are left out."""
+    first = {"ipc": 1, "method": "herding", "short_class": "error", "resources": {"num_cpus": 2}}
+    second = {"ipc": 10, "method": "herding", "mipc": 20}
+    comparison = two(make, first, second, ("coreset", "coreset"))
+    told = differences.differences(entries(comparison), comparison)
+    assert [(each.setting, each.values) for each in told] == [
+        ("coreset.ipc", ("1", "10")), ("coreset.mipc", ("–", "20")),
+    ]  # fmt: skip
+    older = two(make, first, {**second, "gone": True}, ("coreset", "coreset"))
+    told = differences.differences(entries(older), older)
+    assert [(each.setting, each.values) for each in told] == [
+        ("coreset.ipc", ("1", "10")), ("coreset.mipc", ("–", "20")), ("coreset.gone", ("–", "true")),
+    ]  # fmt: skip
+
+    section = {s.key: s for s in compare.sections(comparison, 1000)}["differences"]
+    assert [column.name for column in section.tables[0].columns] == [
+        "Setting",
+        "MTTd0, IPC 1",
+        "MTTd1, IPC 1",
+    ]
+    rows = {row[0].text: [cell.text for cell in row[1:]] for row in section.tables[0].rows}
+    assert rows["coreset.ipc"] == ["1", "10"]
+
+
+def test_equal_settings_and_unlike_kinds_are_no_differences(make: Any) -> None:
+    """No section without a difference; of stages of unlike kinds, only what evaluations name differs."""
+    same = two(make, {"ipc": 1}, {"ipc": 1}, ("coreset", "coreset"))
+    assert differences.differences(entries(same), same) == ()
+    assert "differences" not in {s.key for s in compare.sections(same, 1000)}
+    unlike = two(make, {"ipc": 1}, {"ipc": 10}, ("coreset", "rded"))
+    told = differences.differences(entries(unlike), unlike)
+    assert [(each.setting, each.values) for each in told] == [("evaluate.set", ("coreset", "rded"))]
+
+
+def test_differences_of_unknown_kinds_are_clean_text(make: Any) -> None:
+    """Credentials and control characters do not reach the terminal or the page, and long values are cut."""
+    first = {"place": "s3://key:word@bucket/a", "note": "\x1b[2Jgone", "net": {"depth": 3}, "long": "a" * 500}
+    second = {"place": "s3://bucket/b", "note": "<b>", "net": {"depth": 4}, "long": "b" * 500}
+    comparison = two(make, first, second, ("strange", "strange"))
+    told = {e.setting: e.values for e in differences.differences(entries(comparison), comparison)}
+    assert told["strange.place"] == ("s3://bucket/a", "s3://bucket/b")
+    assert told["strange.note"] == ("\\x1b[2Jgone", "<b>")
+    assert told["strange.net.depth"] == ("3", "4")
+    assert max(map(len, told["strange.long"])) <= differences.LONGEST
+    page = compare.render(comparison)
+    assert "\x1b" not in page
+    assert "<b>" not in page
+    assert ">&lt;b&gt;<" in page
+
+
+def test_an_imported_set_has_the_settings_of_the_run_that_made_it(make: Any) -> None:
+    """The definition that evaluates such sets only names folders; each set keeps the one that made it."""
+    comparison = two(make, {"path": "/a"}, {"path": "/b"}, ("imported", "imported"))
+    changed = []
+    for one, ipc in zip(comparison.judged, (1, 10), strict=True):
+        stages = {"old": {"kind": "coreset", "ipc": ipc}, "page": {"kind": "report"}}
+        origin = {"name": "first", "seed": ipc, "source": {"name": "digits"}, "stages": stages}
+        changed.append(replace(one, origin=origin, imported=True))
+    comparison = replace(comparison, judged=tuple(changed))
+    told = {e.setting: e.values for e in differences.differences(entries(comparison), comparison)}
+    assert told["coreset.ipc"] == ("1", "10")
+    assert told["seed"] == ("1", "10")
+
+
+def test_many_differences_are_cut_in_the_terminal_and_folded_on_the_page() -> None:
+    """The number of the others is said; of many sets, values come with the number of sets."""
+    many = [differences.Difference(f"match.s{i}", ("1", "2")) for i in range(30)]
+    rows = differences.as_rows(many, ["a", "b"])
+    assert len(rows) == differences.IN_TERMINAL + 1
+    assert _plain(rows[-1]["setting"]) == "… and 20 more settings on the page"
+    assert {tuple(row) for row in rows} == {("setting", "a", "b")}
+    section = differences.section(many, ["a", "b"])
+    assert (len(section.tables[0].rows), len(section.folded[0].rows)) == (differences.ON_PAGE, 18)
+    assert section.lead.endswith("The table has the first 12, the folded one 18 more.")
+
+    wide = [differences.Difference("match.ipc", ("1",) * 8 + ("10", ""))]
+    (row,) = differences.as_rows(wide, [f"s{i}" for i in range(10)])
+    assert {key: _plain(value) for key, value in row.items()} == {
+        "setting": "match.ipc", "values": "1 (8 sets); 10 (s8)",
+    }  # fmt: skip
+    assert [
+        cell.text for cell in differences.section(wide, [f"s{i}" for i in range(10)]).tables[0].rows[0]
+    ] == [*row.values()]
+
+
+def test_runs_of_one_name_keep_a_column_each() -> None:
+    """Equal labels are numbered."""
+    assert differences.unique(["a", "b", "a"]) == ["a #1", "b", "a #2"]
+
+
+def test_the_headline_leaves_no_set_out(four: Comparison, make: Any) -> None:
+    """Each other set up to three with its accuracy; of more, the next one and the range of the rest."""
+    lead = _plain(compare.headline(four).lead)
+    assert (
+        "</span> random, IPC 10 reaches 80.0 %; MTT, IPC 1 reaches 70.0 %; random, IPC 1 reaches 50.0 %."
+        in lead
+    )
+
+    odd = judged(make, "RDED", 1, 0.4)
+    rows = [row for row in odd.stage.summary["rows"] if row["net"] == "mlp"]
+    odd = replace(odd, stage=replace(odd.stage, summary={**odd.stage.summary, "rows": rows}))
+    lead = _plain(compare.headline(replace(four, judged=(*four.judged, odd))).lead)
+    assert (
+        "random, IPC 10 reaches 80.0 %; the 3 others reach 30.0 % to 70.0 %, some with other networks."
+        in lead
+    )
+
+    empty = replace(odd, stage=replace(odd.stage, summary={**odd.stage.summary, "rows": []}))
+    pair = replace(four, judged=(four.judged[0], four.judged[2], empty))
+    lead = _plain(compare.headline(pair).lead)
+    assert "of 3 compared sets of 3 methods" in lead
+    assert "random reaches" not in lead
+    assert "random, IPC 1 reaches 50.0 %. 1 set without an accuracy." in lead
+
+    alone = _plain(compare.headline(replace(four, judged=four.judged[:1])).lead)
+    assert "compared" not in alone
+
+
+def test_the_headline_names_every_set_that_is_level(four: Comparison, make: Any) -> None:
+    """Two sets within the noise of the best are both named."""
+    recipe = {"protocol": four.judged[3].stage.summary["protocol"], "tested": 100}
+    level = [
+        judged(make, method, 10, mean, **recipe) for method, mean in (("A", 0.9), ("B", 0.89), ("C", 0.88))
+    ]
+    lead = _plain(compare.headline(replace(four, judged=tuple(level))).lead)
+    assert (
+        "B, IPC 10 and C, IPC 10 are level with it: the difference is within the noise of 100 held-out"
+        in lead
+    )
