@@ -8,15 +8,25 @@ from typing import Any
 
 _MARK = re.compile(r"(:\\{0,8}/\\{0,8}/)")
 """The ``://`` of a URI, also with the slashes escaped as in JSON."""
-_ENCODED = re.compile(r"(%3A%2F%2F)", re.IGNORECASE)
-_ENCODED_AT = re.compile(r"\S*%40", re.IGNORECASE)
-_ENCODED_OPTIONS = re.compile(r"%(3F|23)[^\s'\"]*", re.IGNORECASE)
+_ENCODED = re.compile(
+    r"(%(?:25){0,8}3A(?:/|%(?:25){0,8}2F){2}|:%(?:25){0,8}2F(?:/|%(?:25){0,8}2F)|:/%(?:25){0,8}2F)",
+    re.IGNORECASE,
+)
+"""The same, percent-encoded in part or as a whole, once or several times; Python's ``quote`` leaves the slashes."""
+_ENCODED_AT = re.compile(r"\S*%(?:25){0,8}40", re.IGNORECASE)
+_ENCODED_OPTIONS = re.compile(r"%(?:25){0,8}(?:3F|23)[^\s'\"]*", re.IGNORECASE)
+_COLON = re.compile(r":|%(?:25){0,8}3A", re.IGNORECASE)
+_AT = re.compile(r"@|%(?:25){0,8}40", re.IGNORECASE)
 _SECRET = re.compile(r"secret|key|token|pass|sig|credential", re.IGNORECASE)
+_SECRET_OPTION = re.compile(rf"(?:{_SECRET.pattern})[\w.-]{{0,40}}(?:=|%(?:25){{0,8}}3D)", re.IGNORECASE)
+_FLAT = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]{1,19}:/)[^\s/:@'\"]{1,200}:[^\s@'\"]{1,400}@")
+"""A URI as a path, in which one slash remains of two, with its user and secret."""
 _PORT = re.compile(r"\d{1,5}(?![^\s/?#'\"])")
 _MORE_OPTIONS = re.compile(r"&[\w.-]+=\S*")
 _PLACE_END = re.compile(r"[/?#]")
 _WORD_END = re.compile(r"[\s/?#]")
 _PLAIN_END = re.compile(r"[\s'\"]")
+_WORD = re.compile(r"[^\s?#'\"]*")
 
 
 def scrub(value: Any) -> Any:
@@ -29,7 +39,7 @@ def scrub(value: Any) -> Any:
         # A percent-encoded URI may be in the query of another one, which goes as a whole.
         for mark in (_MARK, _ENCODED):
             value = _scrubbed(value, mark) if mark.search(value) else value
-        return value
+        return _FLAT.sub(r"\1", value) if ":/" in value else value
     if isinstance(value, Mapping):
         return {scrub(key): scrub(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -74,12 +84,15 @@ def _without_credentials(part: str, quote: str, alone: bool, only: bool) -> str:
     has no other URI.
     """
     line, newline, rest = part.partition("\n")
-    line = line[_length_of_user(line, quote, alone) :]
+    line = line[_length_of_user(line, quote, alone) or _length_of_encoded_user(line) :]
     place = _PLAIN_END.search(line)
     end = place.start() if place else len(line)
     options = min((at for mark in "?#" if (at := line.find(mark, 0, end)) >= 0), default=-1)
     if options >= 0:
         line = line[:options] + line[_end_of_options(line, options, end, quote, alone and only) :]
+    encoded = _ENCODED_OPTIONS.search(line, 0, end) if options < 0 else None
+    if encoded and _SECRET_OPTION.search(encoded[0]):
+        line = line[: encoded.start()] + line[encoded.end() :]
     return line + newline + rest
 
 
@@ -100,6 +113,15 @@ def _length_of_user(line: str, quote: str, alone: bool) -> int:
     ends = _PLACE_END if quote or alone else _WORD_END
     found = ends.search(line, 0, reach)
     return line.rfind("@", 0, found.start() if found else reach) + 1
+
+
+def _length_of_encoded_user(line: str) -> int:
+    """Return how many characters at the start of ``line`` are a user part whose ``@`` is percent-encoded."""
+    head = _WORD.match(line)[0]  # type: ignore[index]  # it matches everywhere
+    _, *after = _COLON.split(first := head.partition("/")[0], maxsplit=1)
+    secret = after and not _PORT.match(after[0])
+    ends = [found.end() for found in _AT.finditer(head if secret else first)]
+    return ends[-1] if ends else 0
 
 
 def _closing(line: str, quote: str) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -48,6 +49,20 @@ from rayddl.credentials import scrub
             "at http://h/ failed",
         ),
         ("at s3%3a%2f%2fK%3AsEC%2FRET%40b%2Fx%3Fsecret_key%3DsECRET failed", "at s3%3a%2f%2fb%2Fx failed"),
+        # As `quote` of Python writes them, by default, in parts and more than once.
+        ("s3%3A//K%3AsEC/RET%40b/x%3Fsecret_key%3DsECRET", "s3%3A//b/x"),
+        ("at http://h/p/s3%3A//K%3AsECRET%40b failed", "at http://h/p/s3%3A//b failed"),
+        ("s3:%2F%2FK:sECRET%40b%2Fx", "s3:%2F%2Fb%2Fx"),
+        ("s3%253A%252F%252FK%253AsEC%252FRET%2540b%252Fx", "s3%253A%252F%252Fb%252Fx"),
+        ("s3%3A%2F%2FK%3AsEC/RET@b/x", "s3%3A%2F%2Fb/x"),
+        ("s3://K:sEC/RET%40b/x", "s3://b/x"),
+        ("s3://K%3AsEC/RET%40b/x", "s3://b/x"),
+        ("s3://b/x%3Fregion%3Da%26secret_key%3DsECRET: denied", "s3://b/x denied"),
+        ("s3://b/mail%40example/what%3F/monkey.png", "s3://b/mail%40example/what%3F/monkey.png"),
+        ("http://localhost:8265/a%40b", "http://localhost:8265/a%40b"),
+        # A path has one slash of two.
+        ("no folder s3:/K:sEC/RET@b/x", "no folder s3:/b/x"),
+        ("no folder /data/a:/b@c, nor x:/y:z@d", "no folder /data/a:/b@c, nor x:/y:z@d"),
         ("s3://b/x?a=1&secret_key=sE CR ET", "s3://b/x"),
         ("s3://b/x?token=sE CR ET\nnext", "s3://b/x\nnext"),
         ("cannot open s3://b/x?secret_key=sECRET: denied", "cannot open s3://b/x denied"),
@@ -71,6 +86,8 @@ def test_secrets_never_stay(key: str, secret: str) -> None:
     """No secret key survives, with whatever characters such keys have."""
     assert secret not in scrub(f"s3://{key}:{secret}@bucket/path")
     assert "Sek" not in scrub(f"reading s3://{key}:{secret}@bucket/path failed")
+    for safe in ("", "/", "/:"):
+        assert "Sek" not in scrub(f"reading {quote(f's3://{key}:{secret}@bucket/path', safe)} failed")
 
 
 @pytest.mark.parametrize(
@@ -86,6 +103,12 @@ def test_secrets_never_stay(key: str, secret: str) -> None:
         "%3A%2F%2F",
         "x%3A%2F%2Fa%40",
         "%40",
+        "x://a:%40",
+        "x%3A//a:b/",
+        "%25",
+        "%3Fkey",
+        "x://b%3Fkey",
+        "xy:/a:b",
         ":\\\\/",
     ],
 )
