@@ -20,7 +20,10 @@ FOLDER = "pipelines"
 """Folder in which definitions given without a path are searched: in the current folder, then among the shipped ones."""
 
 _SUFFIXES = (".yaml", ".yml")
-_TOP_KEY = re.compile(rb"""^(\xef\xbb\xbf)?["']?(source|stages|extends)["']?\s*:""", re.MULTILINE)
+_TOP_KEY = re.compile(
+    rb"""(^|\A\s*\{[^\0]*?[{,\s])(\xef\xbb\xbf)?["']?(source|stages|extends)["']?\s*:""", re.MULTILINE
+)
+"""A key of a definition at the start of a line, or anywhere in a file that is one ``{...}``, as JSON is."""
 _KEYS_OF_ONE = "; a definition has the keys name, source, stages"
 _MOST_FILES = 32
 """Files that may extend each other in a chain."""
@@ -196,6 +199,9 @@ def _definitions(folder: Path) -> Sequence[Path]:
 def _maybe_definition(path: Path) -> bool:
     """True if a file has a key of a definition, as text: one with a mistake elsewhere may be meant, too."""
     try:
+        # Opening a named pipe would wait for a writer.
+        if not path.is_file():
+            return False
         with path.open("rb") as file:
             return _TOP_KEY.search(file.read(limits.DOCUMENT_BYTES.value)) is not None
     except OSError:

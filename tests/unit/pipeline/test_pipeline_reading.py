@@ -271,6 +271,39 @@ class TestFinding:
                 "did you mean 'quickstart.yaml'? known definitions: cifar10-mct-ipc1.yaml, quickstart.yaml"
             )
 
+    @pytest.mark.parametrize(
+        ("text", "is_one"),
+        [
+            ('{"name": "d", "source": {"name": "digits"}}', True),
+            ('{\n  "name": "d",\n  "stages": {}\n}', True),
+            ("{name: d,extends: base}", True),
+            ('{"name": "d"}', False),
+            ("a: {source: 1}\n", False),
+            ("\ufeffstages: {}\n", True),
+        ],
+    )
+    def test_which_files_are_known(
+        self,
+        written: Callable[..., Path],
+        text: str,
+        is_one: bool,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """By their keys, also where they are written as JSON."""
+        written(text, "pipelines/d.yaml")
+        monkeypatch.chdir(tmp_path)
+        assert ("d" in reading.names()) == is_one
+
+    def test_a_pipe_is_not_opened(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It would be waited for."""
+        os.mkfifo(tmp_path / "d.yaml")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(reading, "_shipped", lambda: tmp_path / "none")
+        monkeypatch.setattr(Path, "open", lambda path, *_: pytest.fail(f"{path} is opened"))
+        with raises("no-definition"):
+            load("other.yaml")
+
     @pytest.mark.parametrize("folder", ["", "mine/"])
     def test_another_ending(self, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The files next to the missing one are among those that may be meant."""
