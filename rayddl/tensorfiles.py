@@ -6,7 +6,8 @@ import io
 import pickletools
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import IO, Any
 
@@ -38,6 +39,9 @@ _INSTRUCTIONS = re.compile(
     rf"{'|'.join(_NUMBERS)}|BINFLOAT|BINUNICODE|SHORT_BINSTRING|BINPERSID|(LONG_)?BIN(GET|PUT)|PROTO|STOP"
 )
 """Those of a pickle that torch reads."""
+_BYTES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "ComplexDouble": 16, "ComplexFloat": 8}
+_BYTES |= {"Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1, "Bool": 1, "Untyped": 1}
+"""Bytes of a value, by the type of the storage that a pickle names."""
 _FRESH = ("EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT")
 _REPEATS = 4
 """How many times the bytes of a file its tensors may have in all: some share their values."""
@@ -132,19 +136,33 @@ def _refuse_odd_archive(archive: zipfile.ZipFile, size: int) -> None:
     for member in members:
         if member.orig_filename.casefold().endswith(".pkl"):
             with archive.open(member) as pickled:
-                _refuse_odd_pickles(io.BytesIO(pickled.read()), 1, size)
+                needed = _refuse_odd_pickles(io.BytesIO(pickled.read()), 1, size)
+            _refuse_short_storages(members, needed)
 
 
-def _refuse_odd_pickles(stream: io.BufferedIOBase, count: int, size: int) -> None:
-    """Raise :class:`NotTensors` for what :data:`_GLOBALS` lacks in ``count`` pickles of a file of ``size`` bytes.
+def _refuse_short_storages(members: Sequence[zipfile.ZipInfo], needed: Mapping[str, int]) -> None:
+    """Raise :class:`NotTensors` for a storage of more bytes than its member has: some versions of torch read the memory
+    behind the member's, and all of them, where the file is mapped, what follows in it.
+    """
+    for member in members:
+        _, data, key = member.orig_filename.rpartition("/data/")
+        if data and needed.get(key, 0) > member.file_size:
+            raise NotTensors(
+                f"a storage in it has {needed[key]:,} bytes of values and {member.file_size:,} are stored"
+            )
 
-    Likewise for a container that is made of anything but items that follow: it could copy another one a million times,
-    and for storages of more values than the file has bytes: those of the older layout are allocated before they are
-    read. Raises ``ValueError`` for what is no pickle.
+
+def _refuse_odd_pickles(stream: io.BufferedIOBase, count: int, size: int) -> Mapping[str, int]:
+    """Return the bytes of each storage that the last of ``count`` pickles names, in a file of ``size`` bytes.
+
+    Raises :class:`NotTensors` for what :data:`_GLOBALS` lacks. Likewise for a container that is made of anything but
+    items that follow: it could copy another one a million times, and for storages of more values than the file has
+    bytes: those of the older layout are allocated before they are read. Raises ``ValueError`` for what is no pickle.
     """
     # A reader allocates what it is asked for.
     reader: Any = SimpleNamespace(read=lambda most: stream.read(min(most, size)), readline=stream.readline)
     argument: Any
+    storages = _Storages(size)
     for _ in range(count):
         containers: set[int] = set()
         pushed = called = False
@@ -166,18 +184,31 @@ def _refuse_odd_pickles(stream: io.BufferedIOBase, count: int, size: int) -> Non
                 (containers.add if pushed else containers.discard)(argument)
             else:
                 pushed = called = name.endswith("GET") and argument in containers
+    return storages.bytes
+
+
+@dataclass(frozen=True)
+class _Type:
+    """The type of a storage, as far as it matters here."""
+
+    bytes: int
+    """Bytes of a value; 0 if it is not known."""
 
 
 class _Storages:
     """The sizes of the storages that a pickle names, followed instruction by instruction."""
 
     def __init__(self, most: int) -> None:
-        self._most, self._last, self._text = most, "", ""
-        self._open: list[list[Any]] = []
-        """Texts and numbers since each mark."""
-        self._closed: list[Any] = []
+        self.bytes: dict[str, int] = {}
+        """By name, the bytes of the values of each storage."""
+        self._most, self._last = most, ""
+        self._seen: str | _Type | None = None
+        """The text or type that the last instruction put there."""
+        self._open: list[list[str | int | _Type]] = []
+        """Texts, numbers and types since each mark."""
+        self._closed: list[str | int | _Type] = []
         """Those of the last tuple."""
-        self._texts: dict[int, str] = {}
+        self._kept: dict[int, str | _Type] = {}
         self._values: dict[str, int] = {}
         self._total = 0
 
@@ -186,39 +217,52 @@ class _Storages:
         for one that is not named as torch does it.
         """
         if name.endswith("PUT"):
-            if self._last in _NUMBERS:
-                raise NotTensors("it keeps a number for later use, which files of tensors never do")
-            if self._last == "BINUNICODE":
-                self._texts[argument] = self._text
-            else:
-                self._texts.pop(argument, None)
+            self._keep(argument)
             return  # as if it were not there
+        self._seen = None
         if name == "MARK":
             self._open.append([])
         elif name in ("TUPLE", "APPENDS", "SETITEMS"):
+            # A PUT after it would keep what is below, which may be a number.
+            if self._last == "MARK" and name != "TUPLE":
+                raise NotTensors("it adds nothing to a list or dictionary, which files of tensors never do")
             self._closed = self._open.pop() if self._open else []
         elif name == "BINUNICODE":
-            self._text = argument
             self._push(argument)
+        elif name == "GLOBAL":
+            kind = argument.rpartition(" ")[2]
+            if kind.endswith("Storage"):
+                self._push(_Type(_BYTES.get(kind.removesuffix("Storage"), 0)))
         elif name.endswith("GET"):
-            self._push(self._texts.get(argument))
+            self._push(self._kept.get(argument))
         elif name in _NUMBERS:
             self._push(argument)
         elif name == "BINPERSID":
             self._storage()
         self._last = name
 
-    def _push(self, value: Any) -> None:
+    def _keep(self, place: int) -> None:
+        if self._last in _NUMBERS:
+            raise NotTensors("it keeps a number for later use, which files of tensors never do")
+        if self._seen is not None:
+            self._kept[place] = self._seen
+        else:
+            self._kept.pop(place, None)
+
+    def _push(self, value: str | int | _Type | None) -> None:
+        self._seen = None if isinstance(value, int) else value
         if self._open and value is not None:
             self._open[-1].append(value)
 
     def _storage(self) -> None:
         texts = [each for each in self._closed if isinstance(each, str)]
         numbers = [each for each in self._closed if isinstance(each, int)]
-        if self._last != "TUPLE" or len(texts) < 2 or not numbers:
+        bytes_ = max((each.bytes for each in self._closed if isinstance(each, _Type)), default=0)
+        if self._last != "TUPLE" or len(texts) < 2 or not numbers or not bytes_:
             raise NotTensors("it names a storage otherwise than torch does")
         before = self._values.get(texts[1], 0)
         self._values[texts[1]] = max(before, *numbers)
+        self.bytes[texts[1]] = max(self.bytes.get(texts[1], 0), bytes_ * max(numbers))
         self._total += self._values[texts[1]] - before
         if self._total > self._most:
             raise NotTensors(

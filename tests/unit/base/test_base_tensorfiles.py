@@ -127,6 +127,13 @@ _LARGE = b"\x8a\x05" + struct.pack("<q", 2**31)[:5]
         (lambda: _huge(_LARGE + b"N"), "2,147,483,648 values in all, and the file has"),
         (lambda: _huge(b"J\xff\xff\xff\x7fN"), "2,147,483,647 values in all"),
         (lambda: _huge(_LARGE + b"q\x400h\x40N"), "keeps a number for later use"),
+        # The number stays below, and is kept as if it were the dictionary.
+        (lambda: _huge(b"K\x06N" + _LARGE + b"(uq\x40"), "adds nothing to a list or dictionary"),
+        (lambda: _huge(b"K\x06N" + _LARGE + b"(eq\x40"), "adds nothing to a list or dictionary"),
+        (
+            lambda: _old(torch.zeros(2, 3)).replace(b"FloatStorage", b"OtherStorage"),
+            "otherwise than torch does",
+        ),
         (
             lambda: re.sub(rb"K\x06Nt(q.)Q", b"K\x06Nt\\1NQ", _old(torch.zeros(2, 3))),
             "otherwise than torch does",
@@ -141,6 +148,28 @@ def test_storages_are_compared_with_the_file_before_they_are_allocated(
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch reads it"))
     with pytest.raises(tensorfiles.NotTensors, match=said):
         tensorfiles.load(io.BytesIO(make()))
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.uint8, torch.bool, torch.float16, torch.float32, torch.int64, torch.complex128, torch.uint16],
+)
+@pytest.mark.parametrize("mapped", [False, True])
+def test_no_storage_is_larger_than_its_member(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, mapped: bool
+) -> None:
+    """What follows in the file, or in memory, is no part of it."""
+    whole = _saved([torch.zeros(100, dtype=dtype), torch.ones(100, dtype=dtype)])
+    path = tmp_path / "f.pt"
+    path.write_bytes(_edited(whole, lambda n, d: [(n, d)]))
+    assert [each.dtype for each in tensorfiles.load(str(path), mapped=mapped)] == [dtype] * 2
+    path.write_bytes(_edited(whole, lambda n, d: [(n, d[:-1] if n.endswith("data/0") else d)]))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch reads it"))
+    bytes_ = 100 * dtype.itemsize
+    with pytest.raises(
+        tensorfiles.NotTensors, match=f"has {bytes_:,} bytes of values and {bytes_ - 1:,} are stored"
+    ):
+        tensorfiles.load(str(path), mapped=mapped)
 
 
 @pytest.mark.parametrize("save", [_saved, _old])
