@@ -1,8 +1,7 @@
 """A local Ray whose memory monitor allows 2 GiB more than are in use, and a task that takes more: `python eats.py`.
 
-Prints, as JSON, how often the task was begun, whether it ended by itself, and what its error means. The first argument
-is the task's
-`max_retries`.
+Prints, as JSON, how often the task was begun, whether it ended by itself, what its error means and says, and the limit
+in GiB. The first argument is the task's `max_retries`.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ def main() -> None:
                 break
         if told["ended"]:
             told |= meaning(ref)
-        json.dump({"begun": times(begun), **told}, sys.stdout)
+        json.dump({"begun": times(begun), "limit": limit * whole / GIB, **told}, sys.stdout)
     cluster.stop()
 
 
@@ -98,6 +97,7 @@ def meaning(ref: Any) -> dict[str, object]:
         told: dict[str, object] = {
             "out_of_memory": failures.out_of_memory(error),
             "lost": failures.lost(error),
+            "said": str(error),
         }
         try:
             failures.explain(error, "unit 3")

@@ -19,6 +19,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 NEEDED_GIB = 10
 """What has to be free: 2 GiB are taken, more if the monitor is late, and other tests run beside this one."""
 
+ROUNDED = 0.06
+"""By how much two figures in GiB differ at most of which one has one digit after the point, and the other has two."""
+
 
 def eaten(max_retries: int, **variables: str) -> dict[str, Any]:
     """How a task ended that takes more memory than it may."""
@@ -48,10 +51,26 @@ def test_a_task_that_ray_tries_again() -> None:
     # One that is killed before it begins, because others take memory meanwhile, was tried as well.
     assert told["begun"] <= failures.OOM_RETRIES + 1
     assert (told["out_of_memory"], told["lost"]) == (True, False)
-    needs, has = re.search(
-        r"needs more than ([\d.]+) GiB, and node \S+ has ([\d.]+) GiB", told["message"]
-    ).groups()
-    # Ray reads the node and the worker at two moments, between which others may take or return memory.
-    assert 0 <= float(has) <= float(needs) + 1
+    needs, has, whole, most, others = (
+        float(figure)
+        for figure in re.search(
+            r"needs more than ([\d.]+) GiB, and node \S+ has ([\d.]+) GiB for it: of ([\d.]+) GiB at most ([\d.]+) may "
+            r"be used, and other processes hold ([\d.]+)\.",
+            told["message"],
+        ).groups()
+    )
+    # What is the machine's and was asked for, in GiB.
+    assert whole == pytest.approx(machine.memory_bytes() / 2**30, abs=ROUNDED)
+    assert most == pytest.approx(told["limit"], abs=ROUNDED)
+    # Ray reads the node and the worker at two moments, between which others may take or return memory: the figures are
+    # compared with its own report of these two readings, not with each other.
+    said = told["said"]
+    killed = [line for line in said.splitlines() if "Selected to kill" in line] or [said]
+    held = max(float(each) for each in re.findall(r"memory used=([\d.]+)GB", "\n".join(killed)))
+    used, limit = map(float, re.search(r"([\d.]+)GB(?: used)? / ([\d.]+)GB", said).groups())
+    assert limit == pytest.approx(whole, abs=ROUNDED)
+    assert needs == pytest.approx(held, abs=ROUNDED)
+    assert others == pytest.approx(max(0, used - held), abs=ROUNDED)
+    assert has == pytest.approx(max(0, most - others), abs=3 * ROUNDED)
     assert "resources.at_once" in told["message"]
     assert "a node with more memory" in told["message"]
