@@ -15,6 +15,7 @@ from rayddl import documents
 from rayddl.data.config import SourceConfig, recorded_source
 from rayddl.data.dataset import ImageDataset
 from rayddl.data.distilled import DistilledSet
+from rayddl.data.pixels.decode import DEEPEST, FORMATS
 from rayddl.data.sources import registry as sources
 from rayddl.data.sources.trees import EXTENSIONS
 from rayddl.errors import ArtifactError
@@ -209,6 +210,8 @@ def _values(
         "bytes": not made.stored.is_floating_point(),
         "cifar": _CIFAR.get(source.name if source else ""),
         "endings": EXTENSIONS,
+        "formats": FORMATS,
+        "white": (source.range if source else None) or DEEPEST,
         "grey": made.space.shape[0] == 1,
         "sides": (made.space.shape[2], made.space.shape[1]),
         "notes": _notes(made, net, config),

@@ -397,7 +397,10 @@ def test_held_out_images_come_from_where_they_are(
             # As a camera held upright stores it: turned to the left, with an orientation that says so.
             turned = Image.Exif()
             turned[ExifTags.Base.Orientation] = 6
-            image = Image.fromarray(digits.test.images[i, 0].numpy()).transpose(Image.Transpose.ROTATE_90)
+            pixels = digits.test.images[i, 0].numpy()
+            # The last one has 16 bits a pixel, of which 65535 is white.
+            pixels = pixels.astype("uint16") * 257 if i == places[-1] else pixels
+            image = Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90)
             image.save(tmp_path / "test" / name / f"{i}.png", exif=turned)
     space = fit("normalise", digits.train.images)
     given = {"name": "imagefolder", "root": str(tmp_path), "size": 8, "train": "test", "test": "test"}
@@ -416,11 +419,17 @@ def test_held_out_images_come_from_where_they_are(
         for name in ("9/._0.png", ".git/0.png", "9/.thumbs/0.png", "9/broken.png", "9/notes.txt", "list.png"):
             (tmp_path / "test" / name).parent.mkdir(exist_ok=True)
             (tmp_path / "test" / name).write_bytes(b"Mac OS X")
+        # PIL reads these formats, the first of them with a program of its own.
+        for name, kind in (("program.png", "EPS"), ("9.tga", "TGA")):
+            Image.new("L", (8, 8)).save(tmp_path / "test" / "9" / name, kind)
         (tmp_path / "test" / "9" / "empty").mkdir()
         images, labels = opened(to).held_out(str(tmp_path / "test"))
         assert labels.tolist() == [0, 0, 1, 1]
         assert torch.equal(images, digits.test.images[torch.cat(two)])
-        assert f"left out of TEST, as by rayddl, 1 unreadable: {['9/broken.png']}" in capsys.readouterr().err
+        assert (
+            f"left out of TEST, as by rayddl, 3 unreadable: {['9/9.tga', '9/broken.png', '9/program.png']}"
+            in capsys.readouterr().err
+        )
 
 
 def test_a_script_without_seeds_says_what_it_needs(
