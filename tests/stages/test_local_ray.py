@@ -397,6 +397,10 @@ def test_a_start_without_memory_is_explained_by_it(monkeypatch: pytest.MonkeyPat
     )
     assert "End other programs that use memory, or give this machine or container more" in text
     assert "heavy load" not in text
+    late = local._refusal(
+        ValueError(f"{'a line of the log ' * 30}Cannot allocate memory"), "/tmp/ray", "ray.log"
+    )
+    assert "too little memory is free" in late
 
 
 @pytest.mark.parametrize(("alive", "asked"), [(True, 4), (False, 1)])

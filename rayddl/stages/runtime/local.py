@@ -199,8 +199,9 @@ def _clear(mark: str) -> None:
 
 
 def _refusal(error: Exception, folder: str, log: str) -> str:
-    said = " ".join(scrub(str(error)).split())[:300].rstrip(".") or type(error).__name__
-    if _SHORT_OF_MEMORY.search(said):
+    text = " ".join(scrub(str(error)).split())
+    said = text[:300].rstrip(".") or type(error).__name__
+    if _SHORT_OF_MEMORY.search(text):
         free, whole, store = (
             f"{amount / 2**30:.1f} GiB"
             for amount in (machine.free_bytes(), machine.memory_bytes(), store_bytes())
