@@ -72,10 +72,12 @@ class Fitted:
     """Settings of a stage that were not given and follow the number of training images."""
 
     images: int
-    settings: Mapping[str, float]
+    settings: Mapping[str, Any]
+    """Their values, as in JSON."""
 
     def __str__(self) -> str:
-        listed = ", ".join(f"{name} {value:g}" for name, value in self.settings.items())
+        values = {k: f"{v:g}" if isinstance(v, float) else v for k, v in self.settings.items()}
+        listed = ", ".join(f"{name} {value}" for name, value in values.items())
         which = "it" if len(self.settings) == 1 else "them"
         return f"{listed}, for {self.images:,} training images; set {which} to change"
 
@@ -221,13 +223,14 @@ def _fitted(definition: Definition) -> tuple[Definition, dict[str, Fitted]]:
     images = source_summary(definition.source).train
     stages, said = fitted(definition.stages, images), {}
     for before, after in zip(definition.stages, stages, strict=True):
+        config = after.config
         changed = {
-            name: getattr(after.config, name)
-            for name in type(after.config).model_fields
-            if getattr(after.config, name) != getattr(before.config, name)
+            name
+            for name in type(config).model_fields
+            if getattr(config, name) != getattr(before.config, name)
         }
         if changed:
-            said[after.name] = Fitted(images, changed)
+            said[after.name] = Fitted(images, config.model_dump(mode="json", include=changed))
     return replace(definition, stages=stages), said
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rayddl.nets.config import NetConfig
 from rayddl.pipeline import api
 from rayddl.pipeline.plan import Plan
 from rayddl.pipeline.tables import as_text
@@ -127,3 +129,16 @@ def test_windows_enter_the_fingerprint_with_their_defaults() -> None:
     assert without_resources(config) == {
         "kind": "match", "experts": "e", "ipc": 1, "expert_epochs": 2.0, "max_start_epoch": 2.0, "syn_steps": 20,
     }  # fmt: skip
+
+
+def test_any_setting_can_follow_the_number_of_images(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin's kind may choose a text, a network or a number of seven digits."""
+    chosen = {"augment": "none", "net": NetConfig(name="mlp", norm="none"), "epochs": 1_234_567}
+    monkeypatch.setattr(TeacherConfig, "fitted", lambda config, *_: config.model_copy(update=chosen))
+    plan = _plan(photos)
+    told = " ".join(as_text(plan).split())
+    assert "augment none" in told
+    assert "epochs 1234567" in told
+    (stage,) = (each for each in plan.to_json()["stages"] if each["stage"] == "teacher")
+    assert (stage["fitted"]["augment"], stage["fitted"]["net"]["name"]) == ("none", "mlp")
+    json.dumps(plan.to_json())
