@@ -27,6 +27,8 @@ from rayddl.errors import ArtifactError, PathError
 UnreachableError = s3.UnreachableError
 _SCRATCH = re.compile(r"\.tmp-[0-9a-f]{8}$")
 """The end of the name of a file that is being written."""
+_HALVES = re.compile("[\ud800-\udfff]")
+"""Bytes that are not UTF-8, as ``os`` gives them, and other halves of characters."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,16 @@ class Folder:
     def _opened(self) -> tuple[fs.FileSystem, str]:
         if "\0" in self.uri:
             raise PathError(f"{self.uri!r} is no path: it holds a zero byte", code="path-with-zero-byte")
+        if _HALVES.search(self.uri):
+            try:
+                written = localfiles.shown(self.uri)
+            except UnicodeEncodeError:
+                written = ascii(self.uri)
+            raise PathError(
+                f"{scrub(written)} is not UTF-8; write the name of an existing folder as it is shown here, or choose "
+                "another name",
+                code="path-not-utf-8",
+            )
         if "://" not in self.uri:
             return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(self.uri))
         hosts.check(self.uri)

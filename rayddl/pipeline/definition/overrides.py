@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
+from rayddl import localfiles
 from rayddl.data.config import SourceConfig
 from rayddl.pipeline.definition.document import Document, parse
 from rayddl.pipeline.definition.problems import Key, Place, Problems, dotted, quoted
@@ -25,12 +26,19 @@ TOP_KEYS = ("name", "seed", "source", "description")
 
 
 def as_text(overrides: Overrides) -> tuple[str, ...]:
-    """Return the overrides as they would be typed."""
+    r"""Return the overrides as they would be typed, with a byte that is not UTF-8 as ``\xe9``."""
     if isinstance(overrides, str):
-        return (overrides,)
+        return (_utf8(overrides),)
     if isinstance(overrides, Mapping):
         return tuple(f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items())
-    return tuple(overrides)
+    return tuple(map(_utf8, overrides))
+
+
+def _utf8(text: str) -> str:
+    try:
+        return localfiles.shown(text)
+    except UnicodeEncodeError:  # half of a character, which YAML refuses
+        return text
 
 
 def apply(

@@ -172,3 +172,14 @@ def test_a_zero_byte_is_in_no_path(tmp_path: Path) -> None:
             Folder(where).exists()
     with raises("path-leaves-folder"):
         Folder(str(tmp_path)).has("a\0b")
+
+
+@pytest.mark.parametrize(("name", "written"), [("a\udce9", "a\\xe9"), ("\ud800", "\\ud800")])
+def test_a_path_that_is_not_utf_8_is_refused_in_words(tmp_path: Path, name: str, written: str) -> None:
+    """Arrow's own error is a traceback; the way to write a folder that is there is in the sentence."""
+    with raises("path-not-utf-8") as caught:
+        Folder(f"{tmp_path}/{name}").exists()
+    assert f"{written}" in str(caught.value)
+    if name == "a\udce9":
+        os.mkdir(os.fsencode(f"{tmp_path}/{name}"))
+        assert Folder(f"{tmp_path}/{written}").exists()

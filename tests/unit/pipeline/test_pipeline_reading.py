@@ -84,6 +84,12 @@ class TestUnicode:
         found = load({"name": "d", "source": source, "stages": stages})
         assert found.source.root == f"{tmp_path}/caf\\xe9"
         assert registry.load(found.source).train.classes == ("a", "b")
+        given = load(
+            {"name": "d", "source": source | {"root": "x"}, "stages": stages},
+            [f"source.root={source['root']}"],
+        )
+        assert given.source.root == found.source.root
+        assert given.overrides == (f"source.root={found.source.root}",)
 
 
 class TestOneProblem:
