@@ -306,8 +306,9 @@ class TestFinding:
         os.mkfifo(tmp_path / "d.yaml")
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(reading, "_shipped", lambda: tmp_path / "none")
-        monkeypatch.setattr(Path, "open", lambda path, *_: pytest.fail(f"{path} is opened"))
-        with raises("no-definition"):
+        # The sentences of errors are read from a file, after the context.
+        with raises("no-definition"), monkeypatch.context() as patched:
+            patched.setattr(Path, "open", lambda path, *_: pytest.fail(f"{path} is opened"))
             load("other.yaml")
 
     @pytest.mark.parametrize("folder", ["", "mine/"])
