@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+import subprocess
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,6 +19,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 COMPILATIONS = 10_000
 """Compilations of one function's code in a process, such as the steps of one student after another. After torch's own
 limit of 8, a step would fail, and run uncompiled from there on."""
+
+_COMPILER = re.compile(r"(\S*[/-])?(cc|c\+\+|gcc|g\+\+|clang|clang\+\+)(-[\d.]+)?(\s|$)")
+"""A command of a C or C++ compiler, such as ``/usr/bin/gcc-12``."""
 
 _told: list[str] = []
 """The warning that was shown; it is shown once per process."""
@@ -82,12 +87,41 @@ def _is_compiler_failure(error: BaseException) -> bool:
 
 
 def _warn_once(error: BaseException) -> None:
-    if not _told:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        warnings.warn(
-            f"torch.compile does not work here ({reason}); going on uncompiled, several times slower. "
-            "Install a C++ compiler (g++ or clang++) and Python's headers; `rayddl doctor` checks both.",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-        _told.append(reason)
+    if _told:
+        return
+    causes = _causes(error)
+    reason = ": ".join([type(causes[-1]).__name__, *str(causes[-1]).strip().splitlines()[:1]])
+    if any(_lacks_compiler(cause) for cause in causes):
+        remedy = "Install a C++ compiler (g++ or clang++) and Python's headers; `rayddl doctor` checks both."
+    else:
+        remedy = "`compile: false` for the stage, or RAYDDL_COMPILE=0 in the environment, skips the attempt."
+        if type(causes[-1]).__name__ not in ("TritonMissing", "GPUTooOldForTriton"):
+            remedy = f"The failure is inside torch's compiler; please report it to PyTorch. {remedy}"
+    warnings.warn(
+        f"torch.compile failed ({reason}); continuing uncompiled, several times slower. {remedy}",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    _told.append(reason)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """``error`` and the errors that torch's compiler wraps in it, the first cause last."""
+    found: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in found:
+        found.append(cause)
+        cause = getattr(cause, "inner_exception", None) or cause.__cause__
+    return found
+
+
+def _lacks_compiler(error: BaseException) -> bool:
+    """True if ``error`` is that of a C or C++ compiler that is missing or fails, as without Python's headers.
+
+    Triton compiles the launchers of its kernels with one.
+    """
+    if isinstance(error, subprocess.CalledProcessError):
+        command = error.cmd if isinstance(error.cmd, str) else str(error.cmd[0])
+        return bool(_COMPILER.match(command))
+    name = type(error).__name__
+    return name in ("InvalidCxxCompiler", "CppCompileError") or "Failed to find C compiler" in str(error)

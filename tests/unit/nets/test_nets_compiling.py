@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import warnings
 from collections.abc import Callable
 
 import pytest
 import torch
+import torch._dynamo.exc
+import torch._inductor.exc
 from torch.utils.flop_counter import FlopCounterMode
 
 from rayddl.nets import compiling, passes
@@ -46,21 +49,47 @@ def test_one_process_compiles_many_functions_of_one_code(monkeypatch: pytest.Mon
     assert found == list(range(12))
 
 
-def test_without_a_compiler_one_warning_and_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where compiling fails, one warning per process names the remedy and the function still works."""
+def failing(error: BaseException) -> Callable[..., object]:
+    """In place of ``torch.compile``: the compiled function raises ``error``."""
 
-    def broken(function: object, **_: object) -> object:
+    def compile_(function: object, **_: object) -> object:
         del function
 
         def fail(*_: object) -> None:
-            raise torch._inductor.exc.InvalidCxxCompiler
+            raise error
 
         return fail
 
-    monkeypatch.setattr(torch, "compile", broken)
+    return compile_
+
+
+def inductor(error: Exception) -> BaseException:
+    """``error`` as torch's compiler raises it."""
+    return torch._inductor.exc.InductorError(error, None)
+
+
+COMPILER = r"continuing uncompiled.*g\+\+ or clang\+\+.*rayddl doctor"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch._inductor.exc.InvalidCxxCompiler(),
+        inductor(torch._inductor.exc.InvalidCxxCompiler()),
+        inductor(torch._inductor.exc.CppCompileError(["g++", "x.cpp"], "fatal error: Python.h")),
+        inductor(RuntimeError("Failed to find C compiler. Please specify via CC environment variable")),
+        inductor(subprocess.CalledProcessError(1, ["/usr/bin/gcc-12", "main.c"])),
+    ],
+    ids=str,
+)
+def test_without_a_compiler_one_warning_and_the_same_result(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where compiling fails, one warning per process names the remedy and the function still works."""
+    monkeypatch.setattr(torch, "compile", failing(error))
     monkeypatch.setattr(compiling, "_told", [])
     x = torch.arange(4.0)
-    with pytest.warns(RuntimeWarning, match=r"going on uncompiled.*g\+\+ or clang\+\+.*rayddl doctor"):
+    with pytest.warns(RuntimeWarning, match=COMPILER):
         result = compiling.compiled(square)(x)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -68,6 +97,35 @@ def test_without_a_compiler_one_warning_and_the_same_result(monkeypatch: pytest.
 
     assert torch.equal(result, square(x))
     assert torch.equal(again, square(x))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (inductor(AssertionError("no such node\nmore")), "AssertionError: no such node"),
+        (inductor(KeyError()), "KeyError"),
+        (
+            torch._dynamo.exc.BackendCompilerFailed(square, ValueError("its reason"), None),
+            "ValueError: its reason",
+        ),
+        (
+            inductor(subprocess.CalledProcessError(1, ["ptxas", "x.ptx"])),
+            "CalledProcessError: Command .*ptxas.*",
+        ),
+    ],
+    ids=str,
+)
+def test_a_failure_inside_the_compiler_is_named_as_one(
+    error: BaseException, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No compiler is missing, so none is to be installed; the warning quotes the first cause and has the settings."""
+    monkeypatch.setattr(torch, "compile", failing(error))
+    monkeypatch.setattr(compiling, "_told", [])
+    with pytest.warns(
+        RuntimeWarning, match=rf"failed \({reason}\);.*report it to PyTorch.*`compile: false`"
+    ) as caught:
+        compiling.compiled(square)(torch.arange(4.0))
+    assert "g++" not in str(caught[0].message)
 
 
 def test_results_of_graphs_outlive_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
