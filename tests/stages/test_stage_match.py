@@ -110,6 +110,8 @@ def test_the_summary_repeats_the_tables(mct):
         "lr_student": table["lr_student"][-1],
         "skipped": 0,
         "retries": 0,
+        "lr_image": 20.0,
+        "lr_lr": 1e-4,
         "bytes": 10 * 64 * 4,
         "seconds_per_iteration": sorted(table["seconds"])[ITERATIONS // 2],
         "accuracy_last": fmean(mct.table("accuracy.parquet")["accuracy"][-STUDENTS:]),

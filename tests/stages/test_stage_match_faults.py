@@ -157,7 +157,7 @@ def test_a_run_gone_astray_stops_with_the_facts_and_keeps_the_last_good_set(stag
     assert "The last good state was restored 1 times, each time with a tenth of the rates." in text
     assert "Try a smaller lr_image (it was 2e+08) or lr_lr (it was 0.0001)." in text
     assert progress.notes == [
-        "iteration 0: diverged; restored the last good state with rates at 0.1 of the definition's"
+        "iteration 0: diverged; restored the last good state with lr_image at 2e+07 and lr_lr at 1e-05"
     ]
     images, labels, lr = matcher.read_snapshot(_folder(tmp_path), "last-good.safetensors")
     assert (tuple(images.shape), labels.tolist()) == ((10, 1, 8, 8), list(range(10)))

@@ -33,25 +33,40 @@ def before(config: MatchConfig, stages: Stages, outlook: Outlook) -> Iterator[st
 
 
 def after(summary: Mapping[str, Any]) -> Iterator[str]:
-    """A matching that diverged and went on with lower rates; a loss above 1, or one that did not fall."""
+    """A matching that diverged and continued with lower rates; a loss above 1, or one that did not fall."""
     retries = int(cautions.number(summary, "retries") or 0)
+    lr_image, lr_lr = (cautions.number(summary, key) for key in ("lr_image", "lr_lr"))
     if retries > 0:
-        share = f"{0.1**retries:g}"
+        share = 0.1**retries
+        lower = [
+            _lower(name, value, share)
+            for name, value in (("lr_image", lr_image), ("lr_lr", lr_lr))
+            if value != 0
+        ]
         yield (
-            f"the matching diverged {retries} time{'s' * (retries > 1)}, and went on from the last good state with "
-            f"rates of {share} of the definition's; set lr_image, and lr_lr, to {share} of what they are, so that no "
-            "iteration is lost"
+            f"the matching diverged {retries} time{'s' * (retries > 1)} and continued from the last good state with "
+            f"{share:g} of its rates; set {' and '.join(lower)}, so that no iteration is lost"
         )
     first, last = (cautions.number(summary, key) for key in ("loss_first", "loss_last"))
     if first is None or last is None:
         return
+    here = "" if lr_image is None else f" ({lr_image:g} here)"
     if last > UNMATCHED:
         yield (
             f"the matching loss ended at {last:.2f}; above 1, students end farther from the experts' target than they "
-            "started; lower lr_student, lower or raise lr_image by a factor of ten, or run more iterations"
+            f"started; lower lr_student, lower or raise lr_image{here} by a factor of ten, or run more iterations"
         )
     elif last > FALLEN * first and (cautions.number(summary, "iterations") or 0) >= LONG_ENOUGH:
         yield (
             f"the matching loss did not fall ({first:.3f} at the start, {last:.3f} at the end): the images have hardly "
-            "learned; raise lr_image by a factor of ten, or run more iterations"
+            f"learned; raise lr_image{here} by a factor of ten, or run more iterations"
         )
+
+
+def _lower(name: str, value: float | None, share: float) -> str:
+    """The setting ``name`` at ``share`` of ``value``, which was in force; summaries of earlier versions have none."""
+    return (
+        f"{name} to {share:g} of its value"
+        if value is None
+        else f"{name}: {value * share:g} ({value:g} here)"
+    )

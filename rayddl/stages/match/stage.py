@@ -181,9 +181,10 @@ def _distil(
             noted = where.retries
             where = workers.get(worker.advance.remote(stop, SLICE_SECONDS), "the matching loop")
             if where.retries > noted:
+                share = 0.1**where.retries
                 progress.note(
-                    f"iteration {where.iteration}: diverged; restored the last good state with rates at "
-                    f"{0.1**where.retries:g} of the definition's"
+                    f"iteration {where.iteration}: diverged; restored the last good state with lr_image at "
+                    f"{share * config.lr_image:g} and lr_lr at {share * config.lr_lr:g}"
                 )
             if where.diverged is not None:
                 workers.get(worker.keep.remote("last-good.safetensors", None), "keeping the set")
@@ -251,6 +252,9 @@ def _summary(
         "seconds_per_iteration": sorted(rows["seconds"])[len(losses) // 2],
         "skipped": where.skipped,
         "retries": where.retries,
+        # In force, also where the definition does not give them.
+        "lr_image": config.lr_image,
+        "lr_lr": config.lr_lr,
         "bytes": made.images.numel() * 4,
         "accuracy_last": short_evaluations.newest(accuracies) if accuracies else None,
     }

@@ -83,10 +83,16 @@ EVALUATED = {
         ("match", {"loss_first": 0.9, "loss_last": 0.6, "iterations": 300}, None),
         (
             "match",
-            {"retries": 2},
-            "diverged 2 times, and went on from the last good state with rates of 0.01 of",
+            {"retries": 2, "lr_image": 500.0, "lr_lr": 1e-5},
+            "diverged 2 times and continued from the last good state with 0.01 of its rates; set lr_image: 5 "
+            "(500 here) and lr_lr: 1e-07 (1e-05 here)",
         ),
-        ("match", {"retries": 1, "loss_first": 0.9, "loss_last": 0.6, "iterations": 300}, "lr_lr, to 0.1 of"),
+        (
+            "match",
+            {"retries": 1, "loss_first": 0.9, "loss_last": 0.6, "iterations": 300},
+            "lr_lr to 0.1 of its value",
+        ),
+        ("match", {"loss_first": 1.2, "loss_last": 8.7, "lr_image": 500.0}, "raise lr_image (500 here) by"),
         ("match", {"retries": 0, "loss_first": 0.9, "loss_last": 0.6, "iterations": 300}, None),
         ("evaluate", EVALUATED, "worse than a random choice"),
         (
