@@ -128,7 +128,7 @@ def submit(
             ended = jobs.follow(job, lambda text: typer.echo(coloured(text), nl=False))
         except KeyboardInterrupt:
             typer.echo(
-                f"\nthe job goes on; watch it again with:\n  {views.command('logs', job, address)} --follow",
+                f"\nthe job continues; watch it again with:\n  {views.command('logs', job, address)} --follow",
                 err=True,
             )
             raise typer.Exit(INTERRUPTED) from None

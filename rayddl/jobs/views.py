@@ -24,7 +24,7 @@ def command(verb: str, job: str, address: str | None) -> str:
 
 def submitted(job: str, out: str, address: str | None) -> str:
     """Return the message after a job was submitted."""
-    lines = [f"job {job}, results under {scrub(out)}; it goes on without this command"]
+    lines = [f"job {job}, results under {scrub(out)}; it continues without this command"]
     lines += [f"  {command(verb, job, address)}" for verb in ("status", "logs", "stop")]
     return "\n".join(lines)
 

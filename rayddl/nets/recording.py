@@ -52,7 +52,7 @@ class _Recorded:
                 self._known.clear()
                 warnings.warn(
                     f"the student's steps cannot be replayed as a CUDA graph ({str(error).strip().splitlines()[0]}); "
-                    "going on without, slower. `cuda_graphs: false` skips the attempt.",
+                    "continuing without, slower. `cuda_graphs: false` skips the attempt.",
                     RuntimeWarning,
                     stacklevel=2,
                 )

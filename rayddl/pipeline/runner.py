@@ -28,7 +28,7 @@ from rayddl.stages.context import Context, Result
 from rayddl.stages.runtime import room
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-_KEPT = "what was done so far is kept, and the same command goes on from there"
+_KEPT = "what was done so far is kept, and the same command continues from there"
 _NOTICE_SECONDS = 5.0
 """Time limit of an interrupt for another thread's write of the record."""
 _importing = threading.Lock()

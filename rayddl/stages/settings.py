@@ -238,8 +238,8 @@ class TeamStageConfig(NetStageConfig):
     batches are those of one worker, and so is the result, but for rounding and dropout. ``evaluate``: students of soft
     labels, one after another."""
     min_workers: int | None = Field(default=None, ge=1)
-    """The least of ``workers`` with which the team trains where no more have room: it begins with as many as fit, goes
-    on with fewer after the loss of a node, and grows again with the cluster. Default: all ``workers``."""
+    """The least of ``workers`` with which the team trains where no more have room: it begins with as many as fit,
+    continues with fewer after the loss of a node, and grows again with the cluster. Default: all ``workers``."""
 
     @model_validator(mode="after")
     def _least_of_all(self) -> TeamStageConfig:

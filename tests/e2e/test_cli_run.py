@@ -176,7 +176,7 @@ def test_crash(rayddl: Rayddl, tmp_path: Path) -> None:
     assert ended.stderr == (
         "error: stage 'first' stopped on an unexpected error: RuntimeError: the stage broke\n"
         f"  its traceback is in runs/{folder}/error.txt; "
-        "what was done so far is kept, and the same command goes on from there\n"
+        "what was done so far is kept, and the same command continues from there\n"
     )
     assert "RuntimeError: the stage broke" in (tmp_path / "runs" / folder / "error.txt").read_text()
 

@@ -109,7 +109,7 @@ class Settings(WindowRule, Augmented):
     image_ema: float | None = Field(default=None, ge=0, lt=1)
     """Evaluate and keep the moving average of the images over the iterations in place of the last ones (FTD): after
     each update it is ``image_ema`` times itself and 1 - ``image_ema`` times the images; it begins as the initial ones.
-    Matching goes on with the images themselves. FTD's values are from 0.999 to 0.9999. Default: no average."""
+    Matching continues with the images themselves. FTD's values are from 0.999 to 0.9999. Default: no average."""
     clip: float | None = Field(default=None, gt=0)
     """Largest norm of the images' gradient. Default: not clipped."""
     lr_space: Literal["linear", "log"] = "linear"

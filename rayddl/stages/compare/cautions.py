@@ -13,4 +13,4 @@ def after(summary: Mapping[str, Any]) -> Iterator[str]:
     found = summary.get("unlike")
     unlike = [str(each) for each in found] if isinstance(found, list) else []
     if unlike:
-        yield f"the sets were not judged alike ({', '.join(unlike)} differ); {advice(unlike)}"
+        yield f"the sets were evaluated differently ({', '.join(unlike)} differ); {advice(unlike)}"

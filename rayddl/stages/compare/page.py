@@ -85,7 +85,7 @@ def headline(comparison: Comparison) -> Headline:
     sets = f" {numbers.counted(len(found), 'compared set')} of {numbers.counted(methods, 'method')}"
     what = " is the best of" + sets
     if unlike:
-        what = f" has the highest accuracy of{sets}, which were not judged alike"
+        what = f" has the highest accuracy of{sets}, which were evaluated differently"
     lead = Markup("<strong>{}</strong>{}: {} teach {} <strong>{}</strong>").format(
         entry.label if methods < len(found) else entry.method, what if len(found) > 1 else "",
         numbers.counted(row.images, "image"), net_name(row.net), numbers.percent(row.mean),

@@ -17,7 +17,7 @@ PIXELS = "image size"
 
 
 def unlike(found: Sequence[Entry]) -> list[str]:
-    """What differs in how the sets were judged, by titles, but for the learning rate."""
+    """Differences between the evaluations of the sets, by titles, but for the learning rate."""
     texts = _texts(found)
     return [_named(key) for key in texts if key != "lr" and len(set(texts[key])) > 1]
 
@@ -43,12 +43,12 @@ def section(found: Sequence[Entry]) -> Section:
     differ = [key for key in texts if len(set(texts[key])) > 1]
     facts = tuple(Fact(texts[key][0], _named(key)) for key in texts if key not in differ)
     if not others:
-        lead = "All sets were judged by one protocol"
+        lead = "All sets were evaluated by one protocol"
         lead += ", each at its own learning rate." if differ else "."
     else:
-        lead = f"These sets were not all judged alike: {', '.join(others)} differ. To compare them, {advice(others)}."
+        lead = f"These sets were not evaluated alike: {', '.join(others)} differ. To compare them, {advice(others)}."
     table = Table(
-        "What differs in how the sets were judged",
+        "Differences between the evaluations of the sets",
         (Column("Set"), *(Column(_named(key)) for key in differ)),
         tuple((Cell(e.label), *(Cell(texts[key][i]) for key in differ)) for i, e in enumerate(found)),
     )

@@ -111,7 +111,8 @@ def _facts(match: Match) -> Iterable[Fact]:
     yield Fact(numbers.duration(match.stage.seconds), "in all")
     yield Fact(numbers.size(number(s.get("bytes"))), "on disk")
     if s.get("retries"):
-        yield Fact(numbers.count(number(s["retries"])), "times taken back after going astray")
+        times = numbers.plural(s["retries"], "divergence")
+        yield Fact(numbers.count(number(s["retries"])), f"{times}: restored with lower rates")
     if s.get("skipped"):
         yield Fact(numbers.count(number(s["skipped"])), "windows skipped: the expert hardly moved")
 

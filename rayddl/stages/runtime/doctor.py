@@ -295,7 +295,7 @@ def _out(out: str) -> Finding:
         )
     if free < 5 * _GIB:
         return Finding(
-            name, found, "worse", "many experts may fill it; 'rayddl plan' tells what a run writes"
+            name, found, "worse", "many experts may fill it; 'rayddl plan' shows what a run writes"
         )
     return Finding(name, found)
 

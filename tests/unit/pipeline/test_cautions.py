@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from rayddl.pipeline import api, cautions
@@ -19,6 +20,7 @@ from rayddl.stages import kinds
 from rayddl.stages.cautions import few_steps
 from rayddl.stages.context import Input
 from rayddl.stages.kinds import KINDS, Kind
+from rayddl.stages.match import report as match_report
 from rayddl.stages.report import stage as page
 from rayddl.storage import Folder
 from tests.raising import raises
@@ -98,7 +100,7 @@ EVALUATED = {
         (
             "compare",
             {"unlike": ["epochs each"]},
-            "not judged alike (epochs each differ); judge all by one protocol",
+            "evaluated differently (epochs each differ); judge all by one protocol",
         ),
         ("compare", {"unlike": []}, None),
         ("coreset", {}, None),
@@ -134,6 +136,17 @@ def test_the_page_says_that_a_matching_diverged(tmp_path: Path) -> None:
     found = Input("distill", "match", Folder(str(tmp_path)), {}, {"retries": 2})
     (line,) = page._warnings([found], None)
     assert line.startswith("distill: the matching diverged 2 times")
+
+
+@pytest.mark.parametrize(
+    ("retries", "says"),
+    [(1, "divergence: restored with lower rates"), (2, "divergences: restored with lower rates")],
+)
+def test_the_section_of_a_matching_counts_divergences(retries: int, says: str) -> None:
+    """In the field's words, next to the losses."""
+    stage = SimpleNamespace(summary={"retries": retries}, seconds=1.0)
+    match: Any = SimpleNamespace(stage=stage, metrics={"seconds": np.array([])})
+    assert (str(retries), says) in [(fact.value, fact.label) for fact in match_report._facts(match)]
 
 
 def test_the_page_has_the_warnings_and_numbers_of_the_plan(photos: Path, tmp_path: Path) -> None:

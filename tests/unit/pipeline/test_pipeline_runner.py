@@ -218,7 +218,7 @@ class TestErrors:
             "stage 'second' stopped on an unexpected error: "
             "ZeroDivisionError: s3://bucket/x by zero\n"
             f"  its traceback is in {folder}/error.txt; "
-            "what was done so far is kept, and the same command goes on from there"
+            "what was done so far is kept, and the same command continues from there"
         )
         text = folder.read("error.txt").decode()
         assert text.startswith("Traceback (most recent call last):")
@@ -251,7 +251,7 @@ class TestErrors:
         folder = lab.plan(three).stages[1].folder
         assert str(told.value) == (
             f"stage 'second': no space left while writing {folder} ({type(error).__name__}: {error}); free some: "
-            "what was done so far is kept, and the same command goes on from there"
+            "what was done so far is kept, and the same command continues from there"
         )
         assert lab.plan(three).stages[0].state == "done"
 

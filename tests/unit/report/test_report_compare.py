@@ -150,12 +150,12 @@ def test_confusion_matrices_count_answers_of_one_network() -> None:
 def test_sets_judged_unlike_each_other_are_said_to_be(four: Comparison, make: Any) -> None:
     """Protocols that differ only in the rate count as one; other epochs are shown in a table."""
     told = {s.key: s for s in compare.sections(four, 100_000)}["protocol"]
-    assert told.lead == "All sets were judged by one protocol, each at its own learning rate."
+    assert told.lead == "All sets were evaluated by one protocol, each at its own learning rate."
 
     odd = judged(make, "RDED", 1, 0.4, protocol={"name": "soft", "epochs": 150, "batch": 256})
     told = {s.key: s for s in compare.sections(replace(four, judged=(*four.judged, odd)), 1000)}["protocol"]
     assert told.lead == (
-        "These sets were not all judged alike: protocol, epochs each differ. To compare them, judge all by one "
+        "These sets were not evaluated alike: protocol, epochs each differ. To compare them, judge all by one "
         "protocol: `rayddl compare` does with --again."
     )
     assert [column.name for column in told.tables[0].columns] == [
@@ -185,7 +185,7 @@ def test_the_headline_says_what_leads_and_what_only_seems_to(four: Comparison, m
 
     odd = judged(make, "RDED", 10, 0.95, protocol={"name": "soft", "epochs": 150, "batch": 256})
     lead = _plain(compare.headline(replace(four, judged=(*four.judged, odd))).lead)
-    assert "has the highest accuracy of 5 compared sets of 3 methods, which were not judged alike" in lead
+    assert "has the highest accuracy of 5 compared sets of 3 methods, which were evaluated differently" in lead
     assert "is the best" not in lead
     assert lead.endswith("To compare them, judge all by one protocol: `rayddl compare` does with --again.")
 
