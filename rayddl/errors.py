@@ -67,7 +67,21 @@ class DefinitionError(UserError):
 
 
 class SourceError(UserError):
-    """Images or labels that are missing, unreadable or too few."""
+    """Images or labels that are missing, unreadable or too few.
+
+    ``advice`` ends the message: which settings of a definition to change. :meth:`advised` is for commands that have no
+    definition.
+    """
+
+    def __init__(self, message: str, *, code: str, advice: str = "") -> None:
+        super().__init__(f"{message} {advice}" if advice else message, code=code)
+        self.advice = advice
+
+    def advised(self, advice: str) -> SourceError:
+        """The error with ``advice`` in place of its own; itself if it has none."""
+        if not self.advice:
+            return self
+        return type(self)(str(self).removesuffix(f" {self.advice}"), code=self.code, advice=advice)
 
 
 class NetError(UserError, ValueError):

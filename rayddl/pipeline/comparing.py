@@ -15,6 +15,7 @@ from typing import Any
 from rayddl import documents, hosts
 from rayddl.credentials import scrub
 from rayddl.data.config import recorded_source
+from rayddl.data.sources.refusals import MOVED, advising
 from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import artifacts, records
 from rayddl.pipeline.api import run
@@ -86,7 +87,8 @@ def compare(
         made = definition(
             found, name=called, nets=several, seeds=seeds, epochs=epochs, root=root, again=again
         )
-        return run(made, out=out, progress=progress, address=address, num_cpus=num_cpus, plugins=plugins)
+        with advising(MOVED):
+            return run(made, out=out, progress=progress, address=address, num_cpus=num_cpus, plugins=plugins)
 
 
 def _called(places: Sequence[str]) -> str:

@@ -39,9 +39,10 @@ def identity(config: SourceConfig) -> dict[str, Any]:
     if missing and not config.download:
         raise SourceError(
             f"source {config.name}: not found in {place(root)}. Looked for {published.folder}/ with "
-            f"{', '.join(published.files)}; missing: {', '.join(missing)}. Set source.root to the folder "
-            f"that holds {published.folder}, or source.download=true to fetch it there.",
+            f"{', '.join(published.files)}; missing: {', '.join(missing)}.",
             code="cifar-not-found",
+            advice=f"Set source.root to the folder that holds {published.folder}, or source.download=true to fetch it "
+            "there.",
         )
     return {"published": published.folder}
 

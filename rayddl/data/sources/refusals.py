@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,19 @@ FOLLOW = (
     "--follow-links)."
 )
 """What to do about links that leave a source's root."""
+MOVED = "The set records this folder of its source: copy the files there, or give another folder with --root."
+"""What to do about missing files of a source that a set records, for commands with ``--root``."""
+
+
+@contextmanager
+def advising(advice: str) -> Iterator[None]:
+    """In the block, which uses a source that a set records, an error that advises a definition's settings has
+    ``advice`` in their place.
+    """
+    try:
+        yield
+    except SourceError as error:
+        raise error.advised(advice) from error.__cause__
 
 
 def read_names(folder: Folder, name: str) -> bytes:

@@ -17,6 +17,7 @@ from rayddl.data.dataset import ImageDataset
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.pixels.decode import DEEPEST, FORMATS
 from rayddl.data.sources import registry as sources
+from rayddl.data.sources.refusals import advising
 from rayddl.data.sources.trees import EXTENSIONS
 from rayddl.errors import ArtifactError
 from rayddl.methods.training.hard import Protocol
@@ -150,8 +151,11 @@ def _held_out(source: SourceConfig | None, *, with_test: bool) -> ImageDataset |
     """The held-out images at the source's size; ``None`` if they are not part of the export."""
     if source is None or not (with_test or source.name in FREE):
         return None
-    listed = sources.listing(source, "test")
-    return sources.load(source).test if listed is None else sources.decoded(source, listed)[0]
+    with advising(
+        "The set records this folder of its source: copy the files there, or export without --with-test."
+    ):
+        listed = sources.listing(source, "test")
+        return sources.load(source).test if listed is None else sources.decoded(source, listed)[0]
 
 
 def _kind_of_test(source: SourceConfig | None, test: ImageDataset | None) -> str:

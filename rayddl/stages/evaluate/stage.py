@@ -14,6 +14,7 @@ from rayddl import documents, hosts
 from rayddl.data.config import SourceConfig, recorded_source
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.sources.known import Known
+from rayddl.data.sources.refusals import MOVED, advising
 from rayddl.errors import ArtifactError
 from rayddl.methods.training.optimisers import SGD_LR
 from rayddl.methods.training.scores import scores
@@ -195,7 +196,7 @@ def evaluate_set(
     described = described if root is None else described.model_copy(update={"root": root})
     hosts.check(described.root or "")
     cluster.start()
-    with Known().used(), tempfile.TemporaryDirectory() as own:
+    with Known().used(), tempfile.TemporaryDirectory() as own, advising(MOVED):
         task = _task(config, made, described, label_source, int(stored.get("seed", 0)))
         found = judge(task, scratch or Folder(own), progress or Silent())
     rows = summarise(found)

@@ -17,6 +17,7 @@ from rayddl.cli.app import app
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import registry
 from rayddl.pipeline import comparing
+from rayddl.pipeline.exporting import export_to
 from rayddl.stages.evaluate import stage as evaluating
 from rayddl.storage import Folder
 from tests.raising import raises
@@ -188,3 +189,27 @@ def test_a_set_cannot_ask_for_a_download(
 
     use(tmp_path / "set")
     assert not root.exists()
+
+
+@pytest.mark.parametrize("command", ["export", "evaluate", "compare"])
+def test_missing_files_are_answered_by_what_the_command_has(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source's settings are in no definition here: an option of the command, or the folder that the set records."""
+    root, folder = tmp_path / "chosen", tmp_path / "set"
+    foreign_set(folder, {"name": "cifar10", "root": str(root)})
+    monkeypatch.setattr(evaluating.cluster, "start", lambda: None)
+    option = "--with-test" if command == "export" else "--root"
+    with raises("cifar-not-found") as caught:
+        if command == "export":
+            export_to(str(folder), str(tmp_path / "to"), "hf", with_test=True)
+        elif command == "evaluate":
+            evaluating.evaluate_set(Folder(str(folder)))
+        else:
+            comparing.compare([folder, folder], out=str(tmp_path / "runs"))
+
+    assert (
+        str(caught.value).partition("test_batch, batches.meta. ")[2].startswith("The set records this folder")
+    )
+    assert option in str(caught.value)
+    assert "source.download" not in str(caught.value)
