@@ -218,6 +218,7 @@ def _values(
         "white": (source.range if source else None) or DEEPEST,
         "grey": made.space.shape[0] == 1,
         "sides": (made.space.shape[2], made.space.shape[1]),
+        "recorded": _recorded(made, net),
         "notes": _notes(made, net, config),
     }
 
@@ -310,17 +311,22 @@ def _of_sides(made: DistilledSet, input_spec: InputSpec, *, zoom: bool) -> dict[
     return {"large": large, "refit": refit}
 
 
-def _notes(made: DistilledSet, net: NetConfig, config: EvaluateConfig) -> list[str]:
-    """Sentences for the script's head: the stored figure, and where it is not reached."""
+def _recorded(made: DistilledSet, net: NetConfig) -> str:
+    """The accuracy of ``net`` that is stored with the set, as ``87.7 ± 1.2 %, 3 students``; empty if there is none."""
     metrics: Mapping[str, Any] = made.info.get("metrics") or {}
     documents.checked(metrics, documents.Metrics, "info.metrics of the set", "evaluate the set again")
     rows: Sequence[Mapping[str, Any]] = metrics.get("accuracy") or []
-    lines = [
-        f"Stored with the set: {100 * float(row['mean']):.1f} ± {100 * float(row['std']):.1f} % over "
-        f"{len(row['accuracies'])} seeds."
-        for row in rows
-        if row["data"] == "distilled" and row["net"] == net.label
-    ]
+    for row in rows:
+        if row["data"] == "distilled" and row["net"] == net.label:
+            mean, std, count = 100 * float(row["mean"]), 100 * float(row["std"]), len(row["accuracies"])
+            return f"{mean:.1f} ± {std:.1f} %, {count} student{'s' * (count != 1)}"
+    return ""
+
+
+def _notes(made: DistilledSet, net: NetConfig, config: EvaluateConfig) -> list[str]:
+    """Sentences for the script's head: the stored figure, and where it is not reached."""
+    recorded = _recorded(made, net)
+    lines = [f"Stored with the set: {recorded}."] if recorded else []
     if config.lr_grid is not None:
         lines.append(
             f"Its learning rate was the best of {', '.join(f'{lr:g}' for lr in config.lr_grid)}: set LR to it."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -381,7 +382,25 @@ def test_the_script_runs_without_rayddl(digits: Any, tmp_path: Path, soft: bool)
     said = run(exported(folder, tmp_path / "to"), "--epochs", "30", "--seeds", "2").splitlines()
 
     assert [line.split(":")[0] for line in said[:2]] == ["seed 0", "seed 1"]
-    assert float(said[2].split(" ± ")[0]) > 40
+    assert float(said[2].removeprefix("accuracy ").split(" ± ")[0]) > 40
+    assert "stored" not in said[2]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "stored"),
+    [([0.865, 0.889, 0.877], "87.7 ± 1.2 %, 3 students"), ([0.877], "87.7 ± 1.2 %, 1 student")],
+)
+def test_the_script_prints_the_stored_accuracy_next_to_its_own(
+    digits: Any, tmp_path: Path, accuracies: list[float], stored: str
+) -> None:
+    """That of its own network, not of random images or another network."""
+    row = {"net": NetConfig.model_validate(NET).label, "std": 0.012, "images": 10, "accuracies": accuracies}
+    rows = [{**row, "data": "random", "mean": 0.5}, {**row, "data": "distilled", "net": "mlp", "mean": 0.6}]
+    folder = Folder(str(tmp_path / "set"))
+    hard_set(digits, folder, metrics={"accuracy": [*rows, {**row, "data": "distilled", "mean": 0.877}]})
+    last = run(exported(folder, tmp_path / "to"), "--epochs", "2", "--seeds", "1").splitlines()[-1]
+
+    assert re.fullmatch(rf"accuracy \d+\.\d ± 0\.0 % \(stored: {re.escape(stored)}\)", last)
 
 
 @pytest.mark.parametrize("source", ["file", "folders"])
