@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from rayddl.data.sources.refusals import bad_images_rule
 from rayddl.pipeline import cautions
 from rayddl.pipeline.plan import Plan
 from rayddl.pipeline.tables import rows_table
 
 if TYPE_CHECKING:
-    from rayddl.stages.estimates import Estimate, Machine
+    from rayddl.stages.estimates import Estimate, Machine, Outlook
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Estimates:
     """About how long a run of these stages takes on this machine; ``None`` if a stage's time is unknown."""
     price: float | None = None
     """Money for an hour of a GPU; for an hour of the machine if it has no GPU."""
+    remarks: Sequence[str] = ()
+    """What was noticed about the source."""
 
     @property
     def cost(self) -> float | None:
@@ -49,7 +52,8 @@ class Estimates:
             stage["estimate"] = None if found is None else found.to_json()
             stage["warnings"] = list(self.warnings.get(stage["stage"], ()))
         whole = {"seconds": self.seconds, **({} if self.price is None else {"cost": self.cost})}
-        return {**planned, **whole, "machine": self.machine.to_json()}
+        remarks = {"remarks": list(self.remarks)} if self.remarks else {}
+        return {**planned, **whole, **remarks, "machine": self.machine.to_json()}
 
     def __rich__(self) -> RenderableType:
         """Return a line about the machine, a row for each stage, and the notes."""
@@ -61,7 +65,7 @@ class Estimates:
             notes.append(
                 "memory is the peak of each worker, ~ an estimate by formula; with --measure a matching step is tried"
             )
-        notes.extend(self._whole())
+        notes.extend((*self._whole(), *self.remarks))
         rows = [{"stage": name, **_expected(found)} for name, found in self.stages.items()]
         shown = [Text(f"warning: {line}", "yellow") for line in cautions.lines(self.warnings)]
         return Group(
@@ -137,7 +141,19 @@ def estimate(plan: Plan, *, measure: bool = False, price: float | None = None) -
             for planned in plan.stages
             if planned.state != "done"
         }
-    return Estimates(view.machine, found, cautions.before(plan, view), whole_seconds(plan, found), price)
+        remarks = tuple(_remarks(view))
+    seconds = whole_seconds(plan, found)
+    return Estimates(view.machine, found, cautions.before(plan, view), seconds, price, remarks)
+
+
+def _remarks(view: Outlook) -> Iterator[str]:
+    """Yield a sentence on unreadable images among the few whose headers the outlook needs."""
+    seen, source = view.source_summary, view.source
+    if seen.unreadable:
+        yield (
+            f"source: {seen.unreadable} of {seen.looked_at} images looked at cannot be read; "
+            + bad_images_rule(source.max_bad_fraction)
+        )
 
 
 def whole_seconds(plan: Plan, stages: Mapping[str, Estimate | None]) -> float | None:

@@ -1,6 +1,6 @@
 """Finds out what a path holds: its layout, classes, splits, and a sample of its images' sizes and formats.
 
-No image is decoded; headers of up to a few hundred are read. Imports no torch.
+Headers of up to a few hundred images are read, and of these as many are decoded as take a moment. Imports no torch.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -18,20 +18,23 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 from pydantic import ValidationError
 
 from rayddl.data.config import SourceConfig
-from rayddl.data.pixels.decode import open_image
+from rayddl.data.pixels.decode import open_image, read_image
 from rayddl.data.sources import registry
 from rayddl.data.sources.known import Known
-from rayddl.data.sources.refusals import shown
+from rayddl.data.sources.refusals import bad_images_rule, shown
 from rayddl.data.sources.summary import source_summary
 from rayddl.errors import SourceError
 from rayddl.storage import Folder, split
 
 HOLDOUT = 0.2
 _SAMPLE = 256
+_DECODED = 100_000_000
+"""Pixels of the sample that are decoded at most, which shows that files are cut off: about a second."""
+_TRIED = 32
+"""The side to which they are decoded."""
 _CLASSES = 8
 """Class names that the description has."""
 _NAMED = 3
@@ -97,17 +100,22 @@ class PathContents:
         per_class = f"{few:,}" if few == most else f"{few:,} to {most:,}"
         sizes = "all of {} x {} pixels".format(*self.sides[0]) if self.one_size else self._sizes()
         held = "held out of them by holdout" if "holdout" in self.source else "held out"
-        bad = self.unreadable
-        broken = (
-            f", of which {len(bad)} cannot be read and will be skipped: {shown(bad, _NAMED)}" if bad else ""
-        )
         return [
             f"{self.images:,} training images of {len(self.classes):,} classes, {per_class} each; {self.test:,} {held}",
             f"{', '.join(f'{name} {count}' for name, count in self.formats.items())}; "
-            f"{'grey' if self.grey else 'colour'}, {sizes} ({self.looked_at} looked at{broken})",
+            f"{'grey' if self.grey else 'colour'}, {sizes} ({self.looked_at} looked at)",
             f"classes: {shown(self.classes, _CLASSES)}",
+            *self._broken(),
             *self.notes,
         ]
+
+    def _broken(self) -> Iterator[str]:
+        bad, allowed = self.unreadable, self.bad_fraction
+        if bad:
+            rule = bad_images_rule(
+                SourceConfig.model_fields["max_bad_fraction"].default if allowed is None else allowed
+            )
+            yield f"{len(bad)} of {self.looked_at} images looked at cannot be read: {shown(bad, _NAMED)}; {rule}"
 
     def _sizes(self) -> str:
         shorter = [min(sides) for sides in self.sides]
@@ -143,12 +151,16 @@ def _look(path: str, links: Mapping[str, Any]) -> PathContents:
     formats, modes = Counter[str](), set[str]()
     positions = np.unique(np.linspace(0, len(listed) - 1, min(_SAMPLE, len(listed))).astype(np.int64))
     unreadable: list[str] = []
+    left = _DECODED
     for name, blob in zip(listed.take(positions).each_name(), listed.read(positions), strict=True):
         read = False
         with (
-            suppress(OSError, ValueError, TypeError, Image.DecompressionBombError),
+            suppress(Exception),  # the parsers raise many types for broken files
             open_image(blob) as image,  # type: ignore[arg-type]  # an error is no bytes
         ):
+            if image.width * image.height <= left:
+                left -= image.width * image.height
+                read_image(blob, _TRIED)  # type: ignore[arg-type]  # as above
             sides.append((image.width, image.height))
             formats[image.format or "?"] += 1
             modes.add(image.mode)

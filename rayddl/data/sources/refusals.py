@@ -28,6 +28,16 @@ MOVED = "The set records this folder of its source: copy the files there, or giv
 """What to do about missing files of a source that a set records, for commands with ``--root``."""
 
 
+def bad_images_rule(allowed: float) -> str:
+    """What a run does with unreadable images, of which the share ``allowed`` may be."""
+    if allowed >= 1:
+        return "a run leaves such images out, however many (source.max_bad_fraction)"
+    return (
+        f"a run leaves such images out, and ends with an error if they are more than {100 * allowed:g} % of all "
+        "(source.max_bad_fraction)"
+    )
+
+
 @contextmanager
 def advising(advice: str) -> Iterator[None]:
     """In the block, which uses a source that a set records, an error that advises a definition's settings has

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 from rayddl import plugins
 from rayddl.data.config import SourceConfig
@@ -36,6 +37,10 @@ class SourceSummary:
     """Training images of the smallest class; 0 if unknown."""
     sizes: tuple[tuple[int, int], ...] = field(default=(), compare=False)
     """(width, height) of the images whose headers were read, each once."""
+    looked_at: int = field(default=0, compare=False)
+    """Number of images whose headers were to be read."""
+    unreadable: int = field(default=0, compare=False)
+    """Those of them that cannot be read. They are counted in ``train``."""
 
     @property
     def numbers(self) -> int:
@@ -81,24 +86,38 @@ def _summary(config: SourceConfig) -> SourceSummary:
         reads = ((partial(listed.folder.read, file.name), file.bytes) for file in some)
         first = ahead(reads, far=listed.folder.far)
         counts = {split: len(part.files) for split, part in tree.splits.items()}
-        shape, sizes = _shape(first, config.size)
         fewest = min(Counter(file.class_ for file in listed.files).values())
-        return SourceSummary(shape, len(tree.classes), counts["train"], counts["test"], fewest, sizes)
+        return _summarised(
+            _headers(first, config.size), len(tree.classes), counts["train"], counts["test"], fewest
+        )
     found = (shards if config.name == "webdataset" else tables).contents(config, _LOOKED_AT)
-    shape, sizes = _shape(found.first, config.size)
-    return SourceSummary(shape, found.classes, found.train, found.test, found.fewest, sizes)
+    headers = _headers(found.first, config.size)
+    return _summarised(headers, found.classes, found.train, found.test, found.fewest)
 
 
-def _shape(
-    images: Iterable[bytes], size: int | None
-) -> tuple[tuple[int, int, int], tuple[tuple[int, int], ...]]:
-    """The shape (C, H, W) of a source, and the different (width, height) of ``images``."""
+class _Headers(NamedTuple):
+    """What the headers of some images say of a source."""
+
+    shape: tuple[int, int, int]
+    sizes: tuple[tuple[int, int], ...]
+    """The different (width, height)."""
+    looked_at: int
+    unreadable: int
+
+
+def _summarised(headers: _Headers, classes: int, train: int, test: int, fewest: int) -> SourceSummary:
+    shape, sizes, looked_at, unreadable = headers
+    return SourceSummary(shape, classes, train, test, fewest, sizes, looked_at, unreadable)
+
+
+def _headers(images: Iterable[bytes], size: int | None) -> _Headers:
     # Sizes of published sources are known, and a plan of them loads no library for images.
     from rayddl.data.pixels.decode import open_image
 
-    sides, modes = [(size or 1, size or 1)], set()
+    sides, modes, looked_at = [(size or 1, size or 1)], set(), 0
     for data in images:
-        # Unreadable images are skipped here; decoding reports them by name.
+        looked_at += 1
+        # Unreadable images are counted here; decoding reports them by name.
         with (
             # The parsers raise many types for broken files.
             suppress(Exception),
@@ -108,4 +127,5 @@ def _shape(
             sides.append((image.height, image.width))
     height, width = sides[0] if size else sides[-1]
     found = tuple(dict.fromkeys((w, h) for h, w in sides[1:]))
-    return (1 if modes and modes <= set(_GREY) else 3, height, width), found
+    shape = (1 if modes and modes <= set(_GREY) else 3, height, width)
+    return _Headers(shape, found, looked_at, looked_at - len(sides) + 1)

@@ -15,8 +15,11 @@ import pytest
 import yaml
 from PIL import Image
 
+from rayddl.data.sources import path_contents
 from rayddl.data.sources.path_contents import read_contents
 from rayddl.drafts.draft import draft
+from rayddl.pipeline import api
+from rayddl.pipeline import plan as plans
 from rayddl.pipeline.definition import load as definitions
 from rayddl.stages.drafting import DraftRequest
 from rayddl.stages.kinds import outlook
@@ -100,12 +103,41 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     found = read_contents(str(photos))
     assert found.unreadable == ("class 0/0000.jpg", "class 0/0005.webp")
     assert len(found.sides) == 38
-    counts, looks, classes, left_out = found.lines()
+    counts, looks, classes, broken, left_out = found.lines()
     assert counts.startswith("40 training images")
     assert classes == "classes: class 0, class 1, class 2, class 3, class 4"
-    broken = "of which 2 cannot be read and will be skipped: class 0/0000.jpg, class 0/0005.webp"
-    assert looks.endswith(f"(40 looked at, {broken})")
+    assert looks.endswith("(40 looked at)")
+    assert broken == (
+        "2 of 40 images looked at cannot be read: class 0/0000.jpg, class 0/0005.webp; a run leaves such images out, "
+        "and ends with an error if they are more than 10 % of all (source.max_bad_fraction)"
+    )
     assert "notes.txt" in left_out
+
+
+def test_files_that_are_cut_off_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their headers are whole. Of a large sample, only as many images are decoded as take a moment."""
+    photos = _photos(tmp_path / "photos", per_class=10)
+    cut = ("class 0/0000.jpg", "class 4/0049.png")
+    for name in cut:
+        data = (photos / name).read_bytes()
+        (photos / name).write_bytes(data[: len(data) // 2])
+    assert read_contents(str(photos)).unreadable == cut
+    monkeypatch.setattr(path_contents, "_DECODED", 10_000)
+    assert read_contents(str(photos)).unreadable == cut[:1]
+
+
+def test_a_plan_says_which_of_its_headers_cannot_be_read(tmp_path: Path) -> None:
+    """With the share that the definition allows, as text and as JSON; a source of whole images has no such remark."""
+    photos = _photos(tmp_path / "photos", per_class=10)
+    plan = plans.make(definitions.load(draft(str(photos), "whole.yaml").file), "runs")
+    assert "remarks" not in api.estimate(plan).to_json(plan)
+    (photos / "class 0" / "0000.jpg").write_bytes(b"no image")
+    plan = plans.make(definitions.load(draft(str(photos), "one.yaml").file), "runs")
+    (remark,) = api.estimate(plan).to_json(plan)["remarks"]
+    assert remark == (
+        "source: 1 of 8 images looked at cannot be read; a run leaves such images out, and ends with an error if they "
+        "are more than 5 % of all (source.max_bad_fraction)"
+    )
 
 
 def test_broken_images_are_allowed_for(tmp_path: Path) -> None:
