@@ -11,6 +11,9 @@ Clock = Callable[[], float]
 _SAMPLES = 60
 _BETWEEN_SAMPLES = 1.0
 _SHORTEST_SPAN = 0.2
+_SPAN_OF_ESTIMATES = 2.0
+"""Seconds behind a rate from which the remaining time is estimated. Units that several workers finish almost at once
+are a high rate at first."""
 
 
 class Pace:
@@ -26,6 +29,7 @@ class Pace:
         self._samples: deque[tuple[float, float]] = deque(maxlen=_SAMPLES)
         self.started = self._updated_at = clock()
         self._risen = False
+        self._span = 0.0
         self.done: float = 0
         self.total: float = 0
         self.rate: float | None = None
@@ -36,12 +40,13 @@ class Pace:
         now = self._clock()
         if done < self.done:
             self._samples.clear()
-            self._risen, self.rate = False, None
+            self._risen, self.rate, self._span = False, None, 0.0
         self.done, self.total, self._updated_at = done, total, now
         if self._samples:
             then, before = self._samples[0]
             if self._risen and done > before and now - then >= _SHORTEST_SPAN:
-                self.rate = (done - before) / (now - then)
+                self._span = now - then
+                self.rate = (done - before) / self._span
             if done > before and not self._risen:
                 self._risen = True
                 self._samples.clear()
@@ -55,8 +60,8 @@ class Pace:
 
     @property
     def left(self) -> float | None:
-        """Remaining seconds at this rate, counted down between reports; ``None`` if unknown."""
-        if not self.rate or self.total <= 0:
+        """Remaining seconds at this rate, counted down between reports; ``None`` if unknown, as at the start."""
+        if not self.rate or self.total <= 0 or self._span < _SPAN_OF_ESTIMATES:
             return None
         since = self._clock() - self._updated_at
         return max(0.0, (self.total - self.done) / self.rate - since)

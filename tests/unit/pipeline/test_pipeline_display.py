@@ -135,6 +135,23 @@ class TestPace:
         assert meter.rate == pytest.approx(4)
         assert meter.left == pytest.approx((total - 9) / 4)
 
+    def test_units_finished_together(self) -> None:
+        """Two workers that finish a unit almost at once are no rate from which the remaining time is estimated."""
+        clock = Clock()
+        meter = Pace(clock)
+        meter.update(0, 20)
+        found = []
+        for done in range(1, 21, 2):
+            for more, seconds in enumerate((20, 0.5)):
+                clock.now += seconds
+                meter.update(done + more, 20)
+                found.append((meter.left, 305 - clock.now))
+
+        assert [left for left, _ in found[:2]] == [None, None]
+        for left, actual in found[2:]:
+            assert left is not None
+            assert left >= 0.6 * actual
+
     def test_recent(self) -> None:
         """The rate is that of the recent past."""
         clock = Clock()
