@@ -185,7 +185,9 @@ def test_the_headline_says_what_leads_and_what_only_seems_to(four: Comparison, m
 
     odd = judged(make, "RDED", 10, 0.95, protocol={"name": "soft", "epochs": 150, "batch": 256})
     lead = _plain(compare.headline(replace(four, judged=(*four.judged, odd))).lead)
-    assert "has the highest accuracy of 5 compared sets of 3 methods, which were evaluated differently" in lead
+    assert (
+        "has the highest accuracy of 5 compared sets of 3 methods, which were evaluated differently" in lead
+    )
     assert "is the best" not in lead
     assert lead.endswith("To compare them, judge all by one protocol: `rayddl compare` does with --again.")
 
