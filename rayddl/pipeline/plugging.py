@@ -10,9 +10,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import TypeAlias, TypeVar
 
 from rayddl import plugins
@@ -120,6 +121,16 @@ def _imported(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
+class _FromSource(SourceFileLoader):
+    """Compiles the file at every import. Python's stored byte code counts as current if the file has the same size and
+    was changed in the same second, and so may be of another content than the module's name.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        del fullname
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _from_file(path: Path) -> ModuleType:
     """Import a file under a name unique to its content, or the package in a folder. Raises :class:`PluginError`."""
     path = path.resolve()
@@ -135,14 +146,15 @@ def _from_file(path: Path) -> ModuleType:
     name = f"rayddl_plugin_{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}_{path.stem}".replace("-", "_")
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    loader = _FromSource(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    if spec is None or path.suffix != ".py":
         raise PluginError(
             f"plugin {str(path)!r} is no Python file; its name must end in .py", code="plugin-not-python"
         )
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise

@@ -6,7 +6,8 @@ CIFAR-10-sized noise, batch 128, ConvNet-3 with batch norm or ResNet-18 with a 3
 practitioner writes: torch's own layers, channels last, autocast, ``torch.compile``, SGD, no augmentation; rayddl's
 draws flips and shifts. Each row runs in a process of its own, rows alternate, and the figure is the median over rounds.
 With ``--busy N`` each row is measured again while N other processes compute without a pause, with OpenMP's default of
-threads that spin while they wait, and with rayddl's setting, by which they sleep.
+threads that spin while they wait, and with rayddl's setting, by which they sleep; the latter also at the low priority
+that Ray gives to its workers.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ray._private.ray_constants import RAY_WORKER_NICENESS
+
 from rayddl.stages.runtime.cluster import WORKER_ENV
 from tests.bench import machine
 
@@ -33,6 +36,7 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
 
     from rayddl.stages.runtime import machine as here
 
+    os.nice(row.get("nice", 0))
     torch.set_num_threads(here.cpus())
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -161,6 +165,8 @@ def main() -> None:
                     )
                     continue
                 rows[f"{way} {precision}, threads that sleep{shared}"] = (row, True, "sleeping", others)
+                low = {**row, "nice": RAY_WORKER_NICENESS}
+                rows[f"{way} {precision}, as Ray's worker{shared}"] = (low, True, "sleeping", others)
                 if others:
                     rows[f"{way} {precision}, threads that spin{shared}"] = (row, True, "active", others)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in rows}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -137,6 +138,18 @@ def test_a_file_is_its_own_version(write: Write) -> None:
     same = rayddl.plan(keys, plugins=[write(SELECTION)]).stages[0].fingerprint
     other = rayddl.plan(keys, plugins=[write(f"{SELECTION}# mended\n")]).stages[0].fingerprint
     assert first == same != other
+
+
+def test_a_change_of_equal_size_within_a_second_counts(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python takes its byte code of such a file for current."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    found = []
+    for text in ("three", "other"):
+        file = write(SELECTION.replace("first", text))
+        os.utime(file, (1_700_000_000, 1_700_000_000))
+        use([file])
+        found += plugins.active()[-1].selections
+    assert found == ["three", "other"]
 
 
 OWN = "import rayddl\nplugin = rayddl.Plugin({})"
