@@ -6,31 +6,27 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup
-
-from rayddl.report import numbers, pictures
+from rayddl.report import numbers
 from rayddl.report.charts import Chart, Hint, Line, Mark, Spots, Whiskers
 from rayddl.report.confusion import Matrix, matrix, mistakes
 from rayddl.report.gallery import sets_gallery
-from rayddl.report.headline import Headline
 from rayddl.report.page import assembled, definition_section
 from rayddl.report.run import PICTURE_BYTES
-from rayddl.report.sections import Fact, Section, net_name, slug
+from rayddl.report.sections import Section, net_name, slug
 from rayddl.report.tables import Cell, Column, Table
 from rayddl.report.values import number
-from rayddl.stages.cautions import in_noise
 from rayddl.stages.compare import differences, protocols
 from rayddl.stages.compare.entries import (
     RANDOM,
     TINTS,
     Comparison,
     Entry,
-    below,
     entries,
     nets_of,
     random_of,
     randoms,
 )
+from rayddl.stages.compare.headline import headline
 from rayddl.stages.evaluate.figures import BELOW, Row
 
 SCORES = {
@@ -40,10 +36,6 @@ SCORES = {
     "ars": "Augmentation-robust",
 }
 """Scores that get a column if any set has them, with the column's title."""
-FOLLOWERS = 3
-"""Number of other sets up to which the headline has the accuracy of each."""
-WORSE = 3
-"""Number of sets below random that the headline names."""
 DODGE = 0.05
 """Offset of neighbouring error bars, as a share of the distance between two numbers of images."""
 
@@ -61,97 +53,6 @@ def _definitions(comparison: Comparison) -> Iterable[Section]:
         name = str(definition.get("name") or key)
         title = f"Definition of {name}" if several else "Definition"
         yield definition_section(definition, name=name if several else "", key=f"{key}-", title=title)
-
-
-def headline(comparison: Comparison) -> Headline:
-    """The best set, its random images, how all other sets compare to it, and the number of sets."""
-    found = entries(comparison)
-    ranked = sorted(
-        ((row.mean, entry, row) for entry in found for row in entry.rows if math.isfinite(row.mean)),
-        key=lambda each: each[0],
-        reverse=True,
-    )
-    if not ranked:
-        return Headline(Markup("Nothing to compare yet."), (), None)
-    _, entry, row = ranked[0]
-    methods = len({entry.method for entry in found})
-    unlike = protocols.unlike(found)
-    others = _best_of_others(entry, row, found)
-    level = [
-        each.label
-        for each, its in others
-        if its.net == row.net and in_noise(row.mean, its.mean, entry.tested)
-    ]
-    sets = f" {numbers.counted(len(found), 'compared set')} of {numbers.counted(methods, 'method')}"
-    what = " is the best of" + sets
-    if unlike:
-        what = f" has the highest accuracy of{sets}, which were evaluated differently"
-    lead = Markup("<strong>{}</strong>{}: {} teach {} <strong>{}</strong>").format(
-        entry.label if methods < len(found) else entry.method, what if len(found) > 1 else "",
-        numbers.counted(row.images, "image"), net_name(row.net), numbers.percent(row.mean),
-    )  # fmt: skip
-    random = random_of(entry, row, found)
-    if random is None:
-        lead += Markup(".")
-    else:
-        less = "less than " if row.mean < random.mean else ""
-        text = Markup('; <span class="against">{}{} {}.</span>')
-        images = numbers.counted(random.images, "random real image")
-        lead += text.format(less, images, numbers.percent(random.mean))
-    if others:
-        lead += Markup(" {}").format(_followers(row, others))
-    silent = len(found) - 1 - len(others)
-    if silent:
-        lead += Markup(" {} without an accuracy.").format(numbers.counted(silent, "set"))
-    if level and not unlike:
-        lead += Markup(" {} level with it: the difference is within the noise of {} held-out images.").format(
-            _named(level) + (" is" if len(level) == 1 else " are"), numbers.count(entry.tested)
-        )
-    if unlike:
-        lead += Markup(" To compare them, {}.").format(protocols.advice(unlike))
-    worse = [each.label for each in found if below(each, found)]
-    if worse:
-        listed = ", ".join(worse[:WORSE]) + (" …" if len(worse) > WORSE else "")
-        lead += Markup(" {} below random: {}.").format(numbers.counted(len(worse), "set"), listed)
-    counts = {
-        "set": len(found),
-        "network": len(nets_of(found)),
-        "student": sum(len(row.accuracies) for e in found for row in e.rows),
-    }
-    facts = tuple(Fact(numbers.count(many), numbers.plural(many, noun)) for noun, many in counts.items())
-    return Headline(lead, facts, pictures.mosaic(entry.judged.pictures))
-
-
-def _best_of_others(best: Entry, row: Row, found: Sequence[Entry]) -> list[tuple[Entry, Row]]:
-    """Every other set with its result, from the highest on: of the best one's network, else of its own best one."""
-    results = []
-    for entry in found:
-        known = [each for each in entry.rows if math.isfinite(each.mean)]
-        if known and entry is not best:
-            results.append((entry, max(known, key=lambda each: (each.net == row.net, each.mean))))
-    return sorted(results, key=lambda each: each[1].mean, reverse=True)
-
-
-def _followers(row: Row, others: Sequence[tuple[Entry, Row]]) -> str:
-    """The accuracies of all sets but the best: each, or of many the next one and the range of those after it."""
-
-    def reached(entry: Entry, its: Row) -> str:
-        net = "" if its.net == row.net else f" with {net_name(its.net)}"
-        return f"{entry.label} reaches {numbers.percent(its.mean)}{net}"
-
-    if len(others) <= FOLLOWERS:
-        return "; ".join(reached(*each) for each in others) + "."
-    rest = [its for _, its in others[1:]]
-    low, high = (numbers.percent(each.mean) for each in (rest[-1], rest[0]))
-    nets = "" if all(its.net == row.net for its in rest) else ", some with other networks"
-    return f"{reached(*others[0])}; the {numbers.count(len(rest))} others reach {low} to {high}{nets}."
-
-
-def _named(labels: Sequence[str]) -> str:
-    """The labels, of many the first and the number of the others."""
-    shown = labels if len(labels) <= FOLLOWERS else labels[: FOLLOWERS - 1]
-    more = [f"{numbers.count(len(labels) - len(shown))} more"] if len(labels) > len(shown) else []
-    return " and ".join(filter(None, ["; ".join([*shown, *more][:-1]), [*shown, *more][-1]]))
 
 
 def sections(comparison: Comparison, budget: int) -> Iterator[Section]:
