@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -51,24 +50,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("ray"):
         warm.start()
-
-
-@pytest.fixture(autouse=True)
-def no_ray_by_accident() -> Iterator[None]:
-    """Many functions of Ray start it where it does not run, with its default settings, and later tests would use that
-    Ray in place of their own.
-    """
-    yield
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
-        return
-    from rayddl.stages.runtime import local
-
-    if local._running is None:
-        ray.shutdown()
-        pytest.fail(
-            "this test has made Ray start by itself; use the fixture local_ray, or a process of its own"
-        )
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
