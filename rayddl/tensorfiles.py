@@ -162,7 +162,7 @@ def _refuse_odd_pickles(stream: io.BufferedIOBase, count: int, size: int) -> Map
     # A reader allocates what it is asked for.
     reader: Any = SimpleNamespace(read=lambda most: stream.read(min(most, size)), readline=stream.readline)
     argument: Any
-    storages = _Storages(size)
+    needed: Mapping[str, int] = {}
     for _ in range(count):
         containers: set[int] = set()
         pushed = called = False
@@ -184,7 +184,8 @@ def _refuse_odd_pickles(stream: io.BufferedIOBase, count: int, size: int) -> Map
                 (containers.add if pushed else containers.discard)(argument)
             else:
                 pushed = called = name.endswith("GET") and argument in containers
-    return storages.bytes
+        needed = storages.bytes
+    return needed
 
 
 @dataclass(frozen=True)

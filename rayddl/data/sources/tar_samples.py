@@ -80,13 +80,13 @@ class Samples:
         if file is not None:
             self._files[path] = file
         folder, slash, base = path.rpartition("/")
-        key, _, kind = base.partition(".")
+        key, _, ending = base.partition(".")
         if not key or any(part.startswith("._") for part in path.split("/")):
             return
-        key, kind = f"{folder}{slash}{key}", kind.lower()
-        image = f".{kind}".endswith(EXTENSIONS)
+        key, ending = f"{folder}{slash}{key}", ending.lower()
+        image = f".{ending}".endswith(EXTENSIONS)
         if file is None:
-            if image or kind in _LABELS:
+            if image or ending in _LABELS:
                 self._lost[key, image] = f"{member.name} is {_what(member)}"
         elif image:
             if key in self.images:
@@ -101,18 +101,18 @@ class Samples:
                     code="image-too-large",
                 )
             self.images[key] = (file.offset_data, file.size)
-        elif kind in _LABELS and (kind == "cls" or key not in self.labels):
+        elif ending in _LABELS and (ending == "cls" or key not in self.labels):
             if file.size > _LONGEST_LABEL:
                 self._lost[key, False] = (
                     f"{member.name} has {file.size:,} bytes, a label has up to {_LONGEST_LABEL:,}"
                 )
-            elif (label := self._label(tar, file, kind)) is not None:
+            elif (label := self._label(tar, file, ending)) is not None:
                 self._keep(key, label, where)
 
-    def _label(self, tar: tarfile.TarFile, file: tarfile.TarInfo, kind: str) -> str | None:
-        found = file.offset_data, kind
+    def _label(self, tar: tarfile.TarFile, file: tarfile.TarInfo, ending: str) -> str | None:
+        found = file.offset_data, ending
         if found not in self._read:
-            self._read[found] = _label(tar, file, kind)
+            self._read[found] = _label(tar, file, ending)
         return self._read[found]
 
     def _keep(self, key: str, label: str, where: str) -> None:
@@ -155,11 +155,11 @@ def _what(member: tarfile.TarInfo) -> str:
     return f"a link to {member.linkname}, which is not before it" if member.islnk() else "no file"
 
 
-def _label(tar: tarfile.TarFile, file: tarfile.TarInfo, kind: str) -> str | None:
+def _label(tar: tarfile.TarFile, file: tarfile.TarInfo, ending: str) -> str | None:
     opened = tar.extractfile(file)
     assert opened is not None  # only links and what is no file give none
     text = parquet_labels.decoded(opened.read())
-    if kind == "cls":
+    if ending == "cls":
         return text.strip() or None
     try:
         found = json_text.parse(text.encode())

@@ -203,6 +203,7 @@ def _values(
             raise _NoScript(f"the observer's network {teacher.net.name} is a plugin's")
         own["observer"] = seeing.call
         functions += [seeing.function] if seeing.function != student.function else []
+    recorded = _recorded(made, net)
     return own | {
         "soft": soft,
         "net": net.label,
@@ -218,8 +219,8 @@ def _values(
         "white": (source.range if source else None) or DEEPEST,
         "grey": made.space.shape[0] == 1,
         "sides": (made.space.shape[2], made.space.shape[1]),
-        "recorded": _recorded(made, net),
-        "notes": _notes(made, net, config),
+        "recorded": recorded,
+        "notes": _notes(recorded, made, net, config),
     }
 
 
@@ -323,9 +324,8 @@ def _recorded(made: DistilledSet, net: NetConfig) -> str:
     return ""
 
 
-def _notes(made: DistilledSet, net: NetConfig, config: EvaluateConfig) -> list[str]:
+def _notes(recorded: str, made: DistilledSet, net: NetConfig, config: EvaluateConfig) -> list[str]:
     """Sentences for the script's head: the stored figure, and where it is not reached."""
-    recorded = _recorded(made, net)
     lines = [f"Stored with the set: {recorded}."] if recorded else []
     if config.lr_grid is not None:
         lines.append(
