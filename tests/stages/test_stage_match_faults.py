@@ -20,6 +20,7 @@ from rayddl.methods.trajectories import files
 from rayddl.stages.match import short_evaluations
 from rayddl.stages.match import stage as match
 from rayddl.stages.match import worker as matcher
+from rayddl.stages.match.short_evaluations import ShortEvaluations
 from rayddl.stages.runtime import cluster
 from rayddl.stages.runtime.sources import publish
 from rayddl.storage import Folder
@@ -126,6 +127,7 @@ def test_evaluations_that_take_too_long_are_left_out(stages, convex, told, tmp_p
     monkeypatch.setattr(short_evaluations, "BACKLOG", 2)
     monkeypatch.setattr(short_evaluations, "GRACE_SECONDS", 0.0)
     monkeypatch.setattr(short_evaluations.students, "train_one", slowly)
+    monkeypatch.setattr(ShortEvaluations, "finish", finished_and_cancelled)
     progress = told()
     made = stages.match(convex, tmp_path, progress, iterations=24, evaluate_every=2)
     found = made.table("accuracy.parquet")["iteration"]
@@ -137,6 +139,16 @@ def test_evaluations_that_take_too_long_are_left_out(stages, convex, told, tmp_p
         "Raise evaluate_every, or lower evaluate_epochs or evaluate_seeds."
     )
     assert made.out.names() == ["accuracy.parquet", "metrics.parquet"]
+
+
+finish = ShortEvaluations.finish
+
+
+def finished_and_cancelled(short: ShortEvaluations) -> list[tuple[int, int, float]]:
+    """The end of the evaluations, and the seconds in which Ray cancels those left out, before the stage goes on."""
+    rows = finish(short)
+    time.sleep(2.0)
+    return rows
 
 
 def slowly(shared: Any, data: Any, student: Any) -> dict[str, Any]:

@@ -110,6 +110,9 @@ class ShortEvaluations:
         for place in (*self._places, *(place for _, place in self._running.values())):
             if place is not None:
                 ray.kill(place)
+        # Cancelled ones would raise an error where they are collected.
+        self._running.clear()
+        self._places.clear()
         if self._left_out:
             self._context.progress.note(
                 f"{len(self._left_out)} short evaluations were left out: they take longer than the iterations between "
