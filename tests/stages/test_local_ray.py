@@ -75,6 +75,7 @@ for _ in range(2):
         "token": os.environ["RAY_AUTH_TOKEN"],
         "mode": os.environ["RAY_AUTH_MODE"],
         "work": work,
+        "lower priority": ray.get(ray.remote(lambda: os.nice(0)).remote()) - os.nice(0),
         "reports": reports,
         "log": os.path.exists(local._running.log),
         "folder": oct(os.stat(local._running.private).st_mode)[-3:],
@@ -184,10 +185,22 @@ def test_two_after_each_other_in_one_process(two: list[dict[str, Any]]) -> None:
     assert first["token"] != second["token"]
     assert len(first["token"]) >= 32
     for each in two:
-        names = ("mode", "work", "reports", "log", "folder", "in it", "gone", "left", "changed")
+        names = (
+            "mode",
+            "work",
+            "lower priority",
+            "reports",
+            "log",
+            "folder",
+            "in it",
+            "gone",
+            "left",
+            "changed",
+        )
         assert {name: each[name] for name in names} == {
             "mode": "token",
             "work": "100000000000",
+            "lower priority": 0,
             "reports": [False, False],
             "log": True,
             "folder": "700",

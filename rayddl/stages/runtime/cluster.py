@@ -115,7 +115,7 @@ def _note_if_shared(wanted: int) -> None:
     free = max(1, int(here - used + 0.5))
     _wanted.note(
         f"other processes use {used:.1f} of this machine's {here} CPUs, so steps that share their work between threads "
-        f"take several times as long; --num-cpus {free} uses what they leave, and is often faster"
+        f"take at least twice as long; --num-cpus {free} uses what they leave, and is often faster"
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayddl.errors import StageError
+from rayddl.stages.runtime import cores
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +52,7 @@ def enter(threads: int, precision: str = "fp32", unit: str = "") -> torch.device
     torch.set_num_threads(threads)
     gpus = assigned()
     if not gpus:
+        cores.watch(threads)
         return torch.device("cpu")
     if LOGICAL in os.environ:
         record(gpus[0], unit)

@@ -42,10 +42,13 @@ LOCAL_ONLY = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_enable_metrics_collection": "0",
+    "RAY_worker_niceness": "0",
 }
 """Ray's variables for a machine outside a cluster: 127.0.0.1 is not replaced by the machine's external address, no
 usage statistics are sent, and no metrics are collected. For metrics, which no dashboard of a local Ray shows, the node
-would accept its driver only once the agent that exports them has been imported.
+would accept its driver only once the agent that exports them has been imported. Workers have the priority of this
+process: at Ray's, 15 below, the thread that shares its core with another busy process gets a thirtieth of it, and the
+others of its training wait for it.
 """
 NEEDLESS = ("start_monitor", "start_log_monitor", "start_api_server")
 """Methods of Ray's node that start the autoscaler, the forwarding of logs to the driver, and the dashboard's server: a
