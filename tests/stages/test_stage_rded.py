@@ -21,6 +21,7 @@ from rayddl.data.distilled import DistilledSet
 from rayddl.data.pixels.cutting import as_jpeg
 from rayddl.data.sources import listing
 from rayddl.data.sources import registry as sources
+from rayddl.filenames import FileList
 from rayddl.methods.patches.boxes import crops, preselected
 from rayddl.methods.training.observer import Observer
 from rayddl.nets.build import build
@@ -245,15 +246,17 @@ def test_block_sizes_and_a_shuffled_listing_change_nothing(
     monkeypatch.setattr(listing, "CHUNK", 7)
     monkeypatch.setattr(streams, "CHUNKS_A_BLOCK", 3)
     monkeypatch.setattr(streams, "BLOCKS_A_WORKER", 1)
-    found = Folder.files
+    found, lengths = Folder.listed, list[int]()
 
-    def shuffled(folder: Folder, within: Folder | None = None) -> dict[str, int]:
-        items = list(found(folder, within).items())
-        np.random.default_rng(3).shuffle(items)
-        return {str(name): int(size) for name, size in items}
+    def shuffled(folder: Folder, within: Folder | None = None) -> FileList:
+        files = found(folder, within)
+        order = np.random.default_rng(3).permutation(len(files))
+        lengths.append(len(files))
+        return FileList(files.names.take(order), files.bytes[order])
 
-    monkeypatch.setattr(Folder, "files", shuffled)
+    monkeypatch.setattr(Folder, "listed", shuffled)
     assert run_rded().bits == reference.bits
+    assert max(lengths) > 1
 
 
 def test_both_backends_give_the_same_set(

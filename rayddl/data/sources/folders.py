@@ -10,8 +10,9 @@ import numpy as np
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import holdout, trees
 from rayddl.data.sources.refusals import open_root, place, refuse_one_class, shown
-from rayddl.data.sources.trees import EXTENSIONS, ImageFile, Split, Survey
+from rayddl.data.sources.trees import EXTENSIONS, Split, Survey
 from rayddl.errors import SourceError
+from rayddl.filenames import FileList
 from rayddl.storage import Folder
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def identity(config: SourceConfig) -> dict[str, Any]:
 
 def named(found: Survey) -> dict[str, Any]:
     """Identity of a folder tree in which names contain the class: names and sizes of the files."""
-    splits = {split: [[f.name, f.bytes] for f in part.files] for split, part in found.splits.items()}
+    splits = {split: FileList(part.files.names, part.files.bytes) for split, part in found.splits.items()}
     return {"classes": found.classes, "splits": splits}
 
 
@@ -63,11 +64,8 @@ def survey(config: SourceConfig) -> Survey:
 
 def halves(whole: Split, config: SourceConfig) -> dict[str, Split]:
     """``whole`` as a train split, with the other files, and the images that ``config.holdout`` holds out."""
-    classes = sorted({file.class_ for file in whole.files})
-    index = {name: position for position, name in enumerate(classes)}
-    labels = np.fromiter((index[file.class_] for file in whole.files), np.int32, len(whole.files))
-    held = holdout.held_out([file.name for file in whole.files], labels, classes, config)
-    train, test = (tuple(whole.files[i] for i in np.flatnonzero(mask)) for mask in (~held, held))
+    held = holdout.held_out(whole.files.names, whole.files.kinds, whole.files.classes, config)
+    train, test = (whole.files.take(np.flatnonzero(mask)) for mask in (~held, held))
     return {"train": Split(whole.folder, train, whole.others), "test": Split(whole.folder, test)}
 
 
@@ -76,7 +74,7 @@ def judged(config: SourceConfig, root: Folder, splits: dict[str, Split]) -> Surv
 
     Raises :class:`SourceError` for fewer than two classes, and for held-out classes not in the train split.
     """
-    classes = tuple(sorted({file.class_ for file in splits["train"].files}))
+    classes = splits["train"].files.classes
     where = f"source {config.name} in {place(root)}"
     inner = trees.inner_folders(splits["train"]).get(classes[0]) if len(classes) == 1 else None
     higher = (
@@ -86,7 +84,7 @@ def judged(config: SourceConfig, root: Folder, splits: dict[str, Split]) -> Surv
         else ""
     )
     refuse_one_class(classes, where, f"{train_name(config)}/<class>/<image>{higher}")
-    strangers = sorted({file.class_ for file in splits["test"].files} - set(classes))
+    strangers = sorted(set(splits["test"].files.classes) - set(classes))
     if strangers:
         raise SourceError(
             f"{where}: {splits['test'].folder} has classes that {splits['train'].folder} has not: "
@@ -125,14 +123,11 @@ def by_class_folder(folder: Folder, config: SourceConfig, tree: str) -> Split:
     class. ``tree`` is the expected layout, for the message.
     """
     # Remote storage then has the folders from the same listing.
-    listed = folder.files(trees.within(config))
+    listed = folder.listed(trees.within(config))
     classes = [name for name in folder.folders() if not name.startswith(".")]
-    inside = [name for name in listed if "/" in name and not trees.is_hidden(name)]
-    files = tuple(
-        ImageFile(name, name.split("/")[0], listed[name]) for name in inside if trees.is_image(name)
-    )
-    loose = sum("/" not in name and trees.is_image(name) for name in listed)
-    if loose and not files:
+    files, others = trees.in_class_folders(listed)
+    loose = 0 if files else sum("/" not in name and trees.is_image(name) for name in listed.names)
+    if loose:
         raise SourceError(
             f"source {config.name}: {loose:,} images lie in {place(folder)} itself, and none in a folder inside it. "
             "Each class needs a folder of its own; if this is the folder of one class, give the one above it. "
@@ -140,8 +135,8 @@ def by_class_folder(folder: Folder, config: SourceConfig, tree: str) -> Split:
             code="images-without-class",
         )
     trees.refuse_no_images(config.name, place(folder), files, "<class>/<image>", tree)
-    refuse_empty(config, folder, sorted(set(classes) - {file.class_ for file in files}))
-    return Split(folder, files, tuple(name for name in inside if not trees.is_image(name)))
+    refuse_empty(config, folder, sorted(set(classes) - set(files.classes)))
+    return Split(folder, files, others)
 
 
 def refuse_empty(config: SourceConfig, folder: Folder, empty: Sequence[str]) -> None:

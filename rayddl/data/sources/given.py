@@ -12,6 +12,7 @@ from rayddl.data.config import SourceConfig
 from rayddl.data.sources import holdout
 from rayddl.data.sources.refusals import refuse_absent_classes, refuse_one_class
 from rayddl.errors import PluginError, SourceError
+from rayddl.filenames import Names
 from rayddl.plugins import Splits
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _halves(
             f"source {config.name}: rayddl.Splits has no test split. {holdout.ADVICE}",
             code="source-without-held-out",
         )
-    held = holdout.held_out([str(index) for index in range(len(labels))], labels, classes, config)
+    held = holdout.held_out(Names.of(str(index) for index in range(len(labels))), labels, classes, config)
     return {"train": (images[~held], labels[~held]), "test": (images[held], labels[held])}
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources.refusals import shown
 from rayddl.errors import SourceError
+from rayddl.filenames import Names
 from rayddl.seeds import derive
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ ADVICE = "Without a held-out split, set source.holdout, for example --set source
 
 
 def held_out(
-    names: Sequence[str], labels: NDArray[Any], classes: Sequence[str], config: SourceConfig
+    names: Names, labels: NDArray[Any], classes: Sequence[str], config: SourceConfig
 ) -> NDArray[np.bool_]:
     """Bool [N]: True for the images held out, ``config.holdout`` of each class and at least one.
 
@@ -36,9 +37,12 @@ def held_out(
     members = np.argsort(labels, kind="stable")
     edges = np.searchsorted(labels[members], np.arange(len(classes) + 1))
     for label, count in wanted.items():
-        own = members[edges[label] : edges[label + 1]].tolist()
-        own.sort(key=lambda index: (derive(config.holdout_seed, "holdout", names[index]), names[index]))
-        mask[own[:count]] = True
+        own = members[edges[label] : edges[label + 1]]
+        named = names.take(own)
+        order = sorted(
+            (derive(config.holdout_seed, "holdout", name), name, at) for at, name in enumerate(named)
+        )
+        mask[own[[at for *_, at in order[:count]]]] = True
     return mask
 
 
@@ -58,7 +62,7 @@ def counts(labels: NDArray[Any], classes: Sequence[str], config: SourceConfig) -
 
 def part(listed: Listing, split: str, config: SourceConfig) -> Listing:
     """The images of ``listed``, a whole train split, that belong to ``split`` (``train`` or ``test``)."""
-    mask = held_out(listed.names.to_pylist(), listed.labels, listed.classes, config)
+    mask = held_out(Names(listed.names), listed.labels, listed.classes, config)
     return listed.take(np.flatnonzero(mask == (split == "test")))
 
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import folders, holdout, trees
 from rayddl.data.sources.refusals import open_root, place, shown
-from rayddl.data.sources.trees import ImageFile, Split, Survey
+from rayddl.data.sources.trees import Split, Survey
 from rayddl.data.sources.wnids import SUBSETS
 from rayddl.errors import SourceError
+from rayddl.filenames import FileList
 from rayddl.storage import Folder
 
 if TYPE_CHECKING:
@@ -107,20 +108,15 @@ def _files(folder: Folder, wanted: tuple[str, ...], config: SourceConfig) -> Spl
     within, known = trees.within(config), set(wanted)
     if config.subset is None:
         # One recursive listing is much faster than one for each of a thousand classes.
-        listed = folder.files(within)
+        listed = folder.listed(within)
     else:
-        listed = {
-            f"{wnid}/{name}": size
-            for wnid in wanted
-            for name, size in folder.child(wnid).files(within).items()
-        }
-    inside = [n for n in listed if "/" in n and n.split("/")[0] in known and not trees.is_hidden(n)]
-    files = tuple(
-        ImageFile(name, name.split("/")[0], listed[name]) for name in inside if trees.is_image(name)
-    )
+        listed = FileList.of(
+            (f"{wnid}/{name}", size) for wnid in wanted for name, size in folder.child(wnid).listed(within)
+        )
+    files, others = trees.in_class_folders(listed, known)
     trees.refuse_no_images(config.name, place(folder), files, "<wnid>/<image>", _tree(config))
-    folders.refuse_empty(config, folder, sorted(set(wanted) - {file.class_ for file in files}))
-    return Split(folder, files, tuple(name for name in inside if not trees.is_image(name)))
+    folders.refuse_empty(config, folder, sorted(set(wanted) - set(files.classes)))
+    return Split(folder, files, others)
 
 
 def _tree(config: SourceConfig) -> str:

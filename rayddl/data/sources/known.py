@@ -23,6 +23,7 @@ from pyarrow import fs
 
 from rayddl.credentials import scrub
 from rayddl.data.config import SourceConfig
+from rayddl.filenames import FileList, Names
 from rayddl.storage import Folder, unfinished
 
 _T = TypeVar("_T")
@@ -65,10 +66,10 @@ class Listed(Folder):
     def child(self, name: str) -> Listed:
         return Listed(self.path(name), self.known, f"{self.inside}{name.rstrip('/')}/")
 
-    def files(self, within: Folder | None = None) -> dict[str, int]:
+    def listed(self, within: Folder | None = None) -> FileList:
         del within  # there are no links
         entries = self._below(self.inside) or self._request("**")
-        return {name: size for name, size in _as_dict(entries).items() if size != _FOLDER}
+        return FileList(Names(entries.names), entries.bytes).take(np.flatnonzero(entries.bytes != _FOLDER))
 
     def _entries(self) -> list[tuple[str, fs.FileType]]:
         return [

@@ -21,6 +21,7 @@ from rayddl import limits, s3
 from rayddl.data.sources.ahead import ahead
 from rayddl.data.sources.row_groups import row_group
 from rayddl.errors import StageError
+from rayddl.filenames import Names
 from rayddl.storage import Folder, UnreachableError
 
 Blob: TypeAlias = "bytes | NDArray[np.uint8] | Exception"
@@ -28,8 +29,6 @@ Blob: TypeAlias = "bytes | NDArray[np.uint8] | Exception"
 
 CHUNK = 64
 """Largest number of images that are read together."""
-NAMES = 16_384
-"""Names that are Python strings at the same time while all are looked at."""
 GAP = 128 * 1024
 """Bytes between two members of a tar file that are read and dropped, because another request takes longer."""
 SPAN = 8 * 2**20
@@ -69,9 +68,8 @@ class Listing:
         return len(self.labels)
 
     def each_name(self) -> Iterator[str]:
-        """Yield the names in order; those of a million images as Python strings would be 100 MiB at once."""
-        for start in range(0, len(self), NAMES):
-            yield from self.names.slice(start, NAMES).to_pylist()
+        """The names in order; those of a million images as Python strings would be 100 MiB at once."""
+        return iter(Names(self.names))
 
     def take(self, positions: NDArray[np.int64]) -> Listing:
         """The listing of the images at ``positions``, which must be ascending to keep the order of names."""

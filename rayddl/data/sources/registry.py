@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +22,7 @@ from rayddl.data.sources import parquet as tables
 from rayddl.data.sources import webdataset as shards
 from rayddl.data.sources.refusals import FOLLOW
 from rayddl.errors import PathError, SourceError
+from rayddl.filenames import FileList
 
 if TYPE_CHECKING:
     from rayddl.data.dataset import ImageDataset, Source
@@ -129,7 +131,27 @@ def _fingerprint(config: SourceConfig) -> str:
     identity = {"format": _FORMAT, "name": config.name, "size": config.size, "content": content}
     if config.range is not None:
         identity["range"] = config.range
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return _digest(identity)
+
+
+def _digest(identity: dict[str, Any]) -> str:
+    """SHA-256 of ``identity`` as JSON with sorted keys; a list of files is written piece by piece, since that of a
+    million is 100 MiB.
+    """
+    lists: list[FileList] = []
+    mark = secrets.token_hex(16)
+
+    def later(value: FileList) -> str:
+        lists.append(value)
+        return mark
+
+    first, *rest = json.dumps(identity, sort_keys=True, default=later).split(f'"{mark}"')
+    digest = hashlib.sha256(first.encode())
+    for files, after in zip(lists, rest, strict=True):
+        for at, some in enumerate(files.batches()):
+            digest.update(f"{', ' if at else '['}{json.dumps(some)[1:-1]}".encode())
+        digest.update(f"{']' if len(files) else '[]'}{after}".encode())
+    return digest.hexdigest()
 
 
 @contextmanager

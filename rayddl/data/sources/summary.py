@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -86,7 +85,7 @@ def _summary(config: SourceConfig) -> SourceSummary:
         reads = ((partial(listed.folder.read, file.name), file.bytes) for file in some)
         first = ahead(reads, far=listed.folder.far)
         counts = {split: len(part.files) for split, part in tree.splits.items()}
-        fewest = min(Counter(file.class_ for file in listed.files).values())
+        fewest = int(listed.files.counts().min())
         return _summarised(
             _headers(first, config.size), len(tree.classes), counts["train"], counts["test"], fewest
         )

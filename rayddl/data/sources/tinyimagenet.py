@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import folders, trees
 from rayddl.data.sources.refusals import open_root, place, read_names, refuse_links, refuse_one_class, shown
-from rayddl.data.sources.trees import ImageFile, Split, Survey
+from rayddl.data.sources.trees import ImageFiles, Split, Survey
 from rayddl.errors import SourceError
+from rayddl.filenames import FileList
 from rayddl.storage import Folder
 
 if TYPE_CHECKING:
@@ -73,10 +74,9 @@ def _refuse_missing(root: Folder, config: SourceConfig) -> None:
 def _train(folder: Folder, classes: tuple[str, ...], config: SourceConfig) -> Split:
     there = {name for name in folder.folders() if not name.startswith(".")}
     _refuse_difference(folder, classes, there)
-    inside = [(name, size) for name, size in trees.list_images(folder, trees.within(config)) if "/" in name]
-    files = tuple(ImageFile(name, name.split("/")[0], size) for name, size in inside)
+    files, _ = trees.in_class_folders(folder.listed(trees.within(config)))
     trees.refuse_no_images(config.name, place(folder), files, "<wnid>/images/<image>", _tree(config))
-    folders.refuse_empty(config, folder, sorted(set(classes) - {file.class_ for file in files}))
+    folders.refuse_empty(config, folder, sorted(set(classes) - set(files.classes)))
     return Split(folder, files)
 
 
@@ -105,8 +105,8 @@ def _val(folder: Folder, classes: set[str], config: SourceConfig) -> Split:
             f"{'; '.join(parts)}. Unpack the archive again.",
             code="tinyimagenet-annotations-disagree",
         )
-    files = tuple(ImageFile(f"images/{name}", labels[name], size) for name, size in sizes.items())
-    return Split(folder, files)
+    files = FileList.of((f"images/{name}", size) for name, size in sizes.items())
+    return Split(folder, ImageFiles.of(files, [labels[name] for name in sizes]))
 
 
 def _annotations(folder: Folder, classes: set[str]) -> dict[str, str]:

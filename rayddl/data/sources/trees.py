@@ -6,17 +6,20 @@ them. Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from array import array
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from posixpath import splitext
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources.refusals import shown
 from rayddl.errors import SourceError
+from rayddl.filenames import AT_ONCE, FileList, Names
 from rayddl.storage import Folder
 
 if TYPE_CHECKING:
@@ -41,13 +44,62 @@ class ImageFile(NamedTuple):
     bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class ImageFiles:
+    """Image files in columns, for trees of millions; those that are asked for become :class:`ImageFile`."""
+
+    names: Names
+    kinds: NDArray[np.int32]
+    """[N], indices into ``classes``."""
+    classes: tuple[str, ...]
+    """The classes that have files, sorted."""
+    bytes: NDArray[np.int64]
+    """[N], the size of each."""
+
+    @classmethod
+    def of(cls, files: FileList, classes: Iterable[str]) -> ImageFiles:
+        """Files with the class of each, in the same order."""
+        numbers: dict[str, int] = {}
+        kinds = np.fromiter(
+            (numbers.setdefault(each, len(numbers)) for each in classes), np.int32, len(files)
+        )
+        return cls(files.names, kinds, tuple(numbers), files.bytes).ordered()
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    def __iter__(self) -> Iterator[ImageFile]:
+        for start in range(0, len(self), AT_ONCE):
+            yield from self[start : start + AT_ONCE]
+
+    def __getitem__(self, part: slice) -> list[ImageFile]:
+        columns = self.names[part], self.kinds[part].tolist(), self.bytes[part].tolist()
+        return [ImageFile(name, self.classes[kind], size) for name, kind, size in zip(*columns, strict=True)]
+
+    def take(self, positions: NDArray[np.int64]) -> ImageFiles:
+        """The files at ``positions``, in their order."""
+        kinds = self.kinds[positions]
+        return ImageFiles(self.names.take(positions), kinds, self.classes, self.bytes[positions]).ordered()
+
+    def counts(self) -> NDArray[np.int64]:
+        """int64: files of each class."""
+        return np.bincount(self.kinds, minlength=len(self.classes))
+
+    def ordered(self) -> ImageFiles:
+        """The same files, with the classes that they have in sorted order."""
+        there = sorted((self.classes[kind], kind) for kind in np.unique(self.kinds).tolist())
+        numbers = np.zeros(len(self.classes), np.int32)
+        numbers[[kind for _, kind in there]] = np.arange(len(there))
+        return ImageFiles(self.names, numbers[self.kinds], tuple(name for name, _ in there), self.bytes)
+
+
+@dataclass(frozen=True, eq=False)
 class Split:
     """The image files of one split, in the order of loading."""
 
     folder: Folder
-    files: tuple[ImageFile, ...]
-    others: tuple[str, ...] = ()
+    files: ImageFiles
+    others: Sequence[str] = ()
     """The files in class folders that are no images by their ending."""
 
 
@@ -60,12 +112,31 @@ class Survey:
     """``train`` and ``test``."""
 
 
+def in_class_folders(listed: FileList, folders: Container[str] | None = None) -> tuple[ImageFiles, Names]:
+    """Of the files below a folder, without hidden ones: the images in folders inside it, whose first one is an image's
+    class, and the files there that are no images by their ending. With ``folders``, only those in one of these.
+    """
+    own, others, kinds, numbers = array("q"), array("q"), array("i"), dict[str, int]()
+    for at, name in enumerate(listed.names):
+        first, inside, _ = name.partition("/")
+        if not inside or is_hidden(name) or (folders is not None and first not in folders):
+            continue
+        if is_image(name):
+            own.append(at)
+            kinds.append(numbers.setdefault(first, len(numbers)))
+        else:
+            others.append(at)
+    files = listed.take(np.array(own))
+    images = ImageFiles(files.names, np.array(kinds), tuple(numbers), files.bytes).ordered()
+    return images, listed.names.take(np.array(others))
+
+
 def list_images(folder: Folder, within: Folder | None) -> list[tuple[str, int]]:
     """Name and bytes of every image file in ``folder`` and below, sorted by name, without hidden files.
 
     Raises the errors of :meth:`Folder.files` for links that lead out of ``within``.
     """
-    return [(name, size) for name, size in folder.files(within).items() if is_image(name)]
+    return [(name, size) for name, size in folder.listed(within) if is_image(name)]
 
 
 def within(config: SourceConfig) -> Folder | None:
@@ -145,14 +216,14 @@ def listing(survey: Survey, name: str) -> Listing:
     from rayddl.data.sources.listing import FileStore, sorted_listing
 
     split, index = survey.splits[name], {name: position for position, name in enumerate(survey.classes)}
-    labels = np.fromiter((index[file.class_] for file in split.files), np.int32, len(split.files))
+    labels = np.array([index[each] for each in split.files.classes], np.int32)[split.files.kinds]
     return sorted_listing(
-        [file.name for file in split.files],
+        split.files.names.column,
         labels,
         survey.classes,
         FileStore(split.folder),
         notes=notes(survey),
-        size=np.fromiter((file.bytes for file in split.files), np.int64, len(split.files)),
+        size=split.files.bytes,
     )
 
 

@@ -13,6 +13,7 @@ from rayddl.data.config import SourceConfig
 from rayddl.data.pixels.decode import read_image
 from rayddl.data.sources import registry as sources
 from rayddl.errors import SourceError
+from rayddl.filenames import FileList
 from rayddl.storage import Folder
 
 Encode = Callable[..., bytes]
@@ -217,10 +218,10 @@ def test_one_class(tree: Path) -> None:
 def test_a_folder_that_may_not_be_read(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of the file system is the source's error, with its place."""
 
-    def forbidden(self: Folder, within: Folder | None) -> dict[str, int]:
+    def forbidden(self: Folder, within: Folder | None) -> FileList:
         raise PermissionError(f"Permission denied: {self}")
 
-    monkeypatch.setattr(Folder, "files", forbidden)
+    monkeypatch.setattr(Folder, "listed", forbidden)
 
     assert message(config(tree)) == (
         f"source imagefolder in {tree} cannot be read: Permission denied: {tree}/train. Check that it is "

@@ -1,0 +1,88 @@
+"""Names of files by the million, in Arrow columns: a Python string for each would take several times the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+AT_ONCE = 16_384
+"""Names that are Python strings at the same time while all are looked at."""
+
+
+@dataclass(frozen=True, eq=False)
+class Names(Sequence[str]):
+    """Names in a column; those that are asked for become Python strings."""
+
+    column: pa.Array
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> Names:
+        """The given names, in their order."""
+        return cls(pa.array(names, pa.large_string()))
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> Names: ...
+    def __getitem__(self, at: int | slice) -> str | Names:
+        return Names(self.column[at]) if isinstance(at, slice) else str(self.column[at].as_py())
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), AT_ONCE):
+            yield from self.column.slice(start, AT_ONCE).to_pylist()
+
+    def take(self, positions: NDArray[np.int64]) -> Names:
+        """The names at ``positions``, in their order."""
+        return Names(self.column.take(pa.array(positions)))
+
+
+@dataclass(frozen=True, eq=False)
+class FileList:
+    """Files, sorted by name."""
+
+    names: Names
+    """Names relative to the folder that was listed."""
+    bytes: NDArray[np.int64]
+    """[N], the size of each."""
+
+    @classmethod
+    def of(cls, files: Iterable[tuple[str, int]]) -> FileList:
+        """The given names and sizes, which may come in any order."""
+        columns, sizes, left = [pa.array([], pa.large_string())], [np.zeros(0, np.int64)], iter(files)
+        while some := list(islice(left, AT_ONCE)):
+            columns.append(pa.array([name for name, _ in some], pa.large_string()))
+            sizes.append(np.array([size for _, size in some], np.int64))
+        found = cls(Names(pa.concat_arrays(columns)), np.concatenate(sizes))
+        del columns, sizes
+        # The order of UTF-8's bytes is that of the characters.
+        order = pc.sort_indices(found.names.column).to_numpy().astype(np.int64)
+        return cls(found.names.take(order), found.bytes[order])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        for some in self.batches():
+            yield from some
+
+    def batches(self) -> Iterator[list[tuple[str, int]]]:
+        """The files in order, at most ``AT_ONCE`` together."""
+        for start in range(0, len(self), AT_ONCE):
+            some = slice(start, start + AT_ONCE)
+            yield list(zip(self.names[some], self.bytes[some].tolist(), strict=True))
+
+    def take(self, positions: NDArray[np.int64]) -> FileList:
+        """The files at ``positions``, which must be ascending to keep the order of names."""
+        if len(positions) == len(self):
+            return self
+        return FileList(self.names.take(positions), self.bytes[positions])
