@@ -2,22 +2,22 @@
 
     uv run python -m tests.bench.driver [--listed 10000 100000 1281167] [--held-out 50000]
 
-Names are made up, and every image has the bytes of one JPEG, so that sources of any size need no files. Listing,
-pre-selection, decoding by tasks, the stream and the choice of the best are the stages' own, on a local Ray of two CPUs;
-only crops and scores are made up. Each row is a driver of its own; printed is the peak of its resident memory, without
-that of Ray's other processes, after each step.
+Names are made up, and every image has the bytes of one JPEG, so that sources of any size need no files. Survey,
+identity and listing of the source, pre-selection, decoding by tasks, the stream and the choice of the best are the
+stages' own, on a local Ray of two CPUs; only crops and scores are made up. Each row is a driver of its own; printed is
+the peak of its resident memory, without that of Ray's other processes, after each step.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import resource
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,6 @@ import numpy as np
 from tests.bench import machine
 
 CLASSES, SIDE, IPC, FACTOR = 1000, 64, 10, 2
-PART = 10_000
 MOST = 2000
 """Images of a class that are looked at: all."""
 
@@ -55,52 +54,40 @@ class OneImage:
         return np.zeros(len(listing), np.int64)
 
 
-def listing(count: int, split: str) -> Any:
-    """``count`` names like ImageNet's, in no order."""
-    import pyarrow as pa
-
-    from rayddl.data.sources.listing import sorted_listing
-
-    labels = (np.arange(count) * 7919 % CLASSES).astype(np.int32)
-    # In parts: Arrow makes a list of what it is given, and the peak would be that of the bench's own strings.
-    parts = [
-        pa.array(
-            [
-                f"{split}/n{labels[k]:08d}/n{labels[k]:08d}_{k}.JPEG"
-                for k in range(start, min(start + PART, count))
-            ],
-            pa.large_string(),
-        )
-        for start in range(0, count, PART)
-    ]
-    classes = tuple(f"n{c:08d}" for c in range(CLASSES))
-    return sorted_listing(pa.concat_arrays(parts), labels, classes, OneImage(jpeg()))
+def names(top: str, count: int) -> Iterator[tuple[str, int]]:
+    """The files of a folder like ImageNet's, in no order of names."""
+    del top
+    for at in range(count):
+        label = at * 7919 % CLASSES
+        yield f"n{label:08d}/n{label:08d}_{at}.JPEG", 110_000 + at
 
 
 def measure(listed: int, held_out: int) -> dict[str, float]:
     """The peaks of this process in MiB."""
+    from rayddl import localfiles
     from rayddl.data.config import SourceConfig
-    from rayddl.data.sources import registry
+    from rayddl.data.sources import known, registry
     from rayddl.stages.runtime import cluster, sources
 
-    counts = {"train": listed, "test": held_out}
-    found: dict[str, Any] = {}
+    counts = {"train": listed, "val": held_out}
+    localfiles.walk = lambda top, within: names(top, counts[Path(top).name])  # type: ignore[assignment]
+    found = registry.listing
 
-    def one_listing(config: Any, split: str = "train") -> Any:
-        del config
-        if split not in found:
-            found[split] = listing(counts[split], split)
-        return found[split]
+    def of_one_image(config: Any, split: Any = "train") -> Any:
+        return replace(found(config, split), store=OneImage(jpeg()))  # type: ignore[type-var]
 
-    registry.listing = one_listing  # type: ignore[assignment]
-    registry.fingerprint = lambda config: "none"  # type: ignore[assignment]
-    with tempfile.TemporaryDirectory() as root:
+    registry.listing = of_one_image  # type: ignore[assignment]
+    with tempfile.TemporaryDirectory() as root, known.Known().used():
+        for split in counts:
+            for label in range(CLASSES):
+                Path(root, split, f"n{label:08d}").mkdir(parents=True)
         config = SourceConfig(name="imagefolder", root=root, size=SIDE)
         cluster.configure(num_cpus=2)
         cluster.start()
         try:
             peaks = {"Ray's start": _peak()}
-            one_listing(config)
+            registry.fingerprint(config)
+            of_one_image(config)
             peaks["train split listed"] = _peak()
             decoded = sources.publish_held_out(config)
             assert decoded.counts == (listed, held_out)
@@ -145,7 +132,7 @@ def _streamed(config: Any) -> float:
 
 
 def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return machine.resident_peak() / 2**20
 
 
 def main() -> None:

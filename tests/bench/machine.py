@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -131,7 +130,13 @@ def peak_bytes() -> int:
 
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resident_peak()
+
+
+def resident_peak() -> int:
+    """The most bytes that this process has had resident, without its parent's, which ``getrusage`` counts."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:

@@ -20,7 +20,6 @@ import argparse
 import json
 import math
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -221,7 +220,7 @@ def driver(experts: int) -> dict[str, Any]:
     levels = []
     for done, total in _many_experts(experts):
         if done == total // 10 or done == total:
-            levels.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+            levels.append(machine.resident_peak() / 2**20)
     return {"at a tenth": levels[0], "at the end": levels[-1]}
 
 

@@ -105,12 +105,6 @@ def _size(file: Path) -> int:
         return 0  # deleted since
 
 
-def _peak() -> int:
-    """The most resident memory that this process has had, without that of the one that started it."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-
-
 def plain(folder: Path, observer_folder: Folder) -> float:
     """The accuracy of the saved teacher on the held-out files, each decoded with PIL."""
     import torch
@@ -148,7 +142,7 @@ def measure(folder: str, store: float) -> dict[str, Any]:
         )
     return {
         "s": time.perf_counter() - began,
-        "peak": _peak(),
+        "peak": machine.resident_peak(),
         "spilled": spilled.most,
         "accuracy": result.summaries["teacher"]["accuracy"],
         "observer": f"{result.folders['teacher']}/observer",

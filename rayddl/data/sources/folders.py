@@ -43,6 +43,7 @@ def listing(config: SourceConfig, split: str) -> Listing:
     return trees.listing(survey(config), split)
 
 
+@trees.once_a_command
 def survey(config: SourceConfig) -> Survey:
     """List the files of both splits. Raises :class:`SourceError` for a missing or empty folder, a class
     without images, fewer than two classes, and a held-out class that is not in the train split.

@@ -41,6 +41,7 @@ def listing(config: SourceConfig, split: str) -> Listing:
     return trees.listing(survey(config), split)
 
 
+@trees.once_a_command
 def survey(config: SourceConfig) -> Survey:
     """List the files of the requested classes in both splits; other folders are not read.
 

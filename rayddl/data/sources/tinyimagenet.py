@@ -43,6 +43,7 @@ def listing(config: SourceConfig, split: str) -> Listing:
     return trees.listing(survey(config), split)
 
 
+@trees.once_a_command
 def survey(config: SourceConfig) -> Survey:
     """List the files of both splits.
 

@@ -7,9 +7,9 @@ them. Imports no torch.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from posixpath import splitext
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayddl.data.config import SourceConfig
+from rayddl.data.sources import known
 from rayddl.data.sources.refusals import shown
 from rayddl.errors import SourceError
 from rayddl.filenames import AT_ONCE, FileList, Names
@@ -110,6 +111,16 @@ class Survey:
     classes: tuple[str, ...]
     splits: Mapping[str, Split]
     """``train`` and ``test``."""
+
+
+def once_a_command(find: Callable[[SourceConfig], Survey]) -> Callable[[SourceConfig], Survey]:
+    """``find``, which a command calls once for a source: a million files take seconds to list."""
+
+    @wraps(find)
+    def found(config: SourceConfig) -> Survey:
+        return known.once(("survey", config), partial(find, config))
+
+    return found
 
 
 def in_class_folders(listed: FileList, folders: Container[str] | None = None) -> tuple[ImageFiles, Names]:

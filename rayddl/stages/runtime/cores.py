@@ -97,25 +97,21 @@ def waited(thread: int) -> float | None:
 
 
 def team(threads: int) -> tuple[int, ...]:
-    """The native identifiers of the OpenMP threads that compute for this one, itself first.
+    """The native identifiers of the threads that compute for this one in parallel regions, itself first.
 
-    Empty where torch has another OpenMP library than GCC's.
+    Empty where torch does not use OpenMP.
     """
-    library = next((path for path in _mapped() if "gomp" in Path(path).name), None)
-    if library is None:
+    import torch
+
+    library = Path(torch.__file__).parent / "lib/libtorch_cpu.so"
+    try:
+        # The function that compilers call at the start of a parallel region, of the OpenMP library that torch uses:
+        # a process may have loaded others, as scikit-learn's.
+        region = ctypes.CDLL(str(library)).GOMP_parallel
+    except (OSError, AttributeError):
         return ()
     found: set[int] = set()
     note = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: found.add(threading.get_native_id()))
-    # The function that compilers call at the start of a parallel region. Regions of one thread share one team.
-    ctypes.CDLL(library).GOMP_parallel(note, None, ctypes.c_uint(threads), ctypes.c_uint(0))
+    region(note, None, ctypes.c_uint(threads), ctypes.c_uint(0))
     here = threading.get_native_id()
     return (here, *sorted(found - {here}))
-
-
-def _mapped() -> list[str]:
-    """The files that this process has mapped into its memory."""
-    try:
-        lines = Path("/proc/self/maps").read_text("utf-8", errors="surrogateescape").splitlines()
-    except OSError:
-        return []
-    return [line.split(maxsplit=5)[5] for line in lines if line.count("/")]

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from rayddl import filenames
 from rayddl.data.config import SourceConfig
-from rayddl.data.sources import folders, registry, trees
+from rayddl.data.sources import folders, known, registry, trees
+from rayddl.data.sources.summary import source_summary
 from rayddl.filenames import FileList, Names
 from rayddl.storage import Folder
 
@@ -131,3 +132,25 @@ def test_a_source_of_many_files_takes_few_bytes_of_python_for_each(many: tuple[S
         tracemalloc.stop()
     assert len(listed) == count // 2
     assert peak < 40 * count + 2**20
+
+
+@pytest.mark.parametrize("name", ["imagefolder", "imagenet"])
+def test_a_command_lists_a_folder_once(
+    many: tuple[SourceConfig, int], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """For its identity, both splits and the counts of a plan."""
+    config = many[0].model_copy(update={"name": name})
+    listed, asked = Folder.listed, list[str]()
+
+    def counted(folder: Folder, within: Folder | None = None) -> FileList:
+        asked.append(folder.name)
+        return listed(folder, within)
+
+    monkeypatch.setattr(Folder, "listed", counted)
+    monkeypatch.setattr(Folder, "read", lambda *_: b"")
+    with known.Known().used():
+        registry.fingerprint(config)
+        assert registry.listing(config, "train") is not None
+        assert registry.listing(config, "test") is not None
+        assert source_summary(config).train == many[1] // 2
+    assert sorted(asked) == ["train", "val"]
