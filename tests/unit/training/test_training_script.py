@@ -449,6 +449,9 @@ def test_held_out_images_come_from_where_they_are(
             f"left out of TEST, as by rayddl, 3 unreadable: {['9/9.tga', '9/broken.png', '9/program.png']}"
             in capsys.readouterr().err
         )
+        (tmp_path / "test" / "9" / "again").symlink_to(tmp_path / "test")
+        with pytest.raises(SystemExit, match=r"links to folders that they are in; remove them: \['again'\]"):
+            opened(to).held_out(str(tmp_path / "test"))
 
 
 def test_a_script_without_seeds_says_what_it_needs(
