@@ -43,7 +43,8 @@ class Names(Sequence[str]):
 
     def take(self, positions: NDArray[np.int64]) -> Names:
         """The names at ``positions``, in their order."""
-        indices = pa.Array.from_buffers(pa.int64(), len(positions), [None, pa.py_buffer(positions)])
+        whole = np.ascontiguousarray(positions, np.int64)
+        indices = pa.Array.from_buffers(pa.int64(), len(whole), [None, pa.py_buffer(whole)])
         return Names(self.column.take(indices))
 
 

@@ -141,7 +141,9 @@ def _digest(identity: dict[str, Any]) -> str:
     lists: list[FileList] = []
     mark = secrets.token_hex(16)
 
-    def later(value: FileList) -> str:
+    def later(value: object) -> str:
+        if not isinstance(value, FileList):
+            raise TypeError(f"{type(value).__name__} has no place in an identity")
         lists.append(value)
         return mark
 

@@ -51,8 +51,8 @@ def enter(threads: int, precision: str = "fp32", unit: str = "") -> torch.device
 
     torch.set_num_threads(threads)
     gpus = assigned()
+    cores.watch(1 if gpus else threads)
     if not gpus:
-        cores.watch(threads)
         return torch.device("cpu")
     if LOGICAL in os.environ:
         record(gpus[0], unit)
