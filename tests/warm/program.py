@@ -134,7 +134,10 @@ class Forks:
     def fork(self, listening: socket.socket) -> dict[str, Any] | None:
         """Accept, and fork what is asked for."""
         there, _ = listening.accept()
-        asked = _received(there)
+        try:
+            asked = _received(there)
+        except (OSError, ValueError):  # it was killed while it asked
+            asked = None
         if asked is None:
             there.close()
             return None
@@ -148,7 +151,8 @@ class Forks:
             return asked
         for descriptor in asked["descriptors"]:
             os.close(descriptor)
-        there.send(pid.to_bytes(4, "big"))
+        with suppress(OSError):  # it was killed meanwhile
+            there.send(pid.to_bytes(4, "big"))
         self.watch(os.pidfd_open(pid), self.end, pid)
         if asked["awaited"]:
             self.awaited[pid] = there
@@ -203,8 +207,10 @@ def _received(there: socket.socket) -> dict[str, Any] | None:
     """What is asked for, or None if only a new process could be that."""
     data, descriptors, _, _ = socket.recv_fds(there, 1 << 16, 4)
     size = int.from_bytes(data[:4], "big")
-    while len(data) < 4 + size:
-        data += there.recv(1 << 16)
+    while len(data) < 4 + size and (more := there.recv(1 << 16)):
+        data += more
+    if len(data) < 4 + size:
+        raise ConnectionError("what asked has ended")
     asked: dict[str, Any] = json.loads(data[4:])
     asked["descriptors"] = descriptors
     env = asked["env"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -77,6 +78,31 @@ def test_what_differs_in_what_imports_read_is_not_forked(
         [sys.executable, "-c", code], env={**os.environ, **given}, stdout=subprocess.PIPE, text=True
     )
     assert (ended.stdout, ended.returncode) == (f"{loaded}\n", 0)
+
+
+def test_one_that_is_killed_while_it_asks_ends_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A node that ends kills the processes that were to become its workers."""
+
+    class Killed(socket.socket):
+        def recv(self, *_: int) -> bytes:
+            raise ConnectionError
+
+    with warm.Popen([sys.executable, "-c", "import time; time.sleep(300)"]) as running:
+        name = os.environ[warm.SWITCH] + warm.client.WITH_OURS
+        for said in (b"", (100).to_bytes(4, "big"), (100).to_bytes(4, "big") + b"{}"):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as there:
+                there.connect(f"\0{name}")
+                there.send(said)
+        with monkeypatch.context() as killed:
+            killed.setattr(warm.client.socket, "socket", Killed)
+            for _ in range(3):
+                words = ["-c", "pass"]
+                assert warm.client.ask(os.environ[warm.SWITCH], words, dict(os.environ)) is None
+        assert shown(tmp_path)[0]["loaded"] == [True, True]
+        assert running.poll() is None
+        running.kill()
 
 
 def test_it_can_be_killed_and_ends_with_its_node(tmp_path: Path) -> None:
