@@ -3,7 +3,7 @@
     uv run python -m tests.bench.inputs [--against COMMIT] [--images 10000] [--names 1281167] [--repeats 3]
 
 Each figure is taken in a process of its own. With ``--against``, the other commit is checked out into a temporary git
-worktree, the two are measured alternately, and each ratio is of the lowest seconds; below 1, this tree is faster.
+worktree, the two are measured alternately, and each ratio is of the medians; below 1, this tree is faster.
 Seconds are of the processor, so that other work on the machine counts little.
 """
 
@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE, CLASSES = 32, 10
@@ -125,7 +126,9 @@ def compared(folder: Path, repeats: int, commit: str | None) -> None:
     print(machine.figures())
     whats = ["plan", "names", *LAYOUTS]
     if commit is None:
-        rows = [{"what": w, "s": f"{min(child(ROOT, w, folder) for _ in range(repeats)):.2f}"} for w in whats]
+        rows = [
+            {"what": w, "s": f"{median(child(ROOT, w, folder) for _ in range(repeats)):.2f}"} for w in whats
+        ]
         print(machine.table(rows))
         return
     rows = []
@@ -135,7 +138,7 @@ def compared(folder: Path, repeats: int, commit: str | None) -> None:
             (place / "largest.yaml").write_bytes((other / LARGEST).read_bytes())
         for what in whats:
             both = [(child(ROOT, what, folder), child(other, what, folder)) for _ in range(repeats)]
-            here, there = (min(column) for column in zip(*both, strict=True))
+            here, there = (median(column) for column in zip(*both, strict=True))
             print(f"{what}: {here:.2f} s against {there:.2f} s", file=sys.stderr, flush=True)
             rows.append(
                 {"what": what, "s": f"{here:.2f}", commit: f"{there:.2f}", "ratio": f"{here / there:.2f}"}

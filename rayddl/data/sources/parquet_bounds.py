@@ -14,10 +14,8 @@ from rayddl.errors import SourceError
 ROWS_AT_ONCE = 512
 FEW_ROWS = 1_000_000
 """Rows that a file of any size may have."""
-PORTION_BYTES = 256 * 2**20
-"""Bytes of images that are held at once, about."""
-PARTS = 4
-"""Parts in which a portion of large images is decoded."""
+PORTION_BYTES = 160 * 2**20
+"""Bytes of images that a portion holds at most. Twice as many are in memory while one is used and rows are decoded."""
 
 
 def opened(stream: pa.NativeFile, where: str) -> pq.ParquetFile:
@@ -146,11 +144,17 @@ def portions(
 ) -> Iterator[pa.ChunkedArray]:
     """The first column of batches of up to ``at_once`` rows, in portions of up to ``most``, or fewer large ones."""
     held: list[pa.Array] = []
+    rows = size = 0
     for batch in found:
-        held.append(batch.column(0))
-        if sum(map(len, held)) + at_once > most or sum(each.nbytes for each in held) >= PORTION_BYTES:
+        part = batch.column(0)
+        if held and size + part.nbytes > PORTION_BYTES:
             yield pa.chunked_array(held)
-            held = []
+            held, rows, size = [], 0, 0
+        held.append(part)
+        rows, size = rows + len(part), size + part.nbytes
+        if rows + at_once > most:
+            yield pa.chunked_array(held)
+            held, rows, size = [], 0, 0
     if held:
         yield pa.chunked_array(held)
 
@@ -160,9 +164,7 @@ def rows_at_once(
 ) -> int:
     """Rows of ``column`` that are decoded at once, up to ``most``; of one row group, or of all."""
     largest = max((each.total_uncompressed_size for each in _chunks(metadata, column, group)), default=1)
-    # A part of a portion, since the last rows of one exceed it.
-    part = PORTION_BYTES // PARTS
-    return int(max(1, min(most, part // max(1, min(largest, limits.CELL_BYTES.value)))))
+    return int(max(1, min(most, PORTION_BYTES // max(1, min(largest, limits.CELL_BYTES.value)))))
 
 
 def _chunks(
