@@ -26,6 +26,7 @@ from rayddl.data.sources import registry
 from rayddl.data.sources.known import Known
 from rayddl.data.sources.refusals import bad_images_rule, shown
 from rayddl.data.sources.summary import source_summary
+from rayddl.data.sources.trees import EXTENSIONS
 from rayddl.errors import SourceError
 from rayddl.storage import Folder, split
 
@@ -258,5 +259,20 @@ def _with_held_out(source: dict[str, Any]) -> dict[str, Any]:
         registry.fingerprint(SourceConfig.model_validate(source))
         if "train" not in source or "test" in source:
             return source
-    registry.fingerprint(wanted)  # raises what is wrong with the images
+    try:
+        registry.fingerprint(wanted)  # raises what is wrong with the images
+    except SourceError as error:
+        if error.code == "tree-without-images":
+            raise _without_images(source["root"]) from None
+        raise
     return {**source, **added}
+
+
+def _without_images(path: str) -> SourceError:
+    """The error of a folder without images, for a reader who has not written a definition yet."""
+    return SourceError(
+        f"there is no image in {path}, in a folder for each class. Give the folder that has the class folders, such as "
+        "cat/0001.png and dog/0001.png, or train and val folders of these, or one with .parquet or .tar files. Images "
+        f"end in {', '.join(EXTENSIONS)}.",
+        code="nothing-to-look-at",
+    )

@@ -312,6 +312,16 @@ def test_nothing_to_look_at() -> None:
         read_contents("nowhere")
 
 
+@pytest.mark.parametrize("folder", ["photos", "photos/train/cat", "photos/cat"])
+def test_a_folder_without_images(tmp_path: Path, folder: str) -> None:
+    """Says what to give, and names no setting of a definition that is not written yet."""
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "notes.txt").write_text("none here")
+    with raises("nothing-to-look-at") as caught:
+        read_contents(str(tmp_path / "photos"))
+    assert "source." not in str(caught.value)
+
+
 def test_a_method_is_a_kind_that_proposes_settings(tmp_path: Path) -> None:
     """It overrides the choice; others are refused with the names of those that can."""
     photos = str(_photos(tmp_path / "photos", per_class=10))
