@@ -15,7 +15,9 @@ ROWS_AT_ONCE = 512
 FEW_ROWS = 1_000_000
 """Rows that a file of any size may have."""
 PORTION_BYTES = 160 * 2**20
-"""Bytes of images that a portion holds at most. Twice as many are in memory while one is used and rows are decoded."""
+"""Bytes of images that a portion holds at most, apart from one cell above :data:`limits.CELL_BYTES`. Three times as many
+may be in memory: of a portion in use, of the next one, and of rows that are decoded for it.
+"""
 
 
 def opened(stream: pa.NativeFile, where: str) -> pq.ParquetFile:
@@ -164,7 +166,9 @@ def rows_at_once(
 ) -> int:
     """Rows of ``column`` that are decoded at once, up to ``most``; of one row group, or of all."""
     largest = max((each.total_uncompressed_size for each in _chunks(metadata, column, group)), default=1)
-    return int(max(1, min(most, PORTION_BYTES // max(1, min(largest, limits.CELL_BYTES.value)))))
+    if largest > limits.CELL_BYTES.value:  # a cell may be as large, and is refused once it is decoded
+        return 1
+    return int(max(1, min(most, PORTION_BYTES // max(1, largest))))
 
 
 def _chunks(

@@ -104,6 +104,15 @@ def test_a_portion_of_large_cells_is_not_larger_than_wanted(
     assert max(part.nbytes for part in found) < 16 * MIB
 
 
+def test_a_cell_above_the_limit_is_decoded_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its size shows only once it is decoded."""
+    _source(tmp_path, [_png(0, 6 * MIB)], times=20)
+    monkeypatch.setattr(parquet_bounds, "PORTION_BYTES", 16 * MIB)
+    monkeypatch.setenv("RAYDDL_MAX_CELL_BYTES", str(MIB))
+    with pq.ParquetFile(tmp_path / "train.parquet") as file:
+        assert parquet_bounds.rows_at_once(file.metadata, "image") == 1
+
+
 def test_rows_before_the_kept_ones_are_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In any order, each row is its own."""
     config = _source(tmp_path, [_png(k) for k in range(40)])
