@@ -1,21 +1,24 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 
 import pytest
 import torch
 
-from rayddl.stages.runtime import cores, devices, machine
+from rayddl import affinity
+from rayddl.data.pixels import decode
+from rayddl.stages.runtime import cores, devices, in_process, machine
 from rayddl.stages.runtime.cores import Spent, Watch
 
 pytestmark = pytest.mark.skipif(
-    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2,
-    reason="needs Linux and two cores",
+    len(affinity.cores() or ()) < 2 or not cores.spent(),
+    reason="needs two cores, and a kernel that counts the seconds of threads",
 )
 FREE, CROWDED, SOME, IDLE = Spent(0.9, 0.0), Spent(0.4, 0.5), Spent(0.9, 0.05), Spent(0.1, 0.0)
 
@@ -36,9 +39,11 @@ class Sleeper(threading.Thread):
         return self.native_id
 
     def run(self) -> None:
-        while not self._over.is_set():
+        while True:
             self._asked.wait()
             self._asked.clear()
+            if self._over.is_set():
+                return
             self._make()
             self._made.set()
 
@@ -67,8 +72,9 @@ def two() -> Iterator[list[int]]:
     """The cores of a machine of two; afterwards all threads are free again."""
     allowed = os.sched_getaffinity(0)
     yield sorted(allowed)[:2]
-    for thread in map(int, os.listdir("/proc/self/task")):
-        os.sched_setaffinity(thread, allowed)
+    for thread in affinity.threads():
+        with suppress(ProcessLookupError):  # it has ended
+            os.sched_setaffinity(thread, allowed)
 
 
 @pytest.fixture
@@ -128,23 +134,79 @@ def test_a_new_thread_takes_the_core_of_one_that_ended(two: list[int], sleepers:
     after.end()
 
 
-def test_what_a_thread_starts_has_all_cores_at_the_next_look(two: list[int], sleepers: list[Sleeper]) -> None:
+@pytest.fixture
+def shell() -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """Starts a shell with a line of commands, and ends it with all that it has started."""
+    made: list[subprocess.Popen[str]] = []
+
+    def start(line: str) -> subprocess.Popen[str]:
+        made.append(
+            subprocess.Popen(["sh", "-c", line], stdout=subprocess.PIPE, text=True, start_new_session=True)
+        )
+        return made[-1]
+
+    yield start
+    for each in made:
+        os.killpg(each.pid, signal.SIGKILL)
+        each.communicate()
+
+
+def test_what_a_thread_starts_has_all_cores_at_the_next_look(
+    two: list[int], sleepers: list[Sleeper], shell: Callable[[str], subprocess.Popen[str]]
+) -> None:
+    """A thread, a process, and a process of that one, as a compiler starts its passes."""
     main, second, _ = sleepers
     watch = Watch(two)
     watch.look({main.id: CROWDED, second.id: FREE})
     threads: list[Sleeper] = []
-    children: list[subprocess.Popen[bytes]] = []
+    children: list[subprocess.Popen[str]] = []
     main.call(lambda: threads.append(Sleeper()))
-    main.call(
-        lambda: children.append(subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE))
-    )
-    try:
-        assert held(threads[0].id, children[0].pid) == [[two[0]], [two[0]]]
-        watch.look({main.id: CROWDED, second.id: FREE, threads[0].id: IDLE})
-        assert held(main.id, second.id, threads[0].id, children[0].pid) == [[two[0]], [two[1]], two, two]
-    finally:
-        children[0].communicate()
-        threads[0].end()
+    main.call(lambda: children.append(shell("sleep 600 & echo $!; wait")))
+    assert children[0].stdout is not None
+    started = [threads[0].id, children[0].pid, int(children[0].stdout.readline())]
+    assert held(*started) == [[two[0]]] * 3
+    watch.look({main.id: CROWDED, second.id: FREE, threads[0].id: IDLE})
+    assert held(main.id, second.id, *started) == [[two[0]], [two[1]], two, two, two]
+    threads[0].end()
+
+
+def test_what_is_started_while_threads_are_set_free_is_free_soon(
+    two: list[int], sleepers: list[Sleeper], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins with the core of its starter, after the threads to be set free were listed."""
+    main, second, _ = sleepers
+    watch = Watch(two)
+    watch.look({main.id: CROWDED, second.id: FREE})
+    late: list[Sleeper] = []
+    listed = affinity.threads
+
+    def threads() -> list[int]:
+        found = listed()
+        if not late:
+            main.call(lambda: late.append(Sleeper()))
+        return found
+
+    monkeypatch.setattr(affinity, "threads", threads)
+    watch.look({main.id: FREE, second.id: FREE})
+    assert held(late[0].id) == [[two[0]]]
+    watch.look({main.id: FREE, second.id: FREE})
+    assert held(late[0].id) == [two]
+    late[0].end()
+
+
+def test_a_choice_of_several_cores_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a thread which may use some of a machine's cores, for whatever reason."""
+    every = {0, 1, 2, 3}
+    masks = {1: every, 2: every, 3: {1, 2}, 4: {2}}
+    monkeypatch.setattr(affinity, "threads", lambda: list(masks))
+    monkeypatch.setattr(cores, "_started", list)
+    monkeypatch.setattr(os, "sched_getaffinity", masks.__getitem__)
+    monkeypatch.setattr(os, "sched_setaffinity", masks.__setitem__)
+    watch = Watch(sorted(every))
+    watch.look({1: CROWDED, 2: FREE})
+    assert masks == {1: {0}, 2: {1}, 3: {1, 2}, 4: every}
+    watch.look({1: FREE, 2: FREE})
+    assert masks == {1: every, 2: every, 3: {1, 2}, 4: every}
 
 
 @pytest.fixture
@@ -170,8 +232,7 @@ def told(
     monkeypatch.setattr(cores, "EVERY_S", 0.02)
     monkeypatch.setattr(cores, "spent", counted)
     monkeypatch.setattr(Watch, "latest", None)
-    real = os.sched_getaffinity
-    monkeypatch.setattr(os, "sched_getaffinity", lambda thread: real(thread) & set(two))
+    monkeypatch.setattr(affinity, "cores", lambda: frozenset(two))
     yield shares
     if Watch.latest is not None:
         Watch.latest.stop()
@@ -204,6 +265,28 @@ def test_a_worker_with_all_cores_is_watched(told: dict[int, Spent], two: list[in
         torch.set_num_threads(threads)
 
 
+def test_work_in_a_watched_process_leaves_it_watched(told: dict[int, Spent], two: list[int]) -> None:
+    """A short evaluation by a worker that goes on with its own work."""
+    threads = torch.get_num_threads()
+    try:
+        devices.enter(2)
+        in_process.done((devices.enter, 1))
+        assert cores.watched() == 2
+        devices.enter(1)
+        in_process.done((devices.enter, 2))
+        assert cores.watched() == 0
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_thread_with_one_core_knows_of_the_others(sleepers: list[Sleeper]) -> None:
+    """What it starts there counts the machine's cores."""
+    before, found = (machine.cpus(), decode._threads()), []
+    os.sched_setaffinity(sleepers[0].id, {min(affinity.cores() or ())})
+    sleepers[0].call(lambda: found.append((machine.cpus(), decode._threads())))
+    assert found == [before]
+
+
 def test_a_worker_with_a_gpu_is_not_watched(told: dict[int, Spent], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "assigned", lambda: ("0",))
     monkeypatch.setenv(devices.LOGICAL, os.devnull)
@@ -222,7 +305,7 @@ def test_a_worker_that_shares_the_cores_is_not_watched(
 ) -> None:
     """One thread, a part of the machine, and a container that may use some of its cores' time."""
     monkeypatch.setattr(machine, "cpus", lambda: here)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(allowed))
+    monkeypatch.setattr(affinity, "cores", lambda: frozenset(allowed))
     monkeypatch.setattr(Watch, "latest", None)
     cores.watch(threads)
     assert Watch.latest is None
@@ -231,11 +314,11 @@ def test_a_worker_that_shares_the_cores_is_not_watched(
 def test_nothing_is_watched_without_the_kernels_interfaces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cpus", lambda: 2)
     monkeypatch.setattr(Watch, "latest", None)
-    with monkeypatch.context() as no_counters:
-        no_counters.setattr(cores, "spent", dict)
-        cores.watch(2)
-    monkeypatch.delattr(os, "sched_setaffinity")
-    cores.watch(2)
+    for lacking, value in (("spent", dict), ("cores", lambda: None)):
+        with monkeypatch.context() as patched:
+            patched.setattr(affinity, "cores", lambda: frozenset({0, 1}))
+            patched.setattr(affinity if lacking == "cores" else cores, lacking, value)
+            cores.watch(2)
     assert Watch.latest is None
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from rayddl import limits
+from rayddl import affinity, limits
 
 Pixels = NDArray[np.uint8]
 
@@ -248,9 +248,7 @@ _filters = _Filters()
 
 
 def _threads() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return min(8, len(os.sched_getaffinity(0)))
-    return min(8, os.cpu_count() or 1)
+    return min(8, len(affinity.cores() or ()) or os.cpu_count() or 1)
 
 
 def reason(error: Exception) -> str:

@@ -15,8 +15,8 @@ ROWS_AT_ONCE = 512
 FEW_ROWS = 1_000_000
 """Rows that a file of any size may have."""
 PORTION_BYTES = 160 * 2**20
-"""Bytes of images that a portion holds at most, apart from one cell above :data:`limits.CELL_BYTES`. Three times as many
-may be in memory: of a portion in use, of the next one, and of rows that are decoded for it.
+"""Bytes of images that a portion holds at most, apart from one cell above :data:`limits.CELL_BYTES`. Three times as
+many may be in memory: of a portion in use, of the next one, and of rows that are decoded for it.
 """
 
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+from rayddl import affinity
 from rayddl.stages.runtime import machine
 
 EVERY_S = 1.0
@@ -25,8 +26,6 @@ COMPUTING = 0.2
 CROWDED, ALONE = 0.1, 0.02
 """Shares of the time for which a computing thread waited for a core: above the first, threads get a core each; below
 the second they are free again."""
-
-_TASKS = Path("/proc/self/task")
 
 
 class Spent(NamedTuple):
@@ -43,17 +42,21 @@ def watch(threads: int) -> None:
     Otherwise end an earlier watch: workers that share a machine might choose the same cores. Does nothing on systems
     without Linux's interfaces.
     """
-    running = Watch.latest
-    if running is not None and running.is_alive():
-        if len(running.cores) == threads:
-            return
-        running.stop()
-    if threads < 2 or threads != machine.cpus() or not hasattr(os, "sched_setaffinity") or not spent():
+    if threads == watched():
         return
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) == threads:
-        Watch.latest = Watch(cores)
-        Watch.latest.start()
+    if Watch.latest is not None:
+        Watch.latest.stop()
+    found = affinity.cores()
+    if threads < 2 or found is None or len(found) != threads or threads != machine.cpus() or not spent():
+        return
+    Watch.latest = Watch(sorted(found))
+    Watch.latest.start()
+
+
+def watched() -> int:
+    """The number of threads that are watched, 0 if none are."""
+    running = Watch.latest
+    return len(running.cores) if running is not None and running.is_alive() else 0
 
 
 class Watch(threading.Thread):
@@ -67,6 +70,8 @@ class Watch(threading.Thread):
         self._stopped = threading.Event()
         self._held: dict[int, int] = {}
         """The core of each thread that has one of its own."""
+        self._again = False
+        """True after threads were set free: one of them may have started another while they were looked for."""
 
     def run(self) -> None:
         before, began = spent(), time.monotonic()
@@ -83,6 +88,7 @@ class Watch(threading.Thread):
                 }
             )
             before, began = now, ends
+        self._hold([])
         self._hold([])
 
     def stop(self) -> None:
@@ -101,46 +107,51 @@ class Watch(threading.Thread):
             self._hold(computing)
 
     def _hold(self, computing: list[int]) -> None:
-        """Give each of these threads a core, and all cores to every other one, also to those that others started
-        meanwhile, which have the core of the one that started them.
-        """
-        had, self._held = self._held, {}
-        if not had and not computing:
-            return
-        for thread in computing:
-            if thread in had:
-                self._held[thread] = had[thread]
+        """Give each of these threads a core, and all cores to the others that have one core."""
+        had = self._held
+        self._held = {thread: had[thread] for thread in computing if thread in had}
         left = [core for core in self.cores if core not in self._held.values()]
         for thread in computing:
             if thread not in self._held:
                 self._held[thread] = left.pop(0)
-        for thread in [*_threads(), *_children()]:
-            cores = {self._held[thread]} if thread in self._held else set(self.cores)
-            with suppress(OSError):  # it has ended
-                if os.sched_getaffinity(thread) != cores:
+        if had or self._held or self._again:
+            self._set()
+        self._again = bool(had)
+
+    def _set(self) -> None:
+        """Set the cores of all threads and of what they have started, which begins with the core of its starter."""
+        for thread in [*affinity.threads(), *_started()]:
+            with suppress(OSError):  # it has ended, or the machine's cores have changed
+                has = os.sched_getaffinity(thread)
+                # A choice of several cores was made elsewhere.
+                free = set(self.cores) if len(has) == 1 else has
+                cores = {self._held[thread]} if thread in self._held else free
+                if has != cores:
                     os.sched_setaffinity(thread, cores)
 
 
 def spent() -> dict[int, Spent]:
-    """Seconds of each thread of this process by its native identifier; empty where the kernel does not count them."""
+    """Seconds of each thread of this process that has run, by its native identifier; empty where the kernel does not
+    count them.
+    """
     found = {}
-    for thread in _threads():
+    for thread in affinity.threads():
         with suppress(OSError, ValueError):  # it has ended
-            running, waiting, _ = (_TASKS / str(thread) / "schedstat").read_text("ascii").split()
-            found[thread] = Spent(int(running) / 1e9, int(waiting) / 1e9)
+            running, waiting, _ = Path(affinity.TASKS, str(thread), "schedstat").read_text("ascii").split()
+            if int(running):
+                found[thread] = Spent(int(running) / 1e9, int(waiting) / 1e9)
     return found
 
 
-def _threads() -> list[int]:
-    with suppress(OSError):
-        return [int(name) for name in os.listdir(_TASKS)]
-    return []
-
-
-def _children() -> list[int]:
-    """Processes that threads of this one have started, such as compilers."""
+def _started() -> list[int]:
+    """The threads of all processes that this one has started, such as compilers, and that these have started."""
     found: list[int] = []
-    for thread in _threads():
-        with suppress(OSError):
-            found += map(int, (_TASKS / str(thread) / "children").read_text("ascii").split())
+    processes = [os.getpid()]
+    for process in processes:
+        with suppress(OSError):  # it has ended
+            threads = list(map(int, os.listdir(f"/proc/{process}/task")))
+            found += threads if process != os.getpid() else []
+            for thread in threads:
+                children = Path(f"/proc/{process}/task/{thread}/children").read_text("ascii")
+                processes += map(int, children.split())
     return found

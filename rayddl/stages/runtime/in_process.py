@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rayddl.stages.runtime import cores
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.progress import LocalCounter, ProgressCounter
 from rayddl.stages.runtime.sizes import Ask, Resources, Share
@@ -83,12 +84,15 @@ class InProcess:
 
 
 def done(work: Work) -> Any:
-    """Run ``work`` in this process and return its result. Restores the caller's number of torch threads."""
+    """Run ``work`` in this process and return its result. Restores the caller's number of torch threads, and the watch
+    over them.
+    """
     import torch
 
-    threads = torch.get_num_threads()
+    threads, watched = torch.get_num_threads(), cores.watched()
     function, *args = work
     try:
         return function(*args)
     finally:
         torch.set_num_threads(threads)
+        cores.watch(watched)

@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from rayddl import affinity
+
 _SYSTEM = Path("/")
 # cgroup v1 writes "no limit" as the largest page-aligned 63-bit number.
 _UNLIMITED = 1 << 60
@@ -25,11 +27,11 @@ SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107
 
 
 def cpus(root: Path = _SYSTEM) -> int:
-    """Whole CPUs that this process may use: the affinity mask and the cgroup quota, at least 1.
+    """Whole CPUs that this process may use: its affinity and the cgroup quota, at least 1.
 
     ``root`` is the folder that contains ``/proc`` and ``/sys``.
     """
-    affine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    affine = len(affinity.cores() or ()) or os.cpu_count() or 1
     quotas = [quota for quota in _cpu_quotas(root) if quota > 0]
     return max(1, min([affine, *(int(quota) for quota in quotas)]))
 
