@@ -134,7 +134,7 @@ def peak_bytes() -> int:
 
 
 def resident_peak() -> int:
-    """The most bytes that this process has had resident, without its parent's, which ``getrusage`` counts."""
+    """The most bytes that this process has had resident, without its parent's, which ``getrusage`` counts; on Linux."""
     with open("/proc/self/status", encoding="ascii") as status:
         return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
 

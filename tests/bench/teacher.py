@@ -28,8 +28,6 @@ from tests.bench import machine
 IMAGES, BATCH, CLASSES, SHAPE = 2560, 128, 10, (3, 32, 32)
 NICENESS = 15
 """Ray's default for its workers; those of a local Ray that rayddl starts have 0."""
-NICENESS = 15
-"""Ray's default for its workers; those of rayddl's own Ray have 0."""
 
 
 def measure(row: dict[str, Any]) -> dict[str, Any]:

@@ -149,8 +149,7 @@ class Forks:
                 os.close(key.fileobj) if isinstance(key.fileobj, int) else key.fileobj.close()
             self.selector.close()
             return asked
-        for descriptor in asked["descriptors"]:
-            os.close(descriptor)
+        _close(asked["descriptors"])
         with suppress(OSError):  # it was killed meanwhile
             there.send(pid.to_bytes(4, "big"))
         self.watch(os.pidfd_open(pid), self.end, pid)
@@ -206,24 +205,36 @@ class Forks:
 def _received(there: socket.socket) -> dict[str, Any] | None:
     """What is asked for, or None if only a new process could be that."""
     data, descriptors, _, _ = socket.recv_fds(there, 1 << 16, 4)
+    try:
+        asked = _asked(there, data)
+    except BaseException:
+        _close(descriptors)
+        raise
+    if asked is None:
+        _close(descriptors)
+        return None
+    return {**asked, "descriptors": descriptors}
+
+
+def _asked(there: socket.socket, data: bytes) -> dict[str, Any] | None:
     size = int.from_bytes(data[:4], "big")
     while len(data) < 4 + size and (more := there.recv(1 << 16)):
         data += more
     if len(data) < 4 + size:
         raise ConnectionError("what asked has ended")
     asked: dict[str, Any] = json.loads(data[4:])
-    asked["descriptors"] = descriptors
     env = asked["env"]
     apart = [
         k
         for k in {*OWN, *env}
         if k.startswith(READ_AT_IMPORT) and k not in SET_LATER and OWN.get(k) != env.get(k)
     ]
-    if apart or asked["prefix"] != sys.prefix:
-        for descriptor in descriptors:
-            os.close(descriptor)
-        return None
-    return asked
+    return None if apart or asked["prefix"] != sys.prefix else asked
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def run(asked: dict[str, Any]) -> None:

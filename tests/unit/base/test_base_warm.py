@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -83,7 +84,7 @@ def test_what_differs_in_what_imports_read_is_not_forked(
 def test_one_that_is_killed_while_it_asks_ends_no_other(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A node that ends kills the processes that were to become its workers."""
+    """A node that ends kills the processes that were to become its workers. Their files are closed, too."""
 
     class Killed(socket.socket):
         def recv(self, *_: int) -> bytes:
@@ -91,10 +92,14 @@ def test_one_that_is_killed_while_it_asks_ends_no_other(
 
     with warm.Popen([sys.executable, "-c", "import time; time.sleep(300)"]) as running:
         name = os.environ[warm.SWITCH] + warm.client.WITH_OURS
-        for said in (b"", (100).to_bytes(4, "big"), (100).to_bytes(4, "big") + b"{}"):
+        reads, writes = os.pipe()
+        for said in (b"\0", (100).to_bytes(4, "big"), (100).to_bytes(4, "big") + b"{}"):
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as there:
                 there.connect(f"\0{name}")
-                there.send(said)
+                socket.send_fds(there, [said], [writes])
+        os.close(writes)
+        with open(reads, "rb") as pipe:
+            assert select.select([pipe], [], [], 60)[0]  # it ends once no process could write
         with monkeypatch.context() as killed:
             killed.setattr(warm.client.socket, "socket", Killed)
             for _ in range(3):

@@ -127,6 +127,13 @@ def test_held_out_images_come_from_where_they_are(
         (tmp_path / "test" / "9" / "again").symlink_to(tmp_path / "test")
         with pytest.raises(SystemExit, match=r"links to folders that they are in; remove them: \['again'\]"):
             opened(to).held_out(str(tmp_path / "test"))
+        # Two that lead to each other's folder.
+        (tmp_path / "test" / "9" / "again").unlink()
+        (tmp_path / "test" / "9" / "there").symlink_to(tmp_path / "test" / "10")
+        assert len(opened(to).held_out(str(tmp_path / "test"))[1]) == 6
+        (tmp_path / "test" / "10" / "back").symlink_to(tmp_path / "test" / "9")
+        with pytest.raises(SystemExit, match="links to folders that they are in"):
+            opened(to).held_out(str(tmp_path / "test"))
 
 
 def test_a_script_without_seeds_says_what_it_needs(
