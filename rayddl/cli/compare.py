@@ -55,7 +55,8 @@ def compare(
 ) -> None:
     """Compare runs and sets: one table, one page.
 
-    Sets that were judged before keep their results; the others are judged first, by the protocol of the first one.
+    Sets that were judged before keep their results; the others are judged first, by the protocol of the
+    first one with hard labels.
 
     \b
     rayddl compare quickstart cifar10-mct-ipc1

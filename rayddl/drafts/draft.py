@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from dataclasses import dataclass
@@ -112,5 +113,5 @@ def _takes(found: estimating.Estimates) -> str:
 
 def _name(to: str | None, path: str) -> str:
     """The run's name: that of the file to write, or of the folder or file of images."""
-    raw = Path(to).stem if to else Path(path.rstrip("/") or "images").resolve().name.partition(".")[0]
+    raw = Path(to).stem if to else Path(os.path.abspath(path.rstrip("/") or "images")).name.partition(".")[0]
     return re.sub(r"[^a-z0-9._-]+", "-", raw.casefold()).strip("-._") or "images"

@@ -110,7 +110,8 @@ def _answering(what: str) -> Iterator[Any]:
         from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # it is re-exported
     except ImportError as error:
         raise UserError(
-            f"{what} needs the package huggingface_hub; install rayddl[hf]", code="hub-not-installed"
+            f"{what} needs the package huggingface_hub; install it: uv pip install huggingface_hub",
+            code="hub-not-installed",
         ) from error
     disable_progress_bars()
     at = _endpoint() or "the Hugging Face Hub"

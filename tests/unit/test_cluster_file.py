@@ -23,7 +23,8 @@ else:
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
 DOCS = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+TOML = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = TOML["project"]
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,9 @@ def test_every_machine_ends_with_the_locked_environment(cluster: dict[str, Any])
     inside = [p for p in cluster["file_mounts"].values() if p.startswith("./") and p != "./uv.lock"]
     assert inside
     assert all((ROOT / path).exists() for path in inside)
+    # The build of the package takes more than its modules.
+    built = TOML["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert {f"./{path}" for path in built} <= set(inside)
 
 
 def test_nothing_is_open_but_ssh(cluster: dict[str, Any]) -> None:
@@ -104,7 +108,7 @@ def test_the_documentation_types_what_the_file_says() -> None:
     """The commands in the file's head are those of docs/cluster.md, in the same order."""
     section = DOCS.split("### Start and stop", 1)[1]
     typed = re.search(r"```bash\n(.*?)```", section, re.DOTALL)
-    said = re.findall(r"^#   (uv .*)$", TEXT, re.MULTILINE)
+    said = re.findall(r"^#   ((?:uv|export) .*)$", TEXT, re.MULTILINE)
     assert typed is not None
     assert said == typed[1].splitlines()
 

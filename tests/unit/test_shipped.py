@@ -181,14 +181,23 @@ def test_a_batch_that_does_not_divide_the_set_keeps_its_remainder(path: Path) ->
 
 
 def test_readmes_definition_is_valid() -> None:
-    """The definition that the README explains is one that runs."""
+    """The definition that README and guide explain has the published settings of the matching."""
     (block,) = [
         b
         for b in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-        if "name: cifar10" in b and "stages:" in b
+        if "name: my-cifar10-mct" in b and "stages:" in b
     ]
+    loaded = definition.load(yaml.safe_load(block))
+    shipped = definition.load(ROOT / "pipelines" / "cifar10-mct-ipc1.yaml")
 
-    assert definition.load(yaml.safe_load(block)).name == "cifar10-mct-ipc1"
+    assert block in GUIDE
+    match, published = (
+        next(s.config for s in d.stages if s.name == "distill").model_dump(
+            exclude={"evaluate_every", "evaluate_epochs", "lr_student"}  # by default that of the experts
+        )
+        for d in (loaded, shipped)
+    )
+    assert match == published
 
 
 def test_readmes_protocol_is_valid() -> None:

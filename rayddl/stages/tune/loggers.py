@@ -82,7 +82,7 @@ def unready(options: Options) -> Iterator[str]:
     for name in options:
         library = LOGGERS[name].library
         if library is not None and find_spec(library) is None:
-            yield f"callbacks: {name} needs {library}, which is not installed; pip install {library}"
+            yield f"callbacks: {name} needs {library}, which is not installed; uv pip install {library}"
             continue
         try:
             _made(name, options)

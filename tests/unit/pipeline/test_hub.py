@@ -277,7 +277,7 @@ def test_uploads_are_refused_before_they_start(hub: Hub, made: Folder) -> None:
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message names the extra that has it."""
+    """The message says how to install it."""
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with raises("hub-not-installed"):
         hubs.fetched("hf://me/digits")
