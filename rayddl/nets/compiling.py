@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import re
@@ -12,7 +13,7 @@ from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,33 +49,40 @@ def compiled(function: F, *, wanted: bool = True, graphs: bool = False) -> F:
     limits: Any = importlib.import_module("torch._dynamo.config")
     for limit in ("recompile_limit", "accumulated_recompile_limit"):
         setattr(limits, limit, max(getattr(limits, limit), COMPILATIONS))
-    cpu = not torch.cuda.is_available()
-    fast: Callable[..., Any] | None = torch.compile(
-        function,
-        dynamic=False,
-        fullgraph=True,
-        options={
-            "post_grad_custom_pre_pass": Passes(),
-            "triton.cudagraphs": graphs,
-            **(on_cpu() if cpu else {}),
-        },
-    )
+
+    # By the place of the tensors: a worker without a GPU may be on a machine that has some.
+    @functools.cache
+    def fast(cpu: bool) -> Callable[..., Any]:
+        made: Callable[..., Any] = torch.compile(
+            function,
+            dynamic=False,
+            fullgraph=True,
+            options={
+                "post_grad_custom_pre_pass": Passes(),
+                "triton.cudagraphs": graphs,
+                **(on_cpu() if cpu else {}),
+            },
+        )
+        return made
+
+    works = True
 
     def call(*args: Any) -> Any:
-        nonlocal fast
-        if fast is None:
+        nonlocal works
+        if not works:
             return function(*args)
+        cpu = not any(isinstance(each, torch.Tensor) and each.is_cuda for each in tree_leaves(args))
         try:
             with warnings.catch_warnings(), saving() if cpu else nullcontext():
                 # Users cannot act on deprecation warnings inside torch's compiler.
                 warnings.simplefilter("ignore")
-                found = fast(*args)
+                found = fast(cpu)(*args)
                 # The next replay of a graph overwrites its results, so they are copied.
                 return tree_map(torch.clone, found) if graphs else found
         except Exception as error:
             if not _is_compiler_failure(error):
                 raise
-            fast = None
+            works = False
             _warn_once(error)
             return function(*args)
 

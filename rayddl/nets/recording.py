@@ -12,6 +12,9 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+MOST = 8
+"""Recordings that one function keeps, each with memory of its own: those of the shapes that were used last."""
+
 
 def recorded(function: F, *, wanted: bool = True) -> F:
     """``function``, recorded on a GPU at its second call for tensors of the same shapes, and replayed from then on.
@@ -33,6 +36,7 @@ class _Recorded:
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
         self._known: dict[tuple[Any, ...], _Recording | None] = {}
+        """By the shapes of a call, in the order of their last use."""
         self._works = True
 
     def __call__(self, *args: Any) -> Any:
@@ -40,10 +44,12 @@ class _Recorded:
         if not self._works or not _on_gpu(given):
             return self._function(*args)
         key = tuple((tuple(tensor.shape), tensor.stride(), tensor.dtype) for tensor in given)
-        if key not in self._known:
-            self._known[key] = None
+        known = key in self._known
+        recording = self._known[key] = self._known.pop(key, None)
+        if not known:
+            while len(self._known) > MOST:
+                del self._known[next(iter(self._known))]
             return self._function(*args)
-        recording = self._known[key]
         if recording is None:
             try:
                 recording = self._known[key] = _Recording(self._function, given, form)

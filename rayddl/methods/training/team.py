@@ -31,6 +31,8 @@ def summed(x: Tensor) -> Tensor:
     total = x.clone(memory_format=torch.contiguous_format)
     try:
         dist.all_reduce(total)
+    except torch.OutOfMemoryError:  # a RuntimeError, too
+        raise
     except RuntimeError as error:
         raise PeerLost(f"the sum over the team failed: {error}") from error
     return total

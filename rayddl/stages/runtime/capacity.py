@@ -65,9 +65,9 @@ class Capacity:
         """The largest amount of a resource on one node of :attr:`most`."""
         return max((float(node.get(name, 0)) for node in self.most), default=0.0)
 
-    def holds(self, needs: Mapping[str, float]) -> bool:
-        """True if a present node satisfies ``needs``, by its total resources."""
-        return any(_times(node, needs) >= 1 for node in self.nodes)
+    def holds(self, needs: Mapping[str, float], count: int = 1) -> bool:
+        """True if present nodes satisfy ``needs`` ``count`` times, each time on one node, by their total resources."""
+        return sum(_times(node, needs) for node in self.nodes) >= count
 
     def may_hold(self, needs: Mapping[str, float]) -> bool:
         """True if an existing or autoscalable node satisfies ``needs``, by its total resources."""
@@ -116,8 +116,12 @@ def launched(path: str = LAUNCHED) -> tuple[Group, ...]:
     try:
         loaded = yaml.safe_load(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
         types = loaded["available_node_types"]
+        most = int(loaded.get("max_workers", sys.maxsize))
         return tuple(
-            Group(int(kind.get("max_workers", 0)), {k: float(v) for k, v in kind["resources"].items()})
+            Group(
+                min(most, int(kind.get("max_workers", 0))),
+                {k: float(v) for k, v in kind["resources"].items()},
+            )
             for kind in types.values()
             # The head's node type has max_workers 0 by default; Ray does not count the head itself.
             if kind.get("max_workers", 0)
@@ -126,9 +130,10 @@ def launched(path: str = LAUNCHED) -> tuple[Group, ...]:
         return ()
 
 
-def described(needs: Mapping[str, float]) -> str:
-    """``needs`` as text: ``1 CPU, 2 GPU``."""
-    return ", ".join(f"{value:g} {name}" for name, value in needs.items() if value) or "nothing"
+def described(needs: Mapping[str, float], count: int = 1) -> str:
+    """``needs`` as text: ``1 CPU, 2 GPU``, or ``4 times 1 CPU, 2 GPU``."""
+    text = ", ".join(f"{value:g} {name}" for name, value in needs.items() if value) or "nothing"
+    return text if count == 1 else f"{count} times {text}"
 
 
 def _times(node: Mapping[str, float], needs: Mapping[str, float]) -> int:

@@ -209,10 +209,12 @@ def observe(run: str, stage: str, progress: Mapping[str, Any]) -> None:
 
 
 class Waiting:
-    """Notes what work waits for, and raises an error if no node is added in time."""
+    """Notes what work waits for, ``count`` times ``needs``, and raises an error if no node is added in time."""
 
-    def __init__(self, needs: Mapping[str, float], note: Callable[[str], None] | None = None) -> None:
-        self._needs, self._note = needs, note or _wanted.note
+    def __init__(
+        self, needs: Mapping[str, float], note: Callable[[str], None] | None = None, count: int = 1
+    ) -> None:
+        self._needs, self._note, self._count = needs, note or _wanted.note, count
         self.over()
 
     def over(self) -> None:
@@ -223,37 +225,40 @@ class Waiting:
     def poll(self) -> None:
         """Call repeatedly while work waits: notes at intervals what it waits for.
 
-        Raises :class:`StageError` if no present node could hold it and none was added within :data:`WAIT_SECONDS`. The
-        wait for resources in use by other runs has no limit.
+        Raises :class:`StageError` if the present nodes could not hold it and none was added within
+        :data:`WAIT_SECONDS`. The wait for resources in use by other runs has no limit.
         """
         now = time.monotonic()
         if now < self._next:
             return
         self._next = now + NOTE_SECONDS
-        text, have, minutes = capacity.described(self._needs), capacity_now(), (now - self._began) / 60
-        if have.holds(self._needs):
+        have, minutes = capacity_now(), (now - self._began) / 60
+        text, several = capacity.described(self._needs, self._count), self._count > 1
+        if have.holds(self._needs, self._count):
             self._note(f"waiting for {text}, {minutes:.0f} min: other work holds it ({_free(self._needs)})")
             return
         if now - self._began > WAIT_SECONDS:
             raise StageError(
-                f"no node with {text} came within {WAIT_SECONDS / 60:.0f} min ({have}). `ray status` and "
-                "`ray monitor cluster.yaml` say what keeps the autoscaler; what was done so far is kept.",
+                f"no {'nodes' if several else 'node'} with {text} came within {WAIT_SECONDS / 60:.0f} min ({have}). "
+                "`ray status` and `ray monitor cluster.yaml` say what keeps the autoscaler; what was done so far is "
+                "kept.",
                 code="no-node-came",
             )
-        self._note(f"waiting for a node with {text}, {minutes:.0f} min: the autoscaler is asked for one")
+        wanted = "nodes" if several else "a node"
+        self._note(f"waiting for {wanted} with {text}, {minutes:.0f} min: the autoscaler is asked for one")
 
 
-def wait_for(needs: Mapping[str, float], note: Callable[[str], None] | None = None) -> None:
-    """Wait until a node exists that can hold ``needs``, busy or not, and request one from the autoscaler."""
-    if capacity_now().holds(needs):
+def wait_for(needs: Mapping[str, float], note: Callable[[str], None] | None = None, count: int = 1) -> None:
+    """Wait until nodes exist that can hold ``needs`` ``count`` times, busy or not; request them from the autoscaler."""
+    if capacity_now().holds(needs, count):
         return
     from ray.util.placement_group import remove_placement_group
 
-    waiting = Waiting(needs, note)
+    waiting = Waiting(needs, note, count)
     # A pending placement group is a demand of this run: it adds to other runs' demands, and ends with the run.
-    wanted = held([needs], "node")
+    wanted = held([needs] * count, "node")
     try:
-        while not capacity_now().holds(needs):
+        while not capacity_now().holds(needs, count):
             waiting.poll()
             time.sleep(POLL_SECONDS)
     finally:

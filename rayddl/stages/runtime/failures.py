@@ -55,6 +55,14 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(_inner(error), ray.exceptions.OutOfMemoryError)
 
 
+def gpu_out_of_memory(error: BaseException) -> bool:
+    """True if the work asked for more memory than its GPU had left. Told by names: the driver does not import torch."""
+    return any(
+        kind.__name__ == "OutOfMemoryError" and kind.__module__.partition(".")[0] == "torch"
+        for kind in type(_inner(error)).__mro__
+    )
+
+
 def lost(error: BaseException) -> bool:
     """True if a worker, its node or its result was lost for a reason outside the work, so that a retry may
     succeed. False for lack of memory (:func:`out_of_memory`) and for an actor whose constructor raised.
@@ -73,7 +81,7 @@ def lost(error: BaseException) -> bool:
 def explain(error: BaseException, what: str) -> NoReturn:
     """Raise the user's error for a failed task; ``what`` names the task, as in ``unit 3``.
 
-    rayddl's own errors are raised unchanged; for a worker that died for lack of memory, or too often, raises a
+    rayddl's own errors are raised unchanged; for lack of memory, and a worker that died too often, raises a
     :class:`StageError` with advice.
     """
     import ray
@@ -83,6 +91,13 @@ def explain(error: BaseException, what: str) -> NoReturn:
         raise cause from None
     if out_of_memory(error):
         raise StageError(_too_large(what, str(_inner(error))), code="out-of-memory") from error
+    if gpu_out_of_memory(error):
+        raise StageError(
+            f"{what} needs more memory than its GPU had left: {_short(_inner(error))} Lower its batch, set the stage's "
+            "resources.num_gpus to 1 so that no other work of the run shares the GPU, end other processes that use it, "
+            f"or use a GPU with more memory. {_KEPT}",
+            code="gpu-out-of-memory",
+        ) from error
     if isinstance(_inner(error), ray.exceptions.RuntimeEnvSetupError):
         raise StageError(
             f"{what} found no environment on its node: {_last(_inner(error))} `rayddl doctor --address` says which "

@@ -17,11 +17,12 @@ class Group:
 
     def __init__(self, share: Share, what: str) -> None:
         self.share = share
-        self._held = cluster.held(tuple(Ask("resources", share, together=True).placed), what)
+        self._bundles = tuple(Ask("resources", share, together=True).placed)
+        self._held = cluster.held(self._bundles, what)
 
     def wait(self, note: Callable[[str], None]) -> None:
         """Wait until the resources are reserved; ``note`` receives messages meanwhile. Raises :class:`StageError`."""
-        waiting = cluster.Waiting(self.share.needs, note)
+        waiting = cluster.Waiting(self._bundles[-1], note, len(self._bundles))
         while not self._held.wait(POLL_SECONDS):
             waiting.poll()
 

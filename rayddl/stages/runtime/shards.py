@@ -24,7 +24,7 @@ from rayddl.data.sources import splits
 from rayddl.data.sources.listing import Listing
 from rayddl.data.sources.summary import source_summary
 from rayddl.methods.training.input_spec import BATCH
-from rayddl.stages.runtime import failures
+from rayddl.stages.runtime import failures, unreserved
 from rayddl.stages.runtime.sizes import WHOLE_BYTES
 
 SHARD_BYTES = 64 * 2**20
@@ -107,11 +107,9 @@ def summed(name: str, shards: Shards, shape: tuple[int, int, int]) -> Sums:
     if count == 1:
         return _sums(name, shards, shape)
     cpus = int(ray.cluster_resources().get("CPU", 1))
-    tasks = min(count, cpus, max(1, SUMS_BYTES // sums.sums_bytes(name, shape)))
-    # Without a CPU: a trial, which may be the caller, holds those that it has.
-    task: Any = ray.remote(_sums).options(num_cpus=0, scheduling_strategy="SPREAD", name="sum over images")
-    refs = [task.remote(name, shards.every(k, tasks), shape) for k in range(max(1, tasks))]
-    found: list[Sums] = [_got(ref, "the sums over the images") for ref in refs]
+    tasks = max(1, min(count, cpus, SUMS_BYTES // sums.sums_bytes(name, shape)))
+    parts = [(name, shards.every(k, tasks), shape) for k in range(tasks)]
+    found: list[Sums] = unreserved.results(_sums, parts, "sum over images")
     return functools.reduce(Sums.plus, found)
 
 

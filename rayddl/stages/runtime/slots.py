@@ -89,6 +89,8 @@ class Slots:
         """The current limit of workers per slot."""
         self._trial: tuple[Slot, Held] | None = None
         """The slot and the worker that measures memory."""
+        self._alone = False
+        """True after a unit lacked memory beside others: from then on, each has a GPU for itself."""
         self._count = 0
         self._began: float | None = None
         """The time at which the first worker had started."""
@@ -102,7 +104,7 @@ class Slots:
             (slot.busy, k, worker)
             for k, slot in enumerate(self._slots)
             for worker in slot.ready
-            if worker.work is None
+            if worker.work is None and not (self._alone and slot.busy)
         ]
         if not free:
             return None
@@ -114,8 +116,21 @@ class Slots:
         for slot in self._slots:
             for worker in [w for w in slot.workers if w.work == ref]:
                 worker.work = None
-                if lost:
+                if lost or (self._alone and len(slot.workers) > 1):
                     self._drop(slot, worker)
+        if lost:
+            self._ask_again()
+
+    def thin(self) -> bool:
+        if self._share.per_slot > 1 and not self._alone:
+            self._note(f"{self._what}: one on a GPU from now on: several do not fit into its memory")
+            self._alone = True
+            for slot in self._slots:
+                for worker in [
+                    w for w in slot.workers[1:] if w.work is None or w is (self._trial or (0, 0))[1]
+                ]:
+                    self._drop(slot, worker)
+        return self._share.per_slot > 1
 
     def close(self) -> None:
         import ray
@@ -136,8 +151,16 @@ class Slots:
             return
         self._waiting.over()
         self._began = self._began or time.monotonic()
-        if self._share.per_slot > 1 and time.monotonic() - self._began > SETTLE_SECONDS:
+        settled = time.monotonic() - self._began > SETTLE_SECONDS
+        if self._share.per_slot > 1 and settled and not self._alone:
             self._share_gpus()
+
+    def _ask_again(self) -> None:
+        """Ask the free workers whether they are still there: those of a lost node would each fail a unit at once."""
+        for slot in self._slots:
+            for worker in slot.ready:
+                if worker.work is None:
+                    worker.arriving = worker.actor.place.remote()
 
     def _reserve(self) -> None:
         """Request the slots that the stage may have by now."""

@@ -115,7 +115,8 @@ def _tasks(
 
 
 def _asked(share: Share) -> dict[str, Any]:
-    return {name: value for name, value in share.options.items() if value}
+    # Ray Data asks for one CPU where none is named.
+    return {name: value for name, value in share.options.items() if value or name == "num_cpus"}
 
 
 @contextmanager

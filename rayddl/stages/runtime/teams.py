@@ -64,6 +64,9 @@ class Teams:
         del ref, lost
         self.close()
 
+    def thin(self) -> bool:
+        return False
+
     def close(self) -> None:
         import ray
         from ray.util.placement_group import remove_placement_group

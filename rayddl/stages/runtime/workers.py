@@ -46,6 +46,9 @@ class Places(Protocol):
     def end(self, ref: Any, *, lost: bool) -> None:
         """Mark the worker of ``ref`` as free, or as lost."""
 
+    def thin(self) -> bool:
+        """From now on, let no two units share a GPU; True if they may have shared one until now."""
+
     def close(self) -> None:
         """End the workers."""
 
@@ -121,6 +124,8 @@ class RayWorkers(Workers):
                         result = ray.get(ref)
                     except ray.exceptions.RayError as error:
                         full, lost = failures.out_of_memory(error), failures.lost(error)
+                        if failures.gpu_out_of_memory(error):
+                            full = self._places.thin()
                         self._places.end(ref, lost=full or lost)
                         losses[task.name, full] += 1
                         most = failures.OOM_RETRIES if full else RETRIES
@@ -166,7 +171,9 @@ def opened(
     places: Places = Slots(share, what, need, note, limit) if share.gpus else _Tasks(share)
     if share.team:
         places = Teams(share)
-    if not share.gpus:
+    if share.team:
+        cluster.wait_for(share.needs, note, share.range[0] if share.range else share.at_once)
+    elif not share.gpus:
         cluster.wait_for(share.needs)
 
     def most() -> int:
@@ -215,6 +222,9 @@ class _Tasks:
 
     def end(self, ref: Any, *, lost: bool) -> None:
         del ref, lost
+
+    def thin(self) -> bool:
+        return False
 
     def close(self) -> None:
         pass

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from rayddl.errors import DivergedError, RayddlError
+from rayddl.stages.runtime import failures
 from rayddl.stages.tune.plan import Search
 from rayddl.stages.tune.space import Settings
 from rayddl.stages.tune.store import DEVIATION, REPORTS, STATE, Ended, Report, Row, TrialStore
@@ -113,7 +114,10 @@ class Running:
         return self._said
 
     def step(self) -> Report:
-        """The next report. Raises nothing: a trial that fails reports the worst metric and is :attr:`over`."""
+        """The next report. A trial that fails reports the worst metric and is :attr:`over`.
+
+        Raises ``torch.OutOfMemoryError`` if its GPU has too little memory left.
+        """
         if self._said == len(self._reports):
             self._go_on()
         self._said += 1
@@ -130,6 +134,9 @@ class Running:
             self._fail("diverged", str(error), stop, began)
             return
         except Exception as error:  # a failed trial is a row of the table and does not end the search
+            if failures.gpu_out_of_memory(error):
+                # The settings are not to blame for who else uses the GPU: Ray Tune starts the trial again.
+                raise
             reason = str(error) if isinstance(error, RayddlError) else f"{type(error).__name__}: {error}"
             self._fail("failed", reason, stop, began)
             return

@@ -263,3 +263,34 @@ def test_what_others_hold_is_waited_for_without_end(have, monkeypatch: pytest.Mo
     notes: list[str] = []
     cluster.Waiting({"CPU": 2.0}, notes.append).poll()
     assert notes == ["waiting for 2 CPU, 0 min: other work holds it (0 of 4 CPU free)"]
+
+
+def test_workers_that_run_together_wait_for_all_their_places(have, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One node of four is no cluster whose GPUs others hold: the rest is asked for, and the wait ends."""
+    monkeypatch.setattr(cluster, "_free", lambda needs: "0 of 2 GPU free")
+    gpu, notes = {"CPU": 8.0, "GPU": 1.0}, list[str]()
+    one, two = (Capacity((gpu,) * count, (GPUS,)) for count in (1, 2))
+    have(one)
+    cluster.Waiting(gpu, notes.append, 2).poll()
+    have(two)
+    cluster.Waiting(gpu, notes.append, 2).poll()
+    held = have(*[one] * 4, two)
+    cluster.wait_for(gpu, notes.append, 2)
+    assert notes == [
+        "waiting for nodes with 2 times 8 CPU, 1 GPU, 0 min: the autoscaler is asked for one",
+        "waiting for 2 times 8 CPU, 1 GPU, 0 min: other work holds it (0 of 2 GPU free)",
+        "waiting for nodes with 2 times 8 CPU, 1 GPU, 0 min: the autoscaler is asked for one",
+    ]
+    assert held == [[gpu, gpu], "node"]
+    have(one)
+    monkeypatch.setattr(cluster, "WAIT_SECONDS", -1.0)
+    with raises("no-node-came"):
+        cluster.Waiting(gpu, notes.append, 2).poll()
+
+
+def test_the_launchers_limit_holds_for_each_group(tmp_path: Path) -> None:
+    """Of all groups together no more nodes come than that."""
+    file = tmp_path / "ray_bootstrap_config.yaml"
+    types = {"head": {"resources": {"CPU": 0}}, "node": {"max_workers": 30, "resources": {"CPU": 8}}}
+    file.write_text(yaml.safe_dump({"max_workers": 4, "available_node_types": types}))
+    assert capacity.launched(str(file)) == (Group(4, {"CPU": 8.0}),)

@@ -127,3 +127,24 @@ class TestKinds:
         assert not failures.lost(mistake)
         with pytest.raises(ray.exceptions.RayTaskError):
             failures.explain(mistake, "unit 3")
+
+
+class OutOfMemoryError(RuntimeError):
+    """Torch's, which the driver does not import."""
+
+
+OutOfMemoryError.__module__ = "torch"
+
+
+def test_a_full_gpu_is_told_from_a_full_node() -> None:
+    """The work raised it, so it is no loss of a worker."""
+    error = ray.exceptions.RayTaskError(
+        "f", "Traceback", OutOfMemoryError("CUDA out of memory.")
+    ).as_instanceof_cause()
+
+    assert failures.gpu_out_of_memory(error)
+    assert not failures.out_of_memory(error)
+    assert not failures.lost(error)
+    assert "needs more memory than its GPU had left: CUDA out of memory." in told(error)
+    assert not failures.gpu_out_of_memory(ray.exceptions.OutOfMemoryError(OOM))
+    assert not failures.gpu_out_of_memory(RuntimeError("CUDA error"))

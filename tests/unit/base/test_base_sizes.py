@@ -359,3 +359,9 @@ def test_resources_have_least_values(setting: str, least: float, below: float) -
     """What no worker could run with is refused."""
     assert getattr(asked(**{setting: least}), setting) == least
     assert refused(Resources, **{setting: below}) == {("value-out-of-range", setting)}
+
+
+def test_a_judge_on_a_node_without_cpus_asks_for_none() -> None:
+    """Ray Data asks for one CPU where nothing is said, which no node with that GPU would have."""
+    assert streams._asked(Share(0.0, 1.0, None, 1)) == {"num_cpus": 0.0, "num_gpus": 1.0}
+    assert streams._asked(Share(1.0, 0.0, 5, 1)) == {"num_cpus": 1.0, "memory": 5}

@@ -155,7 +155,7 @@ def test_settings_that_another_version_of_torch_lacks_are_left_out(monkeypatch: 
 
     asked: list[dict[str, object]] = []
     monkeypatch.setattr(torch, "compile", lambda function, *, options, **_: asked.append(options) or function)
-    compiling.compiled(square)
+    compiling.compiled(square)(torch.ones(1))
     assert "realize_reads_threshold" not in asked[0]
 
 
@@ -163,7 +163,7 @@ def test_graphs_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
     """By default nothing is captured, whatever torch's own default is."""
     asked: list[dict[str, object]] = []
     monkeypatch.setattr(torch, "compile", lambda function, *, options, **_: asked.append(options) or function)
-    compiling.compiled(square)
+    compiling.compiled(square)(torch.ones(1))
 
     assert asked[0]["triton.cudagraphs"] is False
 
@@ -228,3 +228,19 @@ def test_students_are_trained_side_by_side_only_where_steps_are_short() -> None:
     assert not faster_together(small, (1, 8, 8), 10, batch=most, compile_=True)
     assert not faster_together(batched, (1, 8, 8), 10, batch=1, compile_=False)
     assert not faster_together(NetConfig(), (3, 32, 32), 10, batch=10, compile_=False)
+
+
+def test_a_worker_without_a_gpu_compiles_alike_on_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sees the GPUs of its machine, which are not its own, and its tensors are on the CPU."""
+    found: list[dict[str, object]] = []
+
+    def compile_(function: Callable[..., object], *, options: dict[str, object], **_: object) -> object:
+        found.append({name: value for name, value in options.items() if name != "post_grad_custom_pre_pass"})
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        compiling.compiled(square)(torch.ones(2))
+    assert found[0] == found[1]
+    assert found[0].keys() == {"triton.cudagraphs", *passes.on_cpu()}

@@ -119,3 +119,17 @@ def test_tensors_of_a_cpu_are_never_recorded(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_nothing_is_wrapped_unless_wanted() -> None:
     assert recording.recorded(function_itself, wanted=False) is function_itself
+
+
+def test_the_recordings_of_the_last_shapes_are_kept(calls: list[str]) -> None:
+    """Each holds memory of the GPU: a process runs one trial of a search after another, each with its own shapes."""
+    fast = counted(calls)
+    for size in range(1, 40):
+        for _ in range(2):
+            fast(*numbers(1.0, size))
+    calls.clear()
+    fast(*numbers(1.0, 39))
+    fast(*numbers(1.0, 1))
+
+    assert calls == ["replayed", "called"]
+    assert len(fast._known) <= recording.MOST + 1  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rayddl.methods.training import checkpoint, losses, mixes, soft
+from rayddl.methods.training import checkpoint, losses, mixes, optimisers, soft
 from rayddl.methods.training.input_spec import InputSpec
 from rayddl.methods.training.observer import frozen
 from rayddl.methods.training.optimisers import Muon, sgd
@@ -313,3 +314,28 @@ def test_the_default_protocol_is_rdeds() -> None:
     assert config.model_dump(exclude_defaults=True) == {"kind": "evaluate", "set": "s", "observer": "t"}
     spelt = EvaluateConfig(kind="evaluate", set="s", observer="t", loss="kl")
     assert spelt.model_dump(exclude_defaults=True) == config.model_dump(exclude_defaults=True)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
+def test_a_resumed_optimiser_is_where_its_parameters_are(name: str) -> None:
+    """Muon's momentum of a convolution has a shape of its own. Counts of steps stay on the CPU, as torch has them."""
+
+    def made() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, K))
+
+    one, other = made(), made().to("meta")
+    first, second = (optimisers.MAKERS[name](each, 0.1, 0.01) for each in (one, other))
+    one(torch.ones(2, 1, 8, 8)).sum().backward()
+    first.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # parameters of this stand-in for a GPU have no values
+        checkpoint.restore(checkpoint.dump(one, first, {}), other, second)
+
+    places = [
+        (value.dim() > 0, value.device.type)
+        for parameter in other.parameters()
+        for value in second.state[parameter].values()
+        if isinstance(value, Tensor)
+    ]
+    assert places
+    assert all(place == ("meta" if large else "cpu") for large, place in places)

@@ -260,3 +260,14 @@ def test_a_failed_sum_means_a_lost_process(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(teams.dist, "all_reduce", closed)
     with pytest.raises(PeerLost, match="closed by peer"):
         summed(torch.ones(2))
+
+
+def test_a_full_gpu_is_no_lost_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new team would lack the same memory."""
+
+    def full(total: Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        summed(torch.ones(2))

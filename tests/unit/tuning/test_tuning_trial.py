@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from rayddl.stages.tune.store import TrialStore
 from rayddl.stages.tune.trial import Running
@@ -103,3 +104,22 @@ def test_finishing_runs_to_the_end_and_leaves_what_was_made(work):
     assert row.ended == "whole"
     assert w.make.calls[0] == (3, 4)
     assert TrialStore(w.out).at_work(3).child("made").read_json("trace.json") == list(range(1, 19))
+
+
+def test_a_full_gpu_is_not_the_settings_fault(work, monkeypatch):
+    """Tune starts the trial again, which goes on from where it was."""
+    w = work()
+    running = Running(w, 0, SOUND)
+    first = running.step()
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(running._opened()), "reach", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            running.step()
+    again = Running(w, 0, SOUND)
+
+    assert again.step() == first
+    assert again.step().iteration == 4
