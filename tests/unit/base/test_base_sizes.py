@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayddl.pipeline.definition import load as definition
-from rayddl.stages.runtime import cluster, groups, sizes
+from rayddl.stages.runtime import cluster, groups, sizes, streams
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask, Resources, Share
 from tests.raising import refused
