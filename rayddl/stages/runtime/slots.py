@@ -122,15 +122,16 @@ class Slots:
             self._ask_again()
 
     def thin(self) -> bool:
-        if self._share.per_slot > 1 and not self._alone:
+        shared = self._share.per_slot > 1
+        if shared and not self._alone:
             self._note(f"{self._what}: one on a GPU from now on: several do not fit into its memory")
             self._alone = True
+            trial = self._trial[1] if self._trial is not None and self._need is not None else None
             for slot in self._slots:
-                for worker in [
-                    w for w in slot.workers[1:] if w.work is None or w is (self._trial or (0, 0))[1]
-                ]:
+                # Those at work end with their units.
+                for worker in [w for w in slot.workers[1:] if w.work is None or w is trial]:
                     self._drop(slot, worker)
-        return self._share.per_slot > 1
+        return shared
 
     def close(self) -> None:
         import ray
