@@ -1,11 +1,12 @@
-"""A driver on the cluster of :mod:`tests.cluster.nodes`: `python idle.py ADDRESS`.
+"""A driver on the cluster of :mod:`tests.cluster.nodes`: `python idle.py ADDRESS FILE`.
 
-Six workers on logical GPUs of one node do a unit each and are idle; then a further unit begins. Prints the nodes on
-which tasks without CPUs ran, `idle`, `begun`, and the unit's result.
+Six workers on logical GPUs of one node do a unit each and are idle; then a further unit begins, which ends once there
+is FILE. Prints the results of tasks without CPUs and how many ran on the head, `idle`, `begun`, and the unit's result.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -17,9 +18,11 @@ from rayddl.stages.runtime.sizes import Share
 GPUS = 6
 
 
-def unit(number: int) -> int:
-    """Ends at once for the first units, so late that its node can be lost for the last one."""
-    time.sleep(1.0 if number < GPUS else 8.0)
+def unit(number: int, file: str) -> int:
+    """Ends at once for the first units, and for the last one when its node is lost."""
+    time.sleep(1.0)
+    while number == GPUS and not os.path.exists(file):
+        time.sleep(0.1)
     return number
 
 
@@ -39,9 +42,9 @@ def main() -> None:
                 said.append("begun")
                 print(*said, flush=True)
 
-        first = list(free.each(range(GPUS), lambda number: (unit, number), str))
+        first = list(free.each(range(GPUS), lambda number: (unit, number, sys.argv[2]), str))
         print("idle", len(first), flush=True)
-        print(list(free.each([GPUS], lambda number: (unit, number), str, idle)), flush=True)
+        print(list(free.each([GPUS], lambda number: (unit, number, sys.argv[2]), str, idle)), flush=True)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from rayddl.data.distilled import DistilledSet
 from rayddl.data.pixels.cutting import as_jpeg
 from rayddl.data.sources import listing
 from rayddl.data.sources import registry as sources
+from rayddl.errors import SourceError
 from rayddl.filenames import FileList
 from rayddl.methods.patches.boxes import crops, preselected
 from rayddl.methods.training.observer import Observer
@@ -293,6 +294,20 @@ def test_cutters_apart_from_judges_give_the_same_rows(
         )
     assert rows["together"] == rows["apart"]
     assert len(rows["apart"]) == 60
+
+
+def test_errors_of_the_stream_keep_their_kind(
+    local_ray: None, tree: Path, teacher: Input, tmp_path: Path
+) -> None:
+    """A refusal reads like that of every other work; Ray Data would wrap it in an error of its own."""
+
+    def refused(block: streams.Block, sent: bytes) -> streams.Block:
+        raise SourceError("no images today", code="for-a-test")
+
+    job, _ = rded.prepared(_config(), _context(tree, teacher, tmp_path))
+    steps = replace(rded_select.steps(job), both=refused)
+    with raises("for-a-test"):
+        list(streams.stream(np.arange(10), steps, Share(0.5, 0.0, None, 1), None, Silent().note))
 
 
 def test_a_worker_killed_in_mid_stream_costs_nothing(

@@ -37,12 +37,13 @@ def restore(data: bytes, module: nn.Module, optimiser: torch.optim.Optimizer) ->
         if name.startswith(_OPTIMISER):
             index, _, key = name.removeprefix(_OPTIMISER).partition(".")
             parameter = parameters[int(index)]
-            # With the parameter's memory layout: another layout uses other vector instructions. Numbers, such as that
-            # of steps, stay on the CPU.
-            if value.shape == parameter.shape:
+            if value.dim() == 0:  # a count of steps, which torch keeps on the CPU
+                like = torch.empty_like(value)
+            elif value.shape == parameter.shape:
+                # With the parameter's memory layout: another layout uses other vector instructions.
                 like = torch.empty_like(parameter)
             else:
-                like = torch.empty_like(value, device=parameter.device if value.dim() else None)
+                like = torch.empty_like(value, device=parameter.device)
             optimiser.state[parameter][key] = like.detach().copy_(value)
     return {k.removeprefix(_NUMBERS): v for k, v in tensors.items() if k.startswith(_NUMBERS)}
 

@@ -212,9 +212,12 @@ class Waiting:
     """Notes what work waits for, ``count`` times ``needs``, and raises an error if no node is added in time."""
 
     def __init__(
-        self, needs: Mapping[str, float], note: Callable[[str], None] | None = None, count: int = 1
-    ) -> None:
+        self, needs: Mapping[str, float], note: Callable[[str], None] | None = None, count: int = 1,
+        largest: Mapping[str, float] | None = None,
+    ) -> None:  # fmt: skip
+        """``largest`` is what one of the ``count`` needs, if that is more."""
         self._needs, self._note, self._count = needs, note or _wanted.note, count
+        self._largest = largest or needs
         self.over()
 
     def over(self) -> None:
@@ -234,7 +237,7 @@ class Waiting:
         self._next = now + NOTE_SECONDS
         have, minutes = capacity_now(), (now - self._began) / 60
         text, several = capacity.described(self._needs, self._count), self._count > 1
-        if have.holds(self._needs, self._count):
+        if have.holds(self._needs, self._count) and have.holds(self._largest):
             self._note(f"waiting for {text}, {minutes:.0f} min: other work holds it ({_free(self._needs)})")
             return
         if now - self._began > WAIT_SECONDS:

@@ -22,7 +22,8 @@ class Group:
 
     def wait(self, note: Callable[[str], None]) -> None:
         """Wait until the resources are reserved; ``note`` receives messages meanwhile. Raises :class:`StageError`."""
-        waiting = cluster.Waiting(self._bundles[-1], note, len(self._bundles))
+        # The first one has the share of short evaluations, too.
+        waiting = cluster.Waiting(self._bundles[-1], note, len(self._bundles), self._bundles[0])
         while not self._held.wait(POLL_SECONDS):
             waiting.poll()
 

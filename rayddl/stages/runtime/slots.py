@@ -119,6 +119,8 @@ class Slots:
                 if lost or (self._alone and len(slot.workers) > 1):
                     self._drop(slot, worker)
         if lost:
+            # What was there until now has not been waited for.
+            self._waiting.over()
             self._ask_again()
 
     def thin(self) -> bool:
@@ -129,7 +131,8 @@ class Slots:
             trial = self._trial[1] if self._trial is not None and self._need is not None else None
             for slot in self._slots:
                 # Those at work end with their units.
-                for worker in [w for w in slot.workers[1:] if w.work is None or w is trial]:
+                surplus = [w for k, w in enumerate(slot.workers) if w is trial or (k and w.work is None)]
+                for worker in surplus:
                     self._drop(slot, worker)
         return shared
 

@@ -76,6 +76,8 @@ def stream(
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Otherwise it is inside one of Ray Data's, without its type.
+    context.raise_original_map_exception = True
     size = rows_a_block(len(rows), (cutters or judges).at_once, steps.chunk)
     tables = [pa.table({steps.column: rows[i : i + size]}) for i in range(0, len(rows), size)]
     data: ray.data.Dataset = ray.data.from_arrow(tables)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from rayddl.stages.runtime import failures, nodes
 
+POLL_SECONDS = 1.0
 LOSSES = 5
 """Times that a task is repeated after its node or worker was lost."""
 
@@ -41,6 +43,7 @@ def results(function: Callable[..., Any], parts: Sequence[tuple[Any, ...]], what
             gone = isinstance(error, ray.exceptions.TaskUnschedulableError) or failures.lost(error)
             if not gone or losses > LOSSES:
                 failures.explain(error, what)
+            time.sleep(POLL_SECONDS)  # until the loss is known everywhere
             refs[place] = begun(place)
     return found
 

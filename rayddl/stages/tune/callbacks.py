@@ -40,6 +40,8 @@ class Budget(Stopper):
         self._noted = clock()
         self.cost = sum(row.seconds for row in store.ended().values())
         """Seconds of trials' work so far."""
+        self._counted: dict[str, int] = {}
+        """By trial, the number of reports that are part of it."""
 
     @property
     def seconds(self) -> float:
@@ -53,9 +55,11 @@ class Budget(Stopper):
         return None if budget is None else max(0.0, budget - self.seconds)
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Add the report's seconds of work; always false, since single trials are not ended."""
-        del trial_id
-        self.cost += float(result.get("work_seconds", 0.0))
+        """Add the seconds of work of a report that is new; always false, since single trials are not ended."""
+        # A trial that begins again repeats its reports.
+        if result["report"] > self._counted.get(trial_id, 0):
+            self._counted[trial_id] = result["report"]
+            self.cost += float(result.get("work_seconds", 0.0))
         return False
 
     def stop_all(self) -> bool:

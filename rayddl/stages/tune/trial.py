@@ -20,6 +20,8 @@ from rayddl.stages.tune.space import Settings
 from rayddl.stages.tune.store import DEVIATION, REPORTS, STATE, Ended, Report, Row, TrialStore
 from rayddl.storage import Folder
 
+FULL = 2
+"""Times that a trial begins again after its GPU had too little memory left; after that, it has failed."""
 HELD_OUT = "held out"
 """The name from which held-out seeds are derived: no trial uses these seeds."""
 
@@ -95,6 +97,8 @@ class Running:
         self._reports = [Report(**report) for report in log.get("reports", [])]
         self._ended: tuple[Ended, str] | None = tuple(log["ended"]) if log.get("ended") else None
         self._at: int = log.get("at", 0)
+        self._full: int = log.get("full", 0)
+        """Times that the GPU had too little memory left."""
         self._said = 0
         self._trial: Trial | None = None
 
@@ -116,7 +120,7 @@ class Running:
     def step(self) -> Report:
         """The next report. A trial that fails reports the worst metric and is :attr:`over`.
 
-        Raises ``torch.OutOfMemoryError`` if its GPU has too little memory left.
+        Raises ``torch.OutOfMemoryError`` if its GPU has too little memory left, at most :data:`FULL` times.
         """
         if self._said == len(self._reports):
             self._go_on()
@@ -134,8 +138,10 @@ class Running:
             self._fail("diverged", str(error), stop, began)
             return
         except Exception as error:  # a failed trial is a row of the table and does not end the search
-            if failures.gpu_out_of_memory(error):
-                # The settings are not to blame for who else uses the GPU: Ray Tune starts the trial again.
+            if failures.gpu_out_of_memory(error) and self._full < FULL:
+                # The settings may not be to blame: others use the GPU. Ray Tune starts the trial again.
+                self._full += 1
+                self._write()
                 raise
             reason = str(error) if isinstance(error, RayddlError) else f"{type(error).__name__}: {error}"
             self._fail("failed", reason, stop, began)
@@ -165,6 +171,7 @@ class Running:
             "reports": [asdict(report) for report in self._reports],
             "ended": self._ended,
             "at": self._at,
+            "full": self._full,
         }
         self._folder.write(REPORTS, json.dumps(value, allow_nan=False).encode())
 

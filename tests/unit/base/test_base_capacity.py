@@ -282,10 +282,11 @@ def test_workers_that_run_together_wait_for_all_their_places(have, monkeypatch: 
         "waiting for nodes with 2 times 8 CPU, 1 GPU, 0 min: the autoscaler is asked for one",
     ]
     assert held == [[gpu, gpu], "node"]
-    have(one)
     monkeypatch.setattr(cluster, "WAIT_SECONDS", -1.0)
-    with raises("no-node-came"):
-        cluster.Waiting(gpu, notes.append, 2).poll()
+    for nodes, largest in ((one, gpu), (two, {"CPU": 9.0, "GPU": 1.0})):
+        have(nodes)
+        with raises("no-node-came"):
+            cluster.Waiting(gpu, notes.append, 2, largest).poll()
 
 
 def test_the_launchers_limit_holds_for_each_group(tmp_path: Path) -> None:

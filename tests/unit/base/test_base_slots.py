@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 ray = pytest.importorskip("ray")
 
 from rayddl.stages.runtime import cluster, slots, workers  # noqa: E402
+from rayddl.stages.runtime.capacity import Capacity  # noqa: E402
 from rayddl.stages.runtime.sizes import Share  # noqa: E402
 from tests.raising import raises  # noqa: E402
 
@@ -141,6 +143,37 @@ def test_what_shares_a_gpu_ends_before_another_unit_begins_there(gpus: list[Gpu]
     assert len(made._slots[0].workers) == 1
     made.end(third, lost=False)
     assert begun(3) is not None
+
+
+def test_the_worker_that_tries_memory_ends_with_the_sharing(
+    gpus: list[Gpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is the only one left of its GPU, which would be reserved for nothing."""
+    gpus.append(Gpu(room=2))
+    monkeypatch.setattr(slots.devices, "taken", lambda *need: (1, 1))
+    made = slots.Slots(Share(1.0, 0.5, None, 2, gpus=1), "unit", (int, 0), lambda text: None, lambda: 1)
+    (slot,) = made._slots
+    while len(slot.workers) < 2:
+        made._poll()
+    first, trial = slot.workers
+    assert trial.work is not None
+    slot.workers.remove(first)
+    made.thin()
+    assert slot.workers == []
+
+
+def test_a_lost_worker_was_not_waited_for(gpus: list[Gpu], monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long its unit ran, the time limit for a node to come begins with its loss."""
+    gpus.append(Gpu(room=1))
+    monkeypatch.setattr(cluster, "capacity_now", lambda: Capacity(()))
+    notes: list[str] = []
+    made = slots.Slots(Share(1.0, 1.0, None, 1, gpus=1), "unit", None, notes.append, lambda: 1)
+    unit = next(ref for _ in range(5) if (ref := made.begin((int, 0), "0")) is not None)
+    gpus[0].there = False
+    made._waiting._began = made._waiting._next = time.monotonic() - 2 * cluster.WAIT_SECONDS
+    made.end(unit, lost=True)
+    assert made.begin((int, 0), "0") is None
+    assert notes == []
 
 
 def test_idle_workers_of_a_lost_node_are_given_no_unit(

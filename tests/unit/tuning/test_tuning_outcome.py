@@ -172,11 +172,19 @@ def test_budgets_count_over_all_attempts(defined, search):
     store.note_seconds(50.0)
     store.end(row(0, 0.5))
     timed = Budget(search(time_budget=60.0), store, lambda: now[0])
-    costly = Budget(search(cost_budget=5.0), store, lambda: now[0])
+    costly = Budget(search(cost_budget=6.0), store, lambda: now[0])
 
     assert (timed.left, timed.stop_all(), costly.stop_all()) == (10.0, False, False)
     now[0] += 10
-    costly("any", {"work_seconds": 2.5})
+    for trial, report in (
+        ("a", 1),
+        ("a", 1),
+        ("b", 1),
+        ("a", 1),
+        ("a", 2),
+    ):  # one began again and repeats a report
+        assert not costly.stop_all()
+        costly(trial, {"work_seconds": 1.0, "report": report})
     assert (timed.left, timed.stop_all(), costly.stop_all()) == (0.0, True, True)
 
 

@@ -107,7 +107,7 @@ def test_finishing_runs_to_the_end_and_leaves_what_was_made(work):
 
 
 def test_a_full_gpu_is_not_the_settings_fault(work, monkeypatch):
-    """Tune starts the trial again, which goes on from where it was."""
+    """Tune starts the trial again, twice, which goes on from where it was; a third time counts."""
     w = work()
     running = Running(w, 0, SOUND)
     first = running.step()
@@ -115,11 +115,21 @@ def test_a_full_gpu_is_not_the_settings_fault(work, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
+    def begun_again():
+        again = Running(w, 0, SOUND)
+        assert again.step() == first
+        return again
+
     with monkeypatch.context() as patched:
         patched.setattr(type(running._opened()), "reach", full)
-        with pytest.raises(torch.OutOfMemoryError):
-            running.step()
-    again = Running(w, 0, SOUND)
-
-    assert again.step() == first
-    assert again.step().iteration == 4
+        for _ in range(2):
+            with pytest.raises(torch.OutOfMemoryError):
+                begun_again().step()
+    assert begun_again().step().iteration == 4
+    with monkeypatch.context() as patched:
+        patched.setattr(type(running._opened()), "reach", full)
+        last = begun_again()
+        last.step()
+        last.step()
+    row = last.row("stopped")
+    assert (row.ended, row.value, row.reason) == ("failed", 0.0, "OutOfMemoryError: CUDA out of memory")
