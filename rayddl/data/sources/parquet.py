@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from rayddl.data.pixels.decode import Encoded
     from rayddl.data.sources.listing import Listing
 
+_NAMES_AT_ONCE = 1 << 16
 _PART = 1 << 20
 """Bytes of a footer that are read at once."""
 
@@ -124,7 +125,8 @@ def _listing(survey: _Survey, split: str, config: SourceConfig) -> Listing:
     lengths = [len(labels) for _, labels in tables]
     at = np.concatenate([np.arange(length, dtype=np.int64) for length in lengths])
     file = np.repeat(np.arange(len(files), dtype=np.int32), lengths)
-    names = pa.concat_arrays([_row_names(name, length) for name, length in zip(files, lengths, strict=True)])
+    parts = itertools.chain.from_iterable(map(_row_names, files, lengths))
+    names = pa.concat_arrays([pa.array([], pa.large_string()), *parts])
     store = ParquetStore(
         survey.folder,
         files,
@@ -137,11 +139,15 @@ def _listing(survey: _Survey, split: str, config: SourceConfig) -> Listing:
     return sorted_listing(names, labels, survey.classes, store, notes=_notes(survey), file=file, at=at)
 
 
-def _row_names(file: str, rows: int) -> pa.Array:
-    """``FILE#000000012`` for each row of a file, made by Arrow, as files may have millions of rows."""
-    number = pc.cast(pa.array(np.arange(rows)), pa.large_string())
+def _row_names(file: str, rows: int) -> Iterator[pa.Array]:
+    """``FILE#000000012`` for each row of a file, made by Arrow, as files may have millions of rows.
+
+    A part of them at a time: fresh memory for all, in each step, costs several times the work.
+    """
     large = partial(pa.scalar, type=pa.large_string())
-    return pc.binary_join_element_wise(large(f"{file}#"), pc.utf8_lpad(number, 9, "0"), large(""))
+    for start in range(0, rows, _NAMES_AT_ONCE):
+        number = pc.cast(pa.array(np.arange(start, min(start + _NAMES_AT_ONCE, rows))), pa.large_string())
+        yield pc.binary_join_element_wise(large(f"{file}#"), pc.utf8_lpad(number, 9, "0"), large(""))
 
 
 def _notes(survey: _Survey) -> tuple[str, ...]:
