@@ -131,11 +131,12 @@ def names(out: Folder) -> Iterator[str]:
 
 
 def heard(entry: Mapping[str, Any]) -> datetime | None:
-    """Return the time of the last report of a stage's entry in a record."""
+    """Return the time of the last report of a stage's entry in a record, in UTC where the record names no zone."""
     try:
-        return datetime.fromisoformat(str(entry["heard"])) if entry.get("heard") else None
+        found = datetime.fromisoformat(str(entry["heard"])) if entry.get("heard") else None
     except ValueError:
         return None
+    return found if found is None or found.tzinfo else found.replace(tzinfo=timezone.utc)
 
 
 def state(entry: Mapping[str, Any], out: Folder, now: datetime) -> str:

@@ -16,6 +16,7 @@ from rayddl.cli.app import app
 from rayddl.errors import StageError
 from rayddl.jobs import client
 from rayddl.jobs.status import status_of
+from rayddl.pipeline import records
 from rayddl.pipeline.browse.listing import listing
 from rayddl.pipeline.browse.status import RunStatus, run_status
 from rayddl.pipeline.records import BEAT_SECONDS, Heartbeat
@@ -172,3 +173,10 @@ def test_beats_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told == list(range(100))
     assert [beat["done"] for beat in beats] == list(range(0, 100, 10))
     assert beats[-1]["rate"] == pytest.approx(10 / BEAT_SECONDS)
+
+
+def test_a_time_without_a_zone_is_utc() -> None:
+    """As a record from elsewhere may have it; what is no time counts as none."""
+    assert records.heard({"heard": "2026-01-01"}) == datetime(2026, 1, 1, tzinfo=timezone.utc)
+    assert records.heard({"heard": "2026-01-01T02:00:00+02:00"}) == datetime(2026, 1, 1, tzinfo=timezone.utc)
+    assert records.heard({"heard": "soon"}) is records.heard({}) is None
