@@ -1,13 +1,14 @@
 """Several processes that train one network together, each on its part of every batch.
 
-The processes are those of torch's default process group. Their parameters start equal and stay equal bit for bit: all
-of them update by the same sum of gradients. Batch norm uses the statistics of the whole batch, so what is computed does
-not depend on the number of processes; only rounding, dropout and stochastic depth do.
+The processes are those of torch's default process group. They begin from the state of the first one, and their
+parameters stay equal, on like machines bit for bit: all of them update by the same sum of gradients. Batch norm uses
+the statistics of the whole batch, so what is computed does not depend on the number of processes; only rounding,
+dropout and stochastic depth do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from rayddl.errors import StageError
 from rayddl.nets.layers import BatchNorm
+
+LIKE = 1e-3
+"""Parameters of two processes are alike up to this distance from their mean, relative to its norm."""
 
 
 class PeerLost(RuntimeError):
@@ -119,6 +124,32 @@ class Team:
         dist.broadcast_object_list(box)
         found: bytes | None = box[0]
         return found
+
+    def beginning(self, stored: bytes | None, state: Callable[[], bytes]) -> bytes | None:
+        """The state from which every process begins: what the first one has ``stored``, else its own ``state``.
+
+        ``None`` for a process alone that has nothing stored: its own state it has already.
+        """
+        if self.size == 1:
+            return stored
+        return self.broadcast((stored or state()) if self.first else None)
+
+    @torch.no_grad()
+    def refuse_unlike(self, module: nn.Module) -> None:
+        """Raise :class:`StageError` unless the parameters of ``module`` are those of all processes, but for rounding.
+
+        Processors of different kinds round differently; equal steps from an equal beginning give no other difference.
+        """
+        if self.size == 1:
+            return
+        own = torch.cat([parameter.detach().flatten().float() for parameter in module.parameters()])
+        mean = summed(own) / self.size
+        if self.total(int(bool((own - mean).norm() > LIKE * mean.norm()))):
+            raise StageError(
+                f"internal error: the {self.size} processes of the team ended with different parameters. Delete the "
+                "stage's folder and run the same command to train again; please report it.",
+                code="team-apart",
+            )
 
 
 ALONE = Team()

@@ -306,7 +306,8 @@ def train_soft(
         _own_labels(shared, data, kept) if protocol.with_own_labels else None,
     )
     partial = student.file.removesuffix(".json") + ".partial.safetensors"
-    earlier = team.broadcast(shared.out.read(partial) if team.first and shared.out.has(partial) else None)
+    stored = shared.out.read(partial) if team.first and shared.out.has(partial) else None
+    earlier = team.beginning(stored, training.dump)
     if earlier is not None:
         training.resume(earlier)
     saved, took, report = time.monotonic(), 0.0, reporter(shared, [student], protocol.epochs)
@@ -326,6 +327,7 @@ def train_soft(
             took = saved - began
 
     trained = training.run(on_epoch)
+    team.refuse_unlike(trained)
     if not team.first:
         return len(images), Score(len(shared.source.classes))
     score = _tested(trained, shared, protocol, test, labels, device)

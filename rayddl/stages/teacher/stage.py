@@ -199,7 +199,8 @@ def _trained(
         Execution(device, job.compile, team),
         job.seed,
     )
-    earlier = team.broadcast(job.out.read(PARTIAL) if team.first and job.out.has(PARTIAL) else None)
+    stored = job.out.read(PARTIAL) if team.first and job.out.has(PARTIAL) else None
+    earlier = team.beginning(stored, training.dump)
     if earlier is not None:
         training.resume(earlier)
     saved = said = time.monotonic()
@@ -227,6 +228,7 @@ def _trained(
         return team.total(int((found == right).sum())) / team.total(len(right))
 
     training.run(measure, on_step)
+    team.refuse_unlike(training.module)
     if not team.first:
         return None
     rows = training.history

@@ -23,6 +23,7 @@ from rayddl.methods.training.team import ALONE, PeerLost, Team, TeamNorm, joined
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
 from rayddl.nets.layers import BatchNorm
+from tests.raising import raises
 
 SHAPE, CLASSES = (1, 8, 8), 3
 FRAME = InputSpec(SHAPE, (0.3,), (0.4,))
@@ -51,6 +52,15 @@ def wired(
         meeting.wait()
         tensor.copy_(total)
 
+    def broadcast(box: list[Any]) -> None:
+        if me.rank == 0:
+            sent[:] = box
+        meeting.wait()
+        box[:] = sent
+        meeting.wait()
+
+    sent: list[Any] = []
+
     def everywhere(make: Callable[[Team], Trained], work: Callable[[Trained], Any]) -> list[Trained]:
         made = [make(Team(rank, size)) for rank in range(size)]
 
@@ -72,6 +82,8 @@ def wired(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teams.dist, "all_reduce", all_reduce)
+        patch.setattr(teams.dist, "broadcast_object_list", broadcast)
+        patch.setattr(teams.dist, "get_backend", lambda: "gloo")
         yield everywhere
 
 
@@ -271,3 +283,40 @@ def test_a_full_gpu_is_no_lost_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "all_reduce", full)
     with pytest.raises(torch.OutOfMemoryError):
         summed(torch.ones(2))
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_team_begins_from_its_first_process(kept: bool) -> None:
+    """Whatever the others were built with: from its state, or from what it has stored."""
+    stored = teacher("batch", ALONE).dump() if kept else None
+
+    def made(team: Team) -> TeacherTraining:
+        execution = Execution(CPU, team=team)
+        return TeacherTraining(
+            network("batch", seed=team.rank), SETTINGS, FRAME, *pixels(), execution, seed=7
+        )
+
+    def begin(training: TeacherTraining) -> None:
+        team = training._manner.team
+        state = team.beginning(stored if team.first else None, training.dump)
+        assert state is not None
+        training.resume(state)
+
+    with wired(2) as everywhere:
+        found = everywhere(made, begin)
+    assert all(same(each.module, network("batch", seed=2 if kept else 0)) for each in found)
+    assert ALONE.beginning(stored, lambda: b"own") == stored
+
+
+def test_processes_that_end_apart_are_refused() -> None:
+    """Equal steps from an equal beginning give equal parameters; anything else is no result."""
+
+    def check(one: tuple[nn.Module, Team]) -> None:
+        module, team = one
+        team.refuse_unlike(module)
+
+    with wired(2) as everywhere:
+        everywhere(lambda team: (network("batch"), team), check)
+        with raises("team-apart"):
+            everywhere(lambda team: (network("batch", seed=team.rank), team), check)
+    ALONE.refuse_unlike(network("batch"))
