@@ -308,15 +308,15 @@ def test_a_team_begins_from_its_first_process(kept: bool) -> None:
     assert ALONE.beginning(stored, lambda: b"own") == stored
 
 
-def test_processes_that_end_apart_are_refused() -> None:
-    """Equal steps from an equal beginning give equal parameters; anything else is no result."""
+@pytest.mark.parametrize("apart", [False, True])
+def test_processes_that_end_apart_are_refused(apart: bool) -> None:
+    """Equal steps from an equal beginning give equal parameters; anything else is no result, in any process."""
 
     def check(one: tuple[nn.Module, Team]) -> None:
         module, team = one
-        team.refuse_unlike(module)
+        with raises("team-apart") if apart else nullcontext():
+            team.refuse_unlike(module)
 
     with wired(2) as everywhere:
-        everywhere(lambda team: (network("batch"), team), check)
-        with raises("team-apart"):
-            everywhere(lambda team: (network("batch", seed=team.rank), team), check)
+        everywhere(lambda team: (network("batch", seed=team.rank * apart), team), check)
     ALONE.refuse_unlike(network("batch"))
