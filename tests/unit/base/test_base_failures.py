@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 ray = pytest.importorskip("ray")
 
@@ -129,17 +130,10 @@ class TestKinds:
             failures.explain(mistake, "unit 3")
 
 
-class OutOfMemoryError(RuntimeError):
-    """Torch's, which the driver does not import."""
-
-
-OutOfMemoryError.__module__ = "torch"
-
-
 def test_a_full_gpu_is_told_from_a_full_node() -> None:
     """The work raised it, so it is no loss of a worker."""
     error = ray.exceptions.RayTaskError(
-        "f", "Traceback", OutOfMemoryError("CUDA out of memory.")
+        "f", "Traceback", torch.OutOfMemoryError("CUDA out of memory.")
     ).as_instanceof_cause()
 
     assert failures.gpu_out_of_memory(error)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 ray = pytest.importorskip("ray")
 
@@ -16,13 +17,6 @@ from rayddl.stages.runtime import cluster, slots, workers  # noqa: E402
 from rayddl.stages.runtime.capacity import Capacity  # noqa: E402
 from rayddl.stages.runtime.sizes import Share  # noqa: E402
 from tests.raising import raises  # noqa: E402
-
-
-class OutOfMemoryError(RuntimeError):
-    """Torch's."""
-
-
-OutOfMemoryError.__module__ = "torch"
 
 
 class Ref:
@@ -43,7 +37,7 @@ class Gpu:
         ref = Ref(value)
         if len(self.running) >= self.room:
             ref.value = ray.exceptions.RayTaskError(
-                "unit", "Traceback", OutOfMemoryError("CUDA out of memory.")
+                "unit", "Traceback", torch.OutOfMemoryError("CUDA out of memory.")
             )
         self.running.add(ref)
         self.most.append(len(self.running))

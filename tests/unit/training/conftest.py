@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+
+from rayddl.data.config import SourceConfig
+from rayddl.data.sources import registry as sources
 
 
 @pytest.fixture(autouse=True)
@@ -15,3 +19,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Any:
+    """The bundled images."""
+    return sources.load(SourceConfig(name="digits"))

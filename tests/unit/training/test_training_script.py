@@ -10,9 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from rayddl.data.config import SourceConfig
 from rayddl.data.pixels import augment
-from rayddl.data.sources import registry as sources
 from rayddl.methods.training.hard import Protocol, train_student
 from rayddl.methods.training.observer import Observer
 from rayddl.methods.training.soft import (
@@ -38,11 +36,6 @@ from tests.unit.training.script_sets import (
     opened,
     soft_set,
 )
-
-
-@pytest.fixture(scope="module")
-def digits() -> Any:
-    return sources.load(SourceConfig(name="digits"))
 
 
 @pytest.mark.parametrize(("net", "shape"), NETS, ids=str)

@@ -16,10 +16,8 @@ from typer.testing import CliRunner
 
 from rayddl import plugins
 from rayddl.cli.app import app
-from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.pixels.space import fit
-from rayddl.data.sources import registry as sources
 from rayddl.methods.training.observer import Observer
 from rayddl.methods.training.softlabels import StoredLabels
 from rayddl.nets.config import NetConfig
@@ -39,11 +37,6 @@ from tests.unit.training.script_sets import (
     run,
     soft_set,
 )
-
-
-@pytest.fixture(scope="module")
-def digits() -> Any:
-    return sources.load(SourceConfig(name="digits"))
 
 
 @pytest.mark.parametrize("soft", [False, True])
