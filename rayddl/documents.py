@@ -119,6 +119,7 @@ class Accuracy(Spread):
     images: Count
     net: Name
     accuracies: list[float]
+    best: Spread | None = None
 
 
 class Metrics(Document):

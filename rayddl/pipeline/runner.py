@@ -25,6 +25,7 @@ from rayddl.pipeline.results import RunResult
 from rayddl.pipeline.schedule import Schedule
 from rayddl.pipeline.session import RaySession
 from rayddl.stages.context import Context, Result
+from rayddl.stages.kinds import Kind
 from rayddl.stages.runtime import room
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -273,20 +274,35 @@ class _Run:
 
     def _warned(self, planned: PlannedStage, artifact: Artifact, ending: Literal["done", "cached"]) -> None:
         """Record and show a finished stage with its warnings. Raises :class:`StageError` for these if ``strict``."""
-        found = planned.stage.kind.cautions_after(artifact.summary)
-        if found:
-            with self._writing:
-                self.warnings[planned.name] = found
-                earlier = self.record.warnings.get(planned.name, ())
-                self.record.warnings[planned.name] = [*earlier, *found]
+        kind = planned.stage.kind
+        with self._writing:
+            found = {planned.name: kind.cautions_after(artifact.summary)}
+            for name, texts in self._beside(kind).items():
+                found[name] = (*found.get(name, ()), *texts)
+            for name, texts in found.items():
+                if texts:
+                    self.warnings[name] = (*self.warnings.get(name, ()), *texts)
+                    self.record.warnings[name] = [*self.record.warnings.get(name, ()), *texts]
         self._note(planned, ending, artifact)
         self._end(planned, ending, artifact.seconds, artifact)
-        for line in cautions.lines({planned.name: found}):
+        for line in cautions.lines(found):
             self.display.note(f"warning: {line}")
-        if self.strict and found:
+        if self.strict and any(found.values()):
             # Stages that read this one do not start.
             del self.finished[planned.name]
-            cautions.refuse_after(planned.name, found)
+            name, texts = next((name, texts) for name, texts in found.items() if texts)
+            cautions.refuse_after(name, texts)
+
+    def _beside(self, kind: Kind) -> dict[str, tuple[str, ...]]:
+        """The warnings, by stage, that follow only from several finished stages of ``kind`` and are not yet known."""
+        names = [each.name for each in self.plan.stages if each.stage.kind.name == kind.name]
+        there = {name: self.finished[name].summary for name in names if name in self.finished}
+        found = {}
+        for name, summary in there.items():
+            others = [other for each, other in there.items() if each != name]
+            known = self.warnings.get(name, ())
+            found[name] = tuple(text for text in kind.cautions_beside(summary, others) if text not in known)
+        return found
 
     def _failed(self, planned: PlannedStage, error: BaseException, seconds: float) -> NoReturn:
         """Show and record how the stage ended, and raise the error for the caller."""

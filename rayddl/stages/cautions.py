@@ -1,7 +1,8 @@
 """Warnings about results that will disappoint: rules shared by the kinds.
 
 A kind's module ``cautions`` has ``after(summary)``, what its result shows, and often ``before(config, stages,
-outlook)``, what its settings and the source let expect. Both yield sentences that say what to change. Imports no torch.
+outlook)``, what its settings and the source let expect; it may have ``beside(summary, others)``, what its result shows
+beside those of the run's other stages of the kind. All yield sentences that say what to change. Imports no torch.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ and with it torch and Ray, is imported only when a stage of the kind runs.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -105,6 +105,13 @@ class Kind:
         """Warnings about the result of a finished stage, from its summary."""
         module = self.optional("cautions")
         return tuple(module.after(summary)) if module else ()
+
+    def cautions_beside(
+        self, summary: Mapping[str, Any], others: Sequence[Mapping[str, Any]]
+    ) -> tuple[str, ...]:
+        """Warnings about a finished stage that follow from ``others``, the run's finished stages of its kind."""
+        module = self.optional("cautions")
+        return tuple(module.beside(summary, others)) if module and hasattr(module, "beside") else ()
 
     def result_grid(self, folder: Folder, summary: Mapping[str, Any]) -> Any | None:
         """Ray's ``ResultGrid`` of the finished stage in ``folder``; ``None`` for a kind that is no search."""

@@ -15,8 +15,13 @@ name: nodes
 source: {name: parquet, root: "ROOT"}
 stages:
   teacher:
-    {kind: teacher, net: {name: convnet, depth: 1, width: 8, norm: batch}, epochs: 60, augment: crop,
+    {kind: teacher, net: {name: convnet, depth: 1, width: 8, norm: batch}, epochs: 60, lr: 0.01, augment: crop,
      allow_weak: true, compile: false, WORKERS resources: {num_cpus: 1}}
+"""
+APART = 1e-3
+"""Two processes round differently from one, and a ReLU whose input is as small as that grows it: at this learning rate
+to at most 1.2e-4 of the norm, whichever epoch the node is lost in, and at 0.05 to 2e-3. A step left out, a step of half
+the images, or the momentum lost give at least 3e-3.
 """
 
 
@@ -49,5 +54,11 @@ def test_a_team_goes_on_with_fewer_workers(bench, digits, tmp_path: Path) -> Non
     found, wanted = (load_file(one.file("teacher", "observer/observer.safetensors")) for one in (team, alone))
     assert {*found} == {*wanted}
     apart = {name: float((found[name] - wanted[name]).abs().max()) for name in wanted}
-    close = {name: torch.allclose(found[name], wanted[name], rtol=1e-2, atol=1e-3) for name in wanted}
-    assert all(close.values()), (apart, sorted(path.name for path in team.folder.glob("runs/teacher-*/*")))
+    norm, difference = (
+        torch.cat([each.flatten() for each in of if each.is_floating_point()]).norm()
+        for of in (wanted.values(), [found[name] - wanted[name] for name in wanted])
+    )
+    assert difference < APART * norm, (
+        apart,
+        sorted(path.name for path in team.folder.glob("runs/teacher-*/*")),
+    )

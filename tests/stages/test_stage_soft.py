@@ -29,7 +29,7 @@ from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
 from rayddl.seeds import derive
 from rayddl.stages.context import Context, Input, Result, Silent
-from rayddl.stages.evaluate import soft_labels
+from rayddl.stages.evaluate import protocol, soft_labels
 from rayddl.stages.evaluate import stage as evaluate
 from rayddl.stages.evaluate import worker as students
 from rayddl.stages.evaluate.settings import EvaluateConfig
@@ -235,6 +235,31 @@ def test_an_open_protocol_is_written_down_and_repeated(taught: Input, chosen: In
     repeated = {row["data"]: row for row in again.summary["rows"]}
     assert {name: repeated[name] for name in made.rows} == made.rows
     assert {"accuracy % (last epoch)", "best of late epochs %"} <= set(again.table[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, 0.5), ({"crop_min": 0.3}, 0.3), ({"recipe": "bps"}, 0.1)]
+)
+def test_random_images_are_cropped_as_the_sets(
+    given: Mapping[str, Any], expected: float, taught: Input, chosen: Input, tmp_path: Path
+) -> None:
+    """A set of 2 x 2 patches is cropped down to a half of an image by RDED's recipe, and so are random images."""
+    read = {each.stage: each for each in (taught, chosen)}
+    context = Context("evaluate", SOURCE, 5, Folder(str(tmp_path)), read, {}, Silent())
+    config = settings(whole=True, epochs=1, **given)
+    made = DistilledSet.load(chosen.folder.child("set"))
+    task = evaluate._task(config, made, SOURCE, soft_labels.of_stage(config, made, context), 5)
+    by_name = {data.name: data.protocol for data, _ in protocol.training_data_of(task)}
+    areas = {}
+    for name in ("distilled", "random", "whole"):
+        drawn = by_name[name].draw(0, 2000, (8, 8), task.label_source.input_spec, 1)  # type: ignore[union-attr]
+        areas[name] = drawn.boxes[:, 2:].prod(1).float().div(64)
+
+    assert {name: by_name[name].factor for name in areas} == {"distilled": 2, "random": 1, "whole": 1}
+    for area in areas.values():
+        # A crop's sides are whole pixels.
+        assert expected - 0.1 <= float(area.min()) <= expected + 0.1
+        assert float(area.mean()) == pytest.approx((expected + 1) / 2, abs=0.08)
 
 
 def test_comparisons_can_be_turned_off(taught: Input, chosen: Input, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ _OWN = ("imagefolder", "parquet", "webdataset")
 LESSONS = {
     "distilled": "this set",
     "random": "random real images",
+    "distilled-own": "this set, own labels",
     "whole": "all real images",
     "distilled-bare": "this set, not augmented",
     "random-bare": "random real images, not augmented",
@@ -164,9 +165,10 @@ def _how_good(made: DistilledSet) -> str:
     rows: Sequence[Mapping[str, Any]] = _metrics(made).get("accuracy", [])
     if not rows:
         return "## Accuracy\n\nNot measured. `rayddl evaluate` on the set measures it.\n"
+    random = {row["net"]: row["mean"] for row in rows if row["data"] == "random"}
     lines = [
-        f"| {LESSONS.get(row['data']) or _text(row['data'])} | {row['images']:,} | {_text(row['net'])} "
-        f"| {100 * row['mean']:.1f} ± {100 * row['std']:.1f} | {len(row['accuracies'])} |"
+        f"| {LESSONS.get(row['data']) or _text(row['data'])}{_below(row, random)} | {row['images']:,} "
+        f"| {_text(row['net'])} | {_accuracy(row)} | {len(row['accuracies'])} |"
         for row in rows
     ]
     protocol = _text(_protocol(made))
@@ -178,6 +180,17 @@ def _how_good(made: DistilledSet) -> str:
         + "\n"
         + _worth(_metrics(made))
     )
+
+
+def _below(row: Mapping[str, Any], random: Mapping[str, float]) -> str:
+    worse = row["data"] == "distilled" and row["mean"] < random.get(row["net"], 0.0)
+    return ", below random" if worse else ""
+
+
+def _accuracy(row: Mapping[str, Any]) -> str:
+    best = row.get("best")
+    late = f" (best of late epochs {100 * best['mean']:.1f})" if best else ""
+    return f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f}{late}"
 
 
 def _worth(metrics: Mapping[str, Any]) -> str:

@@ -52,6 +52,8 @@ PLAIN: Mapping[str, Any] = {
     "loss": KL,
 }
 """RDED's choices. Its ``crop_min`` depends on the set."""
+CROPPING: tuple[Recipe, ...] = ("edc", "bps")
+"""The recipes that have a ``crop_min`` of their own."""
 _BPS = {
     10: {10: (0.1, 16), 50: (0.2, 16), 100: (0.2, 32), 250: (0.4, 32), 500: (0.6, 64), 1000: (0.9, 128)},
     100: {10: (0.2, 32), 25: (0.4, 32), 50: (0.6, 64), 100: (0.9, 128), 150: (1.0, 128)},

@@ -8,7 +8,8 @@ dropout and stochastic depth do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,17 @@ class PeerLost(RuntimeError):
     """Another process of the team has ended, or cannot be reached."""
 
 
+@contextmanager
+def losing(what: str) -> Iterator[None]:
+    """Raise :class:`PeerLost` for what torch raises in the block if a process is gone, which has no type of its own."""
+    try:
+        yield
+    except torch.OutOfMemoryError:  # a RuntimeError, too
+        raise
+    except RuntimeError as error:
+        raise PeerLost(f"{what} failed: {error}") from error
+
+
 @torch.library.custom_op("rayddl::summed", mutates_args=(), schema="(Tensor x) -> Tensor")
 def summed(x: Tensor) -> Tensor:
     """The sum of ``x`` over all processes. Raises :class:`PeerLost`.
@@ -34,12 +46,8 @@ def summed(x: Tensor) -> Tensor:
     It has a derivative, and is an operator of its own so that functions which call it can be compiled as a whole.
     """
     total = x.clone(memory_format=torch.contiguous_format)
-    try:
+    with losing("the sum over the team"):
         dist.all_reduce(total)
-    except torch.OutOfMemoryError:  # a RuntimeError, too
-        raise
-    except RuntimeError as error:
-        raise PeerLost(f"the sum over the team failed: {error}") from error
     return total
 
 
@@ -117,11 +125,12 @@ class Team:
         return int(summed(torch.tensor([value], device=place)))
 
     def broadcast(self, data: bytes | None) -> bytes | None:
-        """Return the ``data`` of the first process, in all of them."""
+        """Return the ``data`` of the first process, in all of them. Raises :class:`PeerLost`."""
         if self.size == 1:
             return data
         box: list[Any] = [data]
-        dist.broadcast_object_list(box)
+        with losing("sending the team its state"):
+            dist.broadcast_object_list(box)
         found: bytes | None = box[0]
         return found
 

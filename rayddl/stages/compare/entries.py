@@ -11,6 +11,7 @@ from typing import Any
 from rayddl.report.sections import Link, slug
 from rayddl.report.values import Columns, Pictures, Stage, number
 from rayddl.stages.evaluate.figures import Row, rows_of
+from rayddl.stages.evaluate.recorded import same_protocol
 from rayddl.stages.settings import StageConfig
 
 RANDOM = "random"
@@ -64,6 +65,8 @@ class Entry:
     """Results of the students trained on the set, by network."""
     random: tuple[Row, ...]
     """Results of the students trained on as many random images, by network."""
+    own: tuple[Row, ...] = ()
+    """Results of the students trained on the set with its own labels instead of an observer's, by network."""
     baseline: bool = False
     """True for the random images with which sets are compared: they take no time to make."""
 
@@ -102,6 +105,10 @@ class Entry:
         """The results of one network; ``None`` if the set has none."""
         return next((row for row in self.rows if row.net == net), None)
 
+    def by_own_labels(self, net: str) -> float:
+        """Mean accuracy of one network's students of the set's own labels; NaN if there are none."""
+        return next((row.mean for row in self.own if row.net == net), math.nan)
+
 
 def entries(comparison: Comparison) -> tuple[Entry, ...]:
     """The evaluated sets, ordered by first appearance of the method, then by images per class."""
@@ -120,6 +127,7 @@ def entries(comparison: Comparison) -> tuple[Entry, ...]:
                 f"m{methods.index(_method(judged)) % TINTS}",
                 tuple(row for row in students if row.data == "distilled"),
                 tuple(row for row in students if row.data == "random"),
+                tuple(row for row in students if row.data == "distilled-own"),
             )
         )
     return tuple(sorted(found, key=lambda e: (methods.index(e.method), e.ipc)))
@@ -144,6 +152,7 @@ def randoms(found: Sequence[Entry]) -> tuple[Entry, ...]:
             method=RANDOM,
             tint=RANDOM,
             rows=entry.random,
+            own=(),
             baseline=True,
         )
         for entry in first.values()
@@ -157,12 +166,19 @@ def _rate(entry: Entry) -> str:
 
 
 def random_of(entry: Entry, row: Row, found: Sequence[Entry]) -> Row | None:
-    """The result of as many random images: the set's own, else that of a random set of the same size."""
+    """The result of as many random images: the set's own, else that of a random set of the same size, else that of a
+    set of the same run and size with the same protocol.
+    """
     own = next((r for r in entry.random if r.net == row.net), None)
     if own is not None:
         return own
     other = next((e for e in found if e.method == RANDOM and e.ipc == entry.ipc and e is not entry), None)
-    return other.of(row.net) if other else None
+    if other is not None:
+        return other.of(row.net)
+    mine = entry.judged.stage.summary
+    beside = (e for e in found if (e.judged.key, e.ipc) == (entry.judged.key, entry.ipc))
+    alike = (e for e in beside if same_protocol(e.judged.stage.summary, mine))
+    return next((r for e in alike for r in e.random if r.net == row.net), None)
 
 
 def below(entry: Entry, found: Sequence[Entry]) -> bool:

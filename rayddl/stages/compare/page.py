@@ -191,19 +191,35 @@ def _table(found: Sequence[Entry]) -> Table:
     known = [name for name in SCORES if any(name in _scores(e, row) for e in found for row in e.rows)]
     top5 = any(math.isfinite(row.top5) for e in found for row in e.rows)
     timed = any(math.isfinite(e.seconds) for e in found)
+    every = [(e, row) for e in (*found, *randoms(found)) for row in e.rows]
+    late = any(math.isfinite(row.best) for _, row in every)
+    own = any(e.own for e in found)
     head = [Column("Set"), Column("IPC", True), Column("Images", True), Column("Size", True)]
-    head += [Column("Net"), Column("Accuracy", True), Column("Std (points)", True)]
-    head += [Column("Top-5", True)] * top5 + [Column("Over random (points)", True)]
+    head += [Column("Net"), Column("Accuracy (last epoch)" if late else "Accuracy", True)]
+    head += [Column("Std (points)", True), *[Column("Best of late epochs", True)] * late]
+    head += (
+        [Column("With own labels", True)] * own
+        + [Column("Top-5", True)] * top5
+        + [Column("Over random (points)", True)]
+    )
     head += [Column(SCORES[name], True) for name in known] + [Column("Time to make", True)] * timed
     return Table(
         "Every set with every network",
         tuple(head),
-        tuple(_line(e, row, found, known, top5, timed) for e in (*found, *randoms(found)) for row in e.rows),
+        tuple(_line(e, row, found, known, late=late, own=own, top5=top5, timed=timed) for e, row in every),
     )
 
 
 def _line(
-    entry: Entry, row: Row, found: Sequence[Entry], known: Sequence[str], top5: bool, timed: bool
+    entry: Entry,
+    row: Row,
+    found: Sequence[Entry],
+    known: Sequence[str],
+    *,
+    late: bool,
+    own: bool,
+    top5: bool,
+    timed: bool,
 ) -> tuple[Cell, ...]:
     best = max((r.mean for e in found if e.ipc == entry.ipc and (r := e.of(row.net))), default=math.nan)
     gain = _gain(entry, row, found)
@@ -219,6 +235,11 @@ def _line(
         Cell(numbers.percent(row.mean), row.mean, strong=row.mean == best),
         Cell(f"{row.std * 100:.1f}" if len(row.accuracies) > 1 else numbers.ABSENT, row.std),
     ]
+    if late:
+        cells.append(Cell(numbers.percent(row.best), row.best))
+    if own:
+        accuracy = entry.by_own_labels(row.net)
+        cells.append(Cell(numbers.percent(accuracy), accuracy))
     if top5:
         cells.append(Cell(numbers.percent(row.top5), row.top5))
     cells.append(Cell(numbers.points(gain), gain))

@@ -9,7 +9,7 @@ from rayddl.report import numbers
 from rayddl.report.sections import Fact, Section
 from rayddl.report.tables import Cell, Column, Table
 from rayddl.stages.compare.entries import Entry
-from rayddl.stages.evaluate.figures import PROTOCOL
+from rayddl.stages.evaluate.recorded import PROTOCOL, observers_text
 
 AGAIN = "judge all by one protocol: `rayddl compare` does with --again"
 PIXELS = "image size"
@@ -33,8 +33,11 @@ def _texts(found: Sequence[Entry]) -> dict[str, list[str]]:
     """Each setting of a protocol that any set has, and the size of its images, with every set's value."""
     protocols = [entry.judged.stage.summary.get("protocol") or {} for entry in found]
     keys = [key for key in (*PROTOCOL, "lr_grid", "seeds") if any(p.get(key) is not None for p in protocols)]
+    observers = [observers_text(p.get("observer")) or numbers.ABSENT for p in protocols]
     sizes = ["{3} x {2}".format(*entry.judged.pictures.images.shape) for entry in found]
-    return {key: [_plain(p.get(key)) for p in protocols] for key in keys} | {PIXELS: sizes}
+    texts = {key: [_plain(p.get(key)) for p in protocols] for key in keys}
+    watched = {"observer": observers} if set(observers) != {numbers.ABSENT} else {}
+    return {**texts, **watched, PIXELS: sizes}
 
 
 def section(found: Sequence[Entry]) -> Section:

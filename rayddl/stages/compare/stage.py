@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from rayddl.stages.compare.page import render
 from rayddl.stages.compare.protocols import unlike
 from rayddl.stages.compare.settings import CompareConfig
 from rayddl.stages.context import Context, Input, Result
-from rayddl.stages.evaluate.figures import BELOW, confusion_of
+from rayddl.stages.evaluate.figures import BELOW, Row, confusion_of
 from rayddl.stages.finished import PAGE, as_stage, in_order, pictures, versions
 from rayddl.stages.kinds import known, produced
 from rayddl.storage import Folder
@@ -25,7 +26,8 @@ from rayddl.storage import Folder
 MANIFEST = "manifest.json"
 TYPES = {
     "set": "string", "method": "string", "run": "string", "ipc": "int64", "images": "int64", "bytes": "int64",
-    "net": "string", "accuracy": "double", "std": "double", "top5": "double", "seconds_to_make": "double",
+    "net": "string", "accuracy": "double", "std": "double", "best": "double", "own_labels": "double", "top5": "double",
+    "seconds_to_make": "double",
 }  # fmt: skip
 
 
@@ -114,6 +116,8 @@ def _lines(listed: tuple[Entry, ...]) -> Iterator[dict[str, Any]]:
                 "net": row.net,
                 "accuracy": row.mean,
                 "std": row.std,
+                "best": _or_none(row.best),
+                "own_labels": _or_none(entry.by_own_labels(row.net)),
                 "top5": _or_none(row.top5),
                 "seconds_to_make": _or_none(entry.seconds),
             }
@@ -125,13 +129,15 @@ def _or_none(value: float) -> float | None:
 
 def _shown(entry: Entry, nets: Sequence[str], listed: Sequence[Entry]) -> dict[str, str]:
     rows = {net: entry.of(net) for net in nets}
-    cells = {
-        net_name(net): f"{100 * row.mean:.1f} ± {100 * row.std:.1f}" if row else ""
-        for net, row in rows.items()
-    }
+    cells = {net_name(net): _accuracy(row) if row else "" for net, row in rows.items()}
     return {
         "set": entry.label + (BELOW if below(entry, listed) else ""),
         "images": f"{entry.images:,}",
         **cells,
         "time to make": "" if entry.baseline else duration(entry.seconds),
     }
+
+
+def _accuracy(row: Row) -> str:
+    late = f" (best of late epochs {100 * row.best:.1f})" if math.isfinite(row.best) else ""
+    return f"{100 * row.mean:.1f} ± {100 * row.std:.1f}{late}"

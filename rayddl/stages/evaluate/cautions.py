@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rayddl.stages import cautions
 from rayddl.stages.estimates import Outlook, Stages
+from rayddl.stages.evaluate.recorded import same_protocol
 from rayddl.stages.evaluate.settings import EvaluateConfig
 
 FEWEST = 200
@@ -45,11 +46,33 @@ def _more(outlook: Outlook) -> str:
 
 def after(summary: Mapping[str, Any]) -> Iterator[str]:
     """For each network, a set below random images, or one within the noise of the held-out images."""
-    found = {(row["data"], row["net"]): float(row["mean"]) for row in summary.get("rows", ())}
+    yield from _compared(summary, _means(summary, "random"))
+
+
+def beside(summary: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The same of a stage without random images, beside those of another stage with its protocol and as many images."""
+    own = _means(summary, "random")
+    known: dict[str, float] = {}
+    for other in others:
+        if same_protocol(summary, other) and _images(summary) == _images(other):
+            known = {**_means(other, "random"), **known}
+    yield from _compared(summary, {net: mean for net, mean in known.items() if net not in own})
+
+
+def _means(summary: Mapping[str, Any], data: str) -> dict[str, float]:
+    """The mean accuracy of each network on ``data``."""
+    return {row["net"]: float(row["mean"]) for row in summary.get("rows", ()) if row["data"] == data}
+
+
+def _images(summary: Mapping[str, Any]) -> Any:
+    return next((row.get("images") for row in summary.get("rows", ()) if row["data"] == "distilled"), None)
+
+
+def _compared(summary: Mapping[str, Any], random: Mapping[str, float]) -> Iterator[str]:
     tested = cautions.number(summary, "tested")
-    for (data, net), accuracy in found.items():
-        other = found.get(("random", net))
-        if data != "distilled" or other is None:
+    for net, accuracy in _means(summary, "distilled").items():
+        other = random.get(net)
+        if other is None:
             continue
         reached = f"{net} reaches {100 * accuracy:.1f} % with the set and {100 * other:.1f} % with random real images"
         if cautions.in_noise(accuracy, other, tested):

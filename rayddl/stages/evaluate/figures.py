@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rayddl.report import numbers
 from rayddl.report.values import Columns, Stage, number
 from rayddl.stages.context import Input
+from rayddl.stages.evaluate.recorded import same_protocol
 from rayddl.stages.finished import columns
 
 CONFUSION = ("data", "net", "true", "predicted", "count")
@@ -20,19 +21,6 @@ HOW = {"": "", "own": ", own labels", "bare": ", not augmented", "hard": ", hard
 """Texts for the suffixes of training data's names."""
 BELOW = ", below random"
 """Added to a set whose students are worse than those of random images."""
-PROTOCOL = {
-    "name": "protocol",
-    "recipe": "recipe",
-    "loss": "loss",
-    "optimizer": "optimiser",
-    "labels": "labels",
-    "epochs": "epochs each",
-    "lr": "learning rate",
-    "batch": "batch",
-    "augment": "augmentation",
-    "precision": "precision",
-}
-"""The protocol settings that are shown, with their titles."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +80,27 @@ def rows_of(stage: Stage) -> list[Row]:
     return [_row(stage.name, r) for r in stage.summary.get("rows", ())]
 
 
-def paired_results(found: Sequence[Row]) -> list[PairedResult]:
-    """One duel for every distilled row, in order."""
+def paired_results(stages: Iterable[Stage]) -> list[PairedResult]:
+    """One duel for every distilled row, in order.
+
+    Random images are those of the stage, else those of another stage with the same protocol and as many images.
+    """
+    given = list(stages)
+    found = rows(given)
     by_key = {(r.stage, r.net, r.data): r for r in found}
+    summaries = {stage.name: stage.summary for stage in given}
     return [
-        PairedResult(r, by_key.get((r.stage, r.net, "random")), by_key.get((r.stage, r.net, "whole")))
+        PairedResult(r, _random(r, found, summaries), by_key.get((r.stage, r.net, "whole")))
         for r in found
         if r.data == "distilled"
     ]
+
+
+def _random(mine: Row, found: Sequence[Row], summaries: Mapping[str, Any]) -> Row | None:
+    alike = [r for r in found if (r.data, r.net, r.images) == ("random", mine.net, mine.images)]
+    own = [r for r in alike if r.stage == mine.stage]
+    others = (r for r in alike if same_protocol(summaries[r.stage], summaries[mine.stage]))
+    return next(iter(own), None) or next(others, None)
 
 
 def best(found: Sequence[PairedResult]) -> PairedResult | None:

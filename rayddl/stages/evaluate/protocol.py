@@ -216,7 +216,9 @@ def _protocols(task: EvaluateTask) -> Sequence[Protocol | SoftProtocol]:
     stored = task.label_source.stored
     labels = StoredLabels(stored) if stored is not None and softlabels.has_labels(stored) else None
     soft = soft_protocol(config, task.made, labels)
-    real = soft.model_copy(update={"factor": 1})
+    # Real images are one patch each, cropped by as much as the set's.
+    crop_min = 1 / soft.factor if soft.crop_min is None else soft.crop_min
+    real = soft.model_copy(update={"factor": 1, "crop_min": crop_min})
     more = {"epochs": config.whole_epochs, "batch": max(config.batch or 1, WHOLE_BATCH)}
     return soft, real, real.model_copy(update=more)
 

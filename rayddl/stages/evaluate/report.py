@@ -25,7 +25,6 @@ from rayddl.stages.context import Input
 from rayddl.stages.evaluate.figures import (
     BELOW,
     HOW,
-    PROTOCOL,
     PairedResult,
     Row,
     best,
@@ -34,6 +33,7 @@ from rayddl.stages.evaluate.figures import (
     rows,
     rows_of,
 )
+from rayddl.stages.evaluate.recorded import PROTOCOL, observers_text
 from rayddl.stages.evaluate.script import FREE, SCRIPT, reads_held_out
 from rayddl.stages.finished import as_stage, columns
 
@@ -50,6 +50,8 @@ OPEN_CLASSES = 12
 """Number of classes above which their accuracies are collapsed."""
 OPEN_STUDENTS = 12
 """Number of students above which their table is collapsed."""
+NAMED = 3
+"""Number of results below random images that the headline names."""
 TINT = "set"
 STUDENTS = ("data", "net", "seed", "accuracy", "seconds")
 
@@ -79,7 +81,8 @@ def read(found: Input) -> Evaluate:
 def part(evaluations: Sequence[Evaluate], run: Run) -> Part:
     """The comparison of all evaluations, then a section for the students of each."""
     stages = [evaluation.stage for evaluation in evaluations]
-    duel = best(paired_results(rows(stages)))
+    duels = paired_results(stages)
+    duel = best(duels)
     compared = comparison(stages, _classes(run))
     sections = [] if compared is None else [(Place.RESULT, compared)]
     alone = len(evaluations) == 1
@@ -88,7 +91,7 @@ def part(evaluations: Sequence[Evaluate], run: Run) -> Part:
     if duel is None:
         return Part(Place.RESULT, tuple(sections))
     summary = next(stage.summary for stage in stages if stage.name == duel.distilled.stage)
-    lead = _headline(duel, run, number(summary.get("tested")))
+    lead = _headline(duel, run, number(summary.get("tested"))) + _others_below(duel, duels)
     return Part(Place.RESULT, tuple(sections), lead, summary.get("set"), tuple(_gains(duel)))
 
 
@@ -110,6 +113,18 @@ def _headline(duel: PairedResult, run: Run, tested: float) -> Markup:
     return lead + text.format(
         "less than " if below else "", duel.random.what, numbers.percent(duel.random.mean), why
     )
+
+
+def _others_below(duel: PairedResult, duels: Sequence[PairedResult]) -> Markup:
+    """A sentence on the results that the headline does not show and that are below random images."""
+    others = [each.distilled for each in duels if each is not duel and each.gain < 0]
+    if not others:
+        return Markup("")
+    several = len({each.distilled.stage for each in duels}) > 1
+    names = [f"{r.stage} with {net_name(r.net)}" if several else net_name(r.net) for r in others[:NAMED]]
+    more = [f"{len(others) - NAMED} more"] if len(others) > NAMED else []
+    text = Markup(' <span class="against">Below random: {}.</span>')
+    return text.format(", ".join([*names, *more]))
 
 
 def _gains(duel: PairedResult) -> Iterable[Fact]:
@@ -150,7 +165,7 @@ def comparison(stages: Sequence[Stage], classes: int) -> Section | None:
         lead="Students trained from scratch on the data named, and tested on held-out images.",
         made_by=links_to(stages),
         panels=(Panel("Test accuracy", bars, note),),
-        tables=(_table(found, several),),
+        tables=(_table(found, paired_results(stages), several),),
     )
 
 
@@ -270,8 +285,8 @@ def _bar(row: Row) -> Bar:
     )
 
 
-def _table(found: Sequence[Row], several: bool) -> Table:
-    gains = {(d.distilled.stage, d.distilled.net): d.gain for d in paired_results(found)}
+def _table(found: Sequence[Row], duels: Sequence[PairedResult], several: bool) -> Table:
+    gains = {(d.distilled.stage, d.distilled.net): d.gain for d in duels}
     columns = [Column("Net"), Column("Trained on"), Column("Images", True), Column("Mean accuracy", True)]
     late = any(math.isfinite(r.best) for r in found)
     columns[3] = Column("Mean accuracy (last epoch)" if late else "Mean accuracy", True)
@@ -331,28 +346,15 @@ def _protocol(protocol: Any, summary: Any, seconds: float) -> Iterable[Fact]:
             if protocol.get(key) is not None:
                 value = protocol[key]
                 yield Fact(numbers.figure(value) if isinstance(value, float) else _spaced(value), label)
-        yield from _observers(protocol.get("observer"))
+        if observers := observers_text(protocol.get("observer")):
+            single = not isinstance(protocol["observer"], list) or len(protocol["observer"]) == 1
+            yield Fact(observers, "observer" if single else "observers, averaged")
     if summary.get("label_bytes"):
         # Stored labels can be many times as large as the images that they are made for.
         images = numbers.size(number(summary.get("bytes")))
         yield Fact(f"{numbers.size(number(summary['label_bytes']))}, images {images}", "stored labels")
     if math.isfinite(seconds):
         yield Fact(numbers.duration(seconds), "stage took")
-
-
-def _observers(given: Any) -> Iterable[Fact]:
-    """The networks that computed the soft labels, and their own accuracy."""
-    each = [_observer(one) for one in (given if isinstance(given, list) else [given])]
-    if all(each):
-        yield Fact("; ".join(each), "observer" if len(each) == 1 else "observers, averaged")
-
-
-def _observer(observer: Any) -> str:
-    if not (isinstance(observer, dict) and observer.get("net")):
-        return ""
-    right = number(observer.get("accuracy"))
-    known = f", {numbers.percent(right)} right" if math.isfinite(right) else ""
-    return f"{net_name(str(observer['net']))}{known}"
 
 
 def _spaced(value: Any) -> str:

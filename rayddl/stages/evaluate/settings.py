@@ -11,7 +11,7 @@ from rayddl import plugins
 from rayddl.config import Registered
 from rayddl.data.config import SourceConfig
 from rayddl.methods.training.settings import HARD_BATCH, HARD_EPOCHS, KL, StudentSettings
-from rayddl.methods.training.soft_settings import LOSSES, Recipe, SoftSettings
+from rayddl.methods.training.soft_settings import CROPPING, LOSSES, MSE_GT, Recipe, SoftSettings
 from rayddl.nets.config import NetConfig
 from rayddl.stages.revisions import side_of, tested_on_zoomed
 from rayddl.stages.runtime.capacity import Capacity
@@ -20,6 +20,8 @@ from rayddl.stages.settings import Observers, Reads, StageConfig, TeamStageConfi
 
 OWN_LABELS = "students of own labels for comparison"
 """The revision of soft evaluations that train them."""
+REAL_CROPS = "real images cropped as the set's"
+"""The revision of soft evaluations whose real images were cropped as sets of one patch an image are."""
 plugins.shipped("losses", LOSSES)
 NO_OBSERVER = (
     "soft labels come from an observer: set observer to the name of a teacher stage, or protocol: hard"
@@ -116,7 +118,8 @@ class EvaluateConfig(StudentSettings, SoftSettings, TeamStageConfig):
     @property
     def most_units(self) -> int:
         """The students, at most."""
-        data = 1 + self.random + (self.whole or self.ranking) + 4 * self.ranking
+        own = self.own_labels and self.observer is not None
+        data = 1 + self.random + own + (self.whole or self.ranking) + 4 * self.ranking
         return data * len(self.nets or (None,)) * self.seeds
 
     def asks(self, have: Capacity) -> Sequence[Ask]:
@@ -129,20 +132,41 @@ class EvaluateConfig(StudentSettings, SoftSettings, TeamStageConfig):
         if self.observer is None:
             return found
         zoomed = tested_on_zoomed(self.zoom, source, side_of(source))
-        return [*found, *zoomed, *([OWN_LABELS] if self.own_labels else [])]
+        found += [*zoomed, *([OWN_LABELS] if self.own_labels else [])]
+        cropped = self.crop_min is None and self.recipe not in CROPPING
+        return [*found, *([REAL_CROPS] if cropped and (self.random or self.whole or self.ranking) else [])]
 
     def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
         """Problems with the protocol: soft labels need an observer."""
         of = reads.get("set")
         soft = self.soft_for(of)
-        if self.loss is not None and not soft:
-            return [f"loss: {self.loss} is of soft labels; name an observer, or leave loss out"]
+        if not soft and (given := self._of_soft_labels()):
+            them = "are of soft labels; name an observer, or leave them out"
+            alone = f"is of soft labels; name an observer, or leave {given[0].partition(':')[0]} out"
+            return [f"{', '.join(given)} {alone if len(given) == 1 else them}"]
+        if self.label_smoothing is not None and self._minimised() == KL:
+            return ["label_smoothing is of loss: mse_gt and loss: gift; set one of these, or leave it out"]
         if self.workers > 1 and not soft:
             return ["workers train students of soft labels together; name an observer, or leave workers out"]
         return [NO_OBSERVER] if soft and self.observer is None else []
+
+    def _minimised(self) -> str:
+        """The loss that students minimise."""
+        return self.loss or (MSE_GT if self.recipe == "edc" else KL)
+
+    def _of_soft_labels(self) -> list[str]:
+        """The settings that have no effect on students of hard labels."""
+        fields = type(self).model_fields
+        keys = ("recipe", "loss", "report", *SoftSettings.model_fields)
+        values = {key: getattr(self, key) for key in keys}
+        return [f"{key}: {_written(value)}" for key, value in values.items() if value != fields[key].default]
 
     def soft_for(self, of: StageConfig | None) -> bool:
         """True if students of the set of stage ``of`` train on soft labels."""
         if self.protocol is not None or self.observer is not None:
             return self.protocol != "hard"
         return of is not None and of.soft
+
+
+def _written(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

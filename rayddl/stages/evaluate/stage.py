@@ -46,6 +46,7 @@ TYPES = {
     "seed": "int64",
     "accuracy": "double",
     "seconds": "double",
+    "best": "double",
     "top5": "double",
     "lr": "double",
 }
@@ -85,7 +86,7 @@ def run(config: EvaluateConfig, context: Context) -> Result:
     if label_source is not None:
         soft_labels.carry(label_source, into)
     judged.save(into)
-    columns = {name: [result[name] for result in found] for name in TYPES}
+    columns = {name: [result.get(name) for result in found] for name in TYPES}
     tables.write(context.out, "students.parquet", columns, TYPES)
     tables.write(context.out, "confusion.parquet", _confusions(found), CONFUSION)
     for name in context.out.names():

@@ -122,4 +122,6 @@ def _warnings(inputs: Sequence[Input], outlook: Any) -> Iterator[str]:
             continue
         kind, config = kinds[found.kind], configs.get(found.stage)
         expected = () if outlook is None or config is None else kind.cautions_before(config, configs, outlook)
-        yield from (f"{found.stage}: {text}" for text in (*expected, *kind.cautions_after(found.summary)))
+        others = [each.summary for each in inputs if each.kind == found.kind and each is not found]
+        seen = (*kind.cautions_after(found.summary), *kind.cautions_beside(found.summary, others))
+        yield from (f"{found.stage}: {text}" for text in (*expected, *seen))

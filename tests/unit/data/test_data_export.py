@@ -154,6 +154,18 @@ def test_the_card_says_what_how_whose_and_how_good() -> None:
     assert without_places({"method": "x"}) == {"method": "x"}
 
 
+def test_the_card_names_own_labels_late_looks_and_sets_below_random() -> None:
+    """As the tables of a run do."""
+    best = {"mean": 0.2, "std": 0.01}
+    rows = [{**ROWS[0], "mean": 0.12, "best": best}, {**ROWS[0], "data": "distilled-own"}, ROWS[1]]
+    text = card(make(info={**INFO, "metrics": {"accuracy": rows}}))
+
+    assert "| this set, below random | 20 | convnet | 12.0 ± 0.2 (best of late epochs 20.0) | 2 |" in text
+    assert "| this set, own labels | 20 | convnet | 43.2 ± 0.2 | 2 |" in text
+    with raises("document-malformed"):
+        card(make(info={**INFO, "metrics": {"accuracy": [{**ROWS[0], "best": [1]}]}}))
+
+
 def test_the_card_says_what_accuracies_are_worth_and_what_the_set_cost() -> None:
     """DD-Ranking's scores, top by top, the bytes, and the seconds of all stages together."""
     scores = {"convnet": {"hlr": {"mean": 0.35, "std": 0.01}, "lrs": {"mean": 0.31, "std": 0.002}}}

@@ -226,6 +226,30 @@ def test_a_run_shows_and_records_its_warnings(lab: Any, three: dict[str, Any]) -
 
 
 @pytest.mark.usefixtures("warned")
+def test_what_stages_show_only_together_is_said_when_the_last_of_them_ends(
+    lab: Any, three: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, at the stage that it concerns, also where that one ended before; with ``strict`` it ends the run."""
+    monkeypatch.setattr(_Cautions, "after", lambda summary: [])
+
+    def beside(summary: dict[str, Any], others: list[dict[str, Any]]) -> list[str]:
+        both = summary["stage"] == "first" and any(other["stage"] == "second" for other in others)
+        return ["worse than second"] if both else []
+
+    monkeypatch.setattr(_Cautions, "beside", staticmethod(beside), raising=False)
+    display, two = _Notes(), {**three, "stages": {"first": {"kind": "make"}, "second": {"kind": "make"}}}
+    result = lab.run(two, display=display)
+    said = "warning: first: worse than second"
+    assert display.notes.count(said) == 1
+    assert result.warnings["first"] == ("worse than second",)
+    record = json.loads((lab.out / "three.run.json").read_text())
+    assert record["warnings"]["first"].count("worse than second") == 1
+    monkeypatch.setattr(_Cautions, "before", lambda *_: [])
+    with raises("strict-result"):
+        execute(lab.plan(two), strict=True)
+
+
+@pytest.mark.usefixtures("warned")
 def test_strict_makes_them_errors(lab: Any, three: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing starts; a disappointing result ends the run and is kept."""
     with raises("strict"):

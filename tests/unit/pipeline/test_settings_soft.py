@@ -51,6 +51,37 @@ def test_soft_labels_without_an_observer_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"recipe": "edc"}, "recipe: edc is of soft labels; name an observer, or leave recipe out"),
+        ({"report": "best"}, "report: best is of soft labels; name an observer, or leave report out"),
+        (
+            {"protocol": "hard", "zoom": False, "ema": 0.9},
+            "ema: 0.9, zoom: false are of soft labels; name an observer, or leave them out",
+        ),
+    ],
+)
+def test_soft_choices_without_soft_labels_are_refused(settings: Mapping[str, Any], named: str) -> None:
+    """Each that is given is named; with an observer they count."""
+    assert evaluate(**settings).check({}) == [named]
+    assert evaluate(**{**settings, "protocol": "soft", "observer": "t"}).check({}) == []
+
+
+def test_smoothing_of_labels_needs_a_loss_that_has_them() -> None:
+    """``kl`` takes no labels of the images' own; EDC's recipe and a named loss do."""
+    said = "label_smoothing is of loss: mse_gt and loss: gift; set one of these, or leave it out"
+    smooth = {"observer": "t", "label_smoothing": 0.1}
+    assert evaluate(**smooth).check({}) == evaluate(**smooth, recipe="edc", loss="kl").check({}) == [said]
+    assert evaluate(**smooth, recipe="edc").check({}) == evaluate(**smooth, loss="gift").check({}) == []
+
+
+def test_the_most_students_count_those_of_own_labels() -> None:
+    """Which only soft labels have."""
+    assert (evaluate().most_units, evaluate(observer="t").most_units) == (10, 15)
+    assert evaluate(observer="t", own_labels=False, random=False).most_units == 5
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"protocol": "hard", "observer": "t"}, "protocol: hard has no use for an observer"),

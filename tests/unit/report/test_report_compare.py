@@ -15,8 +15,8 @@ from rayddl.report.confusion import matrix, mistakes
 from rayddl.report.values import Columns
 from rayddl.stages.compare import differences, protocols
 from rayddl.stages.compare import page as compare
-from rayddl.stages.compare.entries import Comparison, Judged, entries, randoms
-from rayddl.stages.compare.stage import _shown
+from rayddl.stages.compare.entries import Comparison, Judged, below, entries, randoms
+from rayddl.stages.compare.stage import _lines, _shown
 from rayddl.stages.kinds import known
 
 LEVELS = {("random", 1): 0.5, ("random", 10): 0.8, ("MTT", 1): 0.7, ("MTT", 10): 0.9}
@@ -161,6 +161,57 @@ def test_sets_judged_unlike_each_other_are_said_to_be(four: Comparison, make: An
     assert [column.name for column in told.tables[0].columns] == [
         "Set", "protocol", "epochs each", "learning rate",
     ]  # fmt: skip
+
+
+OPEN = {
+    "crop_min": 0.2, "crop_within_patch": True, "schedule": "cosine", "ema": 0.99, "zoom": True, "label_top": 5,
+    "statistics": "twice", "label_smoothing": 0.1, "observer": {"net": "convnet", "accuracy": 0.8},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", OPEN)
+def test_every_choice_of_the_open_protocol_makes_evaluations_unlike(make: Any, key: str) -> None:
+    """What accuracies depend on is compared; whether own labels and late epochs were tested, too, is not."""
+    plain = {"name": "soft", "epochs": 300, "observer": {"net": "convnet", "accuracy": 0.7}}
+    also = {**plain, "own_labels": False, "report": "best"}
+    both = judged(make, "RDED", 1, 0.5, protocol=plain), judged(make, "MTT", 1, 0.5, protocol=also)
+    assert protocols.unlike(entries(Comparison("x", both, {}, {}))) == []
+    other = judged(make, "MTT", 1, 0.5, protocol={**plain, key: OPEN[key]})
+    found = entries(Comparison("x", (both[0], other), {}, {}))
+
+    assert len(protocols.unlike(found)) == 1
+    assert protocols.section(found).tables[0].columns[1].name == protocols.unlike(found)[0]
+
+
+def test_best_looks_and_own_labels_are_columns(make: Any) -> None:
+    """As far as any set has them, in the table, the file and the terminal."""
+    one = judged(make, "RDED", 1, 0.5)
+    rows = [dict(one.stage.summary["rows"][0]), make.row("distilled-own", "convnet", 10, [0.3])]
+    rows[0]["best"] = {"mean": 0.62, "std": 0.0}
+    rich = replace(one, stage=replace(one.stage, summary={**one.stage.summary, "rows": rows}))
+    found = entries(Comparison("x", (rich, judged(make, "MTT", 1, 0.5)), {}, {}))
+    table = next(compare.sections(Comparison("x", (rich,), {}, {}), 1000)).tables[0]
+    named = dict(zip([column.name for column in table.columns], table.rows[0], strict=True))
+    written = [(line["best"], line["own_labels"]) for line in _lines(found)]
+
+    assert named["Accuracy (last epoch)"].text == numbers.percent(0.5)
+    assert named["Best of late epochs"].text == numbers.percent(0.62)
+    assert named["With own labels"].text == numbers.percent(0.3)
+    assert written == [(0.62, 0.3), (None, None), (None, None)]
+    assert _shown(found[0], ["convnet"], found)["ConvNet"] == "50.0 ± 1.0 (best of late epochs 62.0)"
+    plain = next(compare.sections(Comparison("x", (one,), {}, {}), 1000)).tables[0]
+    assert not {"With own labels", "Best of late epochs"} & {column.name for column in plain.columns}
+
+
+def test_random_images_of_a_like_evaluation_stand_for_those_left_out(make: Any) -> None:
+    """Those of another stage of the run with the same protocol and size; not of another run, nor another protocol."""
+    rich, poor = with_random(make, 1, (0.7, 0.6)), judged(make, "RDED", 1, 0.5)
+    alike = {**poor.stage.summary["protocol"], "epochs": 5}
+    odd = replace(poor, stage=replace(poor.stage, summary={**poor.stage.summary, "protocol": alike}))
+    for other, expected in ((poor, True), (replace(poor, key="d1"), False), (odd, False)):
+        found = entries(Comparison("x", (rich, other), {}, {}))
+        (entry,) = (each for each in found if each.method == "RDED")
+        assert below(entry, found) == expected
 
 
 def _plain(text: object) -> str:

@@ -15,8 +15,11 @@ from PIL import Image
 from rayddl.report import numbers
 from rayddl.report.confusion import matrix
 from rayddl.stages.evaluate import figures
-from rayddl.stages.evaluate.report import _headline, comparison, section
+from rayddl.stages.evaluate.report import _headline, comparison, part, section
 from rayddl.stages.evaluate.stage import shown
+from rayddl.stages.kinds import known
+
+KINDS = known()
 
 
 def facts(make: Any, **protocol: Any) -> dict[str, str]:
@@ -109,15 +112,61 @@ def test_a_set_below_random_images_is_named_so(make: Any, distilled: float, belo
     made = make.evaluate(rows=rows)
     table = comparison([made.stage], 10).tables[0]  # type: ignore[union-attr]
     assert table.rows[0][1].text == ("distilled, below random" if below else "distilled")
-    (duel,) = figures.paired_results(figures.rows([made.stage]))
+    (duel,) = figures.paired_results([made.stage])
     assert (">less than " in _headline(duel, make.run(), 0)) == below
+
+
+def beside(make: Any, *, epochs: int = 300, net: str = "convnet", images: int = 10) -> Any:
+    """A set that has no random images in its own stage, and another one whose stage has."""
+    poor = make.evaluate("poor", "b", [make.row("distilled", "convnet", 10, [0.4])])
+    rows = [make.row("distilled", net, images, [0.7]), make.row("random", net, images, [0.5])]
+    rich = make.evaluate("rich", "a", rows)
+    protocol = {**rich.stage.summary["protocol"], "epochs": epochs}
+    summary = {**rich.stage.summary, "protocol": protocol}
+    return poor, replace(rich, stage=replace(rich.stage, summary=summary))
+
+
+@pytest.mark.parametrize(
+    ("changes", "below"),
+    [({}, True), ({"epochs": 5}, False), ({"net": "mlp"}, False), ({"images": 20}, False)],
+)
+def test_random_images_of_another_stage_count_if_all_is_equal(
+    make: Any, changes: dict[str, Any], below: bool
+) -> None:
+    """With ``random: false``, those of a stage with the same protocol, network and number of images."""
+    both = beside(make, **changes)
+    table = comparison([each.stage for each in both], 10).tables[0]  # type: ignore[union-attr]
+    lead = _plain(part(both, make.run()).lead)
+    (said,) = KINDS["evaluate"].cautions_beside(*_summaries(both)) or ("",)
+
+    assert table.rows[0][2].text == ("distilled, below random" if below else "distilled")
+    assert ("Below random: poor with ConvNet." in lead) == below
+    assert ("40.0 % with the set and 50.0 % with random real images" in said) == below
+
+
+def _summaries(both: Any) -> tuple[Any, list[Any]]:
+    return both[0].stage.summary, [both[1].stage.summary]
+
+
+def _plain(text: object) -> str:
+    return re.sub("<[^>]*>", "", str(text)).replace(numbers.NBSP, " ")
+
+
+def test_a_headline_names_all_that_is_below_random(make: Any) -> None:
+    """It shows the best result; the others that are below random are named, the first three."""
+    rows = [make.row("distilled", "convnet", 10, [0.7]), make.row("random", "convnet", 10, [0.5])]
+    for net in ("mlp", "vgg", "lenet", "alexnet"):
+        rows += [make.row("distilled", net, 10, [0.3]), make.row("random", net, 10, [0.5])]
+    alone = make.evaluate(rows=rows)
+    assert "Below random: MLP, VGG, LeNet, 1 more." in _plain(part([alone], make.run()).lead)
+    assert "Below random" not in _plain(part([make.evaluate()], make.run()).lead)
 
 
 @pytest.mark.parametrize(("tested", "close"), [(40, True), (4000, False), (float("nan"), False)])
 def test_a_headline_says_what_is_noise(make: Any, tested: float, close: bool) -> None:
     """Five points are within the noise of 40 held-out images."""
     rows = [make.row("distilled", "convnet", 10, [0.45]), make.row("random", "convnet", 10, [0.5])]
-    (duel,) = figures.paired_results(figures.rows([make.evaluate(rows=rows).stage]))
+    (duel,) = figures.paired_results([make.evaluate(rows=rows).stage])
     text = _headline(duel, make.run(), tested)
 
     assert ("%, a difference within the noise of 40 held-out images." in text) == close

@@ -274,6 +274,17 @@ def test_a_failed_sum_means_a_lost_process(monkeypatch: pytest.MonkeyPatch) -> N
         summed(torch.ones(2))
 
 
+def test_a_failed_broadcast_means_a_lost_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node can go while a team begins, as well as later."""
+
+    def closed(box: list[object]) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(teams.dist, "broadcast_object_list", closed)
+    with pytest.raises(PeerLost, match="closed by peer"):
+        Team(1, 2).beginning(None, bytes)
+
+
 def test_a_full_gpu_is_no_lost_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A new team would lack the same memory."""
 
