@@ -101,6 +101,11 @@ class Entry:
         """Bytes of images and labels; NaN if unknown."""
         return math.nan if self.baseline else number(self.judged.stage.summary.get("bytes"))
 
+    @property
+    def label_bytes(self) -> float:
+        """Bytes of an observer's stored labels; NaN without them."""
+        return math.nan if self.baseline else number(self.judged.stage.summary.get("label_bytes"))
+
     def of(self, net: str) -> Row | None:
         """The results of one network; ``None`` if the set has none."""
         return next((row for row in self.rows if row.net == net), None)

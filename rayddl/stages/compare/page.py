@@ -194,7 +194,9 @@ def _table(found: Sequence[Entry]) -> Table:
     every = [(e, row) for e in (*found, *randoms(found)) for row in e.rows]
     late = any(math.isfinite(row.best) for _, row in every)
     own = any(e.own for e in found)
+    stored = any(math.isfinite(e.label_bytes) for e in found)
     head = [Column("Set"), Column("IPC", True), Column("Images", True), Column("Size", True)]
+    head += [Column("Stored labels", True)] * stored
     head += [Column("Net"), Column("Accuracy (last epoch)" if late else "Accuracy", True)]
     head += [Column("Std (points)", True), *[Column("Best of late epochs", True)] * late]
     head += (
@@ -206,7 +208,10 @@ def _table(found: Sequence[Entry]) -> Table:
     return Table(
         "Every set with every network",
         tuple(head),
-        tuple(_line(e, row, found, known, late=late, own=own, top5=top5, timed=timed) for e, row in every),
+        tuple(
+            _line(e, row, found, known, stored=stored, late=late, own=own, top5=top5, timed=timed)
+            for e, row in every
+        ),
     )
 
 
@@ -216,6 +221,7 @@ def _line(
     found: Sequence[Entry],
     known: Sequence[str],
     *,
+    stored: bool,
     late: bool,
     own: bool,
     top5: bool,
@@ -231,6 +237,7 @@ def _line(
         Cell(numbers.count(entry.ipc), entry.ipc),
         Cell(numbers.count(row.images), row.images),
         Cell(numbers.size(entry.bytes), entry.bytes),
+        *([Cell(numbers.size(entry.label_bytes), entry.label_bytes)] if stored else []),
         Cell(net_name(row.net)),
         Cell(numbers.percent(row.mean), row.mean, strong=row.mean == best),
         Cell(f"{row.std * 100:.1f}" if len(row.accuracies) > 1 else numbers.ABSENT, row.std),

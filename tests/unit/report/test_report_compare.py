@@ -183,12 +183,13 @@ def test_every_choice_of_the_open_protocol_makes_evaluations_unlike(make: Any, k
     assert protocols.section(found).tables[0].columns[1].name == protocols.unlike(found)[0]
 
 
-def test_best_looks_and_own_labels_are_columns(make: Any) -> None:
+def test_best_looks_own_labels_and_bytes_of_labels_are_columns(make: Any) -> None:
     """As far as any set has them, in the table, the file and the terminal."""
     one = judged(make, "RDED", 1, 0.5)
     rows = [dict(one.stage.summary["rows"][0]), make.row("distilled-own", "convnet", 10, [0.3])]
     rows[0]["best"] = {"mean": 0.62, "std": 0.0}
-    rich = replace(one, stage=replace(one.stage, summary={**one.stage.summary, "rows": rows}))
+    summary = {**one.stage.summary, "rows": rows, "label_bytes": 2_000_000}
+    rich = replace(one, stage=replace(one.stage, summary=summary))
     found = entries(Comparison("x", (rich, judged(make, "MTT", 1, 0.5)), {}, {}))
     table = next(compare.sections(Comparison("x", (rich,), {}, {}), 1000)).tables[0]
     named = dict(zip([column.name for column in table.columns], table.rows[0], strict=True))
@@ -196,11 +197,14 @@ def test_best_looks_and_own_labels_are_columns(make: Any) -> None:
 
     assert named["Accuracy (last epoch)"].text == numbers.percent(0.5)
     assert named["Best of late epochs"].text == numbers.percent(0.62)
+    assert named["Stored labels"].text == numbers.size(2_000_000)
     assert named["With own labels"].text == numbers.percent(0.3)
     assert written == [(0.62, 0.3), (None, None), (None, None)]
     assert _shown(found[0], ["convnet"], found)["ConvNet"] == "50.0 ± 1.0 (best of late epochs 62.0)"
     plain = next(compare.sections(Comparison("x", (one,), {}, {}), 1000)).tables[0]
-    assert not {"With own labels", "Best of late epochs"} & {column.name for column in plain.columns}
+    assert not {"With own labels", "Stored labels", "Best of late epochs"} & {
+        column.name for column in plain.columns
+    }
 
 
 def test_random_images_of_a_like_evaluation_stand_for_those_left_out(make: Any) -> None:
