@@ -37,8 +37,10 @@ OF_PROTOCOL = (*(key for key in PROTOCOL if key != "lr"), "observer")
 
 def same_protocol(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """True if the protocols in two stages' summaries are recorded and equal, but for the learning rate."""
-    mine, its = (each.get("protocol") or {} for each in (one, other))
-    return bool(mine) and all(_of(mine, key) == _of(its, key) for key in OF_PROTOCOL)
+    mine, its = one.get("protocol"), other.get("protocol")
+    if not (isinstance(mine, Mapping) and isinstance(its, Mapping) and mine):
+        return False
+    return all(_of(mine, key) == _of(its, key) for key in OF_PROTOCOL)
 
 
 def _of(protocol: Mapping[str, Any], key: str) -> Any:

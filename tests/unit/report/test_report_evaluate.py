@@ -15,6 +15,7 @@ from PIL import Image
 from rayddl.report import numbers
 from rayddl.report.confusion import matrix
 from rayddl.stages.evaluate import figures
+from rayddl.stages.evaluate.recorded import same_protocol
 from rayddl.stages.evaluate.report import _headline, comparison, part, section
 from rayddl.stages.evaluate.stage import shown
 from rayddl.stages.kinds import known
@@ -142,6 +143,13 @@ def test_random_images_of_another_stage_count_if_all_is_equal(
     assert table.rows[0][2].text == ("distilled, below random" if below else "distilled")
     assert ("Below random: poor with ConvNet." in lead) == below
     assert ("40.0 % with the set and 50.0 % with random real images" in said) == below
+
+
+@pytest.mark.parametrize("protocol", [None, {}, "hard", []])
+def test_protocols_that_are_not_recorded_are_not_the_same(protocol: Any) -> None:
+    """As in folders of old versions, and in those that someone has changed."""
+    assert not same_protocol({"protocol": protocol}, {"protocol": protocol})
+    assert not same_protocol({}, {})
 
 
 def _summaries(both: Any) -> tuple[Any, list[Any]]:
