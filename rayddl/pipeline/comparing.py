@@ -44,6 +44,8 @@ class FoundSet:
     """The manifest of the evaluate stage; ``None`` for a set without an evaluation."""
     own: bool = True
     """False for a set made by other code."""
+    run: str = ""
+    """The name of the run that was asked for; empty for a folder."""
 
     @property
     def set(self) -> Folder:
@@ -82,7 +84,10 @@ def compare(
     refuse_unknown_nets(several or ())
     with hosts.only(*(os.fspath(place) for place in places), out, root, allow=allow_remote):
         named = [each for place in places for each in resolve(os.fspath(place), out)]
-        found = list({_place(each.folder): each for each in named}.values())
+        by_place: dict[str, FoundSet] = {}
+        for each in named:
+            by_place.setdefault(_place(each.folder), each)
+        found = list(by_place.values())
         called = name or _called([os.fspath(place) for place in places])
         made = definition(
             found, name=called, nets=several, seeds=seeds, epochs=epochs, root=root, again=again
@@ -156,7 +161,8 @@ def _of_run(runs: Folder, file: str) -> Iterator[FoundSet]:
     opened = [artifacts.open_artifact(folder) for folder in done]
     judged = [artifact for artifact in opened if produced(artifact.kind) == "judgement"]
     if judged:
-        yield from (FoundSet(artifact.folder, artifact.manifest) for artifact in judged)
+        run = str(record.get("name") or "")
+        yield from (FoundSet(artifact.folder, artifact.manifest, run=run) for artifact in judged)
         return
     made = next((f for f in reversed(done) if f.has(f"set/{SET_FILE}")), None)
     if made is None:
@@ -197,9 +203,16 @@ def definition(
     for i, each in enumerate(waiting, 1):
         stages[f"set-{i}"] = _imported(each)
         stages[f"judge-{i}"] = {"kind": judge.name, "set": f"set-{i}", **protocol}
-    kept = [_place(each.folder) for each in found if each not in waiting]
-    stages["compare"] = {"kind": "compare", "runs": kept} if kept else {"kind": "compare"}
+    stages["compare"] = {"kind": "compare", **_judged([each for each in found if each not in waiting])}
     return {"name": name, "seed": seed, "source": source, "stages": stages}
+
+
+def _judged(found: Sequence[FoundSet]) -> dict[str, Any]:
+    """The settings of the comparison for sets with an evaluation, under the names of the runs that were asked for."""
+    if not found:
+        return {}
+    names = [each.run for each in found]
+    return {"runs": [_place(each.folder) for each in found], **({"names": names} if any(names) else {})}
 
 
 def _refuse_sizes(first: FoundSet, waiting: Sequence[FoundSet]) -> None:

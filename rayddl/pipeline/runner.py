@@ -224,12 +224,17 @@ class _Run:
             return artifacts.seal(planned.folder, self._manifest(planned, result, self.clock() - began))
 
     def _spent(self, name: str) -> dict[str, float]:
-        """Return the seconds of the finished stage ``name`` and of all stages that it depends on, by stage."""
+        """Return the seconds of the finished stage ``name`` and of all stages that it depends on, by stage.
+
+        Empty, for unknown, if the folder of one of these was deleted and is not yet made again.
+        """
         reads = {planned.name: planned.stage.reads for planned in self.plan.stages}
         found: dict[str, float] = {}
         waiting = [name]
         while waiting:
             stage = waiting.pop()
+            if stage not in self.finished:
+                return {}
             if stage not in found:
                 found[stage] = self.finished[stage].seconds
                 waiting += reads[stage]

@@ -262,6 +262,24 @@ def test_random_images_are_cropped_as_the_sets(
         assert float(area.mean()) == pytest.approx((expected + 1) / 2, abs=0.08)
 
 
+def test_a_set_keeps_the_definition_that_evaluated_it(taught: Input, chosen: Input, tmp_path: Path) -> None:
+    """With its figures, not the first one that made the images; an imported set keeps the latter, too."""
+    made = DistilledSet.load(chosen.folder.child("set"))
+    first, mine = {"name": "first"}, {"name": "mine"}
+    config = settings(epochs=1, seeds=1, random=False, own_labels=False)
+    for more, kept in (
+        ({}, {"definition": mine}),
+        ({"imported": {"form": "set"}}, {"definition": first, "evaluated_by": mine}),
+    ):
+        folder = Folder(str(tmp_path / str(len(kept))))
+        replace(made, info={**made.info, "definition": first, **more}).save(folder.child("set"))
+        read = {each.stage: each for each in (taught, replace(chosen, folder=folder))}
+        context = Context("evaluate", SOURCE, 5, folder.child("out"), read, mine, Silent())
+        evaluate.run(config, context)
+        info = DistilledSet.load(folder.child("out/set")).info
+        assert {key: info[key] for key in ("definition", "evaluated_by") if key in info} == kept
+
+
 def test_comparisons_can_be_turned_off(taught: Input, chosen: Input, tmp_path: Path) -> None:
     """Students of own labels and of random images are trained by default, and not if the settings say so."""
     config = settings(epochs=1, seeds=1, random=False, own_labels=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
+from pydantic import model_validator
+
 from rayddl.stages.settings import Reads, StageConfig
 
 
@@ -17,3 +19,14 @@ class CompareConfig(StageConfig):
     """The evaluate stages to compare; ``"*"`` is every one."""
     runs: tuple[str, ...] = ()
     """Folders or URIs of finished evaluate stages of other runs, to compare with these."""
+    names: tuple[str, ...] = ()
+    """What to call each of ``runs``. Default, also for ``""``: the name in the definition that evaluated it, of several
+    runs that share the evaluation the first one's."""
+
+    @model_validator(mode="after")
+    def _a_name_for_each(self) -> CompareConfig:
+        if self.names and len(self.names) != len(self.runs):
+            raise ValueError(
+                f"names has {len(self.names)} entries for {len(self.runs)} runs; give one for each"
+            )
+        return self

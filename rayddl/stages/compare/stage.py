@@ -38,9 +38,10 @@ def run(config: CompareConfig, context: Context) -> Result:
     definitions: dict[str, Mapping[str, Any]] = {"d0": context.definition}
     for i, where in enumerate(config.runs, 1):
         judged, name, definition = outside(Folder(where))
+        given = config.names[i - 1] if config.names else ""
         key = next((k for k, known in definitions.items() if known == definition), f"d{i}")
         definitions[key] = definition
-        found.append((name, key, judged))
+        found.append((given or name, key, judged))
     if not found:
         raise ArtifactError(
             "there is nothing to compare: the definition has no evaluate stage, and runs names none.",
@@ -72,7 +73,7 @@ def run(config: CompareConfig, context: Context) -> Result:
 
 
 def outside(folder: Folder) -> tuple[Input, str, Mapping[str, Any]]:
-    """The finished evaluate stage in ``folder``, the name of its run, and its definition."""
+    """The finished evaluate stage in ``folder``, the name of its run, and the definition that evaluated the set."""
     try:
         manifest = folder.read_document(MANIFEST, documents.Manifest, "run its definition again")
         kind, stage = manifest["kind"], manifest["stage"]
@@ -86,7 +87,9 @@ def outside(folder: Folder) -> tuple[Input, str, Mapping[str, Any]]:
             f"{folder} is of kind {kind}; name the folder of an evaluate stage.", code="not-a-judgement"
         )
     found = Input(stage, kind, folder, manifest["config"], manifest["summary"])
-    definition = manifest.get("definition") or _kept(folder).info.get("definition") or {}
+    info = _kept(folder).info
+    each = (manifest.get("definition"), info.get("evaluated_by"), info.get("definition"))
+    definition: Mapping[str, Any] = next((one for one in each if isinstance(one, Mapping) and one), {})
     return found, str(definition.get("name") or str(folder).rstrip("/").rsplit("/", 1)[-1]), definition
 
 

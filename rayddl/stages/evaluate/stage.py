@@ -81,7 +81,10 @@ def run(config: EvaluateConfig, context: Context) -> Result:
         context.progress.note(
             f"stored labels take {in_bytes(cost['label_bytes'])}, the images {in_bytes(cost['bytes'])}"
         )
-    judged = replace(made, info={**made.info, "metrics": {**figures, **cost}, "protocol": protocol})
+    # The definition of this run makes the set and the figures; that of an imported set makes the set alone.
+    which = "evaluated_by" if "imported" in made.info else "definition"
+    info = {**made.info, which: dict(context.definition)}
+    judged = replace(made, info={**info, "metrics": {**figures, **cost}, "protocol": protocol})
     into = context.out.child("set")
     if label_source is not None:
         soft_labels.carry(label_source, into)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 import rayddl
@@ -26,6 +27,7 @@ from rayddl.pipeline import artifacts, comparing
 from rayddl.pipeline.artifacts import ordered_json
 from rayddl.pipeline.definition import load as definitions
 from rayddl.stages import parquet as tables
+from rayddl.stages.compare.settings import CompareConfig
 from rayddl.stages.context import Context, Silent
 from rayddl.stages.imported import stage as imported
 from rayddl.stages.imported.settings import ImportedConfig
@@ -226,6 +228,30 @@ def test_the_command_writes_a_page_over_all(judge: Judge, tmp_path: Path) -> Non
     assert (rows["set"], rows["seconds_to_make"]) == (["random, IPC 1", "MTT, IPC 1"], [3.5, 3.5])
     again = CliRunner().invoke(app, words)
     assert '"cached"' in again.output
+
+
+def test_runs_have_the_names_that_were_asked_for(judge: Judge, tmp_path: Path) -> None:
+    """Not that of the run which was the first to evaluate the set, whose evaluation they use."""
+    out = tmp_path / "runs"
+    for name, first in (("mine", "one"), ("yours", "two"), ("theirs", "one")):
+        folder = judge(first)
+        entry = {"kind": "evaluate", "folder": folder.local.name, "fingerprint": "f", "state": "done"}  # type: ignore[union-attr]
+        record = {"format": 1, "name": name, "order": ["evaluate"], "stages": {"evaluate": entry}}
+        Folder(str(out)).write(f"{name}.run.json", ordered_json(record))
+    words = ["compare", "mine", "yours", "theirs", str(judge("three")), "--out", str(out), "--json"]
+    ended = CliRunner().invoke(app, words)
+
+    assert ended.exit_code == 0, ended.output
+    (table,) = out.glob("compare-*/comparison.parquet")
+    rows = tables.read(Folder(str(table.parent)), table.name)
+    assert rows["run"] == ["mine", "yours", "three"]
+    assert rows["set"] == [f"random, IPC 1 ({name})" for name in rows["run"]]
+
+
+def test_every_run_has_a_name_or_none_has() -> None:
+    """The number of names is the number of runs."""
+    with pytest.raises(ValidationError, match="names has 1 entries for 2 runs; give one for each"):
+        CompareConfig(kind="compare", runs=("a", "b"), names=("a",))
 
 
 def test_settings_that_differ_are_in_table_page_and_json(judge: Judge, tmp_path: Path) -> None:

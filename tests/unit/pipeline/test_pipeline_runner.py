@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -459,3 +460,23 @@ def test_a_stage_is_told_what_was_spent_on_what_it_reads(lab: Any, three: dict[s
         {**three, "stages": {**three["stages"], "more": {"kind": "use", "make": "first", "other": "second"}}}
     )
     assert set(lab.contexts["more"].inputs["second"].spent) == {"first", "second"}
+
+
+def test_what_was_spent_is_unknown_if_a_deleted_stage_is_not_made_again(
+    lab: Any, three: dict[str, Any]
+) -> None:
+    """A stage that reads only finished ones runs, whatever became of those that these had read."""
+    three["stages"]["page"]["of"] = ["second"]
+    lab.run(three)
+    for name in ("first", "page"):
+        (folder,) = lab.out.glob(f"{name}-*")
+        shutil.rmtree(folder)
+
+    def failing(config: Any, context: Any) -> Result:
+        raise StageError("no more", code="for-a-test")
+
+    lab.works["first"] = failing
+    with raises("for-a-test"):
+        lab.run(three)
+    assert lab.plan(three).stages[-1].state == "done"
+    assert lab.contexts["page"].inputs["second"].spent == {}
