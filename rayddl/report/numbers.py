@@ -23,6 +23,11 @@ def spread(mean: float, std: float, several: bool = True) -> str:
     return f"{mean * 100:.1f}{NBSP}±{NBSP}{std * 100:.1f}{NBSP}%"
 
 
+def in_percent(mean: float, std: float, count: int) -> str:
+    """Return mean and standard deviation of ``count`` fractions as percentages: ``71.2 ± 1.3``; of one: ``71.2``."""
+    return f"{100 * mean:.1f} ± {100 * std:.1f}" if count > 1 else f"{100 * mean:.1f}"
+
+
 def points(difference: float) -> str:
     """Return a difference of two fractions in percentage points: ``+22.9``."""
     if not math.isfinite(difference):

@@ -249,7 +249,7 @@ NET = {"name": "convnet", "depth": 1, "width": 4}
 
 def test_a_teacher_can_be_tuned(stages, tmp_path):
     """A trial of a teacher is the stage itself in the trial's process: its accuracy is what it measures, and
-    held-out seeds train it anew.
+    fresh seeds train it anew.
     """
     settings = {
         "kind": "teacher",

@@ -190,7 +190,8 @@ def _below(row: Mapping[str, Any], random: Mapping[str, float]) -> str:
 def _accuracy(row: Mapping[str, Any]) -> str:
     best = row.get("best")
     late = f" (best of late epochs {100 * best['mean']:.1f})" if best else ""
-    return f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f}{late}"
+    spread = f" ± {100 * row['std']:.1f}" if len(row["accuracies"]) > 1 else ""
+    return f"{100 * row['mean']:.1f}{spread}{late}"
 
 
 def _worth(metrics: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from rayddl import documents
 from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError
+from rayddl.report import numbers
 from rayddl.report.numbers import duration
 from rayddl.report.sections import net_name
 from rayddl.stages import parquet as tables
@@ -143,4 +144,4 @@ def _shown(entry: Entry, nets: Sequence[str], listed: Sequence[Entry]) -> dict[s
 
 def _accuracy(row: Row) -> str:
     late = f" (best of late epochs {100 * row.best:.1f})" if math.isfinite(row.best) else ""
-    return f"{100 * row.mean:.1f} ± {100 * row.std:.1f}{late}"
+    return numbers.in_percent(row.mean, row.std, len(row.accuracies)) + late

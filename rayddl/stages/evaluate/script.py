@@ -31,6 +31,7 @@ from rayddl.methods.training.soft_settings import GIFT, MSE_GT, recipe
 from rayddl.methods.training.softlabels import StoredLabels, has_labels
 from rayddl.nets.config import NetConfig
 from rayddl.nets.plain import Plain, plain
+from rayddl.report import numbers
 from rayddl.stages.evaluate import soft_labels
 from rayddl.stages.evaluate.protocol import nets_of, soft_protocol
 from rayddl.stages.evaluate.settings import EvaluateConfig
@@ -319,8 +320,10 @@ def _recorded(made: DistilledSet, net: NetConfig) -> str:
     rows: Sequence[Mapping[str, Any]] = metrics.get("accuracy") or []
     for row in rows:
         if row["data"] == "distilled" and row["net"] == net.label:
-            mean, std, count = 100 * float(row["mean"]), 100 * float(row["std"]), len(row["accuracies"])
-            return f"{mean:.1f} ± {std:.1f} %, {count} student{'s' * (count != 1)}"
+            count = len(row["accuracies"])
+            return (
+                f"{numbers.in_percent(row['mean'], row['std'], count)} %, {count} student{'s' * (count != 1)}"
+            )
     return ""
 
 

@@ -20,6 +20,7 @@ from rayddl.methods.training.optimisers import SGD_LR
 from rayddl.methods.training.scores import scores
 from rayddl.methods.training.soft import published_lr
 from rayddl.methods.training.soft_settings import PLAIN, SoftSettings
+from rayddl.report import numbers
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Input, Progress, Result, Silent
 from rayddl.stages.estimates import shown as in_bytes
@@ -117,7 +118,7 @@ def last_words(rows: Sequence[Mapping[str, Any]]) -> str:
     """
     found = {row["data"]: row for row in rows if row["net"] == rows[0]["net"]}
     return ", ".join(
-        f"{name} {_percent(found[data])} %"
+        f"{name} {_percent(found[data], len(found[data]['accuracies']))} %"
         for data, name in (("distilled", "the set"), ("random", "random"))
         if data in found
     )
@@ -338,8 +339,13 @@ def shown(name: str, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, str], ..
     for row in rows:
         plain, _, how = str(row["data"]).partition("-")
         below = row["data"] == "distilled" and row["mean"] < random.get(row["net"], 0.0)
-        last = {"accuracy % (last epoch)" if best else "accuracy %": _percent(row)}
-        late = {"best of late epochs %": _percent(row["best"]) if "best" in row else ""} if best else {}
+        students = len(row["accuracies"])
+        last = {"accuracy % (last epoch)" if best else "accuracy %": _percent(row, students)}
+        late = (
+            {"best of late epochs %": _percent(row["best"], students) if "best" in row else ""}
+            if best
+            else {}
+        )
         lines.append({
             "data": what[plain] + HOW[how] + (BELOW if below else ""),
             "images": f"{row['images']:,}",
@@ -351,5 +357,5 @@ def shown(name: str, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, str], ..
     return tuple(lines)
 
 
-def _percent(spread: Mapping[str, Any]) -> str:
-    return f"{100 * spread['mean']:.1f} ± {100 * spread['std']:.1f}"
+def _percent(spread: Mapping[str, Any], students: int) -> str:
+    return numbers.in_percent(spread["mean"], spread["std"], students)

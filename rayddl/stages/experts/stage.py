@@ -10,6 +10,7 @@ from rayddl.data.pixels.space import PixelSpace
 from rayddl.methods.training.observer import Observer
 from rayddl.methods.trajectories import files
 from rayddl.nets.cost import worth_compiling
+from rayddl.report import numbers
 from rayddl.stages.context import Context, Result
 from rayddl.stages.experts import import_buffers
 from rayddl.stages.experts.artifact import PARTIAL, ExpertsTask, summary
@@ -54,7 +55,8 @@ def run(config: ExpertsConfig, context: Context) -> Result:
     found = summary(job, config.count)
     if missing:
         total, accuracy = config.count * config.length, found["test_accuracy"]
-        text = f"test {100 * accuracy['mean']:.1f} ± {100 * accuracy['std']:.1f} % over experts"
+        several = numbers.in_percent(accuracy["mean"], accuracy["std"], config.count)
+        text = f"test {several} %" + " over experts" * (config.count > 1)
         context.progress.update(total, total, text)
     return Result({**found, "seconds": time.perf_counter() - began})
 

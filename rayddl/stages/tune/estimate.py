@@ -10,7 +10,7 @@ STOPPED = 0.5
 """The share of their length that trials run for on average, if ``asha`` stops weak ones early."""
 AFTERWARDS = 2
 """Trials of which the time is about that of running the template's own settings to the end, and of the students of
-held-out seeds."""
+fresh seeds."""
 
 
 def estimate(config: TuneConfig, stages: Stages, outlook: Outlook) -> Estimate:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from rayddl.report import numbers
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context
 from rayddl.stages.kinds import known
@@ -185,7 +186,7 @@ def held_out_text(values: Sequence[float]) -> str:
     """Mean and standard deviation as text: ``71.2 ± 0.8 %``."""
     if not values:
         return "–"
-    return f"{100 * statistics.fmean(values):.1f} ± {100 * statistics.pstdev(values):.1f} %"
+    return numbers.in_percent(statistics.fmean(values), statistics.pstdev(values), len(values)) + " %"
 
 
 def in_words(search: Search, rows: Mapping[int, Row]) -> str:
@@ -199,7 +200,7 @@ def in_words(search: Search, rows: Mapping[int, Row]) -> str:
 
 
 def table(search: Search, rows: Mapping[int, Row], winner: Winner) -> tuple[Mapping[str, str], ...]:
-    """The table at the run's end: the best settings and the template's own, on held-out seeds."""
+    """The table at the run's end: the best settings and the template's own, on fresh seeds."""
     stopped = sum(row.ended == "stopped" for row in rows.values())
     margin = winner.margin
     lines = []
@@ -213,7 +214,7 @@ def table(search: Search, rows: Mapping[int, Row], winner: Winner) -> tuple[Mapp
                 "settings": name,
                 "trials": f"{len(rows)}, {stopped} stopped early" if best else "",
                 f"{search.metric} in the search": shown(search, row.value) if row.sound else row.ended,
-                "on held-out seeds": held_out_text(values),
+                "on fresh seeds": held_out_text(values),
                 "seeds": "  ".join(f"{100 * value:.1f}" for value in values),
                 "margin": f"{100 * margin:+.1f} points" if best and margin is not None else "",
             }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -56,7 +57,7 @@ def part(searches: Sequence[Tune], run: Run) -> Part:
     """A section per search."""
     alone = len(searches) == 1
     sections = tuple((Place.SEARCHED, section(each, alone, run.budget)) for each in searches)
-    lead = Markup("<strong>{}</strong> tried; the best reach <strong>{}</strong> on held-out seeds.").format(
+    lead = Markup("<strong>{}</strong> tried; the best reach <strong>{}</strong> on fresh seeds.").format(
         numbers.counted(int(searches[0].stage.summary.get("trials") or 0), "setting"),
         numbers.percent(held_out(searches[0])),
     )
@@ -102,8 +103,15 @@ def _lead(searched: Tune) -> str:
     with_ = f" and {s['scheduler']}" if s.get("scheduler") not in (None, "none") else ""
     return (
         f"{numbers.counted(len(searched.trials['trial']), 'trial')} of {s.get('of', '?')}, chosen by {by}{with_} over "
-        f"{what}. The best settings are in {searched.stage.folder}/best.yaml."
+        f"{what}. The best settings are in {searched.stage.folder}/best.yaml.{_chosen_on(s)}"
     )
+
+
+def _chosen_on(summary: Mapping[str, Any]) -> str:
+    """A warning about accuracies of the images by which settings were chosen."""
+    if "accuracy" not in str(summary.get("metric", "")):
+        return ""
+    return " Trials were compared on the source's held-out images, as in published work: accuracies are a little high."
 
 
 def _facts(searched: Tune) -> Iterable[Fact]:
@@ -115,7 +123,7 @@ def _facts(searched: Tune) -> Iterable[Fact]:
     )
     margin = number(s.get("margin"))
     if math.isfinite(margin):
-        yield Fact(f"{numbers.points(margin)} points", "over the template's own settings, held-out seeds")
+        yield Fact(f"{numbers.points(margin)} points", "over the template's own settings, fresh seeds")
     counts = s.get("ended") or {}
     for how, text in ENDED.items():
         if counts.get(how):
@@ -137,7 +145,7 @@ def _duel(searched: Tune) -> Panel | None:
     if not bars:
         return None
     note = "Seeds that the search never saw. Dots: single seeds. Whisker: ± one deviation."
-    return Panel("Accuracy on held-out seeds", Bars((Group("", "", tuple(bars)),), shares=True), note)
+    return Panel("Accuracy on fresh seeds", Bars((Group("", "", tuple(bars)),), shares=True), note)
 
 
 def _importance(searched: Tune) -> Panel | None:

@@ -45,7 +45,8 @@ class TuneConfig(StageConfig):
     space: dict[str, Entry] = Field(min_length=1)
     """What varies: keys of the template, nested ones with dots, and ``<stage>.<key>`` for ``also``."""
     metric: str = "accuracy"
-    """What is optimised: a figure that trials of the template's kind report."""
+    """What is optimised: a figure that trials of the template's kind report. Accuracies are of the source's held-out
+    images, as in published work, and so a little high for the settings that are chosen by them."""
     mode: Mode | None = None
     """Maximise or minimise the metric. Default: whichever is better for it."""
     samples: int | None = Field(default=None, ge=1)

@@ -1,4 +1,4 @@
-"""``kind: tune``: a search for another stage's best settings, and their test on held-out seeds."""
+"""``kind: tune``: a search for another stage's best settings, and their test on fresh seeds."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class _Proof:
         self._packed = cluster.packed(self.work)
 
     def of(self, best: Row, own: Row) -> Winner:
-        """The winner and the template's own settings at full length, with their metrics on held-out seeds."""
+        """The winner and the template's own settings at full length, with their metrics on fresh seeds."""
         with workers.opened(self.share, "outcome of the search", note=self.progress.note) as free:
             own = self._finished(free, best, own)
             if self.share.gpus:  # these processes already have GPUs
@@ -99,7 +99,7 @@ class _Proof:
         return own
 
     def _judged(self, free: workers.Workers, best: Row, own: Row) -> Winner:
-        """The winner, with the metrics of both trials' outputs on each of the held-out seeds."""
+        """The winner, with the metrics of both trials' outputs on each of the fresh seeds."""
         rows = {"best settings": best, **({"template's own settings": own} if own.sound else {})}
         units = [(who, seed) for who in rows for seed in range(self.students)]
         found: dict[tuple[str, int], float] = {}
@@ -110,7 +110,7 @@ class _Proof:
 
         for unit, value in free.each(units, work, lambda unit: f"held-out student {unit[1]}, {unit[0]}"):
             found[unit] = value
-            self.progress.update(len(found), len(units), f"{unit[0]}, held-out seeds: {100 * value:.1f} %")
+            self.progress.update(len(found), len(units), f"{unit[0]}, fresh seeds: {100 * value:.1f} %")
         judged = [[found[who, seed] for seed in range(self.students)] for who in rows]
         return Winner(best, own, judged[0], judged[1] if own.sound else [])
 

@@ -23,7 +23,7 @@ from rayddl.storage import Folder
 FULL = 2
 """Times that a trial begins again after its GPU had too little memory left; after that, it has failed."""
 HELD_OUT = "held out"
-"""The name from which held-out seeds are derived: no trial uses these seeds."""
+"""The name from which fresh seeds are derived: no trial uses these seeds."""
 
 
 @dataclass(frozen=True)

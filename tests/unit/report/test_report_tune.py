@@ -1,4 +1,4 @@
-"""The section about a search: all trials, the importance of settings, and the best trial on held-out seeds."""
+"""The section about a search: all trials, the importance of settings, and the best trial on fresh seeds."""
 
 from __future__ import annotations
 
@@ -51,20 +51,21 @@ def searched(**changes: Any) -> Tune:
 
 
 def test_the_section_has_every_part() -> None:
-    """Facts, the comparison on held-out seeds, importance, a chart per setting, lines, the sortable table."""
+    """Facts, the comparison on fresh seeds, importance, a chart per setting, lines, the sortable table."""
     section = tune.section(searched(), True, 1000)
 
     assert section.title == "Search"
     assert "5\u00a0trials of distill, chosen by optuna and asha over lr, labels, deep.k" in section.lead
     assert "search-abc/best.yaml" in section.lead
+    assert "compared on the source's held-out images" in section.lead
     assert [c.title for c in section.charts] == [
         "Accuracy of all trials on their way",
         "lr",
         "labels",
         "deep.k",
     ]
-    assert [p.title for p in section.panels] == ["Accuracy on held-out seeds", "Importance of each setting"]
-    assert ("+19.0 points", "over the template's own settings, held-out seeds") in [
+    assert [p.title for p in section.panels] == ["Accuracy on fresh seeds", "Importance of each setting"]
+    assert ("+19.0 points", "over the template's own settings, fresh seeds") in [
         (f.value, f.label) for f in section.facts
     ]
     assert ("2", "stopped early") in [(f.value, f.label) for f in section.facts]

@@ -142,7 +142,7 @@ def test_best_yaml_of_a_shorter_trial_keeps_what_its_length_decided(defined, tmp
 
 
 def test_words_and_table_say_how_it_went(defined):
-    """The count of trials stopped early is shown, both settings on held-out seeds, and the margin."""
+    """The count of trials stopped early is shown, both settings on fresh seeds, and the margin."""
     search = defined.search
     rows = {n: row(n, 0.5 + n / 10, "stopped" if n % 2 else "whole") for n in range(4)}
     rows[4] = row(4, 0.0, "diverged", reason="loss is nan")
@@ -152,7 +152,7 @@ def test_words_and_table_say_how_it_went(defined):
     assert outcome.in_words(search, rows) == "5 trials: 2 to the end, 2 stopped early, 1 diverged"
     assert best["settings"] == "best (trial 2)"
     assert best["trials"] == "5, 2 stopped early"
-    assert (best["on held-out seeds"], own["on held-out seeds"]) == ("85.0 ± 5.0 %", "55.0 ± 5.0 %")
+    assert (best["on fresh seeds"], own["on fresh seeds"]) == ("85.0 ± 5.0 %", "55.0 ± 5.0 %")
     assert (best["margin"], own["margin"]) == ("+30.0 points", "")
     assert set(best) == set(own)
 
@@ -163,7 +163,7 @@ def test_a_template_that_diverges_leaves_no_margin(defined):
     winner = Winner(row(1, 0.8), own, [0.8], [])
 
     assert winner.margin is None
-    assert outcome.table(defined.search, {0: own}, winner)[1]["on held-out seeds"] == "–"
+    assert outcome.table(defined.search, {0: own}, winner)[1]["on fresh seeds"] == "–"
 
 
 def test_budgets_count_over_all_attempts(defined, search):
