@@ -23,7 +23,7 @@ from rayddl.pipeline.display.base import Display
 from rayddl.pipeline.judging import refuse_unknown_nets
 from rayddl.pipeline.plugging import Given, use
 from rayddl.pipeline.results import RunResult
-from rayddl.pipeline.sets import SET_FILE, find_record, stage_of
+from rayddl.pipeline.sets import SET_FILE, find_record, opened, stage_of
 from rayddl.stages.kinds import Kind, judges, produced
 from rayddl.storage import Folder
 
@@ -107,7 +107,7 @@ def _called(places: Sequence[str]) -> str:
 
 def resolve(where: str, out: str) -> list[FoundSet]:
     """Return the sets that ``where`` names. Raises :class:`ArtifactError` if there is none."""
-    folder = Folder(where)
+    folder = opened(where)
     try:
         if folder.has(artifacts.MANIFEST):
             return [_stage(folder)]

@@ -29,9 +29,9 @@ def find_set(where: str, out: str = "runs", stage: str | None = None) -> Folder:
     names the one: the stage that made it, or the folder that holds it. Raises :class:`ArtifactError` and
     :class:`UserError`, for several sets if ``stage`` names none.
     """
+    folder = opened(where)
     if where.startswith(hub.SCHEME):
-        return Folder(hub.fetched(where))
-    folder = Folder(where)
+        return folder
     try:
         if folder.has(SET_FILE):
             return folder
@@ -51,6 +51,11 @@ def find_set(where: str, out: str = "runs", stage: str | None = None) -> Folder:
             code="no-such-set",
         )
     return _the_one(sets, where, stage)
+
+
+def opened(where: str) -> Folder:
+    """The folder at a path or URI; that of ``hf://owner/name`` is fetched first. Raises :class:`UserError`."""
+    return Folder(hub.fetched(where) if where.startswith(hub.SCHEME) else where)
 
 
 def _nearest(where: str, out: str) -> str:

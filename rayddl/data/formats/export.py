@@ -56,8 +56,8 @@ def export_set(folder: Folder, form: str, to: Folder, more: More | None = None) 
     Each has ``classes.txt``, the names of the classes in label order, one per line.
 
     Never overwrites a file: raises :class:`UserError` if ``to`` already has one of the names, or other files (except
-    hidden ones, as those of a clone), and
-    :class:`ArtifactError` if the set is incomplete, was altered, or has numbers that cannot be right.
+    hidden ones, as those of a clone), or cannot be written, and :class:`ArtifactError` if the set is incomplete, was
+    altered, or has numbers that cannot be right.
     """
     from rayddl.data.distilled import DistilledSet
 
@@ -69,17 +69,27 @@ def export_set(folder: Folder, form: str, to: Folder, more: More | None = None) 
     parts = _hub(made, more or More()) if form == "hf" else forms[form](made)
     files: dict[str, bytes | Callable[[], bytes]] = dict(parts)
     files[NAMES] = "\n".join([*made.classes, ""]).encode()
-    there = sorted(name for name in files if to.has(name))
-    if there:
+    written: list[str] = []
+    try:
+        there = sorted(name for name in files if to.has(name))
+        if there:
+            raise UserError(
+                f"{to.path(there[0])} exists already, and an export never writes over a file; choose another folder "
+                f"with --to, or remove {scrub(to.uri)} with all its files if it is an earlier export",
+                code="export-exists",
+            )
+        _refuse_others(to)
+        for name, data in files.items():
+            to.write(name, data if isinstance(data, bytes) else data())
+            written.append(to.path(name))
+    except OSError as error:
+        left = f"{len(written)} of {len(files)} files are there; remove them, " if written else ""
         raise UserError(
-            f"{to.path(there[0])} exists already, and an export never writes over a file; choose another folder with "
-            f"--to, or remove {scrub(to.uri)} with all its files if it is an earlier export",
-            code="export-exists",
-        )
-    _refuse_others(to)
-    for name, data in files.items():
-        to.write(name, data if isinstance(data, bytes) else data())
-    return [to.path(name) for name in files]
+            f"the export cannot be written to {scrub(to.uri)}: {scrub(error.strerror or str(error))}; {left}"
+            "free space if it is full, or choose another folder with --to",
+            code="export-not-writable",
+        ) from error
+    return written
 
 
 def _refuse_others(to: Folder) -> None:

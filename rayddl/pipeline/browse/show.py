@@ -17,7 +17,7 @@ from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import artifacts, records
 from rayddl.pipeline.artifacts import Artifact
 from rayddl.pipeline.display import pace
-from rayddl.pipeline.sets import SET_FILE, find_record
+from rayddl.pipeline.sets import SET_FILE, find_record, opened
 from rayddl.pipeline.tables import places_table, rows_table
 from rayddl.storage import Folder
 
@@ -56,7 +56,7 @@ def inspect(where: str, out: str, *, verify: bool = False) -> Inspected:
 
     With ``verify``, every file is compared with its hash. Raises :class:`ArtifactError` and :class:`UserError`.
     """
-    folder = Folder(where)
+    folder = opened(where)
     try:
         if folder.has(artifacts.MANIFEST):
             return _stage(artifacts.open_artifact(folder, verify=verify), verify)

@@ -146,6 +146,8 @@ def _sentence(details: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
         parent = shape_at(model, key[:-1])
         models = [shape.model for shape in parent.alternatives() if shape.model] if parent else []
         known = [name for found in models for name in found.model_fields]
+        # Replaced by what it names before a definition is compared with the model.
+        known += ["extends"] * ("stages" in known)
         return f"unknown key; {key_hint(key[-1], known, 'known keys', _topic(model, key))}", "unknown-key"
     shape = shape_at(model, key)
     expected = f"; expected {shape.words(all_names=False)}" if shape and key else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import tarfile
@@ -23,6 +24,7 @@ from rayddl.data.formats import export as exports
 from rayddl.data.formats.card import card, without_places
 from rayddl.data.formats.export import export_set
 from rayddl.data.pixels.space import fit
+from rayddl.errors import UserError
 from rayddl.storage import Folder
 from tests.raising import raises
 
@@ -134,6 +136,29 @@ def test_torchvision_opens_the_image_folder(tmp_path: Path) -> None:
     assert read.classes == list(CLASSES)
     assert [label for _, label in read.samples] == made.labels.tolist()
     assert torch.equal(stack([picture for picture, _ in read]), made.pixels())
+
+
+@pytest.mark.parametrize("form", ["pt", "imagefolder", "hf"])
+def test_a_place_that_cannot_be_written_is_said(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file in place of a folder, and a disk that is full after two files."""
+    made = saved(make(), tmp_path)
+    (tmp_path / "file").write_text("")
+    with raises("export-not-writable"):
+        export_set(made, form, Folder(str(tmp_path / "file")))
+    write, names = Folder.write, []
+
+    def full(self: Folder, name: str, data: bytes) -> None:
+        names.append(name)
+        if len(names) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, name, data)
+
+    monkeypatch.setattr(Folder, "write", full)
+    with pytest.raises(UserError, match=r"2 of [0-9]+ files are there; remove them, free space") as caught:
+        export_set(made, form, Folder(str(tmp_path / "to")))
+    assert caught.value.code == "export-not-writable"
 
 
 def test_the_card_says_what_how_whose_and_how_good() -> None:

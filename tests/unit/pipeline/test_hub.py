@@ -22,6 +22,8 @@ from rayddl.cli.app import app
 from rayddl.errors import UserError
 from rayddl.pipeline import hub as hubs
 from rayddl.pipeline import judging
+from rayddl.pipeline.browse.show import inspect
+from rayddl.pipeline.comparing import resolve
 from rayddl.pipeline.exporting import export_to
 from rayddl.pipeline.sets import find_set, load_set
 from rayddl.stages.context import Result
@@ -185,6 +187,20 @@ def test_a_set_in_a_folder_of_a_data_set(hub: Hub, made: Folder) -> None:
     assert find_set("hf://me/many/ipc 1/a").has("set.safetensors")
     with raises("hub-holds-no-set"):
         find_set("hf://me/many")
+
+
+def test_a_set_on_the_hub_is_shown_and_compared(
+    hub: Hub, made: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one in a folder; what is not there is said in a sentence."""
+    hub.sets["me/digits"] = {name: made.read(name) for name in ("set.json", "set.safetensors")}
+    hub.private["me/digits"] = False
+    assert inspect("hf://me/digits", "runs").title == "a distilled set"
+    (found,) = resolve("hf://me/digits", "runs")
+    assert found.set.has("set.safetensors")
+    for look in (inspect, resolve):
+        with raises("hub-not-found"):
+            look("hf://me/nothing", "runs")
 
 
 def test_an_upload_also_to_a_folder(hub: Hub, made: Folder, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ class TestErrors:
             (
                 "name: d\nsource: {name: digits}\nstage: {}\nstages: {s: {kind: make}}\n",
                 "d.yaml:3: stage: unknown key; did you mean 'stages'? known keys: "
-                "name, seed, source, stages, description",
+                "name, seed, source, stages, description, extends",
             ),
             (
                 "name: d\nsource: {name: digits}\nstages: {Upper: {kind: make}}\n",
