@@ -155,7 +155,18 @@ def _from_file(path: Path) -> ModuleType:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         loader.exec_module(module)
-    except BaseException:
+    except BaseException as error:
         del sys.modules[name]
+        if isinstance(error, ModuleNotFoundError) and _beside(path, error.name):
+            raise PluginError(
+                f"plugin {str(path)!r} imports {error.name}, a file beside it; a plugin of several files is a package: "
+                f"add an __init__.py with the plugin, import with 'from . import {error.name}', and give the folder",
+                code="plugin-of-several-files",
+            ) from error
         raise
     return module
+
+
+def _beside(path: Path, name: str | None) -> bool:
+    """True if the module ``name``, which a plugin's file imports, lies next to that file."""
+    return bool(name) and ((path.parent / f"{name}.py").is_file() or (path.parent / str(name)).is_dir())

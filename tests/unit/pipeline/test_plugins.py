@@ -190,6 +190,24 @@ def test_what_is_no_plugin(write: Write, tmp_path: Path, monkeypatch: pytest.Mon
             use([given])
 
 
+def test_a_file_that_imports_one_beside_it_is_told_to_be_a_package(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of which all files count, and reach the workers."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    write("", "helpers.py")
+    with raises("plugin-of-several-files"):
+        use([write("import helpers")])
+    (tmp_path / "two").mkdir()
+    write("VERSION = '7'", "two/helpers.py")
+    write(
+        "import rayddl\nfrom . import helpers\nplugin = rayddl.Plugin(name='two', version=helpers.VERSION)",
+        "two/__init__.py",
+    )
+    use([str(tmp_path / "two")])
+    assert plugins.active()[-1].version == "7"
+
+
 def test_a_plugin_that_is_missing_ends_the_command(tmp_path: Path) -> None:
     """In one sentence, with the exit code of a wrong definition."""
     ended = CliRunner().invoke(app, ["plan", "quickstart", "--plugin", str(tmp_path / "own.py")])
