@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import replace
+from typing import Any
+
+import torch
 
 from rayddl.data.config import DSA
 from rayddl.data.distilled import DistilledSet
@@ -17,6 +20,8 @@ from rayddl.stages.context import Context, Result
 from rayddl.stages.imported.settings import ImportedConfig
 from rayddl.storage import Folder
 
+BLACK = -0.1
+"""An encoding of black below this cannot be mistaken for one of pixels as they are."""
 LOGITS = "the labels have negative numbers: they are logits, as DATM saves them, and softmax makes them probabilities"
 
 
@@ -61,10 +66,24 @@ def run(config: ImportedConfig, context: Context) -> Result:
         "ipc": kept.ipc,
         "classes": list(kept.classes),
         "sha256": found,
+        **_doubts(kept),
         **({"labels_read_as": read_as} if (read_as := made.info.get("labels_read_as")) else {}),
         "seconds": time.perf_counter() - began,
     }
     return Result(summary)
+
+
+def _doubts(made: DistilledSet) -> dict[str, Any]:
+    """What lets doubt that the set was read as it was meant, for the kind's cautions."""
+    there = set(made.hard_labels.tolist())
+    without = [name for label, name in enumerate(made.classes) if label not in there]
+    stored = made.stored
+    # Black is far below 0 in a space of normalised pixels, so encoded images have numbers on both sides of it.
+    black = float(made.space.encode(torch.zeros(1, *made.space.shape)).mean())
+    pixels = (
+        stored.is_floating_point() and black < BLACK and 0 <= float(stored.min()) <= float(stored.max()) <= 1
+    )
+    return ({"in_unit": True} if pixels else {}) | ({"without_images": without} if without else {})
 
 
 def digest(made: DistilledSet) -> str:

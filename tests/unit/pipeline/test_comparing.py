@@ -31,6 +31,7 @@ from rayddl.stages.compare.settings import CompareConfig
 from rayddl.stages.context import Context, Silent
 from rayddl.stages.imported import stage as imported
 from rayddl.stages.imported.settings import ImportedConfig
+from rayddl.stages.kinds import known
 from rayddl.storage import Folder
 from tests.raising import raises
 
@@ -351,6 +352,31 @@ def test_an_imported_set_is_one_of_the_source(tmp_path: Path, digits: DistilledS
         run(sha256="0" * 64)
     with raises("import-folder-missing"):
         run(path=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda images, labels: (images, labels), []),
+        (
+            lambda images, labels: (images.sub(images.min()).div(images.max() - images.min()), labels),
+            ["between 0 and 1"],
+        ),
+        (lambda images, labels: (images[:9], labels[:9]), ["1 of 10 classes have no image: 9;"]),
+    ],
+)
+def test_an_imported_set_that_is_probably_meant_otherwise_has_a_warning(
+    change: Callable[..., Any], said: list[str], tmp_path: Path, digits: DistilledSet
+) -> None:
+    """Pixels in place of encoded numbers, and classes without images."""
+    images, labels = change(digits.images, digits.labels)
+    path = pair(tmp_path / "mtt", replace(digits, stored=images, labels=labels))
+    config = ImportedConfig.model_validate({"kind": "imported", "path": str(path)})
+    context = Context("set", SourceConfig(name="digits"), 0, Folder(str(tmp_path / "out")), {}, {})
+    warnings = known()["imported"].cautions_after(imported.run(config, context).summary)
+
+    assert len(warnings) == len(said)
+    assert all(part in text for part, text in zip(said, warnings, strict=True))
 
 
 def test_an_imported_set_with_logits_says_so(tmp_path: Path, digits: DistilledSet) -> None:
