@@ -97,6 +97,29 @@ def sections(comparison: Comparison, budget: int) -> Iterator[Section]:
     if differ:
         yield differences.section(differ, differences.unique([entry.label for entry in found]))
     yield protocols.section(found)
+    yield _provenance(found)
+
+
+def _provenance(found: Sequence[Entry]) -> Section:
+    """The evaluate stage behind every accuracy, what it was tested on, and each student."""
+    head = ("Set", "Net", "Run", "Stage", "Folder")
+    numeric = ("Held-out images", "Learning rate", "Each student (percent)")
+    lines = []
+    for entry in (*found, *randoms(found)):
+        stage = entry.judged.stage
+        rate = number((stage.summary.get("protocol") or {}).get("lr"))
+        for row in entry.rows:
+            texts = (entry.label, net_name(row.net), entry.judged.run, stage.name, stage.folder)
+            each = "  ".join(f"{100 * accuracy:.1f}" for accuracy in row.accuracies)
+            figures = (numbers.count(entry.tested), numbers.figure(rate), each)
+            lines.append(tuple(map(Cell, (*texts, *figures))))
+    columns = (*map(Column, head), *(Column(name, True) for name in numeric))
+    return Section(
+        key="provenance", title="Provenance",
+        lead="The evaluate stage behind each accuracy. Its folder is in that of its run; rayddl show and the folder's "
+        "name tell what made it.",
+        tables=(Table("Stages, folders and students", columns, tuple(lines)),),
+    )  # fmt: skip
 
 
 def _by_ipc(found: Sequence[Entry], net: str) -> Chart:

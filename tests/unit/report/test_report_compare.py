@@ -207,6 +207,19 @@ def test_best_looks_own_labels_and_bytes_of_labels_are_columns(make: Any) -> Non
     }
 
 
+def test_every_accuracy_can_be_traced(make: Any) -> None:
+    """To the run, the stage and its folder, with its students one by one; random images to the stage they are from."""
+    one = with_random(make, 1, (0.7, 0.6))
+    one = replace(one, stage=replace(one.stage, summary={**one.stage.summary, "tested": 360}))
+    section = list(compare.sections(Comparison("x", (one,), {}, {}), 1000))[-1]
+    found = [[cell.text for cell in row] for row in section.tables[0].rows]
+    folder = one.stage.folder
+
+    assert (section.key, folder) == ("provenance", "judge-mtt-1-77e0b1d9aa31")
+    assert found[0] == ["MTT, IPC 1", "ConvNet", "run", "judge-mtt-1", folder, "360", "0.0100", "69.0  71.0"]
+    assert found[2] == ["random, IPC 1", "ConvNet", "run", "judge-mtt-1", folder, "360", "0.0100", "60.0"]
+
+
 def test_random_images_of_a_like_evaluation_stand_for_those_left_out(make: Any) -> None:
     """Those of another stage of the run with the same protocol and size; not of another run, nor another protocol."""
     rich, poor = with_random(make, 1, (0.7, 0.6)), judged(make, "RDED", 1, 0.5)
