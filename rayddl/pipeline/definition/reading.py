@@ -137,6 +137,9 @@ def _extended(document: Document, path: Path, chain: tuple[Path, ...], problems:
 
     def refuse(text: str, code: str) -> Document:
         problems.add(place, ("extends",), text, code=code)
+        # Keys that the base would have are not missing here.
+        for key in {"name", "source", "stages"} - document.value.keys():
+            problems.lose((key,))
         return own
 
     if not isinstance(named, str) or not named or not named.isprintable():

@@ -117,6 +117,14 @@ def shape_at(model: type[BaseModel], key: Sequence[str | int]) -> Shape | None:
 def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[Fault]:
     """Yield a fault for each error of pydantic, with its key inside ``model``."""
     for details in error.errors(include_url=False):
+        # pydantic counts only valid items; the others have faults of their own.
+        least = details.get("ctx", {}).get("min_length", 0)
+        if (
+            details["type"] == "too_short"
+            and isinstance(details["input"], list)
+            and len(details["input"]) >= least
+        ):
+            continue
         yield Fault(_key(details["loc"], model), *_sentence(details, model))
 
 

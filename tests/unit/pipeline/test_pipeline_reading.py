@@ -365,6 +365,12 @@ class TestTrust:
             lab.load(path)
         assert len(str(caught.value)) < 1000
 
+    def test_what_the_base_would_have_is_not_missing(self, lab: Any, written: Callable[..., Path]) -> None:
+        """A base that cannot be read is the only problem, beside those of what is there."""
+        with pytest.raises(DefinitionError) as error:
+            lab.load(written("extends: gone.yaml\nstages: {s: {kind: make, cuont: 3}}\n"))
+        assert [problem["code"] for problem in error.value.problems] == ["extends-missing", "unknown-key"]
+
     def test_a_long_chain(self, lab: Any, written: Callable[..., Path]) -> None:
         """Hundreds of files that extend each other are refused, not followed."""
         for i in range(200):

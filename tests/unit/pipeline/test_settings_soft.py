@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from rayddl.pipeline.definition.schema import explain
 from rayddl.stages.evaluate.settings import EvaluateConfig
 from rayddl.stages.rded.settings import RdedConfig
 from rayddl.stages.settings import without_resources
@@ -73,6 +74,14 @@ def test_smoothing_of_labels_needs_a_loss_that_has_them() -> None:
     smooth = {"observer": "t", "label_smoothing": 0.1}
     assert evaluate(**smooth).check({}) == evaluate(**smooth, recipe="edc", loss="kl").check({}) == [said]
     assert evaluate(**smooth, recipe="edc").check({}) == evaluate(**smooth, loss="gift").check({}) == []
+
+
+def test_a_list_with_a_wrong_item_is_not_also_too_short() -> None:
+    """pydantic counts only valid items; an empty list is too short."""
+    for nets, expected in (([{"name": "resnet18", "width": 7}], [("nets", 0)]), ([], [("nets",)])):
+        with pytest.raises(ValidationError) as error:
+            evaluate(nets=nets)
+        assert [fault.key for fault in explain(error.value, EvaluateConfig)] == expected
 
 
 def test_the_most_students_count_those_of_own_labels() -> None:
