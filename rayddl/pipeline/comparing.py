@@ -112,7 +112,7 @@ def resolve(where: str, out: str) -> list[FoundSet]:
         if folder.has(artifacts.MANIFEST):
             return [_stage(folder)]
         if folder.has(SET_FILE) and not folder.has("images_best.pt"):
-            return [_inside_a_stage(where) or FoundSet(folder)]
+            return [_inside_a_stage(str(folder)) or FoundSet(folder)]
         record = find_record(where, out)
     except ValueError as error:
         raise UserError(

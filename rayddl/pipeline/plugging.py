@@ -159,8 +159,9 @@ def _from_file(path: Path) -> ModuleType:
         del sys.modules[name]
         if isinstance(error, ModuleNotFoundError) and _beside(path, error.name):
             raise PluginError(
-                f"plugin {str(path)!r} imports {error.name}, a file beside it; a plugin of several files is a package: "
-                f"add an __init__.py with the plugin, import with 'from . import {error.name}', and give the folder",
+                f"plugin {str(path)!r} imports {error.name}, which lies beside it and is not installed; a plugin of "
+                "several files is a package: add an __init__.py with the plugin, import with "
+                f"'from . import {error.name}', and give the folder",
                 code="plugin-of-several-files",
             ) from error
         raise
@@ -169,4 +170,6 @@ def _from_file(path: Path) -> ModuleType:
 
 def _beside(path: Path, name: str | None) -> bool:
     """True if the module ``name``, which a plugin's file imports, lies next to that file."""
-    return bool(name) and ((path.parent / f"{name}.py").is_file() or (path.parent / str(name)).is_dir())
+    return bool(name) and (
+        (path.parent / f"{name}.py").is_file() or any((path.parent / str(name)).glob("*.py"))
+    )

@@ -288,25 +288,30 @@ class _Run:
                 if texts:
                     self.warnings[name] = (*self.warnings.get(name, ()), *texts)
                     self.record.warnings[name] = [*self.record.warnings.get(name, ()), *texts]
+            refused = self.strict and any(found.values())
+            if refused:
+                # Stages that read this one do not start.
+                del self.finished[planned.name]
         self._note(planned, ending, artifact)
         self._end(planned, ending, artifact.seconds, artifact)
         for line in cautions.lines(found):
             self.display.note(f"warning: {line}")
-        if self.strict and any(found.values()):
-            # Stages that read this one do not start.
-            del self.finished[planned.name]
+        if refused:
             name, texts = next((name, texts) for name, texts in found.items() if texts)
             cautions.refuse_after(name, texts)
 
     def _beside(self, kind: Kind) -> dict[str, tuple[str, ...]]:
-        """The warnings, by stage, that follow only from several finished stages of ``kind`` and are not yet known."""
-        names = [each.name for each in self.plan.stages if each.stage.kind.name == kind.name]
-        there = {name: self.finished[name].summary for name in names if name in self.finished}
+        """The warnings, by stage, that follow only from all stages of ``kind``; none before these are finished."""
+        names = [each.name for each in self.plan.chosen if each.stage.kind.name == kind.name]
+        done = dict(self.finished)
+        if any(name not in done for name in names):
+            return {}
         found = {}
-        for name, summary in there.items():
-            others = [other for each, other in there.items() if each != name]
+        for name in names:
+            others = [done[other].summary for other in names if other != name]
             known = self.warnings.get(name, ())
-            found[name] = tuple(text for text in kind.cautions_beside(summary, others) if text not in known)
+            texts = kind.cautions_beside(done[name].summary, others)
+            found[name] = tuple(text for text in texts if text not in known)
         return found
 
     def _failed(self, planned: PlannedStage, error: BaseException, seconds: float) -> NoReturn:

@@ -136,10 +136,15 @@ def _how(made: DistilledSet) -> str:
 
 def without_places(info: Mapping[str, Any]) -> dict[str, Any]:
     """``info`` without file paths: they are useless to others, and may disclose private data."""
-    kept = copy.deepcopy(dict(info))
-    for holder in (kept, kept.get("definition") or {}):
+    kept = copy.deepcopy({key: value for key, value in info.items() if key != "evaluated_by"})
+    definition = kept.get("definition") or {}
+    for holder in (kept, definition):
         if isinstance(holder.get("source"), dict):
             holder["source"].pop("root", None)
+    stages = definition.get("stages")
+    for stage in stages.values() if isinstance(stages, dict) else ():
+        for place in ("path", "runs") if isinstance(stage, dict) else ():
+            stage.pop(place, None)
     return kept
 
 

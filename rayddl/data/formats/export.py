@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -70,7 +71,7 @@ def export_set(folder: Folder, form: str, to: Folder, more: More | None = None) 
     files: dict[str, bytes | Callable[[], bytes]] = dict(parts)
     files[NAMES] = "\n".join([*made.classes, ""]).encode()
     written: list[str] = []
-    try:
+    with _writing(to, written, len(files)):
         there = sorted(name for name in files if to.has(name))
         if there:
             raise UserError(
@@ -79,17 +80,26 @@ def export_set(folder: Folder, form: str, to: Folder, more: More | None = None) 
                 code="export-exists",
             )
         _refuse_others(to)
-        for name, data in files.items():
-            to.write(name, data if isinstance(data, bytes) else data())
-            written.append(to.path(name))
+    for name, data in files.items():
+        content = data if isinstance(data, bytes) else data()
+        with _writing(to, written, len(files)):
+            to.write(name, content)
+        written.append(to.path(name))
+    return written
+
+
+@contextmanager
+def _writing(to: Folder, written: Sequence[str], count: int) -> Iterator[None]:
+    """Raise :class:`UserError` if ``to`` cannot be read or written, with ``count`` files of which some are written."""
+    try:
+        yield
     except OSError as error:
-        left = f"{len(written)} of {len(files)} files are there; remove them, " if written else ""
+        left = f"{len(written)} of {count} files are there; remove them, " if written else ""
         raise UserError(
             f"the export cannot be written to {scrub(to.uri)}: {scrub(error.strerror or str(error))}; {left}"
             "free space if it is full, or choose another folder with --to",
             code="export-not-writable",
         ) from error
-    return written
 
 
 def _refuse_others(to: Folder) -> None:

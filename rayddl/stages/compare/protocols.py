@@ -14,6 +14,8 @@ from rayddl.stages.evaluate.recorded import PROTOCOL, observers_text
 AGAIN = "judge all by one protocol: `rayddl compare` does with --again"
 PIXELS = "image size"
 """The title of a difference that no protocol removes: the pixels of the sets' images."""
+OBSERVER = "observer"
+"""The title of the teachers that labelled for the students, whom another evaluation needs."""
 
 
 def unlike(found: Sequence[Entry]) -> list[str]:
@@ -24,6 +26,8 @@ def unlike(found: Sequence[Entry]) -> list[str]:
 
 def advice(differ: Sequence[str]) -> str:
     """What to do about sets of which ``differ`` says what is :func:`unlike`."""
+    if OBSERVER in differ:
+        return "evaluate them with one teacher: write a definition with kind: imported for each set, and kind: teacher"
     if PIXELS in differ:
         return f"make them of images of one size (source.size; `rayddl init` has --size), then {AGAIN}"
     return AGAIN
@@ -36,7 +40,7 @@ def _texts(found: Sequence[Entry]) -> dict[str, list[str]]:
     observers = [observers_text(p.get("observer")) or numbers.ABSENT for p in protocols]
     sizes = ["{3} x {2}".format(*entry.judged.pictures.images.shape) for entry in found]
     texts = {key: [_plain(p.get(key)) for p in protocols] for key in keys}
-    watched = {"observer": observers} if set(observers) != {numbers.ABSENT} else {}
+    watched = {OBSERVER: observers} if set(observers) != {numbers.ABSENT} else {}
     return {**texts, **watched, PIXELS: sizes}
 
 

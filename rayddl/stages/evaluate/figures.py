@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,18 +89,22 @@ def paired_results(stages: Iterable[Stage]) -> list[PairedResult]:
     found = rows(given)
     by_key = {(r.stage, r.net, r.data): r for r in found}
     summaries = {stage.name: stage.summary for stage in given}
+
+    def random(mine: Row) -> Row | None:
+        others = (
+            by_key.get((name, mine.net, "random"))
+            for name, summary in summaries.items()
+            if (its := by_key.get((name, mine.net, "distilled"))) is not None
+            and its.images == mine.images
+            and same_protocol(summary, summaries[mine.stage])
+        )
+        return by_key.get((mine.stage, mine.net, "random")) or next(filter(None, others), None)
+
     return [
-        PairedResult(r, _random(r, found, summaries), by_key.get((r.stage, r.net, "whole")))
+        PairedResult(r, random(r), by_key.get((r.stage, r.net, "whole")))
         for r in found
         if r.data == "distilled"
     ]
-
-
-def _random(mine: Row, found: Sequence[Row], summaries: Mapping[str, Any]) -> Row | None:
-    alike = [r for r in found if (r.data, r.net, r.images) == ("random", mine.net, mine.images)]
-    own = [r for r in alike if r.stage == mine.stage]
-    others = (r for r in alike if same_protocol(summaries[r.stage], summaries[mine.stage]))
-    return next(iter(own), None) or next(others, None)
 
 
 def best(found: Sequence[PairedResult]) -> PairedResult | None:

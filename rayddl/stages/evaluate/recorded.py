@@ -31,20 +31,33 @@ PROTOCOL = {
     "precision": "precision",
 }
 """The protocol settings that are shown, with their titles. Those of soft labels are recorded unless as published."""
-OF_PROTOCOL = (*(key for key in PROTOCOL if key != "lr"), "observer")
-"""The entries of a recorded protocol that accuracies depend on, but for the rate, which each set has of its own."""
+OF_PROTOCOL = (*(key for key in PROTOCOL if key != "lr"), "lr_grid")
+"""The entries of a recorded protocol that accuracies depend on, but for the rate, which sets of hard labels have of
+their own, and for the observers.
+"""
 
 
 def same_protocol(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """True if the protocols in two stages' summaries are recorded and equal, but for the learning rate."""
+    """True if two stages' summaries record equal protocols, by which random images are trained on alike.
+
+    The learning rate counts for soft labels, as it is none of the set's own; so do the patches on a side of an image,
+    which random images are cropped by unless ``crop_min`` says how.
+    """
     mine, its = one.get("protocol"), other.get("protocol")
     if not (isinstance(mine, Mapping) and isinstance(its, Mapping) and mine):
         return False
-    return all(_of(mine, key) == _of(its, key) for key in OF_PROTOCOL)
+    keys = (*OF_PROTOCOL, "lr") if mine.get("name") == "soft" else OF_PROTOCOL
+    cropped = mine.get("crop_min") is not None or one.get("factor", 1) == other.get("factor", 1)
+    watched = _observers(mine.get("observer")) == _observers(its.get("observer"))
+    return cropped and watched and all(mine.get(key) == its.get(key) for key in keys)
 
 
-def _of(protocol: Mapping[str, Any], key: str) -> Any:
-    return observers_text(protocol.get(key)) if key == "observer" else protocol.get(key)
+def _observers(given: Any) -> list[Any]:
+    each = given if isinstance(given, list) else [given]
+    return [
+        [one.get(key) for key in ("stage", "net", "accuracy")] if isinstance(one, dict) else one
+        for one in each
+    ]
 
 
 def observers_text(given: Any) -> str:

@@ -21,7 +21,9 @@ from rayddl.stages.settings import Observers, Reads, StageConfig, TeamStageConfi
 OWN_LABELS = "students of own labels for comparison"
 """The revision of soft evaluations that train them."""
 REAL_CROPS = "real images cropped as the set's"
-"""The revision of soft evaluations whose real images were cropped as sets of one patch an image are."""
+"""The revision of soft evaluations whose real images are cropped by as much as the set's patches make its images be.
+Those of sets of one patch an image have it, too: their settings do not say so, and results are the same.
+"""
 plugins.shipped("losses", LOSSES)
 NO_OBSERVER = (
     "soft labels come from an observer: set observer to the name of a teacher stage, or protocol: hard"
@@ -141,9 +143,13 @@ class EvaluateConfig(StudentSettings, SoftSettings, TeamStageConfig):
         of = reads.get("set")
         soft = self.soft_for(of)
         if not soft and (given := self._of_soft_labels()):
-            them = "are of soft labels; name an observer, or leave them out"
-            alone = f"is of soft labels; name an observer, or leave {given[0].partition(':')[0]} out"
-            return [f"{', '.join(given)} {alone if len(given) == 1 else them}"]
+            one = len(given) == 1
+            them = given[0].partition(":")[0] if one else "them"
+            instead = "in place of protocol: hard" if self.protocol == "hard" else ""
+            name = " ".join(filter(None, ["name an observer", instead]))
+            return [
+                f"{', '.join(given)} {'is' if one else 'are'} of soft labels; {name}, or leave {them} out"
+            ]
         if self.label_smoothing is not None and self._minimised() == KL:
             return ["label_smoothing is of loss: mse_gt and loss: gift; set one of these, or leave it out"]
         if self.workers > 1 and not soft:

@@ -103,6 +103,7 @@ def run(config: EvaluateConfig, context: Context) -> Result:
         "scores": figures["scores"],
         "method": made.info.get("method"),
         "ipc": made.ipc,
+        "factor": int(made.info.get("factor", 1)),
         "classes": len(made.classes),
         "tested": sum(found[0]["confused"]["count"]),
         "bad": len(task.source.bad),

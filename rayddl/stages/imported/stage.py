@@ -75,7 +75,8 @@ def run(config: ImportedConfig, context: Context) -> Result:
 
 def _doubts(made: DistilledSet) -> dict[str, Any]:
     """What lets doubt that the set was read as it was meant, for the kind's cautions."""
-    there = set(made.hard_labels.tolist())
+    # Learned probabilities may put the largest share of an image anywhere.
+    there = set(made.labels.tolist()) if made.labels.ndim == 1 else range(len(made.classes))
     without = [name for label, name in enumerate(made.classes) if label not in there]
     stored = made.stored
     # Black is far below 0 in a space of normalised pixels, so encoded images have numbers on both sides of it.

@@ -176,6 +176,12 @@ def test_the_card_says_what_how_whose_and_how_good() -> None:
     assert "| random real images | 20 | convnet | 15.0 ± 1.0 | 2 |" in body
     assert INFO["definition"]["source"]["root"] == "/home/me/secret"
     assert without_places({"method": "x"}) == {"method": "x"}
+    stages = {"other": {"kind": "imported", "path": "/home/me/x"}, "compare": {"runs": ["/home/me/y"]}}
+    both = {
+        "definition": {"name": "mine", "stages": stages},
+        "evaluated_by": {"source": {"root": "/home/me"}},
+    }
+    assert "/home/me" not in str(without_places(both))
 
 
 def test_the_card_names_own_labels_late_looks_and_sets_below_random() -> None:

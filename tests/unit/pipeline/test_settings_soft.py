@@ -58,7 +58,7 @@ def test_soft_labels_without_an_observer_are_refused() -> None:
         ({"report": "best"}, "report: best is of soft labels; name an observer, or leave report out"),
         (
             {"protocol": "hard", "zoom": False, "ema": 0.9},
-            "ema: 0.9, zoom: false are of soft labels; name an observer, or leave them out",
+            "ema: 0.9, zoom: false are of soft labels; name an observer in place of protocol: hard, or leave them out",
         ),
     ],
 )

@@ -180,6 +180,7 @@ def test_every_choice_of_the_open_protocol_makes_evaluations_unlike(make: Any, k
     found = entries(Comparison("x", (both[0], other), {}, {}))
 
     assert len(protocols.unlike(found)) == 1
+    assert ("one teacher" in protocols.advice(protocols.unlike(found))) == (key == "observer")
     assert protocols.section(found).tables[0].columns[1].name == protocols.unlike(found)[0]
 
 

@@ -152,6 +152,35 @@ def test_protocols_that_are_not_recorded_are_not_the_same(protocol: Any) -> None
     assert not same_protocol({}, {})
 
 
+SOFT = {"name": "soft", "epochs": 300, "observer": {"stage": "t", "net": "convnet", "accuracy": 0.98311}}
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({}, True),
+        ({"protocol": {**SOFT, "own_labels": False, "report": "best"}}, True),
+        ({"factor": 2}, False),
+        ({"protocol": {**SOFT, "lr": 0.1}}, False),
+        ({"protocol": {**SOFT, "lr_grid": [0.1, 0.2]}}, False),
+        ({"protocol": {**SOFT, "observer": {"stage": "t", "net": "convnet", "accuracy": 0.98289}}}, False),
+    ],
+)
+def test_random_images_are_of_the_same_protocol(change: dict[str, Any], same: bool) -> None:
+    """What they are trained by, their crops among it, is equal; the rate of hard labels is each set's own."""
+    assert same_protocol({"protocol": SOFT}, {"protocol": SOFT, **change}) == same
+    cropped = {**SOFT, "crop_min": 0.2}
+    assert same_protocol({"protocol": cropped, "factor": 2}, {"protocol": cropped})
+    assert same_protocol({"protocol": {"name": "hard", "lr": 0.1}}, {"protocol": {"name": "hard", "lr": 0.2}})
+
+
+def test_random_images_of_the_own_stage_may_be_fewer(make: Any) -> None:
+    """A set with classes of unequal size is compared with the whole number of images a class."""
+    rows = [make.row("distilled", "convnet", 95, [0.4]), make.row("random", "convnet", 90, [0.5])]
+    (duel,) = figures.paired_results([make.evaluate(rows=rows).stage])
+    assert duel.random is not None
+
+
 def _summaries(both: Any) -> tuple[Any, list[Any]]:
     return both[0].stage.summary, [both[1].stage.summary]
 
