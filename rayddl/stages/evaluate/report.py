@@ -123,8 +123,8 @@ def _others_below(duel: PairedResult, duels: Sequence[PairedResult]) -> Markup:
     several = len({each.distilled.stage for each in duels}) > 1
     names = [f"{r.stage} with {net_name(r.net)}" if several else net_name(r.net) for r in others[:NAMED]]
     more = [f"{len(others) - NAMED} more"] if len(others) > NAMED else []
-    text = Markup(' <span class="against">Below random: {}.</span>')
-    return text.format(", ".join([*names, *more]))
+    text = Markup(' <span class="against">{}: {}.</span>')
+    return text.format("Also below random" if duel.gain < 0 else "Below random", ", ".join([*names, *more]))
 
 
 def _gains(duel: PairedResult) -> Iterable[Fact]:

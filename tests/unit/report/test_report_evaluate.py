@@ -197,6 +197,8 @@ def test_a_headline_names_all_that_is_below_random(make: Any) -> None:
     alone = make.evaluate(rows=rows)
     assert "Below random: MLP, VGG, LeNet, 1 more." in _plain(part([alone], make.run()).lead)
     assert "Below random" not in _plain(part([make.evaluate()], make.run()).lead)
+    poor = make.evaluate(rows=[make.row("distilled", "convnet", 10, [0.4]), *rows[1:]])
+    assert "Also below random: MLP" in _plain(part([poor], make.run()).lead)
 
 
 @pytest.mark.parametrize(("tested", "close"), [(40, True), (4000, False), (float("nan"), False)])
