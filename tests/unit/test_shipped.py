@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from rayddl.methods.trajectories.settings import Curriculum
 from rayddl.pipeline import plan as plans
 from rayddl.pipeline.definition import graph
 from rayddl.pipeline.definition import load as definition
@@ -155,6 +157,50 @@ def test_mtt_runs_with_its_authors_settings(path: Path) -> None:
     assert [loaded.source.name, loaded.source.space, *windows, *rates, experts.net.depth] == settings
     assert figure in head(path)
     assert loaded.source.size == (128 if loaded.source.name == "imagenet" else None)
+
+
+# Settings of the methods that build on MTT as their authors gave them: iterations, syn_steps, the range of start
+# epochs (the first upper end and the last one), lr_image, lr_lr, lr_student; and further settings of matching, experts.
+LATER: dict[str, tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]] = {
+    "cifar10-tesla-ipc1": ((10_000, 50, None, 5, 500, 1e-7, 0.01), {"gradient": "truncated"}, {}),
+    "cifar10-ftd-ipc10": (
+        (5000, 30, None, 20, 100, 1e-5, 0.001),
+        {"image_ema": 0.9995, "labels": "hard"},
+        {"flat_rho": 0.01, "flat_alpha": 0.3},
+    ),
+    "cifar10-datm-ipc10": (
+        (10_000, 80, 10, 20, 100, 1e-5, 0.01),
+        {
+            "grow_iterations": 1000,
+            "start_from": "correct",
+            "lr_label": 2,
+            "momentum_label": 0.9,
+            "image_ema": None,
+        },
+        {"flat_rho": 0.01, "flat_alpha": 0.3, "curriculum": None},
+    ),
+    "cifar10-pad-ipc10": (
+        (10_000, 80, 10, 20, 100, 1e-5, 0.01),
+        {"start_from": "correct", "lr_label": 2, "momentum_label": 0.9, "skip_layers": 2},
+        {"flat_rho": 0.01, "flat_alpha": 0.3, "curriculum": Curriculum()},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_later_methods_run_with_their_authors_settings(name: str) -> None:
+    """And their sets are called what the definition's name says."""
+    loaded, experts, match = configs(ROOT / "pipelines" / f"{name}.yaml")
+    run, matching, training = LATER[name]
+    starts = (match.first_start_epoch, match.max_start_epoch)
+
+    assert (loaded.source.space, match.trajectory, match.expert_epochs) == ("zca", "snapshots", 2)
+    assert (
+        match.iterations, match.syn_steps, *starts, match.lr_image, match.lr_lr, match.lr_student,
+    ) == run  # fmt: skip
+    assert {key: getattr(match, key) for key in matching} == matching
+    assert {key: getattr(experts, key) for key in training} == training
+    assert match.method_name(flat=bool(experts.flat_rho)).lower() == name.split("-")[1]
 
 
 @pytest.mark.parametrize("path", [p for p in MATCHED if "-mct-" in p.stem], ids=lambda p: p.stem)

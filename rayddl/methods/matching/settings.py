@@ -100,6 +100,8 @@ class Settings(WindowRule, Augmented):
     ``learned``: logits that start as the experts' and are learned (DATM)."""
     lr_label: float = Field(default=1.0, gt=0)
     """``labels: learned``: learning rate of the label logits."""
+    momentum_label: float | None = Field(default=None, ge=0, lt=1)
+    """``labels: learned``: momentum of the label logits' updates; 0.9 in DATM and PAD. Default: ``momentum``."""
     start_noise: float = Field(default=0.0, ge=0)
     """Standard deviation of noise on a window's start parameters, relative to theirs."""
     image_optimizer: Literal["sgd", "adam"] = "sgd"
@@ -120,18 +122,19 @@ class Settings(WindowRule, Augmented):
     """Restarts from the last good state, with a tenth of the learning rates, before a run counts as
     diverged."""
 
-    @property
-    def method(self) -> str:
-        """The name of the method that these settings are: MTT, TESLA, DATM or MCT.
+    def method_name(self, flat: bool = False) -> str:
+        """The name of the method that these settings are: MTT, FTD, TESLA, DATM, PAD or MCT.
 
-        MCT with labels of another method is ``MCT+TESLA`` or ``MCT+DATM``. A growing range of start epochs is DATM's
-        and MCT's, the truncated gradient TESLA's and MCT's.
+        ``flat``: the experts are flat ones (FTD). MCT with a part of another method is named after both, as in
+        ``MCT+DATM``. A growing range of start epochs is DATM's and MCT's, the truncated gradient TESLA's and MCT's.
         """
         convex = self.trajectory == "convex"
         if self.labels == "learned" or (self.first_start_epoch is not None and not convex):
-            other = "DATM"
+            other = "PAD" if self.skip_layers else "DATM"
         elif self.labels == "expert" or (self.gradient == "truncated" and not convex):
             other = "TESLA"
+        elif flat:
+            other = "FTD"
         else:
             return "MCT" if convex else "MTT"
         return f"MCT+{other}" if convex else other

@@ -103,13 +103,17 @@ def update(state: State, gradient: MetaGradient, settings: Settings) -> State:
         g_images = g_images * (settings.clip / g_images.norm().clamp(min=1e-30)).clamp(max=1.0)
     if settings.image_decay:
         g_images = g_images + settings.image_decay * state.images
-    step = _adam if settings.image_optimizer == "adam" else _momentum
     rate = settings.lr_image * state.scale
-    images = state.images - rate * step(moments, "images", g_images, settings)
+    if settings.image_optimizer == "adam":
+        step = _adam(moments, "images", g_images)
+    else:
+        step = _momentum(moments, "images", g_images, settings.momentum)
+    images = state.images - rate * step
     logits = state.logits
     if logits is not None:
         g_logits = _through_softmax(gradient.labels, logits)
-        logits = logits - settings.lr_label * state.scale * _momentum(moments, "labels", g_logits, settings)
+        kept = settings.momentum if settings.momentum_label is None else settings.momentum_label
+        logits = logits - settings.lr_label * state.scale * _momentum(moments, "labels", g_logits, kept)
     return replace(
         state,
         iteration=state.iteration + 1,
@@ -121,14 +125,13 @@ def update(state: State, gradient: MetaGradient, settings: Settings) -> State:
     )
 
 
-def _momentum(moments: dict[str, Tensor], name: str, gradient: Tensor, settings: Settings) -> Tensor:
+def _momentum(moments: dict[str, Tensor], name: str, gradient: Tensor, momentum: float) -> Tensor:
     old = moments.get(name)
-    moments[name] = gradient if old is None else settings.momentum * old + gradient
+    moments[name] = gradient if old is None else momentum * old + gradient
     return moments[name]
 
 
-def _adam(moments: dict[str, Tensor], name: str, gradient: Tensor, settings: Settings) -> Tensor:
-    del settings
+def _adam(moments: dict[str, Tensor], name: str, gradient: Tensor) -> Tensor:
     zero = torch.zeros_like(gradient)
     count = moments.get(f"{name}.count", torch.zeros((), dtype=torch.float64)).cpu() + 1
     first = 0.9 * moments.get(f"{name}.first", zero) + 0.1 * gradient
@@ -150,9 +153,9 @@ def _next_lr(state: State, gradient: Tensor, moments: dict[str, Tensor], setting
     g = gradient.detach().to("cpu", torch.float64)
     rate = settings.lr_lr * state.scale
     if settings.lr_space == "log":
-        lr = (state.lr.log() - rate * _momentum(moments, "lr", g * state.lr, settings)).exp()
+        lr = (state.lr.log() - rate * _momentum(moments, "lr", g * state.lr, settings.momentum)).exp()
     else:
-        lr = state.lr - rate * _momentum(moments, "lr", g, settings)
+        lr = state.lr - rate * _momentum(moments, "lr", g, settings.momentum)
     return lr
 
 

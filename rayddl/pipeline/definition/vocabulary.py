@@ -135,6 +135,7 @@ _KEYS: dict[str, Sequence[str]] = {
     "lr_init": ("lr_student",),
     "syn_lr": ("lr_student",),
     "lr_y": ("lr_label",),
+    "momentum_y": ("momentum_label",),
     "num_syn_steps": ("syn_steps",),
     "inner_steps": ("syn_steps",),
     "syn_batch": ("batch_syn",),

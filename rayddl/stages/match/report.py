@@ -29,7 +29,9 @@ METHODS = {
     "MCT": "matching convexified trajectories (MCT)",
     "MTT": "matching training trajectories (MTT)",
     "TESLA": "matching training trajectories at constant memory (TESLA)",
+    "FTD": "matching training trajectories of flat experts (FTD)",
     "DATM": "difficulty-aligned trajectory matching (DATM)",
+    "PAD": "difficulty-aligned trajectory matching of deep layers (PAD)",
     "MCT+DATM": "difficulty-aligned matching of convexified trajectories (MCT+DATM)",
 }
 TINT = "loss"

@@ -215,7 +215,7 @@ def made_of(
     """The set of ``iteration``, with its metadata."""
     images, labels, lr = kept
     info = {
-        "method": config.method,
+        "method": _method(config, context),
         "net": job.net.model_dump(mode="json"),
         "source": context.source.model_dump(mode="json"),
         "source_fingerprint": job.source.fingerprint,
@@ -226,6 +226,10 @@ def made_of(
     }
     space = read_space(context.inputs[config.experts].folder, job.source)
     return DistilledSet(images, labels, lr, job.source.classes, space, info)
+
+
+def _method(config: MatchConfig, context: Context) -> str:
+    return config.method_name(flat=bool(context.inputs[config.experts].config.get("flat_rho")))
 
 
 def _summary(
@@ -240,7 +244,7 @@ def _summary(
     losses = rows["loss"]
     first, last = losses[:FIRST_AND_LAST], losses[-FIRST_AND_LAST:]
     return {
-        "method": config.method,
+        "method": made.info["method"],
         "ipc": config.ipc,
         "classes": list(source.classes),
         "images": len(made.images),

@@ -79,6 +79,6 @@ def test_datm_has_its_own_name(changes: dict[str, str], name: str) -> None:
         "expert_epochs": 1,
         "max_start_epoch": 2,
     }
-    assert MatchConfig.model_validate({**base, **changes}).method == name
+    assert MatchConfig.model_validate({**base, **changes}).method_name() == name
     with pytest.raises(ValueError, match="start_set"):
         MatchConfig.model_validate({**base, "start_from": "correct", "start_set": "s"})

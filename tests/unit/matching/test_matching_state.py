@@ -166,13 +166,16 @@ def test_adam_keeps_small_gradients_apart_from_none() -> None:
     torch.testing.assert_close(after.images, torch.full((2, 1, 4, 4), -0.5), rtol=1e-3, atol=0)
 
 
-def test_learned_labels_follow_autograd() -> None:
-    """Two updates of the logits are SGD's with momentum on the gradient pulled back through the softmax."""
-    settings = config(labels="learned", lr_label=2.0, momentum=0.5)
+@pytest.mark.parametrize(("own", "momentum"), [(None, 0.5), (0.9, 0.9), (0.0, 0.0)])
+def test_learned_labels_follow_autograd(own: float | None, momentum: float) -> None:
+    """Two updates of the logits are SGD's with momentum on the gradient pulled back through the softmax; the momentum
+    is that of the images unless labels have their own.
+    """
+    settings = config(labels="learned", lr_label=2.0, momentum=0.5, momentum_label=own)
     logits = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
     state = replace(first_state(torch.ones(2, 1, 4, 4), logits, settings), scale=0.1)
     leaf = logits.clone().requires_grad_()
-    torchs = sgd([(leaf, 0.2)])
+    torchs = sgd([(leaf, 0.2)], momentum)
     for i in range(2):
         g = torch.randn(2, 3, generator=torch.Generator().manual_seed(1 + i))
         one = MetaGradient(torch.tensor(1.0), torch.zeros(2, 1, 4, 4), g, torch.tensor(0.0))

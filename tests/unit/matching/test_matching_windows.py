@@ -205,8 +205,25 @@ def test_defaults_are_the_published_numbers() -> None:
         ({"labels": "learned"}, "MCT+DATM"),
         ({"gradient": "truncated"}, "MCT"),
         ({"labels": "expert"}, "MCT+TESLA"),
+        ({"trajectory": "snapshots", "labels": "learned", "skip_layers": 1}, "PAD"),
+        ({"labels": "learned", "skip_layers": 1}, "MCT+PAD"),
+        ({"trajectory": "snapshots", "skip_layers": 1}, "MTT"),
     ],
 )
 def test_settings_have_their_methods_name(given: dict[str, Any], name: str) -> None:
-    """Those of TESLA and DATM are not called MTT."""
-    assert Settings.model_validate(LEAST | given).method == name
+    """Those of TESLA, DATM and PAD are not called MTT."""
+    assert Settings.model_validate(LEAST | given).method_name() == name
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"trajectory": "snapshots"}, "FTD"),
+        ({}, "MCT+FTD"),
+        ({"trajectory": "snapshots", "labels": "learned"}, "DATM"),
+        ({"trajectory": "snapshots", "gradient": "truncated"}, "TESLA"),
+    ],
+)
+def test_matching_of_flat_experts_is_called_ftd(given: dict[str, Any], name: str) -> None:
+    """Unless it is a method that uses such experts, or is known by more than them."""
+    assert Settings.model_validate(LEAST | given).method_name(flat=True) == name
