@@ -126,6 +126,10 @@ def resolve(where: str, out: str) -> list[FoundSet]:
 
         form_of(folder)
         return [FoundSet(folder, own=False)]
+    from rayddl.data.formats import pt_layouts
+
+    if pt_layouts.is_file(where) and pt_layouts.at(where) is not None:
+        return [FoundSet(folder, own=False)]
     raise ArtifactError(
         f"nothing to compare at {scrub(where)!r}: there is no such folder, and no run of that name in "
         f"{scrub(out)!r}; rayddl list shows what there is",

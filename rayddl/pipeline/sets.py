@@ -128,15 +128,18 @@ def find_record(where: str, out: str) -> tuple[Folder, str] | None:
 
 def load_set(where: str | os.PathLike[str], out: str = "runs", stage: str | None = None) -> DistilledSet:
     """Load the distilled set at ``where``: a set's folder, a stage's folder, a run record, a run's name,
-    ``hf://owner/name``, or a folder with ``images_best.pt`` and ``labels_best.pt`` of rayddl or of other code.
+    ``hf://owner/name``, or a folder with ``images_best.pt`` and ``labels_best.pt`` of rayddl or of other code, or one
+    ``.pt`` file of other code with both.
 
     ``where`` is a path or a URI. If it has several sets, ``stage`` names the one. Raises :class:`ArtifactError` if it
     holds no set, and :class:`UserError` if it holds several and ``stage`` names none.
     """
     from rayddl.data.distilled import DistilledSet
-    from rayddl.data.formats.pt import is_pair, load_pair
+    from rayddl.data.formats import pt, pt_layouts
 
-    folder = Folder(os.fspath(where))
-    if not os.fspath(where).startswith(hub.SCHEME) and is_pair(folder):
-        return load_pair(folder)
-    return DistilledSet.load(find_set(os.fspath(where), out, stage))
+    place = os.fspath(where)
+    if not place.startswith(hub.SCHEME) and (pt_layouts.is_file(place) or pt_layouts.is_pair(Folder(place))):
+        found = pt_layouts.at(place)
+        if found is not None:
+            return pt.load_place(found)
+    return DistilledSet.load(find_set(place, out, stage))

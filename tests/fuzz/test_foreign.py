@@ -70,14 +70,28 @@ def tensors(draw: st.DrawFn, usual: tuple[int, ...]) -> torch.Tensor:
     labels=tensors((4,)) | tensors((4, 4)) | st.lists(st.integers(-1, 9), max_size=5).map(torch.tensor),
     rate=st.none() | tensors(()),
     wrapped=st.booleans(),
+    layout=st.sampled_from(["best", "900", "list", "named"]),
 )
 def test_tensors_of_pairs(
-    tmp_path_factory: Folders, images: torch.Tensor, labels: torch.Tensor, rate: Any, wrapped: bool
+    tmp_path_factory: Folders,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    rate: Any,
+    wrapped: bool,
+    layout: str,
 ) -> None:
     """Whole files of tensors that are no images, labels or rates."""
     folder = tmp_path_factory.mktemp("pairs")
-    (folder / "images_best.pt").write_bytes(saved(images))
-    (folder / "labels_best.pt").write_bytes(saved([labels] if wrapped else labels))
+    said: Any = [labels] if wrapped else labels
+    one = {
+        "list": [images, said],
+        "named": {"images": images, "labels": said},
+    }.get(layout)
+    if one is None:
+        (folder / f"images_{layout}.pt").write_bytes(saved(images))
+        (folder / f"labels_{layout}.pt").write_bytes(saved(said))
+    else:
+        (folder / "data.pt").write_bytes(saved(one))
     if rate is not None:
         (folder / "lr_best.pt").write_bytes(saved(rate))
     _imported(folder)

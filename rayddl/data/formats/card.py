@@ -199,10 +199,16 @@ def _accuracy(row: Mapping[str, Any]) -> str:
     return f"{100 * row['mean']:.1f}{spread}{late}"
 
 
+def _score(spread: Mapping[str, float]) -> str:
+    # One student has no deviation.
+    deviation = f" ± {100 * spread['std']:.1f}" if spread["std"] else ""
+    return f"{100 * spread['mean']:.1f}{deviation}"
+
+
 def _worth(metrics: Mapping[str, Any]) -> str:
     """Sentences on the scores and on the cost of the set, if known."""
     lines = [
-        f"- {_text(net)}: {100 * found[name]['mean']:.1f} ± {100 * found[name]['std']:.1f} % {words}"
+        f"- {_text(net)}: {_score(found[name])} % {words}"
         for net, found in (metrics.get("scores") or {}).items()
         for name, words in SCORES.items()
         if name in found

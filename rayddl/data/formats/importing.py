@@ -1,8 +1,8 @@
 """Imports sets made by other code: converts classes, pixel space and image size to those of a source.
 
-Four formats are read: a rayddl set; ``images_best.pt`` with ``labels_best.pt``, as the published code saves
-them; images in folders by class; and one Parquet table with the columns ``image`` and ``label``. Classes are
-matched by name if the format has names; numbers are indices into the source's classes.
+Four formats are read: a rayddl set; files of torch, as the published codes save them (:mod:`.pt_layouts`); images in
+folders by class; and one Parquet table with the columns ``image`` and ``label``. Classes are matched by name if the
+format has names; numbers are indices into the source's classes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from rayddl import limits
 from rayddl.data import views
 from rayddl.data.distilled import LR_STUDENT, DistilledSet
-from rayddl.data.formats import pt as pairs
+from rayddl.data.formats import pt, pt_layouts
 from rayddl.data.pixels.cutting import with_channels
 from rayddl.data.pixels.decode import Encoded, decode
 from rayddl.data.pixels.space import PixelSpace
@@ -37,7 +37,10 @@ _DIGITS = 19
 """Longer numbers as names are text."""
 SET_FILE = "set.json"
 NAMES = "classes.txt"
-LOOKED_FOR = "set.json, images_best.pt and labels_best.pt, folders of images by class, or one .parquet file"
+LOOKED_FOR = (
+    "set.json, images_best.pt and labels_best.pt or one other .pt file, folders of images by class, or one "
+    ".parquet file"
+)
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,20 @@ class TargetSource:
 
 def form_of(folder: Folder) -> Form:
     """The format of the set in ``folder``. Raises :class:`ArtifactError` if there is no set."""
-    if pairs.is_pair(folder):
+    if pt_layouts.is_pair(folder):
         return "pt"
     if folder.has(SET_FILE):
         return "set"
     if _table_in(folder) is not None:
         return "parquet"
+    place = pt_layouts.find(folder)
+    # One file among folders of images may be anything.
+    if place is not None and place.labels is not None:
+        return "pt"
     if any("/" in name for name, _ in trees.list_images(folder, folder)):
         return "imagefolder"
+    if place is not None:
+        return "pt"
     raise ArtifactError(f"there is no set in {folder}: looked for {LOOKED_FOR}.", code="no-set-here")
 
 
@@ -71,7 +80,14 @@ def bring(folder: Folder, form: Form, home: TargetSource) -> DistilledSet:
     if form == "set":
         return DistilledSet.load(folder)
     if form == "pt":
-        return _pair(folder, home)
+        place = pt_layouts.find(folder)
+        if place is None:
+            raise ArtifactError(
+                f"there is no set in {folder}: looked for {pt_layouts.IMAGES} and {pt_layouts.LABELS}, or one other "
+                ".pt file.",
+                code="no-set-here",
+            )
+        return bring_pt(place, home)
     images, labels, soft = _tree(folder, home) if form == "imagefolder" else _table(folder, home)
     order = labels.argsort(stable=True)
     kept = labels[order] if soft is None else soft[order]
@@ -82,8 +98,9 @@ def bring(folder: Folder, form: Form, home: TargetSource) -> DistilledSet:
     return made
 
 
-def _pair(folder: Folder, home: TargetSource) -> DistilledSet:
-    made = pairs.load_pair(folder)
+def bring_pt(place: pt_layouts.Place, home: TargetSource) -> DistilledSet:
+    """The set in files of torch, converted to the source ``home``; raises as :func:`bring`."""
+    made, folder = pt.load_place(place), place.folder
     if "guessed" not in made.info:
         return made
     if made.space.shape != home.shape:

@@ -1,4 +1,4 @@
-"""Sets as two torch files, ``images_best.pt`` and ``labels_best.pt``: the layout of the published code.
+"""Sets in torch's files, as the published code saves them.
 
 rayddl's own exports add ``set.json`` and ``space.safetensors``, so they load completely. Files of other code
 do not name their classes or pixel space, and do not say what their labels are: classes, probabilities, or logits, as
@@ -14,13 +14,13 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from rayddl import documents, limits, tensorfiles
+from rayddl import documents, limits
 from rayddl.data.distilled import LR_STUDENT, DistilledSet
+from rayddl.data.formats.pt_layouts import Place
 from rayddl.data.pixels.space import Normalise, PixelSpace
 from rayddl.errors import ArtifactError
 from rayddl.storage import Folder
 
-IMAGES, LABELS, RATE = "images_best.pt", "labels_best.pt", "lr_best.pt"
 META, SPACE = "set.json", "space.safetensors"
 SPREAD = 2.5
 """For pixels of unknown scale, pictures show the mean plus and minus this many standard deviations."""
@@ -32,34 +32,36 @@ SUM_TOLERANCE = 1e-2
 """Largest deviation from 1 of the sum of a row of probabilities."""
 
 
-def is_pair(folder: Folder) -> bool:
-    """True if ``folder`` has both torch files of a set."""
-    return folder.has(IMAGES) and folder.has(LABELS)
-
-
-def load_pair(folder: Folder) -> DistilledSet:
-    """The set in ``folder``, with unchanged tensors. No code in the files is executed.
+def load_place(place: Place) -> DistilledSet:
+    """The set at ``place``, with unchanged tensors. No code in the files is executed.
 
     Without rayddl's files, classes are named by their numbers, and the pixel space is estimated, which
     suffices for pictures only: such a set names no source, and evaluating it needs one. Raises
     :class:`ArtifactError` for files without images and labels.
     """
-    images = _tensor(folder, IMAGES)
-    if images.ndim != 4 or not images.is_floating_point() or images.numel() == 0:
+    folder, stored = place.folder, place.read()
+    images = stored.images
+    counted = images.dtype == torch.uint8
+    if images.ndim != 4 or not (images.is_floating_point() or counted) or images.numel() == 0:
         raise ArtifactError(
-            f"{folder.path(IMAGES)} holds {images.dtype} {tuple(images.shape)}, expected float images [N, C, H, W]",
+            f"{folder.path(place.images)} holds images of {images.dtype} {tuple(images.shape)}, expected [N, C, H, W] "
+            "of floats as a network is trained on them, or of uint8, pixels up to 255",
             code="pt-images-malformed",
         )
-    images = images.float()
-    _refuse_unlikely(folder.path(IMAGES), images)
-    labels, read_as = _labels(folder, len(images))
+    if not counted:
+        images = images.float()
+        _refuse_unlikely(folder.path(place.images), images)
+    labels, read_as = _labels(stored.labels, place.labels_path, len(images))
     classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
     if classes > limits.CLASSES.value:
         raise ArtifactError(
-            f"{folder.path(LABELS)} has labels of {limits.CLASSES.exceeded(classes, 'classes')}",
+            f"{place.labels_path} has labels of {limits.CLASSES.exceeded(classes, 'classes')}",
             code="pt-too-many-classes",
         )
-    made = _own(folder, images, labels) if folder.has(META) else _foreign(folder, images, labels, read_as)
+    if place.exported and folder.has(META):
+        made = _own(folder, images, labels)
+    else:
+        made = _foreign(images, labels, _rate(place, stored.rate), read_as)
     wrong = made.wrong_values()
     if wrong:
         raise ArtifactError(
@@ -73,17 +75,16 @@ def _refuse_unlikely(where: str, images: Tensor) -> None:
     if images.isfinite().all() and images.min() >= 0 and images.max() > BRIGHTEST:
         raise ArtifactError(
             f"{where} holds pixels from {float(images.min()):g} to {float(images.max()):g}, expected images as a "
-            "network is trained on them, of mean about 0 and deviation about 1. Save them so, or as PNGs by class.",
+            "network is trained on them, of mean about 0 and deviation about 1. Save them so, or pixels as uint8.",
             code="pt-images-not-scaled",
         )
 
 
-def _labels(folder: Folder, count: int) -> tuple[Tensor, str]:
-    """The labels, int64 [N] or probabilities float32 [N, K], and how the file's numbers were read.
+def _labels(found: Tensor, where: str, count: int) -> tuple[Tensor, str]:
+    """The labels, int64 [N] or probabilities float32 [N, K], and how the numbers were read.
 
     Raises :class:`ArtifactError` for numbers that are neither classes nor probabilities nor logits.
     """
-    found, where = _tensor(folder, LABELS), folder.path(LABELS)
     if found.ndim not in (1, 2) or found.is_complex() or found.numel() == 0 or len(found) != count:
         raise ArtifactError(
             f"{where} holds {found.dtype} {tuple(found.shape)}, expected int64 [{count}] or float [{count}, K] as "
@@ -129,50 +130,36 @@ def _own(folder: Folder, images: Tensor, labels: Tensor) -> DistilledSet:
     return DistilledSet(images, labels, rate, classes, space, info)
 
 
-def _foreign(folder: Folder, images: Tensor, labels: Tensor, read_as: str) -> DistilledSet:
+def _foreign(images: Tensor, labels: Tensor, rate: float, read_as: str) -> DistilledSet:
     soft = labels.ndim == 2
     count = labels.shape[1] if soft else int(labels.max()) + 1
-    rate = _rate(folder) if folder.has(RATE) else LR_STUDENT
     info: dict[str, Any] = {"method": "imported", "guessed": ["classes", "space"], "labels_read_as": read_as}
     names = tuple(str(number) for number in range(count))
     return DistilledSet(images, labels, rate, names, _guessed(images), info)
 
 
-def _rate(folder: Folder) -> float:
-    rate = _tensor(folder, RATE)
+def _rate(place: Place, rate: Tensor | None) -> float:
+    if rate is None:
+        return LR_STUDENT
     if rate.numel() != 1 or rate.is_complex():
         raise ArtifactError(
-            f"{folder.path(RATE)} holds {rate.dtype} {tuple(rate.shape)}, expected one learning rate",
+            f"{place.folder} holds a learning rate of {rate.dtype} {tuple(rate.shape)} for {place.images}, expected "
+            "one number",
             code="pt-rate-malformed",
         )
     return float(rate)
 
 
 def _guessed(images: Tensor) -> PixelSpace:
-    """A pixel space in which most pixels decode to values between black and white."""
-    pixels = images.double().transpose(0, 1).flatten(1)
-    mean, half = pixels.mean(1), SPREAD * pixels.std(1, correction=0).clamp(min=1e-6)
+    """A pixel space in which most pixels decode to values between black and white; for pixels as uint8 that of their
+    own mean and deviation.
+    """
     channels, height, width = (int(n) for n in images.shape[1:])
+    pixels = images.double().transpose(0, 1).flatten(1)
+    mean, std = pixels.mean(1), pixels.std(1, correction=0).clamp(min=1e-6)
+    if images.dtype == torch.uint8:
+        return Normalise((channels, height, width), mean / 255, std / 255)
+    half = SPREAD * std
     # (x - (mean - half)) / (2 half), written in the form x * std + mean of a pixel space.
     std = 0.5 / half
     return Normalise((channels, height, width), 0.5 - mean * std, std)
-
-
-def _tensor(folder: Folder, name: str) -> Tensor:
-    try:
-        with folder.open(name) as stream:
-            found = tensorfiles.load(stream)
-    except tensorfiles.NotTensors as error:
-        raise ArtifactError(
-            f"{folder.path(name)} is no file of plain tensors: {error}. Files that need code to be read are not "
-            "opened.",
-            code="pt-not-tensors",
-        ) from error
-    except OSError as error:
-        raise ArtifactError(f"{folder.path(name)} cannot be read: {error}.", code="pt-unreadable") from error
-    if not isinstance(found, Tensor):
-        raise ArtifactError(
-            f"{folder.path(name)} holds {type(found).__name__}, expected one tensor; save it alone.",
-            code="pt-not-one-tensor",
-        )
-    return found.detach()

@@ -16,9 +16,11 @@ class ImportedConfig(StageConfig):
 
     kind: Literal["imported"]
     path: str
-    """A folder or URI: other code's ``images_best.pt`` and ``labels_best.pt``, a rayddl set, folders of
-    images by class, or a Parquet table. Images of ``.pt`` files must be in the source's pixel space; their
-    labels are classes, probabilities or logits, by what they are. Numbers are the source's classes in their order."""
+    """A folder or URI: other code's ``images_best.pt`` and ``labels_best.pt``, those of its last iteration
+    (``images_5000.pt``), a rayddl set, folders of images by class, or a Parquet table; or one ``.pt`` file with images
+    and labels, as a list or a dictionary. Images of ``.pt`` files must be in the source's pixel space, or pixels as
+    uint8; their labels are classes, probabilities or logits, by what they are. Numbers are the source's classes in
+    their order."""
     form: Literal["set", "pt", "imagefolder", "parquet"] | None = None
     """Which of these it is. Default: found out from the files."""
     method: str = Field(default="imported", min_length=1)

@@ -11,7 +11,7 @@ import torch
 
 from rayddl.data.config import DSA
 from rayddl.data.distilled import DistilledSet
-from rayddl.data.formats import importing
+from rayddl.data.formats import importing, pt_layouts
 from rayddl.data.formats.importing import TargetSource
 from rayddl.data.pixels import space
 from rayddl.data.sources.registry import load
@@ -28,17 +28,20 @@ LOGITS = "the labels have negative numbers: they are logits, as DATM saves them,
 def run(config: ImportedConfig, context: Context) -> Result:
     """Read the set, convert it to the source, and write it."""
     began = time.perf_counter()
-    folder = Folder(config.path)
-    if not folder.exists():
+    folder, place = Folder(config.path), None
+    if pt_layouts.is_file(config.path):
+        place = pt_layouts.at(config.path)
+    if place is None and not folder.exists():
+        what = "file" if pt_layouts.is_file(config.path) else "folder"
         raise ArtifactError(
-            f"there is no folder {folder}: it should hold {importing.LOOKED_FOR}.",
+            f"there is no {what} {folder}: a folder should hold {importing.LOOKED_FOR}.",
             code="import-folder-missing",
         )
-    form = config.form or importing.form_of(folder)
+    form = "pt" if place else config.form or importing.form_of(folder)
     source = load(context.source)
     fitted = space.fit(context.source.space, source.train.images, context.source.scaling)
     home = TargetSource(source.train.classes, source.train.shape, fitted)
-    made = importing.bring(folder, form, home)
+    made = importing.bring_pt(place, home) if place else importing.bring(folder, form, home)
     _refuse_other_classes(made, home, folder)
     if made.info.get("labels_read_as") == "logits":
         context.progress.note(LOGITS)

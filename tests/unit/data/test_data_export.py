@@ -204,6 +204,9 @@ def test_the_card_says_what_accuracies_are_worth_and_what_the_set_cost() -> None
 
     assert "- convnet: 35.0 ± 1.0 % short of all real images by hard labels (HLR)" in text
     assert "- convnet: 31.0 ± 0.2 % label-robust score (LRS)" in text
+    alone = {**more, "scores": {"convnet": {"hlr": {"mean": 0.35, "std": 0.0}}}}
+    text = card(make(info={**INFO, "metrics": {"accuracy": ROWS, **alone}}))
+    assert "- convnet: 35.0 % short" in text
     assert "Images and labels take 61,440 bytes." in text
     assert "took 1,234 seconds, every stage behind them included" in text
 

@@ -21,7 +21,10 @@ from torchvision.datasets import ImageFolder
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.formats.export import FORMATS, export_set
 from rayddl.data.formats.importing import TargetSource, bring, form_of
-from rayddl.data.formats.pt import load_pair
+from rayddl.data.formats.pt import load_place
+from rayddl.data.formats.pt_layouts import IMAGES as IMAGES_FILE
+from rayddl.data.formats.pt_layouts import LABELS as LABELS_FILE
+from rayddl.data.formats.pt_layouts import Place
 from rayddl.data.pixels import space
 from rayddl.data.pixels.space import PixelSpace
 from rayddl.errors import RayddlError
@@ -39,13 +42,13 @@ def _home(classes: tuple[str, ...]) -> TargetSource:
     return TargetSource(classes, (3, 4, 4), space.fit("normalise", REAL))
 
 
-def _pair(path: Path, labels: Tensor, images: Tensor = IMAGES, rate: Any = None) -> Folder:
+def _pair(path: Path, labels: Tensor, images: Tensor = IMAGES, rate: Any = None) -> Place:
     path.mkdir(exist_ok=True)
     torch.save(images, path / "images_best.pt")
     torch.save(labels, path / "labels_best.pt")
     if rate is not None:
         torch.save(torch.tensor(rate), path / "lr_best.pt")
-    return Folder(str(path))
+    return Place(Folder(str(path)), IMAGES_FILE, LABELS_FILE)
 
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [-0.1, 3.0, 0.0], [0.0, 0.2, 4.0], [0.0, 9.0, -9.0]])
@@ -71,7 +74,7 @@ def test_labels_are_recognised_by_what_they_are(
     tmp_path: Path, labels: Tensor, expected: Tensor, said: str
 ) -> None:
     """Classes, probabilities or logits, in any type, and it is said which."""
-    found = load_pair(_pair(tmp_path / "pair", labels))
+    found = load_place(_pair(tmp_path / "pair", labels))
 
     torch.testing.assert_close(found.labels, expected)
     assert found.info["labels_read_as"] == said
@@ -94,7 +97,7 @@ def test_labels_are_recognised_by_what_they_are(
 def test_labels_that_are_neither_are_refused(tmp_path: Path, labels: Tensor, code: str) -> None:
     """Nothing is guessed where both readings are possible."""
     with raises(code):
-        load_pair(_pair(tmp_path / "pair", labels))
+        load_place(_pair(tmp_path / "pair", labels))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +119,7 @@ def test_pairs_that_cannot_be_trained_on_are_refused(
     if code == "pt-values-wrong" and rate == 0.1:
         images[0, 0, 0, 0] = math.inf
     with raises(code):
-        load_pair(_pair(tmp_path / "pair", HARD, images, rate))
+        load_place(_pair(tmp_path / "pair", HARD, images, rate))
 
 
 def _saved(path: Path, classes: tuple[str, ...], soft: bool = False) -> Folder:

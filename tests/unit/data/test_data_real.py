@@ -11,7 +11,8 @@ import torch
 from rayddl.data.config import AUGMENTATIONS, SourceConfig
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.formats.export import export_set
-from rayddl.data.formats.pt import load_pair
+from rayddl.data.formats.pt import load_place
+from rayddl.data.formats.pt_layouts import IMAGES, LABELS, Place
 from rayddl.data.pixels.augment import apply, draw
 from rayddl.data.pixels.decode import Encoded, decode
 from rayddl.data.pixels.space import fit
@@ -134,7 +135,7 @@ def test_exports_of_cifar10_open_in_the_libraries_named(shared_data: Path, tmp_p
     order = sorted(range(20), key=lambda i: (made.classes[made.labels[i]], i))
     shown = torch.stack([pil_to_tensor(picture) for picture, _ in folder])
     assert torch.equal(shown, made.pixels()[order])
-    again = load_pair(Folder(str(tmp_path / "pt")))
+    again = load_place(Place(Folder(str(tmp_path / "pt")), IMAGES, LABELS))
     assert torch.equal(again.images, made.images)
     assert torch.equal(again.labels, made.labels)
     assert (again.lr_student, again.space.fingerprint) == (0.02, fitted.fingerprint)

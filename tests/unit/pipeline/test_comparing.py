@@ -91,7 +91,7 @@ def pair(folder: Path, digits: DistilledSet) -> Path:
 
 
 def test_every_way_of_naming_a_set_finds_it(judge: Judge, tmp_path: Path, digits: DistilledSet) -> None:
-    """An evaluate stage's folder, the set in it, a run's name, a set alone, and a pair of other code."""
+    """An evaluate stage's folder, the set in it, a run's name, a set alone, and two files or one of other code."""
     stage, out = judge("one"), str(tmp_path / "runs")
     record = {"format": 1, "name": "one", "order": ["evaluate"]}
     stages = {
@@ -100,6 +100,7 @@ def test_every_way_of_naming_a_set_finds_it(judge: Judge, tmp_path: Path, digits
     Folder(out).write("one.run.json", ordered_json({**record, "stages": stages}))
     digits.save(Folder(str(tmp_path / "alone")))
     pair(tmp_path / "pair", digits)
+    torch.save([digits.images, digits.labels], tmp_path / "data.pt")
 
     for where in (str(stage), f"{stage}/set", "one", f"{out}/one.run.json"):
         (found,) = comparing.resolve(where, out)
@@ -107,7 +108,8 @@ def test_every_way_of_naming_a_set_finds_it(judge: Judge, tmp_path: Path, digits
         assert str(found.folder) == str(stage)
     (alone,) = comparing.resolve(str(tmp_path / "alone"), out)
     (foreign,) = comparing.resolve(str(tmp_path / "pair"), out)
-    assert (alone.manifest, alone.own, foreign.own) == (None, True, False)
+    (file,) = comparing.resolve(str(tmp_path / "data.pt"), out)
+    assert (alone.manifest, alone.own, foreign.own, file.own) == (None, True, False, False)
 
 
 def test_what_is_judged_is_only_shown(judge: Judge) -> None:
