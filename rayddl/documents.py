@@ -297,6 +297,7 @@ class Manifest(Document):
     more: dict[str, Rows] = {}
     seconds: Seconds = 0.0
     versions: dict[str, str | None] = {}
+    plugins: dict[str, str] = {}
     definition: dict[str, Any] | None = None
 
 

@@ -42,7 +42,7 @@ def plan(
     use(plugins)
     given = json.dumps([definition if isinstance(definition, Mapping) else "", overrides], default=str)
     with hosts.only(os.fspath(out), given, allow=allow_remote):
-        return plans.make(definitions.load(definition, overrides), os.fspath(out))
+        return plans.make(definitions.load(definition, overrides), os.fspath(out)).narrowed(())
 
 
 def estimate(plan: Plan, *, measure: bool = False, price: float | None = None) -> Estimates:

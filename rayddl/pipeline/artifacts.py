@@ -138,7 +138,7 @@ def open_artifact(folder: Folder, *, fingerprint: str | None = None, verify: boo
 
 
 def _manifest(folder: Folder) -> dict[str, Any]:
-    where, again = scrub(folder.path(MANIFEST)), "delete the folder to make it again"
+    where, again = scrub(folder.path(MANIFEST)), "delete the folder; rayddl run with --stage makes it again"
     try:
         manifest: dict[str, Any] = folder.read_document(MANIFEST, documents.Format, again)
     except FileNotFoundError:
@@ -162,7 +162,7 @@ def _manifest(folder: Folder) -> dict[str, Any]:
 def _check_file(
     folder: Folder, name: str, entry: Mapping[str, Any], found: Mapping[str, int], verify: bool
 ) -> None:
-    again = "delete the folder to make it again"
+    again = "delete the folder; rayddl run with --stage makes it again"
     # A name in a manifest may lead out of the folder; a name that was found there cannot.
     where = scrub(folder.path(name) if name in found else f"{folder}/{name}")
     if name not in found:

@@ -16,7 +16,7 @@ def before(plan: Plan, outlook: Any = None) -> dict[str, tuple[str, ...]]:
 
     Raises :class:`UserError` for stages that must fail on these images.
     """
-    waiting = [p for p in plan.stages if p.state != "done"]
+    waiting = [p for p in plan.chosen if p.state != "done"]
     cautious = [p for p in waiting if p.stage.kind.warns_before]
     if not cautious and not any(p.stage.config.images_needed for p in waiting):
         return {}

@@ -138,7 +138,7 @@ def estimate(plan: Plan, *, measure: bool = False, price: float | None = None) -
         view = outlook(definition.source)
         found = {
             planned.name: planned.stage.kind.estimate(planned.stage.config, configs, view, measure=measure)
-            for planned in plan.stages
+            for planned in plan.chosen
             if planned.state != "done"
         }
         remarks = tuple(_remarks(view))
@@ -162,7 +162,7 @@ def whole_seconds(plan: Plan, stages: Mapping[str, Estimate | None]) -> float | 
 
     chain: dict[str, float] = {}
     work = START
-    for planned in plan.stages:
+    for planned in plan.chosen:
         found = stages.get(planned.name)
         if planned.name not in stages:
             continue

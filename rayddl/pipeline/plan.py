@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -96,6 +96,8 @@ class Plan:
     """By stage, the settings that the number of training images decided."""
     only: frozenset[str] | None = None
     """The names of the stages that are run; ``None``: all. See :meth:`narrowed`."""
+    unneeded: tuple[str, ...] = ()
+    """The names of stages that were deleted, and that are not run because whatever reads them is finished."""
 
     @property
     def chosen(self) -> tuple[PlannedStage, ...]:
@@ -105,6 +107,7 @@ class Plan:
     def narrowed(self, names: Sequence[str]) -> Plan:
         """Return the plan of the stages ``names`` and all that they need; all stages if ``names`` is empty.
 
+        A stage that is missing is left out, too, if no stage that is left reads it: it was deleted after those that do.
         Raises :class:`UserError` for a name that is not a stage of the plan.
         """
         reads = {stage.name: stage.stage.reads for stage in self.stages}
@@ -114,14 +117,18 @@ class Plan:
                     f"--stage {name!r} is not a stage that runs; {suggestion(name, reads, 'stages')}",
                     code="stage-not-in-plan",
                 )
-        found: set[str] = set()
-        waiting = list(names)
-        while waiting:
-            name = waiting.pop()
-            if name not in found:
-                found.add(name)
-                waiting += reads[name]
-        return replace(self, only=frozenset(found)) if names else self
+        ends = list(names) or [name for name in reads if not any(name in others for others in reads.values())]
+        done = {stage.name for stage in self.stages if stage.state == "done"}
+        found = _reached(ends, reads)
+        needed = _reached(
+            [name for name in ends if name not in done],
+            {name: [other for other in others if other not in done] for name, others in reads.items()},
+        )
+        new = {stage.name for stage in self.stages if stage.state == "new"}
+        missing = tuple(name for name in reads if name in found & new - needed)
+        if not names and not missing:
+            return self
+        return replace(self, only=frozenset(found).difference(missing), unneeded=missing)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values, without credentials."""
@@ -137,6 +144,13 @@ class Plan:
                 for stage in self.chosen
             ],
         }
+
+    def left_out(self) -> tuple[str, ...]:
+        """A line for each stage that was deleted and is not needed."""
+        return tuple(
+            f"{name}: deleted, and nothing that is left to do reads it; --stage {name} makes it again"
+            for name in self.unneeded
+        )
 
     def __str__(self) -> str:
         return as_text(self)
@@ -163,7 +177,19 @@ class Plan:
         ]
         chosen = {stage.name for stage in self.chosen}
         fitted = [f"{name}: {said}" for name, said in self.fitted.items() if name in chosen]
-        return Group(head, rows_table(rows), *(Text(line, "dim") for line in fitted))
+        return Group(head, rows_table(rows), *(Text(line, "dim") for line in (*fitted, *self.left_out())))
+
+
+def _reached(names: Iterable[str], reads: Mapping[str, Sequence[str]]) -> set[str]:
+    """``names`` and all that they read, directly or not."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += reads[name]
+    return found
 
 
 def make(definition: Definition, out: str, source_fingerprint: SourceFingerprint | None = None) -> Plan:
@@ -208,9 +234,10 @@ def _made(
     for name in order:
         prints[name] = _fingerprint(stages, name, prints, source, definition)
         planned.append(_planned(stages, name, prints[name], folder))
-    if any(stage.state != "done" for stage in planned):
+    made = Plan(definition, folder, source, tuple(planned), found, said)
+    if any(stage.state != "done" for stage in made.narrowed(()).chosen):
         _check_writable(folder)
-    return Plan(definition, folder, source, tuple(planned), found, said)
+    return made
 
 
 def _fitted(definition: Definition) -> tuple[Definition, dict[str, Fitted]]:
@@ -232,6 +259,13 @@ def _fitted(definition: Definition) -> tuple[Definition, dict[str, Fitted]]:
         if changed:
             said[after.name] = Fitted(images, config.model_dump(mode="json", include=changed))
     return replace(definition, stages=stages), said
+
+
+def fingerprint_of(plan: Plan, stage: Stage) -> str:
+    """The fingerprint that ``stage`` would have in place of the plan's stage of the same name."""
+    stages = {each.name: each for each in plan.definition.stages} | {stage.name: stage}
+    done = {planned.name: planned.fingerprint for planned in plan.stages}
+    return _fingerprint(stages, stage.name, done, plan.source_fingerprint, plan.definition)
 
 
 def _in_progress(plan: Plan) -> bool:

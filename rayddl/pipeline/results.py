@@ -72,7 +72,13 @@ class RunResult:
         is listed.
         """
         holding = {name for name, artifact in self.artifacts.items() if SET in artifact.files}
-        taken_up = {read for stage in self.plan.stages if stage.name in holding for read in stage.stage.reads}
+        reads = {stage.name: stage.stage.reads for stage in self.plan.stages}
+        waiting, taken_up = [read for name in holding for read in reads[name]], set[str]()
+        while waiting:
+            name = waiting.pop()
+            # Behind a deleted stage are those that it read.
+            waiting += reads[name] if name not in self.artifacts and name not in taken_up else ()
+            taken_up.add(name)
         last = [name for name in self.artifacts if name in holding and name not in taken_up]
         return {name: self.artifacts[name].folder.path("set") for name in last}
 

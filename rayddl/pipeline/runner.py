@@ -22,6 +22,7 @@ from rayddl.pipeline.display.base import Display, Ending, Hidden
 from rayddl.pipeline.plan import Plan, PlannedStage, plugins_of
 from rayddl.pipeline.records import Heartbeat, Record
 from rayddl.pipeline.results import RunResult
+from rayddl.pipeline.reusable import reusable
 from rayddl.pipeline.schedule import Schedule
 from rayddl.pipeline.session import RaySession
 from rayddl.stages.context import Context, Result
@@ -216,12 +217,14 @@ class _Run:
             templates={
                 s.name: s.config for s in self.plan.definition.stages if s.name in planned.stage.templates
             },
+            reusable=reusable(self.plan, planned),
         )
         with _importing:
             run = planned.stage.kind.run
         result = run(planned.stage.config, context)
         with interrupts.held():
-            return artifacts.seal(planned.folder, self._manifest(planned, result, self.clock() - began))
+            seconds = self.clock() - began + result.earlier
+            return artifacts.seal(planned.folder, self._manifest(planned, result, seconds))
 
     def _spent(self, name: str) -> dict[str, float]:
         """Return the seconds of the finished stage ``name`` and of all stages that it depends on, by stage.

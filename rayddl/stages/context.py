@@ -69,6 +69,8 @@ class Context:
     progress: Progress = field(default_factory=Silent)
     templates: Mapping[str, StageConfig] = field(default_factory=dict)
     """The settings of the stages that this stage runs itself, by their names."""
+    reusable: tuple[Input, ...] = ()
+    """Finished stages whose settings differ from this one's in :attr:`StageConfig.unit_count` alone."""
     backend: Backend = field(default_factory=OnRay)
     """Runs the stage's units of work."""
 
@@ -89,3 +91,5 @@ class Result:
     summary: Mapping[str, Any]
     table: tuple[Mapping[str, str], ...] = ()
     more: Mapping[str, tuple[Mapping[str, str], ...]] = field(default_factory=dict)
+    earlier: float = 0.0
+    """Seconds that other stages spent on units of work that this one uses."""

@@ -122,6 +122,9 @@ class StageConfig(Config):
     """Settings that enter the fingerprint with their default, too, because they had none at first."""
     one_at_a_time: ClassVar[str] = ""
     """Stages with the same text here run one after the other: the name of what their processes cannot share."""
+    unit_count: ClassVar[str] = ""
+    """The setting that is a number of units of work, where each of these is the same whatever the number is. A stage
+    uses those of finished ones that differ in it alone (:attr:`Context.reusable`). Empty: there is none."""
     soft: ClassVar[bool] = False
     """True if sets of this kind are made for students of soft labels."""
 

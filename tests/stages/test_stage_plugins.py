@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import rayddl
 from rayddl.cli.app import app
+from rayddl.pipeline.browse.show import inspect
 from rayddl.pipeline.judging import judge_set
 from rayddl.pipeline.results import RunResult
 from rayddl.plugins import Plugin, Splits
@@ -80,6 +81,8 @@ def test_every_part_of_a_plugin_works_in_a_run(made: RunResult) -> None:
     assert set(trials["setting.shrink"]) == {0.0, 1.0}
     assert made.artifacts["mean"].manifest["plugins"] == {"toy": "1"}
     assert "plugins" not in made.artifacts["report"].manifest
+    shown = [inspect(made.folders[stage], "runs").head.get("plugins", "") for stage in ("mean", "report")]
+    assert shown == ["toy 1", ""]
 
 
 def test_the_page_has_the_kinds_own_section(made: RunResult) -> None:

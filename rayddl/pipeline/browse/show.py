@@ -94,11 +94,16 @@ def _stage(artifact: Artifact, verified: bool) -> Inspected:
         "source": f"{_named(manifest['source'])}, seed {manifest['seed']}",
         "files": f"{files}, {'all hashes match' if verified else 'sizes match'}",
         "took": pace.duration(artifact.seconds),
-        "made with": ", ".join(f"{name} {v}" for name, v in manifest.get("versions", {}).items() if v),
+        "made with": _versions(manifest.get("versions", {})),
+        "plugins": _versions(manifest.get("plugins", {})),
     }
     blocks = {"settings": _settings(manifest["config"]), "summary": manifest["summary"]}
     title = f"{artifact.stage}: a stage of kind {artifact.kind}"
     return Inspected(title, _known(head), blocks, artifact.tables("result"), manifest)
+
+
+def _versions(known: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in known.items() if version)
 
 
 def _set(folder: Folder, verify: bool) -> Inspected:

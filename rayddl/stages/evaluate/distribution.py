@@ -72,7 +72,7 @@ def _prepared(
         group
         for data, _ in kinds
         for n, net in enumerate(nets)
-        for group in _grouped(task, data, net, found.get((data.name, net)), f"student-{data.name}-{n}")
+        for group in _grouped(task, data, n, found.get((data.name, net)))
     ]
 
 
@@ -132,19 +132,30 @@ def _train(
             show()
 
 
-def _grouped(
-    task: EvaluateTask, data: students.TrainingData, net: NetConfig, found: float | None, name: str
-) -> list[Group]:
+def result_file(data: str, place: int, seed: int) -> str:
+    """The name of the result file of a student of the network at ``place`` among the evaluation's networks."""
+    return f"student-{data}-{place}-{seed}.json"
+
+
+def _grouped(task: EvaluateTask, data: students.TrainingData, place: int, found: float | None) -> list[Group]:
     """The students of a network, one per seed, in groups that are trained together."""
+    net = task.nets[place]
     lr = found or _lr(task, data, net)
-    everyone = tuple(students.Student(data.name, net, s, f"{name}-{s}.json", lr) for s in task.each_seed)
+    everyone = tuple(
+        students.Student(data.name, net, s, result_file(data.name, place, s), lr) for s in task.each_seed
+    )
     return [everyone] if _trained_together(task, data, net) else [(student,) for student in everyone]
 
 
 def _trained_together(task: EvaluateTask, data: students.TrainingData, net: NetConfig) -> bool:
+    return len(task.each_seed) > 1 and faster_in_one(task, data, net)
+
+
+def faster_in_one(task: EvaluateTask, data: students.TrainingData, net: NetConfig) -> bool:
+    """True if several students of ``net`` and ``data`` would be trained together."""
     shown = data.picked if data.picked is not None else data.images
     config, protocol = task.config, data.protocol
-    if not config.together or len(task.each_seed) == 1 or shown is None or not isinstance(protocol, Protocol):
+    if not config.together or shown is None or not isinstance(protocol, Protocol):
         return False
     batch, classes = min(protocol.batch, len(shown)), len(task.source.classes)
     return faster_together(net, task.source.shape, classes, batch=batch, compile_=bool(config.compile))

@@ -34,6 +34,7 @@ class EvaluateConfig(StudentSettings, SoftSettings, TeamStageConfig):
     """Students trained on the distilled set, compared with students of random real images."""
 
     produces: ClassVar[str] = "judgement"
+    unit_count: ClassVar[str] = "seeds"
 
     kind: Literal["evaluate"]
     set: Annotated[str, Reads(("set",))]

@@ -19,6 +19,7 @@ class ExpertsConfig(ExpertSettings, NetStageConfig):
     """Trajectories of networks trained on the real images (MTT section 3.1)."""
 
     produces: ClassVar[str] = "experts"
+    unit_count: ClassVar[str] = "count"
 
     kind: Literal["experts"]
     net: NetConfig = NetConfig()

@@ -34,6 +34,7 @@ def run(config: ExpertsConfig, context: Context) -> Result:
         return Result(
             {**import_experts(config, context, source, fitted), "seconds": time.perf_counter() - began}
         )
+    earlier = _reuse(config, context, source)
     missing = [i for i in range(config.count) if not context.out.has(files.file_name(i))]
     share = context.backend.spread(config.resources, units=-(-len(missing) // (config.experts_per_task or 1)))
     job = ExpertsTask(
@@ -53,12 +54,12 @@ def run(config: ExpertsConfig, context: Context) -> Result:
         ):  # its worker was killed between writing the expert and deleting this file
             context.out.delete(name)
     found = summary(job, config.count)
-    if missing:
+    if missing or earlier:
         total, accuracy = config.count * config.length, found["test_accuracy"]
         several = numbers.in_percent(accuracy["mean"], accuracy["std"], config.count)
         text = f"test {several} %" + " over experts" * (config.count > 1)
         context.progress.update(total, total, text)
-    return Result({**found, "seconds": time.perf_counter() - began})
+    return Result({**found, "seconds": time.perf_counter() - began + earlier}, earlier=earlier)
 
 
 def import_experts(
@@ -79,6 +80,30 @@ def compiled(config: ExpertsConfig, source: SharedSource) -> bool:
         return config.compile is not False
     steps = -(-source.counts[0] // config.batch) * config.length * config.count
     return worth_compiling(config.net, source.shape, len(source.classes), steps=steps, batch=config.batch)
+
+
+def _reuse(config: ExpertsConfig, context: Context, source: SharedSource) -> float:
+    """Copy the experts that are missing from finished stages of another ``count`` that train them in the same way, and
+    return the seconds that were spent on these.
+    """
+    how, out, seconds = compiled(config, source), context.out, 0.0
+    for other in context.reusable:
+        count = int(other.summary["count"])
+        if compiled(config.model_copy(update={"count": count}), source) != how:
+            continue
+        names = [SCORES, *(files.file_name(i) for i in range(min(count, config.count)))]
+        wanted = [name for name in names if not out.has(name) and other.folder.has(name)]
+        for done, name in enumerate(wanted):
+            context.progress.update(done, len(wanted), f"copying experts of {other.folder.name}")
+            out.write(name, other.folder.read(name))
+        copied = len([name for name in wanted if name != SCORES])
+        if copied:
+            seconds += float(other.summary["seconds"]) * copied / count
+            context.progress.note(
+                f"{copied} of {numbers.counted(config.count, 'expert')} are those of {other.folder.name}, which "
+                "differs in count alone"
+            )
+    return seconds
 
 
 def _train_missing(job: ExpertsTask, share: Share, missing: list[int], context: Context) -> None:

@@ -132,7 +132,7 @@ class Lab:
         out: str | None = None,
         ray: RaySession | None = None,
     ) -> RunResult:
-        return execute(self.plan(value, overrides, out), display, ray)
+        return execute(self.plan(value, overrides, out).narrowed(()), display, ray)
 
     def fingerprints(self, value: Any, overrides: Any = (), **versions: int) -> dict[str, str]:
         return {s.name: s.fingerprint for s in self.plan(value, overrides, **versions).stages}

@@ -175,7 +175,7 @@ class TestRefused:
 
         assert str(error.value) == (
             f"{sealed}/deep/b.txt is missing, the manifest lists it with 5 bytes; "
-            "delete the folder to make it again"
+            "delete the folder; rayddl run with --stage makes it again"
         )
 
     def test_other_size(self, sealed: Path) -> None:
@@ -185,7 +185,8 @@ class TestRefused:
             artifacts.open_artifact(Folder(str(sealed)))
 
         assert str(error.value) == (
-            f"{sealed}/a.bin was altered: it has 3 bytes, the manifest says 5; delete the folder to make it again"
+            f"{sealed}/a.bin was altered: it has 3 bytes, the manifest says 5; "
+            "delete the folder; rayddl run with --stage makes it again"
         )
 
     def test_other_bytes(self, sealed: Path) -> None:
@@ -198,7 +199,7 @@ class TestRefused:
         found, listed = (hashlib.sha256(data).hexdigest() for data in (b"54321", b"12345"))
         assert str(error.value) == (
             f"{sealed}/a.bin was altered: its sha256 is {found}, the manifest says {listed}; "
-            "delete the folder to make it again"
+            "delete the folder; rayddl run with --stage makes it again"
         )
 
     def test_other_fingerprint(self, sealed: Path) -> None:

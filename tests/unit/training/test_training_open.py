@@ -308,6 +308,28 @@ def test_recipes_are_the_published_numbers() -> None:
     assert (recipe("bps", **large)["batch"], recipe("bps", **large)["epochs"]) == (128, 500)
 
 
+# BPS's smallest crop and batch by classes and images per class, as its published code has them; sizes and numbers of
+# classes that it lacks have those of the next smaller one, or of the smallest.
+BPS = {
+    (10, 1): (0.1, 16), (10, 10): (0.1, 16), (10, 49): (0.1, 16), (10, 50): (0.2, 16), (10, 100): (0.2, 32),
+    (10, 250): (0.4, 32), (10, 500): (0.6, 64), (10, 1000): (0.9, 128), (10, 5000): (0.9, 128), (2, 10): (0.1, 16),
+    (20, 50): (0.2, 16), (100, 1): (0.2, 32), (100, 24): (0.2, 32), (100, 25): (0.4, 32), (100, 50): (0.6, 64),
+    (100, 100): (0.9, 128), (100, 150): (1.0, 128), (199, 150): (1.0, 128), (200, 10): (0.2, 32), (200, 50): (0.6, 64),
+    (200, 100): (0.9, 128), (200, 150): (0.9, 128), (1000, 10): (0.2, 128), (1000, 50): (0.2, 256),
+    (1000, 100): (0.2, 512), (2000, 49): (0.2, 128),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "expected"), BPS.items(), ids=str)
+def test_bps_crops_and_batches_follow_its_table(size: tuple[int, int], expected: tuple[float, int]) -> None:
+    """Whatever the data set; a batch is at most the set."""
+    classes, ipc = size
+    made, small = (recipe("bps", ipc=ipc, classes=classes, count=count) for count in (10**6, 7))
+
+    assert (made["crop_min"], made["batch"]) == expected
+    assert (small["crop_min"], small["batch"]) == (expected[0], 7)
+
+
 def test_the_default_protocol_is_rdeds() -> None:
     """An evaluation without any of the settings has the fingerprint that it had without them."""
     config = EvaluateConfig(kind="evaluate", set="s", observer="t")
