@@ -16,7 +16,6 @@ from rayddl.storage import Folder
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("kept_ray")]
 
-
 NETS = [{"name": "mlp", "width": width} for width in (8, 16)]
 
 
@@ -70,7 +69,7 @@ def afresh(kept_ray: None, tmp_path_factory: pytest.TempPathFactory) -> RunResul
     return run(str(tmp_path_factory.mktemp("afresh")), count=3, seeds=3)
 
 
-def test_experts_that_are_there_are_taken_over(few: RunResult, more: RunResult, afresh: RunResult) -> None:
+def test_experts_that_are_there_are_used(few: RunResult, more: RunResult, afresh: RunResult) -> None:
     """Byte for byte, with the seconds they took; all are those of one run, but for these seconds."""
     names = [files.file_name(i) for i in range(3)]
     before, now, once = (folder_of(done, "experts") for done in (few, more, afresh))
@@ -82,7 +81,7 @@ def test_experts_that_are_there_are_taken_over(few: RunResult, more: RunResult, 
     assert more.artifacts["experts"].summary["count"] == 3
 
 
-def test_students_that_are_there_are_taken_over(few: RunResult, more: RunResult, afresh: RunResult) -> None:
+def test_students_that_are_there_are_used(few: RunResult, more: RunResult, afresh: RunResult) -> None:
     """With the seconds they took; all are those of one run, in tables, means and confusion."""
     before, now, once = students(few), students(more), students(afresh)
 
@@ -95,7 +94,7 @@ def test_students_that_are_there_are_taken_over(few: RunResult, more: RunResult,
     assert ours == theirs
 
 
-def test_fewer_are_taken_from_more(more: RunResult, out: str) -> None:
+def test_fewer_are_used_of_more(more: RunResult, out: str) -> None:
     """A smaller number trains nothing."""
     less = run(out, count=1, seeds=2)
     now, before = students(less), students(more)
@@ -131,7 +130,7 @@ def test_experts_that_fewer_would_not_be_compiled_for_are_trained_again(
 
 def test_what_was_spent_on_them_counts(few: RunResult, more: RunResult) -> None:
     """A stage has cost what its experts and students have, wherever they were trained."""
-    for stage, share in (("experts", 1.0), ("evaluate", 1.0)):
-        before, now = few.artifacts[stage], more.artifacts[stage]
-        assert now.seconds > share * before.summary["seconds"]
-        assert now.summary["seconds"] > share * before.summary["seconds"]
+    for stage in ("experts", "evaluate"):
+        before, now = few.artifacts[stage].summary["seconds"], more.artifacts[stage]
+        assert now.seconds > before
+        assert now.summary["seconds"] > before
