@@ -164,7 +164,8 @@ def test_unknown_definition(rayddl: Rayddl) -> None:
     assert "; did you mean 'demo.yaml'? known definitions: " in ended.stderr
     # The shipped ones are known in any folder.
     assert " demo.yaml, " in ended.stderr
-    assert re.search(r", cifar10-rded-ipc10.yaml and \d+ more \(all are in pipelines and ", ended.stderr)
+    assert ", ablation-rded.yaml, " in ended.stderr
+    assert re.search(r"\.yaml and \d+ more \(all are in pipelines and ", ended.stderr)
 
 
 def test_crash(rayddl: Rayddl, tmp_path: Path) -> None:
