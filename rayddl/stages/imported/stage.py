@@ -32,9 +32,10 @@ def run(config: ImportedConfig, context: Context) -> Result:
     if pt_layouts.is_file(config.path):
         place = pt_layouts.at(config.path)
     if place is None and not folder.exists():
-        what = "file" if pt_layouts.is_file(config.path) else "folder"
+        alone = pt_layouts.is_file(config.path)
+        what, holding = ("file", "images and labels") if alone else ("folder", importing.LOOKED_FOR)
         raise ArtifactError(
-            f"there is no {what} {folder}: a folder should hold {importing.LOOKED_FOR}.",
+            f"there is no {what} {folder}: it should hold {holding}.",
             code="import-folder-missing",
         )
     form = "pt" if place else config.form or importing.form_of(folder)

@@ -354,6 +354,8 @@ def test_an_imported_set_is_one_of_the_source(tmp_path: Path, digits: DistilledS
         run(sha256="0" * 64)
     with raises("import-folder-missing"):
         run(path=str(tmp_path / "nowhere"))
+    with raises("import-folder-missing"):
+        run(path=str(tmp_path / "nowhere.pt"))
 
 
 @pytest.mark.parametrize(
