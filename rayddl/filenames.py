@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from typing import overload
 
 import numpy as np
@@ -60,15 +61,20 @@ class FileList:
     @classmethod
     def of(cls, files: Iterable[tuple[str, int]]) -> FileList:
         """The given names and sizes, which may come in any order."""
-        columns, sizes, left = [_column([])], [np.zeros(0, np.int64)], iter(files)
+        # Columns that grow: pieces to be joined would leave holes of their size in the process's memory.
+        data, ends, sizes, left = pa.BufferOutputStream(), array("q", (0,)), array("q"), iter(files)
         while some := list(islice(left, AT_ONCE)):
-            columns.append(_column([name for name, _ in some]))
-            sizes.append(np.array([size for _, size in some], np.int64))
-        found = cls(Names(pa.concat_arrays(columns)), np.concatenate(sizes))
-        del columns, sizes
+            encoded = [name.encode() for name, _ in some]
+            ends.extend(islice(accumulate(map(len, encoded), initial=ends[-1]), 1, None))
+            sizes.extend(size for _, size in some)
+            data.write(b"".join(encoded))
+        column = pa.LargeStringArray.from_buffers(len(sizes), pa.py_buffer(ends), data.getvalue())
         # The order of UTF-8's bytes is that of the characters.
-        order = np.frombuffer(pc.sort_indices(found.names.column).buffers()[1], np.uint64).astype(np.int64)
-        return cls(found.names.take(order), found.bytes[order])
+        order = np.frombuffer(pc.sort_indices(column).buffers()[1], np.uint64).astype(np.int64)
+        found = cls(Names(column).take(order), np.frombuffer(sizes, np.int64)[order])
+        del column, data
+        pa.default_memory_pool().release_unused()
+        return found
 
     def __len__(self) -> int:
         return len(self.names)

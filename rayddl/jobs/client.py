@@ -35,7 +35,7 @@ AGENT_SECONDS = 60.0
 """Seconds that a new head node may take until it accepts jobs."""
 PAUSE_SECONDS = 1.0
 RECONNECTS = 5
-"""Number of times that a broken connection to a log is opened again."""
+"""Number of times that a broken connection is opened again to submit a job, or to read its log."""
 
 _HOW_TO_ASK = (
     "export RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token (the head's file of that name) or in "
@@ -104,14 +104,28 @@ class Jobs:
         return job
 
     def _submit(self, **job: Any) -> None:
-        deadline = time.monotonic() + AGENT_SECONDS
-        while not self._taken(job, last=time.monotonic() > deadline):
-            time.sleep(PAUSE_SECONDS)
+        """Submit the job, again where the head node is not ready or closes the connection without an answer."""
+        from requests import exceptions
 
-    def _taken(self, job: dict[str, Any], *, last: bool) -> bool:
+        deadline, lost, taken = time.monotonic() + AGENT_SECONDS, 0, False
+        while not taken:
+            try:
+                taken = self._taken(job, lost > 0, last=time.monotonic() > deadline)
+            except exceptions.ConnectionError:
+                lost += 1
+                if lost > RECONNECTS:
+                    raise
+            if not taken:
+                time.sleep(PAUSE_SECONDS)
+
+    def _taken(self, job: dict[str, Any], again: bool, *, last: bool) -> bool:
+        """Submit the job once; ``again`` if an earlier answer was lost. False if the head node is not ready."""
         try:
             self._client.submit_job(**job)
         except RuntimeError as error:
+            # A request whose answer was lost may have been accepted; its id is of this submission alone.
+            if again and "already exists" in str(error):
+                return True
             # The dashboard of a new head node answers before it accepts jobs.
             if last or "No available agent" not in str(error):
                 raise
@@ -201,9 +215,17 @@ class Jobs:
     def _explained_errors(self, job: str = "") -> Iterator[None]:
         """Turn Ray's errors inside the block into :class:`UserError` with a message for the user."""
         from ray.exceptions import RayError
+        from requests import exceptions
 
         try:
             yield
+        except exceptions.ConnectionError as error:
+            raise UserError(
+                f"the cluster at {self.address} closed the connection without an answer "
+                f"({' '.join(str(error).split())[:1000]}). It may be starting, busy or ending: run the same command "
+                "again.",
+                code="connection-closed",
+            ) from error
         except (OSError, RuntimeError, ValueError, RayError) as error:
             text = " ".join(str(error).split())
             if re.search(r"Authentication required|couldn't find an authentication token", text):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import ray
 import torch
 from PIL import Image
 from safetensors.torch import load
@@ -14,10 +15,13 @@ from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.pixels import space
 from rayddl.stages.context import Context, Input
+from rayddl.stages.rded import trials as rded_trials
+from rayddl.stages.rded.settings import RdedConfig
 from rayddl.stages.runtime import model_space, shards, sources
 from rayddl.stages.runtime.in_process import InProcess
 from rayddl.stages.teacher import stage as teacher
 from rayddl.stages.teacher.settings import TeacherConfig
+from rayddl.stages.tune.settings import TuneConfig
 from rayddl.storage import Folder
 from tests.raising import raises
 
@@ -26,8 +30,6 @@ pytestmark = pytest.mark.ray
 
 def test_a_full_object_store_spills_and_the_stage_goes_on(stages, tmp_path):
     """With half as much again held as fits, the stage's own objects still find room, and the held ones are read."""
-    import ray
-
     each = 30 * 2**20
     held = [ray.put(np.full(each, k, np.uint8)) for k in range(5)]
     made = stages.experts(tmp_path, count=1, epochs=1)
@@ -59,6 +61,12 @@ def test_held_out_images_in_shards_are_those_of_one_array(local_ray, tmp_path, m
     assert all(torch.equal(*pair) for pair in zip(found[0], wanted[0], strict=True))
     assert torch.equal(found[1], wanted[1])
     assert (split.shape, split.counts, split.bad) == (whole.shape, whole.counts, whole.bad)
+    # The listing of a million images is put only for the trials of a search, which read them.
+    assert split.listed is None
+    template = RdedConfig(kind="rded", teacher="t", ipc=1, factor=1, mipc=1)
+    context = Context("picked", config, 0, Folder(str(tmp_path)), {}, {})
+    made = rded_trials.trials(TuneConfig.model_construct(), {"picked": template}, context, context.out)
+    assert ray.get(made.source.listed).names.to_pylist() == ["a/00.png", "b/01.png"]
     with raises("too-many-bad-images"):
         sources.publish_held_out(config.model_copy(update={"max_bad_fraction": 0.01}))
     # All that is readable of the last five, which are a shard.

@@ -73,6 +73,8 @@ class Listing:
 
     def take(self, positions: NDArray[np.int64]) -> Listing:
         """The listing of the images at ``positions``, which must be ascending to keep the order of names."""
+        if np.array_equal(positions, np.arange(len(self))):
+            return replace(self, notes=())
         return Listing(
             self.names.take(pa.array(positions)),
             self.labels[positions],
@@ -112,19 +114,22 @@ def sorted_listing(
 ) -> Listing:
     """The listing of images that were found in any order, without the unlabelled ones (label -1)."""
     column = names if isinstance(names, pa.Array) else pa.array(names, pa.large_string())
-    nothing = np.zeros(len(column), np.int64)
     found = Listing(
         column,
         np.asarray(labels, np.int32),
-        nothing.astype(np.int32) if file is None else file,
-        nothing if at is None else at,
-        nothing if size is None else size,
+        _zeros(len(column), np.int32) if file is None else file,
+        _zeros(len(column), np.int64) if at is None else at,
+        _zeros(len(column), np.int64) if size is None else size,
         classes,
         store,
     )
     order = pc.sort_indices(column).to_numpy().astype(np.int64)
-    order = order[found.labels[order] >= 0]
-    return replace(found if np.array_equal(order, np.arange(len(column))) else found.take(order), notes=notes)
+    return replace(found.take(order[found.labels[order] >= 0]), notes=notes)
+
+
+def _zeros(count: int, dtype: type[np.integer[Any]]) -> NDArray[Any]:
+    """Zeros that need the memory of one."""
+    return np.broadcast_to(dtype(0), count)
 
 
 def _starts(edges: NDArray[np.int64]) -> Iterator[int]:

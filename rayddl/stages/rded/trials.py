@@ -11,7 +11,7 @@ from rayddl.stages.evaluate import distribution, protocol, soft_labels
 from rayddl.stages.evaluate.settings import EvaluateConfig
 from rayddl.stages.rded import stage as rded
 from rayddl.stages.rded.settings import RdedConfig
-from rayddl.stages.runtime.sources import publish_held_out
+from rayddl.stages.runtime.sources import listed_too, publish_held_out
 from rayddl.stages.settings import StageConfig
 from rayddl.stages.tune.settings import TuneConfig
 from rayddl.stages.tune.stages import StageTrials
@@ -26,7 +26,8 @@ def trials(
     """The factory of the trials of a search over an rded stage."""
     del out
     # Students of selected crops need only the held-out split.
-    return RdedTrials(config, templates, context, publish_held_out(context.source))
+    source = listed_too(context.source, publish_held_out(context.source))
+    return RdedTrials(config, templates, context, source)
 
 
 class RdedTrials(StageTrials):

@@ -54,7 +54,7 @@ class SharedSource:
     zoomed: bool = False
     """True if published results for it are of zoomed test images."""
     listed: Any = None
-    """Reference to the listing of the train split, if there is one and the split is not in memory."""
+    """Reference to the listing of the train split, if :func:`listed_too` has added one."""
 
     @property
     def space_id(self) -> str:
@@ -115,8 +115,6 @@ def publish_held_out(config: SourceConfig) -> SharedSource:
 
 
 def _held_out(config: SourceConfig, listed: Listing) -> SharedSource:
-    import ray
-
     train, found = sources.listing(config), shards.decoded(config, listed)
     return SharedSource(
         (None, None, found.images, found.labels),
@@ -129,7 +127,6 @@ def _held_out(config: SourceConfig, listed: Listing) -> SharedSource:
         listed.notes,
         config.scaling,
         config.zoomed,
-        None if train is None else ray.put(train),
     )
 
 
@@ -217,9 +214,17 @@ def note(source: SharedSource, said: Callable[[str], None]) -> None:
         said(f"skipped an unreadable image: {line}")
 
 
+def listed_too(config: SourceConfig, source: SharedSource) -> SharedSource:
+    """``source`` with the listing of its train split, if there is one, for processes that :func:`adopt` it."""
+    import ray
+
+    train = sources.listing(config)
+    return source if train is None else replace(source, listed=ray.put(train))
+
+
 def adopt(config: SourceConfig, source: SharedSource) -> None:
     """Make :func:`publish` and :func:`publish_held_out` of this process return ``source``, which another process has
-    published. Its files are not listed again.
+    published. Its files are not listed again if it is from :func:`listed_too`.
     """
     import ray
 

@@ -58,6 +58,13 @@ def test_a_folder_tree_is_listed_by_name_and_read_back(tmp_path: Path) -> None:
     assert [listing.classes[c] for c in listing.labels] == ["cat"] * 3 + ["dog"] * 3
     assert _everything(listing) == written
 
+    # A million images: rows and files that all are 0 need no memory, and all of the images are not copied.
+    whole = listing.take(np.arange(6))
+    assert listing.at.strides == listing.file.strides == (0,)
+    assert whole.names is listing.names
+    assert np.shares_memory(whole.size, listing.size)
+    assert whole.notes == ()
+
 
 @pytest.mark.parametrize("struct", [False, True])
 def test_parquet_rows_are_read_by_position(tmp_path: Path, struct: bool) -> None:

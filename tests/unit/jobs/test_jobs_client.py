@@ -40,12 +40,16 @@ class Server:
     answers: dict[str, tuple[int, Any]] = field(default_factory=dict)
     token: str | None = None
     seen: list[tuple[str, str]] = field(default_factory=list)
+    silent: int = 0
+    """Number of requests to submit a job that are taken, and then closed without an answer."""
 
     def answer(self, method: str, path: str, sent: str | None) -> tuple[int, Any]:
         self.seen.append((method, path))
         if self.token is not None and sent != f"Bearer {self.token}":
             missing = (401, "Unauthorized: Missing authentication token")
             return (403, "Forbidden: Invalid authentication token") if sent else missing
+        if path.startswith("/api/packages/"):
+            return 200, ""  # the files of a job are there already
         found = {"/api/version": (200, {"ray_version": "2.60.0"}), **self.answers}.get(path)
         return found or (404, f"Job {path.rsplit('/', maxsplit=1)[-1]} does not exist")
 
@@ -67,6 +71,9 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
         def _respond(self) -> None:
             status, body = state.answer(self.command, self.path, self.headers.get("authorization"))
+            if state.silent and (self.command, self.path) == ("POST", "/api/jobs/"):
+                state.silent -= 1
+                return
             data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
@@ -171,6 +178,27 @@ def test_a_head_that_is_not_ready_is_asked_again(server: Server, monkeypatch: py
     assert len(asked) == 4
     assert set(asked) == {asked[0]}
     assert asked[0].startswith("digits-")
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_connection_closed_without_an_answer_is_opened_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch, taken: bool
+) -> None:
+    """A job whose answer is lost is submitted again under the same id; the cluster may have it by then."""
+    monkeypatch.setattr(client, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(client, "RECONNECTS", 2)
+    jobs = Jobs(server.address)
+    there = (400, "ValueError: Job with submission_id digits-1 already exists. Please use a different one.")
+    server.silent = 2
+    server.answers["/api/jobs/"] = there if taken else (200, {"job_id": "1", "submission_id": "digits-1"})
+    assert jobs.submit(JobFiles({}, "name: d"), "digits", "/mnt/runs").startswith("digits-")
+    assert server.seen.count(("POST", "/api/jobs/")) == 3
+    server.silent = 3
+    with raises("connection-closed"):
+        jobs.submit(JobFiles({}, "name: d"), "digits", "/mnt/runs")
+    server.silent, server.answers["/api/jobs/"] = 0, there
+    with raises("cluster-refuses"):
+        jobs.submit(JobFiles({}, "name: d"), "digits", "/mnt/runs")
 
 
 def test_stop_says_whether_it_ran(server: Server) -> None:
