@@ -1,13 +1,13 @@
 """Images per second in training a teacher, next to a plain PyTorch loop, on an idle and on a shared machine.
 
-    uv run python -m tests.bench.teacher [--net convnet] [--precision bf16 fp32] [--rounds 3] [--busy 1]
+    uv run python -m tests.bench.teacher [--net convnet] [--precision bf16 fp32] [--rounds 3] [--busy 1 [--settings]]
 
 CIFAR-10-sized noise, batch 128, ConvNet-3 with batch norm or ResNet-18 with a 3 x 3 stem. The plain loop is what a
 practitioner writes: torch's own layers, channels last, autocast, ``torch.compile``, SGD, no augmentation; rayddl's
 draws flips and shifts. Each row runs in a process of its own, rows alternate, and the figure is the median over rounds.
-With ``--busy N`` each row is measured again while N other processes compute without a pause, with OpenMP's default of
-threads that spin while they wait, and with rayddl's setting, by which they sleep; the latter also at the low priority
-that Ray gives to its workers by default.
+With ``--busy N`` each row is measured again while N other processes compute without a pause; with ``--settings``
+rayddl's rows also without each of its settings: with threads that may run on any core, with threads that spin while
+they wait, OpenMP's default, and at the low priority that Ray gives to its workers by default.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from rayddl.stages.runtime.cluster import WORKER_ENV
 from tests.bench import machine
 
 IMAGES, BATCH, CLASSES, SHAPE = 2560, 128, 10, (3, 32, 32)
+BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: sum(range(10**5))"
+"""A program that computes until the process that started it ends, however that ends."""
 NICENESS = 15
 """Ray's default for its workers; those of a local Ray that rayddl starts have 0."""
 
@@ -131,10 +133,7 @@ def _expert(row: dict[str, Any], x: Any, y: Any) -> Callable[[], None]:
 @contextmanager
 def busy(count: int) -> Iterator[None]:
     """``count`` other processes that compute without a pause, each in a session of its own, as from other terminals."""
-    others = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
-        for _ in range(count)
-    ]
+    others = [subprocess.Popen([sys.executable, "-c", BUSY], start_new_session=True) for _ in range(count)]
     try:
         yield
     finally:
@@ -147,9 +146,10 @@ def main() -> None:
     parser = machine.parser(__doc__, rounds=3, row=True)
     parser.add_argument("--net", default="convnet", choices=("convnet", "resnet18"))
     parser.add_argument("--precision", nargs="+", default=["bf16", "fp32"], choices=("bf16", "fp32"))
-    parser.add_argument("--ways", nargs="+", default=["plain", "teacher", "expert"])
+    parser.add_argument("--ways", nargs="+", default=["plain", "teacher"])
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--busy", type=int, default=0)
+    parser.add_argument("--settings", action="store_true", help="also without each of rayddl's settings")
     given = parser.parse_args()
     if given.row:
         print(json.dumps(measure(json.loads(given.row))))
@@ -172,7 +172,7 @@ def main() -> None:
                     continue
                 kept = {**row, "watched": True}
                 rows[f"{way} {precision}, as a worker{shared}"] = (kept, True, "sleeping", others)
-                if others:
+                if others and given.settings:
                     low = {**kept, "nice": NICENESS}
                     rows[f"{way} {precision}, threads on any core{shared}"] = (row, True, "sleeping", others)
                     rows[f"{way} {precision}, threads that spin{shared}"] = (kept, True, "active", others)

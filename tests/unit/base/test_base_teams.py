@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from rayddl.errors import StageError
 from rayddl.methods.training.team import PeerLost
 from rayddl.stages.evaluate.settings import EvaluateConfig
-from rayddl.stages.runtime import cluster, teams
+from rayddl.stages.runtime import cluster, devices, teams
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.room import Room
 from rayddl.stages.runtime.sizes import Ask, Share
@@ -200,3 +200,37 @@ def test_a_coach_is_done_when_the_first_worker_is(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(teams, "_fit", failing)
     with pytest.raises(ValueError, match="a bug"):
         coaches[2].train(Share(1.0, 0.0, None, 2, team=True), (print,))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "logical", "backend"), [(1.0, False, None), (1.0, True, "gloo"), (0.0, False, None)]
+)
+def test_a_team_sums_by_what_its_devices_need(
+    monkeypatch: pytest.MonkeyPatch, gpus: float, logical: bool, backend: str | None
+) -> None:
+    """Ray Train takes nccl on GPUs and gloo on CPUs where no backend is given; logical GPUs are CPUs."""
+    import ray.train.torch
+
+    made: dict[str, Any] = {}
+
+    class Trainer:
+        def __init__(self, work: Any, **given: Any) -> None:
+            made.update(given, work=work)
+
+        def fit(self) -> None:
+            made["fitted"] = True
+
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.1")
+    monkeypatch.delenv(devices.LOGICAL, raising=False)
+    if logical:
+        monkeypatch.setenv(devices.LOGICAL, "file")
+    share = Share(2.0, gpus, None, at_once=3, team=True)
+    teams._fit(share, {"work": None}, "teacher")
+
+    assert made["fitted"]
+    assert made["work"] is teams.member
+    assert made["torch_config"].backend == backend
+    scaling = made["scaling_config"]
+    assert (scaling.num_workers, scaling.use_gpu) == (3, gpus > 0)
+    assert scaling.resources_per_worker["CPU"] == 2.0
