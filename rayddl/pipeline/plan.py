@@ -19,7 +19,7 @@ from rayddl.data.config import SourceConfig
 from rayddl.data.sources import known
 from rayddl.data.sources.known import Known
 from rayddl.errors import ArtifactError, UserError
-from rayddl.pipeline import artifacts
+from rayddl.pipeline import artifacts, outside
 from rayddl.pipeline.definition import graph
 from rayddl.pipeline.definition.load import Definition, Stage, fits, fitted
 from rayddl.pipeline.tables import as_text, rows_table
@@ -307,7 +307,9 @@ def _planned(stages: Mapping[str, Stage], name: str, fingerprint: str, out: Fold
 def _fingerprint(
     stages: Mapping[str, Stage], name: str, done: Mapping[str, str], source: str, definition: Definition
 ) -> str:
-    """Return the hash of all that the stage's output depends on: no time, host or resources."""
+    """Return the hash of all that the stage's output depends on: no time, host or resources, and of files that no stage
+    has made what :mod:`.outside` says.
+    """
     stage = stages[name]
     settings = without_resources(stage.config)
     for link, names in stage.links.items():
@@ -325,6 +327,8 @@ def _fingerprint(
         parts["templates"] = [_template(stages[template], definition) for template in stage.templates]
     if changes := stage.config.revisions(definition.source):
         parts["revisions"] = list(changes)
+    if files := outside.identities(stage.config):
+        parts["files"] = files
     if used := plugins_of(stage, stages):
         parts["plugins"] = used
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -341,6 +345,8 @@ def _template(stage: Stage, definition: Definition) -> dict[str, Any]:
     }
     if changes := stage.config.revisions(definition.source):
         parts["revisions"] = list(changes)
+    if files := outside.identities(stage.config):
+        parts["files"] = files
     return parts
 
 

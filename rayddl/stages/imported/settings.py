@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from rayddl.config import OnDisk
 from rayddl.stages.settings import StageConfig
 
 
@@ -15,7 +16,7 @@ class ImportedConfig(StageConfig):
     produces: ClassVar[str] = "set"
 
     kind: Literal["imported"]
-    path: str
+    path: Annotated[str, OnDisk()]
     """A folder or URI: other code's ``images_best.pt`` and ``labels_best.pt``, those of its last iteration
     (``images_5000.pt``), a rayddl set, folders of images by class, or a Parquet table; or one ``.pt`` file with images
     and labels, as a list or a dictionary. Images of ``.pt`` files must be in the source's pixel space, or pixels as
