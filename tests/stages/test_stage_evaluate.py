@@ -22,6 +22,7 @@ from rayddl.stages.context import Input
 from rayddl.stages.evaluate import distribution
 from rayddl.stages.evaluate import stage as evaluate
 from rayddl.stages.evaluate import worker as students
+from rayddl.stages.evaluate.cautions import after
 from rayddl.stages.evaluate.settings import EvaluateConfig
 from rayddl.stages.runtime.progress import LocalCounter
 from rayddl.storage import Folder
@@ -190,3 +191,13 @@ def test_one_rate_and_a_choice_of_rates_exclude_each_other() -> None:
     """The message names both keys."""
     with pytest.raises(ValidationError, match=r"lr is one rate and lr_grid are rates to choose from; leave"):
         EvaluateConfig.model_validate({"kind": "evaluate", "set": "x", "lr": 0.1, "lr_grid": [0.1, 0.2]})
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_students_that_diverge_are_counted(picked, stages, tmp_path, together):
+    """Their accuracy is that of a constant answer, which the table alone would show as a poor set."""
+    found = stages.evaluate(picked, tmp_path, together=together, **(QUICK | {"lr": 1e30}))
+    assert all(row["diverged"] == len(row["accuracies"]) for row in found.summary["rows"])
+    assert set(found.table("students.parquet")["unanswered"]) == {found.summary["tested"]}
+    first, *_ = after(found.summary)
+    assert "on the set diverged" in first

@@ -38,6 +38,7 @@ from rayddl.stages.runtime.sources import fit_space, publish
 from rayddl.stages.settings import without_resources
 from rayddl.storage import Folder
 from tests.experts import train_expert
+from tests.raising import raises
 
 pytestmark = pytest.mark.ray
 
@@ -370,3 +371,13 @@ def test_a_curriculum_follows_the_scores_of_a_teacher(stages, tmp_path):
     torch.testing.assert_close(found, expected.snapshots[-1])
     kept = load(context.out.read("el2n.safetensors"))["scores"]
     torch.testing.assert_close(kept, el2n(logits, train.y))
+
+
+def test_an_expert_that_diverges_ends_the_stage(stages, tmp_path):
+    """With its number, the epoch and what to lower: matched, its trajectory would give nothing."""
+    with raises("expert-diverged") as caught:
+        stages.experts(tmp_path, count=1, epochs=3, lr=1e30)
+    assert re.match(
+        r"expert 0 diverged in epoch \d: its loss is (nan|inf)\. Lower lr \(1e\+30 now\)", str(caught.value)
+    )
+    assert not list(tmp_path.glob("expert-*"))

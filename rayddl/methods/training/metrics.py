@@ -47,12 +47,15 @@ class Score:
     def __init__(self, classes: int) -> None:
         self._classes, self._among = classes, 0
         self._pairs = torch.zeros(classes * classes, dtype=torch.int64)
+        self.unanswered = 0
+        """Number of images with a logit that is not finite: the network has diverged."""
         self.best: float | None = None
         """The best accuracy after late epochs, if they were tested."""
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Count ``logits`` ``[B, K]`` against int64 ``labels`` ``[B]``, both on the CPU."""
         likeliest = logits.argmax(1)
+        self.unanswered += int((~logits.isfinite()).any(1).sum())
         self._pairs += torch.bincount(labels * self._classes + likeliest, minlength=len(self._pairs))
         if self._classes > TOP:
             self._among += int((logits.topk(TOP, dim=1).indices == labels[:, None]).any(1).sum())

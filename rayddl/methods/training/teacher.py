@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayddl.data.pixels import augment
+from rayddl.errors import DivergedError
 from rayddl.methods.training import checkpoint
 from rayddl.methods.training.feeding import lane_to, through
 from rayddl.methods.training.input_spec import BATCH, InputSpec
@@ -100,7 +101,8 @@ class TeacherTraining:
     def run(
         self, test: Callable[[], float], on_step: Callable[[TeacherTraining], None] = lambda _: None
     ) -> nn.Module:
-        """Train to the last epoch and return the network in eval mode.
+        """Train to the last epoch and return the network in eval mode. Raises :class:`DivergedError` for a loss that is
+        not finite.
 
         ``test`` measures the held-out accuracy, in 0..1, after each epoch; ``on_step`` is called after each
         step, and may :meth:`dump`. In a team, every process calls them at the same steps.
@@ -124,6 +126,12 @@ class TeacherTraining:
                 on_step(self)
         accuracy = test()
         mean, lr = float(self._loss) / len(self._labels), float(self._optimiser.param_groups[0]["lr"])
+        if not math.isfinite(mean):
+            raise DivergedError(
+                f"the training diverged in epoch {epoch + 1}: its loss is {mean}. Lower lr "
+                f"({self._settings.lr:g} now).",
+                code="teacher-diverged",
+            )
         self.history.append(Epoch(epoch + 1, mean, accuracy, lr, time.perf_counter() - began))
         self._step, self._loss, self._seconds = 0, self._nothing(), 0.0
         on_step(self)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rayddl.report import numbers
 from rayddl.stages import cautions
 from rayddl.stages.estimates import Outlook, Stages
 from rayddl.stages.evaluate.recorded import same_protocol
@@ -13,6 +14,7 @@ from rayddl.stages.evaluate.settings import EvaluateConfig
 
 FEWEST = 200
 """Held-out images below which an accuracy is uncertain by more than 7 points."""
+_DATA = {"distilled": "the set", "random": "random real images", "whole": "all real images"}
 MOST_HELD_OUT = 0.5
 """The largest share that is advised to be held out."""
 
@@ -45,7 +47,16 @@ def _more(outlook: Outlook) -> str:
 
 
 def after(summary: Mapping[str, Any]) -> Iterator[str]:
-    """For each network, a set below random images, or one within the noise of the held-out images."""
+    """Students that diverged, and for each network a set below random images, or one within the noise of the held-out
+    images.
+    """
+    for row in summary.get("rows", ()):
+        if lost := int(row.get("diverged", 0)):
+            yield (
+                f"{lost} of {numbers.counted(len(row['accuracies']), 'student')} of {row['net']} on "
+                f"{_DATA.get(row['data'], row['data'])} diverged: what they answer are no finite numbers, which counts "
+                "as wrong or as the first class. Lower lr or lr_student, or train in fp32"
+            )
     yield from _compared(summary, _means(summary, "random"))
 
 

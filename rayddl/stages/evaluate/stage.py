@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -51,6 +52,7 @@ TYPES = {
     "best": "double",
     "top5": "double",
     "lr": "double",
+    "unanswered": "int64",
 }
 CONFUSION = {
     "data": "string",
@@ -308,10 +310,14 @@ def _rates(config: EvaluateConfig, lr: float | None) -> dict[str, Any]:
 
 
 def summarise(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over seeds, for each training data and network."""
+    """Mean and standard deviation over seeds, for each training data and network, and how many students diverged, if
+    any did.
+    """
     groups: dict[tuple[str, str], list[float]] = {}
+    lost: Counter[tuple[str, str]] = Counter()
     for result in found:
         groups.setdefault((result["data"], result["net"]), []).append(float(result["accuracy"]))
+        lost[result["data"], result["net"]] += bool(result.get("unanswered"))
     return [
         {
             "data": data,
@@ -322,6 +328,7 @@ def summarise(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "accuracies": values,
             **_spread("top5", [r["top5"] for r in found if (r["data"], r["net"]) == (data, net)]),
             **_spread("best", [r.get("best") for r in found if (r["data"], r["net"]) == (data, net)]),
+            **({"diverged": lost[data, net]} if lost[data, net] else {}),
         }
         for (data, net), values in groups.items()
     ]

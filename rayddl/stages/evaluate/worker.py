@@ -198,6 +198,7 @@ def _written(
         "images": images,
         "accuracy": score.accuracy,
         "top5": score.top5,
+        "unanswered": score.unanswered,
         **({} if score.best is None else {"best": score.best}),
         "confused": asdict(score.confused()),
         "lr": lr,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load, save
 
 from rayddl import seeds
+from rayddl.errors import DivergedError
 from rayddl.methods.training.observer import Observer
 from rayddl.methods.training.steps import steps_for
 from rayddl.methods.training.teacher import outputs
@@ -104,6 +106,12 @@ class Trainer:
         def on_epoch(training: Training) -> None:
             nonlocal saved
             last = training.history[-1]
+            if not math.isfinite(last.train_loss):
+                raise DivergedError(
+                    f"{who} diverged in epoch {last.epoch}: its loss is {last.train_loss}. Lower lr "
+                    f"({job.config.lr:g} now), or flat_rho, if it is set.",
+                    code="expert-diverged",
+                )
             counter.report(who, last.epoch, f"{who}: test {100 * last.test_accuracy:.1f} %")
             if time.monotonic() - saved > PARTIAL_SECONDS and last.epoch < epochs:
                 job.out.write(name, training.dump())

@@ -98,6 +98,11 @@ EVALUATED = {
         ("match", {"retries": 0, "loss_first": 0.9, "loss_last": 0.6, "iterations": 300}, None),
         ("evaluate", EVALUATED, "worse than a random choice"),
         (
+            "evaluate",
+            {"rows": [{"data": "random", "net": "n", "mean": 0.1, "accuracies": [0.1] * 3, "diverged": 2}]},
+            "2 of 3\u00a0students of n on random real images diverged",
+        ),
+        (
             "compare",
             {"unlike": ["epochs each"]},
             "evaluated differently (epochs each differ); judge all by one protocol",

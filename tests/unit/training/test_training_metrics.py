@@ -59,6 +59,9 @@ def test_what_is_not_a_number_is_no_hit_by_default() -> None:
 
     assert score.accuracy == 0.1
     assert score.top5 == 0.5
+    assert score.unanswered == 20
+    score.add(torch.tensor([[0.0] * 9 + [math.inf], [0.0] * 10]), torch.tensor([9, 0]))
+    assert score.unanswered == 21
 
 
 def test_scored_agrees_with_accuracy_over_any_batches() -> None:

@@ -19,6 +19,7 @@ from rayddl.methods.training.teacher import ObserverCheck, TeacherTraining, outp
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
 from rayddl.seeds import generator
+from tests.raising import raises
 
 NET, SHAPE, CLASSES = NetConfig(depth=1, width=4, norm="batch"), (1, 8, 8), 3
 FRAME = InputSpec(SHAPE, (0.3,), (0.4,))
@@ -125,6 +126,20 @@ def test_a_teacher_goes_on_from_any_step(stop: int, monkeypatch: pytest.MonkeyPa
         (e.epoch, e.train_loss, e.lr, e.test_accuracy) for e in whole.history
     ]
     assert [e.seconds for e in part.history] == [e.seconds for e in whole.history] == [4.0] * 3
+
+
+def test_a_training_that_diverges_ends() -> None:
+    """With the epoch and what to lower; one that goes on from its last state ends as well."""
+    steep = SETTINGS.model_copy(update={"lr": 1e30, "warmup": 0.0})
+    trained = TeacherTraining(network(), steep, FRAME, *data(), MANNER, seed=7)
+    states: list[bytes] = []
+    with raises("teacher-diverged"):
+        trained.run(lambda: 0.5, lambda training: states.append(training.dump()))
+    assert len(trained.history) < 3
+    again = TeacherTraining(network(), steep, FRAME, *data(), MANNER, seed=7)
+    again.resume(states[-1])
+    with raises("teacher-diverged"):
+        again.run(lambda: 0.5)
 
 
 def test_a_single_image_left_over_is_passed_by() -> None:
