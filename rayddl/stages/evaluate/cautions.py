@@ -51,9 +51,10 @@ def after(summary: Mapping[str, Any]) -> Iterator[str]:
     images.
     """
     for row in summary.get("rows", ()):
-        if lost := int(row.get("diverged", 0)):
+        lost = cautions.number(row, "diverged")
+        if lost:
             yield (
-                f"{lost} of {numbers.counted(len(row['accuracies']), 'student')} of {row['net']} on "
+                f"{lost:.0f} of {numbers.counted(len(row['accuracies']), 'student')} of {row['net']} on "
                 f"{_DATA.get(row['data'], row['data'])} diverged: what they answer are no finite numbers, which counts "
                 "as wrong or as the first class. Lower lr or lr_student, or train in fp32"
             )
