@@ -28,6 +28,8 @@ class OnDisk:
     """Marks a field as the path or URI of an existing file or folder; ``keywords`` are accepted as well."""
 
     keywords: tuple[str, ...] = ()
+    each: bool = False
+    """True if the field is a tuple of such paths."""
 
 
 UNKNOWN = "unknown_name"
@@ -78,9 +80,10 @@ def registered(value: Any) -> Iterator[tuple[str, str]]:
 
 
 def places(config: Config) -> Iterator[tuple[str, str]]:
-    """Yield the name of each field of ``config`` marked :class:`OnDisk`, and its path or URI."""
+    """Yield the name of each field of ``config`` marked :class:`OnDisk`, and its path or URI, or each of them."""
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         for mark in field.metadata:
-            if isinstance(mark, OnDisk) and isinstance(value, str) and value not in mark.keywords:
-                yield name, value
+            if isinstance(mark, OnDisk):
+                each = value if mark.each else (value,)
+                yield from ((name, at) for at in each if isinstance(at, str) and at not in mark.keywords)

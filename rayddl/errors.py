@@ -11,7 +11,7 @@
     │   ├── PathError           a name that leads out of its folder
     │   └── ArtifactError       a stage's folder or a distilled set that is incomplete or altered
     └── StageError              a stage could not finish; what was done so far is kept
-        └── DivergedError       non-finite numbers in a run; the last finite state is kept
+        └── DivergedError       numbers in a run that are not finite, which are not kept
 
 A message says what was found, where, what was expected, and what to do next. An error's ``code`` identifies the fault
 for programs and tests; it stays the same when the message is reworded.
@@ -105,4 +105,4 @@ class StageError(RayddlError):
 
 
 class DivergedError(StageError):
-    """A run produced non-finite numbers; the last finite state is on disk."""
+    """A run produced numbers that are not finite, which are not kept."""

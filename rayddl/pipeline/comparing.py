@@ -122,13 +122,13 @@ def resolve(where: str, out: str) -> list[FoundSet]:
     if record is not None:
         return list(_of_run(*record))
     if folder.exists():
-        from rayddl.data.formats.importing import form_of
+        from rayddl.data.formats.forms import form_of
 
         form_of(folder)
         return [FoundSet(folder, own=False)]
-    from rayddl.data.formats import pt_layouts
+    from rayddl.data.formats import pt_places
 
-    if pt_layouts.is_file(where) and pt_layouts.at(where) is not None:
+    if pt_places.is_file(where) and pt_places.at(where) is not None:
         return [FoundSet(folder, own=False)]
     raise ArtifactError(
         f"nothing to compare at {scrub(where)!r}: there is no such folder, and no run of that name in "

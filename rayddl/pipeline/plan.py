@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 from rich.console import Group, RenderableType
@@ -24,7 +26,7 @@ from rayddl.pipeline.definition import graph
 from rayddl.pipeline.definition.load import Definition, Stage, fits, fitted
 from rayddl.pipeline.tables import as_text, rows_table
 from rayddl.plugins import suggestion
-from rayddl.stages.settings import without_resources
+from rayddl.stages.settings import StageConfig, without_resources
 from rayddl.storage import Folder
 
 SHOWN_DIGITS = 12
@@ -44,6 +46,8 @@ class PlannedStage:
     """``done``: is skipped. ``partial``: continues from its partial results. ``new``: runs from its start."""
     artifact: artifacts.Artifact | None
     """The artifact, if the stage is done."""
+    files: str = ""
+    """The identity of the files that it reads and no stage has made, if there are any (:mod:`.outside`)."""
 
     @property
     def name(self) -> str:
@@ -231,9 +235,14 @@ def _made(
     order, _ = graph.order({name: stage.reads for name, stage in stages.items() if name not in not_run})
     prints: dict[str, str] = {}
     planned = []
-    for name in order:
-        prints[name] = _fingerprint(stages, name, prints, source, definition)
-        planned.append(_planned(stages, name, prints[name], folder))
+    with found.used():
+        for name in order:
+            files = files_of(stages[name], stages)
+            if not files and outside.names_files(_configs(stages[name], stages)):
+                as_it_was = partial(_fingerprint, stages, name, prints, source, definition)
+                files = _remembered(folder, name, as_it_was)
+            prints[name] = _fingerprint(stages, name, prints, source, definition, files)
+            planned.append(_planned(stages, name, prints[name], folder, files))
     made = Plan(definition, folder, source, tuple(planned), found, said)
     if any(stage.state != "done" for stage in made.narrowed(()).chosen):
         _check_writable(folder)
@@ -265,7 +274,41 @@ def fingerprint_of(plan: Plan, stage: Stage) -> str:
     """The fingerprint that ``stage`` would have in place of the plan's stage of the same name."""
     stages = {each.name: each for each in plan.definition.stages} | {stage.name: stage}
     done = {planned.name: planned.fingerprint for planned in plan.stages}
-    return _fingerprint(stages, stage.name, done, plan.source_fingerprint, plan.definition)
+    files = next((planned.files for planned in plan.stages if planned.name == stage.name), "")
+    return _fingerprint(stages, stage.name, done, plan.source_fingerprint, plan.definition, files)
+
+
+def files_of(stage: Stage, stages: Mapping[str, Stage], *, again: bool = False) -> str:
+    """The identity of the files that ``stage`` reads and no stage has made, from :func:`.outside.identity`; empty if
+    there are none.
+    """
+    return outside.identity(_configs(stage, stages), again=again)
+
+
+def _configs(stage: Stage, stages: Mapping[str, Stage]) -> list[StageConfig]:
+    """The settings of the stage and of those that it runs itself, with every value that it tries."""
+    templates = {name: stages[name].config for name in stage.templates}
+    varied = stage.config.as_readers(templates) if templates else ()
+    return [stage.config, *templates.values(), *varied]
+
+
+def _remembered(out: Folder, name: str, fingerprint: Callable[[str], str]) -> str:
+    """The identity of files that are gone, as the finished stage in ``out`` that was written last has read them; empty
+    if there is none.
+    """
+    found: dict[str, str] = {}
+    for each in out.folders():
+        if re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{{SHOWN_DIGITS}}}", each):
+            folder = out.child(each)
+            try:
+                manifest = artifacts.open_artifact(folder).manifest
+                written = folder.modified(artifacts.MANIFEST)
+            except (ArtifactError, OSError):
+                continue
+            files = str(manifest.get("read_files", ""))
+            if files and fingerprint(files) == manifest["fingerprint"]:
+                found["" if written is None else written.isoformat()] = files
+    return found[max(found)] if found else ""
 
 
 def _in_progress(plan: Plan) -> bool:
@@ -296,19 +339,26 @@ def plugins_of(stage: Stage, stages: Mapping[str, Stage]) -> dict[str, str]:
     return {plugin.name: plugin.version for plugin in sorted(found, key=lambda plugin: plugin.name)}
 
 
-def _planned(stages: Mapping[str, Stage], name: str, fingerprint: str, out: Folder) -> PlannedStage:
+def _planned(
+    stages: Mapping[str, Stage], name: str, fingerprint: str, out: Folder, files: str
+) -> PlannedStage:
     stage = stages[name]
     folder = out.child(f"{name}-{fingerprint[:SHOWN_DIGITS]}")
     state = artifacts.state(folder)
     artifact = artifacts.open_artifact(folder, fingerprint=fingerprint) if state == "done" else None
-    return PlannedStage(stage, fingerprint, folder, state, artifact)
+    return PlannedStage(stage, fingerprint, folder, state, artifact, files)
 
 
 def _fingerprint(
-    stages: Mapping[str, Stage], name: str, done: Mapping[str, str], source: str, definition: Definition
+    stages: Mapping[str, Stage],
+    name: str,
+    done: Mapping[str, str],
+    source: str,
+    definition: Definition,
+    files: str,
 ) -> str:
-    """Return the hash of all that the stage's output depends on: no time, host or resources, and of files that no stage
-    has made what :mod:`.outside` says.
+    """Return the hash of all that the stage's output depends on: no time, host or resources. ``files`` is the identity
+    of those that no stage has made.
     """
     stage = stages[name]
     settings = without_resources(stage.config)
@@ -327,7 +377,7 @@ def _fingerprint(
         parts["templates"] = [_template(stages[template], definition) for template in stage.templates]
     if changes := stage.config.revisions(definition.source):
         parts["revisions"] = list(changes)
-    if files := outside.identities(stage.config):
+    if files:
         parts["files"] = files
     if used := plugins_of(stage, stages):
         parts["plugins"] = used
@@ -345,8 +395,6 @@ def _template(stage: Stage, definition: Definition) -> dict[str, Any]:
     }
     if changes := stage.config.revisions(definition.source):
         parts["revisions"] = list(changes)
-    if files := outside.identities(stage.config):
-        parts["files"] = files
     return parts
 
 

@@ -19,7 +19,7 @@ from rayddl.pipeline import artifacts, cautions
 from rayddl.pipeline.artifacts import Artifact
 from rayddl.pipeline.definition.load import Stage
 from rayddl.pipeline.display.base import Display, Ending, Hidden
-from rayddl.pipeline.plan import Plan, PlannedStage, plugins_of
+from rayddl.pipeline.plan import Plan, PlannedStage, files_of, plugins_of
 from rayddl.pipeline.records import Heartbeat, Record
 from rayddl.pipeline.results import RunResult
 from rayddl.pipeline.reusable import reusable
@@ -224,7 +224,20 @@ class _Run:
         result = run(planned.stage.config, context)
         with interrupts.held():
             seconds = self.clock() - began + result.earlier
+            self._refuse_changed(planned)
             return artifacts.seal(planned.folder, self._manifest(planned, result, seconds))
+
+    def _refuse_changed(self, planned: PlannedStage) -> None:
+        """Raise :class:`StageError` if files that no stage has made have changed since the plan: which the stage has
+        read is not known.
+        """
+        stages = {stage.name: stage for stage in self.plan.definition.stages}
+        if planned.files and files_of(planned.stage, stages, again=True) != planned.files:
+            raise StageError(
+                f"the files that {planned.name} reads have changed since this command began. Run it again when they "
+                "are complete.",
+                code="files-changed",
+            )
 
     def _spent(self, name: str) -> dict[str, float]:
         """Return the seconds of the finished stage ``name`` and of all stages that it depends on, by stage.
@@ -261,6 +274,7 @@ class _Run:
             },
             "seed": self.plan.definition.seed,
             **self._plugins(stage),
+            **({"read_files": planned.files} if planned.files else {}),
             "summary": dict(result.summary),
             "table": [dict(row) for row in result.table],
             **(

@@ -135,11 +135,11 @@ def load_set(where: str | os.PathLike[str], out: str = "runs", stage: str | None
     holds no set, and :class:`UserError` if it holds several and ``stage`` names none.
     """
     from rayddl.data.distilled import DistilledSet
-    from rayddl.data.formats import pt, pt_layouts
+    from rayddl.data.formats import pt, pt_places
 
     place = os.fspath(where)
-    if not place.startswith(hub.SCHEME) and (pt_layouts.is_file(place) or pt_layouts.is_pair(Folder(place))):
-        found = pt_layouts.at(place)
+    if not place.startswith(hub.SCHEME) and (pt_places.is_file(place) or pt_places.is_pair(Folder(place))):
+        found = pt_places.at(place)
         if found is not None:
             return pt.load_place(found)
     return DistilledSet.load(find_set(place, out, stage))

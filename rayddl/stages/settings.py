@@ -7,20 +7,21 @@ A field that names another stage is annotated with :class:`Reads`; these annotat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
-from rayddl.config import Config
+from rayddl.config import Config, places
 from rayddl.data.config import Augmented, SourceConfig
 from rayddl.nets.config import NetConfig
 from rayddl.stages import revisions
 from rayddl.stages.runtime import sizes
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask, Resources
+from rayddl.storage import Folder, split
 
 
 def _producer(products: Sequence[str]) -> str:
@@ -111,6 +112,19 @@ def listed(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else names or ()
 
 
+@dataclass(frozen=True)
+class FileRead:
+    """A file that a stage reads and no stage of its definition has made."""
+
+    folder: Folder
+    name: str
+    bytes: int
+
+
+TENSORS = (".pt", ".pth", ".safetensors")
+"""Endings of the files that count in a folder that a setting names."""
+
+
 class StageConfig(Config):
     """The keys that every stage has."""
 
@@ -159,6 +173,18 @@ class StageConfig(Config):
     def images_needed(self) -> int:
         """The least number of real training images of each class without which the stage fails."""
         return 0
+
+    def files(self) -> Iterator[FileRead]:
+        """The files at the paths among these settings, as they are now: each file, and those of tensors in each folder.
+        Those that are not there are left out: the stage says so. Raises ``OSError`` for places that cannot be read.
+        """
+        for _, where in places(self):
+            whole = Folder(where)
+            if whole.exists():
+                found = [(whole, name) for name in sorted(whole.names()) if name.endswith(TENSORS)]
+            else:
+                found = [split(where)]
+            yield from (FileRead(at, name, at.size(name)) for at, name in found if at.has(name))
 
     def as_readers(self, templates: Mapping[str, StageConfig]) -> Sequence[StageConfig]:
         """The settings that determine what is read: this stage's own, or those of the stages that it runs."""

@@ -23,7 +23,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from rayddl.data.config import SourceConfig
-from rayddl.data.formats import importing
+from rayddl.data.formats import forms, importing
 from rayddl.data.pixels.space import fit
 from rayddl.data.sources import registry as sources
 from rayddl.methods.training import pretrained
@@ -99,7 +99,7 @@ def test_tensors_of_pairs(
 
 def _imported(folder: Path) -> None:
     with bounded(folder):
-        importing.bring(Folder(str(folder)), importing.form_of(Folder(str(folder))), HOME)
+        importing.bring(Folder(str(folder)), forms.form_of(Folder(str(folder))), HOME)
 
 
 def _picture() -> bytes:

@@ -188,8 +188,7 @@ def _tensors(made: DistilledSet) -> Iterator[tuple[str, bytes]]:
     import torch
     from safetensors.torch import save
 
-    from rayddl.data.formats.pt import META, SPACE
-    from rayddl.data.formats.pt_layouts import IMAGES, LABELS, RATE
+    from rayddl.data.formats.pt_places import IMAGES, LABELS, META, RATE, SPACE
 
     rate = torch.tensor(made.lr_student)
     for name, tensor in ((IMAGES, made.images), (LABELS, made.labels), (RATE, rate)):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,24 +23,19 @@ from torch import Tensor
 from rayddl import limits
 from rayddl.data import views
 from rayddl.data.distilled import LR_STUDENT, DistilledSet
-from rayddl.data.formats import pt, pt_layouts
+from rayddl.data.formats import pt, pt_places
+from rayddl.data.formats.forms import NAMES, Form, images_in, table_in
+from rayddl.data.formats.pt_places import Place
 from rayddl.data.pixels.cutting import with_channels
 from rayddl.data.pixels.decode import Encoded, decode
 from rayddl.data.pixels.space import PixelSpace
-from rayddl.data.sources import parquet_bounds, parquet_labels, split_files, trees
+from rayddl.data.sources import parquet_bounds, parquet_labels
 from rayddl.data.sources.refusals import read_names, shown
 from rayddl.errors import ArtifactError, SourceError
 from rayddl.storage import Folder
 
-Form = Literal["set", "pt", "imagefolder", "parquet"]
 _DIGITS = 19
 """Longer numbers as names are text."""
-SET_FILE = "set.json"
-NAMES = "classes.txt"
-LOOKED_FOR = (
-    "set.json, images_best.pt and labels_best.pt or one other .pt file, folders of images by class, or one "
-    ".parquet file"
-)
 
 
 @dataclass(frozen=True)
@@ -53,25 +48,6 @@ class TargetSource:
     space: PixelSpace
 
 
-def form_of(folder: Folder) -> Form:
-    """The format of the set in ``folder``. Raises :class:`ArtifactError` if there is no set."""
-    if pt_layouts.is_pair(folder):
-        return "pt"
-    if folder.has(SET_FILE):
-        return "set"
-    if _table_in(folder) is not None:
-        return "parquet"
-    place = pt_layouts.find(folder)
-    # One file among folders of images may be anything.
-    if place is not None and place.labels is not None:
-        return "pt"
-    if any("/" in name for name, _ in trees.list_images(folder, folder)):
-        return "imagefolder"
-    if place is not None:
-        return "pt"
-    raise ArtifactError(f"there is no set in {folder}: looked for {LOOKED_FOR}.", code="no-set-here")
-
-
 def bring(folder: Folder, form: Form, home: TargetSource) -> DistilledSet:
     """The set in ``folder``, converted to the source ``home``.
 
@@ -80,10 +56,10 @@ def bring(folder: Folder, form: Form, home: TargetSource) -> DistilledSet:
     if form == "set":
         return DistilledSet.load(folder)
     if form == "pt":
-        place = pt_layouts.find(folder)
+        place = pt_places.find(folder)
         if place is None:
             raise ArtifactError(
-                f"there is no set in {folder}: looked for {pt_layouts.IMAGES} and {pt_layouts.LABELS}, or one other "
+                f"there is no set in {folder}: looked for {pt_places.IMAGES} and {pt_places.LABELS}, or one other "
                 ".pt file.",
                 code="no-set-here",
             )
@@ -98,7 +74,7 @@ def bring(folder: Folder, form: Form, home: TargetSource) -> DistilledSet:
     return made
 
 
-def bring_pt(place: pt_layouts.Place, home: TargetSource) -> DistilledSet:
+def bring_pt(place: Place, home: TargetSource) -> DistilledSet:
     """The set in files of torch, converted to the source ``home``; raises as :func:`bring`."""
     made, folder = pt.load_place(place), place.folder
     if "guessed" not in made.info:
@@ -127,7 +103,7 @@ def bring_pt(place: pt_layouts.Place, home: TargetSource) -> DistilledSet:
 
 
 def _tree(folder: Folder, home: TargetSource) -> tuple[Tensor, Tensor, None]:
-    files = [name for name, _ in trees.list_images(folder, folder) if "/" in name]
+    files = [name for name, _ in images_in(folder)]
     names = [name.split("/")[0] for name in files]
     places = _places(sorted(set(names)), home, str(folder), _order(folder, set(names)))
     encoded = [
@@ -149,7 +125,7 @@ def _order(folder: Folder, folders: set[str]) -> dict[str, str]:
 
 
 def _table(folder: Folder, home: TargetSource) -> tuple[Tensor, Tensor, Tensor | None]:
-    name = _table_in(folder)
+    name = table_in(folder)
     assert name is not None
     where = folder.path(name)
     try:
@@ -304,21 +280,6 @@ def _blob(cell: Any, where: str) -> bytes:
             code="set-table-unreadable",
         )
     return cell
-
-
-def _table_in(folder: Folder) -> str | None:
-    """The one Parquet file in ``folder``, or in its folder ``data``."""
-    found = [name for name in folder.names() if name.endswith(".parquet")]
-    if not found and "data" in folder.folders():
-        found = [f"data/{name}" for name in folder.child("data").names() if name.endswith(".parquet")]
-    lacking = split_files.missing(found)
-    if lacking:
-        raise ArtifactError(
-            f"the set in {folder} is incomplete: by the numbers of its files, {shown(lacking)} "
-            f"{'is' if len(lacking) == 1 else 'are'} missing.",
-            code="import-shards-missing",
-        )
-    return found[0] if len(found) == 1 else None
 
 
 def _places(

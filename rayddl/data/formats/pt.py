@@ -16,12 +16,12 @@ from torch import Tensor
 
 from rayddl import documents, limits
 from rayddl.data.distilled import LR_STUDENT, DistilledSet
-from rayddl.data.formats.pt_layouts import Place
+from rayddl.data.formats import pt_layouts
+from rayddl.data.formats.pt_places import META, SPACE, Place
 from rayddl.data.pixels.space import Normalise, PixelSpace
 from rayddl.errors import ArtifactError
 from rayddl.storage import Folder
 
-META, SPACE = "set.json", "space.safetensors"
 SPREAD = 2.5
 """For pixels of unknown scale, pictures show the mean plus and minus this many standard deviations."""
 
@@ -39,7 +39,7 @@ def load_place(place: Place) -> DistilledSet:
     suffices for pictures only: such a set names no source, and evaluating it needs one. Raises
     :class:`ArtifactError` for files without images and labels.
     """
-    folder, stored = place.folder, place.read()
+    folder, stored = place.folder, pt_layouts.read(place)
     images = stored.images
     counted = images.dtype == torch.uint8
     if images.ndim != 4 or not (images.is_floating_point() or counted) or images.numel() == 0:

@@ -1,13 +1,7 @@
-"""Finds the images and labels of a set in files of torch, in the layouts in which codes of the field save them.
-
-MTT's code and those that build on it save a file of images and one of labels, ``images_best.pt`` and
-``labels_best.pt``, or with the number of an iteration in place of ``best``, and some the learning rate. Others save one
-file: a list of two tensors, or a dictionary that names them.
-"""
+"""Reads the images and labels of a set from files of torch, wherever :mod:`.pt_places` finds them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +10,11 @@ import torch
 from torch import Tensor
 
 from rayddl import tensorfiles
+from rayddl.data.formats.pt_places import Place
 from rayddl.data.sources.refusals import shown
 from rayddl.errors import ArtifactError
-from rayddl.storage import Folder, split
+from rayddl.storage import Folder
 
-IMAGES, LABELS, RATE = "images_best.pt", "labels_best.pt", "lr_best.pt"
-SUFFIXES = (".pt", ".pth")
-_NUMBERED = re.compile(r"images_(\d{1,18})\.pt")
 _KEYS = (
     ("images", "image", "image_syn", "images_syn", "syn_images", "data", "x"),
     ("labels", "label", "label_syn", "labels_syn", "syn_labels", "targets", "y"),
@@ -40,89 +32,35 @@ class Stored:
     """The student's learning rate, if it is stored."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a set is: a file of images and one of labels in ``folder``, or one file with both."""
+def read(place: Place) -> Stored:
+    """The tensors at ``place``. No code in the files is executed.
 
-    folder: Folder
-    images: str
-    labels: str | None = None
-    """``None``: in the same file as the images."""
-
-    def read(self) -> Stored:
-        """The tensors. No code in the files is executed.
-
-        Raises :class:`ArtifactError` for files that are no files of plain tensors, or without images and labels.
-        """
-        if self.labels is None:
-            return self._together(stored(self.folder, self.images))
-        rate = f"lr_{self.images.removeprefix('images_')}"
-        return Stored(
-            tensor(self.folder, self.images),
-            tensor(self.folder, self.labels),
-            tensor(self.folder, rate) if self.folder.has(rate) else None,
-        )
-
-    def _together(self, found: Any) -> Stored:
-        values: Sequence[Any] = ()
-        if isinstance(found, Mapping):
-            values = [next((found[key] for key in keys if key in found), None) for keys in _KEYS]
-        elif isinstance(found, Sequence) and len(found) == 2:
-            values = [*found, None]
-        tensors = [value.detach() if isinstance(value, Tensor) else None for value in values]
-        if not tensors or tensors[0] is None or tensors[1] is None:
-            raise ArtifactError(
-                f"{self.folder.path(self.images)} holds {_described(found)}, expected a set: two tensors, images and "
-                "labels, in a list or in a dictionary with these names.",
-                code="pt-no-images-and-labels",
-            )
-        rate = torch.tensor(values[2]) if isinstance(values[2], float) else tensors[2]
-        return Stored(tensors[0], tensors[1], rate)
-
-    @property
-    def exported(self) -> bool:
-        """True for the names of rayddl's own exports, beside which there may be files that complete them."""
-        return (self.images, self.labels) == (IMAGES, LABELS)
-
-    @property
-    def labels_path(self) -> str:
-        """The path of the file with the labels, for messages."""
-        return self.folder.path(self.labels or self.images)
-
-
-def is_file(where: str) -> bool:
-    """True if ``where`` is the path or URI of a file of torch, by its name."""
-    return where.partition("?")[0].endswith(SUFFIXES)
-
-
-def at(where: str) -> Place | None:
-    """The set in the file or folder ``where``, a path or URI; ``None`` if there is none. A file of images may have its
-    labels beside it.
+    Raises :class:`ArtifactError` for files that are no files of plain tensors, or without images and labels.
     """
-    if not is_file(where):
-        return find(Folder(where))
-    folder, name = split(where)
-    labels = f"labels_{name.removeprefix('images_')}"
-    beside = name.startswith("images_") and folder.has(labels)
-    return Place(folder, name, labels if beside else None) if folder.has(name) else None
+    if place.labels is None:
+        return _together(place, stored(place.folder, place.images))
+    return Stored(
+        tensor(place.folder, place.images),
+        tensor(place.folder, place.labels),
+        tensor(place.folder, place.rate) if place.folder.has(place.rate) else None,
+    )
 
 
-def find(folder: Folder) -> Place | None:
-    """The set in ``folder``; ``None`` if there is none. Of several iterations' files, the last iteration's."""
-    if is_pair(folder):
-        return Place(folder, IMAGES, LABELS)
-    names = set(folder.names())
-    numbers = (int(found[1]) for name in names if (found := _NUMBERED.fullmatch(name)))
-    for number in sorted(numbers, reverse=True):
-        if f"labels_{number}.pt" in names:
-            return Place(folder, f"images_{number}.pt", f"labels_{number}.pt")
-    files = [name for name in names if name.endswith(SUFFIXES)]
-    return Place(folder, files[0]) if len(files) == 1 else None
-
-
-def is_pair(folder: Folder) -> bool:
-    """True if ``folder`` has ``images_best.pt`` and ``labels_best.pt``."""
-    return folder.has(IMAGES) and folder.has(LABELS)
+def _together(place: Place, found: Any) -> Stored:
+    values: Sequence[Any] = ()
+    if isinstance(found, Mapping):
+        values = [next((found[key] for key in keys if key in found), None) for keys in _KEYS]
+    elif isinstance(found, Sequence) and len(found) == 2:
+        values = [*found, None]
+    tensors = [value.detach() if isinstance(value, Tensor) else None for value in values]
+    if not tensors or tensors[0] is None or tensors[1] is None:
+        raise ArtifactError(
+            f"{place.folder.path(place.images)} holds {_described(found)}, expected a set: two tensors, images and "
+            "labels, in a list or in a dictionary with these names.",
+            code="pt-no-images-and-labels",
+        )
+    rate = torch.tensor(values[2]) if isinstance(values[2], float) else tensors[2]
+    return Stored(tensors[0], tensors[1], rate)
 
 
 def tensor(folder: Folder, name: str) -> Tensor:

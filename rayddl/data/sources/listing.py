@@ -73,7 +73,7 @@ class Listing:
 
     def take(self, positions: NDArray[np.int64]) -> Listing:
         """The listing of the images at ``positions``, which must be ascending to keep the order of names."""
-        if np.array_equal(positions, np.arange(len(self))):
+        if len(positions) == len(self) and np.array_equal(positions, np.arange(len(self))):
             return replace(self, notes=())
         return Listing(
             self.names.take(pa.array(positions)),

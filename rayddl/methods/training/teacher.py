@@ -83,7 +83,10 @@ class TeacherTraining:
         return len(self.history) + self._step / self._steps
 
     def dump(self) -> bytes:
-        """The state of the training as bytes, for :meth:`resume`."""
+        """The state of the training as bytes, for :meth:`resume`. Raises :class:`DivergedError` for a loss that is not
+        finite.
+        """
+        self._refuse_diverged(float(self._loss))
         rows = [[getattr(e, c) for c in COLUMNS] for e in self.history]
         numbers = {
             "history": torch.tensor(rows, dtype=torch.float64).view(-1, len(COLUMNS)),
@@ -126,15 +129,18 @@ class TeacherTraining:
                 on_step(self)
         accuracy = test()
         mean, lr = float(self._loss) / len(self._labels), float(self._optimiser.param_groups[0]["lr"])
-        if not math.isfinite(mean):
-            raise DivergedError(
-                f"the training diverged in epoch {epoch + 1}: its loss is {mean}. Lower lr "
-                f"({self._settings.lr:g} now).",
-                code="teacher-diverged",
-            )
+        self._refuse_diverged(mean)
         self.history.append(Epoch(epoch + 1, mean, accuracy, lr, time.perf_counter() - began))
         self._step, self._loss, self._seconds = 0, self._nothing(), 0.0
         on_step(self)
+
+    def _refuse_diverged(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the training diverged in epoch {len(self.history) + 1}: its loss is {loss}. Lower lr "
+                f"({self._settings.lr:g} now).",
+                code="teacher-diverged",
+            )
 
     def _nothing(self) -> Tensor:
         # The sum stays on the device: reading it at every step would make the CPU wait for the GPU.

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import model_validator
 
-from rayddl.stages.settings import Reads, StageConfig
+from rayddl.config import OnDisk
+from rayddl.stages.settings import FileRead, Reads, StageConfig
+from rayddl.storage import Folder
+
+MANIFEST = "manifest.json"
 
 
 class CompareConfig(StageConfig):
@@ -17,11 +22,18 @@ class CompareConfig(StageConfig):
     kind: Literal["compare"]
     of: Annotated[tuple[str, ...], Reads(("judgement",))] = ("*",)
     """The evaluate stages to compare; ``"*"`` is every one."""
-    runs: tuple[str, ...] = ()
+    runs: Annotated[tuple[str, ...], OnDisk(each=True)] = ()
     """Folders or URIs of finished evaluate stages of other runs, to compare with these."""
     names: tuple[str, ...] = ()
     """What to call each of ``runs``. Default, also for ``""``: the name in the definition that evaluated it, of several
     runs that share the evaluation the first one's."""
+
+    def files(self) -> Iterator[FileRead]:
+        """The manifests of ``runs``, which have the hashes of the other files."""
+        for where in self.runs:
+            folder = Folder(where)
+            if folder.has(MANIFEST):
+                yield FileRead(folder, MANIFEST, folder.size(MANIFEST))
 
     @model_validator(mode="after")
     def _a_name_for_each(self) -> CompareConfig:

@@ -17,14 +17,13 @@ from rayddl.stages.compare.differences import as_rows, differences, unique
 from rayddl.stages.compare.entries import Comparison, Entry, Judged, below, entries, nets_of, randoms
 from rayddl.stages.compare.page import render
 from rayddl.stages.compare.protocols import unlike
-from rayddl.stages.compare.settings import CompareConfig
+from rayddl.stages.compare.settings import MANIFEST, CompareConfig
 from rayddl.stages.context import Context, Input, Result
 from rayddl.stages.evaluate.figures import BELOW, Row, confusion_of
 from rayddl.stages.finished import PAGE, as_stage, in_order, pictures, versions
 from rayddl.stages.kinds import known, produced
 from rayddl.storage import Folder
 
-MANIFEST = "manifest.json"
 TYPES = {
     "set": "string", "method": "string", "run": "string", "ipc": "int64", "images": "int64", "bytes": "int64",
     "net": "string", "accuracy": "double", "std": "double", "best": "double", "own_labels": "double", "top5": "double",

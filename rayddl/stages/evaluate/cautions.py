@@ -72,8 +72,9 @@ def beside(summary: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> I
 
 
 def _means(summary: Mapping[str, Any], data: str) -> dict[str, float]:
-    """The mean accuracy of each network on ``data``."""
-    return {row["net"]: float(row["mean"]) for row in summary.get("rows", ()) if row["data"] == data}
+    """The mean accuracy of each network on ``data``, without those whose students diverged."""
+    rows = (row for row in summary.get("rows", ()) if not row.get("diverged"))
+    return {row["net"]: float(row["mean"]) for row in rows if row["data"] == data}
 
 
 def _images(summary: Mapping[str, Any]) -> Any:

@@ -106,9 +106,11 @@ class Trainer:
         def on_epoch(training: Training) -> None:
             nonlocal saved
             last = training.history[-1]
-            if not math.isfinite(last.train_loss):
+            # The loss is that before the last update.
+            if not math.isfinite(last.train_loss + last.step_norm):
                 raise DivergedError(
-                    f"{who} diverged in epoch {last.epoch}: its loss is {last.train_loss}. Lower lr "
+                    f"{who} diverged in epoch {last.epoch}: its loss is {last.train_loss}, its step of length "
+                    f"{last.step_norm}. Lower lr "
                     f"({job.config.lr:g} now), or flat_rho, if it is set.",
                     code="expert-diverged",
                 )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from rayddl.config import OnDisk
-from rayddl.stages.settings import StageConfig
+from rayddl.stages.settings import FileRead, StageConfig
 
 
 class ImportedConfig(StageConfig):
@@ -31,3 +32,9 @@ class ImportedConfig(StageConfig):
     sha256: str | None = None
     """SHA-256 of the set's images and labels, as ``rayddl show`` prints it for this stage: any other set is
     refused."""
+
+    def files(self) -> Iterator[FileRead]:
+        """The files of the set."""
+        from rayddl.data.formats.forms import files_of
+
+        yield from (FileRead(*found) for found in files_of(self.path, self.form))

@@ -11,7 +11,7 @@ import torch
 
 from rayddl.data.config import DSA
 from rayddl.data.distilled import DistilledSet
-from rayddl.data.formats import importing, pt_layouts
+from rayddl.data.formats import forms, importing, pt_places
 from rayddl.data.formats.importing import TargetSource
 from rayddl.data.pixels import space
 from rayddl.data.sources.registry import load
@@ -29,16 +29,16 @@ def run(config: ImportedConfig, context: Context) -> Result:
     """Read the set, convert it to the source, and write it."""
     began = time.perf_counter()
     folder, place = Folder(config.path), None
-    if pt_layouts.is_file(config.path):
-        place = pt_layouts.at(config.path)
+    if pt_places.is_file(config.path):
+        place = pt_places.at(config.path)
     if place is None and not folder.exists():
-        alone = pt_layouts.is_file(config.path)
-        what, holding = ("file", "images and labels") if alone else ("folder", importing.LOOKED_FOR)
+        alone = pt_places.is_file(config.path)
+        what, holding = ("file", "images and labels") if alone else ("folder", forms.LOOKED_FOR)
         raise ArtifactError(
             f"there is no {what} {folder}: it should hold {holding}.",
             code="import-folder-missing",
         )
-    form = "pt" if place else config.form or importing.form_of(folder)
+    form = "pt" if place else config.form or forms.form_of(folder)
     source = load(context.source)
     fitted = space.fit(context.source.space, source.train.images, context.source.scaling)
     home = TargetSource(source.train.classes, source.train.shape, fitted)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.formats.export import export_set
-from rayddl.data.formats.importing import TargetSource, bring, form_of
+from rayddl.data.formats.forms import form_of
+from rayddl.data.formats.importing import TargetSource, bring
 from rayddl.data.pixels import space
 from rayddl.errors import ArtifactError
 from rayddl.storage import Folder

@@ -20,11 +20,12 @@ from torchvision.datasets import ImageFolder
 
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.formats.export import FORMATS, export_set
-from rayddl.data.formats.importing import TargetSource, bring, form_of
+from rayddl.data.formats.forms import form_of
+from rayddl.data.formats.importing import TargetSource, bring
 from rayddl.data.formats.pt import load_place
-from rayddl.data.formats.pt_layouts import IMAGES as IMAGES_FILE
-from rayddl.data.formats.pt_layouts import LABELS as LABELS_FILE
-from rayddl.data.formats.pt_layouts import Place
+from rayddl.data.formats.pt_places import IMAGES as IMAGES_FILE
+from rayddl.data.formats.pt_places import LABELS as LABELS_FILE
+from rayddl.data.formats.pt_places import Place
 from rayddl.data.pixels import space
 from rayddl.data.pixels.space import PixelSpace
 from rayddl.errors import RayddlError

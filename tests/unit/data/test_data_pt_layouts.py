@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from rayddl.data.formats import pt_layouts
-from rayddl.data.formats.importing import TargetSource, bring, form_of
+from rayddl.data.formats import pt_places
+from rayddl.data.formats.forms import form_of
+from rayddl.data.formats.importing import TargetSource, bring
 from rayddl.data.formats.pt import load_place
 from rayddl.data.pixels import space
 from rayddl.pipeline.sets import load_set
@@ -81,7 +82,7 @@ def test_a_rate_belongs_to_its_images(tmp_path: Path) -> None:
 def test_pixels_are_read_as_pixels(tmp_path: Path) -> None:
     """uint8 images are kept as they are, and encoded in the source's space, whatever it is."""
     torch.save([REAL[:4], LABELS], tmp_path / "data.pt")
-    place = pt_layouts.at(str(tmp_path / "data.pt"))
+    place = pt_places.at(str(tmp_path / "data.pt"))
     assert place is not None
     brought, shown = bring(Folder(str(tmp_path)), "pt", HOME), load_place(place)
 
@@ -124,12 +125,12 @@ def test_what_is_no_set_is_not_taken_for_one(tmp_path: Path, names: list[str]) -
         torch.save([IMAGES, LABELS], tmp_path / name)
     folder = Folder(str(tmp_path))
 
-    assert pt_layouts.find(folder) is None
+    assert pt_places.find(folder) is None
     with raises("no-set-here"):
         form_of(folder)
     with raises("no-set-here"):
         bring(folder, "pt", HOME)
-    assert pt_layouts.at(str(tmp_path / "none.pt")) is None
+    assert pt_places.at(str(tmp_path / "none.pt")) is None
 
 
 def test_a_file_beside_folders_of_images_is_not_the_set(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from rayddl.data.config import AUGMENTATIONS, SourceConfig
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.formats.export import export_set
 from rayddl.data.formats.pt import load_place
-from rayddl.data.formats.pt_layouts import IMAGES, LABELS, Place
+from rayddl.data.formats.pt_places import IMAGES, LABELS, Place
 from rayddl.data.pixels.augment import apply, draw
 from rayddl.data.pixels.decode import Encoded, decode
 from rayddl.data.pixels.space import fit

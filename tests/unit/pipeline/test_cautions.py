@@ -103,6 +103,16 @@ EVALUATED = {
             "2 of 3\u00a0students of n on random real images diverged",
         ),
         (
+            "evaluate",
+            {
+                "rows": [
+                    {"data": "distilled", "net": "n", "mean": 0.1, "accuracies": [0.1], "diverged": 1},
+                    {"data": "random", "net": "n", "mean": 0.4, "accuracies": [0.4]},
+                ]
+            },
+            "1 of 1\u00a0student of n on the set diverged",
+        ),
+        (
             "compare",
             {"unlike": ["epochs each"]},
             "evaluated differently (epochs each differ); judge all by one protocol",
