@@ -298,8 +298,8 @@ class Manifest(Document):
     seconds: Seconds = 0.0
     versions: dict[str, str | None] = {}
     plugins: dict[str, str] = {}
-    read_files: str = ""
-    """Identity of the files that the stage has read and no stage has made."""
+    read_files: dict[str, str] = {}
+    """By place, the identity of the files that the stage has read and no stage has made."""
     definition: dict[str, Any] | None = None
 
 

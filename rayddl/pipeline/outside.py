@@ -12,7 +12,7 @@ from functools import partial
 from rayddl.config import places
 from rayddl.credentials import scrub
 from rayddl.data.sources import known, trees
-from rayddl.errors import ArtifactError
+from rayddl.errors import ArtifactError, PathError, RayddlError
 from rayddl.stages.settings import FileRead, StageConfig
 
 END = 2**20
@@ -20,43 +20,49 @@ END = 2**20
 tensors, Parquet's with statistics of its columns; of others a change in the middle alone is not noticed."""
 MANY = 10_000
 """Images of a set of which more count by name and size alone, as they do on remote storage."""
+REFUSED = "refused"
+"""The identity of what is no set, or no place that is read: the stage reports it."""
 
 
-def names_files(configs: Iterable[StageConfig]) -> bool:
-    """True if a setting of ``configs`` is a path."""
-    return any(True for config in configs for _ in places(config))
+def identities(configs: Iterable[StageConfig], *, again: bool = False) -> dict[str, str | ArtifactError]:
+    """By place, a path or URI in settings of ``configs``: a hash of the names, sizes and contents of the files that are
+    read there; empty if there are none; or the error for a place that cannot be read now. A command reads each file
+    once, unless ``again``.
 
-
-def identity(configs: Iterable[StageConfig], *, again: bool = False) -> str:
-    """A hash of the names, sizes and contents of the files that stages with these settings read; empty if there are
-    none, which the stage reports. A command reads each file once, unless ``again``.
-
-    Raises :class:`ArtifactError` for places that cannot be read.
+    Raises the errors of :mod:`rayddl.hosts`.
     """
-    hashed, some = hashlib.sha256(), False
+    found: dict[str, str | ArtifactError] = {}
     for config in configs:
-        try:
-            found = list(config.files())
-            images = sum(trees.is_image(each.name) for each in found)
-            for each in found:
-                some = True
-                hashed.update(f"{each.name}\n{each.bytes}\n".encode())
-                if trees.is_image(each.name) and (each.folder.far or images > MANY):
-                    continue
-                key, digest = ("file", str(each.folder), each.name), partial(_digest, each)
-                hashed.update((digest() if again else known.once(key, digest)).encode())
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            continue
-        except ArtifactError:
-            continue  # there is no set
-        except OSError as error:
-            where = ", ".join(scrub(where) for _, where in places(config))
-            raise ArtifactError(
-                f"{where} cannot be read: {error}. Whether its files have changed is not known; run the same command "
-                "again when they can be read.",
-                code="files-unreadable",
-            ) from error
-    return hashed.hexdigest() if some else ""
+        for _, where in places(config):
+            if where not in found:
+                found[where] = _identity(config, where, again=again)
+    return {scrub(where): identity for where, identity in found.items()}
+
+
+def _identity(config: StageConfig, where: str, *, again: bool) -> str | ArtifactError:
+    hashed = hashlib.sha256()
+    try:
+        found = list(config.files_at(where))
+        images = sum(trees.is_image(each.name) for each in found)
+        for each in found:
+            hashed.update(f"{each.name}\n{each.bytes}\n".encode())
+            if trees.is_image(each.name) and (each.folder.far or images > MANY):
+                continue
+            key, digest = ("file", str(each.folder), each.name), partial(_digest, each)
+            hashed.update((digest() if again else known.once(key, digest)).encode())
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except (ArtifactError, PathError, ValueError):
+        return REFUSED
+    except RayddlError:
+        raise
+    except Exception as error:  # each kind of storage has errors of its own
+        return ArtifactError(
+            f"{scrub(where)} cannot be read: {scrub(str(error))}. Whether its files have changed is not known; run the "
+            "same command again when they can be read.",
+            code="files-unreadable",
+        )
+    return hashed.hexdigest() if found else ""
 
 
 def _digest(file: FileRead) -> str:

@@ -46,8 +46,8 @@ class PlannedStage:
     """``done``: is skipped. ``partial``: continues from its partial results. ``new``: runs from its start."""
     artifact: artifacts.Artifact | None
     """The artifact, if the stage is done."""
-    files: str = ""
-    """The identity of the files that it reads and no stage has made, if there are any (:mod:`.outside`)."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """By place, the identity of the files that it reads and no stage has made (:mod:`.outside`)."""
 
     @property
     def name(self) -> str:
@@ -237,10 +237,8 @@ def _made(
     planned = []
     with found.used():
         for name in order:
-            files = files_of(stages[name], stages)
-            if not files and outside.names_files(_configs(stages[name], stages)):
-                as_it_was = partial(_fingerprint, stages, name, prints, source, definition)
-                files = _remembered(folder, name, as_it_was)
+            as_it_was = partial(_fingerprint, stages, name, prints, source, definition)
+            files = _files(stages[name], stages, folder, as_it_was)
             prints[name] = _fingerprint(stages, name, prints, source, definition, files)
             planned.append(_planned(stages, name, prints[name], folder, files))
     made = Plan(definition, folder, source, tuple(planned), found, said)
@@ -274,41 +272,60 @@ def fingerprint_of(plan: Plan, stage: Stage) -> str:
     """The fingerprint that ``stage`` would have in place of the plan's stage of the same name."""
     stages = {each.name: each for each in plan.definition.stages} | {stage.name: stage}
     done = {planned.name: planned.fingerprint for planned in plan.stages}
-    files = next((planned.files for planned in plan.stages if planned.name == stage.name), "")
+    files = next((planned.files for planned in plan.stages if planned.name == stage.name), {})
     return _fingerprint(stages, stage.name, done, plan.source_fingerprint, plan.definition, files)
 
 
-def files_of(stage: Stage, stages: Mapping[str, Stage], *, again: bool = False) -> str:
-    """The identity of the files that ``stage`` reads and no stage has made, from :func:`.outside.identity`; empty if
-    there are none.
-    """
-    return outside.identity(_configs(stage, stages), again=again)
+def files_changed(plan: Plan, planned: PlannedStage) -> bool:
+    """True if files that ``planned`` reads and no stage has made are not what they were when the plan was made."""
+    if not planned.files:
+        return False
+    stages = {stage.name: stage for stage in plan.definition.stages}
+    now = outside.identities(_configs(planned.stage, stages), again=True)
+    return any(
+        isinstance(found := now.get(where, ""), str) and found != identity
+        for where, identity in planned.files.items()
+    )
 
 
 def _configs(stage: Stage, stages: Mapping[str, Stage]) -> list[StageConfig]:
     """The settings of the stage and of those that it runs itself, with every value that it tries."""
     templates = {name: stages[name].config for name in stage.templates}
-    varied = stage.config.as_readers(templates) if templates else ()
-    return [stage.config, *templates.values(), *varied]
+    return [stage.config, *stage.config.varied(templates)]
 
 
-def _remembered(out: Folder, name: str, fingerprint: Callable[[str], str]) -> str:
-    """The identity of files that are gone, as the finished stage in ``out`` that was written last has read them; empty
-    if there is none.
+def _files(
+    stage: Stage, stages: Mapping[str, Stage], out: Folder, fingerprint: Callable[[Mapping[str, str]], str]
+) -> dict[str, str]:
+    """By place, the identity of the files that ``stage`` reads and no stage has made. Of places that have none any
+    more, or cannot be read now, as the finished stage in ``out`` that was written last has read them.
+
+    Raises :class:`ArtifactError` for places that cannot be read and that no finished stage has read.
     """
-    found: dict[str, str] = {}
+    found = outside.identities(_configs(stage, stages))
+    there = {where: files for where, files in found.items() if isinstance(files, str) and files}
+    lost = found.keys() - there.keys()
+    if not lost:
+        return there
+    matching: dict[str, dict[str, str]] = {}
     for each in out.folders():
-        if re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{{SHOWN_DIGITS}}}", each):
+        if re.fullmatch(rf"{re.escape(stage.name)}-[0-9a-f]{{{SHOWN_DIGITS}}}", each):
             folder = out.child(each)
             try:
                 manifest = artifacts.open_artifact(folder).manifest
                 written = folder.modified(artifacts.MANIFEST)
             except (ArtifactError, OSError):
                 continue
-            files = str(manifest.get("read_files", ""))
-            if files and fingerprint(files) == manifest["fingerprint"]:
-                found["" if written is None else written.isoformat()] = files
-    return found[max(found)] if found else ""
+            read = manifest.get("read_files") or {}
+            as_then = there | {where: files for where, files in read.items() if where in lost}
+            if as_then != there and fingerprint(as_then) == manifest["fingerprint"]:
+                matching["" if written is None else written.isoformat()] = as_then
+    if matching:
+        return matching[max(matching)]
+    for unreadable in found.values():
+        if isinstance(unreadable, ArtifactError):
+            raise unreadable
+    return there
 
 
 def _in_progress(plan: Plan) -> bool:
@@ -340,7 +357,7 @@ def plugins_of(stage: Stage, stages: Mapping[str, Stage]) -> dict[str, str]:
 
 
 def _planned(
-    stages: Mapping[str, Stage], name: str, fingerprint: str, out: Folder, files: str
+    stages: Mapping[str, Stage], name: str, fingerprint: str, out: Folder, files: Mapping[str, str]
 ) -> PlannedStage:
     stage = stages[name]
     folder = out.child(f"{name}-{fingerprint[:SHOWN_DIGITS]}")
@@ -355,10 +372,10 @@ def _fingerprint(
     done: Mapping[str, str],
     source: str,
     definition: Definition,
-    files: str,
+    files: Mapping[str, str],
 ) -> str:
-    """Return the hash of all that the stage's output depends on: no time, host or resources. ``files`` is the identity
-    of those that no stage has made.
+    """Return the hash of all that the stage's output depends on: no time, host or resources. ``files``: by place, the
+    identity of those that no stage has made.
     """
     stage = stages[name]
     settings = without_resources(stage.config)
@@ -378,7 +395,7 @@ def _fingerprint(
     if changes := stage.config.revisions(definition.source):
         parts["revisions"] = list(changes)
     if files:
-        parts["files"] = files
+        parts["files"] = dict(files)
     if used := plugins_of(stage, stages):
         parts["plugins"] = used
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)

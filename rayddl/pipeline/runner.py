@@ -19,7 +19,7 @@ from rayddl.pipeline import artifacts, cautions
 from rayddl.pipeline.artifacts import Artifact
 from rayddl.pipeline.definition.load import Stage
 from rayddl.pipeline.display.base import Display, Ending, Hidden
-from rayddl.pipeline.plan import Plan, PlannedStage, files_of, plugins_of
+from rayddl.pipeline.plan import Plan, PlannedStage, files_changed, plugins_of
 from rayddl.pipeline.records import Heartbeat, Record
 from rayddl.pipeline.results import RunResult
 from rayddl.pipeline.reusable import reusable
@@ -231,8 +231,7 @@ class _Run:
         """Raise :class:`StageError` if files that no stage has made have changed since the plan: which the stage has
         read is not known.
         """
-        stages = {stage.name: stage for stage in self.plan.definition.stages}
-        if planned.files and files_of(planned.stage, stages, again=True) != planned.files:
+        if files_changed(self.plan, planned):
             raise StageError(
                 f"the files that {planned.name} reads have changed since this command began. Run it again when they "
                 "are complete.",
@@ -274,7 +273,7 @@ class _Run:
             },
             "seed": self.plan.definition.seed,
             **self._plugins(stage),
-            **({"read_files": planned.files} if planned.files else {}),
+            **({"read_files": dict(planned.files)} if planned.files else {}),
             "summary": dict(result.summary),
             "table": [dict(row) for row in result.table],
             **(

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
-from rayddl.config import Config, places
+from rayddl.config import Config
 from rayddl.data.config import Augmented, SourceConfig
 from rayddl.nets.config import NetConfig
 from rayddl.stages import revisions
@@ -174,17 +174,20 @@ class StageConfig(Config):
         """The least number of real training images of each class without which the stage fails."""
         return 0
 
-    def files(self) -> Iterator[FileRead]:
-        """The files at the paths among these settings, as they are now: each file, and those of tensors in each folder.
-        Those that are not there are left out: the stage says so. Raises ``OSError`` for places that cannot be read.
+    def files_at(self, where: str) -> Iterator[FileRead]:
+        """The files that the stage reads at ``where``, a path among its settings: that file, or those of tensors in
+        that folder. Empty if there are none; raises any exception for what cannot be read, or is no such place.
         """
-        for _, where in places(self):
-            whole = Folder(where)
-            if whole.exists():
-                found = [(whole, name) for name in sorted(whole.names()) if name.endswith(TENSORS)]
-            else:
-                found = [split(where)]
-            yield from (FileRead(at, name, at.size(name)) for at, name in found if at.has(name))
+        whole = Folder(where)
+        if whole.exists():
+            found = [(whole, name) for name in sorted(whole.names()) if name.endswith(TENSORS)]
+        else:
+            found = [split(where)]
+        yield from (FileRead(at, name, at.size(name)) for at, name in found if at.has(name))
+
+    def varied(self, templates: Mapping[str, StageConfig]) -> Iterable[StageConfig]:
+        """The settings of the stages that it runs itself, with every value that it tries."""
+        return templates.values()
 
     def as_readers(self, templates: Mapping[str, StageConfig]) -> Sequence[StageConfig]:
         """The settings that determine what is read: this stage's own, or those of the stages that it runs."""

@@ -61,19 +61,24 @@ def images_in(folder: Folder) -> list[tuple[str, int]]:
 
 def files_of(where: str, form: Form | None) -> Iterator[tuple[Folder, str, int]]:
     """Folder, name and bytes of each file that is read of the set at ``where``, a path or URI; of a rayddl set, the one
-    that has the hashes of the others. There are none where there is no set.
+    that has the hashes of the others. There are none where nothing is, or an empty folder.
 
-    Raises :class:`ArtifactError` for a folder without a set.
+    Raises :class:`ArtifactError` for a folder of other files.
     """
     folder = Folder(where)
-    if pt_places.is_file(where) or (folder.exists() and (form := form or form_of(folder)) == "pt"):
-        place = pt_places.at(where)
-        yield from () if place is None else _there(place.folder, place.names)
+    place = pt_places.at(where) if pt_places.is_file(where) else None
+    if place is None:
+        if not (folder.exists() and (folder.names() or folder.folders())):
+            return
+        form = form or form_of(folder)
+        place = pt_places.find(folder) if form == "pt" else None
+    if place is not None:
+        yield from _there(place.folder, place.names)
     elif form == "parquet":
         yield from _there(folder, (table_in(folder) or "",))
     elif form == "set":
         yield from _there(folder, (SET_FILE,))
-    elif form == "imagefolder" and folder.exists():
+    elif form == "imagefolder":
         yield from ((folder, *image) for image in images_in(folder))
         yield from _there(folder, (NAMES,))
 

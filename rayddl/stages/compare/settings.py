@@ -28,12 +28,11 @@ class CompareConfig(StageConfig):
     """What to call each of ``runs``. Default, also for ``""``: the name in the definition that evaluated it, of several
     runs that share the evaluation the first one's."""
 
-    def files(self) -> Iterator[FileRead]:
-        """The manifests of ``runs``, which have the hashes of the other files."""
-        for where in self.runs:
-            folder = Folder(where)
-            if folder.has(MANIFEST):
-                yield FileRead(folder, MANIFEST, folder.size(MANIFEST))
+    def files_at(self, where: str) -> Iterator[FileRead]:
+        """The manifest, which has the hashes of the other files."""
+        folder = Folder(where)
+        if folder.has(MANIFEST):
+            yield FileRead(folder, MANIFEST, folder.size(MANIFEST))
 
     @model_validator(mode="after")
     def _a_name_for_each(self) -> CompareConfig:

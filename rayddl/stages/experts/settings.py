@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -10,9 +11,11 @@ from pydantic import Field, model_validator
 from rayddl.config import OnDisk
 from rayddl.methods.trajectories.settings import ExpertSettings
 from rayddl.nets.config import NetConfig
-from rayddl.stages.settings import NetStageConfig, Reads, StageConfig, with_fitting_batch
+from rayddl.stages.settings import FileRead, NetStageConfig, Reads, StageConfig, with_fitting_batch
 
 CONVEX_EPOCHS = 50
+BUFFER = re.compile(r"replay_buffer_(\d+)\.pt")
+"""Names of MTT's files of experts."""
 
 
 class ExpertsConfig(ExpertSettings, NetStageConfig):
@@ -77,6 +80,11 @@ class ExpertsConfig(ExpertSettings, NetStageConfig):
     def most_units(self) -> int:
         """The tasks that train the experts."""
         return -(-self.count // (self.experts_per_task or 1))
+
+    def files_at(self, where: str) -> Iterator[FileRead]:
+        """The file, or the files of experts in the folder."""
+        named = super().files_at(where)
+        yield from (each for each in named if BUFFER.fullmatch(each.name) or where.endswith(each.name))
 
     def fitted(self, images: int, stages: Mapping[str, StageConfig]) -> ExpertsConfig:
         """With a smaller batch for few images, where experts are trained and ``batch`` is not set."""

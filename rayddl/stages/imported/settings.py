@@ -33,8 +33,8 @@ class ImportedConfig(StageConfig):
     """SHA-256 of the set's images and labels, as ``rayddl show`` prints it for this stage: any other set is
     refused."""
 
-    def files(self) -> Iterator[FileRead]:
+    def files_at(self, where: str) -> Iterator[FileRead]:
         """The files of the set."""
         from rayddl.data.formats.forms import files_of
 
-        yield from (FileRead(*found) for found in files_of(self.path, self.form))
+        yield from (FileRead(*found) for found in files_of(where, self.form))

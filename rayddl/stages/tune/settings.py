@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
@@ -114,6 +115,14 @@ class TuneConfig(StageConfig):
             return ()
         found = (self._template(templates, settings) for settings in self._corners(templates))
         return [config for config in found if config is not None]
+
+    def varied(self, templates: Mapping[str, StageConfig]) -> Iterable[StageConfig]:
+        """The templates, and what the space makes of them."""
+        yield from templates.values()
+        if self.of in templates and not any(self._wrong_keys(templates)):
+            for settings in self._corners(templates):
+                with suppress(ValidationError):  # ``check`` reports it
+                    yield from configured(self, templates, settings).values()
 
     def _template(self, templates: Mapping[str, StageConfig], settings: Settings) -> StageConfig | None:
         try:

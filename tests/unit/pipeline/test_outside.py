@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rayddl.errors import ArtifactError
 from rayddl.jobs.shipping import paths_not_on_cluster
 from rayddl.pipeline import artifacts, outside, runner
 from rayddl.pipeline import plan as plans
@@ -44,6 +46,19 @@ stages:
     metric: accuracy
     space: {weights: {grid: [FIRST, SECOND]}}
 """
+ALSO = """
+name: s
+source: {name: digits}
+stages:
+  bought: {kind: experts, replay: FIRST}
+  made: {kind: match, experts: bought, ipc: 1}
+  search:
+    kind: tune
+    of: made
+    also: [bought]
+    searcher: grid
+    space: {bought.replay: {grid: [FIRST, SECOND]}}
+"""
 
 
 def saved(place: Path, seed: int, numbers: int = 8) -> None:
@@ -58,8 +73,15 @@ def picture(place: Path, value: int) -> None:
     Image.new("L", (9, 9), value).save(place)
 
 
-def of_set(where: Path | str, **more: Any) -> str:
-    return outside.identity([ImportedConfig.model_validate({"kind": "imported", "path": str(where), **more})])
+def identity(config: StageConfig) -> str:
+    """Of the one place in these settings."""
+    (found,) = outside.identities([config]).values()
+    assert isinstance(found, str)
+    return found
+
+
+def of_set(where: Path | str) -> str:
+    return identity(ImportedConfig.model_validate({"kind": "imported", "path": str(where)}))
 
 
 @pytest.mark.parametrize("named", ["", "images_best.pt"], ids=["the folder", "the file of images"])
@@ -123,48 +145,93 @@ def test_images_count_by_their_content(tmp_path: Path, monkeypatch: pytest.Monke
 def test_large_files_are_read_at_both_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, counts: bool
 ) -> None:
-    """A plan does not read gigabytes of experts."""
+    """A plan does not read gigabytes of experts, and of their folder only them."""
     monkeypatch.setattr(outside, "END", 100)
     data, place = bytearray(300), tmp_path / "replay_buffer_0.pt"
     place.write_bytes(data)
-    config = ExpertsConfig.model_validate({"kind": "experts", "replay": str(tmp_path)})
-    before = outside.identity([config])
-    data[at] = 1
-    place.write_bytes(data)
-    assert (outside.identity([config]) != before) == counts
+    for where in (tmp_path, place):
+        config = ExpertsConfig.model_validate({"kind": "experts", "replay": str(where)})
+        data[at] = 0
+        place.write_bytes(data)
+        before = identity(config)
+        saved(tmp_path / "notes.pt", 3)
+        assert identity(config) == before != ""
+        data[at] = 1
+        place.write_bytes(data)
+        assert (identity(config) != before) == counts
 
 
-@pytest.mark.parametrize("missing", ["nothing", "nothing.pt", "empty", "ftp://x/y", "x.json/y"])
+@pytest.mark.parametrize("missing", ["nothing", "nothing.pt", "empty", "x.json/y"])
 def test_a_place_without_files_has_none(tmp_path: Path, missing: str) -> None:
-    """The stage says that they are missing, or that such a place is not read."""
+    """The stage says that they are missing; names of published weights are no places."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "x.json").touch()
-    where = missing if "://" in missing else str(tmp_path / missing)
-    teacher = TeacherConfig.model_validate({"kind": "teacher", "weights": where, "classes": "source"})
-    for config in (ImportedConfig.model_validate({"kind": "imported", "path": where}), teacher):
-        assert outside.names_files([config])
-        assert outside.identity([config]) == ""
-    named = TeacherConfig.model_validate({"kind": "teacher", "weights": "DEFAULT", "net": "resnet18"})
-    assert not outside.names_files([named])
+    where = str(tmp_path / missing)
+    assert of_set(where) == ""
+    assert (
+        identity(TeacherConfig.model_validate({"kind": "teacher", "weights": where, "classes": "source"}))
+        == ""
+    )
+    assert not outside.identities([TeacherConfig.model_validate({"kind": "teacher", "weights": "DEFAULT"})])
 
 
+def link(folder: Path) -> None:
+    (folder.parent / "other.png").write_bytes(b"")
+    (folder / "a").mkdir()
+    (folder / "a" / "0.png").symlink_to(folder.parent / "other.png")
+
+
+def half(folder: Path) -> None:
+    (folder / "train-00000-of-00002.parquet").touch()
+
+
+def two(folder: Path) -> None:
+    for name in ("u.pt", "v.pt"):
+        saved(folder / name, 0)
+
+
+@pytest.mark.parametrize("content", [link, half, two])
+def test_what_is_no_set_is_another_than_none(tmp_path: Path, content: Callable[[Path], None]) -> None:
+    """The stage reports it, although one that is finished was made from files that were there."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    content(folder)
+    assert of_set(folder) == outside.REFUSED
+    assert of_set("ftp://x/y") == outside.REFUSED
+
+
+def test_a_folder_may_be_called_like_a_file(tmp_path: Path) -> None:
+    """The stage reads the set in it."""
+    for name in ("images_best.pt", "labels_best.pt"):
+        saved(tmp_path / "theirs.pt" / name, 0)
+    before = of_set(tmp_path / "theirs.pt")
+    saved(tmp_path / "theirs.pt" / "labels_best.pt", 1)
+    assert "" != before != of_set(tmp_path / "theirs.pt")
+
+
+class Odd(Exception):
+    """Storage of other kinds has errors of its own."""
+
+
+@pytest.mark.parametrize("error", [OSError, Odd])
 @pytest.mark.parametrize("question", ["exists", "has", "size", "read"])
 def test_a_place_that_cannot_be_read_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, question: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, question: str, error: type[Exception]
 ) -> None:
-    """Its files may have changed: what was made of them counts for nothing, but is not made again either."""
+    """Its files may have changed."""
 
     def fails(*_: object, **__: object) -> bytes:
-        raise OSError("timed out")
+        raise error("s3://KEY:secret@bucket timed out")
 
-    saved(tmp_path / "weights.pt", 0)
-    config = TeacherConfig.model_validate(
-        {"kind": "teacher", "weights": str(tmp_path / "weights.pt"), "classes": "source"}
-    )
+    place = str(tmp_path / "weights.pt")
+    saved(Path(place), 0)
+    config = TeacherConfig.model_validate({"kind": "teacher", "weights": place, "classes": "source"})
     monkeypatch.setattr(Folder, question, fails)
-    with raises("files-unreadable") as caught:
-        outside.identity([config])
-    assert "weights.pt cannot be read: timed out" in str(caught.value)
+    (found,) = outside.identities([config]).values()
+    assert isinstance(found, ArtifactError)
+    assert found.code == "files-unreadable"
+    assert str(found).startswith(f"{place} cannot be read: s3://")
+    assert "secret" not in str(found)
 
 
 def test_the_runs_of_a_comparison_count(tmp_path: Path, written: Callable[..., Path]) -> None:
@@ -174,26 +241,27 @@ def test_the_runs_of_a_comparison_count(tmp_path: Path, written: Callable[..., P
         return CompareConfig.model_validate({"kind": "compare", "runs": runs})
 
     place = tmp_path / "theirs" / "judged-0"
-    assert outside.identity([config(str(place))]) == ""
+    assert identity(config(str(place))) == ""
     place.mkdir(parents=True)
     (place / "manifest.json").write_text("{}")
-    before = outside.identity([config(str(place))])
+    before = identity(config(str(place)))
     (place / "manifest.json").write_text("[]")
-    assert "" != before != outside.identity([config(str(place))])
+    assert "" != before != identity(config(str(place)))
     text = "name: d\nsource: {name: digits}\nstages: {page: {kind: compare, runs: [theirs/judged]}}\n"
     assert list(paths_not_on_cluster(load(written(text)))) == [("page.runs", "theirs/judged")]
 
 
-def test_every_value_of_a_search_counts(tmp_path: Path, written: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("text", [SEARCH, ALSO], ids=["its template", "a stage beside it"])
+def test_every_value_of_a_search_counts(tmp_path: Path, written: Callable[..., Path], text: str) -> None:
     """Its trials read them all."""
     places = [tmp_path / f"{name}.pth" for name in ("first", "second")]
-    text = SEARCH.replace("FIRST", str(places[0])).replace("SECOND", str(places[1]))
+    text = text.replace("FIRST", str(places[0])).replace("SECOND", str(places[1]))
     seen = set()
     for step in range(3):
         for place, seed in zip(places, (step == 1, step == 2), strict=True):
             saved(place, int(seed))
         made = plans.make(load(written(text)), str(tmp_path / "runs"), lambda _: "digits")
-        seen.add(made.stages[-1].fingerprint)
+        seen.add(next(stage.fingerprint for stage in made.stages if stage.name == "search"))
     assert len(seen) == 3
 
 
@@ -233,38 +301,70 @@ def test_a_changed_set_is_imported_and_evaluated_again(
     assert without["ours"] == first["ours"] == second["ours"]
 
 
+def sealed(planned: plans.PlannedStage, moment: int) -> None:
+    """Finish the stage without running it, at this second."""
+    described: dict[str, Any] = {
+        "stage": planned.name, "kind": "imported", "fingerprint": planned.fingerprint, "config": {}, "inputs": {},
+        "source": {"config": {"name": "digits"}, "fingerprint": "digits"}, "seed": 0, "summary": {}, "table": [],
+        "read_files": dict(planned.files),
+    }  # fmt: skip
+    planned.folder.write("x.txt", b"x")
+    artifacts.seal(planned.folder, described)
+    assert planned.folder.local is not None
+    os.utime(planned.folder.local / "manifest.json", (moment, moment))
+
+
 def test_a_finished_import_whose_files_are_gone_is_still_finished(
-    tmp_path: Path, written: Callable[..., Path]
+    tmp_path: Path, written: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was imported is kept with the run, and was read from them as they were last."""
+    """What was imported is kept with the run, and was read from them as they were last; so if their storage does not
+    answer. What is no set in their place is refused.
+    """
     place = tmp_path / "mtt" / "images_best.pt"
     both = [place.parent / name for name in ("images_best.pt", "labels_best.pt")]
 
-    def imported(seed: int, moment: int) -> plans.PlannedStage:
-        for each in both:
-            saved(each, seed)
-        planned = prints_of(place, tmp_path, written)["theirs"]
-        described: dict[str, Any] = {
-            "stage": "theirs", "kind": "imported", "fingerprint": planned.fingerprint, "config": {}, "inputs": {},
-            "source": {"config": {"name": "digits"}, "fingerprint": "digits"}, "seed": 0, "summary": {}, "table": [],
-            "read_files": planned.files,
-        }  # fmt: skip
-        planned.folder.write("x.txt", b"x")
-        artifacts.seal(planned.folder, described)
-        assert planned.folder.local is not None
-        os.utime(planned.folder.local / "manifest.json", (moment, moment))
-        return planned
+    def planned(seed: int | None = None) -> plans.PlannedStage:
+        for each in both if seed is not None else ():
+            saved(each, cast(int, seed))
+        return prints_of(place, tmp_path, written)["theirs"]
 
-    imported(0, 1000)
-    last = imported(1, 3000)
-    imported(2, 2000)
+    for seed, moment in ((0, 1000), (1, 3000), (2, 2000)):
+        sealed(planned(seed), moment)
+    last = planned(1)
     for each in both:
         each.unlink()
-    again = prints_of(place, tmp_path, written)["theirs"]
-    assert (again.fingerprint, again.state) == (last.fingerprint, "done")
-    for each in both:
-        saved(each, 3)
-    assert prints_of(place, tmp_path, written)["theirs"].state == "new"
+    assert (planned().fingerprint, planned().state) == (last.fingerprint, "done")
+    for name in ("u.pt", "v.pt"):
+        saved(place.parent / name, 0)
+    assert planned().state == "new"
+    assert planned(3).state == "new"
+
+    def fails(config: ImportedConfig, where: str) -> Any:
+        raise OSError("timed out")
+
+    monkeypatch.setattr(ImportedConfig, "files_at", fails)
+    assert (planned().fingerprint, planned().state) == (last.fingerprint, "done")
+    shutil.rmtree(tmp_path / "runs")
+    with raises("files-unreadable"):
+        planned()
+
+
+def test_one_of_several_files_may_be_gone(tmp_path: Path, written: Callable[..., Path]) -> None:
+    """Large weights, say, while their class names are still there and must be as they were."""
+    weights, classes = tmp_path / "w.pt", tmp_path / "classes.txt"
+    stage = f"{{kind: teacher, weights: {weights}, classes: {classes}}}"
+    text = f"name: d\nsource: {{name: digits}}\nstages:\n  t: {stage}\n"
+
+    def planned() -> plans.PlannedStage:
+        return plans.make(load(written(text)), str(tmp_path / "runs"), lambda _: "digits").stages[0]
+
+    saved(weights, 0)
+    classes.write_text("a")
+    sealed(planned(), 1000)
+    weights.unlink()
+    assert planned().state == "done"
+    classes.write_text("b")
+    assert planned().state == "new"
 
 
 def test_files_that_change_while_they_are_read_are_no_result(
