@@ -222,9 +222,9 @@ class _Run:
         with _importing:
             run = planned.stage.kind.run
         result = run(planned.stage.config, context)
+        self._refuse_changed(planned)
         with interrupts.held():
             seconds = self.clock() - began + result.earlier
-            self._refuse_changed(planned)
             return artifacts.seal(planned.folder, self._manifest(planned, result, seconds))
 
     def _refuse_changed(self, planned: PlannedStage) -> None:
