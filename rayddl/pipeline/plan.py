@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -276,6 +276,12 @@ def fingerprint_of(plan: Plan, stage: Stage) -> str:
     return _fingerprint(stages, stage.name, done, plan.source_fingerprint, plan.definition, files)
 
 
+def folders_of(out: Folder, name: str) -> Iterator[Folder]:
+    """The folders in ``out`` of stages with this name, whatever their fingerprint and state."""
+    named = re.compile(rf"{re.escape(name)}-[0-9a-f]{{{SHOWN_DIGITS}}}")
+    yield from (out.child(each) for each in out.folders() if named.fullmatch(each))
+
+
 def files_changed(plan: Plan, planned: PlannedStage) -> bool:
     """True if files that ``planned`` reads and no stage has made are not what they were when the plan was made."""
     if not planned.files:
@@ -308,18 +314,16 @@ def _files(
     if not lost:
         return there
     matching: dict[str, dict[str, str]] = {}
-    for each in out.folders():
-        if re.fullmatch(rf"{re.escape(stage.name)}-[0-9a-f]{{{SHOWN_DIGITS}}}", each):
-            folder = out.child(each)
-            try:
-                manifest = artifacts.open_artifact(folder).manifest
-                written = folder.modified(artifacts.MANIFEST)
-            except (ArtifactError, OSError):
-                continue
-            read = manifest.get("read_files") or {}
-            as_then = there | {where: files for where, files in read.items() if where in lost}
-            if as_then != there and fingerprint(as_then) == manifest["fingerprint"]:
-                matching["" if written is None else written.isoformat()] = as_then
+    for folder in folders_of(out, stage.name):
+        try:
+            manifest = artifacts.open_artifact(folder).manifest
+            written = folder.modified(artifacts.MANIFEST)
+        except (ArtifactError, OSError):
+            continue
+        read = manifest.get("read_files") or {}
+        as_then = there | {where: files for where, files in read.items() if where in lost}
+        if as_then != there and fingerprint(as_then) == manifest["fingerprint"]:
+            matching["" if written is None else written.isoformat()] = as_then
     if matching:
         return matching[max(matching)]
     for unreadable in found.values():

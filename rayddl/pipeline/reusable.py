@@ -5,14 +5,13 @@ More experts, or more students, are then trained in addition to those that are t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 
 from rayddl.errors import ArtifactError
 from rayddl.pipeline import artifacts
 from rayddl.pipeline.artifacts import Artifact
-from rayddl.pipeline.plan import SHOWN_DIGITS, Plan, PlannedStage, fingerprint_of
+from rayddl.pipeline.plan import Plan, PlannedStage, fingerprint_of, folders_of
 from rayddl.stages.context import Input
 
 
@@ -26,10 +25,8 @@ def reusable(plan: Plan, planned: PlannedStage) -> tuple[Input, ...]:
 
 
 def _alike(plan: Plan, planned: PlannedStage) -> Iterator[Artifact]:
-    named = re.compile(rf"{re.escape(planned.name)}-[0-9a-f]{{{SHOWN_DIGITS}}}")
-    for name in plan.out.folders():
-        if named.fullmatch(name) and name != planned.folder_name:
-            folder = plan.out.child(name)
+    for folder in folders_of(plan.out, planned.name):
+        if folder.name != planned.folder_name:
             try:
                 if artifacts.state(folder) == "done" and _differs_in_units(
                     plan, planned, artifacts.open_artifact(folder)
