@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -14,8 +11,7 @@ from typing import Any, TypeAlias
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from rayddl import documents, plugins
-from rayddl.config import registered
+from rayddl import documents
 from rayddl.credentials import scrub
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import known
@@ -24,13 +20,10 @@ from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import artifacts, outside
 from rayddl.pipeline.definition import graph
 from rayddl.pipeline.definition.load import Definition, Stage, fits, fitted
+from rayddl.pipeline.fingerprints import SHOWN_DIGITS, configs_of, files_of, fingerprint
 from rayddl.pipeline.tables import as_text, rows_table
 from rayddl.plugins import suggestion
-from rayddl.stages.settings import StageConfig, without_resources
 from rayddl.storage import Folder
-
-SHOWN_DIGITS = 12
-"""Number of digits of a fingerprint in a folder's name."""
 
 SourceFingerprint: TypeAlias = Callable[[SourceConfig], str]
 
@@ -226,9 +219,9 @@ def _made(
         if source_fingerprint is not None:
             source = source_fingerprint(definition.source)
         else:
-            from rayddl.data.sources.registry import fingerprint
+            from rayddl.data.sources import registry
 
-            source = fingerprint(definition.source)
+            source = registry.fingerprint(definition.source)
             definition, said = _fitted(definition)
     stages = {stage.name: stage for stage in definition.stages}
     not_run = graph.idle({name: stage.config for name, stage in stages.items()})
@@ -237,9 +230,9 @@ def _made(
     planned = []
     with found.used():
         for name in order:
-            as_it_was = partial(_fingerprint, stages, name, prints, source, definition)
-            files = _files(stages[name], stages, folder, as_it_was)
-            prints[name] = _fingerprint(stages, name, prints, source, definition, files)
+            as_it_was = partial(fingerprint, stages, name, prints, source, definition)
+            files = files_of(stages[name], stages, folder, as_it_was)
+            prints[name] = fingerprint(stages, name, prints, source, definition, files)
             planned.append(_planned(stages, name, prints[name], folder, files))
     made = Plan(definition, folder, source, tuple(planned), found, said)
     if any(stage.state != "done" for stage in made.narrowed(()).chosen):
@@ -273,13 +266,7 @@ def fingerprint_of(plan: Plan, stage: Stage) -> str:
     stages = {each.name: each for each in plan.definition.stages} | {stage.name: stage}
     done = {planned.name: planned.fingerprint for planned in plan.stages}
     files = next((planned.files for planned in plan.stages if planned.name == stage.name), {})
-    return _fingerprint(stages, stage.name, done, plan.source_fingerprint, plan.definition, files)
-
-
-def folders_of(out: Folder, name: str) -> Iterator[Folder]:
-    """The folders in ``out`` of stages with this name, whatever their fingerprint and state."""
-    named = re.compile(rf"{re.escape(name)}-[0-9a-f]{{{SHOWN_DIGITS}}}")
-    yield from (out.child(each) for each in out.folders() if named.fullmatch(each))
+    return fingerprint(stages, stage.name, done, plan.source_fingerprint, plan.definition, files)
 
 
 def files_changed(plan: Plan, planned: PlannedStage) -> bool:
@@ -287,49 +274,11 @@ def files_changed(plan: Plan, planned: PlannedStage) -> bool:
     if not planned.files:
         return False
     stages = {stage.name: stage for stage in plan.definition.stages}
-    now = outside.identities(_configs(planned.stage, stages), again=True)
+    now = outside.identities(configs_of(planned.stage, stages), again=True)
     return any(
         isinstance(found := now.get(where, ""), str) and found != identity
         for where, identity in planned.files.items()
     )
-
-
-def _configs(stage: Stage, stages: Mapping[str, Stage]) -> list[StageConfig]:
-    """The settings of the stage and of those that it runs itself, with every value that it tries."""
-    templates = {name: stages[name].config for name in stage.templates}
-    return [stage.config, *stage.config.varied(templates)]
-
-
-def _files(
-    stage: Stage, stages: Mapping[str, Stage], out: Folder, fingerprint: Callable[[Mapping[str, str]], str]
-) -> dict[str, str]:
-    """By place, the identity of the files that ``stage`` reads and no stage has made. Of places that have none any
-    more, or cannot be read now, as the finished stage in ``out`` that was written last has read them.
-
-    Raises :class:`ArtifactError` for places that cannot be read and that no finished stage has read.
-    """
-    found = outside.identities(_configs(stage, stages))
-    there = {where: files for where, files in found.items() if isinstance(files, str) and files}
-    lost = found.keys() - there.keys()
-    if not lost:
-        return there
-    matching: dict[str, dict[str, str]] = {}
-    for folder in folders_of(out, stage.name):
-        try:
-            manifest = artifacts.open_artifact(folder).manifest
-            written = folder.modified(artifacts.MANIFEST)
-        except (ArtifactError, OSError):
-            continue
-        read = manifest.get("read_files") or {}
-        as_then = there | {where: files for where, files in read.items() if where in lost}
-        if as_then != there and fingerprint(as_then) == manifest["fingerprint"]:
-            matching["" if written is None else written.isoformat()] = as_then
-    if matching:
-        return matching[max(matching)]
-    for unreadable in found.values():
-        if isinstance(unreadable, ArtifactError):
-            raise unreadable
-    return there
 
 
 def _in_progress(plan: Plan) -> bool:
@@ -348,18 +297,6 @@ def _in_progress(plan: Plan) -> bool:
     return any(stage.fingerprint in begun and stage.state != "done" for stage in plan.stages)
 
 
-def plugins_of(stage: Stage, stages: Mapping[str, Stage]) -> dict[str, str]:
-    """Return the versions of the plugins that register the stage's kind or a name in its settings, by plugin."""
-    templates = {name: stages[name] for name in stage.templates}
-    named = [("kinds", each.kind.name) for each in (stage, *templates.values())]
-    if plugins.active():
-        varied = stage.config.as_readers({name: each.config for name, each in templates.items()})
-        for config in (stage.config, *varied, *(each.config for each in templates.values())):
-            named += registered(config)
-    found = {owner for group, name in named if (owner := plugins.owner(group, name)) is not None}
-    return {plugin.name: plugin.version for plugin in sorted(found, key=lambda plugin: plugin.name)}
-
-
 def _planned(
     stages: Mapping[str, Stage], name: str, fingerprint: str, out: Folder, files: Mapping[str, str]
 ) -> PlannedStage:
@@ -368,55 +305,6 @@ def _planned(
     state = artifacts.state(folder)
     artifact = artifacts.open_artifact(folder, fingerprint=fingerprint) if state == "done" else None
     return PlannedStage(stage, fingerprint, folder, state, artifact, files)
-
-
-def _fingerprint(
-    stages: Mapping[str, Stage],
-    name: str,
-    done: Mapping[str, str],
-    source: str,
-    definition: Definition,
-    files: Mapping[str, str],
-) -> str:
-    """Return the hash of all that the stage's output depends on: no time, host or resources. ``files``: by place, the
-    identity of those that no stage has made.
-    """
-    stage = stages[name]
-    settings = without_resources(stage.config)
-    for link, names in stage.links.items():
-        settings[link] = [done[name] for name in names]
-    parts = {
-        "kind": stage.kind.name,
-        "version": stage.kind.version,
-        "stage": stage.name,
-        "settings": settings,
-        "source": source,
-        "space": definition.source.space_key,
-        "seed": definition.seed,
-    }
-    if stage.templates:
-        parts["templates"] = [_template(stages[template], definition) for template in stage.templates]
-    if changes := stage.config.revisions(definition.source):
-        parts["revisions"] = list(changes)
-    if files:
-        parts["files"] = dict(files)
-    if used := plugins_of(stage, stages):
-        parts["plugins"] = used
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _template(stage: Stage, definition: Definition) -> dict[str, Any]:
-    settings = without_resources(stage.config)
-    parts = {
-        "kind": stage.kind.name,
-        "version": stage.kind.version,
-        "stage": stage.name,
-        "settings": settings,
-    }
-    if changes := stage.config.revisions(definition.source):
-        parts["revisions"] = list(changes)
-    return parts
 
 
 def _check_writable(out: Folder) -> None:

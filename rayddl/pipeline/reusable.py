@@ -11,7 +11,8 @@ from dataclasses import replace
 from rayddl.errors import ArtifactError
 from rayddl.pipeline import artifacts
 from rayddl.pipeline.artifacts import Artifact
-from rayddl.pipeline.plan import Plan, PlannedStage, fingerprint_of, folders_of
+from rayddl.pipeline.fingerprints import folders_of
+from rayddl.pipeline.plan import Plan, PlannedStage, fingerprint_of
 from rayddl.stages.context import Input
 
 

@@ -19,7 +19,8 @@ from rayddl.pipeline import artifacts, cautions
 from rayddl.pipeline.artifacts import Artifact
 from rayddl.pipeline.definition.load import Stage
 from rayddl.pipeline.display.base import Display, Ending, Hidden
-from rayddl.pipeline.plan import Plan, PlannedStage, files_changed, plugins_of
+from rayddl.pipeline.fingerprints import plugins_of
+from rayddl.pipeline.plan import Plan, PlannedStage, files_changed
 from rayddl.pipeline.records import Heartbeat, Record
 from rayddl.pipeline.results import RunResult
 from rayddl.pipeline.reusable import reusable

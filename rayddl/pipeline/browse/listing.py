@@ -15,7 +15,7 @@ from rayddl.credentials import scrub
 from rayddl.errors import RayddlError, UserError
 from rayddl.pipeline import artifacts, records
 from rayddl.pipeline.display import pace
-from rayddl.pipeline.plan import SHOWN_DIGITS
+from rayddl.pipeline.fingerprints import SHOWN_DIGITS
 from rayddl.pipeline.tables import rows_table
 from rayddl.storage import Folder
 
