@@ -71,11 +71,9 @@ def _template(stage: Stage, definition: Definition) -> dict[str, Any]:
 
 def plugins_of(stage: Stage, stages: Mapping[str, Stage]) -> dict[str, str]:
     """Return the versions of the plugins that register the stage's kind or a name in its settings, by plugin."""
-    templates = {name: stages[name] for name in stage.templates}
-    named = [("kinds", each.kind.name) for each in (stage, *templates.values())]
+    named = [("kinds", each.kind.name) for each in (stage, *(stages[name] for name in stage.templates))]
     if plugins.active():
-        varied = stage.config.as_readers({name: each.config for name, each in templates.items()})
-        for config in (stage.config, *varied, *(each.config for each in templates.values())):
+        for config in configs_of(stage, stages):
             named += registered(config)
     found = {owner for group, name in named if (owner := plugins.owner(group, name)) is not None}
     return {plugin.name: plugin.version for plugin in sorted(found, key=lambda plugin: plugin.name)}

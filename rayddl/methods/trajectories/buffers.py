@@ -7,7 +7,6 @@ are checked here, and the caller checks the accuracy of the last snapshot.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,7 @@ from torch import Tensor
 
 from rayddl import tensorfiles
 from rayddl.errors import ArtifactError
-
-PATTERN = re.compile(r"replay_buffer_(\d+)\.pt")
+from rayddl.methods.trajectories.settings import BUFFER
 
 
 def buffers(path: str) -> list[Path]:
@@ -32,7 +30,7 @@ def buffers(path: str) -> list[Path]:
     found = sorted(
         (int(match[1]), file)
         for file in place.glob("*.pt")
-        if (match := PATTERN.fullmatch(file.name)) and file.is_file()
+        if (match := BUFFER.fullmatch(file.name)) and file.is_file()
     )
     if not found:
         raise ArtifactError(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import Field, model_validator
 
 from rayddl.config import Config
 from rayddl.data.config import Augmented
+
+BUFFER = re.compile(r"replay_buffer_(\d+)\.pt")
+"""Names of the published code's files of experts."""
 
 
 class Curriculum(Config):

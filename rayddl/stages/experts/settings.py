@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from rayddl.config import OnDisk
-from rayddl.methods.trajectories.settings import ExpertSettings
+from rayddl.methods.trajectories.settings import BUFFER, ExpertSettings
 from rayddl.nets.config import NetConfig
 from rayddl.stages.settings import FileRead, NetStageConfig, Reads, StageConfig, with_fitting_batch
 
 CONVEX_EPOCHS = 50
-BUFFER = re.compile(r"replay_buffer_(\d+)\.pt")
-"""Names of MTT's files of experts."""
 
 
 class ExpertsConfig(ExpertSettings, NetStageConfig):

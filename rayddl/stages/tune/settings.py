@@ -111,24 +111,21 @@ class TuneConfig(StageConfig):
 
     def as_readers(self, templates: Mapping[str, StageConfig]) -> Sequence[StageConfig]:
         """The template's settings at the ends of the space, all of which its inputs must satisfy."""
-        if self.of not in templates or any(self._wrong_keys(templates)):
-            return ()
-        found = (self._template(templates, settings) for settings in self._corners(templates))
-        return [config for config in found if config is not None]
+        return [found[self.of] for found in self._tried(templates)]
 
     def varied(self, templates: Mapping[str, StageConfig]) -> Iterable[StageConfig]:
         """The templates, and what the space makes of them."""
         yield from templates.values()
-        if self.of in templates and not any(self._wrong_keys(templates)):
-            for settings in self._corners(templates):
-                with suppress(ValidationError):  # ``check`` reports it
-                    yield from configured(self, templates, settings).values()
+        for found in self._tried(templates):
+            yield from found.values()
 
-    def _template(self, templates: Mapping[str, StageConfig], settings: Settings) -> StageConfig | None:
-        try:
-            return configured(self, templates, settings)[self.of]
-        except ValidationError:
-            return None  # ``check`` reports it
+    def _tried(self, templates: Mapping[str, StageConfig]) -> Iterator[Mapping[str, StageConfig]]:
+        """The templates with the settings at the ends of the space, with each value where there are some."""
+        if self.of not in templates or any(self._wrong_keys(templates)):
+            return
+        for settings in self._corners(templates):
+            with suppress(ValidationError):  # ``check`` reports it
+                yield configured(self, templates, settings)
 
     def check(self, reads: Mapping[str, StageConfig]) -> list[str]:
         """Problems of the search: unknown keys, invalid values, and contradictory settings."""
