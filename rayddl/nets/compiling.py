@@ -41,7 +41,7 @@ def compiled(function: F, *, wanted: bool = True, graphs: bool = False) -> F:
     ``graphs``: on a GPU, calls after the first two replay a CUDA graph, so that all kernels of a step need
     one launch. It has no effect on a CPU.
     """
-    if not wanted or os.environ.get("RAYDDL_COMPILE") == "0":
+    if not wanted or switched_off():
         return function
     # Imported late: it loads torch's compiler, which most processes do not need.
     from rayddl.nets.passes import Passes, on_cpu, saving
@@ -87,6 +87,11 @@ def compiled(function: F, *, wanted: bool = True, graphs: bool = False) -> F:
             return function(*args)
 
     return call  # type: ignore[return-value]  # same signature as ``function``, positional only
+
+
+def switched_off() -> bool:
+    """True if the environment turns compilation off."""
+    return os.environ.get("RAYDDL_COMPILE") == "0"
 
 
 def _is_compiler_failure(error: BaseException) -> bool:

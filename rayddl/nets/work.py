@@ -20,6 +20,10 @@ TOGETHER_FLOPS = 1.5e7
 a CPU: below, most of a step is dispatch overhead, which they share; above, the grouped convolutions that
 vmap generates are slower than plain ones (``tests/bench/evaluate.py``)."""
 
+KEPT_PRODUCTS = 64
+"""A matched step keeps a convolution for the way back if each of its results is a sum of at least so many products:
+others are computed about as fast as they are read."""
+
 SMALL = 64
 """The largest side in pixels for which ``resnet18`` has a first layer that keeps the resolution."""
 _PER_PIXEL = {

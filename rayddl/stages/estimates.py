@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources.summary import SourceSummary, source_summary
 from rayddl.nets.config import NetConfig
+from rayddl.nets.work import KEPT_PRODUCTS
 from rayddl.stages.runtime import machine, sizes
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Resources, Share
@@ -232,6 +233,8 @@ class Outline:
     parameters: int
     activations: int
     """Numbers that the forward pass of one image keeps."""
+    convolutions: int
+    """Those of long convolutions, and of their derivatives, which a matched step may keep for the way back."""
 
 
 def outline(net: NetConfig, source_summary: SourceSummary) -> Outline | None:
@@ -240,14 +243,16 @@ def outline(net: NetConfig, source_summary: SourceSummary) -> Outline | None:
         return None
     channels, *sides = source_summary.shape
     height, width = (32, 32) if sides == [28, 28] else sides
-    parameters = activations = 0
+    parameters = activations = convolutions = 0
     for _ in range(net.depth):
         parameters += channels * net.width * 9 + net.width
         parameters += 0 if net.norm == "none" else 2 * net.width
         activations += height * width * net.width
+        # The derivative by a layer's inputs, and the layer itself.
+        convolutions += height * width * (channels + net.width) * (9 * channels >= KEPT_PRODUCTS)
         channels, height, width = net.width, height // 2, width // 2
     parameters += (channels * height * width + 1) * source_summary.classes
-    return Outline(parameters, activations + source_summary.numbers)
+    return Outline(parameters, activations + source_summary.numbers, convolutions)
 
 
 def training(nets: Sequence[NetConfig], batch: int, share: Share, outlook: Outlook) -> int | None:

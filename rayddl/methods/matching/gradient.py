@@ -4,7 +4,7 @@ The student takes N steps ``theta_{k+1} = theta_k - alpha * grad_theta loss(thet
 from the window's start. The matching loss is the squared distance from its end to the target, divided by
 that from the start to the target (MTT, section 3.2, equation 3). Three functions differentiate it:
 
-- :func:`exact`: explicit reverse accumulation. Needs the memory of one step for any N, and every
+- :func:`exact`: explicit reverse accumulation. Needs the memory of one step for any N, and some that is bounded; every
 derivative is a forward program, which can be compiled.
 - :func:`truncated`: TESLA's constant-memory variant (Cui et al. 2023), also used by MCT's code:
 ignores how an early step changes the gradients of later steps.
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rayddl.data.pixels import augment
 from rayddl.methods.matching import augmented
+from rayddl.methods.matching.settings import KEPT
 from rayddl.methods.training.steps import Steps, gradient_only
 
 
@@ -67,7 +68,7 @@ def matching_loss(end_P: Tensor, start_P: Tensor, target_P: Tensor, skip: int = 
 
 
 def exact(steps: Steps, run: StudentRun, start_P: Tensor, target_P: Tensor) -> MetaGradient:
-    """The full derivative in the memory of one step and N + 1 parameter vectors.
+    """The full derivative in the memory of one step, N + 1 parameter vectors and at most :data:`KEPT` bytes.
 
     With lambda_N = dL/dtheta_N, step k adds ``-alpha * d(g_k . lambda)/dx`` to the images,
     ``-lambda . g_k`` to the learning rate, and passes ``lambda - alpha * H_k lambda`` to step k - 1. By
@@ -92,12 +93,13 @@ def _reverse(
 ) -> MetaGradient:
     lengths, most = [len(picked) for picked in run.picks], augmented.limit(run.images)
     parts = augmented.parts(lengths, run.images[0].numel(), len(start_P), most)
-    theta, paths = start_P, []
+    theta, paths, each = start_P, [], KEPT // len(run.picks)
     for part in parts:
         picks = run.picks[part]
         seen = augmented.batches_of(run.images, picks, run.draws[part])
-        *path, theta = steps.ahead(theta, run.lr, seen.batches, [run.labels[picked] for picked in picks])
-        paths.append(path)
+        y = [run.labels[picked] for picked in picks]
+        (*path, theta), kept = steps.ahead(theta, run.lr, seen.batches, y, each)
+        paths.append((path, kept))
     end_P = theta
     scale = (start_P - target_P)[run.skip :].square().sum()
     lam = 2 * (end_P - target_P) / scale
@@ -108,7 +110,8 @@ def _reverse(
         picks = run.picks[part]
         seen = augmented.batches_of(run.images, picks, run.draws[part], differentiable=True)
         y = [run.labels[picked] for picked in picks]
-        lam, lr, mixed_x, mixed_y = back(lam, lr, run.lr, paths.pop(), seen.batches, y)
+        path, kept = paths.pop()
+        lam, lr, mixed_x, mixed_y = back(lam, lr, run.lr, path, seen.batches, y, kept)
         # An index may occur more than once in a batch; index_add_ sums its gradients.
         for picked, pulled in seen.pulled(mixed_x):
             images.index_add_(0, picked, pulled * -run.lr)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 GPU_PART = 128 << 20
 """Bytes of batches and parameter vectors up to which a GPU computes a student's steps together."""
+KEPT = 1 << 30
+"""Bytes up to which a CPU keeps the long convolutions of a student's steps for the way back: of all steps, or none."""
 
 
 class WindowRule(Config):

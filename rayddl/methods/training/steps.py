@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,16 +18,12 @@ from torch.nn import functional as F
 
 from rayddl import plugins
 from rayddl.data.pixels.encoded import Encoded
+from rayddl.methods.training.sweeps import Ahead, Back, Sweeps, Together
 from rayddl.nets.build import flat
 from rayddl.nets.compiling import compiled
 from rayddl.nets.config import NetConfig
 from rayddl.nets.flat import FlatNet
 from rayddl.nets.recording import recorded
-
-Back: TypeAlias = Callable[
-    [Tensor, Tensor, Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]],
-    tuple[Tensor, Tensor, list[Tensor], list[Tensor]],
-]
 
 TINY = 1e-12
 """Keeps the directions of gradients of length 0 finite."""
@@ -52,12 +48,14 @@ class Steps:
     networks with batch norm."""
     tracked_eager: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
     """``tracked`` uncompiled."""
-    ahead: Callable[[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
-    """``(theta, lr [], x of each step, y of each step)`` -> theta before each step of SGD, and after the last."""
+    ahead: Ahead
+    """``(theta, lr [], x of each step, y of each step, most)`` -> theta before each step of SGD, and after the last;
+    and for each step what :attr:`back` need not compute again. Compiled steps on a CPU keep up to ``most`` bytes each,
+    or nothing; others nothing."""
     back: Back
     """From the last step of :attr:`ahead` to the first: ``(lambda [P], total [], lr [], theta before each step, x of
-    each, y of each)`` -> lambda before the first step, where each step subtracts ``lr H lambda``; ``total`` less every
-    ``g . lambda``; and for each step, the derivatives of ``g . lambda`` by x and by y."""
+    each, y of each, what each kept)`` -> lambda before the first step, where each step subtracts ``lr H lambda``;
+    ``total`` less every ``g . lambda``; and for each step, the derivatives of ``g . lambda`` by x and by y."""
     back_truncated: Back
     """:attr:`back` with the same lambda at every step."""
     side_by_side: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -177,34 +175,7 @@ def make_steps(net: FlatNet, *, compile_: bool = True, graphs: bool = False) -> 
     # A graph of a whole part has no use for graphs of its steps.
     one_gradient = compiled(gradient) if compile_ else eager
     one_tangent = compiled(tangent, wanted=compile_)
-
-    def ahead(theta_P: Tensor, lr: Tensor, x: Sequence[Tensor], y: Sequence[Tensor]) -> list[Tensor]:
-        path = [theta_P]
-        for images, labels in zip(x, y, strict=True):
-            gradient_P, _ = one_gradient(path[-1], images, labels)
-            path.append(path[-1] - lr * gradient_P)
-        return path
-
-    def back(
-        lam_P: Tensor,
-        total: Tensor,
-        lr: Tensor,
-        path: Sequence[Tensor],
-        x: Sequence[Tensor],
-        y: Sequence[Tensor],
-        *,
-        through_theta: bool,
-    ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-        by_x, by_y = [], []
-        for theta_P, images, labels in zip(reversed(path), reversed(x), reversed(y), strict=True):
-            gv, Hv, mixed_x, mixed_y = one_tangent(theta_P, images, labels, lam_P)
-            total = total - gv
-            by_x.append(mixed_x)
-            by_y.append(mixed_y)
-            if through_theta:
-                lam_P = lam_P - lr * Hv
-        return lam_P, total, by_x[::-1], by_y[::-1]
-
+    sweeps = Sweeps(one_gradient, one_tangent, Together(gradient, tangent, wanted=compile_))
     replayed = compile_ and graphs
     return Steps(
         net,
@@ -214,11 +185,16 @@ def make_steps(net: FlatNet, *, compile_: bool = True, graphs: bool = False) -> 
         eager,
         compiled(tracked, graphs=graphs) if compile_ else tracked_eager,
         tracked_eager,
-        recorded(ahead, wanted=replayed),
-        recorded(partial(back, through_theta=True), wanted=replayed),
-        recorded(partial(back, through_theta=False), wanted=replayed),
+        _without_most(recorded(sweeps.ahead)) if replayed else sweeps.ahead,
+        recorded(partial(sweeps.back, through_theta=True), wanted=replayed),
+        recorded(partial(sweeps.back, through_theta=False), wanted=replayed),
         vmap(gradient),
     )
+
+
+def _without_most(forwards: Callable[..., tuple[list[Tensor], list[list[Tensor]]]]) -> Ahead:
+    # What is recorded takes tensors alone.
+    return lambda theta_P, lr, x, y, most: forwards(theta_P, lr, x, y)
 
 
 def steps_for(

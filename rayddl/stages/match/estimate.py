@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rayddl.methods.matching.settings import GPU_PART
+from rayddl.methods.matching.settings import GPU_PART, KEPT
 from rayddl.methods.training.settings import HARD_BATCH
 from rayddl.nets.config import NetConfig
 from rayddl.stages.estimates import (
@@ -38,6 +38,8 @@ SETS = 5
 """Copies of the set: images, gradient, momentum, the last good state, and the result of an update."""
 PART_COPIES = 8
 """On a GPU, copies of the batches and parameter vectors of the steps that are computed together (3 to 7 measured)."""
+HOLES = 1.6
+"""Bytes in use for each byte that steps keep for the way back, with the gaps between them (1.5 to 1.8 measured)."""
 HEADROOM = 0.9
 """Share of free memory available to a batch."""
 FEWEST = 32
@@ -84,13 +86,18 @@ def measure(config: MatchConfig, stages: Stages, outlook: Outlook) -> Estimate:
     if isinstance(line, str):
         return replace(guess, notes=(*guess.notes, line))
     fixed, per_image = line
+    each = found.kept
+    per_image = max(0.0, per_image - each)
     fixed += (
         found.parameters * FLOAT * (config.syn_steps - 1)
         + _around(config, outlook)
         + _together(config, found.parameters, share, outlook)
     )
-    memory, room = int(fixed + per_image * batch), outlook.machine.room(share)
+    room = outlook.machine.room(share)
+    memory = int(fixed + per_image * batch + _kept(each * batch, config))
     fits = _largest(fixed, per_image, HEADROOM * room, images)
+    if _kept(each * fits, config):
+        fits = _largest(fixed, per_image + _kept(each, config), HEADROOM * room, images)
     notes: tuple[str, ...] = (_fitting(fits, images, config, room),)
     if memory > room:
         notes = (too_much(memory, room, share.at_once, guess.device), *notes)
@@ -189,8 +196,16 @@ def _by_formula(
         vectors += 2 * config.syn_steps
     process = 0 if share.num_gpus else PROCESS + (0 if eager else COMPILER)
     step = batch * size.activations * FLOAT * factor
+    if not (eager or share.num_gpus or config.gradient == "unrolled"):
+        numbers = FLOAT // 2 if config.precision == "bf16" else FLOAT
+        process += _kept(batch * size.convolutions * numbers, config)
     together = _together(config, size.parameters, share, outlook)
     return process + step + vectors * size.parameters * FLOAT + _around(config, outlook) + together
+
+
+def _kept(step: int, config: MatchConfig) -> int:
+    """Bytes that all steps keep for the way back, of ``step`` bytes each."""
+    return int(HOLES * step * config.syn_steps) if step <= KEPT // config.syn_steps else 0
 
 
 def _together(config: MatchConfig, parameters: int, share: Share, outlook: Outlook) -> int:

@@ -51,6 +51,8 @@ class Measured:
     """Peak bytes at each batch size."""
     parameters: int
     compiled: bool
+    kept: int
+    """Bytes for each image of its batch that a step keeps for the way back; part of ``bytes``."""
 
 
 def run(job: MeasureTask) -> Measured | str:
@@ -73,7 +75,7 @@ def run(job: MeasureTask) -> Measured | str:
         last = [line for line in ended.stderr.decode(errors="replace").splitlines() if line.strip()]
         return last[-1].strip() if last else f"its process ended with {ended.returncode}"
     measured = json.loads(ended.stdout.splitlines()[-1])
-    return Measured(tuple(measured["bytes"]), measured["parameters"], measured["compiled"])
+    return Measured(tuple(measured["bytes"]), measured["parameters"], measured["compiled"], measured["kept"])
 
 
 def peaks(job: MeasureTask) -> Measured:
@@ -100,7 +102,7 @@ def peaks(job: MeasureTask) -> Measured:
     for batch in job.batches:
         _step(job, batch, steps, ends)
         found.append(int(torch.cuda.max_memory_reserved()) if job.gpu else _high_water())
-    return Measured((found[0], found[1]), len(ends[0]), compiled)
+    return Measured((found[0], found[1]), len(ends[0]), compiled, _kept(job, steps, ends[0]))
 
 
 def _step(job: MeasureTask, batch: int, steps: Any, ends: list[Any]) -> None:
@@ -120,6 +122,20 @@ def _step(job: MeasureTask, batch: int, steps: Any, ends: list[Any]) -> None:
         drawn = [augment.draw(names, (batch, *job.shape), draws) for _ in picks]
         run = StudentRun(images, labels, torch.tensor(0.01, device=device), picks, drawn)
         MODES[job.gradient](steps, run, *ends)
+
+
+def _kept(job: MeasureTask, steps: Any, theta_P: Any) -> int:
+    import torch
+
+    from rayddl.methods.matching.settings import KEPT
+
+    if job.gradient == "unrolled":
+        return 0
+    batch, lr = job.batches[-1], torch.tensor(0.01, device=theta_P.device)
+    x = torch.zeros(batch, *job.shape, device=theta_P.device)
+    y = torch.full((batch, job.classes), 1 / job.classes, device=theta_P.device)
+    _, (kept,) = steps.ahead(theta_P, lr, [x], [y], KEPT)
+    return sum(int(tensor.nbytes) for tensor in kept) // batch
 
 
 def _high_water() -> int:

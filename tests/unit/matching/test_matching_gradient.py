@@ -222,9 +222,10 @@ def test_hand_computed_two_steps() -> None:
     torch.testing.assert_close(exact(steps, run, start, target).loss, expected, rtol=1e-12, atol=0)
 
 
-def test_compiled_equals_uncompiled() -> None:
-    """Compiling changes the float32 result only by rounding."""
-    config = NetConfig(depth=1, width=4)
+@pytest.mark.parametrize(("depth", "width"), [(1, 4), (2, 8)])
+def test_compiled_equals_uncompiled(depth: int, width: int) -> None:
+    """Compiling changes the float32 result only by rounding, also where convolutions are kept for the way back."""
+    config = NetConfig(depth=depth, width=width)
     _, run, *_ = problem(batch=3, count=2, augmentations=())
     start = initial(config, SHAPE, CLASSES, seed=1)
     target = start + 0.05

@@ -85,7 +85,7 @@ class TestOutline:
         """ConvNet-3 on CIFAR-10 has 320,010 parameters, as its expert buffers show."""
         found = estimates.outline(NetConfig(), CIFAR)
 
-        assert found == estimates.Outline(320_010, 128 * (1024 + 256 + 64) + 3072)
+        assert found == estimates.Outline(320_010, 128 * (1024 + 256 + 64) + 3072, 2 * 128 * (256 + 64))
 
     def test_other_networks_are_not_guessed(self) -> None:
         """Networks that would have to be built have no estimate."""
@@ -142,13 +142,39 @@ class TestKinds:
 
     def test_matching_grows_with_batch_and_steps(self) -> None:
         """A step's memory is its batch's; each student step adds one parameter vector."""
-        memory = [expected(matching(**s)).memory for s in ({}, {"batch_syn": 50}, {"syn_steps": 40})]
+        sizes: tuple[dict[str, Any], ...] = ({}, {"batch_syn": 50}, {"syn_steps": 40})
+        memory = [expected(matching(**s, gradient="truncated", compile=False)).memory for s in sizes]
         size = estimates.outline(NetConfig(), CIFAR)
 
         assert size is not None
         assert memory[0] is not None
-        assert memory[0] - (memory[1] or 0) == 50 * size.activations * 4 * match.COMPILED
+        assert memory[0] - (memory[1] or 0) == 50 * size.activations * 4 * match.EAGER
         assert (memory[2] or 0) - memory[0] == 10 * 320_010 * 4
+
+    def test_compiled_steps_keep_convolutions_that_fit(self) -> None:
+        """Those of 30 steps of 100 images, in two bytes each for bf16; none where 60 steps have more than fits."""
+        one = 100 * 2 * 128 * (256 + 64) * 4
+        fp32, bf16, more, uncompiled, gpu = (
+            expected(matching(**given), *views).memory or 0
+            for given, *views in (
+                ({},),
+                ({"precision": "bf16"},),
+                ({"syn_steps": 60},),
+                ({"compile": False},),
+                ({}, outlook(gpus=(80 * GIB,))),
+            )
+        )
+
+        assert 30 * one <= match.KEPT < 60 * one
+        assert fp32 - bf16 == int(match.HOLES * 30 * one) - int(match.HOLES * 15 * one)
+        assert fp32 - more == int(match.HOLES * 30 * one) - 30 * 320_010 * 4
+        size = estimates.outline(NetConfig(), CIFAR)
+        assert size is not None
+        step = 100 * size.activations * 4
+        assert fp32 - uncompiled == int(match.HOLES * 30 * one) + match.COMPILER - step * (
+            match.EAGER - match.COMPILED
+        )
+        assert gpu < fp32
 
     def test_a_gpu_computes_steps_together_up_to_a_limit(self) -> None:
         """Each step adds its vector, and its batch and vector several times, until a part is full."""
@@ -268,15 +294,17 @@ class TestKinds:
 class TestMeasuring:
     @pytest.fixture
     def linear(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[trial.MeasureTask]]:
-        """Trials whose peak is ``fixed + steps * (kept + per_image * batch)``."""
+        """Trials whose peak is ``fixed + steps * (kept + per_image * batch)``, of which ``each`` for every image is
+        kept for the way back.
+        """
 
-        def install(fixed: int, per_image: int, kept: int = 0) -> list[trial.MeasureTask]:
+        def install(fixed: int, per_image: int, kept: int = 0, each: int = 0) -> list[trial.MeasureTask]:
             jobs: list[trial.MeasureTask] = []
 
             def run(job: trial.MeasureTask) -> trial.Measured:
                 jobs.append(job)
                 low, high = (fixed + job.steps * (kept + per_image * b) for b in job.batches)
-                return trial.Measured((low, high), 1000, compiled=False)
+                return trial.Measured((low, high), 1000, compiled=False, kept=each)
 
             monkeypatch.setattr(trial, "run", run)
             return jobs
@@ -321,6 +349,32 @@ class TestMeasuring:
             == f"the largest batch_syn that fits is {fits} of 500 images; set batch_syn={fits}"
         )
         assert found.notes[0].startswith("needs ")
+
+    def test_what_steps_keep_is_counted_for_each(
+        self, linear: Callable[..., list[trial.MeasureTask]]
+    ) -> None:
+        """The kept part of an image is added for all 30 steps, or for none where they have more than the limit."""
+        each = match.KEPT // 30 // 200
+        linear(10**9, 10**7, each=each)
+        fixed, image = 10**9 + 29 * 4000, 10**7 - each
+
+        found = self.measured(matching())
+        kept = int(match.HOLES * 30 * 100 * each)
+        assert found.memory == fixed + 100 * image + kept + self.around(outlook(), 100)
+
+        view = outlook(memory=6 * GIB)
+        found = self.measured(matching(ipc=50, batch_syn=100), view)
+        rest = 0.9 * 6 * GIB - fixed - self.around(view, 500)
+        fits = int(rest / image)
+        assert 200 < fits < 500
+        assert found.facts["largest_batch_syn"] == fits
+
+        view = outlook(memory=3 * GIB)
+        found = self.measured(matching(ipc=50, batch_syn=100), view)
+        rest = 0.9 * 3 * GIB - fixed - self.around(view, 500)
+        with_kept = image + int(match.HOLES * 30 * each)
+        assert int(rest / image) * each <= match.KEPT // 30
+        assert found.facts["largest_batch_syn"] == int(rest / with_kept)
 
     def test_what_cannot_fit_is_said(self, linear: Callable[..., list[trial.MeasureTask]]) -> None:
         """Where even the fixed part is too large, no batch is proposed."""
