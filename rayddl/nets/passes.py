@@ -11,6 +11,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.fx import Graph
 
 from rayddl.nets.factors import keep_factors
+from rayddl.nets.narrow import spread
 from rayddl.nets.pruning import prune
 
 ON_CPU = {
@@ -44,13 +45,14 @@ def saving() -> AbstractContextManager[None]:
 
 
 class Passes(CustomGraphPass):
-    """Removes unneeded convolutions, and has small factors computed once."""
+    """Removes unneeded convolutions, computes narrow ones by pixels, and has small factors computed once."""
 
     def __call__(self, graph: Graph) -> None:
         """Change ``graph``, of ``aten`` operators, in place."""
         prune(graph)
+        spread(graph)
         keep_factors(graph)
 
     def uuid(self) -> str:
         """Identifies this version of the passes in caches of compiled graphs."""
-        return "rayddl.nets.passes 1"
+        return "rayddl.nets.passes 2"

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from rayddl import plugins
 from rayddl.data.pixels.encoded import Encoded
-from rayddl.methods.training.sweeps import Ahead, Back, Sweeps, Together
+from rayddl.methods.training.sweeps import Ahead, Back, Store, Sweeps, Together
 from rayddl.nets.build import flat
 from rayddl.nets.compiling import compiled
 from rayddl.nets.config import NetConfig
@@ -175,7 +175,7 @@ def make_steps(net: FlatNet, *, compile_: bool = True, graphs: bool = False) -> 
     # A graph of a whole part has no use for graphs of its steps.
     one_gradient = compiled(gradient) if compile_ else eager
     one_tangent = compiled(tangent, wanted=compile_)
-    sweeps = Sweeps(one_gradient, one_tangent, Together(gradient, tangent, wanted=compile_))
+    sweeps = Sweeps(one_gradient, one_tangent, Together(gradient, tangent, wanted=compile_), Store())
     replayed = compile_ and graphs
     return Steps(
         net,

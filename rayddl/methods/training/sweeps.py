@@ -5,11 +5,13 @@ On a CPU a compiled step may keep its long convolutions for the way back, which 
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from rayddl.nets.compiling import compiled, switched_off
@@ -33,6 +35,7 @@ class Sweeps:
     gradient: Callable[..., Any]
     tangent: Callable[..., Any]
     together: Together
+    store: Store
 
     def ahead(
         self, theta_P: Tensor, lr: Tensor, x: Sequence[Tensor], y: Sequence[Tensor], most: int = 0
@@ -46,7 +49,8 @@ class Sweeps:
             if known is None or known.bytes > most:
                 (gradient_P, _), some = self.gradient(path[-1], images, labels), []
             else:
-                (gradient_P, _), some = known.first(path[-1], images, labels)
+                (gradient_P, _), found = known.first(path[-1], images, labels)
+                some = [self.store.holding(tensor) for tensor in found]
             path.append(path[-1] - lr * gradient_P)
             kept.append(some)
         return path, kept
@@ -69,12 +73,38 @@ class Sweeps:
             known = self.together.of(theta_P, images, labels) if some else None
             along = self.tangent if known is None else partial(known.second, some)
             gv, Hv, mixed_x, mixed_y = along(theta_P, images, labels, lam_P)
+            self.store.take_back(some)
             total = total - gv
             by_x.append(mixed_x)
             by_y.append(mixed_y)
             if through_theta:
                 lam_P = lam_P - lr * Hv
         return lam_P, total, by_x[::-1], by_y[::-1]
+
+
+class Store:
+    """Memory for what steps keep, which later steps use again.
+
+    It is not the allocator's: tensors that outlive all others would leave gaps in its memory, as large as themselves.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[Any, ...], list[Tensor]] = {}
+
+    def holding(self, tensor: Tensor) -> Tensor:
+        """A copy of ``tensor``, whose elements fill its memory."""
+        size = tensor.shape, tensor.stride(), tensor.dtype
+        free = self._free.setdefault(size, [])
+        if not free:
+            memory = torch.frombuffer(mmap.mmap(-1, tensor.nbytes), dtype=tensor.dtype)
+            free.append(memory.as_strided(*size[:2]))
+        return free.pop().copy_(tensor)
+
+    def take_back(self, held: list[Tensor]) -> None:
+        """Use the memory of these again; the list is emptied."""
+        while held:
+            tensor = held.pop()
+            self._free[tensor.shape, tensor.stride(), tensor.dtype].append(tensor)
 
 
 @dataclass(frozen=True)

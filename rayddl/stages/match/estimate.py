@@ -38,8 +38,6 @@ SETS = 5
 """Copies of the set: images, gradient, momentum, the last good state, and the result of an update."""
 PART_COPIES = 8
 """On a GPU, copies of the batches and parameter vectors of the steps that are computed together (3 to 7 measured)."""
-HOLES = 1.6
-"""Bytes in use for each byte that steps keep for the way back, with the gaps between them (1.5 to 1.8 measured)."""
 HEADROOM = 0.9
 """Share of free memory available to a batch."""
 FEWEST = 32
@@ -205,7 +203,7 @@ def _by_formula(
 
 def _kept(step: int, config: MatchConfig) -> int:
     """Bytes that all steps keep for the way back, of ``step`` bytes each."""
-    return int(HOLES * step * config.syn_steps) if step <= KEPT // config.syn_steps else 0
+    return step * config.syn_steps if step <= KEPT // config.syn_steps else 0
 
 
 def _together(config: MatchConfig, parameters: int, share: Share, outlook: Outlook) -> int:

@@ -85,3 +85,42 @@ def test_a_trial_of_a_step_tells_what_it_keeps(mode: Any, expected: int) -> None
     )  # fmt: skip
 
     assert measure._kept(job, make_steps(steps.net), start.float()) == expected // 2
+
+
+@pytest.mark.usefixtures("traced")
+def test_iterations_use_the_same_memory() -> None:
+    """What a step keeps stays as it is until it was read; then the next iteration's steps write over it."""
+    steps, run, start, target = problem(batch=5, count=3, augmentations=())
+    places: list[list[int]] = []
+    keeping = make_steps(steps.net)
+
+    def ahead(*given: Any) -> Any:
+        path, kept = keeping.ahead(*given)
+        places.append([tensor.data_ptr() for some in kept for tensor in some])
+        return path, kept
+
+    watching = replace(keeping, ahead=ahead)
+    first = MODES["exact"](watching, run, start, target)
+    second = MODES["exact"](watching, run, start + 0.1, target)
+    again = MODES["exact"](watching, run, start, target)
+
+    used = [{place for step in places[k : k + 3] for place in step} for k in (0, 3, 6)]
+    assert len(used[0]) == 3 * 2
+    assert used[0] == used[1] == used[2]
+    for part in PARTS:
+        assert torch.equal(getattr(first, part), getattr(again, part))
+        assert not torch.equal(getattr(first, part), getattr(second, part))
+
+
+@pytest.mark.usefixtures("traced")
+def test_the_way_back_can_be_taken_twice() -> None:
+    """The second time, steps keep nothing any more, and compute again."""
+    steps, run, start, _ = problem(batch=5, count=1, augmentations=())
+    keeping = make_steps(steps.net)
+    x, y = [run.images[:5]], [run.labels[:5]]
+    (*path, _), kept = keeping.ahead(start, run.lr, x, y, IMAGE * 5)
+    assert kept[0]
+    ways = [keeping.back(start, run.lr, run.lr, path, x, y, kept) for _ in range(2)]
+
+    assert kept == [[]]
+    torch.testing.assert_close(ways[0], ways[1], rtol=1e-10, atol=1e-12)

@@ -166,14 +166,12 @@ class TestKinds:
         )
 
         assert 30 * one <= match.KEPT < 60 * one
-        assert fp32 - bf16 == int(match.HOLES * 30 * one) - int(match.HOLES * 15 * one)
-        assert fp32 - more == int(match.HOLES * 30 * one) - 30 * 320_010 * 4
+        assert fp32 - bf16 == 30 * one - 15 * one
+        assert fp32 - more == 30 * one - 30 * 320_010 * 4
         size = estimates.outline(NetConfig(), CIFAR)
         assert size is not None
         step = 100 * size.activations * 4
-        assert fp32 - uncompiled == int(match.HOLES * 30 * one) + match.COMPILER - step * (
-            match.EAGER - match.COMPILED
-        )
+        assert fp32 - uncompiled == 30 * one + match.COMPILER - step * (match.EAGER - match.COMPILED)
         assert gpu < fp32
 
     def test_a_gpu_computes_steps_together_up_to_a_limit(self) -> None:
@@ -359,7 +357,7 @@ class TestMeasuring:
         fixed, image = 10**9 + 29 * 4000, 10**7 - each
 
         found = self.measured(matching())
-        kept = int(match.HOLES * 30 * 100 * each)
+        kept = 30 * 100 * each
         assert found.memory == fixed + 100 * image + kept + self.around(outlook(), 100)
 
         view = outlook(memory=6 * GIB)
@@ -372,7 +370,7 @@ class TestMeasuring:
         view = outlook(memory=3 * GIB)
         found = self.measured(matching(ipc=50, batch_syn=100), view)
         rest = 0.9 * 3 * GIB - fixed - self.around(view, 500)
-        with_kept = image + int(match.HOLES * 30 * each)
+        with_kept = image + 30 * each
         assert int(rest / image) * each <= match.KEPT // 30
         assert found.facts["largest_batch_syn"] == int(rest / with_kept)
 
