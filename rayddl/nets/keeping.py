@@ -46,16 +46,23 @@ def keeping(
     ``None`` if there is nothing to keep: for functions that have no long convolution in common, that change their
     arguments, or that cannot be traced.
     """
+    try:
+        return _traced([(first, given), (second, (*given, *more))])
+    except Exception:  # of any kind: a plugin's network may do what the tracer does not know
+        return None
+
+
+def _traced(functions: list[tuple[Callable[..., Any], Sequence[Tensor]]]) -> Kept | None:
     # Forward derivatives spell this operator out. So both functions must, for what follows from it to be the same.
     spelt: Any = get_decompositions([aten._log_softmax_backward_data])
-    try:
-        modules = [
-            # Copies: the trace takes a tensor that is passed twice for one argument.
-            make_fx(functionalize(function), spelt, tracing_mode="fake")(*(a.clone() for a in arguments))
-            for function, arguments in ((first, given), (second, (*given, *more)))
-        ]
-    except RuntimeError:
-        return None
+    modules = [
+        # Copies: the trace takes a tensor that is passed twice for one argument. Tensors of the network, such as
+        # buffers, are constants of the graph.
+        make_fx(functionalize(function), spelt, tracing_mode="fake", _allow_non_fake_inputs=True)(
+            *(a.clone() for a in arguments)
+        )
+        for function, arguments in functions
+    ]
     graphs = [module.graph for module in modules]
     if any(_changes(node) for graph in graphs for node in graph.nodes):
         return None
@@ -68,7 +75,7 @@ def keeping(
     _take(graphs[1], [theirs for _, theirs in kept])
     for module in modules:
         module.recompile()
-    size = sum(mine.meta["val"].nbytes for mine, _ in kept)
+    size = sum(int(mine.meta["val"].nbytes) for mine, _ in kept)
     return Kept(modules[0], _with_list(modules[1]), size)
 
 
@@ -93,10 +100,11 @@ def _numbered(graph: Graph, table: dict[Any, int]) -> dict[Node, int]:
 
     def key(value: Any) -> Any:
         if isinstance(value, Node):
-            return found[value]
+            return "node", found[value]
         if isinstance(value, list | tuple):
             return tuple(key(each) for each in value)
-        return value
+        # 1, 1.0 and True are equal in Python, as are 0.0 and -0.0.
+        return type(value), repr(value) if isinstance(value, float) else value
 
     inputs = 0
     node: Any
@@ -107,7 +115,7 @@ def _numbered(graph: Graph, table: dict[Any, int]) -> dict[Node, int]:
         # What is drawn at random, and what is not computed, is equal to nothing else.
         expression: Any = node
         if node.op == "placeholder":
-            expression, inputs = inputs, inputs + 1
+            expression, inputs = ("input", inputs), inputs + 1
         elif node.op == "call_function" and not _drawn(node):
             # Which derivatives a convolution is asked for does not change those that it computes.
             arguments = node.args[:-1] if node.target == BACKWARD else node.args

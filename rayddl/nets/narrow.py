@@ -50,7 +50,11 @@ def _narrow(node: Any) -> bool:
     return bool(
         size.device.type == "cpu"
         and list(asked) == [True, False, False]
+        and len(kernel) == 4
         and kernel[1] <= FEW
+        # A pixel's products take no more memory than its derivatives, and a shift leaves some of the image.
+        and kernel[1:].numel() <= kernel[0]
+        and all(side > around for side, around in zip(size.shape[2:], padding, strict=True))
         and (groups, transposed) == (1, False)
         and all(each == 1 for each in (*stride, *dilation))
         and all(side == 2 * around + 1 for side, around in zip(kernel[2:], padding, strict=True))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 GPU_PART = 128 << 20
 """Bytes of batches and parameter vectors up to which a GPU computes a student's steps together."""
 KEPT = 1 << 30
-"""Bytes up to which a CPU keeps the long convolutions of a student's steps for the way back: of all steps, or none."""
+"""Bytes of long convolutions that N steps of a student keep for the way back on a CPU, each a Nth of it or nothing."""
 
 
 class WindowRule(Config):

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -58,6 +58,8 @@ class Steps:
     ``total`` less every ``g . lambda``; and for each step, the derivatives of ``g . lambda`` by x and by y."""
     back_truncated: Back
     """:attr:`back` with the same lambda at every step."""
+    bytes_kept: Callable[[Tensor, Tensor, Tensor], int]
+    """``(theta, x, y)`` -> the bytes that :attr:`ahead` keeps for a step of such a batch, if it may keep so many."""
     side_by_side: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     """``gradient`` for S students with separate data: ``(theta [S, P], x [S, B, C, H, W], y [S, B, K]) ->
     (gradients [S, P], losses [S])``, uncompiled; for networks without batch norm."""
@@ -185,16 +187,24 @@ def make_steps(net: FlatNet, *, compile_: bool = True, graphs: bool = False) -> 
         eager,
         compiled(tracked, graphs=graphs) if compile_ else tracked_eager,
         tracked_eager,
-        _without_most(recorded(sweeps.ahead)) if replayed else sweeps.ahead,
+        _replayed(sweeps) if replayed else sweeps.ahead,
         recorded(partial(sweeps.back, through_theta=True), wanted=replayed),
         recorded(partial(sweeps.back, through_theta=False), wanted=replayed),
+        sweeps.bytes_kept,
         vmap(gradient),
     )
 
 
-def _without_most(forwards: Callable[..., tuple[list[Tensor], list[list[Tensor]]]]) -> Ahead:
+def _replayed(sweeps: Sweeps) -> Ahead:
     # What is recorded takes tensors alone.
-    return lambda theta_P, lr, x, y, most: forwards(theta_P, lr, x, y)
+    forwards = recorded(sweeps.ahead)
+
+    def ahead(
+        theta_P: Tensor, lr: Tensor, x: Sequence[Tensor], y: Sequence[Tensor], most: int
+    ) -> tuple[list[Tensor], list[list[Tensor]]]:
+        return forwards(theta_P, lr, x, y) if theta_P.is_cuda else sweeps.ahead(theta_P, lr, x, y, most)
+
+    return ahead
 
 
 def steps_for(

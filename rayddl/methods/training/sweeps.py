@@ -81,6 +81,11 @@ class Sweeps:
                 lam_P = lam_P - lr * Hv
         return lam_P, total, by_x[::-1], by_y[::-1]
 
+    def bytes_kept(self, theta_P: Tensor, x: Tensor, y: Tensor) -> int:
+        """As :attr:`Steps.bytes_kept <rayddl.methods.training.steps.Steps.bytes_kept>`."""
+        known = self.together.of(theta_P, x, y)
+        return 0 if known is None else known.bytes
+
 
 class Store:
     """Memory for what steps keep, which later steps use again.
@@ -95,16 +100,20 @@ class Store:
         """A copy of ``tensor``, whose elements fill its memory."""
         size = tensor.shape, tensor.stride(), tensor.dtype
         free = self._free.setdefault(size, [])
-        if not free:
-            memory = torch.frombuffer(mmap.mmap(-1, tensor.nbytes), dtype=tensor.dtype)
-            free.append(memory.as_strided(*size[:2]))
-        return free.pop().copy_(tensor)
+        held = free.pop() if free else _mapped(tensor.nbytes, tensor.dtype).as_strided(*size[:2])
+        return held.copy_(tensor)
 
     def take_back(self, held: list[Tensor]) -> None:
         """Use the memory of these again; the list is emptied."""
         while held:
             tensor = held.pop()
             self._free[tensor.shape, tensor.stride(), tensor.dtype].append(tensor)
+
+
+def _mapped(size: int, dtype: torch.dtype) -> Tensor:
+    # Private, where the system has the choice: memory that is shared counts as a file's.
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    return torch.frombuffer(mmap.mmap(-1, size, **private), dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -119,9 +128,7 @@ class Together:
     """By the sizes of a call."""
 
     def of(self, theta_P: Tensor, x: Tensor, y: Tensor) -> Kept | None:
-        """Both for tensors like these; ``None`` if they are not compiled, on a GPU, which stores as slowly as it
-        computes, and for networks that have nothing to keep.
-        """
+        """Both for tensors like these; ``None`` on a GPU, if not compiled, and for networks with nothing to keep."""
         if not self.wanted or theta_P.is_cuda or switched_off():
             return None
         # Imported late: it loads parts of torch's compiler, which most processes do not need.

@@ -85,7 +85,6 @@ def measure(config: MatchConfig, stages: Stages, outlook: Outlook) -> Estimate:
         return replace(guess, notes=(*guess.notes, line))
     fixed, per_image = line
     each = found.kept
-    per_image = max(0.0, per_image - each)
     fixed += (
         found.parameters * FLOAT * (config.syn_steps - 1)
         + _around(config, outlook)
@@ -93,9 +92,11 @@ def measure(config: MatchConfig, stages: Stages, outlook: Outlook) -> Estimate:
     )
     room = outlook.machine.room(share)
     memory = int(fixed + per_image * batch + _kept(each * batch, config))
-    fits = _largest(fixed, per_image, HEADROOM * room, images)
-    if _kept(each * fits, config):
-        fits = _largest(fixed, per_image + _kept(each, config), HEADROOM * room, images)
+    # Steps of more images than `most` keep nothing.
+    most = KEPT // config.syn_steps // each if each else 0
+    fits = _largest(fixed, per_image + _kept(each, config), HEADROOM * room, images)
+    if fits >= most:
+        fits = max(fits, _largest(fixed, per_image, HEADROOM * room, images))
     notes: tuple[str, ...] = (_fitting(fits, images, config, room),)
     if memory > room:
         notes = (too_much(memory, room, share.at_once, guess.device), *notes)

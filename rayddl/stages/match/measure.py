@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,7 +52,7 @@ class Measured:
     parameters: int
     compiled: bool
     kept: int
-    """Bytes for each image of its batch that a step keeps for the way back; part of ``bytes``."""
+    """Bytes for each image of its batch that a step may keep for the way back; not part of ``bytes``."""
 
 
 def run(job: MeasureTask) -> Measured | str:
@@ -96,11 +96,16 @@ def peaks(job: MeasureTask) -> Measured:
             net, job.shape, job.classes, steps=job.work, batch=job.batches[-1], passes=PASSES
         )
     steps = steps_for(net, job.shape, job.classes, job.precision, compiled)
+
+    def keeping_nothing(theta_P: Any, lr: Any, x: Any, y: Any, most: int) -> Any:
+        return steps.ahead(theta_P, lr, x, y, 0)
+
+    forgetful = replace(steps, ahead=keeping_nothing)
     device = torch.device("cuda" if job.gpu else "cpu")
     ends = [initial(net, job.shape, job.classes, seed=seed).to(device) for seed in (0, 1)]
     found = []
     for batch in job.batches:
-        _step(job, batch, steps, ends)
+        _step(job, batch, forgetful, ends)
         found.append(int(torch.cuda.max_memory_reserved()) if job.gpu else _high_water())
     return Measured((found[0], found[1]), len(ends[0]), compiled, _kept(job, steps, ends[0]))
 
@@ -127,15 +132,12 @@ def _step(job: MeasureTask, batch: int, steps: Any, ends: list[Any]) -> None:
 def _kept(job: MeasureTask, steps: Any, theta_P: Any) -> int:
     import torch
 
-    from rayddl.methods.matching.settings import KEPT
-
     if job.gradient == "unrolled":
         return 0
-    batch, lr = job.batches[-1], torch.tensor(0.01, device=theta_P.device)
+    batch = job.batches[-1]
     x = torch.zeros(batch, *job.shape, device=theta_P.device)
     y = torch.full((batch, job.classes), 1 / job.classes, device=theta_P.device)
-    _, (kept,) = steps.ahead(theta_P, lr, [x], [y], KEPT)
-    return sum(int(tensor.nbytes) for tensor in kept) // batch
+    return int(steps.bytes_kept(theta_P, x, y)) // batch
 
 
 def _high_water() -> int:

@@ -124,3 +124,14 @@ def test_the_way_back_can_be_taken_twice() -> None:
 
     assert kept == [[]]
     torch.testing.assert_close(ways[0], ways[1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("traced")
+def test_steps_made_for_cuda_graphs_keep_as_well_on_a_cpu() -> None:
+    """Where nothing is recorded."""
+    steps, run, start, _ = problem(batch=5, count=1, augmentations=())
+    keeping = make_steps(steps.net, graphs=True)
+    x, y = [run.images[:5]], [run.labels[:5]]
+
+    assert keeping.ahead(start, run.lr, x, y, IMAGE * 5)[1][0]
+    assert keeping.bytes_kept(start, *x, *y) == IMAGE * 5

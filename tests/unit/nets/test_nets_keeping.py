@@ -127,10 +127,46 @@ def test_functions_that_change_their_arguments_keep_nothing() -> None:
     assert kept_of(lambda x, w: convolved(x, w) + w.mul_(2).sum(), convolved) is None
 
 
+@pytest.mark.parametrize("number", [0, 1, 2, 2.0, 3, True])
+def test_a_number_is_not_taken_for_a_tensor(number: float) -> None:
+    """The same function for both, of images times a number and times a tensor."""
+
+    def function(x: Tensor, w: Tensor, factor: Tensor) -> Tensor:
+        return convolved(x * number, w).sum() + 3 * convolved(x * factor, w).sum()
+
+    given = X, W, torch.tensor(0.7, dtype=torch.float64)
+    found = keeping(function, function, given, ())
+    assert found is not None
+    result, kept = found.first(*given)
+
+    torch.testing.assert_close(result, function(*given))
+    torch.testing.assert_close(found.second(kept, *given), function(*given))
+
+
+def test_tensors_of_a_network_are_constants() -> None:
+    """Such as a buffer with a mean: what depends on it is computed again, other convolutions are kept."""
+    mean = torch.full((2, 8, 1, 1), 0.5, dtype=torch.float64)
+
+    def function(x: Tensor, w: Tensor) -> Tensor:
+        return convolved(x - mean, w) + convolved(x, w)
+
+    found = kept_of(function, function)
+    assert found is not None
+    result, kept = found.first(X, W)
+
+    torch.testing.assert_close(kept, [convolved(X, W)])
+    torch.testing.assert_close(found.second(kept, X, W), result)
+    torch.testing.assert_close(result, function(X, W))
+
+
 def test_functions_that_cannot_be_traced_keep_nothing() -> None:
-    """A branch on a value, as a network of one's own may have."""
+    """A branch on a value, and a size that depends on one, as a network of one's own may have."""
 
     def branching(x: Tensor, w: Tensor) -> Tensor:
         return convolved(x, w) if x.sum() > 0 else convolved(x, -w)
 
+    def chosen(x: Tensor, w: Tensor) -> Tensor:
+        return convolved(x[x[:, 0, 0, 0] > 0], w)
+
     assert kept_of(branching, branching) is None
+    assert kept_of(chosen, chosen) is None

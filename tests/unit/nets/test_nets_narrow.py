@@ -24,13 +24,14 @@ aten = torch.ops.aten
 def derivative(
     gradient: Tensor, images: Tensor, weight: Tensor, padding: list[int], stride: int = 1, **given: Any
 ) -> Any:
-    asked, groups, dilation = (given.get(name, default) for name, default in DEFAULTS.items())
+    asked, groups, dilation, sides = (given.get(name, default) for name, default in DEFAULTS.items())
+    steps, apart, rest = ([each] * sides for each in (stride, dilation, 0))
     return aten.convolution_backward(
-        gradient, images, weight, None, [stride] * 2, padding, [dilation] * 2, False, [0, 0], groups, asked
+        gradient, images, weight, None, steps, padding, apart, False, rest, groups, asked
     )
 
 
-DEFAULTS: dict[str, Any] = {"asked": [True, False, False], "groups": 1, "dilation": 1}
+DEFAULTS: dict[str, Any] = {"asked": [True, False, False], "groups": 1, "dilation": 1, "sides": 2}
 
 
 def after_the_pass(function: Any, *inputs: Tensor) -> GraphModule:
@@ -64,7 +65,7 @@ def test_products_in_bf16_are_summed_in_float32() -> None:
     assert errors[0] < 1.5 * errors[1]
 
 
-X, W, G = randn(2, 3, 6, 6), randn(8, 3, 3, 3), randn(2, 8, 6, 6)
+X, W, G = randn(2, 3, 6, 6), randn(32, 3, 3, 3), randn(2, 32, 6, 6)
 
 
 def test_the_operator_is_replaced() -> None:
@@ -77,14 +78,17 @@ def test_the_operator_is_replaced() -> None:
 @pytest.mark.parametrize(
     ("images", "weight", "gradient", "given"),
     [
-        (randn(2, 5, 6, 6), randn(8, 5, 3, 3), G, {"padding": [1, 1]}),
-        (X, W, randn(2, 8, 4, 4), {"padding": [0, 0]}),
-        (X, W, randn(2, 8, 3, 3), {"padding": [1, 1], "stride": 2}),
-        (X, W, randn(2, 8, 4, 4), {"padding": [1, 1], "dilation": 2}),
+        (randn(2, 5, 6, 6), randn(64, 5, 3, 3), randn(2, 64, 6, 6), {"padding": [1, 1]}),
+        (X, W, randn(2, 32, 4, 4), {"padding": [0, 0]}),
+        (X, W, randn(2, 32, 3, 3), {"padding": [1, 1], "stride": 2}),
+        (X, W, randn(2, 32, 4, 4), {"padding": [1, 1], "dilation": 2}),
+        (X, randn(26, 3, 3, 3), randn(2, 26, 6, 6), {"padding": [1, 1]}),
+        (randn(2, 1, 2, 6), randn(32, 1, 5, 5), randn(2, 32, 2, 6), {"padding": [2, 2]}),
+        (randn(2, 3, 6), randn(32, 3, 3), randn(2, 32, 6), {"padding": [1], "sides": 1}),
         (randn(2, 6, 6, 6), W, G, {"padding": [1, 1], "groups": 2}),
         (X, W, G, {"padding": [1, 1], "asked": [True, True, False]}),
     ],
-    ids=["channels", "padding", "stride", "dilation", "groups", "weight"],
+    ids=["channels", "padding", "stride", "dilation", "products", "small", "line", "groups", "weight"],
 )
 def test_others_stay_as_they_are(images: Tensor, weight: Tensor, gradient: Tensor, given: Any) -> None:
     def function(g: Tensor, x: Tensor, w: Tensor) -> list[Tensor]:
@@ -101,7 +105,7 @@ def test_others_stay_as_they_are(images: Tensor, weight: Tensor, gradient: Tenso
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_tangent_of_a_gradient_is_the_same(channels: int) -> None:
     """Its derivatives by the images are two such operators in the first layer."""
-    net, shape = NetConfig(depth=2, width=8), (channels, 8, 8)
+    net, shape = NetConfig(depth=2, width=32), (channels, 8, 8)
     steps = make_steps(flat(net, shape, 5, precision="fp32"), compile_=False)
     theta = initial(net, shape, 5, seed=1).double()
     inputs = [theta, randn(2, *shape), randn(2, 5).softmax(1), torch.sin(torch.arange(len(theta)).double())]
