@@ -5,7 +5,8 @@
 ConvNet-3 on CIFAR-10-sized images, DSA on. Every row runs in a process of its own, rows alternate, and
 the figure is the median over rounds. Random images and parameters: the arithmetic does not depend on
 them. A row that would not fit in memory is left out and says so. The last columns relate to the convolutions
-that the exact gradient needs: measured alone, and at this machine's peak (:func:`tests.bench.machine.peak`).
+that the exact gradient needs where nothing is kept between its two ways (:func:`floor`): measured alone, and at this
+machine's peak (:func:`tests.bench.machine.peak`).
 
 The published code's process holds all training images as floats and a file of ten experts' snapshots while its
 loop runs (`images_all` and `buffer` in its `distill.py`), and so do its rows; one more, run once, holds neither.
@@ -116,7 +117,9 @@ def rows_of(case: str, reference: str | None) -> dict[str, tuple[dict[str, Any],
 
 
 def floor(row: dict[str, Any]) -> dict[str, Any]:
-    """The least that an iteration with the exact gradient can take: its convolutions, found in the steps' graphs.
+    """The convolutions of an iteration whose steps keep nothing, found in the steps' graphs.
+
+    That is what the exact gradient takes in the memory of one step; steps that keep some of them compute a sixth fewer.
 
     ``operations`` are theirs, ``at_peak`` the seconds at the machine's peak, ``alone`` the seconds of the same
     convolutions one after the other, each at its best, with nothing else in between.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rayddl.stages.estimates import Estimate, Outlook, Stages, in_turn, made
 from rayddl.stages.runtime import sizes
-from rayddl.stages.tune.settings import SAMPLES, TuneConfig, tunable_of
+from rayddl.stages.tune.plan import trials_of
+from rayddl.stages.tune.settings import TuneConfig, tunable_of
 
 STOPPED = 0.5
 """The share of their length that trials run for on average, if ``asha`` stops weak ones early."""
@@ -17,7 +18,7 @@ def estimate(config: TuneConfig, stages: Stages, outlook: Outlook) -> Estimate:
     """The estimate of one trial with the template's own settings, with several trials at once."""
     from rayddl.stages.kinds import known
 
-    samples = config.samples or SAMPLES
+    samples = trials_of(config, stages)
     share = sizes.spread(config.resources, outlook.machine.have, units=samples, fill=True)
     template = stages[config.of]
     length = tunable_of(template).length

@@ -63,11 +63,6 @@ class Search:
 def make(config: TuneConfig, templates: Mapping[str, StageConfig]) -> Search:
     """The search of a definition's tune stage."""
     base = base_of(config, templates)
-    samples = config.samples or SAMPLES
-    if config.searcher == "grid":
-        combinations = len(spaces.every(config.space, base))
-        # The template's own settings are one trial more than the combinations.
-        samples = min(config.samples or combinations + 1, combinations + 1)
     stops = _stops(config, templates[config.of])
     grace = sum(1 for stop in stops if stop < (config.grace or 0)) + 1
     return Search(
@@ -75,7 +70,7 @@ def make(config: TuneConfig, templates: Mapping[str, StageConfig]) -> Search:
         base,
         config.metric,
         config.better(templates[config.of]),
-        samples,
+        trials_of(config, templates),
         stops,
         config.searcher,
         config.scheduler,
@@ -85,6 +80,15 @@ def make(config: TuneConfig, templates: Mapping[str, StageConfig]) -> Search:
         config.time_budget,
         config.cost_budget,
     )
+
+
+def trials_of(config: TuneConfig, templates: Mapping[str, StageConfig]) -> int:
+    """The number of trials that the search of a definition's tune stage makes, if no budget ends it."""
+    if config.searcher != "grid":
+        return config.samples or SAMPLES
+    # The template's own settings are one trial more than the combinations.
+    most = len(spaces.every(config.space, base_of(config, templates))) + 1
+    return min(config.samples or most, most)
 
 
 def _stops(config: TuneConfig, template: StageConfig) -> tuple[int, ...]:

@@ -254,6 +254,19 @@ class TestKinds:
         assert found.work == "6 trials of 7 iterations × 30 steps"
         assert (found.at_once, found.memory) == (4, expected(template).memory)
 
+    def test_a_grid_is_counted(self) -> None:
+        """Its combinations, and the template's own settings; not the number of trials of other searches."""
+        from rayddl.stages.tune.settings import TuneConfig
+
+        space = {"lr_image": {"grid": [1, 10, 20]}, "syn_steps": {"grid": [5, 6]}}
+        config = TuneConfig.model_validate(
+            {"kind": "tune", "of": "distill", "searcher": "grid", "space": space}
+        )
+
+        assert expected(config, distill=matching()).work.startswith("7 trials of ")
+        fewer = config.model_copy(update={"samples": 4})
+        assert expected(fewer, distill=matching()).work.startswith("4 trials of ")
+
     def test_crops_are_counted(self) -> None:
         """RDED scores the given number of images of each class, or all of them if there are fewer."""
         from rayddl.stages.rded.settings import RdedConfig
