@@ -10,7 +10,7 @@ from rayddl.data.config import SourceConfig
 from rayddl.data.sources.summary import SourceSummary, source_summary
 from rayddl.nets.config import NetConfig
 from rayddl.nets.work import KEPT_PRODUCTS
-from rayddl.stages.runtime import machine, sizes
+from rayddl.stages.runtime import machine, product_speed, sizes
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Resources, Share
 from rayddl.stages.settings import StageConfig
@@ -51,7 +51,8 @@ class Machine:
     def here(cls) -> Machine:
         """Measure this machine with its current free memory."""
         gpus = machine.gpu_bytes()
-        speed = Speed.of(machine.cpu_text(), machine.gpu_names() if gpus else ())
+        cpu = machine.cpu_text()
+        speed = Speed.of(cpu, machine.gpu_names() if gpus else (), product_speed.measured(cpu))
         return cls(machine.cpus(), machine.free_bytes(), gpus, speed)
 
     @property

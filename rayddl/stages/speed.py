@@ -1,8 +1,8 @@
 """How long training takes on this machine: a small model of a processor's and a GPU's speed. Imports no torch.
 
 A step takes its operations divided by the device's rate, and a fixed time for each layer, in which Python and torch
-dispatch. The constants were fitted to steps measured on two cores of an Intel Xeon with AVX-512, and on an H100
-(``docs/benchmarks.md``); estimates are meant to be right within a factor of 2.
+dispatch. The constants were fitted to steps measured on two cores of an Intel Xeon with AVX-512 and of an AMD EPYC, and
+on an H100 (``docs/benchmarks.md``); estimates are meant to be right within a factor of 2.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ IMAGE = 1e-3
 """Seconds of a core for reading and decoding a small image."""
 PER_CYCLE = {"avx512f": 30.0, "avx2": 20.0, "asimd": 10.0, "": 5.0}
 """Operations of a core in a cycle, reached in uncompiled steps of a wide network, by its instruction set."""
+OF_PRODUCTS = 0.72
+"""The speed reached in these steps, relative to that of matrix products."""
 WIDE = 96
 """Channels of a ``convnet`` from which a processor reaches its rate uncompiled; below, it is proportional to them."""
 FINE = 16
@@ -40,6 +42,8 @@ BF16, BF16_GAIN, GPU_BF16_GAIN = {"avx512_bf16", "amx_bf16"}, 1.6, 1.3
 """Instruction sets with bfloat16, and how much faster steps in it run."""
 GRADIENT, FORWARD, MATCHED = 3, 1, 12
 """Cost in forward passes of a gradient step, of a test, and of a matched student step."""
+MATCHED_COMPILED = 8
+"""The cost of a compiled matched student step on a processor, which keeps its convolutions for the way back."""
 MATCHED_LAYER = 9.0
 """Dispatch of an uncompiled matched step relative to a gradient step's."""
 H100 = 8.5e12
@@ -67,8 +71,12 @@ class Speed:
     """What the speed is a guess for."""
 
     @classmethod
-    def of(cls, cpu: str, gpus: tuple[str, ...]) -> Speed:
-        """The speed of a processor, of which ``cpu`` is the text of ``/proc/cpuinfo``, and of GPUs by name."""
+    def of(cls, cpu: str, gpus: tuple[str, ...], products: float | None = None) -> Speed:
+        """The speed of a processor, of which ``cpu`` is the text of ``/proc/cpuinfo``, and of GPUs by name.
+
+        ``products``: operations per second of a core in matrix products, where they were measured; otherwise the clock
+        and the instruction set count.
+        """
         hertz = [float(found) for found in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", cpu, re.MULTILINE)]
         flags = set(
             re.findall(
@@ -80,6 +88,8 @@ class Speed:
             * max(hertz, default=2600.0)
             * next(rate for name, rate in PER_CYCLE.items() if not name or name in flags)
         )
+        if products is not None:
+            core = OF_PRODUCTS * products
         if not gpus:
             half = BF16_GAIN if flags & BF16 else 1.0
             return cls(core, None, half, "" if flags else "this processor")

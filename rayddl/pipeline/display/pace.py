@@ -8,28 +8,32 @@ from collections.abc import Callable
 
 Clock = Callable[[], float]
 
-_SAMPLES = 60
+_RECENT_S = 60.0
+_FEWEST = 8
+"""Units that a rate is counted over, if they take longer than the last minute."""
 _BETWEEN_SAMPLES = 1.0
 _SHORTEST_SPAN = 0.2
-_SPAN_OF_ESTIMATES = 2.0
-"""Seconds behind a rate from which the remaining time is estimated. Units that several workers finish almost at once
-are a high rate at first."""
+_SPAN_OF_ESTIMATES, _PART_OF_FIRST = 2.0, 0.05
+"""Seconds behind a rate from which the remaining time is estimated, and their share of the time of the first units.
+Units that several workers finish almost at once are a high rate at first."""
 
 
 class Pace:
     """The finished units, total and rate of one stage.
 
-    The rate is that of about the last minute, counted from the first report: units finished before a resumed
-    stage started say nothing about its rate. Neither do the first units after it, which include work done once, such
-    as compiling: the rate is counted from their end.
+    The rate is that of about the last minute, or of the last units if these take longer, counted from the first
+    report: units finished before a resumed stage started say nothing about its rate. Neither do the first units after
+    it, which include work done once, such as compiling: the rate is counted from their end. It falls while units take
+    longer than those before them.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
-        self._samples: deque[tuple[float, float]] = deque(maxlen=_SAMPLES)
+        self._samples: deque[tuple[float, float]] = deque()
+        """Times and units done at them, from the end of the first units; an earlier report is the only sample."""
         self.started = self._updated_at = clock()
         self._risen = False
-        self._span = 0.0
+        self._span, self._least_span, self._largest = 0.0, _SPAN_OF_ESTIMATES, 0.0
         self.done: float = 0
         self.total: float = 0
         self.rate: float | None = None
@@ -40,18 +44,38 @@ class Pace:
         now = self._clock()
         if done < self.done:
             self._samples.clear()
-            self._risen, self.rate, self._span = False, None, 0.0
-        self.done, self.total, self._updated_at = done, total, now
-        if self._samples:
-            then, before = self._samples[0]
-            if self._risen and done > before and now - then >= _SHORTEST_SPAN:
-                self._span = now - then
-                self.rate = (done - before) / self._span
-            if done > before and not self._risen:
-                self._risen = True
-                self._samples.clear()
-        if not self._samples or now - self._samples[-1][0] >= _BETWEEN_SAMPLES:
+            self._risen, self.rate, self._span, self._largest = False, None, 0.0, 0.0
+        more = done - self.done
+        self.done, self.total = done, total
+        if not self._samples:
             self._samples.append((now, done))
+            self._updated_at = now
+        elif more > 0:
+            self._updated_at = now
+            self._rise(now, more)
+        elif self.rate is not None:
+            then, before = self._samples[0]
+            self.rate = min(self.rate, (done - before + self._largest) / (now - then))
+
+    def _rise(self, now: float, more: float) -> None:
+        if not self._risen:
+            self._risen = True
+            self._least_span = max(_SPAN_OF_ESTIMATES, _PART_OF_FIRST * (now - self._samples[0][0]))
+            self._samples.clear()
+            self._samples.append((now, self.done))
+            return
+        self._largest = max(self._largest, more)
+        while len(self._samples) > 1:
+            after, units = self._samples[1]
+            if now - after < _RECENT_S or self.done - units < _FEWEST:
+                break
+            self._samples.popleft()
+        then, before = self._samples[0]
+        if now - then >= _SHORTEST_SPAN:
+            self._span = now - then
+            self.rate = (self.done - before) / self._span
+        if now - self._samples[-1][0] >= _BETWEEN_SAMPLES:
+            self._samples.append((now, self.done))
 
     @property
     def elapsed(self) -> float:
@@ -60,8 +84,8 @@ class Pace:
 
     @property
     def left(self) -> float | None:
-        """Remaining seconds at this rate, counted down between reports; ``None`` if unknown, as at the start."""
-        if not self.rate or self.total <= 0 or self._span < _SPAN_OF_ESTIMATES:
+        """Remaining seconds at this rate, counted down between units; ``None`` if unknown, as at the start."""
+        if not self.rate or self.total <= 0 or self._span < self._least_span:
             return None
         since = self._clock() - self._updated_at
         return max(0.0, (self.total - self.done) / self.rate - since)

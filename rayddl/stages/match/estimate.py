@@ -24,7 +24,7 @@ from rayddl.stages.estimates import (
 from rayddl.stages.match import measure as trial
 from rayddl.stages.match.settings import MatchConfig
 from rayddl.stages.runtime.sizes import STUDENT, Share
-from rayddl.stages.speed import COMPILING, MATCHED, MATCHED_LAYER, compiles
+from rayddl.stages.speed import COMPILING, MATCHED, MATCHED_COMPILED, MATCHED_LAYER, compiles
 
 COMPILED, EAGER = 6, 31
 """Numbers held in one exact step for each number that a forward pass keeps, by whether the step is compiled."""
@@ -113,7 +113,7 @@ def _seconds(config: MatchConfig, net: NetConfig, share: Share, outlook: Outlook
         outlook.source_summary,
         batch,
         share,
-        passes=MATCHED,
+        passes=MATCHED_COMPILED if compiled and not share.num_gpus else MATCHED,
         dispatch=MATCHED_LAYER,
         compiled=compiled,
         precision=config.precision,

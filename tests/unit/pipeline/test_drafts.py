@@ -71,7 +71,7 @@ def test_three_hundred_photos_get_settings_that_train(tmp_path: Path) -> None:
     assert (match.trajectory, match.ipc) == ("convex", 1)
     assert "rayddl run my-photos.yaml" in made.file.read_text()
     assert re.fullmatch(
-        r"\d+ min: experts ~\d+ (s|min), distill ~\d+ (s|min), evaluate .*, report .*", made.takes
+        r"\d+ (s|min): experts ~\d+ (s|min), distill ~\d+ (s|min), evaluate .*, report .*", made.takes
     )
     assert f"on this machine about {made.takes}." in made.file.read_text()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rayddl.pipeline.definition import load as definitions
 from rayddl.pipeline.estimating import duration
 from rayddl.pipeline.tables import as_text
 from rayddl.stages.estimates import Estimate, Machine
+from rayddl.stages.runtime import product_speed
 from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.speed import Speed
 
@@ -92,6 +94,38 @@ class TestSpeed:
         assert Speed.of(older, ()).core == 2.6e9 * 20
         assert not Speed.of(older, ()).guess
         assert Speed.of("", ()).guess == "this processor"
+
+    def test_of_measured_products(self) -> None:
+        """The clock of a virtual machine may be wrong: a measured speed counts in its place."""
+        assert Speed.of(XEON, (), 2e11).core == pytest.approx(0.72 * 2e11)
+        assert Speed.of(XEON, (), 2e11).half == Speed.of(XEON, ()).half
+
+    def test_products_are_measured_in_another_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """On one core, with the vectors that the processor has; processors other than x86 are not measured."""
+        monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")
+        asked: list[dict[str, str]] = []
+        run = subprocess.run
+
+        def watched(*args: Any, **options: Any) -> Any:
+            asked.append(options["env"])
+            return run(*args, **options)
+
+        monkeypatch.setattr(product_speed.subprocess, "run", watched)
+        found = product_speed.measured.__wrapped__("flags\t\t: fpu avx2\n")
+
+        assert found is not None
+        assert 1e8 < found < 1e13
+        assert [(env.get("OPENBLAS_CORETYPE"), env["OPENBLAS_NUM_THREADS"]) for env in asked] == [(None, "1")]
+        assert product_speed.measured.__wrapped__("Features\t: fp asimd\n") is None
+        assert product_speed.measured.__wrapped__("") is None
+        assert len(asked) == 1
+
+    @pytest.mark.parametrize("program", ["/nowhere/python", "/bin/false", "/bin/echo"])
+    def test_products_that_cannot_be_measured(self, monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+        """The processor's description counts."""
+        monkeypatch.setattr(product_speed.sys, "executable", program)
+
+        assert product_speed.measured.__wrapped__(XEON) is None
 
     def test_of_gpus(self) -> None:
         """The slowest of several counts; one that is not in the table is a guess that is named."""
@@ -195,8 +229,8 @@ class TestRuns:
         shown = CliRunner().invoke(app, ["plan", "quickstart", "--price", "1.5"])
         quiet = CliRunner().invoke(app, ["plan", "quickstart", "--json"])
 
-        assert "price 0.03, at 1.5 an hour of this machine" in shown.output
-        assert '"seconds": 6' in quiet.output
+        assert "price 0.02, at 1.5 an hour of this machine" in shown.output
+        assert '"seconds": 5' in quiet.output
         assert '"cost"' not in quiet.output
 
 

@@ -152,6 +152,37 @@ class TestPace:
             assert left is not None
             assert left >= 0.6 * actual
 
+    @pytest.mark.parametrize("apart", [10, 61, 150])
+    def test_units_of_minutes(self, apart: int) -> None:
+        """Two workers whose units take six minutes, of which a report is made each second: the rate is that of several
+        units, not of the one in the last minute.
+        """
+        clock = Clock()
+        meter = Pace(clock)
+        ends = sorted(360 * pair + apart * worker for pair in range(1, 11) for worker in range(2))
+        known = []
+        for second in range(ends[-1]):
+            clock.now = 100.0 + second
+            meter.update(sum(end <= second for end in ends), 20)
+            if meter.left is not None and second > 2 * 360:
+                known.append((meter.left, ends[-1] - second))
+
+        assert known
+        assert all(actual / 2 - 360 < left < 2 * actual + 360 for left, actual in known)
+        assert meter.rate == pytest.approx(2 / 360, rel=0.2)
+
+    def test_units_that_take_longer_than_before(self) -> None:
+        """The rate falls while nothing ends."""
+        clock = Clock()
+        meter = Pace(clock)
+        for done in range(11):
+            clock.now += 10
+            meter.update(done, 20)
+        clock.now += 500
+        meter.update(10, 20)
+
+        assert meter.rate == pytest.approx((8 + 1) / (80 + 500))
+
     def test_recent(self) -> None:
         """The rate is that of the recent past."""
         clock = Clock()

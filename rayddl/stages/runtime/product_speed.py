@@ -1,0 +1,58 @@
+"""How fast a core multiplies matrices, measured in a process of its own. Imports neither torch nor Ray.
+
+The clock that a virtual machine tells its guests may be half of the real one, so the processor's description alone
+does not give its speed.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import subprocess
+import sys
+import time
+
+SECONDS = 0.1
+"""Time of the products. The fastest counts, by the time of its thread: so other processes hardly matter."""
+SIDE = 384
+TIMEOUT_S = 10.0
+
+
+@functools.cache
+def measured(cpu: str) -> float | None:
+    """Operations per second in float32 of a core of the processor described by ``cpu``, text of ``/proc/cpuinfo``.
+
+    ``None`` on processors other than x86, whose libraries may compute products on units that convolutions do not use,
+    and if the measurement fails.
+    """
+    flags = set(re.findall(r"[\w.]+", next(iter(re.findall(r"^flags\s*:(.*)$", cpu, re.MULTILINE)), "")))
+    if "avx2" not in flags:
+        return None
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    # Set where products have to be equal on all machines; convolutions use wider vectors all the same.
+    environment.pop("OPENBLAS_CORETYPE", None)
+    command = [sys.executable, "-m", __name__]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True, env=environment
+        )
+        return float(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+
+
+def _measure() -> float:
+    import numpy as np
+
+    a, b, c = (np.ones((SIDE, SIDE), np.float32) for _ in range(3))
+    ends, fastest = time.perf_counter() + SECONDS, float("inf")
+    while time.perf_counter() < ends:
+        began = time.thread_time()
+        np.matmul(a, b, out=c)
+        fastest = min(fastest, time.thread_time() - began)
+    return 2 * SIDE**3 / fastest
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{_measure()}\n")
