@@ -6,19 +6,22 @@ Each stage kind makes its own estimate; this module collects and shows them. Not
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from rayddl.data.sources.refusals import bad_images_rule
-from rayddl.pipeline import cautions
-from rayddl.pipeline.plan import Plan
+from rayddl.errors import ArtifactError
+from rayddl.pipeline import cautions, records, reusable
+from rayddl.pipeline.display.pace import count
+from rayddl.pipeline.plan import Plan, PlannedStage
 from rayddl.pipeline.tables import rows_table
 
 if TYPE_CHECKING:
-    from rayddl.stages.estimates import Estimate, Machine, Outlook
+    from rayddl.stages.estimates import Estimate, Machine, Outlook, Stages
 
 
 @dataclass(frozen=True)
@@ -137,13 +140,53 @@ def estimate(plan: Plan, *, measure: bool = False, price: float | None = None) -
     with plan.known.used():
         view = outlook(definition.source)
         found = {
-            planned.name: planned.stage.kind.estimate(planned.stage.config, configs, view, measure=measure)
+            planned.name: _remaining(plan, planned, configs, view, measure=measure)
             for planned in plan.chosen
             if planned.state != "done"
         }
         remarks = tuple(_remarks(view))
     seconds = whole_seconds(plan, found)
     return Estimates(view.machine, found, cautions.before(plan, view), seconds, price, remarks)
+
+
+def _remaining(
+    plan: Plan, planned: PlannedStage, configs: Stages, view: Outlook, *, measure: bool
+) -> Estimate | None:
+    """The estimate of a stage, in which the time is that of the work that earlier runs have not done."""
+    from rayddl.stages.speed import STAGE
+
+    kind, config = planned.stage.kind, planned.stage.config
+    whole = kind.estimate(config, configs, view, measure=measure)
+    if whole is None or whole.seconds is None:
+        return whole
+    if made := reusable.units_made(plan, planned):
+        left = getattr(config, config.unit_count) - made
+        rest = (
+            kind.estimate(config.model_copy(update={config.unit_count: left}), configs, view)
+            if left
+            else None
+        )
+        seconds = STAGE if rest is None or rest.seconds is None else rest.seconds
+        return replace(whole, seconds=seconds, work=f"{whole.work}, {made} made already")
+    done, total = _progress(plan, planned)
+    if not done or not whole.counted:
+        return whole
+    seconds = STAGE + max(0.0, whole.seconds - STAGE) * max(0.0, 1 - done / total)
+    return replace(whole, seconds=seconds, work=f"{whole.work}, {count(done, total)} done")
+
+
+def _progress(plan: Plan, planned: PlannedStage) -> tuple[float, float]:
+    """Units done and all units of a partial stage, by the run's record; (0, 1) where it does not say."""
+    if planned.state == "partial":
+        with suppress(ArtifactError, OSError):
+            entry = records.read(plan.out, f"{plan.definition.name}{records.SUFFIX}")["stages"].get(
+                planned.name, {}
+            )
+            progress = entry.get("progress") or {}
+            done, total = progress.get("done"), progress.get("total")
+            if entry.get("folder") == planned.folder_name and done and total:
+                return min(float(done), float(total)), float(total)
+    return 0.0, 1.0
 
 
 def _remarks(view: Outlook) -> Iterator[str]:

@@ -22,17 +22,26 @@ def reusable(plan: Plan, planned: PlannedStage) -> tuple[Input, ...]:
     """
     if not planned.stage.config.unit_count:
         return ()
-    return tuple(artifact.as_input({}) for artifact in _alike(plan, planned))
+    return tuple(artifact.as_input({}) for artifact in _alike(plan, planned, verify=True))
 
 
-def _alike(plan: Plan, planned: PlannedStage) -> Iterator[Artifact]:
+def units_made(plan: Plan, planned: PlannedStage) -> int:
+    """The units of ``planned`` that one of the stages of :func:`reusable` has. Their files are not read."""
+    name = planned.stage.config.unit_count
+    if not name:
+        return 0
+    made = (int(artifact.manifest["config"][name]) for artifact in _alike(plan, planned, verify=False))
+    return min(int(getattr(planned.stage.config, name)), max(made, default=0))
+
+
+def _alike(plan: Plan, planned: PlannedStage, *, verify: bool) -> Iterator[Artifact]:
     for folder in folders_of(plan.out, planned.name):
         if folder.name != planned.folder_name:
             try:
                 if artifacts.state(folder) == "done" and _differs_in_units(
                     plan, planned, artifacts.open_artifact(folder)
                 ):
-                    yield artifacts.open_artifact(folder, verify=True)
+                    yield artifacts.open_artifact(folder, verify=verify)
             except (ArtifactError, OSError):
                 continue
 

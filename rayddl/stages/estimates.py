@@ -133,6 +133,8 @@ class Estimate:
     """About how long the stage takes if it has the machine for itself; ``None`` if unknown."""
     busy: float = 1.0
     """The share of the machine that it keeps busy meanwhile."""
+    counted: bool = True
+    """True if the units that the stage's progress counts are those of the estimate, from its start to its end."""
 
     def to_json(self) -> dict[str, Any]:
         """The estimate as JSON values; bytes are integers."""

@@ -35,7 +35,7 @@ def estimate(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Estima
     kinds += soft and config.own_labels
     units = kinds * len(nets) * (config.seeds + len(config.lr_grid or ()))
     share = outlook.machine.share(config.resources, units)
-    observers = [net_of(stages, teacher) for name in config.observers * soft if (teacher := stages.get(name))]
+    observers = _labelling(config, stages, soft)
     batch = config.batch or (SOFT_BATCH if soft else HARD_BATCH)
     ipc = getattr(of, "ipc", None)
     if ipc is not None and not (config.whole or config.ranking):
@@ -58,6 +58,23 @@ def estimate(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Estima
     )
     note = f"stored labels ~{shown(labels)}, the images ~{shown(images * outlook.source_summary.numbers)}"
     return replace(found, written=units * RESULT + labels, notes=(*found.notes, note))
+
+
+def student_seconds(config: EvaluateConfig, stages: Stages, share: Share, outlook: Outlook) -> float | None:
+    """Seconds of one student of the set, trained by a worker of ``share`` that trains no others meanwhile."""
+    of = stages.get(config.set)
+    ipc = getattr(of, "ipc", None) or 1
+    soft, net = config.soft_for(of), list(_nets(config, of, stages))[:1]
+    alone, one = (
+        replace(share, at_once=1),
+        config.model_copy(update={"seeds": 1, "lr_grid": None, "together": False}),
+    )
+    epochs = config.epochs or HARD_EPOCHS
+    return _seconds(one, net, _labelling(config, stages, soft), soft, 1, epochs, ipc, alone, outlook)
+
+
+def _labelling(config: EvaluateConfig, stages: Stages, soft: bool) -> list[NetConfig]:
+    return [net_of(stages, teacher) for name in config.observers * soft if (teacher := stages.get(name))]
 
 
 def _seconds(

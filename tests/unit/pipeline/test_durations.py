@@ -182,7 +182,7 @@ class TestRuns:
         (search,) = [line for line in text.splitlines() if line.startswith("search ")]
 
         assert max(map(len, text.splitlines())) <= 80
-        assert search.split()[1:3] == ["~75", "s"]
+        assert search.split()[1:3] == ["~80", "s"]
         assert re.search(r"~\d+ MiB +\?$", search)
         assert "written" in text
 

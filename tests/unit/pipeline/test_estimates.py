@@ -267,6 +267,42 @@ class TestKinds:
         fewer = config.model_copy(update={"samples": 4})
         assert expected(fewer, distill=matching()).work.startswith("4 trials of ")
 
+    def test_a_search_trains_students(self) -> None:
+        """In each trial of a selection, and those of fresh seeds at the end; a teacher is trained again for these."""
+        from rayddl.stages.rded.settings import RdedConfig
+        from rayddl.stages.teacher.settings import TeacherConfig
+        from rayddl.stages.tune.settings import TuneConfig
+
+        rded = RdedConfig.model_validate({"kind": "rded", "teacher": "teacher", "ipc": 10})
+        teacher = TeacherConfig.model_validate({"kind": "teacher", "epochs": 3})
+
+        def seconds(of: str, **more: Any) -> float:
+            config = TuneConfig.model_validate(
+                {"kind": "tune", "of": of, "samples": 8, "space": {"lr": {"uniform": [1, 2]}}, **more}
+            )
+            found = expected(config, distill=rded, teacher=teacher).seconds
+            assert found is not None
+            return found - 3.0  # the stage's start
+
+        def students(epochs: int, seeds: int, held_out: int) -> float:
+            return seconds(
+                "distill", resources={"at_once": 1},
+                students={"epochs": epochs, "seeds": seeds}, held_out=held_out,
+            )  # fmt: skip
+
+        one = students(200, 1, 1) - students(100, 1, 1)
+        assert one > 1.0
+        # The trials are eight, and one of the template's own settings; two settings are compared.
+        assert students(200, 1, 1) - students(200, 1, 4) == pytest.approx(
+            -2 * 3 * (2 * one / (9 + 2)), rel=0.2
+        )
+        assert students(200, 3, 1) - students(200, 1, 1) == pytest.approx(
+            2 * 9 * (2 * one / (9 + 2)), rel=0.2
+        )
+        alone = {"resources": {"at_once": 1}}
+        trained = seconds("teacher", held_out=1, **alone)
+        assert seconds("teacher", held_out=12, **alone) == pytest.approx(trained * (9 + 24) / (9 + 2))
+
     def test_crops_are_counted(self) -> None:
         """RDED scores the given number of images of each class, or all of them if there are fewer."""
         from rayddl.stages.rded.settings import RdedConfig

@@ -14,7 +14,9 @@ from rayddl.pipeline.cautions import before
 from rayddl.pipeline.definition import load as definition
 from rayddl.pipeline.estimating import estimate
 from rayddl.pipeline.plan import Plan
+from rayddl.pipeline.records import Record
 from rayddl.pipeline.reusable import reusable
+from rayddl.stages.speed import STAGE
 
 
 def planned(out: Path, seed: int = 0, **experts: Any) -> Plan:
@@ -101,3 +103,46 @@ def test_kinds_without_units_have_none(tmp_path: Path) -> None:
     """A match has no number that it grows by."""
     finish(planned(tmp_path, count=2), "distill")
     assert found(planned(tmp_path, count=5), "distill") == []
+
+
+def seconds(plan: Plan) -> tuple[float, str]:
+    """The time and the work of the experts that are left."""
+    expected = estimate(plan).stages["experts"]
+    assert expected is not None
+    assert expected.seconds is not None
+    return expected.seconds, expected.work
+
+
+def test_units_that_are_there_take_no_time(tmp_path: Path) -> None:
+    """As much as the others would take alone; nothing but a start where all are there."""
+    long = {"epochs": 500, "resources": {"at_once": 1}}
+    all_ten, fewer = (
+        seconds(planned(tmp_path, count=10, **long))[0],
+        seconds(planned(tmp_path, count=6, **long))[0],
+    )
+    finish(planned(tmp_path, count=4, **long))
+
+    assert seconds(planned(tmp_path, count=10, **long)) == (fewer, "10 experts × 500 epochs, 4 made already")
+    assert fewer < 0.7 * all_ten
+    assert seconds(planned(tmp_path, count=2, **long)) == (STAGE, "2 experts × 500 epochs, 2 made already")
+
+
+def test_a_partial_stage_takes_what_is_left(tmp_path: Path) -> None:
+    """By the record of the run of that name; without one, or with that of another stage, the whole time."""
+    plan = planned(tmp_path, count=10, epochs=500)
+    whole, _ = seconds(plan)
+    plan.stages[0].folder.write("expert.bin", b"1")
+    plan = planned(tmp_path, count=10, epochs=500)
+    assert plan.stages[0].state == "partial"
+    assert seconds(plan) == (whole, "10 experts × 500 epochs")
+
+    record = Record(plan)
+    record.note_progress("experts", {"done": 7.5, "total": 10})
+    record.write()
+    left, work = seconds(plan)
+
+    assert left == pytest.approx(STAGE + (whole - STAGE) / 4)
+    assert work == "10 experts × 500 epochs, 7.5/10 done"
+    other = planned(tmp_path, count=10, epochs=400)
+    other.stages[0].folder.write("expert.bin", b"1")
+    assert seconds(planned(tmp_path, count=10, epochs=400))[1] == "10 experts × 400 epochs"
