@@ -23,6 +23,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from rayddl.credentials import scrub
+
 _END = 1_000
 """Characters that are kept of the end of a message that is too long."""
 
@@ -30,13 +32,15 @@ _END = 1_000
 class RayddlError(Exception):
     """The base of all errors that rayddl raises on purpose.
 
-    A message of more than ``longest`` characters, such as one that quotes a name from a file, is cut in its middle.
+    A message has no credentials of the URIs that it quotes. One of more than ``longest`` characters, such as one that
+    quotes a name from a file, is cut in its middle.
     """
 
     exit_code = 1
     longest = 10_000
 
     def __init__(self, message: str, *, code: str) -> None:
+        message = scrub(message)
         if len(message) > self.longest:
             message = f"{message[: self.longest - _END - 1]}…{message[-_END:]}"
         super().__init__(message)

@@ -88,6 +88,8 @@ PROMISES = {
     "Keys in a URI": [
         "unit/base/test_base_scrub.py::test_secrets_never_stay",
         "unit/base/test_base_storage.py::test_documents_hold_no_credentials",
+        "unit/base/test_base_errors.py::test_no_message_quotes_a_key",
+        "unit/pipeline/test_pipeline_display.py::test_no_display_shows_a_key",
     ],
     "`submit` refuses": ["unit/jobs/test_shipping.py::test_credentials_are_not_shipped"],
 }

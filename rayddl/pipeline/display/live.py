@@ -20,6 +20,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from rayddl.credentials import scrub
 from rayddl.pipeline.display import pace
 from rayddl.pipeline.display.base import Closing, Display, Ending, unsaid
 from rayddl.pipeline.display.pace import Clock, Pace
@@ -77,12 +78,12 @@ class Terminal(Display):
 
     @contextmanager
     def _waiting(self, text: str) -> Iterator[None]:
-        line = _Line(self, text, Pace(self._clock), self._spinner(), 0)
+        line = _Line(self, scrub(text), Pace(self._clock), self._spinner(), 0)
         with self._live_display(_Lines({text: line})):
             yield
 
     def note(self, text: str) -> None:
-        self._console.print(Padding.indent(Text(text, style="dim"), 2))
+        self._console.print(Padding.indent(Text(scrub(text), style="dim"), 2))
         self._last.append(text)
 
     def begin(self, stage: str) -> Progress:
@@ -128,7 +129,7 @@ class Terminal(Display):
             self._console.print()
             self._console.print(rows_table(rows, stage))
         for line in unsaid(closing, self._last):
-            self._console.print(Text(f"warning: {line}", "yellow"))
+            self._console.print(Text(f"warning: {scrub(line)}", "yellow"))
         if closing.places:
             self._console.print()
             self._console.print(places_table(closing.places))
@@ -161,7 +162,7 @@ class _Line:
 
     def update(self, done: float, total: float, metric: str = "") -> None:
         """Report ``done`` of ``total`` units."""
-        self.metric = metric or self.metric
+        self.metric = scrub(metric) or self.metric
         self._pace.update(done, total)
 
     def note(self, text: str) -> None:

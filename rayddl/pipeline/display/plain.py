@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO
 
+from rayddl.credentials import scrub
 from rayddl.escapes import visible
 from rayddl.pipeline.display import pace
 from rayddl.pipeline.display.base import Closing, Display, Ending, unsaid
@@ -35,12 +36,12 @@ class Plain(Display):
         """The notes since the last stage that ended."""
 
     def say(self, text: str, *, always: bool = False) -> None:
-        """Print a line and flush."""
+        """Print a line without credentials, and flush."""
         if always or not self._quiet:
             # sys.stdout is read on each call because tools that capture output replace it. One call writes the whole
             # line: print() would write its end separately, and stages run in several threads.
             stream = self._stream or sys.stdout
-            stream.write(f"{visible(text)}\n")
+            stream.write(f"{visible(scrub(text))}\n")
             stream.flush()
 
     def plan(self, plan: Plan) -> None:

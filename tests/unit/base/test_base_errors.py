@@ -107,3 +107,17 @@ def test_a_message_has_a_limit() -> None:
     assert str(error).startswith("begin x")
     assert str(error).endswith("x end")
     assert str(again) == str(error)
+
+
+@pytest.mark.parametrize(
+    "error", sorted(name for name in CLASSES if issubclass(getattr(errors, name), RayddlError))
+)
+def test_no_message_quotes_a_key(error: str) -> None:
+    """Whoever raises it, and also where the message is cut."""
+    kind = getattr(errors, error)
+    place = "s3://AKID:hidden@bucket/photos?token=hidden"
+    for message in (f"{place} has no files", "x" * (kind.longest - 20) + f" {place}"):
+        found = kind(message, code="source-empty")
+
+        assert "hidden" not in f"{found}{found.args}{pickle.loads(pickle.dumps(found))}"
+        assert "s3://" in str(found)

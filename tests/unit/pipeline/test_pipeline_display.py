@@ -363,6 +363,32 @@ def drawn(stream: io.TextIOWrapper) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", stream.read())
 
 
+KEYED = "s3://AKID:hidden@bucket/photos"
+"""A root with a key, as a message may quote it."""
+
+
+def test_no_display_shows_a_key() -> None:
+    """Neither lines, notes, figures nor warnings, in a pipe or a terminal."""
+    stream = io.StringIO()
+    console, drawn_on = terminal(width=100)
+    for display in (Plain(stream, clock=(clock := Clock())), Terminal(console, clock)):
+        with display.status(f"listing {KEYED}"):
+            pass
+        display.note(f"{KEYED} has no files")
+        line = display.begin("rded")
+        clock.now += 60
+        line.update(1, 2, KEYED)
+        line.note(f"{KEYED} answers slowly")
+        display.end("rded", "failed", 60, {})
+        display.result(Closing({"rded": []}, {}, warnings=[f"{KEYED} is small"]))
+        display.close()
+
+    for text in (stream.getvalue(), drawn(drawn_on)):
+        assert "hidden" not in text
+        assert "AKID" not in text
+        assert text.count("s3://bucket/photos") >= 3
+
+
 class TestTerminal:
     def test_finished_lines(self, lab: Any, three: dict[str, Any]) -> None:
         """A finished stage leaves one dim line; notes stay above it."""
