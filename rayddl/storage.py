@@ -11,11 +11,12 @@ import os
 import re
 import stat
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pyarrow import NativeFile, OSFile, fs
 from pydantic import BaseModel
@@ -26,6 +27,13 @@ from rayddl.errors import ArtifactError, PathError
 from rayddl.filenames import FileList
 
 UnreachableError = s3.UnreachableError
+_T = TypeVar("_T")
+_PASSING = re.compile(
+    r"HTTP status (?:5\d\d|429)|SLOW_?DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|THROTTLING|REQUEST_TIMEOUT|"
+    r"TooManyRequests",
+    re.IGNORECASE,
+)
+"""In the message of an error that a remote filesystem raises after its own attempts: it may answer later."""
 _SCRATCH = re.compile(r"\.tmp-[0-9a-f]{8}$")
 """The end of the name of a file that is being written."""
 _HALVES = re.compile("[\ud800-\udfff]")
@@ -105,7 +113,7 @@ class Folder:
         """The names and types in the folder; links count as what they lead to."""
         filesystem, path = self._opened
         if not isinstance(filesystem, fs.LocalFileSystem):
-            found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+            found = self.asked(lambda: filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)))
             return [(info.base_name, info.type) for info in found]
         if not os.path.exists(localfiles.real(path)):
             return []
@@ -128,7 +136,8 @@ class Folder:
                 return FileList.of([])
             root = None if within is None else within._opened[1]
             return FileList.of((n, s) for n, s in localfiles.walk(path, root) if not unfinished(n))
-        found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
+        selector = fs.FileSelector(path, allow_not_found=True, recursive=True)
+        found = self.asked(lambda: filesystem.get_file_info(selector))
         return FileList.of(
             (f.path[len(path) :].lstrip("/"), int(f.size or 0))
             for f in found
@@ -164,7 +173,7 @@ class Folder:
         target = path if name is None else f"{path}/{_inside(name)}"
         odd = _odd(filesystem, target)
         if odd is None:
-            return filesystem.get_file_info(target)
+            return self.asked(lambda: filesystem.get_file_info(target))
         found = os.stat(odd)
         if stat.S_ISDIR(found.st_mode):
             return fs.FileInfo(target, type=fs.FileType.Directory)
@@ -215,7 +224,26 @@ class Folder:
         filesystem, path = self._opened
         target = f"{path}/{_inside(name)}"
         odd = _regular(filesystem, target)
-        return OSFile(odd) if odd is not None else filesystem.open_input_file(target)
+        return OSFile(odd) if odd is not None else self.asked(lambda: filesystem.open_input_file(target))
+
+    def asked(self, request: Callable[[], _T]) -> _T:
+        """Return ``request()``; on a remote filesystem, again after growing pauses while it is overloaded or fails.
+
+        Raises :class:`UnreachableError` if it still does. Other errors, such as that of a bucket that is not there, are
+        raised at once.
+        """
+        if not self.far:
+            return request()
+
+        def tried() -> _T:
+            try:
+                return request()
+            except OSError as error:
+                if _PASSING.search(str(error)):
+                    raise UnreachableError(str(error)) from error
+                raise
+
+        return s3.patiently(tried, (UnreachableError,), _ATTEMPTS)
 
     def write(self, name: str, data: bytes) -> None:
         """Write the file ``name``; other processes never see it half-written."""

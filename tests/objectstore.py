@@ -42,9 +42,10 @@ class ObjectStore:
         """Answer each request so much later from now on."""
         urllib.request.urlopen(f"http://127.0.0.1:{self.port}/delay/{seconds}").close()
 
-    def fail(self, times: int, status: int = 503) -> None:
-        """Answer the next requests of objects with an error."""
-        urllib.request.urlopen(f"http://127.0.0.1:{self.port}/fail/{status}/{times}").close()
+    def fail(self, times: int, status: int = 503, *, listings: bool = False) -> None:
+        """Answer the next requests of objects, or those of listings, with an error."""
+        what = "list" if listings else "get"
+        urllib.request.urlopen(f"http://127.0.0.1:{self.port}/fail/{what}/{status}/{times}").close()
 
 
 @contextmanager
@@ -74,7 +75,7 @@ class _Counting:
     def __init__(self, inner: Callable[..., Iterable[bytes]]) -> None:
         self._inner, self._delay = inner, 0.0
         self._counts, self._lock = Counter[str](), threading.Lock()
-        self._failing = (0, 503)
+        self._failing = (0, 503, False)
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
@@ -86,15 +87,15 @@ class _Counting:
             self._delay = float(path.rpartition("/")[2])
             return _answer(start, "200 OK", b"")
         if path.startswith("/fail/"):
-            _, _, status, times = path.split("/")
-            self._failing = (int(times), int(status))
+            _, _, what, status, times = path.split("/")
+            self._failing = (int(times), int(status), what == "list")
             return _answer(start, "200 OK", b"")
         listing = method == "GET" and "list-type=" in environ.get("QUERY_STRING", "")
         with self._lock:
             self._counts["LIST" if listing else method] += 1
-            left, status = self._failing
-            failing = left > 0 and method in ("GET", "HEAD") and not listing
-            self._failing = (left - failing, status)
+            left, status, listings = self._failing
+            failing = left > 0 and method in ("GET", "HEAD") and listing == listings
+            self._failing = (left - failing, status, listings)
         time.sleep(self._delay)
         if failing:
             return _answer(start, f"{status} Trouble", b"")

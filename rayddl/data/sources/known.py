@@ -130,7 +130,7 @@ class Listed(Folder):
         """List the folder (``*``), or all that is in it and below (``**``)."""
         filesystem, path = self._opened
         selector = fs.FileSelector(path, allow_not_found=True, recursive=depth == "**")
-        infos = filesystem.get_file_info(selector)
+        infos = self.asked(lambda: filesystem.get_file_info(selector))
         # An object may have the name of a folder: the folder is what sources use.
         infos.sort(key=lambda info: info.type == fs.FileType.Directory)
         found = {

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from rayddl import limits, s3
 from rayddl.data.sources.ahead import ahead
+from rayddl.data.sources.refusals import unreachable
 from rayddl.data.sources.row_groups import row_group
-from rayddl.errors import StageError
 from rayddl.filenames import Names
 from rayddl.storage import Folder, UnreachableError
 
@@ -141,18 +141,9 @@ def _tried(read: Callable[[], bytes]) -> Blob:
     try:
         return read()
     except UnreachableError as error:
-        raise _unreachable(error) from error
+        raise unreachable(error) from error
     except (OSError, ValueError) as error:
         return error
-
-
-def _unreachable(error: OSError) -> StageError:
-    """The error for storage that does not answer: counted as an unreadable image, it would change the result."""
-    return StageError(
-        f"the storage of the images does not answer, although every request was repeated: {error}. What was done is "
-        "kept; run the same command again when it answers.",
-        code="storage-unreachable",
-    )
 
 
 @dataclass(frozen=True)

@@ -224,6 +224,10 @@ def _in(
 
 
 def _table(config: SourceConfig, folder: Folder, name: str) -> _Table:
+    return folder.asked(lambda: _looked_at(config, folder, name))
+
+
+def _looked_at(config: SourceConfig, folder: Folder, name: str) -> _Table:
     where = folder.path(name)
     with folder.open(name) as stream:
         try:
@@ -232,6 +236,8 @@ def _table(config: SourceConfig, folder: Folder, name: str) -> _Table:
             _refuse_wrong_columns(config, where, file.schema_arrow)
             column = parquet_bounds.labels(file, stream, config.label_column, where)
         except (pa.ArrowException, OSError) as error:
+            if folder.far and isinstance(error, OSError):
+                raise  # it is of the storage, not of the file
             raise SourceError(
                 f"{where} cannot be read as Parquet: {error}", code="parquet-unreadable"
             ) from error

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from rayddl import limits
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import known
-from rayddl.errors import SourceError
-from rayddl.storage import Folder
+from rayddl.errors import SourceError, StageError
+from rayddl.storage import Folder, UnreachableError
 
 SHOWN = 5
 """Number of names that a message lists; the others are counted."""
@@ -127,6 +127,15 @@ def shown(names: Sequence[str], most: int = SHOWN) -> str:
     return f"{text} and {len(names) - most} more" if len(names) > most else text
 
 
+def unreachable(error: OSError) -> StageError:
+    """The error for storage that does not answer: counted as an unreadable image, it would change the result."""
+    return StageError(
+        f"the storage of the images does not answer, although every request was repeated: {error}. What was done is "
+        "kept; run the same command again when it answers.",
+        code="storage-unreachable",
+    )
+
+
 def open_root(config: SourceConfig, looked_for: str) -> Folder:
     """The source's root folder. Raises :class:`SourceError` if ``root`` is not set or does not exist."""
     if config.root is None:
@@ -137,6 +146,8 @@ def open_root(config: SourceConfig, looked_for: str) -> Folder:
     try:
         folder = known.folder(config.root)
         exists = folder.exists()
+    except UnreachableError as error:
+        raise unreachable(error) from error
     except (OSError, ValueError, NotImplementedError) as error:
         raise SourceError(
             f"source {config.name}: source.root={config.root} cannot be opened: {error}",

@@ -20,9 +20,10 @@ from rayddl.data.config import SourceConfig
 from rayddl.data.sources import bundled, cifar, folders, given, imagenet, known, tinyimagenet
 from rayddl.data.sources import parquet as tables
 from rayddl.data.sources import webdataset as shards
-from rayddl.data.sources.refusals import FOLLOW
+from rayddl.data.sources.refusals import FOLLOW, unreachable
 from rayddl.errors import PathError, SourceError
 from rayddl.filenames import FileList
+from rayddl.storage import UnreachableError
 
 if TYPE_CHECKING:
     from rayddl.data.dataset import ImageDataset, Source
@@ -164,6 +165,8 @@ def _unreadable(config: SourceConfig) -> Iterator[None]:
         if error.code != "link-leaves-folder":
             raise
         raise SourceError(f"source {config.name}: {error}. {FOLLOW}", code="link-leaves-root") from error
+    except UnreachableError as error:
+        raise unreachable(error) from error
     except OSError as error:
         raise SourceError(
             f"source {config.name} in {config.root} cannot be read: {error}. Check that it is there and may "

@@ -141,12 +141,12 @@ def entries(comparison: Comparison) -> tuple[Entry, ...]:
 def randoms(found: Sequence[Entry]) -> tuple[Entry, ...]:
     """The random real images with which the sets are compared, as entries ordered by images per class.
 
-    Sets of one size and one protocol share theirs. Sizes with a set of random images of its own have no others.
+    Sets of one size and one protocol share theirs, and have no others than a set of random images of that protocol.
     """
-    own = {entry.ipc for entry in found if entry.method == RANDOM}
+    own = [entry for entry in found if entry.method == RANDOM]
     first: dict[tuple[Any, ...], Entry] = {}
     for entry in sorted(found, key=lambda each: each.ipc):
-        if entry.random and entry.ipc not in own:
+        if entry.random and not any(alike(entry, other) for other in own):
             first.setdefault((entry.ipc, *((row.net, row.mean) for row in entry.random)), entry)
     many = Counter(entry.ipc for entry in first.values())
     return tuple(
@@ -170,20 +170,22 @@ def _rate(entry: Entry) -> str:
     return f", learning rate {lr:.3g}" if isinstance(lr, int | float) else ""
 
 
+def alike(one: Entry, other: Entry) -> bool:
+    """True if two sets have as many images, and were judged by the same protocol."""
+    return one.ipc == other.ipc and same_protocol(one.judged.stage.summary, other.judged.stage.summary)
+
+
 def random_of(entry: Entry, row: Row, found: Sequence[Entry]) -> Row | None:
-    """The result of as many random images: the set's own, else that of a random set of the same size, else that of a
-    set of the same run and size with the same protocol.
+    """The result of as many random images by the same protocol: the set's own, else that of a random set, else that of
+    another set of the same run.
     """
     own = next((r for r in entry.random if r.net == row.net), None)
     if own is not None:
         return own
-    other = next((e for e in found if e.method == RANDOM and e.ipc == entry.ipc and e is not entry), None)
-    if other is not None:
-        return other.of(row.net)
-    mine = entry.judged.stage.summary
-    beside = (e for e in found if (e.judged.key, e.ipc) == (entry.judged.key, entry.ipc))
-    alike = (e for e in beside if same_protocol(e.judged.stage.summary, mine))
-    return next((r for e in alike for r in e.random if r.net == row.net), None)
+    others = [e for e in found if e is not entry and alike(e, entry)]
+    sets = (e.of(row.net) for e in others if e.method == RANDOM)
+    beside = (r for e in others if e.judged.key == entry.judged.key for r in e.random if r.net == row.net)
+    return next((r for r in (*sets, *beside) if r is not None), None)
 
 
 def below(entry: Entry, found: Sequence[Entry]) -> bool:

@@ -21,6 +21,7 @@ from rayddl.methods.training.optimisers import SGD_LR
 from rayddl.methods.training.scores import scores
 from rayddl.methods.training.soft import published_lr
 from rayddl.methods.training.soft_settings import PLAIN, SoftSettings
+from rayddl.methods.training.soft_settings import recipe as soft_recipe
 from rayddl.report import numbers
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context, Input, Progress, Result, Silent
@@ -291,10 +292,14 @@ def recipe(task: EvaluateTask) -> dict[str, Any]:
         mode="json", include={"seeds", "epochs", "batch", "precision", "compile", "labels"}
     )
     kept |= {} if config.label_top is None else {"label_top": config.label_top}
-    # What is not stored is as published.
+    # What is not stored is the recipe's own. A value of it that is not RDED's is stored too, for the pages.
     open_ = config.model_dump(include={*SoftSettings.model_fields, "loss"}, exclude_none=True)
-    usual = {**PLAIN, "zoom": task.source.zoomed}
-    kept |= {name: value for name, value in open_.items() if usual.get(name) != value}
+    zoom = {"zoom": task.source.zoomed}
+    plain, own = (
+        {**PLAIN, **zoom},
+        {**soft_recipe(config.recipe, made.ipc, len(made.classes), len(made)), **zoom},
+    )
+    kept |= {k: value for k, value in open_.items() if plain.get(k) != value or own.get(k) != value}
     kept |= config.model_dump(include={"recipe", "report", "own_labels"}, exclude_defaults=True)
     rates = {SGD_LR if config.optimizer == "sgd" else published_lr(net.name) for net in task.nets}
     # Different default rates of several networks are not stored.

@@ -51,7 +51,7 @@ def run(config: RefineConfig, context: Context) -> Result:
     _refine(job, share, context, images, anchors, pairs)
     blocks = [worker.read_block(job, block) for block in job.blocks]
     whole = {name: torch.cat([block[name] for block in blocks]) for name in ("images", "before", "after")}
-    info = {**made.info, **_described(config, context, made, job)}
+    info = described(config, context, made, job)
     replace(made, stored=whole["images"], info=info).save(context.out.child("set"))
     _write_table(context, made, pairs, whole)
     for block in job.blocks:
@@ -164,11 +164,17 @@ def _refine(
             context.progress.update(done, job.images, "images")
 
 
-def _described(config: RefineConfig, context: Context, made: DistilledSet, job: RefineTask) -> dict[str, Any]:
-    """The metadata in which the refined set differs from the one that it was made from."""
+def described(config: RefineConfig, context: Context, made: DistilledSet, job: RefineTask) -> dict[str, Any]:
+    """The metadata of the refined set: that of ``made``, without its origin and accuracy if it was imported."""
     method = made.info.get("method", "images")
     net = made.info.get("net") or job.observers[0].net.model_dump(mode="json")
+    kept = {
+        name: value
+        for name, value in made.info.items()
+        if name not in ("imported", "metrics", "evaluated_by")
+    }
     return {
+        **kept,
         "method": f"{method} + CIM",
         "net": net,
         "definition": dict(context.definition),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 import tarfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayddl import s3
+from rayddl import s3, storage
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import known, registry
 from rayddl.data.sources.ahead import ahead
@@ -223,6 +225,49 @@ def test_storage_that_does_not_answer_ends_the_stage(
     finally:
         store.fail(0)
         s3._client.cache_clear()
+
+
+def test_a_listing_without_an_answer_is_no_mistake_of_the_user(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command continues; a bucket that is not there is told at once."""
+    monkeypatch.setattr(storage, "_ATTEMPTS", 1)
+    store.fail(10**6, listings=True)
+    try:
+        with raises("storage-unreachable"):
+            registry.listing(_config(store, "files"))
+    finally:
+        store.fail(0)
+
+
+@pytest.mark.parametrize(
+    ("message", "times"),
+    [
+        ("AWS Error UNKNOWN (HTTP status 503) during ListObjectsV2 operation", 3),
+        ("AWS Error SLOW_DOWN during HeadObject operation", 3),
+        ("google::cloud::Status(RESOURCE_EXHAUSTED: HTTP status 429)", 3),
+        ("AWS Error ACCESS_DENIED during ListObjectsV2 operation", 1),
+        ("AWS Error NO_SUCH_BUCKET during ListObjectsV2 operation", 1),
+    ],
+)
+def test_questions_are_asked_again_where_that_may_help(
+    monkeypatch: pytest.MonkeyPatch, message: str, times: int
+) -> None:
+    """Listings, sizes and files that are opened; a local folder is asked once."""
+    monkeypatch.setattr(s3, "_LONGEST_WAIT", 0.0)
+    for uri, most in (("s3://bucket/x?region=us-east-1", times), ("/tmp/x", 1)):
+        answers = [OSError(message), OSError(message)]
+        asked = []
+
+        def request() -> str:
+            asked.append(1)  # noqa: B023 - called in the same turn
+            if answers:  # noqa: B023
+                raise answers.pop()  # noqa: B023
+            return "found"
+
+        with nullcontext() if most == 3 else pytest.raises(OSError, match=re.escape(message)):
+            assert Folder(uri).asked(request) == "found"
+        assert len(asked) == most
 
 
 FIELDS = ("labels", "file", "at", "size", "classes", "store")

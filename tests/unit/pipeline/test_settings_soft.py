@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from rayddl.methods.training.soft_settings import SoftSettings
 from rayddl.pipeline.definition.schema import explain
+from rayddl.stages.evaluate import protocol, stage
 from rayddl.stages.evaluate.settings import EvaluateConfig
 from rayddl.stages.rded.settings import RdedConfig
+from rayddl.stages.refine import stage as refine
 from rayddl.stages.settings import without_resources
 from rayddl.stages.teacher.settings import TeacherConfig
 
@@ -19,8 +23,69 @@ def evaluate(**settings: Any) -> EvaluateConfig:
     return EvaluateConfig.model_validate({"kind": "evaluate", "set": "distill", **settings})
 
 
+class Images(list[int]):
+    """As much of a set as a protocol depends on: two images of each of ten classes."""
+
+    ipc, classes, info, lr_student = 2, tuple("abcdefghij"), {}, 0.01  # type: ignore[var-annotated]
+
+
 def teacher(**settings: Any) -> TeacherConfig:
     return TeacherConfig.model_validate({"kind": "teacher", **settings})
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"recipe": "edc"},
+        {"recipe": "edc", "loss": "kl"},
+        {"recipe": "edc", "ema": 0.0, "crop_min": 0.5},
+        {"recipe": "rd3", "schedule": "half_cosine"},
+        {"recipe": "bps", "crop_min": 0.25},
+        {"loss": "mse_gt", "schedule": "cosine"},
+        {},
+    ],
+)
+def test_what_is_stored_of_a_protocol_is_that_protocol(chosen: Mapping[str, Any]) -> None:
+    """Also a choice that is RDED's, by another recipe; and a recipe's own choices are stored for the pages."""
+    made: Any = Images(range(20))
+    source: Any = SimpleNamespace(zoomed=False, classes=tuple("abcdefghij"))
+    labels: Any = SimpleNamespace(where="teacher-1")
+    asked = evaluate(
+        observer="teacher",
+        nets=[{"name": "convnet"}],
+        compile=False,
+        random=False,
+        own_labels=False,
+        **chosen,
+    )
+    settled = protocol.settled(asked, made, source, labels)
+    task = protocol.EvaluateTask(settled, made, source, labels, 0)
+
+    stored = stage.recipe(task)
+    again = EvaluateConfig.model_validate({**stage.settings_of(stored, other=False), "observer": "teacher"})
+    found = protocol.settled(again, made, source, labels)
+
+    names = {*SoftSettings.model_fields, "loss", "epochs", "batch", "recipe"}
+    assert found.model_dump(include=names) == settled.model_dump(include=names)
+    if chosen == {"recipe": "edc"}:
+        assert (stored["loss"], stored["ema"], stored["crop_min"]) == ("mse_gt", 0.99, 0.08)
+
+
+def test_a_refined_set_has_no_accuracy_of_the_one_that_was_imported() -> None:
+    """It has not been evaluated, and was made here."""
+    made: Any = SimpleNamespace(
+        info={
+            "method": "mtt", "ipc": 1, "net": {"name": "convnet"}, "imported": {"form": "pt"},
+            "metrics": {"accuracy": 0.5}, "evaluated_by": {"name": "x"},
+        }
+    )  # fmt: skip
+    config: Any = SimpleNamespace(anchors="real", observers=("teacher",), steps=3)
+    context: Any = SimpleNamespace(definition={"name": "mine"}, seed=3)
+
+    info = refine.described(config, context, made, SimpleNamespace(observers=()))  # type: ignore[arg-type]
+
+    assert not {"imported", "metrics", "evaluated_by"} & set(info)
+    assert (info["method"], info["ipc"], info["definition"]) == ("mtt + CIM", 1, {"name": "mine"})
 
 
 @pytest.mark.parametrize(

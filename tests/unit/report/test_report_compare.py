@@ -15,7 +15,7 @@ from rayddl.report.confusion import matrix, mistakes
 from rayddl.report.values import Columns
 from rayddl.stages.compare import differences, protocols
 from rayddl.stages.compare import page as compare
-from rayddl.stages.compare.entries import Comparison, Judged, below, entries, randoms
+from rayddl.stages.compare.entries import Comparison, Judged, below, entries, random_of, randoms
 from rayddl.stages.compare.stage import _lines, _shown
 from rayddl.stages.kinds import known
 
@@ -230,6 +230,28 @@ def test_random_images_of_a_like_evaluation_stand_for_those_left_out(make: Any) 
         found = entries(Comparison("x", (rich, other), {}, {}))
         (entry,) = (each for each in found if each.method == "RDED")
         assert below(entry, found) == expected
+
+
+def test_a_random_set_judged_otherwise_is_no_comparison(make: Any) -> None:
+    """Another set of the run has random images by the same protocol: they count, and are shown."""
+
+    def by(one: Any, **protocol: Any) -> Any:
+        recorded = {**one.stage.summary["protocol"], **protocol}
+        return replace(one, stage=replace(one.stage, summary={**one.stage.summary, "protocol": recorded}))
+
+    hard = by(judged(make, "random", 1, 0.31), epochs=9)
+    balanced, mtt = judged(make, "balanced", 1, 0.60), with_random(make, 1, (0.66, 0.66))
+    found = entries(Comparison("x", (hard, balanced, mtt), {}, {}))
+    (entry,) = (each for each in found if each.method == "balanced")
+
+    found_random = random_of(entry, entry.rows[0], found)
+    assert found_random is not None
+    assert found_random.mean == pytest.approx(0.66)
+    assert below(entry, found)
+    assert [each.rows[0].mean for each in randoms(found)] == [pytest.approx(0.66)]
+    alike = entries(Comparison("x", (judged(make, "random", 1, 0.31), balanced), {}, {}))
+    (entry,) = (each for each in alike if each.method == "balanced")
+    assert not below(entry, alike)
 
 
 def _plain(text: object) -> str:
