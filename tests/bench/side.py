@@ -28,6 +28,8 @@ from rayddl.stages.kinds import Kind
 from rayddl.stages.settings import Reads, StageConfig
 from tests.bench import machine
 
+MOST = 1.2
+"""The time of all stages at once, relative to that of their longest chain."""
 GRAPH = {
     "experts": (),
     "teacher": (),
@@ -106,6 +108,8 @@ def main(arguments: list[str]) -> None:
     longest = max(chain(seconds, stage) for stage in GRAPH)
     print(f"\nwall {wall:.1f} s; longest chain {longest:.1f} s; all stages {sum(seconds.values()):.1f} s")
     print(f"wall over longest chain: {wall / longest:.2f}")
+    if wall > MOST * longest:
+        sys.exit(f"the stages take more than {MOST} times their longest chain")
 
 
 if __name__ == "__main__":

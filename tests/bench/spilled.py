@@ -186,6 +186,8 @@ def main() -> None:
     # Images on the border between two classes may change sides with the order of additions.
     if found["tested"] != given.held_out or abs(by_hand - found["accuracy"]) * given.held_out > 2:
         sys.exit("the results are not right")
+    if found["peak"] >= 2**30 or not found["spilled"]:
+        sys.exit("the driver's peak is 1 GiB or more, or nothing was spilled")
 
 
 if __name__ == "__main__":
