@@ -61,7 +61,6 @@ def train_student(
     which :func:`~rayddl.methods.training.metrics.accuracy` tests the student.
     """
     theta = theta_P.to(images.device, copy=True)
-    targets = one_hot(labels, classes)
     draws = generator(seed, "student")
     lr, velocity = protocol.lr, torch.zeros_like(theta)
     statistics = steps.fresh_statistics(images.device)
@@ -71,7 +70,9 @@ def train_student(
             picked = places.to(images.device)
             x = protocol.augmented(images[picked], draws)
             usual = len(picked) == min(protocol.batch, len(images))
-            gradient, _, statistics = steps.training(theta, statistics, x, targets[picked], usual=usual)
+            # Of a batch alone: those of all images are as many numbers as images times classes.
+            targets = one_hot(labels[picked], classes)
+            gradient, _, statistics = steps.training(theta, statistics, x, targets, usual=usual)
             protocol.update(theta, gradient, velocity, lr)
         if protocol.cut_after(epoch):
             lr, velocity = lr * 0.1, torch.zeros_like(theta)
@@ -96,7 +97,6 @@ def train_together(
     else is separate. All students must have the same number of images.
     """
     theta = theta_SP.to(images[0].device, copy=True)
-    targets = [one_hot(each, classes) for each in labels]
     draws = [generator(seed, "student") for seed in seeds]
     lr, velocity = protocol.lr, torch.zeros_like(theta)
     for epoch in range(protocol.epochs + 1):
@@ -105,7 +105,7 @@ def train_together(
             picked = [each.to(theta.device) for each in places]
             shown = zip(images, picked, draws, strict=True)
             x = torch.stack([protocol.augmented(own[at], chance) for own, at, chance in shown])
-            y = torch.stack([own[at] for own, at in zip(targets, picked, strict=True)])
+            y = torch.stack([one_hot(own[at], classes) for own, at in zip(labels, picked, strict=True)])
             gradient, _ = steps.side_by_side(theta, x, y)
             protocol.update(theta, gradient, velocity, lr)
         if protocol.cut_after(epoch):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rayddl.data.pixels import augment
+from rayddl.methods.training import hard
 from rayddl.methods.training.hard import Protocol, train_student, train_together
 from rayddl.methods.training.metrics import accuracy
 from rayddl.methods.training.steps import make_steps, one_hot
@@ -64,6 +65,24 @@ def test_student_learns_soft_labels() -> None:
 
     hard = train_student(STEPS, protocol, start, x, y, CLASSES, seed=5)
     assert torch.equal(hard, train_student(STEPS, protocol, start, x, one_hot(y, CLASSES), CLASSES, seed=5))
+
+
+def test_labels_are_spread_over_classes_a_batch_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a large train split as a whole are as many numbers as images times classes."""
+    spread: list[int] = []
+
+    def watched(labels: Tensor, classes: int) -> Tensor:
+        spread.append(len(labels))
+        return one_hot(labels, classes)
+
+    monkeypatch.setattr(hard, "one_hot", watched)
+    x, y = data(6)
+    start = initial(CONFIG, SHAPE, CLASSES, seed=1)
+    protocol = Protocol(epochs=1, lr=0.1, augment="none", batch=4)
+    train_student(STEPS, protocol, start, x, y, CLASSES, seed=5)
+    train_together(STEPS, protocol, start[None], [x], [y], CLASSES, [5])
+
+    assert set(spread) == {4, 2}
 
 
 @pytest.mark.parametrize(
