@@ -12,6 +12,7 @@ import re
 import stat
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property, partial
@@ -261,21 +262,28 @@ class Folder:
             finally:
                 if os.path.exists(scratch):
                     os.unlink(scratch)
-        else:
+            return
+
+        def upload() -> None:
             with filesystem.open_output_stream(target) as stream:
                 stream.write(data)
+
+        self.asked(upload)
 
     def delete(self, name: str) -> None:
         """Remove the file ``name`` if it exists."""
         filesystem, path = self._opened
         if self.has(name):
-            filesystem.delete_file(f"{path}/{_inside(name)}")
+            # The answer to an earlier request may have been lost.
+            with suppress(FileNotFoundError):
+                self.asked(lambda: filesystem.delete_file(f"{path}/{_inside(name)}"))
 
     def clear(self, name: str) -> None:
         """Remove the folder ``name`` inside this one with its content, if it exists."""
         filesystem, path = self._opened
         if self.child(name).exists():
-            filesystem.delete_dir(f"{path}/{_inside(name)}")
+            with suppress(FileNotFoundError):
+                self.asked(lambda: filesystem.delete_dir(f"{path}/{_inside(name)}"))
 
     def read_json(self, name: str) -> Any:
         """Return the content of the JSON file ``name``, read by :func:`rayddl.json_text.parse`.

@@ -9,7 +9,7 @@ import tarfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -268,6 +268,28 @@ def test_questions_are_asked_again_where_that_may_help(
         with nullcontext() if most == 3 else pytest.raises(OSError, match=re.escape(message)):
             assert Folder(uri).asked(request) == "found"
         assert len(asked) == most
+
+
+def test_what_is_written_far_away_may_be_written_again(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uploads and deletions are asked for like the rest, and the second time they do no harm."""
+    asked = []
+
+    def again(self: Folder, request: Callable[[], Any]) -> Any:
+        asked.append(self.uri)
+        request()
+        return request()
+
+    folder = Folder(store.uri("bucket/written"))
+    monkeypatch.setattr(Folder, "asked", again)
+    folder.write("a/b.bin", b"12")
+    assert len(asked) == 1
+    assert (folder.read("a/b.bin"), folder.size("a/b.bin")) == (b"12", 2)
+    asked.clear()
+    folder.clear("a")
+    assert len(asked) == 2
+    assert not folder.has("a/b.bin")
 
 
 FIELDS = ("labels", "file", "at", "size", "classes", "store")
