@@ -150,7 +150,8 @@ def open_root(config: SourceConfig, looked_for: str) -> Folder:
         raise unreachable(error) from error
     except (OSError, ValueError, NotImplementedError) as error:
         raise SourceError(
-            f"source {config.name}: source.root={config.root} cannot be opened: {error}",
+            f"source {config.name}: source.root={config.root} cannot be opened: {error}. Check how it is written, its "
+            "keys and options, and that its host can be reached from here.",
             code="root-cannot-be-opened",
         ) from error
     if not exists:

@@ -124,6 +124,16 @@ def test_cifar_without_a_root_says_so() -> None:
         sources.fingerprint(SourceConfig(name="cifar10"))
 
 
+def test_a_root_of_an_unknown_kind_is_refused() -> None:
+    """The message says what to check, and quotes no key."""
+    config = SourceConfig(name="parquet", root="nfs5://AKID:hidden@host/x", train="a.parquet")
+    with raises("root-cannot-be-opened") as caught:
+        sources.fingerprint(config)
+
+    assert "hidden" not in str(caught.value)
+    assert "Check how it is written" in str(caught.value)
+
+
 def test_cifar_from_a_remote_root_is_refused() -> None:
     """CIFAR's reader takes local files only; the message names the source that reads from anywhere."""
     with raises("cifar-root-not-local"):

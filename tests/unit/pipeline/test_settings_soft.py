@@ -13,6 +13,7 @@ from rayddl.methods.training.soft_settings import SoftSettings
 from rayddl.pipeline.definition.schema import explain
 from rayddl.stages.evaluate import protocol, stage
 from rayddl.stages.evaluate.settings import EvaluateConfig
+from rayddl.stages.evaluate.worker import looked_at
 from rayddl.stages.rded.settings import RdedConfig
 from rayddl.stages.refine import stage as refine
 from rayddl.stages.settings import without_resources
@@ -69,6 +70,14 @@ def test_what_is_stored_of_a_protocol_is_that_protocol(chosen: Mapping[str, Any]
     assert found.model_dump(include=names) == settled.model_dump(include=names)
     if chosen == {"recipe": "edc"}:
         assert (stored["loss"], stored["ema"], stored["crop_min"]) == ("mse_gt", 0.99, 0.08)
+
+
+@pytest.mark.parametrize("epochs", [1, 12, 52, 300, 1000])
+def test_best_is_of_the_epochs_that_the_published_code_tests(epochs: int) -> None:
+    """It counts epochs from 0, and tests after every tenth one and the last, of those after four fifths."""
+    theirs = [e for e in range(epochs) if (e % 10 == 9 or e == epochs - 1) and e > 0.8 * epochs]
+
+    assert [done - 1 for done in range(1, epochs + 1) if looked_at(done, epochs)] == theirs
 
 
 def test_a_refined_set_has_no_accuracy_of_the_one_that_was_imported() -> None:
