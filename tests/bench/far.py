@@ -179,6 +179,14 @@ def _written(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
 
 
+def _begun(out: Path) -> bool:
+    """True if the run's record says that its teacher is running; before, files may change and are listed again."""
+    return any(
+        json.loads(record.read_text())["stages"]["teacher"]["state"] == "running"
+        for record in out.glob("*.run.json")
+    )
+
+
 def _run(store: ObjectStore) -> list[dict[str, str]]:
     """The requests of a run, of one that is ended in its middle, and of the one that goes on."""
     table = []
@@ -198,7 +206,7 @@ def _run(store: ObjectStore) -> list[dict[str, str]]:
                     [sys.executable, "-m", "rayddl", "run", str(file), "--out", f"{place}/{out}", "--num-cpus", "2"],
                     stdout=sink, stderr=sink, env={**os.environ, "PYTHONWARNINGS": "ignore"},
                 )  # fmt: skip
-                while stop and process.poll() is None and not list(Path(place, out).glob("teacher-*/*")):
+                while stop and process.poll() is None and not _begun(Path(place, out)):
                     time.sleep(0.05)
                 if stop:
                     process.send_signal(signal.SIGKILL)
