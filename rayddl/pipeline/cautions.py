@@ -21,7 +21,7 @@ def before(plan: Plan, outlook: Any = None) -> dict[str, tuple[str, ...]]:
     if not cautious and not any(p.stage.config.images_needed for p in waiting):
         return {}
     if outlook is None:
-        outlook = kinds.outlook(plan.definition.source)
+        outlook = kinds.outlook(plan.definition.source, timed=False)
     problems = kinds.impossible({p.name: p.stage.config for p in waiting}, outlook)
     if problems:
         listed = "\n".join(f"  {text}" for text in problems)

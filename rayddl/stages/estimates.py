@@ -48,11 +48,12 @@ class Machine:
     speed: Speed = field(default_factory=Speed)
 
     @classmethod
-    def here(cls) -> Machine:
-        """Measure this machine with its current free memory."""
+    def here(cls, *, timed: bool = True) -> Machine:
+        """Return this machine, with its current free memory and its speed: measured if ``timed``, else as described."""
         gpus = machine.gpu_bytes()
         cpu = machine.cpu_text()
-        speed = Speed.of(cpu, machine.gpu_names() if gpus else (), product_speed.measured(cpu))
+        products = product_speed.measured(cpu) if timed else None
+        speed = Speed.of(cpu, machine.gpu_names() if gpus else (), products)
         return cls(machine.cpus(), machine.free_bytes(), gpus, speed)
 
     @property
@@ -104,9 +105,9 @@ class Outlook:
         return FLOAT * side * (side + 2) if self.source.space == "zca" else 16 * self.source_summary.shape[0]
 
 
-def outlook(source: SourceConfig) -> Outlook:
+def outlook(source: SourceConfig, *, timed: bool = True) -> Outlook:
     """The outlook for ``source`` on this machine. Reads listings and a few image headers."""
-    return Outlook(source, source_summary(source), Machine.here())
+    return Outlook(source, source_summary(source), Machine.here(timed=timed))
 
 
 @dataclass(frozen=True)

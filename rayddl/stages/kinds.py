@@ -126,10 +126,12 @@ def impossible(stages: Mapping[str, StageConfig], outlook: Any) -> list[str]:
     return [*module.of_source(outlook), *each]
 
 
-def outlook(source: SourceConfig) -> Any:
-    """Inputs of estimates besides settings: the size of the source, and this machine's resources."""
+def outlook(source: SourceConfig, *, timed: bool = True) -> Any:
+    """Inputs of estimates besides settings: the size of the source, and this machine's resources. Its speed is
+    measured if ``timed``.
+    """
     base = importlib.import_module("rayddl.stages.estimates")
-    return base.outlook(source)
+    return base.outlook(source, timed=timed)
 
 
 KINDS: dict[str, Kind] = {

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from rayddl.data.sources.summary import SourceSummary
 from rayddl.nets import work
 from rayddl.nets.config import NetConfig
+from rayddl.stages.runtime import machine
 from rayddl.stages.runtime.sizes import Share
 
 START = 5.0
@@ -78,11 +79,7 @@ class Speed:
         and the instruction set count.
         """
         hertz = [float(found) for found in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", cpu, re.MULTILINE)]
-        flags = set(
-            re.findall(
-                r"[\w.]+", next(iter(re.findall(r"^(?:flags|Features)\s*:(.*)$", cpu, re.MULTILINE)), "")
-            )
-        )
+        flags = machine.cpu_flags(cpu)
         core = (
             1e6
             * max(hertz, default=2600.0)

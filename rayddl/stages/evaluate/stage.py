@@ -294,11 +294,8 @@ def recipe(task: EvaluateTask) -> dict[str, Any]:
     kept |= {} if config.label_top is None else {"label_top": config.label_top}
     # What is not stored is the recipe's own. A value of it that is not RDED's is stored too, for the pages.
     open_ = config.model_dump(include={*SoftSettings.model_fields, "loss"}, exclude_none=True)
-    zoom = {"zoom": task.source.zoomed}
-    plain, own = (
-        {**PLAIN, **zoom},
-        {**soft_recipe(config.recipe, made.ipc, len(made.classes), len(made)), **zoom},
-    )
+    plain = {**PLAIN, "zoom": task.source.zoomed}
+    own = {**plain, **soft_recipe(config.recipe, made.ipc, len(made.classes), len(made))}
     kept |= {k: value for k, value in open_.items() if plain.get(k) != value or own.get(k) != value}
     kept |= config.model_dump(include={"recipe", "report", "own_labels"}, exclude_defaults=True)
     rates = {SGD_LR if config.optimizer == "sgd" else published_lr(net.name) for net in task.nets}

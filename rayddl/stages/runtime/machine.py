@@ -7,6 +7,7 @@ allow far less.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,12 @@ def busy_cpus(seconds: float = 0.1, root: Path = _SYSTEM) -> float:
 def cpu_text(root: Path = _SYSTEM) -> str:
     """The kernel's description of the processors; empty where there is none."""
     return _text(root / "proc/cpuinfo")
+
+
+def cpu_flags(text: str) -> set[str]:
+    """The instruction sets and features named in ``text``, the kernel's description of the processors."""
+    listed = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return set() if listed is None else set(re.findall(r"[\w.]+", listed[1]))
 
 
 def _gpus(field: str) -> tuple[str, ...]:

@@ -1,17 +1,17 @@
-"""How fast a core multiplies matrices, measured in a process of its own. Imports neither torch nor Ray.
+"""Measures the speed of a core's matrix products in a process of its own. Imports neither torch nor Ray.
 
-The clock that a virtual machine tells its guests may be half of the real one, so the processor's description alone
-does not give its speed.
+A virtual machine may report half of the processor's clock rate: rate and instruction set do not suffice for estimates.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-import re
 import subprocess
 import sys
 import time
+
+from rayddl.stages.runtime import machine
 
 SECONDS = 0.1
 """Time of the products. The fastest counts, by the time of its thread: so other processes hardly matter."""
@@ -26,8 +26,7 @@ def measured(cpu: str) -> float | None:
     ``None`` on processors other than x86, whose libraries may compute products on units that convolutions do not use,
     and if the measurement fails.
     """
-    flags = set(re.findall(r"[\w.]+", next(iter(re.findall(r"^flags\s*:(.*)$", cpu, re.MULTILINE)), "")))
-    if "avx2" not in flags:
+    if "avx2" not in machine.cpu_flags(cpu):
         return None
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     # Set where products have to be equal on all machines; convolutions use wider vectors all the same.

@@ -15,7 +15,7 @@ from rayddl.cli.app import app
 from rayddl.data.sources.summary import SourceSummary
 from rayddl.nets import work
 from rayddl.nets.config import NetConfig
-from rayddl.pipeline import estimating
+from rayddl.pipeline import cautions, estimating
 from rayddl.pipeline import plan as plans
 from rayddl.pipeline.definition import load as definitions
 from rayddl.pipeline.estimating import duration
@@ -43,7 +43,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Sets the machine that estimates are made for."""
 
     def install(found: Machine) -> None:
-        monkeypatch.setattr(Machine, "here", classmethod(lambda cls: found))
+        monkeypatch.setattr(Machine, "here", classmethod(lambda cls, **_: found))
 
     install(machine())
     return install
@@ -118,6 +118,17 @@ class TestSpeed:
         assert [(env.get("OPENBLAS_CORETYPE"), env["OPENBLAS_NUM_THREADS"]) for env in asked] == [(None, "1")]
         assert product_speed.measured.__wrapped__("Features\t: fp asimd\n") is None
         assert product_speed.measured.__wrapped__("") is None
+        assert len(asked) == 1
+
+    def test_a_run_does_not_wait_for_it(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """What may go wrong is said without; a plan's times need it."""
+        asked: list[str] = []
+        monkeypatch.setattr(product_speed, "measured", asked.append)
+        plan = planned("quickstart", tmp_path)
+
+        cautions.before(plan)
+        assert not asked
+        estimating.estimate(plan)
         assert len(asked) == 1
 
     @pytest.mark.parametrize("program", ["/nowhere/python", "/bin/false", "/bin/echo"])
