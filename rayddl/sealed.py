@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -20,6 +21,10 @@ from rayddl import documents
 from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError
 from rayddl.storage import Folder
+
+MAPPED_BYTES = 64 * 2**20
+"""The size from which a local file of tensors is mapped into memory: the kernel reads and drops parts as needed."""
+_PART = 2**20
 
 
 @dataclass(frozen=True)
@@ -82,13 +87,12 @@ class Kind:
         Raises :class:`ArtifactError` if the file is missing, altered or unreadable.
         """
         try:
-            data = folder.read(name)
+            found, content = _read(folder, name)
         except FileNotFoundError as error:
             raise ArtifactError(
                 f"the {self.name} in {folder} {self._verbs[0]} incomplete: {name} is missing. Copy the whole folder.",
                 code="sealed-file-missing",
             ) from error
-        found = hashlib.sha256(data).hexdigest()
         stored = document.get("files", {}).get(name, {}).get("sha256")
         if found != stored:
             raise ArtifactError(
@@ -97,7 +101,7 @@ class Kind:
                 code="sealed-file-altered",
             )
         try:
-            return dict(safetensors.load(data))
+            return content()
         except SafetensorError as error:
             raise ArtifactError(
                 f"{folder.path(name)} cannot be read: {error}. {_sentence(self.again)}",
@@ -108,6 +112,39 @@ class Kind:
 def entry(data: bytes) -> dict[str, Any]:
     """Return the entry in a document's ``files`` for a file with the content ``data``."""
     return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+
+
+def write(folder: Folder, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Write ``tensors``, contiguous and on the CPU, as the file ``name``; return its :func:`entry`.
+
+    Takes no memory for a copy of them.
+    """
+    with folder.writing(name) as path:
+        safetensors.save_file(dict(tensors), path)
+        return {"sha256": _hash(path), "bytes": path.stat().st_size}
+
+
+def _hash(path: Path) -> str:
+    made = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(_PART):
+            made.update(part)
+    return made.hexdigest()
+
+
+def _read(folder: Folder, name: str) -> tuple[str, Callable[[], dict[str, Tensor]]]:
+    """The SHA-256 of a file of tensors, and a function that returns these."""
+    path = folder.local_file(name)
+    if path is None or path.stat().st_size < MAPPED_BYTES:
+        data = folder.read(name)
+        return hashlib.sha256(data).hexdigest(), lambda: dict(safetensors.load(data))
+
+    def mapped() -> dict[str, Tensor]:
+        found = safetensors.load_file(path)
+        # A tensor that maps the file is pickled with all of it.
+        return {name: t if t.nbytes >= MAPPED_BYTES else t.clone() for name, t in found.items()}
+
+    return _hash(path), mapped
 
 
 def document(value: Mapping[str, Any]) -> bytes:

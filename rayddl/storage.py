@@ -10,9 +10,10 @@ import json
 import os
 import re
 import stat
+import tempfile
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property, partial
@@ -215,6 +216,17 @@ class Folder:
                 most -= len(part)
             return b"".join(parts)
 
+    def local_file(self, name: str) -> Path | None:
+        """The path of the regular file ``name``, as ``os`` takes it; ``None`` on a remote filesystem.
+
+        Raises ``FileNotFoundError``.
+        """
+        filesystem, target = self.on(name)
+        if not isinstance(filesystem, fs.LocalFileSystem):
+            return None
+        _regular(filesystem, target)
+        return Path(localfiles.real(target))
+
     def on(self, name: str) -> tuple[fs.FileSystem, str]:
         """Return pyarrow's filesystem, and the path on it of the file ``name``."""
         filesystem, path = self._opened
@@ -248,25 +260,42 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Write the file ``name``; other processes never see it half-written."""
-        filesystem, path = self._opened
-        target = f"{path}/{_inside(name)}"
-        if isinstance(filesystem, fs.LocalFileSystem):
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            scratch = f"{target}.tmp-{uuid.uuid4().hex[:8]}"
-            try:
-                with open(scratch, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(scratch, target)
-            finally:
-                if os.path.exists(scratch):
-                    os.unlink(scratch)
+        if not self.far:
+            with self.writing(name) as scratch:
+                scratch.write_bytes(data)
             return
+        self._upload(name, lambda stream: stream.write(data))
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """A local path for the content of the file ``name``, which appears as a whole when the block is left.
+
+        If an error is raised in the block, it does not appear.
+        """
+        _, path = self._opened
+        target = f"{path}/{_inside(name)}"
+        if self.far:
+            with tempfile.TemporaryDirectory() as folder:
+                scratch = Path(folder, "file")
+                yield scratch
+                self._upload(name, partial(_copy, scratch))
+            return
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        scratch = Path(f"{target}.tmp-{uuid.uuid4().hex[:8]}")
+        try:
+            yield scratch
+            with open(scratch, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(scratch, target)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def _upload(self, name: str, content: Callable[[NativeFile], object]) -> None:
+        filesystem, target = self.on(name)
 
         def upload() -> None:
             with filesystem.open_output_stream(target) as stream:
-                stream.write(data)
+                content(stream)
 
         self.asked(upload)
 
@@ -313,6 +342,12 @@ class Folder:
 
 _PART = 1 << 20
 _ATTEMPTS = 4
+
+
+def _copy(file: Path, stream: NativeFile) -> None:
+    with open(file, "rb") as content:
+        while part := content.read(_PART):
+            stream.write(part)
 
 
 def split(where: str) -> tuple[Folder, str]:

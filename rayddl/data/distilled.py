@@ -122,16 +122,17 @@ class DistilledSet:
         self._refuse_misfit()
         json.dumps(dict(self.info), allow_nan=False)
         _remove_previous(folder)
-        folder.write(_TENSORS, self.data())
+        tensors = sealed.write(folder, _TENSORS, self._tensors())
         pixels, labels = self.pixels().cpu(), self.hard_labels.cpu()
-        folders = views.class_folders(self.classes)
-        pictures = views.pictures(pixels, labels, folders)
-        for picture in pictures:
-            folder.write(f"images/{picture.path}", picture.png)
-        soft = self.labels if self.labels.ndim == 2 else None
-        folder.write("images.parquet", views.table(pictures, self.classes, soft))
+        soft = self.labels.cpu() if self.labels.ndim == 2 else None
+        pictures = views.pictures(
+            pixels, labels, views.class_folders(self.classes),
+            write=lambda picture: folder.write(f"images/{picture.path}", picture.png),
+        )  # fmt: skip
+        with folder.writing("images.parquet") as path:
+            views.write_table(path, pictures, self.classes, soft)
         folder.write("grid.png", views.grid(pixels, labels, len(self.classes)))
-        folder.write(_META, sealed.document(self.document()))
+        folder.write(_META, sealed.document(self.document(tensors)))
 
     @classmethod
     def load(cls, folder: Folder) -> DistilledSet:
@@ -177,8 +178,8 @@ class DistilledSet:
         """The content of ``set.safetensors``."""
         return safetensors.save(self._tensors())
 
-    def document(self) -> dict[str, Any]:
-        """The content of ``set.json`` as JSON values."""
+    def document(self, tensors: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The content of ``set.json`` as JSON values; ``tensors``: the entry of ``set.safetensors``, if it is known."""
         return {
             **KIND.head(),
             "classes": list(self.classes),
@@ -192,7 +193,7 @@ class DistilledSet:
             "lr_student": self.lr_student,
             "space": self.space.to_json(),
             "info": dict(self.info),
-            "files": {_TENSORS: sealed.entry(self.data())},
+            "files": {_TENSORS: dict(tensors or sealed.entry(self.data()))},
         }
 
     def _refuse_misfit(self) -> None:

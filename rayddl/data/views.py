@@ -8,8 +8,10 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from html import escape
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,18 +21,24 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from rayddl.data.ahead import ahead
+
 _PER_CLASS = 10
 _ROWS_OF_CLASSES = 20
 _TILE = 64
+_LARGEST = 4096
+"""Pixels of a side of the picture of a set, above which its images are reduced."""
 _GAP = 2
 _PAPER = 255
+_GROUP_BYTES = 16 * 2**20
+"""Bytes of images in a row group of a table. An Arrow array of images holds 2 GiB at most."""
 
 
 class Picture(NamedTuple):
     """One image of the set as a PNG file."""
 
     path: str
-    """``<class folder>/<number>.png``; the number counts within the class."""
+    """As :func:`paths` gives it."""
     label: int
     png: bytes
 
@@ -74,63 +82,101 @@ def picture_paths(folders: Sequence[str], counts: Sequence[int]) -> list[str]:
     return [f"{folder}/{number:04d}.png" for folder, count in pairs for number in range(count)]
 
 
-def pictures(pixels: Tensor, labels: Tensor, folders: Sequence[str]) -> list[Picture]:
-    """Images uint8 [N, C, H, W] as PNG files, in the same order."""
-    numbers = [0] * len(folders)
-    result = []
-    for image, label in zip(pixels, labels.tolist(), strict=True):
-        path = f"{folders[label]}/{numbers[label]:04d}.png"
-        numbers[label] += 1
-        result.append(Picture(path, label, _png(image.permute(1, 2, 0).numpy())))
-    return result
+def pictures(
+    pixels: Tensor, labels: Tensor, folders: Sequence[str], write: Callable[[Picture], None] | None = None
+) -> Iterator[Picture]:
+    """Images uint8 [N, C, H, W] as PNG files, in the same order; threads make a few at a time, ahead of their use.
 
-
-def table(images: Sequence[Picture], classes: Sequence[str], soft: Tensor | None) -> bytes:
-    """The images as a Parquet file that rayddl's ``parquet`` source and Hugging Face can read.
-
-    Soft labels [N, K] get a column of their own; ``label`` is then the most probable class.
+    ``write`` is called with each by the thread that made it.
     """
-    columns = {
-        "image": pa.array(
-            [{"bytes": image.png, "path": image.path} for image in images],
-            pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
-        ),
-        "label": pa.array([image.label for image in images], pa.int64()),
-    }
+
+    def made(path: str, label: int, image: Tensor) -> Picture:
+        picture = Picture(path, label, png(image))
+        if write is not None:
+            write(picture)
+        return picture
+
+    images = zip(paths(labels, folders), labels.tolist(), pixels, strict=True)
+    return ahead(((partial(made, *each), each[2].nbytes) for each in images), threaded=True)
+
+
+def paths(labels: Tensor, folders: Sequence[str]) -> Iterator[str]:
+    """The path of each image as a file, ``<class folder>/<number>.png``; the number counts within the class."""
+    numbers = [0] * len(folders)
+    for label in labels.tolist():
+        yield f"{folders[label]}/{numbers[label]:04d}.png"
+        numbers[label] += 1
+
+
+def png(image: Tensor) -> bytes:
+    """The image uint8 [C, H, W] as a PNG file."""
+    return _png(image.permute(1, 2, 0).numpy())
+
+
+def write_table(path: Path, images: Iterable[Picture], classes: Sequence[str], soft: Tensor | None) -> None:
+    """Write the images as a Parquet file that rayddl's ``parquet`` source and Hugging Face can read.
+
+    Soft labels [N, K] get a column of their own; ``label`` is then the most probable class. Holds one row group in
+    memory.
+    """
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    fields = [("image", struct), ("label", pa.int64())]
     features = {"image": {"_type": "Image"}, "label": {"names": list(classes), "_type": "ClassLabel"}}
     if soft is not None:
-        columns["soft_label"] = pa.array(soft.tolist(), pa.list_(pa.float32()))
+        fields.append(("soft_label", pa.list_(pa.float32())))
         features["soft_label"] = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"}
     metadata = {
         "classes": "\n".join(classes),
         "huggingface": json.dumps({"info": {"features": features}}),
     }
-    sink = io.BytesIO()
-    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), sink)
-    return sink.getvalue()
+    schema = pa.schema(fields, metadata)
+    with pq.ParquetWriter(path, schema) as writer:
+        for start, group in _row_groups(images):
+            columns = {
+                "image": pa.array([{"bytes": each.png, "path": each.path} for each in group], struct),
+                "label": pa.array([each.label for each in group], pa.int64()),
+            }
+            if soft is not None:
+                rows = soft[start : start + len(group)].tolist()
+                columns["soft_label"] = pa.array(rows, pa.list_(pa.float32()))
+            writer.write_table(pa.table(columns, schema))
+
+
+def _row_groups(images: Iterable[Picture]) -> Iterator[tuple[int, list[Picture]]]:
+    """Images that follow each other, of about :data:`_GROUP_BYTES`, and the index of the first one."""
+    start, held, group = 0, 0, list[Picture]()
+    for image in images:
+        group.append(image)
+        held += len(image.png)
+        if held >= _GROUP_BYTES:
+            yield start, group
+            start, held, group = start + len(group), 0, []
+    if group:
+        yield start, group
 
 
 def grid(pixels: Tensor, labels: Tensor, classes: int) -> bytes:
-    """One PNG of the set: a row per class with up to ten images each, enlarged by whole factors.
+    """One PNG of the set: a row per class with up to ten images each, enlarged or reduced by whole factors.
 
     With more than twenty classes, or one image per class, classes are laid out in several columns.
     """
     members = [(labels == label).nonzero().flatten().tolist() for label in range(classes)]
     per_class, across = _layout(classes, max(len(m) for m in members))
+    rows, columns = math.ceil(classes / across), across * per_class
     height, width = int(pixels.shape[2]), int(pixels.shape[3])
     zoom = max(1, math.ceil(_TILE / max(height, width)))
-    step_y, step_x = height * zoom + _GAP, width * zoom + _GAP
-    sheet = np.full(
-        (math.ceil(classes / across) * step_y + _GAP, across * per_class * step_x + _GAP, pixels.shape[1]),
-        _PAPER,
-        dtype=np.uint8,
-    )
+    reduced = max(1, math.ceil(max(rows * height, columns * width) * zoom / _LARGEST)) if zoom == 1 else 1
+    high, wide = math.ceil(height / reduced) * zoom, math.ceil(width / reduced) * zoom
+    step_y, step_x = high + _GAP, wide + _GAP
+    sheet = np.full((rows * step_y + _GAP, columns * step_x + _GAP, pixels.shape[1]), _PAPER, dtype=np.uint8)
     for label, indices in enumerate(members):
         row, column = divmod(label, across)
         for place, index in enumerate(indices[:per_class]):
             tile = pixels[index].permute(1, 2, 0).numpy().repeat(zoom, 0).repeat(zoom, 1)
+            if reduced > 1:
+                tile = np.asarray(_image(tile).reduce(reduced)).reshape(high, wide, -1)
             top, left = row * step_y + _GAP, (column * per_class + place) * step_x + _GAP
-            sheet[top : top + height * zoom, left : left + width * zoom] = tile
+            sheet[top : top + high, left : left + wide] = tile
     return _png(sheet)
 
 
@@ -162,5 +208,9 @@ def _layout(classes: int, most: int) -> tuple[int, int]:
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:
     sink = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(sink, format="PNG")
+    _image(pixels).save(sink, format="PNG")
     return sink.getvalue()
+
+
+def _image(pixels: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)

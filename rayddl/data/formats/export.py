@@ -5,15 +5,19 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import yaml
 
 from rayddl import sealed
 from rayddl.credentials import scrub
+from rayddl.data.ahead import ahead
 from rayddl.errors import UserError
 from rayddl.storage import Folder
 
@@ -27,6 +31,7 @@ Format: TypeAlias = Literal["imagefolder", "parquet", "webdataset", "pt", "hf"]
 FORMATS: tuple[Format, ...] = ("imagefolder", "parquet", "webdataset", "pt", "hf")
 SHARD_BYTES = 100 * 2**20
 """Bytes of images after which a new tar file is begun."""
+Content: TypeAlias = bytes | Callable[[], bytes]
 NAMES = "classes.txt"
 """The file of an export that names the classes, a line each, in label order."""
 
@@ -66,9 +71,9 @@ def export_set(folder: Folder, form: str, to: Folder, more: More | None = None) 
         raise UserError(f"unknown format {form!r}; known: {', '.join(FORMATS)}", code="unknown-format")
     # Everything is made from the checked tensors: the other files of a set are not read, nor what they link to.
     made = DistilledSet.load(folder)
+    forms: dict[str, Callable[[DistilledSet], Iterator[tuple[str, Content]]]]
     forms = {"imagefolder": _folders, "parquet": _table, "webdataset": _shards, "pt": _tensors}
-    parts = _hub(made, more or More()) if form == "hf" else forms[form](made)
-    files: dict[str, bytes | Callable[[], bytes]] = dict(parts)
+    files = dict(_hub(made, more or More()) if form == "hf" else forms[form](made))
     files[NAMES] = "\n".join([*made.classes, ""]).encode()
     written: list[str] = []
     with _writing(to, written, len(files)):
@@ -80,12 +85,19 @@ def export_set(folder: Folder, form: str, to: Folder, more: More | None = None) 
                 code="export-exists",
             )
         _refuse_others(to)
-    for name, data in files.items():
-        content = data if isinstance(data, bytes) else data()
+
+    contents = ahead(
+        ((partial(_content, data), 0) for data in files.values()), threaded=form == "imagefolder"
+    )
+    for name, content in zip(files, contents, strict=True):
         with _writing(to, written, len(files)):
             to.write(name, content)
         written.append(to.path(name))
     return written
+
+
+def _content(data: Content) -> bytes:
+    return data if isinstance(data, bytes) else data()
 
 
 @contextmanager
@@ -133,27 +145,34 @@ def foreign_space(folder: Folder) -> str:
     )
 
 
-def _pictures(made: DistilledSet) -> list[Picture]:
+def _pictures(made: DistilledSet) -> Iterator[Picture]:
     from rayddl.data import views
 
     return views.pictures(made.pixels().cpu(), made.hard_labels.cpu(), views.class_folders(made.classes))
 
 
-def _folders(made: DistilledSet) -> Iterator[tuple[str, bytes]]:
-    yield from ((picture.path, picture.png) for picture in _pictures(made))
-
-
-def _table(made: DistilledSet) -> Iterator[tuple[str, bytes]]:
+def _folders(made: DistilledSet) -> Iterator[tuple[str, Content]]:
     from rayddl.data import views
 
-    yield "images.parquet", views.table(_pictures(made), made.classes, _soft(made))
+    paths = views.paths(made.hard_labels, views.class_folders(made.classes))
+    images = zip(paths, made.pixels().cpu(), strict=True)
+    yield from ((path, partial(views.png, image)) for path, image in images)
+
+
+def _table(made: DistilledSet) -> Iterator[tuple[str, Content]]:
+    from rayddl.data import views
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "images.parquet")
+        views.write_table(path, _pictures(made), made.classes, _soft(made))
+        yield path.name, path.read_bytes()
 
 
 def _soft(made: DistilledSet) -> Tensor | None:
     return made.labels if made.labels.ndim == 2 else None
 
 
-def _shards(made: DistilledSet) -> Iterator[tuple[str, bytes]]:
+def _shards(made: DistilledSet) -> Iterator[tuple[str, Content]]:
     shard, held, number = io.BytesIO(), 0, 0
     tar = tarfile.open(fileobj=shard, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed when full
     for index, picture in enumerate(_pictures(made)):
@@ -184,7 +203,7 @@ def _shard_name(number: int) -> str:
     return f"train-{number:06d}.tar"
 
 
-def _tensors(made: DistilledSet) -> Iterator[tuple[str, bytes]]:
+def _tensors(made: DistilledSet) -> Iterator[tuple[str, Content]]:
     import torch
     from safetensors.torch import save
 
@@ -199,7 +218,7 @@ def _tensors(made: DistilledSet) -> Iterator[tuple[str, bytes]]:
     yield SPACE, save({name: tensor.contiguous() for name, tensor in made.space.tensors().items()})
 
 
-def _hub(made: DistilledSet, more: More) -> Iterator[tuple[str, bytes | Callable[[], bytes]]]:
+def _hub(made: DistilledSet, more: More) -> Iterator[tuple[str, Content]]:
     from rayddl.data.formats.card import DATA, card, without_places
 
     (_, table), *_ = _table(made)

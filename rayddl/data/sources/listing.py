@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayddl import limits, s3
-from rayddl.data.sources.ahead import ahead
+from rayddl.data.ahead import ahead
 from rayddl.data.sources.refusals import unreachable
 from rayddl.data.sources.row_groups import row_group
 from rayddl.filenames import Names
@@ -154,7 +154,7 @@ class FileStore:
 
     def read(self, listing: Listing) -> Iterator[Blob]:
         reads = (partial(_tried, partial(self.folder.read, name)) for name in listing.names.to_pylist())
-        return ahead(zip(reads, listing.size.tolist(), strict=True), far=self.folder.far)
+        return ahead(zip(reads, listing.size.tolist(), strict=True), threaded=self.folder.far)
 
     def unit(self, listing: Listing) -> NDArray[np.int64]:
         return np.zeros(len(listing), np.int64)
@@ -185,10 +185,10 @@ class ParquetStore:
         edges = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(listing)]
         spans = [(listing.file[start], listing.at[start:end]) for start, end in itertools.pairwise(edges)]
         far = self.folder.far
-        found = ahead(((partial(self._cells, *span), 0) for span in spans), far=far, window=2)
+        found = ahead(((partial(self._cells, *span), 0) for span in spans), threaded=far, window=2)
         for cells in found:
             reads = ((partial(self._blob, cell), 0) for cell in cells)
-            yield from ahead(reads, far=far and any(map(_by_path, cells)))
+            yield from ahead(reads, threaded=far and any(map(_by_path, cells)))
 
     def _group(self, file: int, rows: NDArray[np.int64]) -> int:
         return int(np.searchsorted(self.group_rows[file], rows[0], side="right")) - 1
@@ -281,7 +281,7 @@ class TarStore:
     def read(self, listing: Listing) -> Iterator[Blob]:
         spans = _spans(listing)
         reads = ((partial(self._span, listing, *span), _extent(listing, *span)) for span in spans)
-        for blobs in ahead(reads, far=self.folder.far):
+        for blobs in ahead(reads, threaded=self.folder.far):
             yield from blobs
 
     def _span(self, listing: Listing, start: int, end: int) -> list[Blob]:

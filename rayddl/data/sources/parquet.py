@@ -22,9 +22,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rayddl import limits
+from rayddl.data.ahead import ahead
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import holdout, parquet_bounds, parquet_labels
-from rayddl.data.sources.ahead import ahead
 from rayddl.data.sources.contents import Contents
 from rayddl.data.sources.known import Listed
 from rayddl.data.sources.listing import read_inside
@@ -188,7 +188,9 @@ def _survey(config: SourceConfig) -> _Survey:
     look = _table_once if isinstance(folder, Listed) else _table
     looks = [(split, partial(look, config, folder, name)) for split, names in found.items() for name in names]
     tables: dict[str, list[_Table]] = {split: [] for split in found}
-    for (split, _), table in zip(looks, ahead(((each, 0) for _, each in looks), far=folder.far), strict=True):
+    for (split, _), table in zip(
+        looks, ahead(((each, 0) for _, each in looks), threaded=folder.far), strict=True
+    ):
         tables[split].append(table)
     parquet_labels.refuse_mixed_types({folder.path(table.name): table.labels for table in tables["train"]})
     classes = parquet_labels.classes([table.labels for table in tables["train"]])

@@ -9,11 +9,11 @@ from functools import partial
 from typing import NamedTuple
 
 from rayddl import plugins
+from rayddl.data.ahead import ahead
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import folders, given, imagenet, known, tinyimagenet
 from rayddl.data.sources import parquet as tables
 from rayddl.data.sources import webdataset as shards
-from rayddl.data.sources.ahead import ahead
 from rayddl.data.sources.trees import Survey
 
 _LOOKED_AT = 8
@@ -83,7 +83,7 @@ def _summary(config: SourceConfig) -> SourceSummary:
         apart = max(1, len(listed.files) // _LOOKED_AT)
         some = listed.files[::apart][:_LOOKED_AT]
         reads = ((partial(listed.folder.read, file.name), file.bytes) for file in some)
-        first = ahead(reads, far=listed.folder.far)
+        first = ahead(reads, threaded=listed.folder.far)
         counts = {split: len(part.files) for split, part in tree.splits.items()}
         fewest = int(listed.files.counts().min())
         return _summarised(

@@ -21,9 +21,9 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import numpy as np
 import pyarrow as pa
 
+from rayddl.data.ahead import ahead
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import holdout, parquet_labels
-from rayddl.data.sources.ahead import ahead
 from rayddl.data.sources.contents import Contents
 from rayddl.data.sources.parquet_labels import Labels
 from rayddl.data.sources.refusals import (
@@ -146,7 +146,7 @@ def _survey(config: SourceConfig) -> _Survey:
     refuse_links(config, folder, [NAMES])
     named = {b"classes": read_names(folder, NAMES)} if folder.has(NAMES) else {}
     scans = [(split, partial(_current, folder, name)) for split, names in found.items() for name in names]
-    scanned = ahead(((scan, SCAN_BYTES) for _, scan in scans), far=folder.far)
+    scanned = ahead(((scan, SCAN_BYTES) for _, scan in scans), threaded=folder.far)
     shards: dict[str, list[Shard]] = {split: [] for split in found}
     for (split, _), shard in zip(scans, scanned, strict=True):
         shards[split].append(shard)

@@ -28,6 +28,7 @@ from rayddl.methods.training.input_spec import InputSpec, in_unit
 from rayddl.methods.training.mixes import Draws
 from rayddl.methods.training.settings import KL, SOFT_EPOCHS, SOFT_LR, StudentSettings
 from rayddl.methods.training.soft_settings import GIFT, MSE_GT, SoftSettings
+from rayddl.methods.training.steps import one_hot
 from rayddl.methods.training.team import ALONE, Team, joined
 from rayddl.methods.training.top_logits import TopLogits
 from rayddl.nets.build import TORCHVISION
@@ -114,6 +115,19 @@ Lectures = Callable[[int], EpochData]
 """Maps an epoch, counted from 0, to its training data, with the same result at every call."""
 
 
+@dataclass(frozen=True, eq=False)
+class OwnLabels:
+    """The images' own labels, as probabilities for a batch at a time."""
+
+    labels: Tensor
+    """int64 ``[N]``, or probabilities ``[N, K]``."""
+    classes: int
+
+    def at(self, picked: Tensor) -> Tensor:
+        """The labels of the images at ``picked``, int64 ``[B]``: float32 ``[B, K]``."""
+        return one_hot(self.labels[picked.to(self.labels.device)], self.classes)
+
+
 @dataclass(frozen=True)
 class Execution:
     """How networks are computed: device, compiled or not, and by which processes. The precision is part of the
@@ -196,11 +210,11 @@ class SoftTraining:
         observer: nn.Module | None,
         execution: Execution,
         seed: int,
-        labels: Tensor | None = None,
+        labels: OwnLabels | None = None,
     ) -> None:
         """``images`` ``[N, C, H, W]`` are uint8 or float in 0..1. ``observer`` maps normalised images to logits;
         it may be ``None`` if all epochs have stored logits, or the loss uses none. ``seed`` is the student's.
-        ``labels`` are the images' own, as probabilities ``[N, K]``, for losses that use them.
+        ``labels`` are for losses that use them.
         """
         if protocol.with_own_labels and labels is None:
             raise ValueError(f"loss {protocol.loss} needs the images' own labels")
@@ -294,7 +308,7 @@ class SoftTraining:
         return float(total) / count
 
     def _targets(self, lecture: EpochData, part: Draws, done: int, x: Tensor, whole: bool) -> Tensor:
-        own = None if self._labels is None else self._labels[part.picked.to(self._labels.device)].to(x.device)
+        own = None if self._labels is None else self._labels.at(part.picked).to(x.device)
         if self._protocol.loss == OWN:
             assert own is not None
             return mixed(own, part, x.shape[2:])[: len(x)]

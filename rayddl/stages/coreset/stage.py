@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 
 from rayddl import seeds
+from rayddl.data import unnamed
 from rayddl.data.config import DSA
 from rayddl.data.distilled import LR_STUDENT, DistilledSet
 from rayddl.data.pixels.space import PixelSpace
@@ -63,10 +64,11 @@ def run(config: CoresetConfig, context: Context) -> Result:
     labels = list(range(len(given.listing.classes)))
     missing = [label for label in labels if not context.out.has(job.file(label))]
     _choose(job, share, _groups(missing, given, job, share.at_once), len(labels), context)
-    chosen = [read_chosen(job, label) for label in labels]
+    chosen: list[SelectedImages] = []
+    images = unnamed.stacked(_read(job, labels, chosen), (len(labels) * config.ipc, *job.shape), torch.uint8)
     bad = [line for part in chosen for line in part.bad]
     _refuse_bad(bad, context, len(given.listing))
-    made = _made(config, context, given, chosen)
+    made = _made(config, context, given, images, chosen)
     made.save(context.out.child("set"))
     _write_table(context, given.listing, chosen)
     for label in labels:
@@ -221,10 +223,22 @@ def _refuse_bad(bad: Sequence[str], context: Context, examined: int) -> None:
         )
 
 
+def _read(job: CoresetTask, labels: Sequence[int], chosen: list[SelectedImages]) -> Iterator[Tensor]:
+    """The selected images of each class; all else that is known of them is appended to ``chosen``."""
+    for label in labels:
+        part = read_chosen(job, label)
+        yield part.images
+        chosen.append(replace(part, images=part.images[:0].clone()))
+
+
 def _made(
-    config: CoresetConfig, context: Context, given: _Candidates, chosen: Sequence[SelectedImages]
+    config: CoresetConfig,
+    context: Context,
+    given: _Candidates,
+    images: Tensor,
+    chosen: Sequence[SelectedImages],
 ) -> DistilledSet:
-    labels = torch.cat([torch.full((len(part.images),), label) for label, part in enumerate(chosen)])
+    labels = torch.cat([torch.full((len(part.positions),), label) for label, part in enumerate(chosen)])
     info = {
         "method": METHODS.get(config.method, config.method),
         "net": given.net.model_dump(mode="json"),
@@ -233,7 +247,6 @@ def _made(
         "seed": context.seed,
         "protocol": {"name": "hard", "augment": DSA},
     }
-    images = torch.cat([part.images for part in chosen])
     return DistilledSet(images, labels, LR_STUDENT, given.listing.classes, given.space, info)
 
 

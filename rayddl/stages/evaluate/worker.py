@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from rayddl import seeds
+from rayddl.data import unnamed
 from rayddl.data.pixels.encoded import Encoded
 from rayddl.methods.training.checkpoint import SPARING
 from rayddl.methods.training.hard import Protocol, train_student, train_together
@@ -21,11 +22,12 @@ from rayddl.methods.training.soft import (
     EpochData,
     Execution,
     Lectures,
+    OwnLabels,
     SoftProtocol,
     SoftTraining,
 )
 from rayddl.methods.training.softlabels import StoredLabels
-from rayddl.methods.training.steps import one_hot, steps_for
+from rayddl.methods.training.steps import steps_for
 from rayddl.methods.training.teacher import outputs
 from rayddl.methods.training.team import Team
 from rayddl.methods.trajectories.expert import HeldOut, Images
@@ -273,19 +275,7 @@ def train_soft(
     assert isinstance(data.protocol, SoftProtocol)
     assert shared.input_spec is not None
     input_spec, team = shared.input_spec, Team.here()
-    test: torch.Tensor | Batches
-    test, labels = held_out(shared.source)
-    images = data.images if data.images is not None else train_images(shared.source)
-    kept: torch.Tensor | None = None
-    if student.trial:
-        train, own = train_images(shared.source), train_labels(shared.source)
-        places = _trials_on(shared, data)
-        test, labels = train[places], own[places]
-        if data.images is None and data.picked is None:
-            kept = torch.ones(len(train), dtype=torch.bool)
-            kept[places] = False
-            images = train[kept]
-    images = input_spec.fitted(images if data.picked is None else images[data.picked])
+    images, own, test, labels = _splits(shared, data, student.trial)
     protocol = data.protocol.at(student.lr)
     observer = None
     if data.stored is None and protocol.loss != OWN:
@@ -304,7 +294,7 @@ def train_soft(
         observer,
         Execution(device, shared.compile, team),
         seed,
-        _own_labels(shared, data, kept) if protocol.with_own_labels else None,
+        own if protocol.with_own_labels else None,
     )
     partial = student.file.removesuffix(".json") + ".partial.safetensors"
     stored = shared.out.read(partial) if team.first and shared.out.has(partial) else None
@@ -360,14 +350,35 @@ def _tested(
     return score
 
 
-def _own_labels(shared: Shared, data: TrainingData, kept: torch.Tensor | None) -> torch.Tensor:
-    """The images' own labels as probabilities ``[N, K]``; of the whole train split those ``kept``, a mask."""
-    labels = data.labels
-    if labels is None:
-        labels = train_labels(shared.source).long()
-        labels = labels if data.picked is None else labels[data.picked]
-        labels = labels if kept is None else labels[kept]
-    return one_hot(labels, len(shared.source.classes))
+def _splits(
+    shared: Shared, data: TrainingData, trial: bool
+) -> tuple[torch.Tensor, OwnLabels | None, torch.Tensor | Batches, torch.Tensor]:
+    """The training images as networks take them, and their labels; the images that the student is tested on, and
+    theirs. A trial is tested on a part of the train split, which its training data lacks.
+    """
+    assert shared.input_spec is not None
+    source, images, own = shared.source, data.images, data.labels
+    test: torch.Tensor | Batches
+    test, labels = held_out(source)
+    if trial:
+        places = _trials_on(shared, data)
+        test, labels = _some(train_images(source), places), train_labels(source)[places]
+    if images is None:
+        images, own, kept = train_images(source), train_labels(source).long(), data.picked
+        if kept is None and trial:
+            left = torch.ones(len(images), dtype=torch.bool)
+            left[places] = False
+            kept = left.nonzero().flatten()
+        if kept is not None:
+            images, own = _some(images, kept), own[kept]
+    named = None if own is None else OwnLabels(own, len(source.classes))
+    return shared.input_spec.fitted(images), named, test, labels
+
+
+def _some(images: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """A copy of the images at ``places``; a large one is in a file."""
+    parts = (images[part] for part in places.split(BATCH))
+    return unnamed.stacked(parts, (len(places), *images.shape[1:]), images.dtype)
 
 
 def epoch_data(

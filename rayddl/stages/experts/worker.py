@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 
 from rayddl import seeds
 from rayddl.errors import DivergedError
+from rayddl.methods.training.input_spec import BATCH
 from rayddl.methods.training.observer import Observer
 from rayddl.methods.training.steps import steps_for
 from rayddl.methods.training.teacher import outputs
@@ -78,8 +79,9 @@ def score(job: ExpertsTask, observer: Observer) -> None:
         return
     device = devices.enter(job.threads, job.config.precision, "EL2N scores")
     known = outputs(observer.on(device).module, observer.input_spec, train_batches(job.source), device)
-    logits = torch.cat([part.float() for part in known])
-    job.out.write(SCORES, save({"scores": el2n(logits, train_labels(job.source).long())}))
+    labels = train_labels(job.source).long().split(BATCH)
+    scores = [el2n(logits.float(), right) for logits, right in zip(known, labels, strict=True)]
+    job.out.write(SCORES, save({"scores": torch.cat(scores)}))
 
 
 class Trainer:

@@ -13,11 +13,10 @@ from rayddl.data.config import DSA
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.formats import forms, importing, pt_places
 from rayddl.data.formats.importing import TargetSource
-from rayddl.data.pixels import space
-from rayddl.data.sources.registry import load
 from rayddl.errors import ArtifactError
 from rayddl.stages.context import Context, Result
 from rayddl.stages.imported.settings import ImportedConfig
+from rayddl.stages.runtime.sources import fit_space, publish
 from rayddl.storage import Folder
 
 BLACK = -0.1
@@ -39,9 +38,9 @@ def run(config: ImportedConfig, context: Context) -> Result:
             code="import-folder-missing",
         )
     form = "pt" if place else config.form or forms.form_of(folder)
-    source = load(context.source)
-    fitted = space.fit(context.source.space, source.train.images, context.source.scaling)
-    home = TargetSource(source.train.classes, source.train.shape, fitted)
+    context.backend.start()
+    source = publish(context.source)
+    home = TargetSource(source.classes, source.shape, fit_space(source, context.out))
     made = importing.bring_pt(place, home) if place else importing.bring(folder, form, home)
     _refuse_other_classes(made, home, folder)
     if made.info.get("labels_read_as") == "logits":

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rayddl import seeds
+from rayddl.data import unnamed
 from rayddl.data.distilled import LR_STUDENT, DistilledSet
 from rayddl.data.sources.listing import Listing
 from rayddl.errors import ArtifactError
@@ -182,7 +183,7 @@ def stitch_all(job: RdedTask, rows: CropRows, picked: Layout, context: Context) 
     backend, progress = context.backend, context.progress
     groups = [list(picked)[i : i + CLASSES_A_TASK] for i in range(0, len(picked), CLASSES_A_TASK)]
     counts = [len(picked[c]) for c in picked]
-    images = torch.empty((sum(counts), *job.shape), dtype=torch.uint8)
+    images = unnamed.empty((sum(counts), *job.shape), torch.uint8)
     starts = np.concatenate([[0], np.cumsum(counts)])
     sent = backend.put(job)
     share = backend.spread(job.config.decoders, units=len(groups), gpu=False, key="decoders")

@@ -7,8 +7,9 @@ Images do not depend on each other.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from rayddl.data import unnamed
 from rayddl.data.distilled import DistilledSet
 from rayddl.errors import ArtifactError
 from rayddl.methods.refinement.features import extractor_of
@@ -49,8 +51,7 @@ def run(config: RefineConfig, context: Context) -> Result:
     images, anchors = made.pixels(), real.pixels()
     pairs = _pairs(job, share, context, (made, images), (real, anchors))
     _refine(job, share, context, images, anchors, pairs)
-    blocks = [worker.read_block(job, block) for block in job.blocks]
-    whole = {name: torch.cat([block[name] for block in blocks]) for name in ("images", "before", "after")}
+    whole = _read(job, images.shape)
     info = described(config, context, made, job)
     replace(made, stored=whole["images"], info=info).save(context.out.child("set"))
     _write_table(context, made, pairs, whole)
@@ -73,6 +74,20 @@ def run(config: RefineConfig, context: Context) -> Result:
         "seconds": time.perf_counter() - began,
     }
     return Result(summary)
+
+
+def _read(job: RefineTask, shape: Sequence[int]) -> dict[str, Tensor]:
+    """The refined images, of ``shape`` in all, and for each view ``before`` and ``after``."""
+    gaps: list[tuple[Tensor, Tensor]] = []
+
+    def images() -> Iterator[Tensor]:
+        for block in map(partial(worker.read_block, job), job.blocks):
+            gaps.append((block["before"], block["after"]))
+            yield block["images"]
+
+    whole = unnamed.stacked(images(), shape, torch.uint8)
+    before, after = map(torch.cat, zip(*gaps, strict=True))
+    return {"images": whole, "before": before, "after": after}
 
 
 def _set(context: Context, stage: str) -> DistilledSet:

@@ -183,3 +183,27 @@ def test_a_path_that_is_not_utf_8_is_refused_in_words(tmp_path: Path, name: str,
     if name == "a\udce9":
         os.mkdir(os.fsencode(f"{tmp_path}/{name}"))
         assert Folder(f"{tmp_path}/{written}").exists()
+
+
+def test_a_file_that_is_written_in_parts_appears_as_a_whole(tmp_path: Path) -> None:
+    """Until the end, and after an error in the middle, there is what was there before."""
+    folder = Folder(str(tmp_path))
+    folder.write("a/data", b"before")
+
+    with folder.writing("a/data") as path:
+        path.write_bytes(b"half")
+        assert folder.read("a/data") == b"before"
+        assert folder.names() == []
+        with open(path, "ab") as file:
+            file.write(b" and half")
+    assert folder.read("a/data") == b"half and half"
+
+    def broken_off() -> None:
+        with folder.writing("a/data") as path:
+            path.write_bytes(b"other")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        broken_off()
+    assert os.listdir(tmp_path / "a") == ["data"]
+    assert folder.read("a/data") == b"half and half"

@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayddl import s3, storage
+from rayddl.data.ahead import ahead
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import known, registry
-from rayddl.data.sources.ahead import ahead
 from rayddl.data.sources.known import Known, Listed
 from rayddl.data.sources.listing import GAP, Listing
 from rayddl.data.sources.summary import source_summary
@@ -310,7 +310,7 @@ def test_calls_ahead_are_in_order_at_the_same_time_and_few() -> None:
         return k
 
     calls = [partial(call, k) for k in range(40)]
-    results = ahead(((each, 0) for each in calls), far=True, window=6)
+    results = ahead(((each, 0) for each in calls), threaded=True, window=6)
     assert next(results) == 0
     time.sleep(0.1)
     assert begun <= 7
@@ -318,11 +318,11 @@ def test_calls_ahead_are_in_order_at_the_same_time_and_few() -> None:
     assert 2 <= most <= 6
 
     begun = 0
-    results = ahead(((each, 2**28) for each in calls), far=True)
+    results = ahead(((each, 2**28) for each in calls), threaded=True)
     assert next(results) == 0
     time.sleep(0.05)
     assert begun <= 2
-    assert list(ahead(((each, 0) for each in calls[:3]), far=False)) == [0, 1, 2]
+    assert list(ahead(((each, 0) for each in calls[:3]), threaded=False)) == [0, 1, 2]
 
 
 def test_an_error_of_a_call_is_raised_in_its_place() -> None:
@@ -333,7 +333,7 @@ def test_an_error_of_a_call_is_raised_in_its_place() -> None:
             raise OSError("three")
         return k
 
-    results = ahead(((partial(call, k), 0) for k in range(9)), far=True)
+    results = ahead(((partial(call, k), 0) for k in range(9)), threaded=True)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(OSError, match="three"):
         next(results)

@@ -21,6 +21,7 @@ from rayddl.methods.training.soft import (
     OWN,
     EpochData,
     Execution,
+    OwnLabels,
     SoftProtocol,
     SoftTraining,
     criterion,
@@ -52,7 +53,9 @@ def training(**changes: Any) -> SoftTraining:
     protocol = SoftProtocol(**{"batch": 4, "factor": 2, "epochs": 3, **changes})
     epoch_data = lambda epoch: EpochData(protocol.draw(epoch, 10, SHAPE[1:], FRAME, 11))  # noqa: E731
     seen = None if protocol.loss == OWN else frozen(network(1))
-    return SoftTraining(network(2), protocol, FRAME, pixels(), epoch_data, seen, MANNER, 5, OWN_LABELS)
+    return SoftTraining(
+        network(2), protocol, FRAME, pixels(), epoch_data, seen, MANNER, 5, OwnLabels(OWN_LABELS, K)
+    )
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
@@ -84,10 +87,10 @@ def test_losses_of_own_labels_need_them(loss: str, needed: bool) -> None:
     protocol = SoftProtocol(batch=4, loss=loss)
     lectures = lambda epoch: EpochData(protocol.draw(epoch, 10, SHAPE[1:], FRAME, 11))  # noqa: E731
 
-    def made(labels: Tensor | None) -> SoftTraining:
+    def made(labels: OwnLabels | None) -> SoftTraining:
         return SoftTraining(network(2), protocol, FRAME, pixels(), lectures, None, MANNER, 5, labels)
 
-    made(OWN_LABELS)
+    made(OwnLabels(OWN_LABELS, K))
     with pytest.raises(ValueError, match="needs the images' own labels") if needed else nullcontext():
         made(None)
 

@@ -14,6 +14,7 @@ from rayddl.data.pixels import augment
 from rayddl.methods.training.hard import Protocol, train_student
 from rayddl.methods.training.observer import Observer
 from rayddl.methods.training.soft import (
+    OwnLabels,
     SoftTraining,
     inputs,
 )
@@ -108,7 +109,6 @@ def test_stored_labels_train_as_in_the_evaluation(
     images = seen.input_spec.fitted(made.pixels()).contiguous()
     labels = StoredLabels(Folder(str(tmp_path / "set" / "labels")))
     rate = 0.1 if settings.get("optimizer") == "sgd" else 0.001
-    own = nn.functional.one_hot(made.labels, 10).float()
     expected = SoftTraining(
         build(config, seen.shape, 10, seed=1),
         protocol.at(rate),
@@ -118,7 +118,7 @@ def test_stored_labels_train_as_in_the_evaluation(
         None,
         ON_CPU,
         0,
-        own,
+        OwnLabels(made.labels, 10),
     )
     start = build(config, seen.shape, 10, seed=1)
     module.convnet = lambda *_: start

@@ -17,7 +17,7 @@ from rayddl.methods.training import team as teams
 from rayddl.methods.training.input_spec import InputSpec
 from rayddl.methods.training.observer import frozen
 from rayddl.methods.training.settings import TeacherSettings
-from rayddl.methods.training.soft import EpochData, Execution, Lectures, SoftProtocol, SoftTraining
+from rayddl.methods.training.soft import EpochData, Execution, Lectures, OwnLabels, SoftProtocol, SoftTraining
 from rayddl.methods.training.teacher import TeacherTraining
 from rayddl.methods.training.team import ALONE, PeerLost, Team, TeamNorm, joined, summed
 from rayddl.nets.build import build
@@ -150,7 +150,7 @@ def test_a_student_of_a_team_is_that_of_one(case: str, size: int) -> None:
     """With an observer, the images' own labels, or both; CutMix copies from images of other processes."""
     protocol = SoftProtocol.model_validate({**SOFT, **SOFT_CASES[case]})
     epoch_data: Lectures = lambda epoch: EpochData(protocol.draw(epoch, COUNT, SHAPE[1:], FRAME, seed=11))  # noqa: E731
-    labels = torch.nn.functional.one_hot(pixels()[1], CLASSES).float()
+    labels = OwnLabels(pixels()[1], CLASSES)
     seen = frozen(network("instance", seed=1))
 
     def student(team: Team) -> SoftTraining:

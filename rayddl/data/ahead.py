@@ -1,4 +1,4 @@
-"""Calls that wait for far storage, made by threads ahead of the use of their results."""
+"""Calls that wait for storage or compress images, made by threads ahead of the use of their results."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ WINDOW_BYTES = 256 * 2**20
 """Likewise the most bytes, where they are known; one call may have more."""
 
 
-def ahead(calls: Iterable[tuple[Callable[[], _T], int]], *, far: bool, window: int = WINDOW) -> Iterator[_T]:
+def ahead(
+    calls: Iterable[tuple[Callable[[], _T], int]], *, threaded: bool, window: int = WINDOW
+) -> Iterator[_T]:
     """The results of ``calls``, each given with the bytes of its result, in their order.
 
-    With ``far``, threads make them ahead of their use; else each is made when it is asked for. An error of a call is
-    raised in its place.
+    With ``threaded``, threads make them ahead of their use; else each is made when it is asked for. An error of a call
+    is raised in its place.
     """
-    if not far:
+    if not threaded:
         yield from (call() for call, _ in calls)
         return
     waiting: deque[tuple[Future[_T], int]] = deque()
@@ -46,4 +48,4 @@ def ahead(calls: Iterable[tuple[Callable[[], _T], int]], *, far: bool, window: i
 
 @lru_cache(maxsize=1)
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(THREADS, thread_name_prefix="far")
+    return ThreadPoolExecutor(THREADS, thread_name_prefix="ahead")
