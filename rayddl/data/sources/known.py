@@ -29,6 +29,8 @@ from rayddl.storage import Folder, unfinished
 _T = TypeVar("_T")
 KEPT = "listings"
 """The folder of kept listings inside ``--out``."""
+_CONTENTS = "contents"
+"""In place of a listing's place, which ends with a star."""
 _FOLDER = -1
 """In place of the bytes of a file."""
 
@@ -157,6 +159,8 @@ class Known:
     """What a command has found out about its source."""
 
     listed: dict[str, _Entries] = field(default_factory=dict)
+    contents: dict[str, bytes] = field(default_factory=dict)
+    """What was found in remote files, by their names and sizes: it is kept with the listing."""
     kept: str = ""
     """Where the listing was kept by an earlier command; empty: this one lists the files itself."""
     _roots: dict[str, Listed] = field(default_factory=dict)
@@ -181,9 +185,17 @@ class Known:
                 "listing": pa.array([place] * len(entries.names), pa.string()),
                 "name": entries.names,
                 "bytes": entries.bytes,
+                "content": pa.nulls(len(entries.names), pa.binary()),
             })
             for place, entries in self.listed.items()
         ]  # fmt: skip
+        # A table for each, because an array holds 2 GiB at most.
+        tables += [
+            pa.table({"listing": [_CONTENTS], "name": [key], "bytes": [len(data)], "content": [data]}).cast(
+                tables[0].schema
+            )
+            for key, data in self.contents.items()
+        ]
         sink = io.BytesIO()
         pq.write_table(pa.concat_tables(tables), sink, compression="zstd")
         out.write(_file(config), sink.getvalue())
@@ -198,17 +210,21 @@ def read(out: Folder, config: SourceConfig) -> Known | None:
     """What an earlier command has kept in ``out`` about the source's remote files; ``None`` for none."""
     if config.root is None or "://" not in config.root:
         return None
-    listed = {}
+    listed, contents = {}, {}
     try:
         table = pq.read_table(pa.BufferReader(out.read(_file(config))))
         places, names, sizes = (table.column(name) for name in ("listing", "name", "bytes"))
         for place in places.unique().to_pylist():
             mask = pc.equal(places, place)
+            if place == _CONTENTS:
+                found = zip(names.filter(mask), table.column("content").filter(mask), strict=True)
+                contents = {key.as_py(): content.as_py() for key, content in found}
+                continue
             named = names.filter(mask).combine_chunks().cast(pa.large_string())
             listed[place] = _Entries(named, sizes.filter(mask).cast(pa.int64()).to_numpy())
     except (OSError, pa.ArrowException, KeyError):
         return None  # the files are listed again
-    return Known(listed, kept=scrub(out.path(_file(config))))
+    return Known(listed, contents, kept=scrub(out.path(_file(config))))
 
 
 def _file(config: SourceConfig) -> str:
@@ -221,6 +237,12 @@ def folder(root: str) -> Folder:
     if known is None or not plain.far:
         return plain
     return known._roots.setdefault(root, Listed(root, known.listed))
+
+
+def contents() -> dict[str, bytes]:
+    """:attr:`Known.contents` of the command that runs; what is added is known from then on."""
+    known = _current.get()
+    return {} if known is None else known.contents
 
 
 def receive(found: Mapping[Hashable, Any]) -> None:

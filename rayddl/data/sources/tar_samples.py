@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayddl import json_text, limits
@@ -44,7 +45,37 @@ class Shard:
         content = json.dumps([self.keys, self.size.tolist(), self.labels])
         return hashlib.sha256(content.encode()).hexdigest()
 
+    def dump(self) -> bytes:
+        """All but the name as bytes, for :meth:`load`."""
+        columns = {"key": list(self.keys), "at": self.at, "size": self.size, "label": list(self.labels)}
+        table = pa.table(columns, _TABLE.with_metadata({"without_image": json.dumps(self.without_image)}))
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(
+            sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")
+        ) as writer:
+            writer.write_table(table)
+        return bytes(sink.getvalue())
 
+    @classmethod
+    def load(cls, name: str, data: bytes) -> Shard:
+        """The shard ``name`` of which :meth:`dump` returned ``data``. Raises ``pa.ArrowException``, ``KeyError`` and
+        ``ValueError`` for other bytes.
+        """
+        with pa.ipc.open_stream(data) as reader:
+            table = reader.read_all()
+        keys, at, size, labels = (table.column(column) for column in ("key", "at", "size", "label"))
+        without = json.loads((table.schema.metadata or {})[b"without_image"])
+        return cls(
+            name,
+            tuple(keys.to_pylist()),
+            at.cast(pa.int64()).to_numpy(),
+            size.cast(pa.int64()).to_numpy(),
+            tuple(labels.to_pylist()),
+            tuple(without),
+        )
+
+
+_TABLE = pa.schema([("key", pa.string()), ("at", pa.int64()), ("size", pa.int64()), ("label", pa.string())])
 _UNUSUAL = re.compile(r"(?:^|/)\.?(?:/|$)")
 """Matches paths with components that are empty or a dot."""
 

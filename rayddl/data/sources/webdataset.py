@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, partial
@@ -23,7 +24,7 @@ import pyarrow as pa
 
 from rayddl.data.ahead import ahead
 from rayddl.data.config import SourceConfig
-from rayddl.data.sources import holdout, parquet_labels
+from rayddl.data.sources import holdout, known, parquet_labels
 from rayddl.data.sources.contents import Contents
 from rayddl.data.sources.parquet_labels import Labels
 from rayddl.data.sources.refusals import (
@@ -145,7 +146,11 @@ def _survey(config: SourceConfig) -> _Survey:
     found = find(config, folder, ".tar")
     refuse_links(config, folder, [NAMES])
     named = {b"classes": read_names(folder, NAMES)} if folder.has(NAMES) else {}
-    scans = [(split, partial(_current, folder, name)) for split, names in found.items() for name in names]
+    # Threads have no context of their own.
+    before = known.contents() if folder.far else {}
+    scans = [
+        (split, partial(_current, folder, name, before)) for split, names in found.items() for name in names
+    ]
     scanned = ahead(((scan, SCAN_BYTES) for _, scan in scans), threaded=folder.far)
     shards: dict[str, list[Shard]] = {split: [] for split in found}
     for (split, _), shard in zip(scans, scanned, strict=True):
@@ -195,8 +200,17 @@ def _column(shard: Shard, named: dict[bytes, bytes], where: str, numbered: bool)
     return parquet_labels.read(pa.chunked_array([pa.array(values, kind)]), named, where, "cls")
 
 
-def _current(folder: Folder, name: str) -> Shard:
-    return _scanned(folder, name, folder.size(name), folder.modified(name))
+def _current(folder: Folder, name: str, before: dict[str, bytes]) -> Shard:
+    """The shard ``name``, from ``before`` if an earlier command has scanned it; else a remote one is added there."""
+    size = folder.size(name)
+    key = f"{name} of {size} bytes"
+    if key in before:
+        with suppress(pa.ArrowException, KeyError, ValueError):
+            return Shard.load(name, before[key])
+    shard = _scanned(folder, name, size, folder.modified(name))
+    if folder.far:
+        before[key] = shard.dump()
+    return shard
 
 
 @lru_cache(maxsize=4096)
