@@ -279,6 +279,15 @@ def net_of(stages: Stages, config: StageConfig | None) -> NetConfig:
     return (config.network(stages) if config else None) or NetConfig()
 
 
+def of_set(stages: Stages, config: StageConfig | None, setting: str) -> int | None:
+    """``ipc`` or ``factor`` of the stage that makes a set, or of the one whose set it changes or searches; ``None`` if
+    no stage says it.
+    """
+    while config is not None and not hasattr(config, setting):
+        config = stages.get(str(getattr(config, "set", "") or getattr(config, "of", "")))
+    return None if config is None else int(getattr(config, setting))
+
+
 def shown(count: int) -> str:
     """``count`` bytes as text: ``1.3 GiB``."""
     value = float(count)

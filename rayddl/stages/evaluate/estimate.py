@@ -9,7 +9,17 @@ from rayddl.methods.training.settings import HARD_BATCH, HARD_EPOCHS, published_
 from rayddl.methods.training.soft_settings import epoch_bytes, recipe
 from rayddl.nets import work
 from rayddl.nets.config import NetConfig
-from rayddl.stages.estimates import Estimate, Outlook, Stages, made, net_of, shown, training, trainings
+from rayddl.stages.estimates import (
+    Estimate,
+    Outlook,
+    Stages,
+    made,
+    net_of,
+    of_set,
+    shown,
+    training,
+    trainings,
+)
 from rayddl.stages.evaluate.settings import EvaluateConfig
 from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.settings import StageConfig
@@ -37,16 +47,11 @@ def estimate(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Estima
     share = outlook.machine.share(config.resources, units)
     observers = _labelling(config, stages, soft)
     batch = config.batch or (SOFT_BATCH if soft else HARD_BATCH)
-    ipc = getattr(of, "ipc", None)
+    ipc = of_set(stages, of, "ipc")
     if ipc is not None and not (config.whole or config.ranking):
         batch = min(batch, ipc * outlook.source_summary.classes)
     memory = training([*nets, *observers], batch, share, outlook)
-    usual = (
-        recipe(config.recipe, ipc or 1, outlook.source_summary.classes, batch)["epochs"]
-        if soft
-        else HARD_EPOCHS
-    )
-    epochs = config.epochs or usual
+    epochs = _epochs(config, soft, ipc or 1, batch, outlook)
     text = f"{units} students × {epochs} epochs"
     seconds = _seconds(config, nets, observers, soft, kinds, epochs, ipc or 1, share, outlook)
     found = made(text, share, outlook, memory, units * RESULT, seconds)
@@ -54,7 +59,7 @@ def estimate(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Estima
         return found
     images = ipc * outlook.source_summary.classes
     labels = epochs * epoch_bytes(
-        images, outlook.source_summary.classes, getattr(of, "factor", 1), config.label_top
+        images, outlook.source_summary.classes, of_set(stages, of, "factor") or 1, config.label_top
     )
     note = f"stored labels ~{shown(labels)}, the images ~{shown(images * outlook.source_summary.numbers)}"
     return replace(found, written=units * RESULT + labels, notes=(*found.notes, note))
@@ -63,14 +68,21 @@ def estimate(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Estima
 def student_seconds(config: EvaluateConfig, stages: Stages, share: Share, outlook: Outlook) -> float | None:
     """Seconds of one student of the set, trained by a worker of ``share`` that trains no others meanwhile."""
     of = stages.get(config.set)
-    ipc = getattr(of, "ipc", None) or 1
+    ipc = of_set(stages, of, "ipc") or 1
     soft, net = config.soft_for(of), list(_nets(config, of, stages))[:1]
     alone, one = (
         replace(share, at_once=1),
         config.model_copy(update={"seeds": 1, "lr_grid": None, "together": False}),
     )
-    epochs = config.epochs or HARD_EPOCHS
+    epochs = _epochs(config, soft, ipc, config.batch or SOFT_BATCH, outlook)
     return _seconds(one, net, _labelling(config, stages, soft), soft, 1, epochs, ipc, alone, outlook)
+
+
+def _epochs(config: EvaluateConfig, soft: bool, ipc: int, batch: int, outlook: Outlook) -> int:
+    """The epochs of a student of the set."""
+    if config.epochs or not soft:
+        return config.epochs or HARD_EPOCHS
+    return int(recipe(config.recipe, ipc, outlook.source_summary.classes, batch)["epochs"])
 
 
 def _labelling(config: EvaluateConfig, stages: Stages, soft: bool) -> list[NetConfig]:

@@ -13,6 +13,7 @@ from rayddl.stages.estimates import (
     in_turn,
     made,
     net_of,
+    of_set,
     outline,
 )
 from rayddl.stages.refine.settings import VIEWS, RefineConfig
@@ -25,7 +26,7 @@ PASSES = GRADIENT + FORWARD
 def estimate(config: RefineConfig, stages: Stages, outlook: Outlook) -> Estimate:
     """A step of each observer on a block of views; the images as uint8."""
     source_summary, of = outlook.source_summary, stages.get(config.set)
-    ipc, per_image = int(getattr(of, "ipc", 1)), int(getattr(of, "factor", 1)) ** 2
+    ipc, per_image = of_set(stages, of, "ipc") or 1, (of_set(stages, of, "factor") or 1) ** 2
     images = ipc * source_summary.classes
     per_block = max(1, min(images, VIEWS // per_image))
     share = outlook.machine.share(config.resources, -(-images // per_block))

@@ -303,6 +303,29 @@ class TestKinds:
         trained = seconds("teacher", held_out=1, **alone)
         assert seconds("teacher", held_out=12, **alone) == pytest.approx(trained * (9 + 24) / (9 + 2))
 
+    def test_students_of_a_set_that_a_stage_changed_or_searched_have_its_images(self) -> None:
+        """A refined set has the images of the one it began as, the best of a search those of its template."""
+        from rayddl.stages.evaluate.settings import EvaluateConfig
+        from rayddl.stages.rded.settings import RdedConfig
+        from rayddl.stages.refine.settings import RefineConfig
+        from rayddl.stages.teacher.settings import TeacherConfig
+        from rayddl.stages.tune.settings import TuneConfig
+
+        def judged(of: str) -> estimates.Estimate:
+            config = {"kind": "evaluate", "set": of, "observer": "teacher", "labels": "stored"}
+            return expected(EvaluateConfig.model_validate(config), **others)
+
+        rded = {"kind": "rded", "teacher": "teacher", "ipc": 50, "factor": 2, "whole": True}
+        refined = {"kind": "refine", "set": "stitched", "anchors": "stitched", "observer": "teacher"}
+        search = {"kind": "tune", "of": "stitched", "space": {"mipc": {"grid": [100, 300]}}}
+        others = {
+            "teacher": TeacherConfig.model_validate({"kind": "teacher", "epochs": 3}),
+            "stitched": RdedConfig.model_validate(rded),
+            "refined": RefineConfig.model_validate(refined),
+            "found": TuneConfig.model_validate(search),
+        }
+        assert judged("refined") == judged("found") == judged("stitched")
+
     def test_crops_are_counted(self) -> None:
         """RDED scores the given number of images of each class, or all of them if there are fewer."""
         from rayddl.stages.rded.settings import RdedConfig
