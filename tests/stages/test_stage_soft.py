@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors import torch as safetensors
 from safetensors.torch import save_file
 
 from rayddl.data.config import SourceConfig
@@ -115,6 +118,43 @@ def test_a_team_of_one_process_trains_the_students_of_single_workers(
         assert out.names() == ["confusion.parquet", "students.parquet"]
     assert {row["data"] for row in rows[1]} >= {"distilled", "distilled-own", "distilled-hard", "whole"}
     assert rows[1] == rows[0]
+
+
+def test_a_team_of_students_that_loses_a_worker_goes_on(
+    taught: Input, chosen: Input, tmp_path: Path, killing: Callable[..., Any]
+) -> None:
+    """The student in training from its last epochs, to what single workers train; finished ones are kept."""
+    epochs = 60
+    config = settings(workers=2, epochs=epochs, random=False, own_labels=False)
+    out, over, lengths = tmp_path / "team", threading.Event(), dict[str, list[int]]()
+
+    def watch() -> None:
+        while not over.wait(0.005):
+            for partial in out.glob("*.partial.safetensors"):
+                with suppress(FileNotFoundError):
+                    losses = safetensors.load(partial.read_bytes())["numbers.losses"]
+                    lengths.setdefault(partial.name, []).append(len(losses))
+
+    def second_is_under_way() -> bool:
+        return len(lengths) == 2 and list(lengths.values())[1][-1] > 2
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        with killing("ray::RayTrainWorker", second_is_under_way) as killed:
+            team = run(config, out, taught, chosen)
+    finally:
+        over.set()
+        thread.join()
+    assert killed
+    assert len(lengths) == 2
+    # A student that began again would have fewer losses than before.
+    assert all(seen == sorted(seen) and seen[0] < epochs for seen in lengths.values())
+    assert team.out.names() == ["confusion.parquet", "students.parquet"]
+
+    alone = run(config.model_copy(update={"workers": 1}), tmp_path / "alone", taught, chosen)
+    pairs = zip(*(made.rows["distilled"]["accuracies"] for made in (team, alone)), strict=True)
+    assert all(abs(one - other) < 0.05 for one, other in pairs)
 
 
 @pytest.fixture(scope="module")
