@@ -1,6 +1,7 @@
 """The command `rayddl`, which also writes down every unit of work that a worker begins: `python counted.py run …`.
 
-One line a unit, in the file that COUNTED names. CHUNK, where it is set, is how many images are read together.
+One line a unit, in the file that COUNTED names. CHUNK, where it is set, is how many images are read together; RESIZE is
+how often, in seconds, a team looks for room to grow.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from rayddl.data.sources import listing
 from rayddl.stages.evaluate import worker as students
 from rayddl.stages.experts import stage as experts
 from rayddl.stages.rded import selection as rded_select
+from rayddl.stages.runtime import teams
 
 
 def counted(function: Callable[..., Any], name: Callable[..., str]) -> Callable[..., Any]:
@@ -32,6 +34,7 @@ def counted(function: Callable[..., Any], name: Callable[..., str]) -> Callable[
 
 
 if __name__ == "__main__":
+    teams.RESIZE_SECONDS = float(os.environ.get("RESIZE", teams.RESIZE_SECONDS))
     listing.CHUNK = int(os.environ.get("CHUNK", listing.CHUNK))
     experts.train_some = counted(experts.train_some, lambda job, indices, counter: f"expert {indices[0]}")
     students.train_one = counted(students.train_one, lambda shared, data, student: f"student {student.file}")

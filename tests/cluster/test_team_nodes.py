@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
+
+from rayddl.stages.teacher.stage import PARTIAL
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -15,7 +18,7 @@ name: nodes
 source: {name: parquet, root: "ROOT"}
 stages:
   teacher:
-    {kind: teacher, net: {name: convnet, depth: 1, width: 8, norm: batch}, epochs: 60, lr: 0.01, augment: crop,
+    {kind: teacher, net: {name: convnet, depth: 1, width: 8, norm: batch}, epochs: EPOCHS, lr: 0.01, augment: crop,
      allow_weak: true, compile: false, WORKERS resources: {num_cpus: 1}}
 """
 APART = 1e-3
@@ -25,6 +28,10 @@ the images, or the momentum lost give at least 3e-3.
 """
 
 
+def definition(workers: str, epochs: int = 60) -> str:
+    return DEFINITION.replace("WORKERS", workers).replace("EPOCHS", str(epochs))
+
+
 def test_a_team_goes_on_with_fewer_workers(bench, digits, tmp_path: Path) -> None:
     """Two train together until a node is lost; one goes on from their last epoch, to the result of one alone.
 
@@ -32,7 +39,7 @@ def test_a_team_goes_on_with_fewer_workers(bench, digits, tmp_path: Path) -> Non
     """
 
     def run(name: str, workers: str, address: str) -> object:
-        return bench.Run(tmp_path / name, address, str(digits), DEFINITION.replace("WORKERS", workers))
+        return bench.Run(tmp_path / name, address, str(digits), definition(workers))
 
     with bench.Nodes.up(tmp_path / "log.txt", "CPU:1", "CPU:1") as nodes:
         team = run("team", "workers: 2, min_workers: 1,", nodes.address)
@@ -62,3 +69,24 @@ def test_a_team_goes_on_with_fewer_workers(bench, digits, tmp_path: Path) -> Non
         apart,
         sorted(path.name for path in team.folder.glob("runs/teacher-*/*")),
     )
+
+
+def test_a_team_grows_with_the_cluster(bench, digits, tmp_path: Path) -> None:
+    """One trains alone until there is a second node; two go on from its last epoch, and no epoch is trained twice."""
+    epochs = 1500
+    with bench.Nodes.up(tmp_path / "log.txt", "CPU:1") as nodes:
+        team = bench.Run(
+            tmp_path / "team", nodes.address, str(digits), definition("workers: 2, min_workers: 1,", epochs),
+            environment={"RESIZE": "2"},
+        )  # fmt: skip
+        process = team.start()
+        team.until(lambda: any(team.folder.glob("runs/teacher-*/partial*")), process)
+        team.until(lambda: len(nodes.workers("ray::RayTrainWorker")) == 1, process)
+        nodes.say("add CPU:1")
+        team.until(lambda: len(nodes.workers("ray::RayTrainWorker")) == 2, process)
+        before = load(team.file("teacher", PARTIAL).read_bytes())["numbers.history"][:, -1].tolist()
+        team.finish(process)
+    assert 0 < len(before) < epochs
+    curve = pq.read_table(team.file("teacher", "metrics.parquet")).to_pydict()
+    assert curve["epoch"] == list(range(1, epochs + 1))
+    assert curve["seconds"][: len(before)] == before

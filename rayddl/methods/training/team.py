@@ -78,6 +78,11 @@ class Team:
         return self.rank == 0
 
     @property
+    def lasting(self) -> bool:
+        """False in a process group, even of one process: it ends when a process is lost, or when another can join."""
+        return self is ALONE
+
+    @property
     def noise(self) -> tuple[int, ...]:
         """What a seed of dropout is derived with, so that the processes drop different units."""
         return (self.rank,) if self.rank else ()

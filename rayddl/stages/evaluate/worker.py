@@ -311,7 +311,7 @@ def train_soft(
         if shared.best and looked_at(now.epoch, protocol.epochs):
             now.looks.append(_tested(now.tested, shared, protocol, test, labels, device).accuracy)
         began = time.monotonic()
-        interval = PARTIAL_SECONDS if team.size == 1 else min(PARTIAL_SECONDS, SPARING * took)
+        interval = PARTIAL_SECONDS if team.lasting else min(PARTIAL_SECONDS, SPARING * took)
         if began - saved > interval and now.epoch < protocol.epochs:
             shared.out.write(partial, now.dump())
             saved = time.monotonic()

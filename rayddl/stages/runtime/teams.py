@@ -35,6 +35,8 @@ ENVIRONMENT = {
 }
 RETRIES = 5
 """New teams after the loss of workers."""
+RESIZE_SECONDS = 60.0
+"""How often Ray Train looks for room for more workers; a team that grows begins again from its last saved epoch."""
 CLOSE_SECONDS = 10.0
 """Time limit for a team's process to say what it has reserved."""
 PATIENCE_SECONDS = 24 * 3600
@@ -58,7 +60,7 @@ class Teams:
         head = NodeAffinitySchedulingStrategy(nodes.alive()[0].id, soft=False)
         options = {"num_cpus": 0, "max_concurrency": 3, "scheduling_strategy": head}
         self._coach = ray.remote(TeamLauncher).options(**options).remote(name)
-        return self._coach.train.remote(self._share, work)
+        return self._coach.train.remote(self._share, work, RESIZE_SECONDS)
 
     def end(self, ref: Any, *, lost: bool) -> None:
         del ref, lost
@@ -110,11 +112,11 @@ class TeamLauncher:
             self._error = error
         self._over.set()
 
-    def train(self, share: Share, work: Work) -> None:
+    def train(self, share: Share, work: Work, resize_seconds: float) -> None:
         """Run ``work`` in all workers of a team; what they make is in files.
 
-        A team that lost a worker begins again. Raises the error of the work, and :class:`StageError` after too many
-        losses.
+        A team that lost a worker, or has room for more of them, begins again. Raises the error of the work, and
+        :class:`StageError` after too many losses.
         """
         import ray
 
@@ -122,7 +124,7 @@ class TeamLauncher:
 
         def fit() -> None:
             try:
-                _fit(share, {"work": work, "coach": own}, self._name)
+                _fit(share, {"work": work, "coach": own}, self._name, resize_seconds)
             except Exception as error:
                 self.end(error)
 
@@ -133,7 +135,7 @@ class TeamLauncher:
             raise self._error
 
 
-def _fit(share: Share, config: dict[str, Any], name: str) -> None:
+def _fit(share: Share, config: dict[str, Any], name: str, resize_seconds: float) -> None:
     os.environ.update(ENVIRONMENT)
     # What it has depends on the environment.
     train: Any = importlib.import_module("ray.train")
@@ -152,6 +154,7 @@ def _fit(share: Share, config: dict[str, Any], name: str) -> None:
             num_workers=share.range or share.at_once,
             use_gpu=share.num_gpus > 0,
             resources_per_worker=dict(share.needs),
+            elastic_resize_monitor_interval_s=resize_seconds,
         ),
         run_config=train.RunConfig(
             name="team",

@@ -215,7 +215,7 @@ def _trained(
             report(now.done, metric)
             said = time.monotonic()
         began = time.monotonic()
-        often = team.size > 1 and now.done == len(now.history)
+        often = not team.lasting and now.done == len(now.history)
         if began - saved > (min(PARTIAL_SECONDS, SPARING * took) if often else PARTIAL_SECONDS):
             job.out.write(PARTIAL, now.dump())
             saved = time.monotonic()
