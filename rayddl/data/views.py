@@ -31,7 +31,7 @@ _LARGEST = 4096
 _GAP = 2
 _PAPER = 255
 _GROUP_BYTES = 16 * 2**20
-"""Bytes of images in a row group of a table. An Arrow array of images holds 2 GiB at most."""
+"""Bytes of images in a row group of a table. Arrow cannot read images of a row group with 2 GiB of them."""
 
 
 class Picture(NamedTuple):

@@ -64,7 +64,7 @@ def test_neither_writing_nor_reading_copies_the_images(
 def test_a_table_of_several_row_groups_is_that_of_one(
     tmp_path: Path, soft: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Arrow cannot hold a column of 2 GiB of images; the rows are the same, with the soft labels of each."""
+    """Arrow cannot read a row group with 2 GiB of images; the rows are the same, with the soft labels of each."""
     pixels = torch.randint(0, 256, (7, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     labels = torch.arange(7) % 3
     probabilities = torch.softmax(torch.randn(7, 3), 1) if soft else None
