@@ -24,6 +24,7 @@ from rayddl.stages.evaluate import stage as evaluate
 from rayddl.stages.evaluate import worker as students
 from rayddl.stages.evaluate.cautions import after
 from rayddl.stages.evaluate.settings import EvaluateConfig
+from rayddl.stages.evaluate.student_data import Student
 from rayddl.stages.runtime.progress import LocalCounter
 from rayddl.storage import Folder
 
@@ -161,7 +162,7 @@ def test_a_training_tells_now_and_then_and_at_its_end(monkeypatch: pytest.Monkey
     """A word every two seconds at most; a group counts as often as it has students."""
     now, counter = [0.0], _Reports()
     monkeypatch.setattr(students.time, "monotonic", lambda: now[0])
-    group = [students.Student("distilled", NetConfig(), seed, f"student-{seed}.json") for seed in range(3)]
+    group = [Student("distilled", NetConfig(), seed, f"student-{seed}.json") for seed in range(3)]
     report = students.reporter(SimpleNamespace(counter=counter), group, 10)  # type: ignore[arg-type]
     for epoch in range(1, 12):
         now[0] += 0.6

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -30,13 +31,14 @@ from rayddl.methods.training.soft import EpochData, Execution, SoftProtocol, Sof
 from rayddl.methods.training.teacher import predictions, share_right
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
-from rayddl.seeds import derive
+from rayddl.seeds import derive, generator
 from rayddl.stages.context import Context, Input, Result, Silent
 from rayddl.stages.evaluate import protocol, soft_labels
 from rayddl.stages.evaluate import stage as evaluate
 from rayddl.stages.evaluate import worker as students
 from rayddl.stages.evaluate.settings import EvaluateConfig
-from rayddl.stages.runtime import listings
+from rayddl.stages.evaluate.student_data import Shared, Student, TrainingData
+from rayddl.stages.runtime import listings, shards
 from rayddl.stages.runtime.in_process import InProcess
 from rayddl.stages.runtime.sources import publish
 from rayddl.stages.teacher import stage as teacher
@@ -386,12 +388,12 @@ def test_a_killed_student_goes_on_bit_for_bit(
     )
     net, seed = NetConfig.model_validate(NET), derive(5, "evaluate")
     out = Folder(str(tmp_path))
-    shared = students.Shared(
+    shared = Shared(
         publish(SOURCE), None, out, seed, "fp32", False, 1, observer.input_spec, ray.put(observer)
     )
     protocol = SoftProtocol(batch=10, factor=2, epochs=EPOCHS, lr=LR)
-    data = students.TrainingData("distilled", made.pixels(), None, None, protocol)
-    student = students.Student("distilled", net, 0, "student-distilled-0-0.json", LR)
+    data = TrainingData("distilled", made.pixels(), None, None, protocol)
+    student = Student("distilled", net, 0, "student-distilled-0-0.json", LR)
     own = derive(seed, "student", "distilled", net.model_dump_json(), 0)
     write, kept = Folder.write, []
 
@@ -518,8 +520,8 @@ def test_random_images_that_cannot_be_read_are_drawn_anew(tmp_path: Path) -> Non
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
     config = SourceConfig(name="parquet", root=str(tmp_path))
     draws = torch.Generator().manual_seed(1)
-    images = listings.drawn(config, 2, draws)
-    assert len(images) == 20
+    images, labels = listings.drawn(config, listings.listing_of(config), 2, draws)
+    assert labels.tolist() == [label for label in range(10) for _ in range(2)]
     expected = sources.load(SOURCE).train.images[sound]
     assert sorted(map(bytes, images[6:8].numpy())) == sorted(map(bytes, expected.numpy()))
 
@@ -545,3 +547,57 @@ def test_an_observer_of_another_size_sees_images_as_published(
     given = Input("teacher", "teacher", Folder(str(tmp_path)), {}, {})
     made = run(settings(epochs=1, seeds=1), tmp_path / "out", given, chosen)
     assert set(made.rows) == {"distilled", "random", "distilled-own"}
+
+
+def test_large_sets_are_shared_in_parts(
+    taught: Input, chosen: Input, live: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Students of the set, by soft and by own labels, read one file of a node; their results are those of small sets."""
+    puts: list[int] = []
+    parted = shards.parted
+
+    def counted(images: torch.Tensor) -> torch.Tensor | shards.Shards:
+        found = parted(images)
+        puts.append(len(found.counts) if isinstance(found, shards.Shards) else 0)
+        return found
+
+    monkeypatch.setattr(shards, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 8 * 8 * 7)
+    monkeypatch.setattr(shards, "parted", counted)
+    monkeypatch.setattr(evaluate, "is_large", lambda *_: False)
+    made = run(settings(), tmp_path, taught, chosen)
+
+    assert puts == [-(-10 * IPC // 7)]
+    for name in ("distilled", "distilled-own"):
+        assert made.rows[name]["accuracies"] == live.rows[name]["accuracies"]
+
+
+def test_random_images_in_files_are_read_by_the_students_worker(
+    taught: Input, chosen: Input, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver decodes none of them; of a class with fewer than asked for there are all, with their own labels."""
+    _as_parquet(tmp_path)
+    table = pq.read_table(tmp_path / "train.parquet")
+    few = np.flatnonzero(np.array(table.column("label")) == 3)[:2]
+    kept = [k for k, label in enumerate(table.column("label").to_pylist()) if label != 3 or k in few]
+    pq.write_table(table.take(kept), tmp_path / "train.parquet")
+    config = SourceConfig(name="parquet", root=str(tmp_path))
+    out, read = Folder(str(tmp_path / "out")), {i.stage: i for i in (taught, chosen)}
+
+    def refused(*_: object) -> NoReturn:
+        raise AssertionError("the driver decodes random images")
+
+    monkeypatch.setattr(listings, "drawn", refused)
+    where = Context("evaluate", config, 5, out, read, {}, Silent())
+    random = settings(recipe="edc", epochs=2, own_labels=False, batch=10)
+    rows = {row["data"]: row for row in evaluate.run(random, where).summary["rows"]}
+    monkeypatch.undo()
+
+    assert rows["random"]["images"] == 10 * IPC - (IPC - 2)
+    images, labels = listings.drawn(config, listings.listing_of(config), IPC, generator(5, "random", 0))
+    assert labels.bincount().tolist() == [IPC] * 3 + [2] + [IPC] * 6
+    train = sources.load(config).train
+    assert all(
+        (train.images[train.labels == label] == image).flatten(1).all(1).any()
+        for image, label in zip(images, labels, strict=True)
+    )

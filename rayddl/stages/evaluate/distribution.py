@@ -20,11 +20,14 @@ from rayddl.stages.evaluate import lr_search
 from rayddl.stages.evaluate import worker as students
 from rayddl.stages.evaluate.labelling import label
 from rayddl.stages.evaluate.protocol import DataPerSeed, EvaluateTask, steps_of, training_data_of
+from rayddl.stages.evaluate.student_data import Shared, Student, TrainingData
+from rayddl.stages.runtime import shards
+from rayddl.stages.runtime.shards import Shards
 from rayddl.stages.runtime.slots import Work
 from rayddl.stages.runtime.workers import Workers
 from rayddl.storage import Folder
 
-Group: TypeAlias = tuple[students.Student, ...]
+Group: TypeAlias = tuple[Student, ...]
 """Students that one unit of work trains."""
 LONG_SECONDS = 10.0
 """Students expected to run longer than this many seconds report progress; others need no progress actor."""
@@ -60,7 +63,7 @@ def judge(task: EvaluateTask, out: Folder, progress: Progress) -> list[dict[str,
 
 
 def _prepared(
-    task: EvaluateTask, kinds: DataPerSeed, shared: students.Shared, free: Workers, progress: Progress
+    task: EvaluateTask, kinds: DataPerSeed, shared: Shared, free: Workers, progress: Progress
 ) -> list[Group]:
     """All students, after the labels are stored and the learning rates are found that they need."""
     nets = task.nets
@@ -81,13 +84,13 @@ def _train(
     kinds: DataPerSeed,
     everyone: Sequence[Group],
     groups: Sequence[Group],
-    shared: students.Shared,
+    shared: Shared,
     free: Workers,
     out: Folder,
     progress: Progress,
 ) -> None:
     """Train the students of ``groups`` that have no result; ``everyone`` are the evaluation's, for its progress."""
-    put = task.backend.put
+    put, parted = task.backend.put, _Parted()
     plan = [student for group in everyone for student in group]
     missing = [group for group in groups if any(not out.has(student.file) for student in group)]
     if not missing:
@@ -95,7 +98,7 @@ def _train(
     coming = {student.file: student.data for group in missing for student in group}
     first = task.each_seed[0]
     sent = {
-        (data.name, s): put(per_seed(s)) if s == first or data.drawn else None
+        (data.name, s): put(parted(per_seed(s))) if s == first or data.drawn else None
         for data, per_seed in kinds
         for s in task.each_seed
         if data.name in coming.values()
@@ -132,36 +135,49 @@ def _train(
             show()
 
 
+class _Parted:
+    """Puts large images of soft labels into the object store, once for all training data that has them."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, torch.Tensor | Shards] = {}
+
+    def __call__(self, data: TrainingData) -> TrainingData:
+        images = data.images
+        if not (isinstance(images, torch.Tensor) and isinstance(data.protocol, SoftProtocol)):
+            return data
+        if id(images) not in self._made:
+            self._made[id(images)] = shards.parted(images)
+        return replace(data, images=self._made[id(images)])
+
+
 def result_file(data: str, place: int, seed: int) -> str:
     """The name of the result file of a student of the network at ``place`` among the evaluation's networks."""
     return f"student-{data}-{place}-{seed}.json"
 
 
-def _grouped(task: EvaluateTask, data: students.TrainingData, place: int, found: float | None) -> list[Group]:
+def _grouped(task: EvaluateTask, data: TrainingData, place: int, found: float | None) -> list[Group]:
     """The students of a network, one per seed, in groups that are trained together."""
     net = task.nets[place]
     lr = found or _lr(task, data, net)
-    everyone = tuple(
-        students.Student(data.name, net, s, result_file(data.name, place, s), lr) for s in task.each_seed
-    )
+    everyone = tuple(Student(data.name, net, s, result_file(data.name, place, s), lr) for s in task.each_seed)
     return [everyone] if _trained_together(task, data, net) else [(student,) for student in everyone]
 
 
-def _trained_together(task: EvaluateTask, data: students.TrainingData, net: NetConfig) -> bool:
+def _trained_together(task: EvaluateTask, data: TrainingData, net: NetConfig) -> bool:
     return len(task.each_seed) > 1 and faster_in_one(task, data, net)
 
 
-def faster_in_one(task: EvaluateTask, data: students.TrainingData, net: NetConfig) -> bool:
+def faster_in_one(task: EvaluateTask, data: TrainingData, net: NetConfig) -> bool:
     """True if several students of ``net`` and ``data`` would be trained together."""
-    shown = data.picked if data.picked is not None else data.images
-    config, protocol = task.config, data.protocol
-    if not config.together or shown is None or not isinstance(protocol, Protocol):
+    config, protocol, classes = task.config, data.protocol, len(task.source.classes)
+    count = data.count(classes)
+    if not config.together or count is None or not isinstance(protocol, Protocol):
         return False
-    batch, classes = min(protocol.batch, len(shown)), len(task.source.classes)
+    batch = min(protocol.batch, count)
     return faster_together(net, task.source.shape, classes, batch=batch, compile_=bool(config.compile))
 
 
-def _lr(task: EvaluateTask, data: students.TrainingData, net: NetConfig) -> float | None:
+def _lr(task: EvaluateTask, data: TrainingData, net: NetConfig) -> float | None:
     if isinstance(data.protocol, Protocol):
         return None
     return task.config.lr or (SGD_LR if task.config.optimizer == "sgd" else published_lr(net.name))
@@ -176,12 +192,12 @@ def _long(task: EvaluateTask) -> bool:
     return max(seconds) > LONG_SECONDS
 
 
-def _shared(task: EvaluateTask, out: Folder, threads: int) -> students.Shared:
+def _shared(task: EvaluateTask, out: Folder, threads: int) -> Shared:
     import ray
 
     config, label_source = task.config, task.label_source
     observer = None if label_source is None else label_source.observer
-    return students.Shared(
+    return Shared(
         task.source,
         ray.put(task.made.space),
         out,
@@ -195,15 +211,13 @@ def _shared(task: EvaluateTask, out: Folder, threads: int) -> students.Shared:
     )
 
 
-def largest(
-    task: EvaluateTask, kinds: Sequence[students.TrainingData]
-) -> tuple[students.TrainingData, NetConfig] | None:
+def largest(task: EvaluateTask, kinds: Sequence[TrainingData]) -> tuple[TrainingData, NetConfig] | None:
     """Training data of one batch, and the most expensive network: a student's memory is measured with them.
 
     ``None`` if soft labels are not stored yet.
     """
     shown = kinds[0]
-    if shown.images is None or shown.stored is not None:
+    if not isinstance(shown.images, torch.Tensor) or shown.stored is not None:
         return None
     batch = max(getattr(data.protocol, "batch", 1) for data in kinds)
     some = torch.arange(batch) % len(shown.images)
@@ -215,13 +229,13 @@ def largest(
 
 
 def _store_labels(
-    shared: Any, data: students.TrainingData, task: EvaluateTask, free: Workers, progress: Progress
+    shared: Any, data: TrainingData, task: EvaluateTask, free: Workers, progress: Progress
 ) -> None:
     """Compute the missing files of stored soft labels. Raises :class:`ArtifactError` for labels of other images."""
     if data.stored is None:
         return
     images, protocol = data.images, data.protocol
-    assert images is not None
+    assert isinstance(images, torch.Tensor)
     if not softlabels.has_labels(data.stored):
         assert isinstance(protocol, SoftProtocol)
         assert task.label_source is not None
@@ -229,7 +243,7 @@ def _store_labels(
             images, task.source.classes, task.label_source.input_spec, protocol, task.config.label_top
         )
         missing = [part for part in index.parts() if not data.stored.has(part[0])]
-        sent = task.backend.put(data)
+        sent = task.backend.put(_Parted()(data))
 
         def work(part: Any) -> Work:
             return (label, shared, sent, index, part)

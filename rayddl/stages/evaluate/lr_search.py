@@ -12,6 +12,7 @@ from rayddl.nets.config import NetConfig
 from rayddl.stages.context import Progress
 from rayddl.stages.evaluate import worker as students
 from rayddl.stages.evaluate.settings import EvaluateConfig
+from rayddl.stages.evaluate.student_data import Shared, Student, TrainingData
 from rayddl.stages.runtime.slots import Work
 from rayddl.stages.runtime.sources import SharedSource
 from rayddl.stages.runtime.workers import Backend, Workers
@@ -23,8 +24,8 @@ Rates = Mapping[tuple[str, NetConfig], float]
 def found(
     config: EvaluateConfig,
     nets: Sequence[NetConfig],
-    kinds: Sequence[students.TrainingData],
-    shared: students.Shared,
+    kinds: Sequence[TrainingData],
+    shared: Shared,
     backend: Backend,
     free: Workers,
     progress: Progress,
@@ -38,7 +39,7 @@ def found(
         return {}
     places = held_back(shared.source, config.grid_images, shared.seed)
     trials = {
-        (data.name, net, lr): students.Student(
+        (data.name, net, lr): Student(
             data.name, net, 0, f"student-trial-{data.name}-{n}-{i}.json", lr, trial=True
         )
         for data in kinds
@@ -48,7 +49,7 @@ def found(
     sent = {data.name: backend.put(data) for data in kinds}
     kept = backend.put(replace(shared, trials_on=places))
 
-    def work(student: students.Student) -> Work:
+    def work(student: Student) -> Work:
         return (students.train_one, kept, sent[student.data], student)
 
     missing = [student for student in trials.values() if not shared.out.has(student.file)]

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from rayddl import seeds
 from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
@@ -21,9 +19,9 @@ from rayddl.methods.training.soft_settings import recipe
 from rayddl.methods.training.softlabels import StoredLabels
 from rayddl.nets.config import NetConfig
 from rayddl.nets.cost import worth_compiling
-from rayddl.stages.evaluate import worker as students
 from rayddl.stages.evaluate.settings import EvaluateConfig
 from rayddl.stages.evaluate.soft_labels import LabelSource
+from rayddl.stages.evaluate.student_data import TrainingData
 from rayddl.stages.revisions import zooms
 from rayddl.stages.runtime import listings
 from rayddl.stages.runtime.sources import SharedSource, train_labels
@@ -119,32 +117,38 @@ def _worth_compiling(task: EvaluateTask) -> bool:
     return any(worth_compiling(net, task.shape, classes, steps=every, batch=batch) for net in task.nets)
 
 
-DataPerSeed = list[tuple[students.TrainingData, Callable[[int], students.TrainingData]]]
+DataPerSeed = list[tuple[TrainingData, Callable[[int], TrainingData]]]
 """Pairs: training data of the first seed, and a function that returns a seed's training data."""
 
 
 def training_data_of(task: EvaluateTask) -> DataPerSeed:
     """The set, then random real images and the whole train split, as far as the settings ask for them."""
+    import ray
+
     config, source, made = task.config, task.source, task.made
     by_set, by_random, by_whole = _protocols(task)
     distilled = _distilled(task, by_set)
     kinds: DataPerSeed = [(distilled, lambda _: distilled)]
 
+    listed = None if task.listed is None else ray.put(listings.listing_of(task.listed))
+
     def random(name: str, protocol: Protocol | SoftProtocol) -> None:
-        def draw(s: int) -> students.TrainingData:
-            draws = seeds.generator(task.seed, "random", s)
+        def draw(s: int) -> TrainingData:
             if task.listed is not None:
-                drawn = listings.drawn(task.listed, made.ipc, draws)
-                images = drawn if task.label_source else made.space.encode(drawn)
-                own = torch.arange(len(made.classes)).repeat_interleave(made.ipc)
-                return students.TrainingData(name, images, own, None, protocol, drawn=True)
+                found = listings.Draw(listed, task.listed, made.ipc, task.seed, s)
+                if task.label_source or made.space.elementwise:
+                    return TrainingData(name, found, None, None, protocol, drawn=True)
+                # Other processes have other numbers of threads, which may change the last bits of whitened images.
+                images, own = found.read()
+                return TrainingData(name, made.space.encode(images), own, None, protocol, drawn=True)
+            draws = seeds.generator(task.seed, "random", s)
             labels = train_labels(source).clone()
             picked = picking.per_class(labels, source.classes, made.ipc, draws)
-            return students.TrainingData(name, None, None, picked, protocol, drawn=True)
+            return TrainingData(name, None, None, picked, protocol, drawn=True)
 
         kinds.append((draw(0), draw))
 
-    def fixed(data: students.TrainingData) -> None:
+    def fixed(data: TrainingData) -> None:
         kinds.append((data, lambda _: data))
 
     if config.random:
@@ -153,14 +157,14 @@ def training_data_of(task: EvaluateTask) -> DataPerSeed:
         with_own = by_set.model_copy(update={"loss": OWN})
         fixed(replace(distilled, name=f"{task.name}-own", protocol=with_own, stored=None))
     if config.whole or config.ranking:
-        fixed(students.TrainingData("whole", None, None, None, by_whole))
+        fixed(TrainingData("whole", None, None, None, by_whole))
     if config.ranking and _labels_available(task):
         fixed(replace(distilled, name="distilled-bare", protocol=_without_augmentation(by_set), stored=None))
         random("random-bare", _without_augmentation(by_random))
     if config.ranking and task.label_source is not None:
         by_labels, whole = _hard_protocols(task)
-        fixed(students.TrainingData("distilled-hard", made.images, made.labels, None, by_labels))
-        fixed(students.TrainingData("whole-hard", None, None, None, whole))
+        fixed(TrainingData("distilled-hard", made.images, made.labels, None, by_labels))
+        fixed(TrainingData("whole-hard", None, None, None, whole))
     return kinds
 
 
@@ -175,14 +179,14 @@ def _without_augmentation(protocol: Protocol | SoftProtocol) -> Protocol | SoftP
     return protocol.model_copy(update=bare)
 
 
-def _distilled(task: EvaluateTask, protocol: Protocol | SoftProtocol) -> students.TrainingData:
+def _distilled(task: EvaluateTask, protocol: Protocol | SoftProtocol) -> TrainingData:
     made, label_source = task.made, task.label_source
     if label_source is None or task.config.ranking:
         _refuse_other_shape(task)
     if label_source is None:
-        return students.TrainingData(task.name, made.images, made.labels, None, protocol)
+        return TrainingData(task.name, made.images, made.labels, None, protocol)
     images = label_source.input_spec.fitted(made.pixels()).contiguous()
-    return students.TrainingData(task.name, images, made.labels, None, protocol, label_source.stored)
+    return TrainingData(task.name, images, made.labels, None, protocol, label_source.stored)
 
 
 def _refuse_other_shape(task: EvaluateTask) -> None:

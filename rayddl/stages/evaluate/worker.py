@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from rayddl import seeds
-from rayddl.data import unnamed
-from rayddl.data.pixels.encoded import Encoded
 from rayddl.methods.training.checkpoint import SPARING
 from rayddl.methods.training.hard import Protocol, train_student, train_together
 from rayddl.methods.training.input_spec import BATCH, InputSpec
@@ -22,7 +20,6 @@ from rayddl.methods.training.soft import (
     EpochData,
     Execution,
     Lectures,
-    OwnLabels,
     SoftProtocol,
     SoftTraining,
 )
@@ -30,74 +27,26 @@ from rayddl.methods.training.softlabels import StoredLabels
 from rayddl.methods.training.steps import steps_for
 from rayddl.methods.training.teacher import outputs
 from rayddl.methods.training.team import Team
-from rayddl.methods.trajectories.expert import HeldOut, Images
+from rayddl.methods.trajectories.expert import HeldOut
 from rayddl.nets.build import build, initial
 from rayddl.nets.config import NetConfig
+from rayddl.stages.evaluate.student_data import (
+    Shared,
+    Student,
+    TrainingData,
+    as_pixels,
+    in_model_space,
+    only,
+    trials_on,
+)
 from rayddl.stages.runtime import devices, model_space
-from rayddl.stages.runtime.progress import ProgressCounter
 from rayddl.stages.runtime.shards import Batches
-from rayddl.stages.runtime.sources import SharedSource, held_out, on_device, train_images, train_labels
-from rayddl.storage import Folder
+from rayddl.stages.runtime.sources import on_device
 
 PARTIAL_SECONDS = 60.0
 """Seconds of a student's soft-label training between two partial files."""
 REPORT_SECONDS = 2.0
 """Seconds between two progress reports of a training."""
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Training data of students: images and labels, or int64 indices ``picked`` into the train split."""
-
-    name: str
-    """The name in results: ``distilled``, ``random``, ``whole``."""
-    images: torch.Tensor | None
-    """``[N, C, H, W]``: float32 in model space; uint8 for soft labels."""
-    labels: torch.Tensor | None
-    picked: torch.Tensor | None
-    protocol: Protocol | SoftProtocol
-    stored: Folder | None = None
-    """The folder of stored soft labels of ``images``, in place of the observer."""
-    drawn: bool = False
-    """True if each seed has its own random images."""
-
-
-@dataclass(frozen=True)
-class Student:
-    """One student: the name of its training data, its network, its seed, and its result file."""
-
-    data: str
-    net: NetConfig
-    seed: int
-    file: str
-    lr: float | None = None
-    """Learning rate in place of the training data's protocol's."""
-    trial: bool = False
-    """Tested on the validation part of the train split that compares learning rates, and not trained on it."""
-
-
-@dataclass(frozen=True)
-class Shared:
-    """Arguments that all students share."""
-
-    source: SharedSource
-    space: Any
-    """Reference to the pixel space in the object store."""
-    out: Folder
-    seed: int
-    precision: str
-    compile: bool
-    threads: int
-    input_spec: InputSpec | None = None
-    """The input specification of students of soft labels."""
-    observer: Any = None
-    """Reference to their observer in the object store."""
-    trials_on: torch.Tensor | None = None
-    """int64 indices into the train split, on which :attr:`Student.trial` students are tested."""
-    best: bool = False
-    """Test after late epochs, too, and store the best accuracy."""
-    counter: ProgressCounter | None = None
-    """Receives progress reports of long trainings."""
 
 
 def train_one(shared: Shared, data: TrainingData, student: Student) -> dict[str, Any]:
@@ -154,7 +103,7 @@ def train_group(shared: Shared, group: Sequence[Student], *kinds: TrainingData) 
     steps = steps_for(net, source.shape, classes, shared.precision, shared.compile)
     protocol = first.protocol.at(group[0].lr)
     test = model_space.test(source, shared.space, device)
-    own = [_training_images(shared, data, None, device) for data in kinds]
+    own = [in_model_space(shared, data, None, device) for data in kinds]
     own_seeds = [_seed(shared, student) for student in group]
     starts = [initial(net, source.shape, classes, seed=seeds.derive(seed, "start")) for seed in own_seeds]
     trained = train_together(
@@ -211,37 +160,6 @@ def _written(
     return result
 
 
-def _training_images(
-    shared: Shared, data: TrainingData, without: torch.Tensor | None, device: torch.device
-) -> Images:
-    """The training images in model space; for the whole train split all but the indices ``without``."""
-    if data.images is not None and data.labels is not None:
-        return Images(data.images.to(device), data.labels.to(device))
-    train = model_space.train(shared.source, shared.space, device)
-    if data.picked is not None:
-        picked = data.picked.to(device)
-        return Images(train.x[picked], train.y[picked])
-    if without is None:
-        return train
-    kept = torch.ones(len(train.y), dtype=torch.bool)
-    kept[without] = False
-    return _only(train, kept.nonzero().flatten().to(device))
-
-
-def _only(train: Images, places: torch.Tensor) -> Images:
-    """The images at ``places``, int64 ``[n]``."""
-    x = train.x.only(places) if isinstance(train.x, Encoded) else train.x[places]
-    return Images(x, train.y[places])
-
-
-def _trials_on(shared: Shared, data: TrainingData) -> torch.Tensor:
-    """int64 indices that a trial is tested on: the validation part without images in the training data."""
-    assert shared.trials_on is not None
-    if data.picked is None:
-        return shared.trials_on
-    return shared.trials_on[~torch.isin(shared.trials_on, data.picked)]
-
-
 def train_hard(
     shared: Shared, data: TrainingData, student: Student, seed: int, device: torch.device
 ) -> tuple[int, Score]:
@@ -249,9 +167,9 @@ def train_hard(
     assert isinstance(data.protocol, Protocol)
     source, classes = shared.source, len(shared.source.classes)
     steps = steps_for(student.net, source.shape, classes, shared.precision, shared.compile)
-    used = _training_images(shared, data, shared.trials_on if student.trial else None, device)
+    used = in_model_space(shared, data, shared.trials_on if student.trial else None, device)
     if student.trial:
-        held = _only(model_space.train(source, shared.space, device), _trials_on(shared, data).to(device))
+        held = only(model_space.train(source, shared.space, device), trials_on(shared, data).to(device))
         test = HeldOut(held.x, held.y)
     else:
         test = model_space.test(source, shared.space, device)
@@ -275,7 +193,7 @@ def train_soft(
     assert isinstance(data.protocol, SoftProtocol)
     assert shared.input_spec is not None
     input_spec, team = shared.input_spec, Team.here()
-    images, own, test, labels = _splits(shared, data, student.trial)
+    images, own, test, labels = as_pixels(shared, data, student.trial)
     protocol = data.protocol.at(student.lr)
     observer = None
     if data.stored is None and protocol.loss != OWN:
@@ -348,37 +266,6 @@ def _tested(
     for logits, right in zip(answers, labels.split(BATCH), strict=True):
         score.add(logits, right)
     return score
-
-
-def _splits(
-    shared: Shared, data: TrainingData, trial: bool
-) -> tuple[torch.Tensor, OwnLabels | None, torch.Tensor | Batches, torch.Tensor]:
-    """The training images as networks take them, and their labels; the images that the student is tested on, and
-    theirs. A trial is tested on a part of the train split, which its training data lacks.
-    """
-    assert shared.input_spec is not None
-    source, images, own = shared.source, data.images, data.labels
-    test: torch.Tensor | Batches
-    test, labels = held_out(source)
-    if trial:
-        places = _trials_on(shared, data)
-        test, labels = _some(train_images(source), places), train_labels(source)[places]
-    if images is None:
-        images, own, kept = train_images(source), train_labels(source).long(), data.picked
-        if kept is None and trial:
-            left = torch.ones(len(images), dtype=torch.bool)
-            left[places] = False
-            kept = left.nonzero().flatten()
-        if kept is not None:
-            images, own = _some(images, kept), own[kept]
-    named = None if own is None else OwnLabels(own, len(source.classes))
-    return shared.input_spec.fitted(images), named, test, labels
-
-
-def _some(images: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """A copy of the images at ``places``; a large one is in a file."""
-    parts = (images[part] for part in places.split(BATCH))
-    return unnamed.stacked(parts, (len(places), *images.shape[1:]), images.dtype)
 
 
 def epoch_data(

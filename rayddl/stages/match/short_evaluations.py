@@ -14,6 +14,7 @@ from rayddl.methods.training.hard import Protocol
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context
 from rayddl.stages.evaluate import worker as students
+from rayddl.stages.evaluate.student_data import Shared, Student, TrainingData
 from rayddl.stages.match import worker as matcher
 from rayddl.stages.match.settings import SHORT_EVALUATIONS
 from rayddl.stages.runtime import cluster, plugin_code, room, slots, workers
@@ -169,7 +170,7 @@ class ShortEvaluations:
             self._running[self._started(due, place)] = due, place
 
     def _started(self, due: _Due, place: Any) -> Any:
-        student = students.Student("short", self._job.net, due.seed, due.file)
+        student = Student("short", self._job.net, due.seed, due.file)
         work = plugin_code.carried(
             (students.train_one, self._shared, self._sent_data(due.iteration), student)
         )
@@ -197,18 +198,16 @@ def newest(rows: Sequence[tuple[int, int, float]]) -> float:
     return statistics.fmean(value for iteration, _, value in rows if iteration == last)
 
 
-def shared_by(job: matcher.MatchTask) -> students.Shared:
+def shared_by(job: matcher.MatchTask) -> Shared:
     """The arguments that the students of all evaluations share."""
-    return students.Shared(
-        job.source, job.space, job.out, job.seed, job.config.precision, job.compile, threads=1
-    )
+    return Shared(job.source, job.space, job.out, job.seed, job.config.precision, job.compile, threads=1)
 
 
-def training_data_of(job: matcher.MatchTask, kept: matcher.Snapshot, name: str) -> students.TrainingData:
+def training_data_of(job: matcher.MatchTask, kept: matcher.Snapshot, name: str) -> TrainingData:
     """The training data of a snapshot's students."""
     images, labels, lr = kept
     protocol = Protocol(epochs=job.config.evaluate_epochs, lr=lr, augment=job.config.augment)
-    return students.TrainingData(name, images, labels, None, protocol)
+    return TrainingData(name, images, labels, None, protocol)
 
 
 def _snapshot(iteration: int) -> str:

@@ -12,6 +12,7 @@ from rayddl.errors import DivergedError
 from rayddl.nets.config import NetConfig
 from rayddl.stages.context import Context, Input
 from rayddl.stages.evaluate import worker as students
+from rayddl.stages.evaluate.student_data import Student
 from rayddl.stages.experts.artifact import refuse_other_experts
 from rayddl.stages.experts.cache import experts_for
 from rayddl.stages.experts.settings import ExpertsConfig
@@ -137,7 +138,7 @@ class MatchTrial:
 
 def accuracy_of(job: matcher.MatchTask, kept: matcher.Snapshot, name: str, seed: int, file: str) -> float:
     """The accuracy of one student, trained as in a match stage's short evaluations."""
-    student = students.Student(name, job.net, seed, f"{file}-{seed}.json")
+    student = Student(name, job.net, seed, f"{file}-{seed}.json")
     data = short_evaluations.training_data_of(job, kept, name)
     result = in_process.done((students.train_one, short_evaluations.shared_by(job), data, student))
     return float(result["accuracy"])

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 
 from rayddl.data.sources import picking
@@ -77,9 +76,8 @@ def _real(context: Context, read: Mapping[str, Sequence[ReportedStage]]) -> Pict
     draws = generator(context.seed, "shown")
     try:
         if sources.in_place(context.source):
-            images = listings.drawn(context.source, many, draws)
-            classes = shown[0].classes
-            labels = torch.arange(len(classes)).repeat_interleave(many)
+            listed = listings.listing_of(context.source)
+            (images, labels), classes = listings.drawn(context.source, listed, many, draws), listed.classes
         else:
             train = sources.load(context.source).train
             picked = picking.per_class(train.labels, train.classes, many, draws)
@@ -87,7 +85,7 @@ def _real(context: Context, read: Mapping[str, Sequence[ReportedStage]]) -> Pict
     except (RayddlError, OSError) as error:
         context.progress.note(f"the page shows no real images: {error}")
         return None
-    if classes != shown[0].classes or len(images) != len(labels):
+    if classes != shown[0].classes:
         return None
     return Pictures(images.numpy(), labels.numpy(), classes)
 

@@ -14,6 +14,7 @@ from rayddl.data.config import SourceConfig
 from rayddl.data.sources import picking
 from rayddl.data.sources import registry as sources
 from rayddl.data.sources.listing import Blob, Listing, sorted_listing
+from rayddl.seeds import generator
 from rayddl.stages.runtime.shards import Shards
 from rayddl.stages.runtime.sources import SharedSource, publish
 
@@ -59,21 +60,42 @@ def of_shared(source: SharedSource) -> Listing:
     return sorted_listing(names, labels, source.classes, ObjectStore(source.refs[0]), at=at)
 
 
-def drawn(config: SourceConfig, ipc: int, draws: torch.Generator) -> torch.Tensor:
-    """``ipc`` random images of every class of the train split, read from files: uint8 ``[N, C, H, W]``.
+@dataclass(frozen=True)
+class Draw:
+    """Random real images that are yet to be read, by the process that uses them."""
+
+    listed: Any
+    """Reference to the :class:`Listing` of the train split."""
+    config: SourceConfig
+    ipc: int
+    seed: int
+    number: int
+    """Draws of different numbers are independent."""
+
+    def read(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What :func:`drawn` returns."""
+        import ray
+
+        draws = generator(self.seed, "random", self.number)
+        return drawn(self.config, ray.get(self.listed), self.ipc, draws)
+
+
+def drawn(
+    config: SourceConfig, listed: Listing, ipc: int, draws: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``ipc`` random images of every class of a listing, read from files: uint8 ``[N, C, H, W]``, and their labels.
 
     The same images, in the same order, as :func:`~rayddl.data.sources.picking.per_class` selects from the split in
     memory. Unreadable images are replaced by further draws; a class with too few images contributes all of them.
     Raises :class:`SourceError` for images of several sizes.
     """
-    listed = sources.listing(config)
-    assert listed is not None
     lenient = config.model_copy(update={"max_bad_fraction": 1.0})
     while True:
         labels = torch.from_numpy(listed.labels).long()
         rising, order = picking.per_class(labels, listed.classes, ipc, draws).sort()
         found, bad = sources.decoded(lenient, listed.take(rising.numpy()))
         if not bad:
-            return found.images[order.argsort()]
+            places = order.argsort()
+            return found.images[places], labels[rising][places]
         sound = ~np.isin(listed.names.to_numpy(zero_copy_only=False), list(bad))
         listed = listed.take(np.flatnonzero(sound))

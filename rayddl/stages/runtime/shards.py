@@ -159,6 +159,17 @@ def large(config: SourceConfig, images: int) -> bool:
     return images * _each(config) > WHOLE_BYTES
 
 
+def parted(images: Tensor) -> Tensor | Shards:
+    """``images``, uint8 ``[N, C, H, W]``; large ones in the object store, to which one part is copied at a time."""
+    if images.nbytes <= WHOLE_BYTES:
+        return images
+    import ray
+
+    parts = images.split(max(1, SHARD_BYTES // math.prod(images.shape[1:])))
+    refs = tuple(ray.put(part.numpy()) for part in parts)
+    return Shards(refs, tuple(map(len, parts)), int(images.shape[1]))
+
+
 def _each(config: SourceConfig) -> int:
     """The bytes of an image, at most."""
     return 3 * config.size**2 if config.size else math.prod(source_summary(config).shape)

@@ -40,6 +40,7 @@ from rayddl.stages.evaluate import protocol
 from rayddl.stages.evaluate import stage as evaluate
 from rayddl.stages.evaluate import worker as students
 from rayddl.stages.evaluate.settings import EvaluateConfig
+from rayddl.stages.evaluate.student_data import Shared, Student, TrainingData
 from rayddl.stages.runtime import listings, mapped, model_space, shards, sources
 from rayddl.stages.runtime.shards import Shards
 from rayddl.stages.runtime.sources import SharedSource
@@ -231,12 +232,12 @@ def test_a_student_of_shards_is_that_of_one_array(what: str, store: Store, tmp_p
     own = fit.encode(torch.from_numpy(noise(30, 2)[0])), torch.from_numpy(noise(30, 2)[1])
     how = Protocol(epochs=1, lr=0.05, batch=500, augment="flip")
     some = torch.arange(0, 3000, 7)
-    data = students.TrainingData(
+    data = TrainingData(
         what, *(own if what == "set" else (None, None)), some if what == "random" else None, how
     )
-    student = students.Student(what, NET, 0, "student.json", trial=what == "trial")
+    student = Student(what, NET, 0, "student.json", trial=what == "trial")
     for source in (published("normalise", store), published("normalise", None)):
-        shared = students.Shared(
+        shared = Shared(
             source, Ref(fit), Folder(str(tmp_path)), 5, "fp32", False, 1, trials_on=torch.arange(0, 3000, 10)
         )
         images, score = students.train_hard(shared, data, student, 9, CPU)
