@@ -36,7 +36,7 @@ from rayddl.methods.trajectories.settings import ExpertSettings
 from rayddl.nets.build import build, initial
 from rayddl.nets.config import NetConfig
 from rayddl.seeds import generator
-from rayddl.stages.evaluate import protocol
+from rayddl.stages.evaluate import protocol, student_data
 from rayddl.stages.evaluate import stage as evaluate
 from rayddl.stages.evaluate import worker as students
 from rayddl.stages.evaluate.settings import EvaluateConfig
@@ -90,6 +90,7 @@ def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Store]:
     """A store in which the sums are made without tasks, and files are in a folder of the test."""
     made = Store()
     monkeypatch.setattr(ray, "get", made.get)
+    monkeypatch.setattr(ray, "put", Ref)
     monkeypatch.setattr(mapped, "_of_ray", lambda: tmp_path / "splits")
     monkeypatch.setattr(shards, "summed", shards._sums)
     monkeypatch.setattr(mapped, "_last", {})
@@ -337,8 +338,17 @@ def test_random_images_of_a_large_split_are_read_from_its_files(
     (drawn,) = (draw(3) for data, draw in protocol.training_data_of(task) if data.name == "random")
     picked = picking.per_class(train.labels, train.classes, 1, generator(7, "random", 3))
 
-    assert drawn.images is not None
-    assert torch.equal(drawn.images, fit.encode(train.images[picked]))
+    shared = Shared(task.source, Ref(fit), Folder(str(tmp_path)), 7, "fp32", False, 1)
+    seen = student_data.in_model_space(shared, drawn, None, CPU)
+    assert torch.equal(seen.x, fit.encode(train.images[picked]))
+    assert torch.equal(seen.y, train.labels[picked])
+
+    # Whitened images are made by the driver: the result may depend on the number of threads.
+    whitened = space.fit("zca", train.images)
+    task = replace(task, made=replace(made, space=whitened))
+    (drawn,) = (draw(3) for data, draw in protocol.training_data_of(task) if data.name == "random")
+    assert isinstance(drawn.images, torch.Tensor)
+    assert torch.equal(drawn.images, whitened.encode(train.images[picked]))
     assert drawn.labels is not None
     assert torch.equal(drawn.labels, train.labels[picked])
 
