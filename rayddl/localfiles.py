@@ -1,4 +1,4 @@
-r"""Names and links of the local file system.
+r"""Names and links of the local file system, and files that are written as a whole.
 
 A name that is not UTF-8, as old archives have them, is shown with its odd bytes as ``\xe9``, and a shown name
 finds its file again.
@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import stat
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from rayddl.errors import PathError
 
+_SCRATCH = re.compile(r"\.tmp-[0-9a-f]{8}(?:/|$)")
+"""In the path of a file that is being written: the end of its name, or of that of the folder that it is in."""
 _ESCAPED = re.compile(rb"\\x([89a-f][0-9a-f])")
 
 
@@ -92,3 +99,50 @@ def _refuse_outside(path: str, inside: str | None) -> None:
 
 def _contains(folder: str, path: str) -> bool:
     return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def write(target: str, data: bytes) -> None:
+    """Write the file ``target``; other processes never see it half-written."""
+    scratch = _scratch(target)
+    try:
+        with open(scratch, "wb") as file:
+            file.write(data)
+        _replace(scratch, target)
+    finally:
+        if os.path.exists(scratch):
+            os.unlink(scratch)
+
+
+@contextmanager
+def writing(target: str) -> Iterator[Path]:
+    """A path for the content of the file ``target``, which appears as a whole when the block is left, and not if an
+    error is raised in it.
+    """
+    # A folder, because some libraries write files of their own beside the one that they are given.
+    folder = _scratch(target)
+    os.mkdir(folder)
+    try:
+        scratch = Path(folder, "file")
+        scratch.touch()
+        mode = stat.S_IMODE(scratch.stat().st_mode)
+        yield scratch
+        scratch.chmod(mode)  # they may also make it private
+        _replace(str(scratch), target)
+    finally:
+        shutil.rmtree(folder)
+
+
+def unfinished(name: str) -> bool:
+    """True for the name of a file that is being written, or of a folder with one."""
+    return _SCRATCH.search(name) is not None
+
+
+def _scratch(target: str) -> str:
+    return f"{target}.tmp-{uuid.uuid4().hex[:8]}"
+
+
+def _replace(scratch: str, target: str) -> None:
+    """Put the file ``scratch`` in the place of ``target``, once its content is on the disk."""
+    with open(scratch, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(scratch, target)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from rayddl import documents
+from rayddl import documents, localfiles
 from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError
 from rayddl.storage import Folder
@@ -135,16 +135,11 @@ def _hash(path: Path) -> str:
 def _read(folder: Folder, name: str) -> tuple[str, Callable[[], dict[str, Tensor]]]:
     """The SHA-256 of a file of tensors, and a function that returns these."""
     path = folder.local_file(name)
-    if path is None or path.stat().st_size < MAPPED_BYTES:
+    # A name that is not UTF-8 cannot be given to what maps the file.
+    if path is None or localfiles.shown(str(path)) != str(path) or path.stat().st_size < MAPPED_BYTES:
         data = folder.read(name)
         return hashlib.sha256(data).hexdigest(), lambda: dict(safetensors.load(data))
-
-    def mapped() -> dict[str, Tensor]:
-        found = safetensors.load_file(path)
-        # A tensor that maps the file is pickled with all of it.
-        return {name: t if t.nbytes >= MAPPED_BYTES else t.clone() for name, t in found.items()}
-
-    return _hash(path), mapped
+    return _hash(path), lambda: dict(safetensors.load_file(path))
 
 
 def document(value: Mapping[str, Any]) -> bytes:

@@ -11,7 +11,6 @@ import os
 import re
 import stat
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -36,8 +35,6 @@ _PASSING = re.compile(
     re.IGNORECASE,
 )
 """In the message of an error that a remote filesystem raises after its own attempts: it may answer later."""
-_SCRATCH = re.compile(r"\.tmp-[0-9a-f]{8}$")
-"""The end of the name of a file that is being written."""
 _HALVES = re.compile("[\ud800-\udfff]")
 """Bytes that are not UTF-8, as ``os`` gives them, and other halves of characters."""
 
@@ -105,11 +102,14 @@ class Folder:
 
     def names(self) -> list[str]:
         """Return the sorted names of the files directly in this folder, without unfinished ones."""
-        return sorted(n for n, kind in self._entries() if kind == fs.FileType.File and not unfinished(n))
+        return sorted(
+            n for n, kind in self._entries() if kind == fs.FileType.File and not localfiles.unfinished(n)
+        )
 
     def folders(self) -> list[str]:
         """Return the sorted names of the folders directly in this folder."""
-        return sorted(name for name, kind in self._entries() if kind == fs.FileType.Directory)
+        found = (name for name, kind in self._entries() if kind == fs.FileType.Directory)
+        return sorted(name for name in found if not localfiles.unfinished(name))
 
     def _entries(self) -> list[tuple[str, fs.FileType]]:
         """The names and types in the folder; links count as what they lead to."""
@@ -137,13 +137,13 @@ class Folder:
             if not self.exists():
                 return FileList.of([])
             root = None if within is None else within._opened[1]
-            return FileList.of((n, s) for n, s in localfiles.walk(path, root) if not unfinished(n))
+            return FileList.of((n, s) for n, s in localfiles.walk(path, root) if not localfiles.unfinished(n))
         selector = fs.FileSelector(path, allow_not_found=True, recursive=True)
         found = self.asked(lambda: filesystem.get_file_info(selector))
         return FileList.of(
             (f.path[len(path) :].lstrip("/"), int(f.size or 0))
             for f in found
-            if f.type == fs.FileType.File and not unfinished(f.base_name)
+            if f.type == fs.FileType.File and not localfiles.unfinished(f.base_name)
         )
 
     def leaves(self, name: str, root: Folder) -> bool:
@@ -260,35 +260,33 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Write the file ``name``; other processes never see it half-written."""
-        if not self.far:
-            with self.writing(name) as scratch:
-                scratch.write_bytes(data)
+        if self.far:
+            self._upload(name, lambda stream: stream.write(data))
             return
-        self._upload(name, lambda stream: stream.write(data))
+        localfiles.write(self._made_for(name), data)
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """A local path for the content of the file ``name``, which appears as a whole when the block is left.
 
-        If an error is raised in the block, it does not appear.
+        If an error is raised in the block, it does not appear. For a remote filesystem the path is in the folder of
+        temporary files.
         """
-        _, path = self._opened
-        target = f"{path}/{_inside(name)}"
         if self.far:
             with tempfile.TemporaryDirectory() as folder:
                 scratch = Path(folder, "file")
                 yield scratch
                 self._upload(name, partial(_copy, scratch))
             return
+        with localfiles.writing(self._made_for(name)) as path:
+            yield path
+
+    def _made_for(self, name: str) -> str:
+        """The local path of the file ``name``, whose folder is made."""
+        _, path = self._opened
+        target = f"{path}/{_inside(name)}"
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        scratch = Path(f"{target}.tmp-{uuid.uuid4().hex[:8]}")
-        try:
-            yield scratch
-            with open(scratch, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(scratch, target)
-        finally:
-            scratch.unlink(missing_ok=True)
+        return target
 
     def _upload(self, name: str, content: Callable[[NativeFile], object]) -> None:
         filesystem, target = self.on(name)
@@ -379,11 +377,6 @@ def _type(entry: os.DirEntry[str]) -> fs.FileType:
     if entry.is_dir():
         return fs.FileType.Directory
     return fs.FileType.File if entry.is_file() else fs.FileType.Unknown
-
-
-def unfinished(name: str) -> bool:
-    """True for the name of a file that is being written."""
-    return _SCRATCH.search(name) is not None
 
 
 def _inside(name: str) -> str:

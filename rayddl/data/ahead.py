@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache
 from typing import TypeVar
 
@@ -19,12 +20,16 @@ WINDOW_BYTES = 256 * 2**20
 
 
 def ahead(
-    calls: Iterable[tuple[Callable[[], _T], int]], *, threaded: bool, window: int = WINDOW
-) -> Iterator[_T]:
+    calls: Iterable[tuple[Callable[[], _T], int]],
+    *,
+    threaded: bool,
+    window: int = WINDOW,
+    finish: bool = False,
+) -> Generator[_T, None, None]:
     """The results of ``calls``, each given with the bytes of its result, in their order.
 
     With ``threaded``, threads make them ahead of their use; else each is made when it is asked for. An error of a call
-    is raised in its place.
+    is raised in its place. With ``finish``, closing the iterator waits for the calls that are being made.
     """
     if not threaded:
         yield from (call() for call, _ in calls)
@@ -42,10 +47,15 @@ def ahead(
         while waiting:
             yield waiting.popleft()[0].result()
     finally:
-        for future, _ in waiting:
-            future.cancel()
+        running = [future for future, _ in waiting if not future.cancel()]
+        if finish:
+            wait(running)
 
 
 @lru_cache(maxsize=1)
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(THREADS, thread_name_prefix="ahead")
+
+
+# A fork has no threads but its own.
+os.register_at_fork(after_in_child=_pool.cache_clear)

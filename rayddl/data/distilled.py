@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -129,7 +130,7 @@ class DistilledSet:
             pixels, labels, views.class_folders(self.classes),
             write=lambda picture: folder.write(f"images/{picture.path}", picture.png),
         )  # fmt: skip
-        with folder.writing("images.parquet") as path:
+        with closing(pictures), folder.writing("images.parquet") as path:
             views.write_table(path, pictures, self.classes, soft)
         folder.write("grid.png", views.grid(pixels, labels, len(self.classes)))
         folder.write(_META, sealed.document(self.document(tensors)))

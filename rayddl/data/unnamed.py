@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 LEAST_BYTES = 64 * 2**20
-"""Smaller tensors are in memory."""
+"""Tensors with fewer bytes are in memory."""
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -22,13 +22,13 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     size = math.prod(shape) * dtype.itemsize
     if size < LEAST_BYTES or not hasattr(os, "posix_fallocate"):
         return torch.empty(tuple(shape), dtype=dtype)
-    with tempfile.TemporaryFile() as file:
-        try:
+    try:
+        with tempfile.TemporaryFile() as file:
             # A page that the disk has no space for would end the process when it is written.
             os.posix_fallocate(file.fileno(), 0, size)
-        except OSError:
-            return torch.empty(tuple(shape), dtype=dtype)
-        array = np.memmap(file, np.uint8, "r+", shape=(size,))
+            array = np.memmap(file, np.uint8, "r+", shape=(size,))
+    except OSError:
+        return torch.empty(tuple(shape), dtype=dtype)
     return torch.from_numpy(array).view(dtype).view(tuple(shape))
 
 

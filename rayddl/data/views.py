@@ -8,11 +8,11 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -84,10 +84,10 @@ def picture_paths(folders: Sequence[str], counts: Sequence[int]) -> list[str]:
 
 def pictures(
     pixels: Tensor, labels: Tensor, folders: Sequence[str], write: Callable[[Picture], None] | None = None
-) -> Iterator[Picture]:
+) -> Generator[Picture, None, None]:
     """Images uint8 [N, C, H, W] as PNG files, in the same order; threads make a few at a time, ahead of their use.
 
-    ``write`` is called with each by the thread that made it.
+    ``write`` is called with each by the thread that made it; closing the iterator waits for calls under way.
     """
 
     def made(path: str, label: int, image: Tensor) -> Picture:
@@ -97,7 +97,8 @@ def pictures(
         return picture
 
     images = zip(paths(labels, folders), labels.tolist(), pixels, strict=True)
-    return ahead(((partial(made, *each), each[2].nbytes) for each in images), threaded=True)
+    calls = ((partial(made, *each), each[2].nbytes) for each in images)
+    return ahead(calls, threaded=True, finish=write is not None)
 
 
 def paths(labels: Tensor, folders: Sequence[str]) -> Iterator[str]:
@@ -113,8 +114,10 @@ def png(image: Tensor) -> bytes:
     return _png(image.permute(1, 2, 0).numpy())
 
 
-def write_table(path: Path, images: Iterable[Picture], classes: Sequence[str], soft: Tensor | None) -> None:
-    """Write the images as a Parquet file that rayddl's ``parquet`` source and Hugging Face can read.
+def write_table(
+    to: Path | IO[bytes], images: Iterable[Picture], classes: Sequence[str], soft: Tensor | None
+) -> None:
+    """Write the images to a Parquet file that rayddl's ``parquet`` source and Hugging Face can read.
 
     Soft labels [N, K] get a column of their own; ``label`` is then the most probable class. Holds one row group in
     memory.
@@ -130,7 +133,7 @@ def write_table(path: Path, images: Iterable[Picture], classes: Sequence[str], s
         "huggingface": json.dumps({"info": {"features": features}}),
     }
     schema = pa.schema(fields, metadata)
-    with pq.ParquetWriter(path, schema) as writer:
+    with pq.ParquetWriter(to, schema) as writer:
         for start, group in _row_groups(images):
             columns = {
                 "image": pa.array([{"bytes": each.png, "path": each.path} for each in group], struct),

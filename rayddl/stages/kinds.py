@@ -144,7 +144,7 @@ KINDS: dict[str, Kind] = {
         Kind("coreset", CoresetConfig),
         Kind("refine", RefineConfig, version=2),
         Kind("tune", TuneConfig),
-        Kind("imported", ImportedConfig, needs_ray=False),
+        Kind("imported", ImportedConfig),
         Kind("evaluate", EvaluateConfig, version=2),
         Kind("compare", CompareConfig, version=2, needs_ray=False),
         Kind("report", ReportConfig, version=2, needs_ray=False),

@@ -5,12 +5,10 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import yaml
@@ -89,10 +87,11 @@ def export_set(folder: Folder, form: str, to: Folder, more: More | None = None) 
     contents = ahead(
         ((partial(_content, data), 0) for data in files.values()), threaded=form == "imagefolder"
     )
-    for name, content in zip(files, contents, strict=True):
-        with _writing(to, written, len(files)):
-            to.write(name, content)
-        written.append(to.path(name))
+    with closing(contents):
+        for name, content in zip(files, contents, strict=True):
+            with _writing(to, written, len(files)):
+                to.write(name, content)
+            written.append(to.path(name))
     return written
 
 
@@ -145,7 +144,7 @@ def foreign_space(folder: Folder) -> str:
     )
 
 
-def _pictures(made: DistilledSet) -> Iterator[Picture]:
+def _pictures(made: DistilledSet) -> Generator[Picture, None, None]:
     from rayddl.data import views
 
     return views.pictures(made.pixels().cpu(), made.hard_labels.cpu(), views.class_folders(made.classes))
@@ -162,10 +161,10 @@ def _folders(made: DistilledSet) -> Iterator[tuple[str, Content]]:
 def _table(made: DistilledSet) -> Iterator[tuple[str, Content]]:
     from rayddl.data import views
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "images.parquet")
-        views.write_table(path, _pictures(made), made.classes, _soft(made))
-        yield path.name, path.read_bytes()
+    sink = io.BytesIO()
+    with closing(_pictures(made)) as pictures:
+        views.write_table(sink, pictures, made.classes, _soft(made))
+    yield "images.parquet", sink.getvalue()
 
 
 def _soft(made: DistilledSet) -> Tensor | None:

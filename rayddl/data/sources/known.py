@@ -24,13 +24,16 @@ from pyarrow import fs
 from rayddl.credentials import scrub
 from rayddl.data.config import SourceConfig
 from rayddl.filenames import FileList, Names
-from rayddl.storage import Folder, unfinished
+from rayddl.localfiles import unfinished
+from rayddl.storage import Folder
 
 _T = TypeVar("_T")
 KEPT = "listings"
 """The folder of kept listings inside ``--out``."""
 _CONTENTS = "contents"
-"""In place of a listing's place, which ends with a star."""
+"""In the column ``listing``, where places end with a star: the row holds what was found in a file."""
+_HASH = 32
+"""Bytes of the SHA-256 before it: readers of damaged content can end the process."""
 _FOLDER = -1
 """In place of the bytes of a file."""
 
@@ -160,9 +163,11 @@ class Known:
 
     listed: dict[str, _Entries] = field(default_factory=dict)
     contents: dict[str, bytes] = field(default_factory=dict)
-    """What was found in remote files, by their names and sizes: it is kept with the listing."""
+    """What was found in remote files, by a text that has their name and size: it is kept with the listing."""
     kept: str = ""
     """Where the listing was kept by an earlier command; empty: this one lists the files itself."""
+    _read: int = 0
+    """The number of :attr:`contents` that are from there."""
     _roots: dict[str, Listed] = field(default_factory=dict)
     _found: dict[Hashable, Any] = field(default_factory=dict)
     _finding: threading.RLock = field(default_factory=threading.RLock)
@@ -177,8 +182,8 @@ class Known:
             _current.reset(token)
 
     def keep(self, out: Folder, config: SourceConfig) -> None:
-        """Write the listing of remote files into ``out``, unless it is from there."""
-        if self.kept or not self.listed:
+        """Write the listing of remote files, and what was found in them, into ``out``, unless it is all from there."""
+        if not self.listed or (self.kept and self._read == len(self.contents)):
             return
         tables = [
             pa.table({
@@ -191,9 +196,9 @@ class Known:
         ]  # fmt: skip
         # A table for each, because an array holds 2 GiB at most.
         tables += [
-            pa.table({"listing": [_CONTENTS], "name": [key], "bytes": [len(data)], "content": [data]}).cast(
-                tables[0].schema
-            )
+            pa.table(
+                {"listing": [_CONTENTS], "name": [key], "bytes": [len(data)], "content": [_hash(data) + data]}
+            ).cast(tables[0].schema)
             for key, data in self.contents.items()
         ]
         sink = io.BytesIO()
@@ -218,13 +223,23 @@ def read(out: Folder, config: SourceConfig) -> Known | None:
             mask = pc.equal(places, place)
             if place == _CONTENTS:
                 found = zip(names.filter(mask), table.column("content").filter(mask), strict=True)
-                contents = {key.as_py(): content.as_py() for key, content in found}
+                contents = {
+                    key.as_py(): content.as_py()[_HASH:] for key, content in found if _whole(content.as_py())
+                }
                 continue
             named = names.filter(mask).combine_chunks().cast(pa.large_string())
             listed[place] = _Entries(named, sizes.filter(mask).cast(pa.int64()).to_numpy())
     except (OSError, pa.ArrowException, KeyError):
         return None  # the files are listed again
-    return Known(listed, contents, kept=scrub(out.path(_file(config))))
+    return Known(listed, contents, kept=scrub(out.path(_file(config))), _read=len(contents))
+
+
+def _hash(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def _whole(content: bytes) -> bool:
+    return content[:_HASH] == _hash(content[_HASH:])
 
 
 def _file(config: SourceConfig) -> str:

@@ -58,18 +58,16 @@ class Shard:
 
     @classmethod
     def load(cls, name: str, data: bytes) -> Shard:
-        """The shard ``name`` of which :meth:`dump` returned ``data``. Raises ``pa.ArrowException``, ``KeyError`` and
-        ``ValueError`` for other bytes.
-        """
+        """The shard ``name`` of which :meth:`dump` returned ``data``."""
         with pa.ipc.open_stream(data) as reader:
             table = reader.read_all()
         keys, at, size, labels = (table.column(column) for column in ("key", "at", "size", "label"))
-        without = json.loads((table.schema.metadata or {})[b"without_image"])
+        without = json.loads(table.schema.metadata[b"without_image"])
         return cls(
             name,
             tuple(keys.to_pylist()),
-            at.cast(pa.int64()).to_numpy(),
-            size.cast(pa.int64()).to_numpy(),
+            at.to_numpy(),
+            size.to_numpy(),
             tuple(labels.to_pylist()),
             tuple(without),
         )

@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, partial
@@ -205,8 +204,7 @@ def _current(folder: Folder, name: str, before: dict[str, bytes]) -> Shard:
     size = folder.size(name)
     key = f"{name} of {size} bytes"
     if key in before:
-        with suppress(pa.ArrowException, KeyError, ValueError):
-            return Shard.load(name, before[key])
+        return Shard.load(name, before[key])
     shard = _scanned(folder, name, size, folder.modified(name))
     if folder.far:
         before[key] = shard.dump()

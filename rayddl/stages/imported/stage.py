@@ -13,10 +13,12 @@ from rayddl.data.config import DSA
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.formats import forms, importing, pt_places
 from rayddl.data.formats.importing import TargetSource
+from rayddl.data.pixels import space
+from rayddl.data.sources.registry import load
 from rayddl.errors import ArtifactError
 from rayddl.stages.context import Context, Result
 from rayddl.stages.imported.settings import ImportedConfig
-from rayddl.stages.runtime.sources import fit_space, publish
+from rayddl.stages.runtime.sources import fit_space, is_large, publish
 from rayddl.storage import Folder
 
 BLACK = -0.1
@@ -38,9 +40,7 @@ def run(config: ImportedConfig, context: Context) -> Result:
             code="import-folder-missing",
         )
     form = "pt" if place else config.form or forms.form_of(folder)
-    context.backend.start()
-    source = publish(context.source)
-    home = TargetSource(source.classes, source.shape, fit_space(source, context.out))
+    home = _home(context)
     made = importing.bring_pt(place, home) if place else importing.bring(folder, form, home)
     _refuse_other_classes(made, home, folder)
     if made.info.get("labels_read_as") == "logits":
@@ -74,6 +74,17 @@ def run(config: ImportedConfig, context: Context) -> Result:
         "seconds": time.perf_counter() - began,
     }
     return Result(summary)
+
+
+def _home(context: Context) -> TargetSource:
+    """The source that the set is brought to; a large train split is decoded by tasks."""
+    if is_large(context.source, "train"):
+        context.backend.start()
+        source = publish(context.source)
+        return TargetSource(source.classes, source.shape, fit_space(source, context.out))
+    train = load(context.source).train
+    fitted = space.fit(context.source.space, train.images, context.source.scaling)
+    return TargetSource(train.classes, train.shape, fitted)
 
 
 def _doubts(made: DistilledSet) -> dict[str, Any]:

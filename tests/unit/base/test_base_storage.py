@@ -189,14 +189,19 @@ def test_a_file_that_is_written_in_parts_appears_as_a_whole(tmp_path: Path) -> N
     """Until the end, and after an error in the middle, there is what was there before."""
     folder = Folder(str(tmp_path))
     folder.write("a/data", b"before")
+    plain = tmp_path / "plain"
+    plain.touch()
 
     with folder.writing("a/data") as path:
         path.write_bytes(b"half")
         assert folder.read("a/data") == b"before"
-        assert folder.names() == []
+        assert (folder.child("a").names(), folder.child("a").folders()) == (["data"], [])
+        assert [*folder.files()] == ["a/data", "plain"]
+        path.chmod(0o600)  # as libraries do that write through a file of their own
         with open(path, "ab") as file:
             file.write(b" and half")
     assert folder.read("a/data") == b"half and half"
+    assert (tmp_path / "a" / "data").stat().st_mode == plain.stat().st_mode
 
     def broken_off() -> None:
         with folder.writing("a/data") as path:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import io
 import os
-import pickle
+import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rayddl import sealed
+from rayddl import localfiles, sealed
 from rayddl.data import ahead, unnamed, views
 from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
@@ -116,7 +117,31 @@ def test_a_picture_that_cannot_be_written_ends_the_save(tmp_path: Path) -> None:
         made.save(folder)
     assert not folder.has("set.json")
     assert not folder.has("images.parquet")
-    assert not [name for name in folder.files() if ".tmp-" in name]
+    assert not [name for _, *names in os.walk(tmp_path) for each in names for name in each if ".tmp" in name]
+
+
+def test_nothing_is_written_after_a_save_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that write pictures are waited for: the next save may be into the same folder."""
+    made, folder = large(400), Folder(str(tmp_path / "set"))
+    write, ended = Folder.write, list[str]()
+
+    def slow(self: Folder, name: str, data: bytes) -> None:
+        time.sleep(0.05)
+        write(self, name, data)
+        ended.append(name)
+
+    def full(*_: object) -> NoReturn:
+        time.sleep(0.02)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Folder, "write", slow)
+    monkeypatch.setattr(views, "write_table", lambda path, images, *_: next(images) and full())
+    with pytest.raises(OSError, match="No space left") as caught:
+        made.save(folder)
+    count = len(ended)
+    time.sleep(0.2)
+    assert 0 < count < 400
+    assert len(ended) == count, caught  # whose traceback keeps all that was going on
 
 
 @pytest.mark.parametrize("side", [SIDE, SIDE + 3])
@@ -137,8 +162,10 @@ def test_a_picture_of_many_large_images_is_reduced(monkeypatch: pytest.MonkeyPat
 def test_a_large_file_of_tensors_is_mapped_and_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its hash is compared as that of others; small tensors beside a large one are pickled by themselves."""
+    """Its hash is compared as that of others; in a folder whose name is not UTF-8 it is read into memory."""
     monkeypatch.setattr(sealed, "MAPPED_BYTES", 1000)
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xe9")
+    os.mkdir(odd)
     folder, kind = Folder(str(tmp_path)), sealed.Kind("f", 1, "f.json", "thing", "a", "make it again")
     tensors = {"large": torch.arange(5000), "small": torch.arange(3)}
 
@@ -148,7 +175,11 @@ def test_a_large_file_of_tensors_is_mapped_and_checked(
 
     assert entry == sealed.entry(folder.read("t.safetensors"))
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
-    assert len(pickle.dumps(found["small"])) < 1000
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        assert f"{tmp_path}/t.safetensors" in maps.read()
+    shutil.copy(tmp_path / "t.safetensors", odd)
+    elsewhere = kind.file(Folder(localfiles.shown(odd)), document, "t.safetensors")
+    assert torch.equal(elsewhere["large"], tensors["large"])
     (tmp_path / "t.safetensors").write_bytes(folder.read("t.safetensors")[:-1] + b"x")
     with pytest.raises(ArtifactError, match="was altered"):
         kind.file(folder, document, "t.safetensors")
@@ -176,6 +207,10 @@ def test_tensors_that_may_exceed_memory_are_in_a_file(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     assert not mapped()
+    monkeypatch.undo()
+    monkeypatch.setattr(unnamed, "LEAST_BYTES", 1000)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    assert unnamed.empty((1000,), torch.uint8).shape == (1000,)
 
 
 def test_parts_are_stacked_up_to_their_number() -> None:
