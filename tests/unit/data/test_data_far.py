@@ -379,6 +379,7 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
     """Those of its parent are not in it, and calls that are given to them would never be made."""
     calls = [(partial(int, k), 0) for k in range(5)]
     assert list(ahead(calls, threaded=True)) == [0, 1, 2, 3, 4]
+    time.sleep(0.1)  # until they wait for more
     child = os.fork()
     if not child:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
