@@ -112,11 +112,14 @@ def test_workers_that_never_fit_together_are_refused(stages, convex, tmp_path):
     )
 
 
-def test_evaluations_wait_for_the_loop_where_it_has_all_cpus(stages, convex, tmp_path):
-    """With every CPU given to the loop, short evaluations run after it instead of never."""
-    settings = {"evaluate_every": 2, "evaluate_epochs": 1, "resources": {"num_cpus": 2}}
-    made = stages.match(convex, tmp_path, **settings)
-    assert made.table("accuracy.parquet")["iteration"] == [0, 2, 4]
+def test_the_loop_waits_for_evaluations_where_it_has_all_cpus(stages, convex, told, tmp_path, monkeypatch):
+    """With every CPU given to the loop, each short evaluation is done before the next iteration; none is left out."""
+    monkeypatch.setattr(short_evaluations, "BACKLOG", 1)
+    progress = told()
+    settings = {"evaluate_every": 2, "evaluate_epochs": 1, "evaluate_seeds": 3, "resources": {"num_cpus": 2}}
+    made = stages.match(convex, tmp_path, progress, **settings)
+    assert made.table("accuracy.parquet")["iteration"] == [0] * 3 + [2] * 3 + [4] * 3
+    assert not [note for note in progress.notes if "left out" in note]
 
 
 def test_evaluations_that_take_too_long_are_left_out(stages, convex, told, tmp_path, monkeypatch):

@@ -58,7 +58,7 @@ class MatchConfig(Settings, NetStageConfig):
     Default: yes."""
     evaluate_every: int | None = Field(default=None, ge=1)
     """Iterations between short evaluations that run during the matching. Default: none. Without a GPU they take a CPU
-    from it; where there are two, ``resources: {num_cpus: 2}`` makes it about twice as fast, and they run at its end."""
+    from it; where there are two, ``resources: {num_cpus: 2}`` makes it about twice as fast, and it waits for them."""
     evaluate_epochs: int = Field(default=300, ge=1)
     """Epochs of the students of short evaluations (hard labels)."""
     evaluate_seeds: int = Field(default=1, ge=1)

@@ -41,8 +41,17 @@ class _Due:
         return f"student-{self.iteration:06d}-{self.seed}.json"
 
 
+@dataclass(frozen=True)
+class _Beside:
+    """A CPU of a worker of the loop while that waits."""
+
+    strategy: Any
+
+
 class ShortEvaluations:
-    """Runs the short evaluations of a match stage: on a share of its first GPU, or on CPUs that it does not use."""
+    """Runs the short evaluations of a match stage: on a share of its first GPU, or on CPUs that it does not use. Where
+    it uses all CPUs, the loop waits for each evaluation.
+    """
 
     def __init__(self, job: matcher.MatchTask, context: Context, group: Group) -> None:
         import ray
@@ -56,10 +65,14 @@ class ShortEvaluations:
         self._left_out: set[int] = set()
         self._data: dict[int, Any] = {}
         self._places = deque[Any]()
+        self._pausing = False
         if config.evaluate_every:
             self._shared = ray.put(shared_by(job))
             self._task = ray.remote(max_retries=workers.RETRIES)(workers.run)
             self._places.extend(self._places_during())
+            self._pausing = not self._places
+            if self._pausing:
+                self._places.extend(map(_Beside, group.idle()))
 
     def begin(self, worker: Any, iteration: int) -> None:
         """Queue the students of ``iteration``: the loop is at this iteration, or has written a snapshot of it."""
@@ -76,8 +89,11 @@ class ShortEvaluations:
                 self._waiting.append(due)
         begun = {due.iteration for due in (*self._under_way, *self._found)}
         idle = [i for i in dict.fromkeys(due.iteration for due in self._waiting) if i not in begun]
-        self._leave_out(idle[: max(0, len(idle) - BACKLOG)])
+        if not self._pausing:
+            self._leave_out(idle[: max(0, len(idle) - BACKLOG)])
         self._poll(0)
+        while self._pausing and (self._waiting or self._running):
+            self._poll(workers.POLL_SECONDS)
 
     def latest(self) -> str:
         """The accuracy of the latest iteration that has one, as text for the progress line."""
@@ -97,7 +113,7 @@ class ShortEvaluations:
 
         last = self._job.config.iterations
         if self._job.config.evaluate_every:
-            self._places.extend(self._places_after())
+            self._places.extend(() if self._pausing else self._places_after())
             self._waiting = deque(sorted(self._waiting, key=lambda due: due.iteration != last))
             began = time.monotonic()
             while left := {due.iteration for due in (*self._waiting, *self._under_way)}:
@@ -109,7 +125,7 @@ class ShortEvaluations:
                 ray.cancel(ref, force=True)
         self._leave_out(list({due.iteration for due in (*self._waiting, *self._under_way)}))
         for place in (*self._places, *(place for _, place in self._running.values())):
-            if place is not None:
+            if not (place is None or isinstance(place, _Beside)):
                 ray.kill(place)
         # Cancelled ones would raise an error where they are collected.
         self._running.clear()
@@ -126,7 +142,7 @@ class ShortEvaluations:
         return rows
 
     def _places_during(self) -> Iterator[Any]:
-        """Yield places for students during the matching: an actor on the GPU, or ``None`` for a task on a CPU."""
+        """Yield places for students beside the matching: an actor on the GPU, or ``None`` for a task on a free CPU."""
         if self._group.share.gpus:
             yield self._actor()
             return
@@ -174,6 +190,10 @@ class ShortEvaluations:
         work = plugin_code.carried(
             (students.train_one, self._shared, self._sent_data(due.iteration), student)
         )
+        if isinstance(place, _Beside):
+            return self._task.options(
+                num_cpus=0, name=_named(due), scheduling_strategy=place.strategy
+            ).remote(*work)
         if place is None:
             return self._task.options(num_cpus=1, name=_named(due)).remote(*work)
         return place.run.options(name=_named(due)).remote(*work)

@@ -42,6 +42,11 @@ class Group:
         num_gpus = BESIDE if left > BESIDE - 1e-6 else 0.0
         return {"num_cpus": share.beside, "num_gpus": num_gpus, "scheduling_strategy": self._strategy(0)}
 
+    def idle(self) -> list[Any]:
+        """A scheduling strategy for each CPU of the workers, for tasks that reserve none while the workers wait."""
+        each = max(1, int(self.share.num_cpus))
+        return [self._strategy(worker) for worker in range(self.share.at_once) for _ in range(each)]
+
     def close(self) -> None:
         """Release the resources, which ends their actors."""
         from ray.util.placement_group import remove_placement_group
