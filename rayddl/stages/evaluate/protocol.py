@@ -130,7 +130,7 @@ def training_data_of(task: EvaluateTask) -> DataPerSeed:
     distilled = _distilled(task, by_set)
     kinds: DataPerSeed = [(distilled, lambda _: distilled)]
 
-    listed = None if task.listed is None else ray.put(listings.listing_of(task.listed))
+    listed = None if task.listed is None or not config.random else ray.put(listings.listing_of(task.listed))
 
     def random(name: str, protocol: Protocol | SoftProtocol) -> None:
         def draw(s: int) -> TrainingData:
