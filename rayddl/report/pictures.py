@@ -251,9 +251,11 @@ def _by_class(pictures: Pictures) -> list[tuple[str, list[int]]]:
 
 
 def _viewable(images: Pixels) -> Pixels:
-    """Return ``[N, C, H, W]`` as grey ``[N, H, W]`` or as ``[N, H, W, 3]``; other channel counts are averaged."""
+    """Return ``[N, C, H, W]`` as grey ``[N, H, W]`` or as ``[N, H, W, 3]``, without a copy; other channel counts are
+    averaged.
+    """
     if images.shape[1] == 3:
-        return np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+        return images.transpose(0, 2, 3, 1)
     if images.shape[1] == 1:
-        return np.ascontiguousarray(images[:, 0])
+        return images[:, 0]
     return np.asarray(images.mean(axis=1).round(), dtype=np.uint8)

@@ -26,6 +26,8 @@ from rayddl.data.distilled import DistilledSet
 from rayddl.data.pixels.space import Normalise
 from rayddl.data.sources import registry as sources
 from rayddl.errors import ArtifactError
+from rayddl.report import pictures
+from rayddl.report.values import Pictures
 from rayddl.storage import Folder
 from tests.resident import Resident
 
@@ -59,6 +61,21 @@ def test_neither_writing_nor_reading_copies_the_images(
     assert resident.most < made.stored.nbytes / 2
     assert total == int(made.stored.view(torch.int64).sum())
     assert torch.equal(found.labels, made.labels)
+
+
+def test_a_page_shows_them_without_a_copy() -> None:
+    """Its gallery and its mosaic read the images that they show, a class at a time."""
+    made = large()
+    small = Pictures(made.pixels()[:400].numpy(), made.hard_labels[:400].numpy(), made.classes)
+    pictures.gallery(small, "set/images", 10**6)  # imports
+    shown = Pictures(made.pixels().numpy(), made.hard_labels.numpy(), made.classes)
+
+    with Resident() as resident:
+        found = pictures.gallery(shown, "set/images", 10**6)
+        pictures.mosaic(shown)
+
+    assert len(found.groups) == len(CLASSES)
+    assert resident.most < made.stored.nbytes / 2
 
 
 @pytest.mark.parametrize("soft", [False, True])
