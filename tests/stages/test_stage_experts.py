@@ -328,7 +328,7 @@ def test_partial_files_of_finished_experts_go(stages, whole, tmp_path):
 def test_a_killed_worker_costs_nothing_but_time(stages, told, killing, monkeypatch, tmp_path):
     """An expert whose worker is killed in the middle is trained again by another, bit for bit the same."""
     monkeypatch.setattr(workers, "POLL_SECONDS", 0.05)
-    settings = {"keep": "all", "count": 2, "epochs": 30}
+    settings = {"keep": "all", "count": 2, "epochs": 100}
     progress = told()
     with killing("ray::expert", progress.under_way) as killed:
         struck = stages.experts(Path(tmp_path, "struck"), progress, **settings)

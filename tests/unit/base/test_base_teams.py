@@ -188,10 +188,10 @@ def test_a_coach_is_done_when_the_first_worker_is(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(teams, "_fit", lambda *_: never.wait(60))
     coaches[0].end()
     coaches[0].end(BUG)
-    coaches[0].train(Share(1.0, 0.0, None, 2, team=True), (print,))
+    coaches[0].train(Share(1.0, 0.0, None, 2, team=True), (print,), 60.0)
     coaches[1].end(OURS)
     with raises("for-a-test"):
-        coaches[1].train(Share(1.0, 0.0, None, 2, team=True), (print,))
+        coaches[1].train(Share(1.0, 0.0, None, 2, team=True), (print,), 60.0)
     never.set()
 
     def failing(*_: Any) -> None:
@@ -199,7 +199,7 @@ def test_a_coach_is_done_when_the_first_worker_is(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(teams, "_fit", failing)
     with pytest.raises(ValueError, match="a bug"):
-        coaches[2].train(Share(1.0, 0.0, None, 2, team=True), (print,))
+        coaches[2].train(Share(1.0, 0.0, None, 2, team=True), (print,), 60.0)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_a_team_sums_by_what_its_devices_need(
     if logical:
         monkeypatch.setenv(devices.LOGICAL, "file")
     share = Share(2.0, gpus, None, at_once=3, team=True)
-    teams._fit(share, {"work": None}, "teacher")
+    teams._fit(share, {"work": None}, "teacher", 7.0)
 
     assert made["fitted"]
     assert made["work"] is teams.member
@@ -234,3 +234,4 @@ def test_a_team_sums_by_what_its_devices_need(
     scaling = made["scaling_config"]
     assert (scaling.num_workers, scaling.use_gpu) == (3, gpus > 0)
     assert scaling.resources_per_worker["CPU"] == 2.0
+    assert scaling.elastic_resize_monitor_interval_s == 7.0

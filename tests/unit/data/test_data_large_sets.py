@@ -25,10 +25,10 @@ from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.pixels.space import Normalise
 from rayddl.data.sources import registry as sources
-from rayddl.errors import ArtifactError
 from rayddl.report import pictures
 from rayddl.report.values import Pictures
 from rayddl.storage import Folder
+from tests.raising import raises
 from tests.resident import Resident
 
 MIB = 2**20
@@ -198,7 +198,7 @@ def test_a_large_file_of_tensors_is_mapped_and_checked(
     elsewhere = kind.file(Folder(localfiles.shown(odd)), document, "t.safetensors")
     assert torch.equal(elsewhere["large"], tensors["large"])
     (tmp_path / "t.safetensors").write_bytes(folder.read("t.safetensors")[:-1] + b"x")
-    with pytest.raises(ArtifactError, match="was altered"):
+    with raises("sealed-file-altered"):
         kind.file(folder, document, "t.safetensors")
 
 
