@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import NoReturn
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 
 from rayddl.data.config import SourceConfig
 from rayddl.data.sources import registry as sources
@@ -20,6 +16,7 @@ from rayddl.stages.imported.settings import ImportedConfig
 from rayddl.stages.kinds import known
 from rayddl.stages.runtime import shards
 from rayddl.storage import Folder
+from tests.digits import as_parquet
 
 pytestmark = pytest.mark.ray
 
@@ -30,18 +27,12 @@ def test_a_set_is_brought_to_a_large_source(
 ) -> None:
     """The driver holds no split; the set has the bits that it has from a small one. Ray is configured for the stage."""
     digits = sources.load(SourceConfig(name="digits"))
-    for name, split in (("train", digits.train), ("test", digits.test)):
-        rows = []
-        for pixels, label in zip(split.images, split.labels.tolist(), strict=True):
-            sink = io.BytesIO()
-            Image.fromarray(pixels[0].numpy()).save(sink, "PNG")
-            rows.append({"image": {"bytes": sink.getvalue()}, "label": label})
-        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet", row_group_size=100)
+    plain = as_parquet(tmp_path)
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     torch.save(digits.train.images[:10], theirs / "images_best.pt")
     torch.save(torch.arange(10), theirs / "labels_best.pt")
-    source = SourceConfig.model_validate({"name": "parquet", "root": str(tmp_path), "space": space})
+    source = plain.model_copy(update={"space": space})
 
     def found(name: str) -> bytes:
         config = ImportedConfig.model_validate({"kind": "imported", "path": str(theirs)})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -15,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 from safetensors import torch as safetensors
 from safetensors.torch import save_file
 
@@ -44,6 +42,7 @@ from rayddl.stages.runtime.sources import publish
 from rayddl.stages.teacher import stage as teacher
 from rayddl.stages.teacher.settings import TeacherConfig
 from rayddl.storage import Folder
+from tests.digits import as_parquet
 from tests.raising import raises
 
 pytestmark = pytest.mark.ray
@@ -459,24 +458,11 @@ def test_hard_labels_need_images_of_the_sources_size(chosen: Input, local_ray: N
         run(config, tmp_path / "out", given)
 
 
-def _as_parquet(root: Path) -> SourceConfig:
-    """The digits as files whose images can be read one by one."""
-    digits = sources.load(SOURCE)
-    for name, split in (("train", digits.train), ("test", digits.test)):
-        rows = []
-        for pixels, label in zip(split.images, split.labels.tolist(), strict=True):
-            sink = io.BytesIO()
-            Image.fromarray(pixels[0].numpy()).save(sink, "PNG")
-            rows.append({"image": {"bytes": sink.getvalue()}, "label": label})
-        pq.write_table(pa.Table.from_pylist(rows), root / f"{name}.parquet", row_group_size=100)
-    return SourceConfig(name="parquet", root=str(root))
-
-
 def test_soft_labels_need_no_more_of_a_source_than_is_held_out(
     taught: Input, chosen: Input, live: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The train split stays where it lies; the figures are those of the source in memory, bit for bit."""
-    config = _as_parquet(tmp_path)
+    config = as_parquet(tmp_path)
 
     def refused(_: SourceConfig) -> None:
         raise AssertionError("the whole source was loaded")
@@ -493,7 +479,7 @@ def test_a_ready_teacher_needs_no_more_of_a_source_than_is_held_out(
     taught: Input, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights that say how pixels are scaled are checked without the train split."""
-    config, known = _as_parquet(tmp_path), Observer.load(taught.folder.child("observer"))
+    config, known = as_parquet(tmp_path), Observer.load(taught.folder.child("observer"))
     save_file(known.module.state_dict(), tmp_path / "w.safetensors")
 
     def refused(_: SourceConfig) -> None:
@@ -510,7 +496,7 @@ def test_a_ready_teacher_needs_no_more_of_a_source_than_is_held_out(
 
 def test_random_images_that_cannot_be_read_are_drawn_anew(tmp_path: Path) -> None:
     """Each class has as many as asked for, none of them the broken one, as long as there are others."""
-    _as_parquet(tmp_path)
+    as_parquet(tmp_path)
     table = pq.read_table(tmp_path / "train.parquet")
     rows = table.to_pylist()
     sound = [k for k, row in enumerate(rows) if row["label"] == 3][:2]
@@ -576,7 +562,7 @@ def test_random_images_in_files_are_read_by_the_students_worker(
     taught: Input, chosen: Input, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The driver decodes none of them; of a class with fewer than asked for there are all, with their own labels."""
-    _as_parquet(tmp_path)
+    as_parquet(tmp_path)
     table = pq.read_table(tmp_path / "train.parquet")
     few = np.flatnonzero(np.array(table.column("label")) == 3)[:2]
     kept = [k for k, label in enumerate(table.column("label").to_pylist()) if label != 3 or k in few]

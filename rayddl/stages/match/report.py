@@ -165,7 +165,7 @@ def _accuracy(match: Match, key: str) -> Chart | None:
             _line(curve.x, curve.mean, label=True),
             Dots(_list(a["iteration"]), _list(a["accuracy"])),
         ),
-        note=f"Short evaluations beside the matching. {said}",
+        note=f"Short evaluations during the matching. {said}",
         shares=True,
         hints=_hints(curve, numbers.percent),
     )
