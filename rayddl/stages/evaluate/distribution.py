@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -47,9 +47,10 @@ def judge(task: EvaluateTask, out: Folder, progress: Progress) -> list[dict[str,
         )
     shared = _shared(task, out, share.threads)
     trial = largest(task, [data for data, _ in kinds]) if share.per_slot > 1 else None
+    images, kinds = kinds[0][0].images, _parted(kinds)
     need = None if trial is None else (students.tried, backend.put(shared), *trial)
     with backend.opened(share, "students", need=need, note=progress.note) as free:
-        groups = _prepared(task, kinds, shared, free, progress)
+        groups = _prepared(task, kinds, images, shared, free, progress)
         soft = {data.name for data, _ in kinds if isinstance(data.protocol, SoftProtocol)}
         by_team = [group for group in groups if team is not None and group[0].data in soft]
         _train(task, kinds, groups, [g for g in groups if g not in by_team], shared, free, out, progress)
@@ -63,11 +64,13 @@ def judge(task: EvaluateTask, out: Folder, progress: Progress) -> list[dict[str,
 
 
 def _prepared(
-    task: EvaluateTask, kinds: DataPerSeed, shared: Shared, free: Workers, progress: Progress
+    task: EvaluateTask, kinds: DataPerSeed, images: Any, shared: Shared, free: Workers, progress: Progress
 ) -> list[Group]:
-    """All students, after the labels are stored and the learning rates are found that they need."""
+    """All students, after the labels of the set's ``images`` are stored and the learning rates are found that they
+    need.
+    """
     nets = task.nets
-    _store_labels(task.backend.put(shared), kinds[0][0], task, free, progress)
+    _store_labels(task.backend.put(shared), kinds[0][0], images, task, free, progress)
     found = lr_search.found(
         task.config, nets, [data for data, _ in kinds], shared, task.backend, free, progress
     )
@@ -90,7 +93,7 @@ def _train(
     progress: Progress,
 ) -> None:
     """Train the students of ``groups`` that have no result; ``everyone`` are the evaluation's, for its progress."""
-    put, parted = task.backend.put, _Parted()
+    put = task.backend.put
     plan = [student for group in everyone for student in group]
     missing = [group for group in groups if any(not out.has(student.file) for student in group)]
     if not missing:
@@ -98,7 +101,7 @@ def _train(
     coming = {student.file: student.data for group in missing for student in group}
     first = task.each_seed[0]
     sent = {
-        (data.name, s): put(parted(per_seed(s))) if s == first or data.drawn else None
+        (data.name, s): put(per_seed(s)) if s == first or data.drawn else None
         for data, per_seed in kinds
         for s in task.each_seed
         if data.name in coming.values()
@@ -135,19 +138,24 @@ def _train(
             show()
 
 
-class _Parted:
-    """Puts large images of soft labels into the object store, once for all training data that has them."""
+def _parted(kinds: DataPerSeed) -> DataPerSeed:
+    """``kinds`` with large images of soft labels in the object store, once for all training data that has them."""
+    made: list[tuple[torch.Tensor, torch.Tensor | Shards]] = []
 
-    def __init__(self) -> None:
-        self._made: list[tuple[torch.Tensor, torch.Tensor | Shards]] = []
+    def parted(images: torch.Tensor) -> torch.Tensor | Shards:
+        if not any(images is known for known, _ in made):
+            made.append((images, shards.parted(images)))
+        return next(found for known, found in made if images is known)
 
-    def __call__(self, data: TrainingData) -> TrainingData:
-        images = data.images
-        if not (isinstance(images, torch.Tensor) and isinstance(data.protocol, SoftProtocol)):
+    def sent(data: TrainingData) -> TrainingData:
+        if not (isinstance(data.images, torch.Tensor) and isinstance(data.protocol, SoftProtocol)):
             return data
-        if not any(images is known for known, _ in self._made):
-            self._made.append((images, shards.parted(images)))
-        return replace(data, images=next(found for known, found in self._made if images is known))
+        return replace(data, images=parted(data.images))
+
+    def each(per_seed: Callable[[int], TrainingData]) -> Callable[[int], TrainingData]:
+        return lambda seed: sent(per_seed(seed))
+
+    return [(sent(data), each(per_seed)) for data, per_seed in kinds]
 
 
 def result_file(data: str, place: int, seed: int) -> str:
@@ -229,13 +237,17 @@ def largest(task: EvaluateTask, kinds: Sequence[TrainingData]) -> tuple[Training
 
 
 def _store_labels(
-    shared: Any, data: TrainingData, task: EvaluateTask, free: Workers, progress: Progress
+    shared: Any,
+    data: TrainingData,
+    images: torch.Tensor,
+    task: EvaluateTask,
+    free: Workers,
+    progress: Progress,
 ) -> None:
     """Compute the missing files of stored soft labels. Raises :class:`ArtifactError` for labels of other images."""
     if data.stored is None:
         return
-    images, protocol = data.images, data.protocol
-    assert isinstance(images, torch.Tensor)
+    protocol = data.protocol
     if not softlabels.has_labels(data.stored):
         assert isinstance(protocol, SoftProtocol)
         assert task.label_source is not None
@@ -243,7 +255,7 @@ def _store_labels(
             images, task.source.classes, task.label_source.input_spec, protocol, task.config.label_top
         )
         missing = [part for part in index.parts() if not data.stored.has(part[0])]
-        sent = task.backend.put(_Parted()(data))
+        sent = task.backend.put(data)
 
         def work(part: Any) -> Work:
             return (label, shared, sent, index, part)
