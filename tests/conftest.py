@@ -12,6 +12,9 @@ from tests import raising, warm
 # every worker through `uv run` where the tests were started so.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
+# A call of Ray starts none: where the Ray of a test is gone, the test fails instead of running on another.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+
 # Hundreds of workers are started, and two thirds of their processor time would be the import of torch.
 os.environ.setdefault(warm.SWITCH, "1")
 os.environ["PYTHONPATH"] = warm.python_path(*os.environ.get("PYTHONPATH", "").split(os.pathsep))

@@ -66,11 +66,15 @@ def local_ray() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def kept_ray() -> Iterator[None]:
-    """One Ray for all runs of a module, which none of them stops."""
-    threads = torch.get_num_threads()
+    """One Ray for all runs of a module, which none of them stops; the session's, if it runs, is away meanwhile."""
+    threads, interrupted = torch.get_num_threads(), local._running is not None
+    cluster.stop()
     local.start(cluster.WORKER_ENV, 2)
     yield
     local.stop()
+    if interrupted:
+        cluster.configure(num_cpus=2)
+        cluster.start()
     torch.set_num_threads(threads)
     plugins.activate(())
 
