@@ -117,7 +117,13 @@ def test_a_team_of_one_process_trains_the_students_of_single_workers(
         context = Context("evaluate", SOURCE, 5, out, read, {}, backend=InProcess(torch.get_num_threads()))
         rows.append(evaluate.run(config, context).summary["rows"])
         assert out.names() == ["confusion.parquet", "students.parquet"]
-    assert {row["data"] for row in rows[1]} >= {"distilled", "distilled-own", "distilled-hard", "whole"}
+    assert {row["data"] for row in rows[1]} >= {
+        "distilled",
+        "distilled-own",
+        "random-own",
+        "distilled-hard",
+        "whole",
+    }
     assert rows[1] == rows[0]
 
 
@@ -173,10 +179,10 @@ def stored(taught: Input, chosen: Input, tmp_path_factory: pytest.TempPathFactor
 
 def test_soft_labels_teach_far_better_than_chance(live: Made) -> None:
     """Students of the set and of random images read digits; seeds differ."""
-    assert set(live.rows) == {"distilled", "random", "distilled-own"}
+    assert set(live.rows) == {"distilled", "random", "distilled-own", "random-own"}
     for name, row in live.rows.items():
         assert row["images"] == 10 * IPC
-        assert row["mean"] > (0.2 if name == "distilled-own" else 0.4), row
+        assert row["mean"] > (0.2 if name.endswith("-own") else 0.4), row
         assert len(set(row["accuracies"])) == 2
     assert live.out.names() == ["confusion.parquet", "students.parquet"]
 
@@ -439,6 +445,7 @@ def test_ranking_adds_hard_labels_and_plain_views(taught: Input, chosen: Input, 
     assert {name: row["images"] for name, row in made.rows.items()} == {
         "distilled": 10 * IPC, "random": 10 * IPC, "whole": 1438, "distilled-bare": 10 * IPC,
         "random-bare": 10 * IPC, "distilled-hard": 10 * IPC, "whole-hard": 1438, "distilled-own": 10 * IPC,
+        "random-own": 10 * IPC,
     }  # fmt: skip
     (scores,) = made.result.summary["scores"].values()
     assert set(scores) == {"over_random", "of_whole", "hlr", "slr", "over_random_bare", "lrs", "ars"}
@@ -532,7 +539,7 @@ def test_an_observer_of_another_size_sees_images_as_published(
     observer.save(Folder(str(tmp_path)).child("observer"))
     given = Input("teacher", "teacher", Folder(str(tmp_path)), {}, {})
     made = run(settings(epochs=1, seeds=1), tmp_path / "out", given, chosen)
-    assert set(made.rows) == {"distilled", "random", "distilled-own"}
+    assert set(made.rows) == {"distilled", "random", "distilled-own", "random-own"}
 
 
 def test_large_sets_are_shared_in_parts(

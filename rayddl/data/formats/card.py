@@ -29,6 +29,7 @@ LESSONS = {
     "distilled": "this set",
     "random": "random real images",
     "distilled-own": "this set, own labels",
+    "random-own": "random real images, own labels",
     "whole": "all real images",
     "distilled-bare": "this set, not augmented",
     "random-bare": "random real images, not augmented",

@@ -67,6 +67,8 @@ class Entry:
     """Results of the students trained on as many random images, by network."""
     own: tuple[Row, ...] = ()
     """Results of the students trained on the set with its own labels instead of an observer's, by network."""
+    random_own: tuple[Row, ...] = ()
+    """Results of the students trained on as many random images with their own labels, by network."""
     baseline: bool = False
     """True for the random images with which sets are compared: they take no time to make."""
 
@@ -133,6 +135,7 @@ def entries(comparison: Comparison) -> tuple[Entry, ...]:
                 tuple(row for row in students if row.data == "distilled"),
                 tuple(row for row in students if row.data == "random"),
                 tuple(row for row in students if row.data == "distilled-own"),
+                tuple(row for row in students if row.data == "random-own"),
             )
         )
     return tuple(sorted(found, key=lambda e: (methods.index(e.method), e.ipc)))
@@ -157,7 +160,7 @@ def randoms(found: Sequence[Entry]) -> tuple[Entry, ...]:
             method=RANDOM,
             tint=RANDOM,
             rows=entry.random,
-            own=(),
+            own=entry.random_own,
             baseline=True,
         )
         for entry in first.values()

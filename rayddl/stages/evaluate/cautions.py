@@ -59,6 +59,7 @@ def after(summary: Mapping[str, Any]) -> Iterator[str]:
                 "as wrong or as the first class. Lower lr or lr_student, or train in fp32"
             )
     yield from _compared(summary, _means(summary, "random"))
+    yield from _worse_by_own_labels(summary)
 
 
 def beside(summary: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -79,6 +80,19 @@ def _means(summary: Mapping[str, Any], data: str) -> dict[str, float]:
 
 def _images(summary: Mapping[str, Any]) -> Any:
     return next((row.get("images") for row in summary.get("rows", ()) if row["data"] == "distilled"), None)
+
+
+def _worse_by_own_labels(summary: Mapping[str, Any]) -> Iterator[str]:
+    """For each network a set whose own labels teach less than those of random images."""
+    tested, random = cautions.number(summary, "tested"), _means(summary, "random-own")
+    for net, accuracy in _means(summary, "distilled-own").items():
+        other = random.get(net)
+        if other is None or accuracy >= other or cautions.in_noise(accuracy, other, tested):
+            continue
+        yield (
+            f"{net} reaches {100 * accuracy:.1f} % with the set's own labels and {100 * other:.1f} % with those of "
+            "random real images: without an observer, the set is worse than a random choice"
+        )
 
 
 def _compared(summary: Mapping[str, Any], random: Mapping[str, float]) -> Iterator[str]:

@@ -42,7 +42,7 @@ def estimate(config: EvaluateConfig, stages: Stages, outlook: Outlook) -> Estima
     soft = config.soft_for(of)
     nets = list(_nets(config, of, stages))
     kinds = 1 + config.random + (config.whole or config.ranking) + config.ranking * (4 if soft else 2)
-    kinds += soft and config.own_labels
+    kinds += soft and config.own_labels * (1 + config.random)
     units = kinds * len(nets) * (config.seeds + len(config.lr_grid or ()))
     share = outlook.machine.share(config.resources, units)
     observers = _labelling(config, stages, soft)

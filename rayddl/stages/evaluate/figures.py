@@ -15,8 +15,11 @@ from rayddl.stages.finished import columns
 
 CONFUSION = ("data", "net", "true", "predicted", "count")
 ORDER = (
-    "distilled", "random", "distilled-own", "whole", "distilled-bare", "random-bare", "distilled-hard", "whole-hard",
+    "distilled", "random", "distilled-own", "random-own", "whole", "distilled-bare", "random-bare", "distilled-hard",
+    "whole-hard",
 )  # fmt: skip
+COMPARED = ("distilled", "distilled-own")
+"""Training data that is compared with random images of the same suffix."""
 HOW = {"": "", "own": ", own labels", "bare": ", not augmented", "hard": ", hard labels"}
 """Texts for the suffixes of training data's names."""
 BELOW = ", below random"
@@ -80,11 +83,12 @@ def rows_of(stage: Stage) -> list[Row]:
     return [_row(stage.name, r) for r in stage.summary.get("rows", ())]
 
 
-def paired_results(stages: Iterable[Stage]) -> list[PairedResult]:
-    """One duel for every distilled row, in order.
+def paired_results(stages: Iterable[Stage], how: str = "") -> list[PairedResult]:
+    """One duel for every distilled row, in order; with ``how`` ``"own"``, of students of the images' own labels.
 
     Random images are those of the stage, else those of another stage with the same protocol and as many images.
     """
+    suffix = f"-{how}" if how else ""
     given = list(stages)
     found = rows(given)
     by_key = {(r.stage, r.net, r.data): r for r in found}
@@ -92,18 +96,18 @@ def paired_results(stages: Iterable[Stage]) -> list[PairedResult]:
 
     def random(mine: Row) -> Row | None:
         others = (
-            by_key.get((name, mine.net, "random"))
+            by_key.get((name, mine.net, f"random{suffix}"))
             for name, summary in summaries.items()
-            if (its := by_key.get((name, mine.net, "distilled"))) is not None
+            if (its := by_key.get((name, mine.net, f"distilled{suffix}"))) is not None
             and its.images == mine.images
             and same_protocol(summary, summaries[mine.stage])
         )
-        return by_key.get((mine.stage, mine.net, "random")) or next(filter(None, others), None)
+        return by_key.get((mine.stage, mine.net, f"random{suffix}")) or next(filter(None, others), None)
 
     return [
-        PairedResult(r, random(r), by_key.get((r.stage, r.net, "whole")))
+        PairedResult(r, random(r), None if how else by_key.get((r.stage, r.net, "whole")))
         for r in found
-        if r.data == "distilled"
+        if r.data == f"distilled{suffix}"
     ]
 
 

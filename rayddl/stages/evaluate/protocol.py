@@ -154,8 +154,9 @@ def training_data_of(task: EvaluateTask) -> DataPerSeed:
     if config.random:
         random("random", by_random)
     if config.own_labels and isinstance(by_set, SoftProtocol):
-        with_own = by_set.model_copy(update={"loss": OWN})
-        fixed(replace(distilled, name=f"{task.name}-own", protocol=with_own, stored=None))
+        fixed(replace(distilled, name=f"{task.name}-own", protocol=_with_own_labels(by_set), stored=None))
+        if config.random:
+            random("random-own", _with_own_labels(by_random))
     if config.whole or config.ranking:
         fixed(TrainingData("whole", None, None, None, by_whole))
     if config.ranking and _labels_available(task):
@@ -171,6 +172,11 @@ def training_data_of(task: EvaluateTask) -> DataPerSeed:
 def _labels_available(task: EvaluateTask) -> bool:
     """True if labels are available for other images, or other crops, than those stored."""
     return task.label_source is None or task.label_source.observer is not None
+
+
+def _with_own_labels(protocol: Protocol | SoftProtocol) -> Protocol | SoftProtocol:
+    """``protocol`` with the images' own labels in place of the observer's."""
+    return protocol.model_copy(update={"loss": OWN})
 
 
 def _without_augmentation(protocol: Protocol | SoftProtocol) -> Protocol | SoftProtocol:

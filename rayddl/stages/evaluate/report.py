@@ -165,7 +165,7 @@ def comparison(stages: Sequence[Stage], classes: int) -> Section | None:
         lead="Students trained from scratch on the data named, and tested on held-out images.",
         made_by=links_to(stages),
         panels=(Panel("Test accuracy", bars, note),),
-        tables=(_table(found, paired_results(stages), several),),
+        tables=(_table(found, [*paired_results(stages), *paired_results(stages, "own")], several),),
     )
 
 
@@ -286,7 +286,7 @@ def _bar(row: Row) -> Bar:
 
 
 def _table(found: Sequence[Row], duels: Sequence[PairedResult], several: bool) -> Table:
-    gains = {(d.distilled.stage, d.distilled.net): d.gain for d in duels}
+    gains = {(d.distilled.stage, d.distilled.net, d.distilled.data): d.gain for d in duels}
     columns = [Column("Net"), Column("Trained on"), Column("Images", True), Column("Mean accuracy", True)]
     late = any(math.isfinite(r.best) for r in found)
     columns[3] = Column("Mean accuracy (last epoch)" if late else "Mean accuracy", True)
@@ -294,7 +294,7 @@ def _table(found: Sequence[Row], duels: Sequence[PairedResult], several: bool) -
     columns += [Column("Std (points)", True), Column("Students", True), Column("Over random (points)", True)]
     lines = []
     for r in found:
-        gain = gains.get((r.stage, r.net), math.nan) if r.data == "distilled" else math.nan
+        gain = gains.get((r.stage, r.net, r.data), math.nan)
         line = [
             Cell(net_name(r.net)),
             Cell(r.data + (BELOW if gain < 0 else ""), strong=r.data == "distilled"),

@@ -63,8 +63,8 @@ class EvaluateConfig(StudentSettings, SoftSettings, TeamStageConfig):
     """``soft``: ``best`` shows, next to the accuracy after the last epoch, the best of every tenth of the last fifth
     of epochs, as published codes report it. It is chosen on the held-out images, and so too high."""
     own_labels: bool = True
-    """``soft``: also train students of the set by the same recipe with the images' own labels, which show what the
-    observer's labels add. They need no observer, and so about half of the time."""
+    """``soft``: also train students of the set, and with ``random`` of random images, by the same recipe with the
+    images' own labels. They show what the observer's labels add, and need no observer, so about half of the time."""
     nets: tuple[NetConfig, ...] | None = Field(default=None, min_length=1)
     """Networks of the students. Default: the one with which the set was made."""
     seeds: int = Field(default=5, ge=1)

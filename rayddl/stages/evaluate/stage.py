@@ -28,7 +28,7 @@ from rayddl.stages.context import Context, Input, Progress, Result, Silent
 from rayddl.stages.estimates import shown as in_bytes
 from rayddl.stages.evaluate import soft_labels
 from rayddl.stages.evaluate.distribution import judge
-from rayddl.stages.evaluate.figures import BELOW, HOW
+from rayddl.stages.evaluate.figures import BELOW, COMPARED, HOW
 from rayddl.stages.evaluate.protocol import EvaluateTask, nets_of, settled
 from rayddl.stages.evaluate.reuse import reuse
 from rayddl.stages.evaluate.settings import EvaluateConfig
@@ -344,13 +344,14 @@ def _spread(name: str, values: Sequence[float | None]) -> dict[str, Any]:
 
 def shown(name: str, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, str], ...]:
     """The rows of the table that a run prints; a set that is worse than random images is marked."""
-    random = {row["net"]: row["mean"] for row in rows if row["data"] == "random"}
+    means = {(row["net"], row["data"]): row["mean"] for row in rows}
     what = {"distilled": f"distilled ({name})", "random": "random real images", "whole": "all real images"}
     best = any("best" in row for row in rows)
     lines = []
     for row in rows:
         plain, _, how = str(row["data"]).partition("-")
-        below = row["data"] == "distilled" and row["mean"] < random.get(row["net"], 0.0)
+        rival = row["data"].replace("distilled", "random") if row["data"] in COMPARED else None
+        below = row["mean"] < means.get((row["net"], rival), 0.0)
         students = len(row["accuracies"])
         last = {"accuracy % (last epoch)" if best else "accuracy %": _percent(row, students)}
         late = (

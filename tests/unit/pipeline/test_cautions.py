@@ -71,6 +71,12 @@ EVALUATED = {
 }
 
 
+def by_own_labels(mean: float) -> dict[str, Any]:
+    """A set above random images by an observer's labels, and one of ``mean`` against 40 % by its own."""
+    means = {"distilled": 0.7, "random": 0.6, "distilled-own": mean, "random-own": 0.4}
+    return {"rows": [{"data": k, "net": "n", "mean": v} for k, v in means.items()], "tested": 1000}
+
+
 @pytest.mark.parametrize(
     ("kind", "summary", "says"),
     [
@@ -97,6 +103,9 @@ EVALUATED = {
         ("match", {"loss_first": 1.2, "loss_last": 8.7, "lr_image": 500.0}, "raise lr_image (500 here) by"),
         ("match", {"retries": 0, "loss_first": 0.9, "loss_last": 0.6, "iterations": 300}, None),
         ("evaluate", EVALUATED, "worse than a random choice"),
+        ("evaluate", by_own_labels(0.3), "without an observer, the set is worse than a random choice"),
+        ("evaluate", by_own_labels(0.39), None),
+        ("evaluate", by_own_labels(0.5), None),
         (
             "evaluate",
             {"rows": [{"data": "random", "net": "n", "mean": 0.1, "accuracies": [0.1] * 3, "diverged": 2}]},

@@ -19,6 +19,7 @@ from rayddl.data.sources import registry
 from rayddl.pipeline import comparing
 from rayddl.pipeline.exporting import export_to
 from rayddl.stages.evaluate import stage as evaluating
+from rayddl.stages.runtime import sources as published
 from rayddl.storage import Folder
 from tests.raising import raises
 
@@ -199,6 +200,7 @@ def test_missing_files_are_answered_by_what_the_command_has(
     root, folder = tmp_path / "chosen", tmp_path / "set"
     foreign_set(folder, {"name": "cifar10", "root": str(root)})
     monkeypatch.setattr(evaluating.cluster, "start", lambda: None)
+    monkeypatch.setattr(published, "_key", lambda *_: "no session")
     option = "--with-test" if command == "export" else "--root"
     with raises("cifar-not-found") as caught:
         if command == "export":

@@ -208,6 +208,21 @@ def test_best_looks_own_labels_and_bytes_of_labels_are_columns(make: Any) -> Non
     }
 
 
+def test_random_images_have_their_own_labels_too(make: Any) -> None:
+    """In the row of the random images that the sets are compared with."""
+    one = judged(make, "RDED", 1, 0.5)
+    data = {"distilled": 0.5, "random": 0.45, "distilled-own": 0.3, "random-own": 0.25}
+    rows = [make.row(name, "convnet", 10, [mean]) for name, mean in data.items()]
+    one = replace(one, stage=replace(one.stage, summary={**one.stage.summary, "rows": rows}))
+    table = next(compare.sections(Comparison("x", (one,), {}, {}), 1000)).tables[0]
+    place = [column.name for column in table.columns].index("With own labels")
+
+    assert [(row[0].text, row[place].text) for row in table.rows] == [
+        ("RDED, IPC 1", numbers.percent(0.3)),
+        ("random, IPC 1", numbers.percent(0.25)),
+    ]
+
+
 def test_every_accuracy_can_be_traced(make: Any) -> None:
     """To the run, the stage and its folder, with its students one by one; random images to the stage they are from."""
     one = with_random(make, 1, (0.7, 0.6))

@@ -103,16 +103,32 @@ def test_further_lessons_are_named_in_words(make: Any) -> None:
     ]
 
 
+@pytest.mark.parametrize("own", [None, 0.2, 0.3])
 @pytest.mark.parametrize(("distilled", "below"), [(0.4, True), (0.5, False), (0.7, False)])
-def test_a_set_below_random_images_is_named_so(make: Any, distilled: float, below: bool) -> None:
-    """In the table that a run prints, in the page's table and in its headline."""
+def test_a_set_below_random_images_is_named_so(
+    make: Any, distilled: float, below: bool, own: float | None
+) -> None:
+    """In the table that a run prints, in the page's table and in its headline; so are students of own labels."""
     rows = [make.row("distilled", "convnet", 10, [distilled]), make.row("random", "convnet", 10, [0.5])]
+    if own is not None:
+        rows += [
+            make.row("distilled-own", "convnet", 10, [own]),
+            make.row("random-own", "convnet", 10, [0.25]),
+        ]
     printed = [line["data"] for line in shown("distill", rows)]
-    assert printed == [f"distilled (distill){', below random' if below else ''}", "random real images"]
+    assert printed[:2] == [f"distilled (distill){', below random' if below else ''}", "random real images"]
+    assert printed[2:3] in (
+        [],
+        [f"distilled (distill), own labels{', below random' if own == 0.2 else ''}"],
+    )
 
     made = make.evaluate(rows=rows)
     table = comparison([made.stage], 10).tables[0]  # type: ignore[union-attr]
     assert table.rows[0][1].text == ("distilled, below random" if below else "distilled")
+    told = {None: None, 0.2: ("distilled-own, below random", "\u22125.0"), 0.3: ("distilled-own", "+5.0")}[
+        own
+    ]
+    assert told in [None, *((row[1].text, row[-1].text) for row in table.rows)]
     (duel,) = figures.paired_results([made.stage])
     assert (">less than " in _headline(duel, make.run(), 0)) == below
 
