@@ -6,13 +6,41 @@ outside the box, as in the published codes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from rayddl import plugins
+from rayddl.errors import PluginError
 
 GT_WEIGHT = 0.025
 """Weight of the own labels in :func:`mse_gt` (EDC's scripts)."""
 GIFT_WEIGHT = 0.1
 """Weight of the own labels in :func:`refined` (GIFT's code)."""
+
+
+def refuse_unusable(name: str, loss: Callable[[Tensor, Tensor], Tensor], said: Tensor) -> None:
+    """Raise :class:`PluginError` if the loss ``name`` of a plugin fails for the observer's logits ``said`` ``[B, K]``,
+    or returns no scalar that can be differentiated by the student's; nothing for rayddl's own.
+    """
+    plugin = plugins.owner("losses", name)
+    if plugin is None:
+        return
+    given = f"logits {[*said.shape]} of student and observer"
+    with torch.enable_grad(), plugins.called("losses", name, given):
+        found: object = loss(said.detach().clone().requires_grad_(), said)
+    if isinstance(found, Tensor) and found.shape == () and found.requires_grad:
+        return
+    what = f"a tensor {[*found.shape]}" if isinstance(found, Tensor) else type(found).__name__
+    constant = isinstance(found, Tensor) and found.shape == ()
+    raise PluginError(
+        f"loss {name!r} of plugin {plugin} returned "
+        f"{'a number that does not depend on the student' if constant else what} for {given}; "
+        "expected a scalar tensor that does, such as a mean over the batch",
+        code="plugin-loss-output",
+    )
 
 
 def smoothed(own: Tensor, smoothing: float) -> Tensor:

@@ -239,6 +239,7 @@ class SoftTraining:
         def loss(x: Tensor, targets: Tensor) -> Tensor:
             return self._criterion(self.student(x).float(), targets)
 
+        self._usable = False
         self._plain = loss
         self._fast = compiled(loss, wanted=execution.compile)
 
@@ -296,6 +297,9 @@ class SoftTraining:
                 norm.apart = size < team.size
             x = inputs(self._images, own, self._frame, device)[: rows.stop - rows.start]
             targets = self._targets(lecture, own, done + rows.start, x, usual)
+            if not self._usable:
+                losses.refuse_unusable(self._protocol.loss, self._criterion, targets)
+                self._usable = True
             if self._protocol.statistics == "twice":
                 self._show_unmixed(own, len(x))
             loss = (self._fast if usual else self._plain)(x, targets)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rayddl import plugins
 from rayddl.methods.training import checkpoint, losses, mixes, optimisers, soft
 from rayddl.methods.training.input_spec import InputSpec
 from rayddl.methods.training.observer import frozen
@@ -34,6 +35,7 @@ from rayddl.methods.training.steps import one_hot
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
 from rayddl.stages.evaluate.settings import EvaluateConfig
+from tests.raising import raises
 
 NET, SHAPE, K = NetConfig(depth=1, width=4, norm="batch"), (1, 8, 8), 3
 FRAME = InputSpec(SHAPE, (0.3,), (0.4,))
@@ -103,6 +105,28 @@ def test_a_loss_of_a_plugin_gets_the_logits(monkeypatch: pytest.MonkeyPatch) -> 
     assert criterion(protocol) is F.l1_loss
     assert targets_of(said, protocol) is said
     assert targets_of(said, protocol, torch.eye(K)[[0, 1, 2, 0]]) is said
+
+
+@pytest.mark.parametrize(
+    ("loss", "code"),
+    [
+        (lambda mine, theirs: mine @ theirs, "plugin-failed"),
+        (lambda mine, theirs: (mine - theirs).square().mean(1), "plugin-loss-output"),
+        (lambda mine, theirs: (mine - theirs).square().mean().item(), "plugin-loss-output"),
+        (lambda _, theirs: theirs.square().mean(), "plugin-loss-output"),
+        (F.l1_loss, None),
+    ],
+)
+def test_a_loss_of_a_plugin_is_tried_before_the_first_step(loss: Any, code: str | None) -> None:
+    """One that raises, or returns anything but a scalar of the student's logits, is refused with its name."""
+    try:
+        plugins.activate([plugins.Plugin("toy", "1", losses={"mine": loss})])
+        student = training(loss="mine", epochs=1)
+        with raises(code) if code else nullcontext() as caught:
+            student.run()
+    finally:
+        plugins.activate(())
+    assert caught is None or "'mine' of plugin toy 1" in str(caught.value)
 
 
 def test_accuracies_of_late_epochs_are_part_of_the_state() -> None:
