@@ -15,7 +15,9 @@ import errno
 import fcntl
 import hashlib
 import os
+import random
 import shutil
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -29,6 +31,8 @@ from rayddl.data.pixels.space import PORTION, PixelSpace
 from rayddl.errors import StageError
 from rayddl.stages.runtime.shards import Batches, Shards, tensor
 
+PAUSES = 0.05
+"""The longest pause in seconds before a lock is asked for again."""
 _last: dict[Path, Tensor] = {}
 """The split that this process mapped last: its next unit of work uses the same one."""
 
@@ -113,23 +117,39 @@ def _complete(path: Path, size: int, write: Callable[[int], None]) -> int:
     """The descriptor of a file of ``size`` bytes, shared with its other users. Unless it is complete, ``write`` is
     called with the descriptor, while all others wait.
     """
+
+    def usable() -> bool:
+        # One byte more is written when the others are.
+        return _is_at(descriptor, path) and os.fstat(descriptor).st_size == size + 1
+
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        for lock in (fcntl.LOCK_SH, fcntl.LOCK_EX):
-            fcntl.flock(descriptor, lock)
-            if not _is_at(descriptor, path):
-                break
-            # One byte more is written when the others are.
-            if os.fstat(descriptor).st_size != size + 1 and lock == fcntl.LOCK_EX:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)  # waits while another process writes
+        if usable():
+            return descriptor
+        if _alone(descriptor):
+            if _is_at(descriptor, path) and not usable():
                 try:
                     write(descriptor)
                 except BaseException:
                     _release(descriptor, path, os.getpid())
                     raise
-            if os.fstat(descriptor).st_size == size + 1:
+            if usable():
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
                 return descriptor
         os.close(descriptor)
+        time.sleep(PAUSES * random.random())  # noqa: S311  # so that two do not stay in each other's way
+
+
+def _alone(descriptor: int) -> bool:
+    """True if the lock for writing is this process's now. It is never waited for: another one that gets it first
+    writes the file, and then uses it for hours.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gc
+import os
 import shutil
+import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -286,6 +289,41 @@ def test_an_incomplete_file_is_written_again(
     path.write_bytes(bytes(3000 * 48))
 
     assert torch.equal(mapped.mapped(parts, SHAPE), torch.from_numpy(noise(3000, 0)[0]))
+
+
+def test_two_that_begin_a_file_at_once_both_get_it(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have seen that it is incomplete. The other one writes it, and goes on using it."""
+    parts = sources.train_parts(published("normalise", store))
+    contents = noise(3000, 0)[0]
+    path = tmp_path / "splits" / mapped._name(parts, None)
+    path.parent.mkdir()
+    path.touch()
+    monkeypatch.setattr(mapped, "_delete_unused", lambda folder: None)
+    other, flock = os.open(path, os.O_RDWR), fcntl.flock
+    asked: list[int] = []
+
+    def after_the_other(descriptor: int, how: int) -> None:
+        if how & fcntl.LOCK_EX and not asked:
+            asked.append(how)
+            flock(descriptor, fcntl.LOCK_UN)  # as flock does before it waits for another lock
+            flock(other, fcntl.LOCK_EX)
+            os.write(other, contents.tobytes() + b"\n")
+            flock(other, fcntl.LOCK_SH)
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", after_the_other)
+    found: list[Tensor] = []
+    mine = threading.Thread(target=lambda: found.append(mapped.mapped(parts, SHAPE)), daemon=True)
+    mine.start()
+    mine.join(30)
+    ended = not mine.is_alive()
+    os.close(other)
+    assert ended
+    assert len(asked) == 1
+    assert torch.equal(found[0], torch.from_numpy(contents))
+    assert store.reads == 0
 
 
 @pytest.mark.parametrize("when", ["before", "while"])
