@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from PIL import Image
 from safetensors.torch import load
@@ -14,9 +16,10 @@ from safetensors.torch import load
 from rayddl.data.config import SourceConfig
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context
-from rayddl.stages.runtime import shards
+from rayddl.stages.runtime import shards, teams
 from rayddl.stages.runtime.in_process import InProcess
 from rayddl.stages.runtime.shards import Shards
+from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.runtime.sources import publish
 from rayddl.stages.teacher import stage as teacher
 from rayddl.stages.teacher.settings import TeacherConfig
@@ -75,6 +78,35 @@ def test_a_team_that_loses_a_worker_goes_on(
     losses = tables.read(alone.out, "metrics.parquet")["train_loss"]
     assert curve["train_loss"][:5] == pytest.approx(losses[:5], rel=1e-3)
     assert result.summary["accuracy"] == pytest.approx(expected.summary["accuracy"], abs=0.03)
+
+
+def test_a_team_that_loses_a_worker_at_its_end_gives_everything_back(local_ray: None) -> None:
+    """Ray Train begins another team, and what that one reserves was not known yet when the first had ended."""
+
+    def work() -> None:
+        import os
+        import signal
+        import time
+
+        from rayddl.methods.training.team import Team
+
+        if not Team.here().first:
+            time.sleep(0.5)  # the first worker has ended by then
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    share = Share(num_cpus=1, num_gpus=0, memory=None, at_once=2, team=True)
+    team = teams.Teams(share)
+    ray.get(team.begin((work,), "short"))
+    known, until = set[str](), time.monotonic() + 60
+    while time.monotonic() < until:
+        held = {group.id.hex() for group in ray.get(team._coach.held.remote())}
+        known |= held
+        if teams.unclaimed(dict(share.needs)) - known:
+            break
+    assert known
+    assert time.monotonic() < until
+    team.close()
+    assert not teams.unclaimed(dict(share.needs))
 
 
 def test_a_team_reads_a_large_train_split_from_shards(

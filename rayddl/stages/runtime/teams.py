@@ -10,6 +10,7 @@ import importlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -78,11 +79,43 @@ class Teams:
             return
         held: list[Any] = []
         with suppress(ray.exceptions.RayError):  # it is lost itself
-            held = ray.get(coach.held.remote(), timeout=CLOSE_SECONDS)
+            held = self._held(coach)
         # Ray Train's processes end with the one that has started them; what it reserved is kept for the whole job.
         ray.kill(coach)
         for group in held:
             remove_placement_group(group)
+
+    def _held(self, coach: Any) -> list[Any]:
+        """The placement groups of the teams that ``coach`` has run.
+
+        A worker that is lost at the end of the work makes Ray Train begin another team, which holds resources before
+        its first worker can say so. So it is waited for.
+        """
+        import ray
+
+        until = time.monotonic() + CLOSE_SECONDS
+        while True:
+            held: list[Any] = ray.get(coach.held.remote(), timeout=CLOSE_SECONDS)
+            known = {group.id.hex() for group in held}
+            if not unclaimed(dict(self._share.needs)) - known or time.monotonic() > until:
+                return held
+            time.sleep(0.05)
+
+
+def unclaimed(needs: Mapping[str, float]) -> set[str]:
+    """The ids of this job's placement groups without a name, as Ray Train makes them, for workers of ``needs``."""
+    import ray
+
+    # The end of an id is that of its job. Placement groups of rayddl's own have names.
+    job = ray.get_runtime_context().get_job_id()
+    return {
+        id_
+        for id_, group in ray.util.placement_group_table().items()
+        if id_.endswith(job)
+        and not group["name"]
+        and group["state"] != "REMOVED"
+        and all(needs.items() <= bundle.items() for bundle in group["bundles"].values())
+    }
 
 
 class TeamLauncher:
