@@ -109,6 +109,30 @@ def test_a_team_that_loses_a_worker_at_its_end_gives_everything_back(local_ray: 
     assert not teams.unclaimed(dict(share.needs))
 
 
+@pytest.mark.timeout(120)
+def test_a_team_that_ends_does_not_wait_for_another_stages(
+    local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose placement group is not its own."""
+    monkeypatch.setattr(teams, "CLOSE_SECONDS", 3600.0)
+
+    def work(seconds: float) -> None:
+        import time
+
+        time.sleep(seconds)
+
+    share = Share(num_cpus=1, num_gpus=0, memory=None, at_once=1, team=True)
+    one, other = teams.Teams(share), teams.Teams(share)
+    other.begin((work, 3600.0), "long")
+    while not ray.get(other._coach.held.remote()):
+        time.sleep(0.1)
+    ray.get(one.begin((work, 0.0), "short"))
+    one.close()
+    assert len(teams.unclaimed(dict(share.needs))) == 1
+    other.close()
+    assert not teams.unclaimed(dict(share.needs))
+
+
 def test_a_team_reads_a_large_train_split_from_shards(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,10 @@ PATIENCE_SECONDS = 24 * 3600
 """Time limit of a sum over the team: the others wait while the first worker tests. Ray Train notices a lost worker."""
 
 
+_coaches: list[Any] = []
+"""The launchers of this process's teams, those of stages side by side too."""
+
+
 class Teams:
     """Runs one unit after another, each in a team of ``share``."""
 
@@ -61,6 +65,7 @@ class Teams:
         head = NodeAffinitySchedulingStrategy(nodes.alive()[0].id, soft=False)
         options = {"num_cpus": 0, "max_concurrency": 3, "scheduling_strategy": head}
         self._coach = ray.remote(TeamLauncher).options(**options).remote(name)
+        _coaches.append(self._coach)
         return self._coach.train.remote(self._share, work, RESIZE_SECONDS)
 
     def end(self, ref: Any, *, lost: bool) -> None:
@@ -77,9 +82,8 @@ class Teams:
         coach, self._coach = self._coach, None
         if coach is None:
             return
-        held: list[Any] = []
-        with suppress(ray.exceptions.RayError):  # it is lost itself
-            held = self._held(coach)
+        held = self._held(coach)
+        _coaches.remove(coach)
         # Ray Train's processes end with the one that has started them; what it reserved is kept for the whole job.
         ray.kill(coach)
         for group in held:
@@ -91,15 +95,23 @@ class Teams:
         A worker that is lost at the end of the work makes Ray Train begin another team, which holds resources before
         its first worker can say so. So it is waited for.
         """
-        import ray
-
         until = time.monotonic() + CLOSE_SECONDS
         while True:
-            held: list[Any] = ray.get(coach.held.remote(), timeout=CLOSE_SECONDS)
-            known = {group.id.hex() for group in held}
+            held = _held_by(coach)
+            others = (group for other in list(_coaches) if other is not coach for group in _held_by(other))
+            known = {group.id.hex() for group in (*held, *others)}
             if not unclaimed(dict(self._share.needs)) - known or time.monotonic() > until:
                 return held
             time.sleep(0.05)
+
+
+def _held_by(coach: Any) -> list[Any]:
+    import ray
+
+    with suppress(ray.exceptions.RayError):  # it is lost itself
+        held: list[Any] = ray.get(coach.held.remote(), timeout=CLOSE_SECONDS)
+        return held
+    return []
 
 
 def unclaimed(needs: Mapping[str, float]) -> set[str]:
