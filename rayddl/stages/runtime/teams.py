@@ -82,10 +82,12 @@ class Teams:
         coach, self._coach = self._coach, None
         if coach is None:
             return
-        held = self._held(coach)
-        _coaches.remove(coach)
-        # Ray Train's processes end with the one that has started them; what it reserved is kept for the whole job.
-        ray.kill(coach)
+        try:
+            held = self._held(coach)
+        finally:
+            _coaches.remove(coach)
+            # Ray Train's processes end with the one that has started them; what it reserved is kept for the whole job.
+            ray.kill(coach)
         for group in held:
             remove_placement_group(group)
 
