@@ -89,6 +89,13 @@ class DistilledSet:
             return self.stored
         return self.space.decode(self.stored).mul_(255).round_().to(torch.uint8)
 
+    def clamped(self) -> float:
+        """The share of values that :meth:`pixels` clamps, by more than it rounds."""
+        if self.stored.dtype == torch.uint8:
+            return 0.0
+        beyond = (self.space.invert(self.stored) - 0.5).abs_().sub_(0.5)
+        return float((beyond > 0.5 / 255).double().mean())
+
     def to_torch_dataset(self) -> TensorDataset:
         """The set for a ``torch.utils.data.DataLoader``: pairs of a float32 image in model space and its label."""
         return TensorDataset(self.images, self.labels)

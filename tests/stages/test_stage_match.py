@@ -228,8 +228,8 @@ def test_datm_starts_from_images_that_an_expert_classifies_correctly(stages, who
         files.open_trajectory(whole.out, files.file_name(i), "snapshots")
         for i in range(whole.summary["count"])
     ]
-    reach = stages.match_config(**settings).last_epoch
-    said = torch.stack([stages.steps.net(t.at(min(reach, t.last)), made.images) for t in experts])
+    assert stages.match_config(**settings).last_epoch < experts[0].last
+    said = torch.stack([stages.steps.net(t.at(t.last), made.images) for t in experts])
     assert bool((said[0].argmax(1) == labels).all())
     for n, label in enumerate(labels.tolist()):
         right = [row[n] for row in said if int(row[n].argmax()) == label]
@@ -247,6 +247,20 @@ def test_a_run_may_go_on_from_another_stages_set(stages, convex, mct, tmp_path):
     assert beyond.min() < -0.02 or beyond.max() > 1.02
     assert torch.equal(made.images, given.images)
     assert torch.equal(made.labels, given.labels)
+
+
+def test_learned_labels_go_on_from_another_stages_set(stages, convex, mct, tmp_path):
+    """As they were learned, and not as the experts' anew; hard ones begin as the experts'."""
+    learned = {"labels": "learned", "lr_label": 1e-30, **AS_IT_STARTED}
+    first = stages.match(
+        convex, tmp_path / "first", start=mct, labels="learned", lr_label=500.0, iterations=2
+    )
+    anew = stages.match(convex, tmp_path / "anew", start=mct, **learned).distilled
+    again = stages.match(convex, tmp_path / "again", start=first, **learned).distilled
+
+    torch.testing.assert_close(again.labels, first.distilled.labels, atol=1e-5, rtol=1e-4)
+    assert float((again.labels - anew.labels).abs().max()) > 1e-3
+    assert torch.equal(again.images, first.distilled.images)
 
 
 def test_waypoints_are_chosen_where_experts_are_kept_whole(stages, whole, mct_run, tmp_path):

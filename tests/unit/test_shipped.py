@@ -172,6 +172,7 @@ LATER: dict[str, tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]] = {
         (10_000, 80, 10, 20, 100, 1e-5, 0.01),
         {
             "grow_iterations": 1000,
+            "threshold": 1,
             "start_from": "correct",
             "lr_label": 2,
             "momentum_label": 0.9,
@@ -181,7 +182,7 @@ LATER: dict[str, tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]] = {
     ),
     "cifar10-pad-ipc10": (
         (10_000, 80, 10, 20, 100, 1e-5, 0.01),
-        {"start_from": "correct", "lr_label": 2, "momentum_label": 0.9, "skip_layers": 2},
+        {"start_from": "correct", "lr_label": 2, "momentum_label": 0.9, "depth_ratio": 0.5, "threshold": 1},
         {"flat_rho": 0.01, "flat_alpha": 0.3, "curriculum": Curriculum()},
     ),
 }

@@ -85,9 +85,15 @@ class Matcher:
             state.lr.to(self.device, torch.float32),
             picks,
             [augment.draw(self.settings.augmentations, (len(pick), *pixels), draws) for pick in picks],
-            self.steps.net.before_layer(self.settings.skip_layers),
+            self._skipped,
         )
         return MODES[self.settings.gradient](self.steps, run, start, target), facts
+
+    @property
+    def _skipped(self) -> int:
+        """The number of parameters, from the input, that the loss leaves out."""
+        net, settings = self.steps.net, self.settings
+        return max(net.before_layer(settings.skip_layers), int(settings.depth_ratio * sum(net.sizes)))
 
     def probabilities(self, state: State, target_P: Tensor | None = None) -> Tensor:
         """The labels ``[N, K]`` that a student is trained on, as probabilities."""
@@ -143,7 +149,11 @@ class Loop:
         mean = average([gradient for gradient, _ in got])
         facts = got[0][1]
         loss = float(mean.loss)
-        after = update(self.state, mean, self.matcher.settings)
+        most = self.matcher.settings.threshold
+        if most is not None and loss > most:
+            after = replace(self.state, iteration=iteration + 1)
+        else:
+            after = update(self.state, mean, self.matcher.settings)
         after = replace(after, skipped=after.skipped + sum(f.skipped for _, f in got))
         wrong = symptom(after, loss, self.matcher.settings, self.start_rms)
         if wrong is not None:

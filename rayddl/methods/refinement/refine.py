@@ -6,7 +6,8 @@ anchors: the loss is the distance between the features of the two, augmented in 
 and added over views.
 
 Differences from the published code: views and their anchors are augmented by draws of their own, not by one for all
-images of a class; pixels stay in 0..1. So an image depends on no other one.
+images of a class; pixels stay in 0..1. So an image depends on no other one. And anchors are a set of their own: there,
+an anchor is the image that its tile is made of.
 """
 
 from __future__ import annotations

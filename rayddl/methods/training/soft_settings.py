@@ -61,6 +61,13 @@ _BPS = {
     1000: {10: (0.2, 128), 50: (0.2, 256), 100: (0.2, 512)},
 }
 """BPS's smallest crop and batch by classes and images per class."""
+_EDC: Mapping[int, Mapping[str, Any]] = {
+    10: {"epochs": 1000, "crop_min": 0.08},
+    100: {"epochs": 1000, "crop_min": 0.5, "batch": 50},
+    200: {"epochs": SOFT_EPOCHS, "crop_min": 0.5, "batch": 100},
+    1000: {"epochs": SOFT_EPOCHS, "crop_min": 0.5, "batch": 100},
+}
+"""EDC's choices by classes: those of its code for CIFAR-10, CIFAR-100, Tiny-ImageNet and ImageNet-1K."""
 
 
 def place_bytes(classes: int) -> int:
@@ -82,16 +89,20 @@ def recipe(name: Recipe, ipc: int, classes: int, count: int) -> dict[str, Any]:
     - ``rded``: the published code of RDED (Sun et al. 2024, ``validation/main.py``): 300 epochs, batch 10, 50 or 100,
       KL divergence at temperature 20, AdamW, half a cosine.
     - ``edc``: the published code of EDC (Shao et al. 2024, ``train.sh`` of its branches): ``mse_gt`` with weight 0.025
-      of the images' own labels, crops from 0.08 of the area, EMA 0.99; 1000 epochs, 300 for ImageNet-1K. Without its
-      RandAugment and, for CIFAR, its steps of the learning rate; its several observers are a list in ``observer``.
+      of the images' own labels, EMA 0.99; by classes (those of CIFAR-10, CIFAR-100, Tiny-ImageNet and ImageNet-1K)
+      crops from 0.08 of the area, or a half, 1000 epochs, or 300 from Tiny-ImageNet on, and a batch of 50 or 100.
+      Without its RandAugment, patch shuffling (ImageNet-1K), steps of the learning rate (CIFAR) and SGD (CIFAR-100,
+      Tiny-ImageNet); its several observers are a list in ``observer``.
     - ``rd3``: the unified protocol of RD3 (Zhong et al. 2025, arXiv 2509.19743; numbers from its reviews and a note on
       the paper): RDED's with 400 epochs, batch 50 and a whole cosine, which it takes for ResNets.
     - ``bps``: the published code of BPS (CVPR 2026, ``stage3_training.py``): RDED's with 500 epochs, and smallest crop
       and batch from a table. Its loss has the factor T², which AdamW does not depend on, and its decay includes norms.
     """
     if name == "edc":
-        epochs = SOFT_EPOCHS if classes >= 1000 else 1000
-        own: dict[str, Any] = {"epochs": epochs, "loss": MSE_GT, "crop_min": 0.08, "ema": 0.99}
+        branch = dict(_EDC[max((known for known in _EDC if known <= classes), default=10)])
+        if "batch" in branch:
+            branch["batch"] = max(1, min(branch["batch"], count))
+        own: dict[str, Any] = {"loss": MSE_GT, "ema": 0.99, **branch}
     elif name == "rd3":
         own = {"epochs": 400, "batch": max(1, min(50, count)), "schedule": "cosine"}
     elif name == "bps":

@@ -90,12 +90,16 @@ class Steps:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """As :meth:`training`, with GSAM's gradient (Zhuang et al. 2022), by which FTD trains experts.
 
-        With g at ``theta_P`` and g' at ``theta_P + rho g / |g|``, both of the batch, it is g' minus ``alpha`` times the
-        part of g that is perpendicular to g'. Running statistics are those of the first pass.
+        With g at theta and g' at ``theta + rho theta² g / |theta g|``, products by element, both gradients of the
+        batch, it is g' minus ``alpha`` times the part of g that is perpendicular to g'. The step is the adaptive one
+        (Kwon et al. 2021), longer for larger parameters, which the codes of FTD, DATM and PAD take by default. Running
+        statistics are those of the first pass.
         """
         g, value, after = self.training(theta_P, statistics_S, x, y, usual=usual)
         size = g.norm()
-        uphill, _, _ = self.training(theta_P + g * (rho / (size + TINY)), statistics_S, x, y, usual=usual)
+        scaled = theta_P * g
+        climbed = theta_P + theta_P * scaled * (rho / (scaled.norm() + TINY))
+        uphill, _, _ = self.training(climbed, statistics_S, x, y, usual=usual)
         length = uphill.norm()
         cosine = (g @ uphill) / (length * size + TINY)
         aside = g - uphill * (cosine * size / (length + TINY))

@@ -59,8 +59,9 @@ class ExpertSettings(Augmented):
     """Real images in one step. Default: 256, or fewer where an epoch would have fewer than 5 steps."""
 
     flat_rho: float = Field(default=0.0, ge=0)
-    """Flat experts (FTD, Du et al. 2023; DATM and PAD use them): every step takes the gradient at the end of a step of
-    this length uphill (GSAM), which takes twice the time. Published: 0.01. 0: plain SGD."""
+    """Flat experts (FTD, Du et al. 2023; DATM and PAD use them): every step takes the gradient at the end of a step
+    uphill (adaptive GSAM), in which this is the norm of the parameters' relative changes. It takes twice the time.
+    Published: 0.01. 0: plain SGD."""
     flat_alpha: float = Field(default=0.3, ge=0)
     """``flat_rho``: how much of the gradient's part that is perpendicular to the one uphill is subtracted. Published:
     0.3 or 1, by data set."""

@@ -18,6 +18,9 @@ from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask
 from rayddl.stages.settings import Observers, Reads, StageConfig, TeamStageConfig, listed
 
+EDC = "EDC's crops, epochs and batch by the number of classes"
+"""The revision of its evaluations, except of sources of ten classes."""
+TEN_CLASSES = ("digits", "cifar10")
 OWN_LABELS = "students of own labels for comparison"
 """The revision of soft evaluations that train them."""
 REAL_CROPS = "real images cropped as the set's"
@@ -50,7 +53,8 @@ class EvaluateConfig(StudentSettings, SoftSettings, TeamStageConfig):
     """``soft``: the teacher that labels, or a list of teachers whose logits are averaged (G-VBSM, EDC, FADRM+)."""
     labels: Literal["live", "stored"] = "live"
     """``soft``: ``live`` labels at every step. ``stored`` labels once and keeps the labels (float16) and the
-    crops with the set, for all its students: the set can then be used without the observer."""
+    crops with the set, for all its students: the set can then be used without the observer. So the spread over
+    seeds leaves out that of the crops, which students of random images have."""
     label_top: int | None = Field(default=None, ge=1)
     """``labels: stored``: keep this many of an image's largest logits. The other classes share the rest of the softmax
     at temperature 20 equally. Default: all. With 10 of 1,000 classes the labels take a thirtieth of the bytes."""
@@ -71,8 +75,8 @@ class EvaluateConfig(StudentSettings, SoftSettings, TeamStageConfig):
     """Students per network and set."""
     lr_grid: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, min_length=2)
     """Learning rates to choose from, instead of ``lr``: for each network and kind of data, one student per
-    rate is evaluated on a part of the train split that it is not trained on, and the best rate is taken.
-    Held-out images are not used."""
+    rate is evaluated on a part of the train split, and the best rate is taken. Held-out images are not used. Random
+    images are not of that part; a set that was selected or made from the whole split may be."""
     grid_images: float = Field(default=0.1, gt=0, lt=1)
     """Share of the train split on which the rates of ``lr_grid`` are compared."""
     random: bool = True
@@ -136,6 +140,7 @@ class EvaluateConfig(StudentSettings, SoftSettings, TeamStageConfig):
             return found
         zoomed = tested_on_zoomed(self.zoom, source, side_of(source))
         found += [*zoomed, *([OWN_LABELS] if self.own_labels else [])]
+        found += [EDC] if self.recipe == "edc" and source.name not in TEN_CLASSES else []
         cropped = self.crop_min is None and self.recipe not in CROPPING
         return [*found, *([REAL_CROPS] if cropped and (self.random or self.whole or self.ranking) else [])]
 
@@ -153,6 +158,11 @@ class EvaluateConfig(StudentSettings, SoftSettings, TeamStageConfig):
             ]
         if self.label_smoothing is not None and self._minimised() == KL:
             return ["label_smoothing is of loss: mse_gt and loss: gift; set one of these, or leave it out"]
+        if self.label_top is not None and self._minimised() != KL:
+            return [
+                f"label_top keeps a softmax at temperature 20, and loss: {self._minimised()} compares all logits; "
+                "leave label_top out, or set loss: kl"
+            ]
         if self.workers > 1 and not soft:
             return ["workers train students of soft labels together; name an observer, or leave workers out"]
         return [NO_OBSERVER] if soft and self.observer is None else []

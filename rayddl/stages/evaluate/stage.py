@@ -76,6 +76,11 @@ def run(config: EvaluateConfig, context: Context) -> Result:
         _task(config, made, context.source, label_source, context.seed_of()), backend=context.backend
     )
     earlier = reuse(task, context.reusable, context.out, context.progress)
+    if label_source is not None and (cut := made.clamped()):
+        context.progress.note(
+            f"{cut:.1%} of the set's pixel values are darker than black or brighter than white; students of soft "
+            "labels are trained on 8-bit images, which leave out what lies beyond"
+        )
     found = judge(task, context.out, context.progress)
     rows = summarise(found)
     context.progress.update(len(found), len(found), last_words(rows))

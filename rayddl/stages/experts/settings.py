@@ -8,11 +8,13 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from rayddl.config import OnDisk
+from rayddl.data.config import SourceConfig
 from rayddl.methods.trajectories.settings import BUFFER, ExpertSettings
 from rayddl.nets.config import NetConfig
 from rayddl.stages.settings import FileRead, NetStageConfig, Reads, StageConfig, with_fitting_batch
 
 CONVEX_EPOCHS = 50
+ADAPTIVE = "flat experts by adaptive steps uphill"
 
 
 class ExpertsConfig(ExpertSettings, NetStageConfig):
@@ -72,6 +74,10 @@ class ExpertsConfig(ExpertSettings, NetStageConfig):
         if (self.curriculum is None) != (self.scores is None):
             raise ValueError("curriculum and scores belong together: give both or neither")
         return self
+
+    def revisions(self, source: SourceConfig) -> Sequence[str]:
+        """Also that of flat experts."""
+        return (*super().revisions(source), *((ADAPTIVE,) if self.flat_rho else ()))
 
     @property
     def most_units(self) -> int:

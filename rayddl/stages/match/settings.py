@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from rayddl.data.config import SourceConfig
 from rayddl.methods.matching.settings import Settings
 from rayddl.nets.config import NetConfig
 from rayddl.stages.experts.settings import CONVEX_EPOCHS, ExpertsConfig
@@ -17,6 +18,7 @@ from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.sizes import Ask, Share
 from rayddl.stages.settings import NetStageConfig, Reads, StageConfig, Tunable
 
+LAST_EPOCH = "labels and correct images by experts of the last epoch"
 SHORT_EVALUATIONS = "short evaluations"
 """The request for short evaluations on CPUs."""
 
@@ -42,11 +44,11 @@ class MatchConfig(Settings, NetStageConfig):
     """Updates of the synthetic images."""
     start_from: Literal["real", "noise", "correct"] = "real"
     """Initial images: random real ones of each class, Gaussian noise, or real ones that an expert classifies
-    ``correct``-ly at the last target epoch (DATM). Then learned labels start as the mean logits, for each
+    ``correct``-ly at its last epoch (DATM). Then learned labels start as the mean logits, for each
     image, of the experts that classify it correctly."""
     start_set: Annotated[str | None, Reads(("set",))] = None
-    """A stage whose set is the initial images, with ``ipc`` of each class; another ``match`` stage is
-    continued exactly if the pixel space is the same."""
+    """A stage whose set is the initial images, with ``ipc`` of each class. Another ``match`` stage is continued with
+    its images (averaged ones with ``image_ema``), learning rate and learned labels; momentum begins anew."""
     short_class: Literal["error", "cap", "repeat"] = "error"
     """A class of fewer than ``ipc`` real images: refuse it, make fewer images of it, or start from some of
     them more than once."""
@@ -79,11 +81,31 @@ class MatchConfig(Settings, NetStageConfig):
             raise ValueError("start_from: correct has no use for start_set and short_class; leave them out")
         if self.cuda_graphs and self.compile is False:
             raise ValueError("cuda_graphs replay compiled steps; leave compile out or set it to true")
+        if self.skip_layers and self.depth_ratio:
+            raise ValueError(
+                "skip_layers and depth_ratio both leave parameters out; leave one of the two out"
+            )
+        if (self.first_start_epoch is None) != (self.grow_iterations == 0):
+            raise ValueError(
+                "first_start_epoch and grow_iterations make the range of start epochs grow together; "
+                "set both or neither"
+            )
+        first = self.first_start_epoch
+        if first is not None and not self.min_start_epoch < first <= self.max_start_epoch:
+            raise ValueError(
+                f"first_start_epoch ({first:g}) must lie above min_start_epoch ({self.min_start_epoch:g}), and not "
+                f"above max_start_epoch ({self.max_start_epoch:g})"
+            )
         if self.min_start_epoch >= self.max_start_epoch:
             raise ValueError(
                 f"min_start_epoch ({self.min_start_epoch:g}) must lie below max_start_epoch ({self.max_start_epoch:g})"
             )
         return self
+
+    def revisions(self, source: SourceConfig) -> Sequence[str]:
+        """Also that of labels and images which experts give."""
+        given = self.labels == "learned" or self.start_from == "correct"
+        return (*super().revisions(source), *((LAST_EPOCH,) if given else ()))
 
     def asks(self, have: Capacity) -> Sequence[Ask]:
         """The workers of the matching loop, which must run at the same time. Without GPUs, short evaluations take

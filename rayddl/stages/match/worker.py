@@ -34,6 +34,8 @@ CHECKPOINT_SECONDS = 30.0
 """Seconds of matching between two checkpoints."""
 LABEL_EXPERTS = 5
 """Number of experts whose mean logits initialise learned labels."""
+SMALLEST = 1e-12
+"""Probabilities of a set's labels are at least this for their logarithms."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,10 @@ def starting_images(job: MatchTask, matcher: Matcher) -> Tensor:
 def _start(job: MatchTask, matcher: Matcher) -> State:
     images = starting_images(job, matcher)
     logits = None
-    if job.config.labels == "learned":
+    if job.config.labels == "learned" and job.given is not None and job.given.labels.ndim == 2:
+        # Their softmax is those labels again.
+        logits = job.given.labels.to(matcher.device).clamp(min=SMALLEST).log()
+    elif job.config.labels == "learned":
         masked = job.config.start_from == "correct"
         some = _experts(job, matcher, job.count if masked else LABEL_EXPERTS)
         with torch.no_grad():
@@ -142,10 +147,9 @@ def _start(job: MatchTask, matcher: Matcher) -> State:
 
 
 def _experts(job: MatchTask, matcher: Matcher, count: int) -> Iterator[correct.Logits]:
-    """The first ``count`` experts' networks at the last target epoch."""
-    reach = job.config.max_start_epoch + job.config.expert_epochs
+    """The first ``count`` experts' networks at their last epoch."""
     for trajectory in matcher.trajectories[:count]:
-        theta = trajectory.at(min(reach, trajectory.last)).to(matcher.device)
+        theta = trajectory.at(trajectory.last).to(matcher.device)
         yield partial(matcher.steps.net, theta)
 
 

@@ -17,8 +17,10 @@ VIEWS = 64
 
 class RefineConfig(RefineSettings, StageConfig):
     """Images of another set, changed until observers see their tiles as they see whole real images (CIM, Shang et
-    al. 2026). The published method starts from ``rded`` with ``whole: true`` and ``factor: 2``, and its anchors are a
-    ``coreset`` of ``method: easiest`` with ``factor² ipc`` images of each class.
+    al. 2026). As the published method does, start from ``rded`` with ``whole: true`` and ``factor: 2``, with a
+    ``coreset`` of ``method: easiest`` and ``factor² ipc`` images of each class as anchors. There, tiles and anchors are
+    the same images. Here they are those that both stages choose: ``rded`` scores them at the size of a tile,
+    ``coreset`` at their own, and each draws its ``mipc`` candidates by itself.
     """
 
     produces: ClassVar[str] = "set"

@@ -42,6 +42,17 @@ def make(
     return DistilledSet(images, labels, 0.1 + 1e-17 + 1 / 3, CLASSES, space, info)
 
 
+def test_a_set_knows_what_share_of_its_values_its_pixels_lack() -> None:
+    """Values beyond black and white, not those that are only rounded; none of images that are bytes."""
+    made = make()
+    exact = made.space.invert(made.images).double()
+    expected = ((exact < -0.5 / 255) | (exact > 1 + 0.5 / 255)).double().mean()
+    assert 0.05 < made.clamped() == pytest.approx(float(expected), abs=1e-6)
+    within = DistilledSet(made.space.encode(made.pixels()), made.labels, 0.1, CLASSES, made.space, INFO)
+    assert within.clamped() == 0.0
+    assert DistilledSet(made.pixels(), made.labels, 0.1, CLASSES, made.space, INFO).clamped() == 0.0
+
+
 @pytest.mark.parametrize("kind", ["normalise", "zca"])
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from rayddl.data.config import SourceConfig
 from rayddl.methods.matching.correct import chosen, masked_mean
-from rayddl.stages.match.settings import MatchConfig
+from rayddl.stages.experts.settings import ADAPTIVE, ExpertsConfig
+from rayddl.stages.match.settings import LAST_EPOCH, MatchConfig
 from tests.raising import raises
 
 LABELS = torch.arange(3).repeat(40)
@@ -82,3 +84,39 @@ def test_datm_has_its_own_name(changes: dict[str, str], name: str) -> None:
     assert MatchConfig.model_validate({**base, **changes}).method_name() == name
     with pytest.raises(ValueError, match="start_set"):
         MatchConfig.model_validate({**base, "start_from": "correct", "start_set": "s"})
+
+
+BASE = {"kind": "match", "experts": "e", "ipc": 1, "syn_steps": 1, "expert_epochs": 1, "max_start_epoch": 20}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"first_start_epoch": 10}, "set both or neither"),
+        ({"grow_iterations": 10}, "set both or neither"),
+        ({"first_start_epoch": 48, "grow_iterations": 10}, "max_start_epoch"),
+        ({"first_start_epoch": 2, "grow_iterations": 10, "min_start_epoch": 5}, "min_start_epoch"),
+        ({"skip_layers": 1, "depth_ratio": 0.5}, "leave one of the two out"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(changes: dict[str, float], said: str) -> None:
+    """A growing range has a beginning and a length, and stays between the least and the latest start epoch."""
+    with pytest.raises(ValueError, match=said):
+        MatchConfig.model_validate({**BASE, **changes})
+    fine = {"first_start_epoch": 20, "grow_iterations": 10, "min_start_epoch": 5}
+    assert MatchConfig.model_validate({**BASE, **fine}).upper(0) == 20
+
+
+def test_results_by_experts_of_the_last_epoch_are_a_revision() -> None:
+    """Of labels that begin as the experts', and of images that these classify; flat experts have one of their own."""
+    source = SourceConfig(name="digits")
+
+    def revised(**changes: str) -> bool:
+        return LAST_EPOCH in MatchConfig.model_validate({**BASE, **changes}).revisions(source)
+
+    assert revised(labels="learned")
+    assert revised(start_from="correct")
+    assert not revised()
+    assert not revised(labels="expert")
+    experts = [ExpertsConfig.model_validate({"kind": "experts", "flat_rho": rho}) for rho in (0, 0.01)]
+    assert [ADAPTIVE in each.revisions(source) for each in experts] == [False, True]

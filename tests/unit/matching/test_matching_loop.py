@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -340,3 +341,48 @@ def test_a_loop_compares_only_the_layers_that_are_not_skipped() -> None:
     assert 0 < float(found.loss * moved) < float(left)
     with raises("too-few-layers-to-skip"):
         begin(config(skip_layers=2)).step()
+
+
+def test_a_loop_leaves_out_a_share_of_the_parameters() -> None:
+    """``depth_ratio`` counts parameters from the input, as PAD's code does, and may end within a layer."""
+    whole, loop = begin(config(batch_syn=None)), begin(config(depth_ratio=0.3, batch_syn=None))
+    (found, _), (plain, _) = (each.matcher.gradient(each.state, 0) for each in (loop, whole))
+    window, _ = whole.matcher.window(0)
+    count = len(window.start_P)
+    assert loop.matcher._skipped == int(0.3 * count)
+    assert loop.matcher._skipped not in {whole.matcher.steps.net.before_layer(k) for k in (0, 1)}
+
+    moved = (window.start_P - window.target_P).square()
+    ends = float(found.loss * moved[int(0.3 * count) :].sum()), float(plain.loss * moved.sum())
+    assert 0 < ends[0] < ends[1]
+
+
+@pytest.mark.parametrize("changes", [{}, {"image_ema": 0.9}, {"workers": 2}], ids=str)
+def test_iterations_above_the_threshold_change_nothing(changes: dict[str, Any]) -> None:
+    """They count, and the others are those of a run without it."""
+    plain = run(begin(config(lr_image=1e-3, lr_lr=0, **changes)), 6)
+    losses = [row[1] for row in plain.rows]
+    least = min(losses)
+    assert least < max(losses)
+    none, all_ = (
+        run(begin(config(lr_image=1e-3, lr_lr=0, threshold=most, **changes)), 6)
+        for most in (0.5 * least, 2 * max(losses))
+    )
+    assert same(all_.state, plain.state)
+    assert all_.rows[-1][1] == plain.rows[-1][1]
+    assert none.state.iteration == 6
+    assert none.state.moments == {}
+    first = begin(config(lr_image=1e-3, lr_lr=0, **changes)).state
+    assert torch.equal(none.state.images, first.images)
+    assert torch.equal(none.state.lr, first.lr)
+
+
+def test_a_loss_that_is_not_a_number_is_above_no_threshold() -> None:
+    """A run that diverges ends as diverged, with a threshold, too."""
+    for bad in (math.nan, math.inf):
+        loop = begin(config(threshold=1.0, retries=1))
+        (gradient, facts), *_ = loop._here(loop.state, 0)
+        found = [(replace(gradient, loss=torch.tensor(bad)), facts)]
+        loop.gradients = lambda state, iteration, found=found: found
+        loop.step()
+        assert loop.state.retries == 1

@@ -185,7 +185,7 @@ def test_defaults_are_the_published_numbers() -> None:
         "augment": "color_crop_cutout_flip_scale_rotate", "lr_image": 1000.0, "lr_lr": 1e-5, "momentum": 0.5,
         "gradient": "exact", "labels": "hard", "lr_label": 1.0, "start_noise": 0.0, "image_optimizer": "sgd",
         "image_decay": 0.0, "lr_space": "linear", "workers": 1, "retries": 3, "keep_remainder": False,
-        "skip_layers": 0,
+        "skip_layers": 0, "depth_ratio": 0.0,
     }  # fmt: skip
     assert Settings.model_validate(LEAST).first_lr == 0.01
     assert Settings.model_validate({**LEAST, "lr_student": 0.5}).first_lr == 0.5
@@ -207,6 +207,7 @@ def test_defaults_are_the_published_numbers() -> None:
         ({"labels": "expert"}, "MCT+TESLA"),
         ({"trajectory": "snapshots", "labels": "learned", "skip_layers": 1}, "PAD"),
         ({"labels": "learned", "skip_layers": 1}, "MCT+PAD"),
+        ({"trajectory": "snapshots", "labels": "learned", "depth_ratio": 0.5}, "PAD"),
         ({"trajectory": "snapshots", "skip_layers": 1}, "MTT"),
     ],
 )

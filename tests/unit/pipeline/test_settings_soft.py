@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from rayddl.data.config import SourceConfig
 from rayddl.methods.training.soft_settings import SoftSettings
 from rayddl.pipeline.definition.schema import explain
 from rayddl.stages.evaluate import protocol, stage
-from rayddl.stages.evaluate.settings import EvaluateConfig
+from rayddl.stages.evaluate.settings import EDC, EvaluateConfig
 from rayddl.stages.evaluate.worker import looked_at
 from rayddl.stages.rded.settings import RdedConfig
 from rayddl.stages.refine import stage as refine
@@ -140,6 +141,24 @@ def test_soft_choices_without_soft_labels_are_refused(settings: Mapping[str, Any
     """Each that is given is named; with an observer they count."""
     assert evaluate(**settings).check({}) == [named]
     assert evaluate(**{**settings, "protocol": "soft", "observer": "t"}).check({}) == []
+
+
+def test_the_largest_logits_are_enough_for_kl_alone() -> None:
+    """The others are made up so that the softmax is the same; a loss of all logits would learn these."""
+    top = {"observer": "t", "labels": "stored", "label_top": 3}
+    assert evaluate(**top).check({}) == evaluate(**top, recipe="edc", loss="kl").check({}) == []
+    for losses in ({"recipe": "edc"}, {"loss": "gift"}):
+        (said,) = evaluate(**top, **losses).check({})
+        assert "label_top" in said
+
+
+def test_edc_is_revised_for_more_than_ten_classes() -> None:
+    """Its crops, epochs and batch follow the number of classes, which were those of CIFAR-10 for all."""
+    edc = evaluate(observer="t", recipe="edc")
+    names = ("digits", "cifar10", "cifar100", "tinyimagenet", "parquet")
+    found = [EDC in edc.revisions(SourceConfig.model_validate({"name": n, "root": "x"})) for n in names]
+    assert found == [False, False, True, True, True]
+    assert EDC not in evaluate(observer="t").revisions(SourceConfig(name="cifar100"))
 
 
 def test_smoothing_of_labels_needs_a_loss_that_has_them() -> None:

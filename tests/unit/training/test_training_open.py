@@ -324,6 +324,11 @@ def test_recipes_are_the_published_numbers() -> None:
     edc = recipe("edc", **small)
     assert (edc["epochs"], edc["loss"], edc["crop_min"], edc["ema"]) == (1000, "mse_gt", 0.08, 0.99)
     assert recipe("edc", **large)["epochs"] == 300
+    by_classes = [recipe("edc", ipc=10, classes=c, count=10 * c) for c in (20, 100, 200, 1000)]
+    assert [(r["crop_min"], r["epochs"], r["batch"]) for r in by_classes] == [
+        (0.08, 1000, 50), (0.5, 1000, 50), (0.5, 300, 100), (0.5, 300, 100),
+    ]  # fmt: skip
+    assert recipe("edc", ipc=1, classes=100, count=30)["batch"] == 30
     rd3 = recipe("rd3", **large)
     assert (rd3["epochs"], rd3["batch"], rd3["schedule"], rd3["loss"]) == (400, 50, "cosine", "kl")
     assert [recipe("bps", ipc=i, classes=10, count=9999)["crop_min"] for i in (1, 10, 50, 70)] == [

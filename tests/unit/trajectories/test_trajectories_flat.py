@@ -28,7 +28,9 @@ def data(count: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor
 
 
 def by_hand(module: nn.Module, x: Tensor, y: Tensor, rho: float, alpha: float) -> list[Tensor]:
-    """The gradient of each parameter, as FTD's optimiser computes it: two passes, then the decomposition."""
+    """The gradient of each parameter, as FTD's optimiser computes it with its default, ``adaptive``: two passes, then
+    the decomposition.
+    """
     parameters = list(module.parameters())
 
     def gradients() -> list[Tensor]:
@@ -37,14 +39,15 @@ def by_hand(module: nn.Module, x: Tensor, y: Tensor, rho: float, alpha: float) -
     def norm(parts: list[Tensor]) -> float:
         return math.sqrt(sum(float((part**2).sum()) for part in parts))
 
-    old = gradients()
+    old, before = gradients(), [p.detach().clone() for p in parameters]
+    length = norm([p.abs() * g for p, g in zip(before, old, strict=True)])
     with torch.no_grad():
-        for p, g in zip(parameters, old, strict=True):
-            p.add_(rho * g / norm(old))
+        for p, was, g in zip(parameters, before, old, strict=True):
+            p.add_(rho * was**2 * g / length)
     new = gradients()
     with torch.no_grad():
-        for p, g in zip(parameters, old, strict=True):
-            p.sub_(rho * g / norm(old))
+        for p, was in zip(parameters, before, strict=True):
+            p.copy_(was)
     cosine = sum(float((a * b).sum()) for a, b in zip(old, new, strict=True)) / norm(old) / norm(new)
     return [b - alpha * (a - cosine * norm(old) * b / norm(new)) for a, b in zip(old, new, strict=True)]
 
