@@ -7,14 +7,14 @@ import json
 import os
 import platform
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from rayddl import documents, locks
 from rayddl.credentials import scrub
-from rayddl.errors import ArtifactError, StageError
+from rayddl.errors import ArtifactError, RayddlError, StageError
 from rayddl.stages.context import Input
 from rayddl.storage import Folder
 from rayddl.version import __version__, installed
@@ -96,17 +96,28 @@ class Artifact:
         return Input(self.stage, self.kind, self.folder, self.manifest["config"], self.summary, spent)
 
 
-def seal(folder: Folder, description: Mapping[str, Any]) -> Artifact:
+def seal(folder: Folder, description: Mapping[str, Any], leftovers: Collection[str] = ()) -> Artifact:
     """Write the manifest of ``folder``, which makes it an artifact, and return the artifact.
 
-    The manifest holds ``description`` without credentials, the files with sizes and hashes, and versions.
+    The manifest holds ``description`` without credentials, the files with sizes and hashes, and versions. Then
+    ``leftovers`` are deleted, files and folders that are no part of the artifact.
     """
-    files = {name: _entry(folder, name, size) for name, size in _contents(folder).items()}
+    contents = {name: size for name, size in _contents(folder).items() if not _in(name, leftovers)}
+    files = {name: _entry(folder, name, size) for name, size in contents.items()}
     manifest = scrub({"format": FORMAT, **description, "versions": _versions()}) | {"files": files}
     folder.delete(ERROR)
     folder.write(MANIFEST, ordered_json(manifest))
+    tidy(folder, leftovers)
     # Read back what was written, so that a first run and a resumed one pass on the same values.
     return Artifact(folder, folder.read_json(MANIFEST))
+
+
+def tidy(folder: Folder, leftovers: Collection[str]) -> None:
+    """Delete the files and folders ``leftovers`` of an artifact, which is complete also if the storage fails now."""
+    with suppress(OSError, RayddlError):
+        for name in leftovers:
+            folder.delete(name)
+            folder.clear(name)
 
 
 def state(folder: Folder) -> State:
@@ -182,6 +193,10 @@ def _check_file(
                 f"{where} was altered: its sha256 is {actual}, the manifest says {entry['sha256']}; {again}",
                 code="artifact-file-altered",
             )
+
+
+def _in(name: str, places: Collection[str]) -> bool:
+    return any(name == place or name.startswith(f"{place}/") for place in places)
 
 
 def _contents(folder: Folder) -> dict[str, int]:

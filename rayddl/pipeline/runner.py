@@ -226,7 +226,8 @@ class _Run:
         self._refuse_changed(planned)
         with interrupts.held():
             seconds = self.clock() - began + result.earlier
-            return artifacts.seal(planned.folder, self._manifest(planned, result, seconds))
+            manifest = self._manifest(planned, result, seconds)
+            return artifacts.seal(planned.folder, manifest, result.leftovers)
 
     def _refuse_changed(self, planned: PlannedStage) -> None:
         """Raise :class:`StageError` if files that no stage has made have changed since the plan: which the stage has

@@ -93,3 +93,6 @@ class Result:
     more: Mapping[str, tuple[Mapping[str, str], ...]] = field(default_factory=dict)
     earlier: float = 0.0
     """Seconds that other stages spent on units of work that this one uses."""
+    leftovers: tuple[str, ...] = ()
+    """Files, and folders with all in them, from which the stage would go on if it were interrupted now. They are
+    deleted when it is finished, and not before."""

@@ -43,6 +43,7 @@ from rayddl.stages.match import stage as match
 from rayddl.stages.match.settings import MatchConfig
 from rayddl.stages.runtime import cluster, driver, local
 from rayddl.storage import Folder
+from tests.finishing import finished
 
 NET = {"name": "convnet", "depth": 1, "width": 8}
 SEED = 5
@@ -186,7 +187,7 @@ class Stages:
             changes["start_set"] = "start"
         config = self.match_config(**changes)
         context = self._context("distill", out, read, progress)
-        result = match.run(config, context)
+        result = finished(match.run, config, context)
         return Made(context.out, result, "distill", "match", config.model_dump(mode="json"))
 
     def match_config(self, **changes: Any) -> MatchConfig:
@@ -217,7 +218,7 @@ class Stages:
         base = {"kind": "evaluate", "set": "distill", "seeds": 2, "epochs": 10, "augment": "flip_color"}
         config = EvaluateConfig.model_validate({**base, "compile": False, **changes})
         context = self._context("evaluate", out, {"distill": read}, progress)
-        result = evaluate.run(config, context)
+        result = finished(evaluate.run, config, context)
         return Made(context.out, result, "evaluate", "evaluate", config.model_dump(mode="json"))
 
     def _context(

@@ -27,6 +27,7 @@ from rayddl.stages.coreset.settings import CoresetConfig
 from rayddl.stages.experts.settings import ExpertsConfig
 from rayddl.stages.runtime import shards
 from rayddl.stages.runtime import sources as runtime_sources
+from tests.finishing import finished
 from tests.raising import raises
 
 pytestmark = pytest.mark.ray
@@ -50,7 +51,7 @@ def choose(stages, tmp_path):
         reads = {} if read is None else {read.stage: read}
         context = stages._context("coreset", tmp_path / out, reads, progress)
         context = context if source is None else replace(context, source=source)
-        result = coreset.run(config, context)
+        result = finished(coreset.run, config, context)
         return Input("coreset", "coreset", context.out, config.model_dump(mode="json"), result.summary)
 
     return run

@@ -16,6 +16,7 @@ from torch import Tensor
 from rayddl.data.pixels.space import Normalise
 from rayddl.methods.trajectories import files
 from rayddl.stages.context import Input
+from rayddl.stages.match import stage as match
 from rayddl.stages.match import worker as matcher
 from rayddl.stages.runtime.sources import publish
 from rayddl.storage import Folder
@@ -55,6 +56,18 @@ def test_the_folder_holds_the_set_and_two_tables(mct):
     """Nothing that the run needed on its way is left: checkpoints, snapshots, students' files."""
     assert mct.out.names() == ["accuracy.parquet", "metrics.parquet"]
     assert mct.out.folders() == ["set"]
+
+
+def test_a_matching_that_is_cut_before_its_manifest_is_not_done_again(stages, convex, tmp_path):
+    """The same command finds every iteration done, and the short evaluations."""
+    context = stages._context("distill", tmp_path, {"experts": convex.as_input()}, None)
+    config = stages.match_config(evaluate_every=2, evaluate_epochs=2)
+    tables_ = []
+    for _ in range(2):
+        result = match.run(config, context)
+        tables_.append([context.out.read(name) for name in ("metrics.parquet", "accuracy.parquet")])
+    assert tables_[0] == tables_[1]
+    assert matcher.CHECKPOINT in result.leftovers
 
 
 def test_every_iteration_is_recorded(mct, convex):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from safetensors.torch import load
 
@@ -142,6 +143,34 @@ def test_evaluations_that_take_too_long_are_left_out(stages, convex, told, tmp_p
         "Raise evaluate_every, or lower evaluate_epochs or evaluate_seeds."
     )
     assert made.out.names() == ["accuracy.parquet", "metrics.parquet"]
+
+
+def test_evaluations_end_with_a_stage_that_fails(stages, convex, tmp_path, monkeypatch):
+    """They would keep CPUs that other stages are to have, and write into a folder that is no longer locked."""
+    monkeypatch.setattr(short_evaluations.students, "train_one", endlessly)
+    monkeypatch.setattr(match, "_distil", failing(match._distil))
+    began = time.monotonic()
+    with pytest.raises(StageError, match="for a test"):
+        stages.match(convex, tmp_path, evaluate_every=2)
+    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() - began < 60, "a short evaluation still has its CPU"
+        time.sleep(0.1)
+
+
+def endlessly(shared: Any, data: Any, student: Any) -> dict[str, Any]:
+    """A student that does not end."""
+    time.sleep(600.0)
+    return {"accuracy": 0.5}
+
+
+def failing(distil: Any) -> Any:
+    """The loop, and then an error."""
+
+    def failed(*given: Any) -> None:
+        distil(*given)
+        raise StageError("for a test", code="for-a-test")
+
+    return failed
 
 
 finish = ShortEvaluations.finish

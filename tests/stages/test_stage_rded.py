@@ -37,6 +37,7 @@ from rayddl.stages.runtime.in_process import InProcess
 from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.settings import Resources
 from rayddl.storage import Folder
+from tests.finishing import finished
 from tests.raising import raises
 
 CLASSES = ("bear", "cat", "dog")
@@ -142,7 +143,7 @@ def run_rded(local_ray: None, tree: Path, teacher: Input, tmp_path: Path) -> Run
         nonlocal count
         count += 1
         context = _context(root, by, out or tmp_path / f"run-{count}", progress, **(source or {}))
-        return Found(context.out, how(_config(**changes), context).summary)
+        return Found(context.out, finished(how, _config(**changes), context).summary)
 
     return run
 
@@ -153,7 +154,7 @@ def reference(local_ray: None, tree: Path, teacher: Input, tmp_path_factory: pyt
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(listing, "CHUNK", 5)
         context = _context(tree, teacher, tmp_path_factory.mktemp("reference"))
-        result = rded.run(_config(resources={"at_once": 1}), context)
+        result = finished(rded.run, _config(resources={"at_once": 1}), context)
     return Found(context.out, result.summary)
 
 

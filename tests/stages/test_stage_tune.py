@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import sys
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -21,6 +22,7 @@ from rayddl.data.distilled import DistilledSet
 from rayddl.methods.training.observer import Observer
 from rayddl.nets.build import build
 from rayddl.nets.config import NetConfig
+from rayddl.pipeline import artifacts
 from rayddl.pipeline import plan as plans
 from rayddl.pipeline.definition.load import load
 from rayddl.stages import parquet as tables
@@ -31,6 +33,7 @@ from rayddl.stages.tune import result_grid
 from rayddl.stages.tune import stage as tune
 from rayddl.stages.tune.settings import TuneConfig
 from rayddl.storage import Folder
+from tests.finishing import finished
 from tests.raising import raises
 
 pytestmark = pytest.mark.ray
@@ -80,6 +83,8 @@ def searched(stages, convex, tmp_path_factory):
     out = tmp_path_factory.mktemp("search")
     context = _context(stages, out, stages.match_config(**TEMPLATE), {"experts": convex.as_input()})
     result = tune.run(TuneConfig.model_validate(SEARCH), context)
+    shutil.copytree(out, f"{out}-cut")
+    artifacts.tidy(context.out, result.leftovers)
     return Folder(str(out)), result, context
 
 
@@ -196,6 +201,19 @@ def test_a_matching_trial_goes_on_exactly(stages, convex, searched, tmp_path):
     assert all(torch.equal(first[k], second[k]) for k in first if k != "more.rows")
 
 
+def test_a_search_that_is_cut_before_its_manifest_keeps_its_winner(searched):
+    """The same command comes to the same set, which it does not make again from nothing."""
+    out, result, context = searched
+    cut = Folder(f"{out}-cut")
+    assert "work" in cut.folders()
+
+    again = tune.run(TuneConfig.model_validate(SEARCH), replace(context, out=cut))
+
+    assert again.summary["best"] == result.summary["best"]
+    assert cut.child("set").read("set.safetensors") == out.child("set").read("set.safetensors")
+    assert [name for name in again.leftovers if name in cut.folders()] == ["work"]
+
+
 def test_experts_are_varied_and_shared(stages, tmp_path):
     """With ``also: [experts]`` trials with equal expert settings use the same experts, trained once."""
     space = {"experts.lr": {"grid": [0.05, 0.02]}, "lr_image": {"choice": [5, 50]}}
@@ -208,7 +226,8 @@ def test_experts_are_varied_and_shared(stages, tmp_path):
     seen: set[str] = set()
     shelf = tmp_path / "work" / "experts"
     progress = _Look(lambda: seen.update(p.name for p in shelf.glob("*") if p.is_dir()))
-    result = tune.run(TuneConfig.model_validate({**SEARCH, **more}), replace(context, progress=progress))
+    config = TuneConfig.model_validate({**SEARCH, **more})
+    result = finished(tune.run, config, replace(context, progress=progress))
     trials = tables.read(Folder(str(tmp_path)), "trials.parquet")
     best = yaml.safe_load((tmp_path / "best.yaml").read_text(encoding="utf-8"))["stages"]
 

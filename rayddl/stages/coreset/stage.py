@@ -71,8 +71,6 @@ def run(config: CoresetConfig, context: Context) -> Result:
     made = _made(config, context, given, images, chosen)
     made.save(context.out.child("set"))
     _write_table(context, given.listing, chosen)
-    for label in labels:
-        context.out.delete(job.file(label))
     summary = {
         "method": METHODS.get(config.method, config.method),
         "ipc": config.ipc,
@@ -86,7 +84,7 @@ def run(config: CoresetConfig, context: Context) -> Result:
         "seconds": time.perf_counter() - began,
     }
     context.progress.update(len(labels), len(labels), f"{len(made):,} of {len(given.listing):,} images")
-    return Result(summary)
+    return Result(summary, leftovers=tuple(map(job.file, labels)))
 
 
 def _candidates(config: CoresetConfig, context: Context) -> _Candidates:

@@ -103,9 +103,6 @@ def run(config: EvaluateConfig, context: Context) -> Result:
     columns = {name: [result.get(name) for result in found] for name in TYPES}
     tables.write(context.out, "students.parquet", columns, TYPES)
     tables.write(context.out, "confusion.parquet", _confusions(found), CONFUSION)
-    for name in context.out.names():
-        if name.startswith("student-"):
-            context.out.delete(name)
     summary = {
         "rows": rows,
         "set": config.set,
@@ -120,7 +117,8 @@ def run(config: EvaluateConfig, context: Context) -> Result:
         **cost,
         "seconds": time.perf_counter() - began + earlier,
     }
-    return Result(summary, shown(config.set, rows), earlier=earlier)
+    leftovers = tuple(name for name in context.out.names() if name.startswith("student-"))
+    return Result(summary, shown(config.set, rows), earlier=earlier, leftovers=leftovers)
 
 
 def last_words(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -63,7 +63,12 @@ def train_one(shared: Shared, data: TrainingData, student: Student) -> dict[str,
     train = train_soft if isinstance(data.protocol, SoftProtocol) else train_hard
     images, score = train(shared, data, student, _seed(shared, student), device)
     lr = student.lr or data.protocol.lr
-    return _written(shared, student, images, score, lr, time.perf_counter() - began) if team.first else {}
+    if not team.first:
+        return {}
+    written = _written(shared, student, images, score, lr, time.perf_counter() - began)
+    if isinstance(data.protocol, SoftProtocol):
+        shared.out.delete(partial_name(student))
+    return written
 
 
 def train_in_turn(shared: Shared, group: Sequence[Student], data: Sequence[Any]) -> None:
@@ -88,6 +93,12 @@ def tried(shared: Shared, data: TrainingData, net: NetConfig) -> None:
     student = Student(data.name, net, 0, "student-tried.json", data.protocol.lr)
     train = train_soft if isinstance(data.protocol, SoftProtocol) else train_hard
     train(shared, data, student, _seed(shared, student), device)
+    shared.out.delete(partial_name(student))
+
+
+def partial_name(student: Student) -> str:
+    """The file from which the training of a student of soft labels goes on."""
+    return student.file.removesuffix(".json") + ".partial.safetensors"
 
 
 def train_group(shared: Shared, group: Sequence[Student], *kinds: TrainingData) -> list[dict[str, Any]]:
@@ -214,7 +225,7 @@ def train_soft(
         seed,
         own if protocol.with_own_labels else None,
     )
-    partial = student.file.removesuffix(".json") + ".partial.safetensors"
+    partial = partial_name(student)
     stored = shared.out.read(partial) if team.first and shared.out.has(partial) else None
     earlier = team.beginning(stored, training.dump)
     if earlier is not None:
@@ -241,7 +252,6 @@ def train_soft(
         return len(images), Score(len(shared.source.classes))
     score = _tested(trained, shared, protocol, test, labels, device)
     score.best = max(training.looks, default=None)
-    shared.out.delete(partial)
     return len(images), score
 
 

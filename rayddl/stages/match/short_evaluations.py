@@ -109,8 +109,6 @@ class ShortEvaluations:
         The matching has ended. The last iteration's evaluation uses its resources; the others run until it ends, at
         least for :data:`GRACE_SECONDS`.
         """
-        import ray
-
         last = self._job.config.iterations
         if self._job.config.evaluate_every:
             self._places.extend(() if self._pausing else self._places_after())
@@ -120,16 +118,8 @@ class ShortEvaluations:
                 if last not in left and time.monotonic() - began > GRACE_SECONDS:
                     break
                 self._poll(workers.POLL_SECONDS)
-        for ref in self._running:
-            with suppress(ray.exceptions.RayError, ValueError):
-                ray.cancel(ref, force=True)
         self._leave_out(list({due.iteration for due in (*self._waiting, *self._under_way)}))
-        for place in (*self._places, *(place for _, place in self._running.values())):
-            if not (place is None or isinstance(place, _Beside)):
-                ray.kill(place)
-        # Cancelled ones would raise an error where they are collected.
-        self._running.clear()
-        self._places.clear()
+        self.close()
         if self._left_out:
             self._context.progress.note(
                 f"{len(self._left_out)} short evaluations were left out: they take longer than the iterations between "
@@ -140,6 +130,20 @@ class ShortEvaluations:
         types = {"iteration": "int64", "seed": "int64", "accuracy": "double"}
         tables.write(self._context.out, "accuracy.parquet", columns, types)
         return rows
+
+    def close(self) -> None:
+        """Cancel what runs, and release its places. May be called more than once."""
+        import ray
+
+        for ref in self._running:
+            with suppress(ray.exceptions.RayError, ValueError):
+                ray.cancel(ref, force=True)
+        for place in (*self._places, *(place for _, place in self._running.values())):
+            if not (place is None or isinstance(place, _Beside)):
+                ray.kill(place)
+        # Cancelled ones would raise an error where they are collected.
+        self._running.clear()
+        self._places.clear()
 
     def _places_during(self) -> Iterator[Any]:
         """Yield places for students beside the matching: an actor on the GPU, or ``None`` for a task on a free CPU."""

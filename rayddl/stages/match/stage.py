@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -57,10 +57,14 @@ def run(config: MatchConfig, context: Context) -> Result:
     if has_batch_norm(job.net, job.source.shape, len(job.source.classes)):
         context.progress.note(BATCH_NORM)
     name = "last.safetensors"
-    with groups.opened(share, "match", context.progress.note) as group:
-        short = ShortEvaluations(job, context, group)
+    with (
+        groups.opened(share, "match", context.progress.note) as group,
+        closing(ShortEvaluations(job, context, group)) as short,
+    ):
         with _at_work(job, group) as worker:
             where = _distil(worker, job, context, short)
+            # What follows may take minutes: the last evaluation, and the files of a large set.
+            workers.get(worker.pause.remote(), "writing a checkpoint")
             workers.get(worker.keep.remote(name, config.iterations), "keeping the set")
             rows = workers.get(worker.rows.remote(config.iterations), "reading the metrics")
         accuracies = short.finish()
@@ -69,11 +73,14 @@ def run(config: MatchConfig, context: Context) -> Result:
     tables.write(context.out, "metrics.parquet", _typed(rows), TYPES)
     made = made_of(matcher.read_snapshot(context.out, name), config, context, job, where.iteration)
     made.save(context.out.child("set"))
-    for leftover in context.out.names():
-        if leftover in (name, matcher.CHECKPOINT) or leftover.startswith(short_evaluations.LEFT):
-            context.out.delete(leftover)
+    leftovers = tuple(
+        leftover
+        for leftover in context.out.names()
+        if leftover in (name, matcher.CHECKPOINT) or leftover.startswith(short_evaluations.LEFT)
+    )
     seconds = time.perf_counter() - began
-    return Result(_summary(config, job.source, rows, where, made, accuracies, seconds))
+    summary = _summary(config, job.source, rows, where, made, accuracies, seconds)
+    return Result(summary, leftovers=leftovers)
 
 
 def started(config: MatchConfig, source: SharedSource, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:

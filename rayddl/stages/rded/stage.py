@@ -72,7 +72,6 @@ def run(config: RdedConfig, context: Context) -> Result:
     }
     made = DistilledSet(images, labels, LR_STUDENT, job.listing.classes, seen.space, info)
     made.save(context.out.child("set"))
-    context.out.delete(PROGRESS_FILE)
     seconds = time.perf_counter() - began
     summary = {
         "method": "RDED",
@@ -90,7 +89,7 @@ def run(config: RdedConfig, context: Context) -> Result:
     }
     many = len(job.listing)
     context.progress.update(many, many, f"{len(images):,} images from {many:,} looked at")
-    return Result(summary)
+    return Result(summary, leftovers=(PROGRESS_FILE,))
 
 
 def prepared(config: RdedConfig, context: Context) -> tuple[RdedTask, int]:

@@ -55,9 +55,6 @@ def run(config: RefineConfig, context: Context) -> Result:
     info = described(config, context, made, job)
     replace(made, stored=whole["images"], info=info).save(context.out.child("set"))
     _write_table(context, made, pairs, whole)
-    for block in job.blocks:
-        context.out.delete(job.file(block))
-    context.out.delete(PAIRS)
     before, after = (float(whole[name].mean()) for name in ("before", "after"))
     moved = f"features differ from the anchors' by {after:.3g}, before by {before:.3g}"
     context.progress.update(len(made), len(made), moved)
@@ -73,7 +70,7 @@ def run(config: RefineConfig, context: Context) -> Result:
         "bytes": whole["images"].numel(),
         "seconds": time.perf_counter() - began,
     }
-    return Result(summary)
+    return Result(summary, leftovers=(*map(job.file, job.blocks), PAIRS))
 
 
 def _read(job: RefineTask, shape: Sequence[int]) -> dict[str, Tensor]:

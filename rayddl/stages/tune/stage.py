@@ -35,11 +35,10 @@ def run(config: TuneConfig, context: Context) -> Result:
     outcome.write_best(
         config, context, search, share, winner, work.make.pinned(best.settings, best.iteration)
     )
-    context.out.clear(WORK)
     summary = outcome.summary(config, context, search, rows, winner)
     table = outcome.table(search, rows, winner)
     context.progress.note(outcome.in_words(search, rows))
-    return Result({**summary, "seconds": time.perf_counter() - began}, table)
+    return Result({**summary, "seconds": time.perf_counter() - began}, table, leftovers=(WORK,))
 
 
 def _trials(config: TuneConfig, context: Context) -> Trials:

@@ -30,6 +30,8 @@ class _Short:
         self.shown = "  accuracy 33.3 %"
         return [(200, 0, 0.417), (300, 0, 0.333)]
 
+    def close(self) -> None: ...
+
 
 class _Shown(Silent):
     """Keeps the last figures."""
@@ -53,7 +55,7 @@ def test_the_closing_line_has_the_accuracy_of_the_last_iteration(
         "prepared": lambda *_: (SimpleNamespace(net=None, source=source), None),
         "has_batch_norm": lambda *_: False,
         "ShortEvaluations": _Short,
-        "_at_work": lambda *_: nullcontext(SimpleNamespace(keep=_Remote(), rows=_Remote())),
+        "_at_work": lambda *_: nullcontext(SimpleNamespace(keep=_Remote(), rows=_Remote(), pause=_Remote())),
         "_distil": lambda *_: where,
         "_typed": lambda rows: rows,
         "made_of": lambda *_: made,

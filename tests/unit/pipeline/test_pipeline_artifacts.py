@@ -122,6 +122,48 @@ class TestSealed:
 
         assert artifacts.state(folder) == "new"
 
+    def test_leftovers_stay_until_the_manifest_is_there(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An interrupted seal leaves what the stage goes on from; then files and folders of them are deleted."""
+        folder = Folder(str(tmp_path / "x"))
+        for name in ("a.bin", "work/1/state", "work.txt", "checkpoint"):
+            folder.write(name, b"1")
+        write = Folder.write
+
+        def cut(folder: Folder, name: str, data: bytes) -> None:
+            if name == artifacts.MANIFEST:
+                raise OSError("no space left on device")
+            write(folder, name, data)
+
+        monkeypatch.setattr(Folder, "write", cut)
+        with pytest.raises(OSError, match="no space"):
+            artifacts.seal(folder, DESCRIPTION, ("work", "checkpoint", "gone"))
+        assert set(folder.files()) == {"a.bin", "work/1/state", "work.txt", "checkpoint"}
+
+        monkeypatch.setattr(Folder, "write", write)
+        artifact = artifacts.seal(folder, DESCRIPTION, ("work", "checkpoint", "gone"))
+        assert set(artifact.files) == {"a.bin", "work.txt"}
+        assert set(folder.files()) == {"a.bin", "work.txt", "manifest.json"}
+
+    def test_an_artifact_is_complete_if_its_leftovers_cannot_be_deleted(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A failing storage does not take the finished stage back."""
+
+        def failing(folder: Folder, name: str) -> None:
+            raise OSError("unreachable")
+
+        monkeypatch.setattr(
+            Folder, "delete", lambda folder, name: name == "error.txt" or failing(folder, name)
+        )
+        folder = Folder(str(tmp_path / "x"))
+        folder.write("checkpoint", b"1")
+        artifacts.seal(folder, DESCRIPTION, ("checkpoint",))
+
+        assert artifacts.state(folder) == "done"
+        assert artifacts.open_artifact(folder).files == {}
+
     def test_an_old_error_is_removed(self, tmp_path: Path) -> None:
         """A stage that finished has no error any more."""
         folder = Folder(str(tmp_path / "x"))

@@ -33,6 +33,7 @@ from rayddl.stages.runtime.in_process import InProcess
 from rayddl.stages.settings import without_resources
 from rayddl.stages.teacher.settings import TeacherConfig
 from rayddl.storage import Folder
+from tests.finishing import finished
 from tests.raising import raises
 
 SHAPE, CLASSES = (1, 8, 8), ("a", "b")
@@ -95,7 +96,7 @@ def run(tmp_path: Path) -> Runs:
         config = RefineConfig.model_validate({**base, "augment": "crop", **changes})
         folder, source = Folder(str(tmp_path / out)), SourceConfig(name="digits")
         context = Context("refine", source, 3, folder, inputs, {}, progress or Silent(), backend=InProcess())
-        return folder, refine.run(config, context)
+        return folder, finished(refine.run, config, context)
 
     return started
 
