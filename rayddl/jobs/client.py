@@ -155,10 +155,12 @@ class Jobs:
             return str(self._client.get_job_logs(job))
 
     def follow(self, job: str, say: Callable[[str], None]) -> Job:
-        """Pass the output of a job to ``say`` until it ends, then return the job. Reopens broken connections."""
-        printed = 0
-        for attempt in range(RECONNECTS + 1):
-            received = 0
+        """Pass the output of a job to ``say`` until it ends, then return the job. Reopens connections that end before
+        the job does. Raises :class:`UserError` if they break several times in a row.
+        """
+        printed = broken = 0
+        while True:
+            received, before = 0, printed
             try:
                 for text in self._tail(job):
                     # Each connection repeats the output from its beginning; pass on only the new part.
@@ -167,13 +169,21 @@ class Jobs:
                     printed = max(printed, received)
                     if new:
                         say(new)
-            except (OSError, RuntimeError, UserError):
-                if attempt == RECONNECTS:
-                    raise
+                broken = 0
+            except (OSError, RuntimeError, UserError) as error:
+                broken = broken + 1 if printed == before else 1
+                if broken > RECONNECTS:
+                    raise UserError(
+                        f"the connection to the log of job {job} broke {broken} times in a row ({error}); the job "
+                        f"itself goes on: rayddl logs {job} --follow",
+                        code="log-broken",
+                    ) from error
             found = self.job(job)
             if found.state in ENDED:
                 return found
-        return found
+            # A proxy closes connections on which nothing was sent for a while.
+            if printed == before:
+                time.sleep(PAUSE_SECONDS)
 
     def _tail(self, job: str) -> Iterator[str]:
         with self._explained_errors(job):

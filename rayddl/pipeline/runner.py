@@ -189,8 +189,7 @@ class _Run:
                 artifact = self._run(planned, began)
         except BaseException as error:
             self._failed(planned, error, self.clock() - began)
-        self.finished[planned.name], self.endings[planned.name] = artifact, "done"
-        self._warned(planned, artifact, "done")
+        self._finish(planned, artifact, "done")
 
     def interrupted(self) -> None:
         """Record the run as interrupted, at its running stages or else at its first unfinished one."""
@@ -292,24 +291,24 @@ class _Run:
         return {"plugins": used} if used else {}
 
     def _reuse(self, planned: PlannedStage, artifact: Artifact) -> None:
-        self.finished[planned.name], self.endings[planned.name] = artifact, "cached"
-        self._warned(planned, artifact, "cached")
+        self._finish(planned, artifact, "cached")
 
-    def _warned(self, planned: PlannedStage, artifact: Artifact, ending: Literal["done", "cached"]) -> None:
+    def _finish(self, planned: PlannedStage, artifact: Artifact, ending: Literal["done", "cached"]) -> None:
         """Record and show a finished stage with its warnings. Raises :class:`StageError` for these if ``strict``."""
         kind = planned.stage.kind
+        self.endings[planned.name] = ending
         with self._writing:
             found = {planned.name: kind.cautions_after(artifact.summary)}
-            for name, texts in self._beside(kind).items():
+            for name, texts in self._beside(kind, {**self.finished, planned.name: artifact}).items():
                 found[name] = (*found.get(name, ()), *texts)
             for name, texts in found.items():
                 if texts:
                     self.warnings[name] = (*self.warnings.get(name, ()), *texts)
                     self.record.warnings[name] = [*self.record.warnings.get(name, ()), *texts]
             refused = self.strict and any(found.values())
-            if refused:
-                # Stages that read this one do not start.
-                del self.finished[planned.name]
+            if not refused:
+                # Stages that read this one may start.
+                self.finished[planned.name] = artifact
         self._note(planned, ending, artifact)
         self._end(planned, ending, artifact.seconds, artifact)
         for line in cautions.lines(found):
@@ -318,10 +317,9 @@ class _Run:
             name, texts = next((name, texts) for name, texts in found.items() if texts)
             cautions.refuse_after(name, texts)
 
-    def _beside(self, kind: Kind) -> dict[str, tuple[str, ...]]:
-        """The warnings, by stage, that follow only from all stages of ``kind``; none before these are finished."""
+    def _beside(self, kind: Kind, done: Mapping[str, Artifact]) -> dict[str, tuple[str, ...]]:
+        """The warnings, by stage, that follow only from all stages of ``kind``; none before these are ``done``."""
         names = [each.name for each in self.plan.chosen if each.stage.kind.name == kind.name]
-        done = dict(self.finished)
         if any(name not in done for name in names):
             return {}
         found = {}

@@ -247,3 +247,51 @@ def test_a_broken_log_is_taken_up_where_it_broke(server: Server, monkeypatch: py
     monkeypatch.setattr(jobs, "_tail", tail)
     assert jobs.follow("digits-1", said.append).state == "SUCCEEDED"
     assert "".join(said) == whole
+
+
+@pytest.mark.parametrize("clean", [False, True], ids=["broken", "closed"])
+def test_a_long_job_is_followed_over_any_number_of_connections(
+    server: Server, monkeypatch: pytest.MonkeyPatch, clean: bool
+) -> None:
+    """Only breaks in a row, without anything new between them, end the command; what a proxy closes is opened again."""
+    monkeypatch.setattr(client, "PAUSE_SECONDS", 0.0)
+    whole, opened = "".join(f"{n}\n" for n in range(3 * client.RECONNECTS)), 0
+
+    def tail(job: str) -> Iterator[str]:
+        nonlocal opened
+        del job
+        opened += 1
+        yield whole if clean else whole[: 2 * opened]
+        if opened > len(whole) / 2:
+            server.answers["/api/jobs/digits-1"] = (200, {**KNOWN, "status": "SUCCEEDED"})
+        elif not clean:
+            raise RuntimeError("the websocket was closed")
+
+    jobs, said = Jobs(server.address), []
+    monkeypatch.setattr(jobs, "_tail", tail)
+    assert jobs.follow("digits-1", said.append).state == "SUCCEEDED"
+    assert "".join(said) == whole
+    assert opened > 2 * client.RECONNECTS
+
+
+def test_a_log_that_cannot_be_read_any_more_ends_the_command(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message says that the job goes on, and how to follow it."""
+    monkeypatch.setattr(client, "PAUSE_SECONDS", 0.0)
+    opened = 0
+
+    def tail(job: str) -> Iterator[str]:
+        nonlocal opened
+        del job
+        opened += 1
+        yield "one\n"
+        raise RuntimeError("the websocket was closed")
+
+    jobs, said = Jobs(server.address), []
+    monkeypatch.setattr(jobs, "_tail", tail)
+    with raises("log-broken"):
+        jobs.follow("digits-1", said.append)
+    assert said == ["one\n"]
+    # The first one brought something new.
+    assert opened == client.RECONNECTS + 1

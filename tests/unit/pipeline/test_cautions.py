@@ -13,7 +13,7 @@ import pytest
 from rayddl.pipeline import api, cautions
 from rayddl.pipeline.display.base import Closing, Hidden
 from rayddl.pipeline.plan import Plan
-from rayddl.pipeline.runner import execute
+from rayddl.pipeline.runner import _Run, execute
 from rayddl.report.page import render, sections
 from rayddl.report.run import Run
 from rayddl.stages import kinds
@@ -284,6 +284,25 @@ def test_strict_makes_them_errors(lab: Any, three: dict[str, Any], monkeypatch: 
         execute(lab.plan(three), strict=True)
     assert lab.calls == ["first"]
     assert lab.plan(three).stages[0].state == "done"
+
+
+def test_no_stage_starts_before_the_one_that_it_reads_is_accepted(
+    lab: Any, three: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the warnings of a finished stage are looked for, which may wait for a write, it does not count as
+    finished.
+    """
+    seen = []
+
+    def beside(run: _Run, kind: Kind, done: dict[str, Any]) -> dict[str, Any]:
+        del kind
+        seen.append(set(done) - set(run.finished))
+        return {}
+
+    monkeypatch.setattr(_Run, "_beside", beside)
+    lab.run(three)
+    lab.run(three)
+    assert seen == [{"first"}, {"second"}, {"page"}] * 2
 
 
 @pytest.mark.parametrize(
