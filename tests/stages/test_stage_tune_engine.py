@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import time
 from dataclasses import dataclass
@@ -30,7 +31,9 @@ SHARE = Share(1, 0, None, 2)
 
 @dataclass
 class Climb:
-    """A trial that climbs to its one setting; a setting above 0.9 diverges, one of -1 kills its worker."""
+    """A trial that climbs to its one setting; a setting above 0.9 diverges, one of -1 kills its worker, and one of -2
+    finds the disk full.
+    """
 
     task: Any
     at: int = 0
@@ -46,6 +49,8 @@ class Climb:
 
             self.task.folder.write("killed", b"")
             os.kill(os.getpid(), signal.SIGKILL)
+        if x == -2 and not (self.task.folder.local.parent.parent / "room").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
         self.task.folder.write(f"from-{self.at}-to-{until}", b"")
         self.at = until
         return {"accuracy": max(0.0, x) * (1 - 0.5**until)}
@@ -127,3 +132,15 @@ def test_a_search_in_which_nothing_works_says_why(tmp_path, told):
         TrialStore(work.out).end(Row(number, {"x": 0.95}, "diverged", 0.0, 1, 0.1, (), "the loss is nan"))
     with raises("no-trial-succeeded"):
         engine.run(work, SHARE, told())
+
+
+def test_a_full_disk_ends_the_search_and_fails_no_trial(stages, tmp_path, cut_when):
+    """With room again, the same call goes on with that trial."""
+    del stages
+    work = searching(tmp_path, space={"x": Entry(choice=(-2, 0.5))}, searcher="grid", samples=3)
+    with raises("trial-cut-off"):
+        engine.run(work, SHARE, cut_when(lambda: False))
+    assert not any(row.ended == "failed" for row in TrialStore(work.out).ended().values())
+    (tmp_path / "room").touch()
+    rows = engine.run(work, SHARE, cut_when(lambda: False))
+    assert [row.ended for row in rows.values()] == ["whole"] * 3

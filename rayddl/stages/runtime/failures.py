@@ -63,6 +63,13 @@ def gpu_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def of_machine(error: BaseException) -> bool:
+    """True if a disk, a storage or a GPU failed, and not the work: another process, or a later attempt, may succeed."""
+    found = _inner(error)
+    # After an error of CUDA nothing on the GPU works in this process; torch raises a plain RuntimeError.
+    return isinstance(found, OSError) or (isinstance(found, RuntimeError) and "CUDA error" in str(found))
+
+
 def lost(error: BaseException) -> bool:
     """True if a worker, its node or its result was lost for a reason outside the work, so that a retry may
     succeed. False for lack of memory (:func:`out_of_memory`) and for an actor whose constructor raised.

@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ray import cloudpickle
 from ray.tune import Callback, Stopper
 
 from rayddl.errors import StageError
 from rayddl.stages.context import Progress
+from rayddl.stages.runtime import failures
 from rayddl.stages.tune import result_grid
 from rayddl.stages.tune.actor import METRIC, NUMBER
 from rayddl.stages.tune.outcome import best_of, shown
@@ -42,6 +44,8 @@ class Budget(Stopper):
         """Seconds of trials' work so far."""
         self._counted: dict[str, int] = {}
         """By trial, the number of reports that are part of it."""
+        self.cut_off: StageError | None = None
+        """Why the search cannot go on. Ray Tune would wrap what a callback raises."""
 
     @property
     def seconds(self) -> float:
@@ -63,12 +67,12 @@ class Budget(Stopper):
         return False
 
     def stop_all(self) -> bool:
-        """True if a budget is used up."""
+        """True if a budget is used up, or the search cannot go on."""
         if self._clock() - self._noted > CLOCK_SECONDS:
             self._noted = self._clock()
             self._book.note_seconds(self.seconds)
         over_cost = self._search.cost_budget is not None and self.cost >= self._search.cost_budget
-        return self.left == 0.0 or over_cost
+        return self.left == 0.0 or over_cost or self.cut_off is not None
 
 
 class TrialRows(Callback):
@@ -100,8 +104,20 @@ class TrialRows(Callback):
         self._end(trial, "stopped")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Write the row of a trial whose worker was lost too often."""
-        self._end(trial, "failed")
+        """Write the row of a trial whose worker was lost too often; or end the search, which can go on later, if the
+        machine was to blame.
+        """
+        error = _error_of(trial)
+        if error is not None and failures.of_machine(error):
+            number = self._searcher.numbers[trial.trial_id]
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            self._budget.cut_off = StageError(
+                f"trial {number} of the search could not go on: {lines[-1] if lines else type(error).__name__}. What "
+                "was finished is kept; mend the cause, and run the same command to continue.",
+                code="trial-cut-off",
+            )
+        else:
+            self._end(trial, "failed")
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Update the progress line: called once per iteration of Tune's loop."""
@@ -151,6 +167,15 @@ class TrialRows(Callback):
             said.append(f"{left / 60:.0f} min left" if left > 90 else f"{left:.0f} s left")
         metric = ", ".join(said) or "starting workers"
         self._progress.update(len(self.rows), self._work.search.samples, metric)
+
+
+def _error_of(trial: Any) -> Exception | None:
+    """The error that ended a trial, from the file in which Ray Tune keeps it; ``None`` if there is none."""
+    if trial.pickled_error_file is not None:
+        with contextlib.suppress(OSError):  # on a full disk it may not be there
+            found: Exception | None = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+            return found
+    return None
 
 
 class Loggers(Callback):

@@ -96,6 +96,8 @@ def _fit(work: Work, share: Share, progress: Progress, searcher: Any, callbacks:
     )
     try:
         tuner.fit()
+        if budget.cut_off is not None:
+            raise budget.cut_off
         rows.close()
     finally:
         logs.close()

@@ -120,7 +120,8 @@ class Running:
     def step(self) -> Report:
         """The next report. A trial that fails reports the worst metric and is :attr:`over`.
 
-        Raises ``torch.OutOfMemoryError`` if its GPU has too little memory left, at most :data:`FULL` times.
+        Raises ``torch.OutOfMemoryError`` if its GPU has too little memory left, at most :data:`FULL` times, and the
+        errors of :func:`rayddl.stages.runtime.failures.of_machine`.
         """
         if self._said == len(self._reports):
             self._go_on()
@@ -142,6 +143,9 @@ class Running:
                 # The settings may not be to blame: others use the GPU. Ray Tune starts the trial again.
                 self._full += 1
                 self._write()
+                raise
+            if failures.of_machine(error) or failures.lost(error):
+                # A row is final, and with another disk or process the same settings may succeed.
                 raise
             reason = str(error) if isinstance(error, RayddlError) else f"{type(error).__name__}: {error}"
             self._fail("failed", reason, stop, began)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
+import ray
 import torch
 
+from rayddl.s3 import UnreachableError
 from rayddl.stages.tune.store import TrialStore
 from rayddl.stages.tune.trial import Running
 
@@ -133,3 +137,32 @@ def test_a_full_gpu_is_not_the_settings_fault(work, monkeypatch):
         last.step()
     row = last.row("stopped")
     assert (row.ended, row.value, row.reason) == ("failed", 0.0, "OutOfMemoryError: CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        UnreachableError("the storage did not answer"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        ray.exceptions.ObjectLostError("ff" * 28, None, ""),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_fault_of_the_machine_is_not_the_settings_fault(work, monkeypatch, error):
+    """It is raised, for Tune to start the trial in another process, and no row says that the settings failed."""
+    w = work()
+    running = Running(w, 0, SOUND)
+    first = running.step()
+
+    def failing(*_):
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(running._opened()), "save", failing)
+        with pytest.raises(type(error)):
+            running.step()
+    again = Running(w, 0, SOUND)
+    assert again.step() == first
+    assert again.ended is None
+    assert again.step().iteration == 4
