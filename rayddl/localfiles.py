@@ -12,7 +12,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rayddl.errors import PathError
@@ -135,6 +135,17 @@ def writing(target: str) -> Iterator[Path]:
 def unfinished(name: str) -> bool:
     """True for the name of a file that is being written, or of a folder with one."""
     return _SCRATCH.search(name) is not None
+
+
+def sweep(top: str) -> None:
+    """Remove what writers that were killed have left below the folder ``top``; links are not followed."""
+    for folder, folders, files in os.walk(real(top)):
+        for name in [name for name in folders if unfinished(name)]:
+            folders.remove(name)
+            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+        for name in filter(unfinished, files):
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(folder, name))
 
 
 def _scratch(target: str) -> str:

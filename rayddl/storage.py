@@ -305,6 +305,11 @@ class Folder:
             with suppress(FileNotFoundError):
                 self.asked(lambda: filesystem.delete_file(f"{path}/{_inside(name)}"))
 
+    def sweep(self) -> None:
+        """Remove what writers that were killed have left, here and below; on remote filesystems they leave nothing."""
+        if self.local is not None:
+            localfiles.sweep(str(self.local))
+
     def clear(self, name: str) -> None:
         """Remove the folder ``name`` inside this one with its content, if it exists."""
         filesystem, path = self._opened

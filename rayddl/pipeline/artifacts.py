@@ -100,8 +100,10 @@ def seal(folder: Folder, description: Mapping[str, Any], leftovers: Collection[s
     """Write the manifest of ``folder``, which makes it an artifact, and return the artifact.
 
     The manifest holds ``description`` without credentials, the files with sizes and hashes, and versions. Then
-    ``leftovers`` are deleted, files and folders that are no part of the artifact.
+    ``leftovers`` are deleted, files and folders that are no part of the artifact. What killed writers left is deleted
+    before.
     """
+    folder.sweep()
     contents = {name: size for name, size in _contents(folder).items() if not _in(name, leftovers)}
     files = {name: _entry(folder, name, size) for name, size in contents.items()}
     manifest = scrub({"format": FORMAT, **description, "versions": _versions()}) | {"files": files}

@@ -185,6 +185,7 @@ class _Run:
                     found = artifacts.open_artifact(planned.folder, fingerprint=planned.fingerprint)
                     self._reuse(planned, found)
                     return
+                planned.folder.sweep()
                 self._note(planned, "running")
                 artifact = self._run(planned, began)
         except BaseException as error:

@@ -103,6 +103,23 @@ def test_only_unfinished_files_are_hidden(tmp_path: Path) -> None:
     assert list(folder.files()) == folder.names()
 
 
+def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
+    """Files and folders of unfinished writes, at any depth, and nothing behind a link."""
+    elsewhere, top = tmp_path / "elsewhere", tmp_path / "top"
+    for file in ("a", "a.tmp-0a1b2c3d", "deep/b.tmp-0a1b2c3d/file", "deep/c", "deep/d.tmp-1"):
+        (top / file).parent.mkdir(parents=True, exist_ok=True)
+        (top / file).write_bytes(b"1")
+    elsewhere.mkdir()
+    (elsewhere / "e.tmp-0a1b2c3d").write_bytes(b"1")
+    (top / "link").symlink_to(elsewhere)
+    Folder(str(top)).sweep()
+
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir())
+    assert left == ["elsewhere/e.tmp-0a1b2c3d", "top/a", "top/deep/c", "top/deep/d.tmp-1"]
+    Folder(str(tmp_path / "none")).sweep()
+    Folder("mock://x").sweep()
+
+
 def test_names_that_are_not_utf8_find_their_files(tmp_path: Path) -> None:
     """They are listed with their bytes shown, and everything works by the shown name."""
     raw = os.fsencode(tmp_path)

@@ -164,6 +164,14 @@ class TestSealed:
         assert artifacts.state(folder) == "done"
         assert artifacts.open_artifact(folder).files == {}
 
+    def test_what_killed_writers_left_is_no_part_of_it(self, tmp_path: Path) -> None:
+        """Nor does it take up the disk for ever."""
+        folder = Folder(str(tmp_path / "x"))
+        folder.write("a.bin", b"1")
+        (tmp_path / "x" / "a.bin.tmp-0a1b2c3d").write_bytes(b"1")
+        assert set(artifacts.seal(folder, DESCRIPTION).files) == {"a.bin"}
+        assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["a.bin", "manifest.json"]
+
     def test_an_old_error_is_removed(self, tmp_path: Path) -> None:
         """A stage that finished has no error any more."""
         folder = Folder(str(tmp_path / "x"))
