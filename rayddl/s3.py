@@ -1,16 +1,19 @@
-"""Reads objects of S3 with one request each. pyarrow asks for an object's size first, which doubles the wait.
+"""Reads objects of S3 with one request each, and writes them as a whole or not at all.
 
-Listings, writes and random access go through pyarrow.
+pyarrow asks for an object's size before it reads it, which doubles the wait, and stores what it has of an object if an
+interrupt ends the writing. Listings and random access go through pyarrow.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import threading
 import time
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pyarrow import fs
@@ -25,6 +28,8 @@ _ATTEMPTS = 8
 _BROKEN_OFF = 4
 """Attempts at a read that began and was cut off."""
 _LONGEST_WAIT = 20.0
+_IN_PARTS = 8 << 20
+"""Bytes from which an object is written in several requests."""
 CONNECTIONS = 64
 """Connections of a process to one place."""
 _making = threading.Lock()
@@ -42,9 +47,7 @@ def read(filesystem: fs.S3FileSystem, path: str, at: int = 0, size: int | None =
     """
     from botocore import exceptions
 
-    with _making:
-        client = _client(tuple(filesystem.__reduce__()[1][0][name] for name in _OPTIONS))
-    bucket, _, key = path.partition("/")
+    client, bucket, key = _place(filesystem, path)
     if size == 0:
         return b""
     last = "" if size is None else at + size - 1
@@ -62,6 +65,40 @@ def read(filesystem: fs.S3FileSystem, path: str, at: int = 0, size: int | None =
         raise _as_os_error(error, path) from error
     except exceptions.BotoCoreError as error:
         raise UnreachableError(f"{path}: {error}") from error
+
+
+def write(filesystem: fs.S3FileSystem, path: str, content: bytes | Path) -> None:
+    """Store the object ``path`` (``bucket/key``); ``content`` are its bytes or a local file with them.
+
+    If it is interrupted, the object stays as it was. Raises the errors of :func:`read`.
+    """
+    from boto3.exceptions import S3UploadFailedError
+    from botocore import exceptions
+
+    client, bucket, key = _place(filesystem, path)
+    try:
+        if isinstance(content, Path):
+            client.upload_file(str(content), bucket, key)
+        elif len(content) < _IN_PARTS:
+            client.put_object(Bucket=bucket, Key=key, Body=content)
+        else:
+            client.upload_fileobj(io.BytesIO(content), bucket, key)
+    except exceptions.ClientError as error:
+        raise _as_os_error(error, path) from error
+    except (exceptions.BotoCoreError, S3UploadFailedError) as error:
+        # The upload of a file wraps what the server answered.
+        answer = error.__context__
+        if isinstance(answer, exceptions.ClientError):
+            raise _as_os_error(answer, path) from error
+        raise UnreachableError(f"{path}: {error}") from error
+
+
+def _place(filesystem: fs.S3FileSystem, path: str) -> tuple[Any, str, str]:
+    """A client for the filesystem, and the path's bucket and key."""
+    with _making:
+        client = _client(tuple(filesystem.__reduce__()[1][0][name] for name in _OPTIONS))
+    bucket, _, key = path.partition("/")
+    return client, bucket, key
 
 
 def patiently(call: Callable[[], _T], passing: tuple[type[Exception], ...], attempts: int) -> _T:
@@ -107,6 +144,7 @@ def _client(options: tuple[Any, ...]) -> Any:
         s3={"addressing_style": style},
         # Stores that only resemble S3 do not know its newer checksums.
         response_checksum_validation="when_required",
+        request_checksum_calculation="when_required",
         **({"signature_version": UNSIGNED} if unsigned else {}),
     )
     return session.client(

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from pyarrow import NativeFile, OSFile, fs
 from pydantic import BaseModel
 
-from rayddl import documents, hosts, json_text, limits, localfiles, s3
+from rayddl import documents, hosts, interrupts, json_text, limits, localfiles, s3
 from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError, PathError
 from rayddl.filenames import FileList
@@ -261,7 +261,7 @@ class Folder:
     def write(self, name: str, data: bytes) -> None:
         """Write the file ``name``; other processes never see it half-written."""
         if self.far:
-            self._upload(name, lambda stream: stream.write(data))
+            self._upload(name, data)
             return
         localfiles.write(self._made_for(name), data)
 
@@ -276,7 +276,7 @@ class Folder:
             with tempfile.TemporaryDirectory() as folder:
                 scratch = Path(folder, "file")
                 yield scratch
-                self._upload(name, partial(_copy, scratch))
+                self._upload(name, scratch)
             return
         with localfiles.writing(self._made_for(name)) as path:
             yield path
@@ -288,12 +288,19 @@ class Folder:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         return target
 
-    def _upload(self, name: str, content: Callable[[NativeFile], object]) -> None:
+    def _upload(self, name: str, content: bytes | Path) -> None:
         filesystem, target = self.on(name)
+        if isinstance(filesystem, fs.S3FileSystem):
+            s3.write(filesystem, target, content)
+            return
 
         def upload() -> None:
-            with filesystem.open_output_stream(target) as stream:
-                content(stream)
+            # A stream that an interrupt closes stores what it has.
+            with interrupts.held(), filesystem.open_output_stream(target) as stream:
+                if isinstance(content, Path):
+                    _copy(content, stream)
+                else:
+                    stream.write(content)
 
         self.asked(upload)
 

@@ -7,6 +7,8 @@ import itertools
 import os
 import re
 import signal
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -309,7 +311,7 @@ def test_questions_are_asked_again_where_that_may_help(
 def test_what_is_written_far_away_may_be_written_again(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Uploads and deletions are asked for like the rest, and the second time they do no harm."""
+    """Deletions are asked for like the rest, and the second time they do no harm."""
     asked = []
 
     def again(self: Folder, request: Callable[[], Any]) -> Any:
@@ -320,12 +322,60 @@ def test_what_is_written_far_away_may_be_written_again(
     folder = Folder(store.uri("bucket/written"))
     monkeypatch.setattr(Folder, "asked", again)
     folder.write("a/b.bin", b"12")
-    assert len(asked) == 1
     assert (folder.read("a/b.bin"), folder.size("a/b.bin")) == (b"12", 2)
     asked.clear()
     folder.clear("a")
     assert len(asked) == 2
     assert not folder.has("a/b.bin")
+
+
+@pytest.mark.parametrize("size", [100, 9 << 20], ids=["one request", "parts"])
+@pytest.mark.parametrize("from_file", [False, True], ids=["bytes", "file"])
+def test_what_is_written_far_away_is_what_was_given(store: ObjectStore, size: int, from_file: bool) -> None:
+    """Of any size, from memory or from a file; a bucket that is not there is an error of its own."""
+    data = bytes(range(256)) * (size // 256) + b"end"
+    for uri, found in (("bucket/sizes", True), ("no-such-bucket/sizes", False)):
+        folder = Folder(store.uri(uri).replace("bucket/bucket", "bucket").replace("bucket/no-", "no-"))
+        with nullcontext() if found else pytest.raises(FileNotFoundError, match="NoSuchBucket"):
+            if from_file:
+                with folder.writing("x.bin") as path:
+                    path.write_bytes(data)
+            else:
+                folder.write("x.bin", data)
+            assert folder.read("x.bin") == data
+
+
+_WRITES = """
+import sys
+from rayddl.storage import Folder
+folder, size = Folder(sys.argv[1]), int(sys.argv[2])
+folder.write("warm", b"1")
+print("now", flush=True)
+folder.write("it", b"n" * size)
+"""
+
+
+@pytest.mark.parametrize("size", [1000, 20 << 20], ids=["one request", "parts"])
+@pytest.mark.parametrize("after", [0.05, 0.4, 0.8])
+def test_an_interrupted_write_far_away_leaves_what_was_there(
+    store: ObjectStore, size: int, after: float
+) -> None:
+    """Ctrl-C, or the end of a job, while the storage is slow: the old content or the new one, and nothing between."""
+    uri = store.uri("cut")
+    Folder(uri).write("it", b"old")
+    try:
+        store.delay(0.3)
+        with subprocess.Popen(
+            [sys.executable, "-c", _WRITES, uri, str(size)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"now\n"
+            time.sleep(after)
+            child.send_signal(signal.SIGINT)
+            child.wait(60)
+    finally:
+        store.delay(0.0)
+    assert Folder(uri).read("it") in (b"old", b"n" * size)
 
 
 FIELDS = ("labels", "file", "at", "size", "classes", "store")
