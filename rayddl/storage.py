@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -298,7 +299,8 @@ class Folder:
             # A stream that an interrupt closes stores what it has.
             with interrupts.held(), filesystem.open_output_stream(target) as stream:
                 if isinstance(content, Path):
-                    _copy(content, stream)
+                    with open(content, "rb") as file:
+                        shutil.copyfileobj(file, stream)
                 else:
                     stream.write(content)
 
@@ -352,12 +354,6 @@ class Folder:
 
 _PART = 1 << 20
 _ATTEMPTS = 4
-
-
-def _copy(file: Path, stream: NativeFile) -> None:
-    with open(file, "rb") as content:
-        while part := content.read(_PART):
-            stream.write(part)
 
 
 def split(where: str) -> tuple[Folder, str]:
