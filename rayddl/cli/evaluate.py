@@ -51,7 +51,8 @@ def evaluate(
     """Judge a set: train students on it and on random images.
 
     Uses the protocol that is stored with the set; options replace single settings of it. The result is kept as JSON in
-    evaluations/ under --out; `rayddl compare SET --again` makes a page of it.
+    evaluations/ under --out. `rayddl compare` makes a page of finished evaluations; with --again it evaluates anew, by
+    hard labels.
 
     \b
     rayddl evaluate runs/evaluate-0123456789ab/set

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rayddl.cli.errors import reporting_errors
-from rayddl.cli.options import Out, Plugins, Set, SetStage
+from rayddl.cli.options import AllowRemote, Out, Plugins, Set, SetStage
 
 
 class Format(str, Enum):
@@ -53,6 +53,7 @@ def export(
         typer.Option("--push", metavar="OWNER/NAME", help="hf: upload it to the Hugging Face Hub, too."),
     ] = None,
     out: Out = "runs",
+    allow_remote: AllowRemote = False,
     plugin: Plugins = None,
 ) -> None:
     """Write a set in a format that other programs read.
@@ -69,7 +70,7 @@ def export(
     from rayddl.pipeline.exporting import export_to
     from rayddl.pipeline.plugging import use
 
-    with reporting_errors(), hosts.only(where, out, to, observer):
+    with reporting_errors(), hosts.only(where, out, to, observer, allow=allow_remote):
         use(tuple(plugin or ()))
         exported = export_to(
             where,

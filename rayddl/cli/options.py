@@ -76,7 +76,7 @@ JobsAddress: TypeAlias = Annotated[
     typer.Option(
         "--address",
         metavar="ADDRESS",
-        help="The cluster's dashboard; default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265.",
+        help="The cluster's dashboard; default: RAY_API_SERVER_ADDRESS, else RAY_ADDRESS, else http://127.0.0.1:8265.",
     ),
 ]
 JobId: TypeAlias = Annotated[str, typer.Argument(metavar="JOB", help="The id that rayddl submit printed.")]

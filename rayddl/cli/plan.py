@@ -42,8 +42,8 @@ def plan(
     \b
     rayddl plan quickstart
     rayddl plan quickstart --set distill.ipc=10
-    rayddl plan cifar10-mtt-ipc10 --measure
-    rayddl plan cifar10-mtt-ipc10 --price 2.5
+    rayddl plan cifar10-mtt-ipc10 --set source.root=PATH --measure
+    rayddl plan cifar10-mtt-ipc10 --set source.download=true --price 2.5
     """
     from contextlib import nullcontext
 

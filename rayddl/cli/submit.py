@@ -79,7 +79,7 @@ def submit(
 
     \b
     rayddl submit pipelines/quickstart.yaml --out "$PWD/runs"
-    rayddl submit cifar10-mct-ipc1 --address http://127.0.0.1:8265 --out s3://bucket/runs
+    rayddl submit cifar10-mct-ipc1 --out s3://bucket/runs --set source.root=/home/me/data  # a folder on the head
     rayddl submit quickstart --out s3://bucket/runs --manifest --image registry/rayddl:1 | kubectl apply -f -
     """
     from rayddl.jobs import client, shape, shipping, views

@@ -13,9 +13,8 @@ from typing import Any, Literal, NoReturn
 
 from rayddl import interrupts
 from rayddl.credentials import scrub
-from rayddl.data.sources import registry as sources
 from rayddl.errors import RayddlError, StageError, UserError
-from rayddl.pipeline import artifacts, cautions
+from rayddl.pipeline import artifacts, cautions, reach
 from rayddl.pipeline.artifacts import Artifact
 from rayddl.pipeline.definition.load import Stage
 from rayddl.pipeline.display.base import Display, Ending, Hidden
@@ -155,11 +154,9 @@ class _Run:
             self.ray.require({planned.name: planned.stage.config.asks for planned in left})
 
     def _places(self) -> dict[str, str]:
-        """Return the folders that workers read and write, by the option that sets each."""
-        source = self.plan.definition.source
+        """Return the folders that workers of the stages that are left read and write, by the option that sets each."""
         left = [p for p in self.plan.chosen if p.artifact is None and p.name not in self.finished]
-        read = any(p.stage.kind.reads_source for p in left) and sources.in_place(source)
-        return {"--out": str(self.plan.out)} | ({"source.root": str(source.root)} if read else {})
+        return reach.places(self.plan, left)
 
     def stages(self) -> None:
         """Use the artifacts of finished stages, and run the others. Raises the error of failed ones."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +46,6 @@ class Kind:
     config: type[StageConfig]
     version: int = 1
     needs_ray: bool = True
-    reads_source: bool = field(default=False, kw_only=True)
-    """True if its workers read the source's files themselves."""
 
     @property
     def run(self) -> Callable[[StageConfig, Context], Result]:
@@ -140,7 +138,7 @@ KINDS: dict[str, Kind] = {
         Kind("experts", ExpertsConfig),
         Kind("match", MatchConfig),
         Kind("teacher", TeacherConfig),
-        Kind("rded", RdedConfig, version=2, reads_source=True),
+        Kind("rded", RdedConfig, version=2),
         Kind("coreset", CoresetConfig),
         Kind("refine", RefineConfig, version=2),
         Kind("tune", TuneConfig),

@@ -170,6 +170,11 @@ class StageConfig(Config):
         return self
 
     @property
+    def reads_source(self) -> bool:
+        """True if workers read files of the source themselves. Of large splits those of every kind do."""
+        return False
+
+    @property
     def images_needed(self) -> int:
         """The least number of real training images of each class without which the stage fails."""
         return 0

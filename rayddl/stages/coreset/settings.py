@@ -74,6 +74,11 @@ class CoresetConfig(StageConfig):
         return seen.network(stages) if seen else None
 
     @property
+    def reads_source(self) -> bool:
+        """Workers read files as needed where a teacher's features are compared."""
+        return self.features is not None
+
+    @property
     def images_needed(self) -> int:
         """``ipc``."""
         return self.ipc if self.short_class == "error" else 0

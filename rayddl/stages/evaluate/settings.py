@@ -123,6 +123,11 @@ class EvaluateConfig(StudentSettings, SoftSettings, TeamStageConfig):
         return listed(self.observer)
 
     @property
+    def reads_source(self) -> bool:
+        """Workers read the random images of students of soft labels."""
+        return self.random and (self.observer is not None or self.protocol == "soft")
+
+    @property
     def most_units(self) -> int:
         """The students, at most."""
         own = self.own_labels and self.observer is not None

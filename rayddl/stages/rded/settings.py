@@ -56,6 +56,11 @@ class RdedConfig(StageConfig):
     scores, and has ``resources``."""
 
     @property
+    def reads_source(self) -> bool:
+        """The stream does."""
+        return True
+
+    @property
     def candidates(self) -> int:
         """The number of crops of an image that are scored."""
         return 1 if self.whole else self.num_crops

@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 
+from rayddl.data.sources.summary import SourceSummary
 from rayddl.errors import DivergedError, StageError
+from rayddl.pipeline import reach
 from rayddl.pipeline.display.base import Hidden
 from rayddl.pipeline.runner import execute
 from rayddl.pipeline.session import RaySession, ray_session
 from rayddl.stages.context import Result
+from rayddl.stages.kinds import KINDS
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.room import Room
-from rayddl.stages.settings import Ask
+from rayddl.stages.settings import Ask, StageConfig
 from tests.raising import raises
 
 
@@ -371,19 +374,50 @@ class TestRay:
         calls = self.run(lab, three, address="auto")
         assert calls[2:] == ["reach --out", "require first second page", *["reach --out"] * 3, "stop"]
 
-    def test_nodes_see_the_source(self, lab: Any, three: dict[str, Any], tmp_path: Path) -> None:
-        """Files that workers read themselves have to be seen by every node, until the last stage that reads them."""
+    @pytest.mark.parametrize("large", [False, True])
+    def test_nodes_see_the_source(
+        self, lab: Any, three: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool
+    ) -> None:
+        """Files that workers read themselves have to be seen by every node, until the last stage that reads them: of
+        splits that the driver does not hold, that is the last one on Ray.
+        """
         plan = lab.plan(three)
+        second = plan.stages[1].stage.config
+        monkeypatch.setattr(StageConfig, "reads_source", property(lambda config: config is second))
+        monkeypatch.setattr(
+            reach, "source_summary", lambda _: SourceSummary((3, 224, 224), 2, 2000 if large else 200, 10)
+        )
         source = plan.definition.source.model_copy(update={"name": "imagefolder", "root": str(tmp_path)})
         object.__setattr__(plan.definition, "source", source)
         for stage in plan.stages:
             object.__setattr__(stage.stage.kind, "needs_ray", True)
-            object.__setattr__(stage.stage.kind, "reads_source", stage.name == "second")
         cluster = FakeCluster()
         execute(plan, None, RaySession(Hidden(), address="auto", load=lambda: cluster))
 
         reached = [call for call in cluster.calls if call.startswith("reach")]
-        assert reached == ["reach --out source.root"] * 3 + ["reach --out"]
+        assert reached == ["reach --out source.root"] * 3 + [
+            "reach --out source.root" if large else "reach --out"
+        ]
+
+    def test_which_kinds_read_the_source(self) -> None:
+        """RDED's stream, selections by a teacher's features, random images of students of soft labels, and searches
+        over these.
+        """
+        given = {
+            "rded": {"teacher": "t", "ipc": 1},
+            "coreset": {"method": "random", "ipc": 1},
+            "evaluate": {"set": "s"},
+        }
+        configs = {
+            kind: KINDS[kind].config.model_validate({"kind": kind, **more}) for kind, more in given.items()
+        }
+        assert [config.reads_source for config in configs.values()] == [True, False, False]
+        more = {"coreset": {"method": "balanced", "features": "t"}, "evaluate": {"observer": "t"}}
+        for kind, changes in more.items():
+            values = {"kind": kind, **given[kind], **changes}
+            assert KINDS[kind].config.model_validate(values).reads_source
+        quiet = {"kind": "evaluate", "set": "s", "observer": "t", "random": False}
+        assert not KINDS["evaluate"].config.model_validate(quiet).reads_source
 
     def test_what_does_not_fit_is_refused_before_anything_runs(self, lab: Any, three: dict[str, Any]) -> None:
         """A cluster that cannot hold the last stage says so before the first one starts."""

@@ -140,6 +140,18 @@ def test_a_set_cannot_name_a_host(host: Host, tmp_path: Path, monkeypatch: pytes
     assert host.visits == 0
 
 
+def test_an_export_asks_before_it_reads_held_out_images_elsewhere(host: Host, tmp_path: Path) -> None:
+    """With --allow-remote, which the message names, it does."""
+    folder = foreign_set(tmp_path / "set", {"name": "parquet", "root": host.uri(), "size": 8})
+    command = ["export", str(folder), "--format", "hf", "--with-test", "--to", str(tmp_path / "to")]
+    refused = CliRunner().invoke(app, command)
+
+    assert (refused.exit_code, host.visits) == (2, 0)
+    assert "--allow-remote" in refused.stderr
+    assert CliRunner().invoke(app, [*command, "--allow-remote"]).exit_code == 2
+    assert host.visits > 0
+
+
 def _exports(form: str, *more: str) -> Callable[[Path], None]:
     def export(place: Path) -> None:
         to = str(place.parent / "to")
