@@ -10,10 +10,12 @@ import socket
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from rayddl import documents, locks
 from rayddl.credentials import scrub
+from rayddl.data.ahead import ahead
 from rayddl.errors import ArtifactError, RayddlError, StageError
 from rayddl.stages.context import Input
 from rayddl.storage import Folder
@@ -105,7 +107,7 @@ def seal(folder: Folder, description: Mapping[str, Any], leftovers: Collection[s
     """
     folder.sweep()
     contents = {name: size for name, size in _contents(folder).items() if not _in(name, leftovers)}
-    files = {name: _entry(folder, name, size) for name, size in contents.items()}
+    files = _entries(folder, contents)
     manifest = scrub({"format": FORMAT, **description, "versions": _versions()}) | {"files": files}
     folder.delete(ERROR)
     folder.write(MANIFEST, ordered_json(manifest))
@@ -205,10 +207,14 @@ def _contents(folder: Folder) -> dict[str, int]:
     return {name: size for name, size in folder.files().items() if name not in _NOT_LISTED}
 
 
-def _entry(folder: Folder, name: str, size: int) -> dict[str, Any]:
-    if size >= _HASHED_BELOW:
-        return {"bytes": size}
-    return {"bytes": size, "sha256": hashlib.sha256(folder.read(name)).hexdigest()}
+def _entries(folder: Folder, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {name: {"bytes": size} for name, size in sizes.items()}
+    hashed = [(name, size) for name, size in sizes.items() if size < _HASHED_BELOW]
+    # A set has a file for each image, and remote storage takes as long for a small file as for a large one.
+    contents = ahead(((partial(folder.read, name), size) for name, size in hashed), threaded=folder.far)
+    for (name, _), content in zip(hashed, contents, strict=True):
+        found[name]["sha256"] = hashlib.sha256(content).hexdigest()
+    return found
 
 
 def _versions() -> dict[str, str | None]:

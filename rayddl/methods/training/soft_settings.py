@@ -37,7 +37,8 @@ class SoftSettings(Config):
     """``loss: mse_gt``, ``gift``: smoothing of the images' own labels. Default: 0 and 0.1."""
     zoom: bool | None = None
     """``soft``: test on images as RDED's published code shows them: scaled by 8/7, and the centre cut out. Default: for
-    ``tinyimagenet`` and ``imagenet``. No effect at 8 and 32 pixels."""
+    ``tinyimagenet`` and ``imagenet``. No effect at 8 and 32 pixels. Photos are first decoded at the source's ``size``;
+    the published code scales the original, and so shows them a little sharper."""
     statistics: Literal["once", "twice"] | None = None
     """``soft``: how often a step updates batch norm's running statistics. ``twice``, as RDED's published code,
     which first runs the student on the batch before CutMix to print its training accuracy."""

@@ -121,7 +121,11 @@ class Trainer:
                 job.out.write(name, training.dump())
                 saved = time.monotonic()
 
-        start = load_training(job.out.read(name)) if job.out.has(name) else self._initial(index)
+        start: torch.Tensor | Training
+        try:
+            start = load_training(job.out.read(name))
+        except FileNotFoundError:  # none yet; or a trial that shares these experts has finished this one
+            start = self._initial(index)
         return self._steps(index, start, job.config, on_epoch)
 
     def rate(self, count: int) -> float:

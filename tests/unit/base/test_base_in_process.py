@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from rayddl import locks
 from rayddl.errors import StageError
 from rayddl.stages.experts.cache import SharedInProcess
 from rayddl.stages.runtime.in_process import InProcess
@@ -94,3 +96,31 @@ def test_units_in_common_are_done_by_whoever_comes_first(tmp_path: Path) -> None
 
     assert sorted(done["a"] + done["b"]) == [0, 1, 2, 3]
     assert done["a"][0] != done["b"][0]
+
+
+def test_units_in_common_are_divided_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On object storage, too: few are done twice, where all would be by two that go through them in one order."""
+    monkeypatch.setattr(locks, "fcntl", None)
+    folder, count, done = Folder(str(tmp_path)), 12, []
+    both = threading.Barrier(2, timeout=30)
+
+    def worker() -> None:
+        def unit(number: int) -> None:
+            if not folder.has(f"{number}"):
+                done.append(number)
+                time.sleep(0.02)
+                folder.write(f"{number}", b"")
+
+        backend = SharedInProcess(1, folder=folder)
+        both.wait()
+        with backend.opened(backend.spread(Resources(), units=count), "units") as free:
+            found = [n for n, _ in free.each(range(count), lambda n: (unit, n), lambda n: f"unit {n}")]
+        assert sorted(found) == list(range(count))
+
+    others = threading.Thread(target=worker)
+    others.start()
+    worker()
+    others.join()
+
+    assert set(done) == set(range(count))
+    assert len(done) < 2 * count - 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import os
@@ -31,6 +32,7 @@ from rayddl.data.sources import known, registry
 from rayddl.data.sources.known import Known, Listed
 from rayddl.data.sources.listing import GAP, Listing
 from rayddl.data.sources.summary import source_summary
+from rayddl.pipeline import artifacts
 from rayddl.pipeline import plan as plans
 from rayddl.pipeline.definition import load as definitions
 from rayddl.pipeline.records import Record
@@ -343,6 +345,26 @@ def test_what_is_written_far_away_is_what_was_given(store: ObjectStore, size: in
             else:
                 folder.write("x.bin", data)
             assert folder.read("x.bin") == data
+
+
+def test_files_far_away_are_hashed_side_by_side(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finished stage with many files does not wait for one after the other."""
+    folder, read = Folder(store.uri("many")), Folder.read
+    for k in range(20):
+        folder.write(f"set/{k:02d}.png", b"%d" % k)
+    described = {"stage": "s", "kind": "k", "kind_version": 1, "fingerprint": "f", "config": {}, "inputs": {},
+                 "source": {}, "seed": 0, "summary": {}, "table": [], "seconds": 1.0}  # fmt: skip
+    two = threading.Barrier(2, timeout=30)
+
+    def together(self: Folder, name: str, *more: Any) -> bytes:
+        if name.endswith(".png"):
+            two.wait()
+        return read(self, name, *more)
+
+    monkeypatch.setattr(Folder, "read", together)
+    found = artifacts.seal(folder, described)
+    assert len(found.files) == 20
+    assert found.files["set/07.png"] == {"bytes": 1, "sha256": hashlib.sha256(b"7").hexdigest()}
 
 
 _WRITES = """
