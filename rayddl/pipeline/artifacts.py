@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import socket
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -118,10 +119,13 @@ def seal(folder: Folder, description: Mapping[str, Any], leftovers: Collection[s
 
 def tidy(folder: Folder, leftovers: Collection[str]) -> None:
     """Delete the files and folders ``leftovers`` of an artifact, which is complete also if the storage fails now."""
+
+    def drop(name: str) -> None:
+        folder.delete(name)
+        folder.clear(name)
+
     with suppress(OSError, RayddlError):
-        for name in leftovers:
-            folder.delete(name)
-            folder.clear(name)
+        deque(ahead(((partial(drop, name), 0) for name in leftovers), threaded=folder.far), maxlen=0)
 
 
 def state(folder: Folder) -> State:
