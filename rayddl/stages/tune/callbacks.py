@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,12 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ray import cloudpickle
 from ray.tune import Callback, Stopper
 
 from rayddl.errors import StageError
 from rayddl.stages.context import Progress
-from rayddl.stages.runtime import failures
 from rayddl.stages.tune import result_grid
 from rayddl.stages.tune.actor import METRIC, NUMBER
 from rayddl.stages.tune.outcome import best_of, shown
@@ -23,7 +22,7 @@ from rayddl.stages.tune.plan import Search
 from rayddl.stages.tune.result_grid import NumberedTrial
 from rayddl.stages.tune.searcher import NumberedSearcher
 from rayddl.stages.tune.store import Ended, Report, Row, TrialStore
-from rayddl.stages.tune.trial import Running, Work
+from rayddl.stages.tune.trial import MachineError, Running, Work
 from rayddl.storage import Folder
 
 SHOW_SECONDS = 0.5
@@ -107,13 +106,12 @@ class TrialRows(Callback):
         """Write the row of a trial whose worker was lost too often; or end the search, which can go on later, if the
         machine was to blame.
         """
-        error = _error_of(trial)
-        if error is not None and failures.of_machine(error):
+        reason = _of_machine(trial)
+        if reason is not None:
             number = self._searcher.numbers[trial.trial_id]
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             self._budget.cut_off = StageError(
-                f"trial {number} of the search could not go on: {lines[-1] if lines else type(error).__name__}. What "
-                "was finished is kept; mend the cause, and run the same command to continue.",
+                f"trial {number} of the search could not go on: {reason}. What was finished is kept; mend the cause, "
+                "and run the same command to continue.",
                 code="trial-cut-off",
             )
         else:
@@ -169,12 +167,16 @@ class TrialRows(Callback):
         self._progress.update(len(self.rows), self._work.search.samples, metric)
 
 
-def _error_of(trial: Any) -> Exception | None:
-    """The error that ended a trial, from the file in which Ray Tune keeps it; ``None`` if there is none."""
-    if trial.pickled_error_file is not None:
-        with contextlib.suppress(OSError):  # on a full disk it may not be there
-            found: Exception | None = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
-            return found
+def _of_machine(trial: Any) -> str | None:
+    """The last failure of a trial, from Ray Tune's text of its errors, if that is a :class:`MachineError`."""
+    if trial.error_file is None:
+        return None
+    with contextlib.suppress(OSError):  # on a full disk it may not be there
+        last = (
+            Path(trial.error_file).read_text(encoding="utf-8", errors="replace").rpartition("Failure # ")[2]
+        )
+        found = re.findall(rf"\b{MachineError.__name__}: (.+)", last)
+        return found[-1].strip() if found else None
     return None
 
 

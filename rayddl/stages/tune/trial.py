@@ -86,6 +86,10 @@ def over_seeds(accuracies: Sequence[float]) -> dict[str, float]:
     return found | ({DEVIATION: statistics.pstdev(accuracies)} if len(accuracies) > 1 else {})
 
 
+class MachineError(RuntimeError):
+    """A disk, a storage or a GPU failed, and not the trial."""
+
+
 class Running:
     """A trial with its reports: first those on disk are repeated, then new ones follow."""
 
@@ -120,8 +124,8 @@ class Running:
     def step(self) -> Report:
         """The next report. A trial that fails reports the worst metric and is :attr:`over`.
 
-        Raises ``torch.OutOfMemoryError`` if its GPU has too little memory left, at most :data:`FULL` times, and the
-        errors of :func:`rayddl.stages.runtime.failures.of_machine`.
+        Raises ``torch.OutOfMemoryError`` if its GPU has too little memory left, at most :data:`FULL` times, and
+        :class:`MachineError`.
         """
         if self._said == len(self._reports):
             self._go_on()
@@ -144,8 +148,10 @@ class Running:
                 self._full += 1
                 self._write()
                 raise
-            if failures.of_machine(error) or failures.lost(error):
-                # A row is final, and with another disk or process the same settings may succeed.
+            # A row is final, and with another disk or process the same settings may succeed.
+            if failures.of_machine(error):
+                raise MachineError(f"{type(error).__name__}: {error}") from error
+            if failures.lost(error):
                 raise
             reason = str(error) if isinstance(error, RayddlError) else f"{type(error).__name__}: {error}"
             self._fail("failed", reason, stop, began)
