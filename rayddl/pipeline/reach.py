@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rayddl.data.config import SourceConfig
 from rayddl.data.sources import registry as sources
-from rayddl.data.sources.summary import source_summary
 from rayddl.pipeline.fingerprints import configs_of
 from rayddl.pipeline.plan import Plan, PlannedStage
-from rayddl.stages.runtime.sizes import WHOLE_BYTES
+from rayddl.stages.runtime.large import is_large
 
 
 def places(plan: Plan, left: Iterable[PlannedStage]) -> dict[str, str]:
@@ -17,13 +15,7 @@ def places(plan: Plan, left: Iterable[PlannedStage]) -> dict[str, str]:
     source, stages = plan.definition.source, {stage.name: stage for stage in plan.definition.stages}
     read = sources.in_place(source) and any(
         any(config.reads_source for config in configs_of(planned.stage, stages))
-        or (planned.stage.kind.needs_ray and large(source))
+        or (planned.stage.kind.needs_ray and (is_large(source, "train") or is_large(source, "test")))
         for planned in left
     )
     return {"--out": str(plan.out)} | ({"source.root": str(source.root)} if read else {})
-
-
-def large(source: SourceConfig) -> bool:
-    """True if workers decode a split of ``source``, because the driver does not hold so large a one."""
-    summary = source_summary(source)
-    return max(summary.train, summary.test) * summary.numbers > WHOLE_BYTES

@@ -51,7 +51,7 @@ def test_held_out_images_in_shards_are_those_of_one_array(local_ray, tmp_path, m
         (tmp_path / "val" / "b" / f"{k:02d}.png").write_bytes(b"no image")
     config = SourceConfig(name="imagefolder", root=str(tmp_path), size=8, max_bad_fraction=0.1)
     whole = sources.publish_held_out(config)
-    monkeypatch.setattr(shards, "WHOLE_BYTES", 0)
+    monkeypatch.setattr("rayddl.stages.runtime.sizes.WHOLE_BYTES", 0)
     monkeypatch.setattr(shards, "SHARD_BYTES", 3 * 8 * 8 * 7)
     sources._published.clear()
     split = sources.publish_held_out(config)
@@ -118,7 +118,7 @@ def test_stages_of_shards_have_the_results_of_arrays(stages, tmp_path, monkeypat
         return {**observer, **expert.expert(0)}, (told["accuracy"], told["mean"], rows)
 
     whole, figures = results(tmp_path / "whole")
-    monkeypatch.setattr(shards, "WHOLE_BYTES", 0)
+    monkeypatch.setattr("rayddl.stages.runtime.sizes.WHOLE_BYTES", 0)
     monkeypatch.setattr(shards, "SHARD_BYTES", 3 * 8 * 8 * 7)
     monkeypatch.setattr(sources.sources, "load", None)
     sources._published.clear()

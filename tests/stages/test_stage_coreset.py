@@ -205,7 +205,7 @@ def test_a_large_split_is_chosen_from_in_shards(choose, folder, monkeypatch):
     root, _ = folder
     train = sources.load(as_source(root)).train
     fitted = space.fit("normalise", train.images)
-    monkeypatch.setattr(shards, "WHOLE_BYTES", 0)
+    monkeypatch.setattr("rayddl.stages.runtime.sizes.WHOLE_BYTES", 0)
     monkeypatch.setattr(shards, "SHARD_BYTES", 5 * 3 * 12 * 12)
     monkeypatch.setattr(runtime_sources.sources, "load", None)
     done = choose(None, as_source(root), method="kcenter")

@@ -44,7 +44,7 @@ def test_a_set_is_brought_to_a_large_source(
         raise AssertionError("the driver decodes the split")
 
     small = found("small")
-    monkeypatch.setattr(shards, "WHOLE_BYTES", 0)
+    monkeypatch.setattr("rayddl.stages.runtime.sizes.WHOLE_BYTES", 0)
     monkeypatch.setattr(shards, "SHARD_BYTES", 8 * 8 * 100)
     monkeypatch.setattr(imported, "load", refused)
     assert found("large") == small

@@ -558,7 +558,7 @@ def test_large_sets_are_shared_in_parts(
         puts.append(len(found.counts) if isinstance(found, shards.Shards) else 0)
         return found
 
-    monkeypatch.setattr(shards, "WHOLE_BYTES", 0)
+    monkeypatch.setattr("rayddl.stages.runtime.sizes.WHOLE_BYTES", 0)
     monkeypatch.setattr(shards, "SHARD_BYTES", 8 * 8 * 7)
     monkeypatch.setattr(shards, "parted", counted)
     monkeypatch.setattr(evaluate, "is_large", lambda *_: False)

@@ -145,7 +145,7 @@ def test_a_team_reads_a_large_train_split_from_shards(
                 pixels = torch.randint(0, 256, (8, 8, 3), generator=draws, dtype=torch.uint8).numpy()
                 Image.fromarray(pixels).save(tmp_path / "images" / split / name / f"{k}.png")
     source = SourceConfig(name="imagefolder", root=str(tmp_path / "images"))
-    monkeypatch.setattr(shards, "WHOLE_BYTES", 0)
+    monkeypatch.setattr("rayddl.stages.runtime.sizes.WHOLE_BYTES", 0)
     monkeypatch.setattr(shards, "SHARD_BYTES", 3 * 8 * 8 * 7)
     found = []
     for workers in (2, 1):

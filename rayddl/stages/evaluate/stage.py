@@ -34,9 +34,9 @@ from rayddl.stages.evaluate.reuse import reuse
 from rayddl.stages.evaluate.settings import EvaluateConfig
 from rayddl.stages.evaluate.soft_labels import LabelSource
 from rayddl.stages.runtime import cluster
+from rayddl.stages.runtime.large import is_large
 from rayddl.stages.runtime.sources import (
     SharedSource,
-    is_large,
     publish,
     publish_held_out,
     train_in_memory,

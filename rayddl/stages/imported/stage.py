@@ -18,7 +18,8 @@ from rayddl.data.sources.registry import load
 from rayddl.errors import ArtifactError
 from rayddl.stages.context import Context, Result
 from rayddl.stages.imported.settings import ImportedConfig
-from rayddl.stages.runtime.sources import fit_space, is_large, publish
+from rayddl.stages.runtime.large import is_large
+from rayddl.stages.runtime.sources import fit_space, publish
 from rayddl.storage import Folder
 
 BLACK = -0.1

@@ -22,10 +22,9 @@ from rayddl.data.pixels.sums import Sums
 from rayddl.data.sources import registry as sources
 from rayddl.data.sources import splits
 from rayddl.data.sources.listing import Listing
-from rayddl.data.sources.summary import source_summary
 from rayddl.methods.training.input_spec import BATCH
-from rayddl.stages.runtime import failures, unreserved
-from rayddl.stages.runtime.sizes import WHOLE_BYTES
+from rayddl.stages.runtime import failures, sizes, unreserved
+from rayddl.stages.runtime.large import image_bytes, large
 
 SHARD_BYTES = 64 * 2**20
 """About the bytes of a shard."""
@@ -148,31 +147,21 @@ def decoded(config: SourceConfig, listed: Listing) -> Decoded:
     import ray
 
     if large(config, len(listed)):
-        return _by_tasks(config, listed, max(1, SHARD_BYTES // _each(config)))
+        return _by_tasks(config, listed, max(1, SHARD_BYTES // image_bytes(config)))
     found, bad = sources.decoded(config, listed)
     images, labels = ray.put(found.images.numpy()), ray.put(found.labels.numpy())
     return Decoded(images, labels, found.shape, len(found), bad)
 
 
-def large(config: SourceConfig, images: int) -> bool:
-    """True if so many images of a listing are decoded into shards."""
-    return images * _each(config) > WHOLE_BYTES
-
-
 def parted(images: Tensor) -> Tensor | Shards:
     """``images``, uint8 ``[N, C, H, W]``; large ones in the object store, to which one part is copied at a time."""
-    if images.nbytes <= WHOLE_BYTES:
+    if images.nbytes <= sizes.WHOLE_BYTES:
         return images
     import ray
 
     parts = images.split(max(1, SHARD_BYTES // math.prod(images.shape[1:])))
     refs = tuple(ray.put(part.numpy()) for part in parts)
     return Shards(refs, tuple(map(len, parts)), int(images.shape[1]))
-
-
-def _each(config: SourceConfig) -> int:
-    """The bytes of an image, at most."""
-    return 3 * config.size**2 if config.size else math.prod(source_summary(config).shape)
 
 
 def tensor(array: NDArray[Any]) -> Tensor:

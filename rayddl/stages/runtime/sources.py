@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import load, save
@@ -20,10 +20,10 @@ from rayddl.data.sources import registry as sources
 from rayddl.data.sources.listing import Listing
 from rayddl.data.sources.refusals import refuse_absent_classes
 from rayddl.data.sources.splits import refuse_mixed_sizes
-from rayddl.data.sources.summary import source_summary
 from rayddl.errors import ArtifactError
 from rayddl.methods.training import input_spec
 from rayddl.stages.runtime import shards
+from rayddl.stages.runtime.large import is_large
 from rayddl.stages.runtime.mapped import mapped
 from rayddl.stages.runtime.shards import Batches, Shards
 from rayddl.storage import Folder
@@ -128,11 +128,6 @@ def _held_out(config: SourceConfig, listed: Listing) -> SharedSource:
         config.scaling,
         config.zoomed,
     )
-
-
-def is_large(config: SourceConfig, split: Literal["train", "test"]) -> bool:
-    """True if the split would be decoded into shards."""
-    return sources.in_place(config) and shards.large(config, getattr(source_summary(config), split))
 
 
 def _in_shards(config: SourceConfig, rest: SharedSource) -> SharedSource:

@@ -13,12 +13,12 @@ import pytest
 
 from rayddl.data.sources.summary import SourceSummary
 from rayddl.errors import DivergedError, StageError
-from rayddl.pipeline import reach
 from rayddl.pipeline.display.base import Hidden
 from rayddl.pipeline.runner import execute
 from rayddl.pipeline.session import RaySession, ray_session
 from rayddl.stages.context import Result
 from rayddl.stages.kinds import KINDS
+from rayddl.stages.runtime import large as large_splits
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.room import Room
 from rayddl.stages.settings import Ask, StageConfig
@@ -385,7 +385,9 @@ class TestRay:
         second = plan.stages[1].stage.config
         monkeypatch.setattr(StageConfig, "reads_source", property(lambda config: config is second))
         monkeypatch.setattr(
-            reach, "source_summary", lambda _: SourceSummary((3, 224, 224), 2, 2000 if large else 200, 10)
+            large_splits,
+            "source_summary",
+            lambda _: SourceSummary((3, 224, 224), 2, 2000 if large else 200, 10),
         )
         source = plan.definition.source.model_copy(update={"name": "imagefolder", "root": str(tmp_path)})
         object.__setattr__(plan.definition, "source", source)
