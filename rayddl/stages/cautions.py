@@ -8,11 +8,11 @@ beside those of the run's other stages of the kind. All yield sentences that say
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rayddl.stages.estimates import Outlook
-from rayddl.stages.settings import FEWEST_STEPS, fitting_batch
+from rayddl.stages.settings import FEWEST_STEPS, StageConfig, fitting_batch
 
 SHARE_ABOVE_CHANCE = 0.1
 TIMES_CHANCE = 1.5
@@ -31,6 +31,13 @@ def few_steps(batch: int, outlook: Outlook) -> Iterator[str]:
             f"an epoch of {images:,} images in batches of {batch} is {steps} step{'s' * (steps > 1)}, too few to learn "
             f"from; {change} to several hundred steps"
         )
+
+
+def idle(config: StageConfig, names: Iterable[str], why: str) -> Iterator[str]:
+    """A warning of those settings among ``names`` that were given and that nothing reads, ``why`` being the reason."""
+    given = [name for name in names if name in config.model_fields_set]
+    if given:
+        yield f"{', '.join(given)}: no effect {why}"
 
 
 def near_chance(accuracy: float, classes: int, what: str, change: str) -> Iterator[str]:

@@ -175,6 +175,11 @@ class StageConfig(Config):
         return False
 
     @property
+    def read_by_workers(self) -> Mapping[str, str]:
+        """Paths and URIs that workers read, by the setting that gives each, apart from the source."""
+        return {}
+
+    @property
     def images_needed(self) -> int:
         """The least number of real training images of each class without which the stage fails."""
         return 0
@@ -204,8 +209,8 @@ class StageConfig(Config):
         given when several stages run at the same time.
         """
         limits = [count for count in (self.most_units, self.resources.at_once) if count is not None]
-        share = sizes.spread(self.resources, have, units=1)
-        return (Ask("resources", share, units=min(limits, default=None)),)
+        units = min(limits, default=None)
+        return (Ask("resources", sizes.spread(self.resources, have, units=units or sizes.MANY), units=units),)
 
     @property
     def most_units(self) -> int | None:

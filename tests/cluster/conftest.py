@@ -150,10 +150,10 @@ class Run:
                 env={**os.environ, "COUNTED": str(self.folder / "begun.txt"), **self.environment},
             )  # fmt: skip
 
-    def finish(self, process: subprocess.Popen[bytes], patience: float = PATIENCE) -> None:
+    def finish(self, process: subprocess.Popen[bytes]) -> None:
         """Wait for its end, which must be a good one."""
         try:
-            code = process.wait(patience)
+            code = process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             raise AssertionError(self.log[-3000:]) from None

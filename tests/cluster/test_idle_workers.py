@@ -10,7 +10,7 @@ import pytest
 
 from tests import warm
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.ray
 
 
 def test_idle_workers_of_a_lost_node_cost_a_unit_one_try(bench, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import pytest
 from rayddl.stages.runtime.metrics import DESCRIPTIONS
 from tests import warm
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.ray
 
 PATIENCE = 240.0
 DEFINITION = """

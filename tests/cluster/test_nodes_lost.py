@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.ray
 
 
 def test_nodes_come_and_go_and_workers_are_killed(nodes, undisturbed, run_on, killer) -> None:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from rayddl.cli.app import app
 from rayddl.storage import Folder
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.ray
 
 KEY, SECRET = "AKIDRAYDDLTEST", "wJalrXUtnFEMI%2FK7MDENG%2FbPxRfiCY"
 DEFINITION = 'name: d\nsource: {name: parquet, root: "ROOT"}\nstages: {report: {kind: report}}'

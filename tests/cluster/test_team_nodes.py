@@ -11,7 +11,7 @@ from safetensors.torch import load, load_file
 
 from rayddl.stages.teacher.stage import PARTIAL
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.ray
 
 DEFINITION = """
 name: nodes

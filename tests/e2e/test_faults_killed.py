@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from tests import warm
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.ray
 
 PATIENCE = 240.0
 """Seconds in which a run has to reach any point, on a busy machine too."""

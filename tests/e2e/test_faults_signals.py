@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests.e2e.attempts import Attempts
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.ray
 
 QUICKSTART = Path(__file__).parents[2] / "pipelines" / "quickstart.yaml"
 SMALLER = (

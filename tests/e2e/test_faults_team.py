@@ -14,7 +14,7 @@ from safetensors.torch import load
 from rayddl.stages.teacher.stage import PARTIAL
 from tests.e2e.attempts import Attempts
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.ray
 
 EPOCHS = 120
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests import warm
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.ray
 
 PATIENCE = 280.0
 """Seconds in which a run has to reach any point, on a busy machine too."""

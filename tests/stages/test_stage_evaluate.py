@@ -25,7 +25,7 @@ from rayddl.stages.evaluate import worker as students
 from rayddl.stages.evaluate.cautions import after
 from rayddl.stages.evaluate.settings import EvaluateConfig
 from rayddl.stages.evaluate.student_data import Student
-from rayddl.stages.runtime.progress import LocalCounter
+from rayddl.stages.runtime.progress import LocalCounter, RayCounter
 from rayddl.storage import Folder
 
 pytestmark = pytest.mark.ray
@@ -136,6 +136,14 @@ def test_a_long_training_is_seen_to_go_on(
 ) -> None:
     """Progress counts parts of students, never goes back, and ends with all of them."""
     monkeypatch.setattr(distribution, "LONG_SECONDS", 1.0)
+    opened = RayCounter.open
+
+    def started() -> RayCounter:
+        counter = opened()
+        counter.read()  # on a busy machine its process would start after the students' end
+        return counter
+
+    monkeypatch.setattr(RayCounter, "open", started)
     progress = told()
     slow = {"nets": [{"name": "convnet", "depth": 2, "width": 32}], "epochs": 1500}
     stages.evaluate(picked, tmp_path, progress, random=False, seeds=2, together=False, **(QUICK | slow))

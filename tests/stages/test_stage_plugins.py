@@ -19,7 +19,7 @@ from rayddl.stages import parquet as tables
 from rayddl.storage import Folder
 from tests.raising import raises
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("kept_ray")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("kept_ray")]
 
 TOY = str(Path(__file__).resolve().parents[1] / "plugins" / "toy")
 ONE = {"resources": {"num_cpus": 1}}

@@ -457,3 +457,16 @@ def test_resources_are_no_part_of_the_result() -> None:
 
     changed = _config(decoders=Resources(num_cpus=3), resources=Resources(at_once=7))
     assert without_resources(changed) == without_resources(_config())
+
+
+def test_stitching_keeps_to_the_room_of_the_decoders(tree: Path, teacher: Input, tmp_path: Path) -> None:
+    """It runs on CPUs, and the scoring workers' room may be one of GPUs."""
+    keys = []
+
+    class Recorded(InProcess):
+        def opened(self, *args: Any, key: str = "resources", **more: Any) -> Any:
+            keys.append(key)
+            return super().opened(*args, key=key, **more)
+
+    rded.run(_config(), replace(_context(tree, teacher, tmp_path / "out"), backend=Recorded()))
+    assert keys == ["decoders"]

@@ -10,7 +10,7 @@ import rayddl
 from rayddl.data.distilled import DistilledSet
 from rayddl.storage import Folder
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("kept_ray")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("kept_ray")]
 
 SHIPPED = Path(__file__).resolve().parents[2] / "pipelines" / "quickstart-recipes.yaml"
 RECIPES = ("rded", "edc", "rd3", "bps")

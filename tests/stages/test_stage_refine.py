@@ -15,7 +15,7 @@ from rayddl.stages.refine.settings import RefineConfig
 from rayddl.stages.runtime.in_process import InProcess
 from rayddl.storage import Folder
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("kept_ray")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("kept_ray")]
 
 SHIPPED = Path(__file__).resolve().parents[2] / "pipelines" / "quickstart-refine.yaml"
 SHORT = {

@@ -14,7 +14,7 @@ from rayddl.stages.evaluate import distribution, protocol
 from rayddl.stages.experts import stage as experts
 from rayddl.storage import Folder
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("kept_ray")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("kept_ray")]
 
 NETS = [{"name": "mlp", "width": width} for width in (8, 16)]
 

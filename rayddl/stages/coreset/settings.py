@@ -61,7 +61,7 @@ class CoresetConfig(StageConfig):
 
     def asks(self, have: Capacity) -> Sequence[Ask]:
         """One worker."""
-        return (Ask("resources", self.share(have, 1), units=self.resources.at_once),)
+        return (Ask("resources", self.share(have, sizes.MANY), units=self.resources.at_once),)
 
     def share(self, have: Capacity, units: int) -> Share:
         """The resources of a worker for ``units`` groups of classes; a GPU only if a network computes features."""

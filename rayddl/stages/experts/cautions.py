@@ -11,8 +11,10 @@ from rayddl.stages.experts.settings import ExpertsConfig
 
 
 def before(config: ExpertsConfig, stages: Stages, outlook: Outlook) -> Iterator[str]:
-    """Too few steps in an epoch."""
+    """Settings without effect, and too few steps in an epoch."""
     del stages
+    if not config.flat_rho:
+        yield from cautions.idle(config, ("flat_alpha",), "without flat_rho")
     if config.replay is None:
         yield from cautions.few_steps(config.batch, outlook)
 

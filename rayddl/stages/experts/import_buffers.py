@@ -32,7 +32,10 @@ def import_all(job: ExpertsTask, context: Context, path: str) -> int:
         total += replay.count(file)
     total = min(total, job.config.count)
     shared = context.backend.put(job)
-    units = [(str(file), start) for file, start in zip(found, starts, strict=True) if start < total]
+    # A worker on another node has another working directory.
+    units = [
+        (str(file.absolute()), start) for file, start in zip(found, starts, strict=True) if start < total
+    ]
 
     def work(unit: tuple[str, int]) -> slots.Work:
         return (import_file, shared, *unit, total)

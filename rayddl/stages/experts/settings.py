@@ -80,6 +80,11 @@ class ExpertsConfig(ExpertSettings, NetStageConfig):
         return (*super().revisions(source), *((ADAPTIVE,) if self.flat_rho else ()))
 
     @property
+    def read_by_workers(self) -> Mapping[str, str]:
+        """The buffers that are imported."""
+        return {} if self.replay is None else {"replay": self.replay}
+
+    @property
     def most_units(self) -> int:
         """The tasks that train the experts."""
         return -(-self.count // (self.experts_per_task or 1))

@@ -20,7 +20,13 @@ LONG_ENOUGH = 100
 
 
 def before(config: MatchConfig, stages: Stages, outlook: Outlook) -> Iterator[str]:
-    """Windows of a few steps."""
+    """Settings without effect, and windows of a few steps."""
+    if config.labels != "learned":
+        yield from cautions.idle(config, ("lr_label", "momentum_label"), "without labels: learned")
+    if config.trajectory != "convex":
+        yield from cautions.idle(config, ("continuous",), "without trajectory: convex")
+    if config.evaluate_every is None:
+        yield from cautions.idle(config, ("evaluate_epochs", "evaluate_seeds"), "without evaluate_every")
     experts = stages.get(config.experts)
     if not isinstance(experts, ExpertsConfig) or experts.replay is not None:
         return

@@ -195,7 +195,7 @@ def stitch_all(job: RdedTask, rows: CropRows, picked: Layout, context: Context) 
         return (stitch_classes, sent, mine, shifted)
 
     done = 0
-    with backend.opened(share, "rded stitch", note=progress.note) as free:
+    with backend.opened(share, "rded stitch", note=progress.note, key="decoders") as free:
         for group, part in free.each(groups, work, lambda g: f"rded stitch classes {g[0]}–{g[-1]}"):
             at = int(starts[group[0]])
             images[at : at + len(part)] = torch.from_numpy(np.array(part))

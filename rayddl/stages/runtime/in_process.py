@@ -54,9 +54,15 @@ class InProcess:
         return self._share
 
     def opened(
-        self, share: Share, what: str, *, need: Work | None = None, note: Note = quiet
+        self,
+        share: Share,
+        what: str,
+        *,
+        need: Work | None = None,
+        note: Note = quiet,
+        key: str = "resources",
     ) -> AbstractContextManager[Workers]:
-        del share, what, need, note
+        del share, what, need, note, key
         return nullcontext(InTurn())
 
     def put(self, value: Any) -> Any:

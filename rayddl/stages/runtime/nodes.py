@@ -23,6 +23,8 @@ APPEAR_SECONDS = 10.0
 GONE = "it left the cluster"
 OUT = "--out"
 """The option that names the folder into which workers write."""
+ROOT = "source.root"
+"""That of the source."""
 
 
 @dataclass(frozen=True)
@@ -157,13 +159,14 @@ def check_folders(
 
 
 def unseen(option: str, path: str, reasons: Sequence[str]) -> str:
-    """The error message for nodes that cannot access a folder; each reason begins with the node's name."""
+    """The error message for nodes that cannot access a folder or file; each reason begins with the node's name."""
     listed = "; ".join(f"node {reason}" for reason in reasons[:3])
     more = f"; and {len(reasons) - 3} more nodes" if len(reasons) > 3 else ""
     use = "write their results there" if option == OUT else "read it there"
+    uri = ", or a URI such as s3://bucket/runs" if option in (OUT, ROOT) else ""
     return (
-        f"{option} {path!r} is a folder that not every node of the cluster can use, and workers {use}: {listed}{more}. "
-        "Give a URI such as s3://bucket/runs, or a folder that every node mounts at the same path."
+        f"{option} {path!r} cannot be used by every node of the cluster, and workers {use}: {listed}{more}. "
+        f"Give a path that every node mounts{uri}."
     )
 
 
@@ -228,7 +231,9 @@ def _folder_check() -> Callable[..., Any]:
             while not os.path.exists(mark) and time.monotonic() < deadline:
                 time.sleep(0.2)
             if not os.path.exists(mark):
-                there = "has another folder at that path" if os.path.isdir(path) else "has no such folder"
+                there = (
+                    "has another folder at that path" if os.path.isdir(path) else "has no such folder or file"
+                )
                 wrong[option] = there
             elif written and not os.access(path, os.W_OK):
                 wrong[option] = "sees it and may not write into it"

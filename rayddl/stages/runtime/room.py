@@ -43,7 +43,12 @@ class Lease:
         return [part for ask, count in zip(self.asks, self.parts, strict=True) for part in _parts(ask, count)]
 
     def most(self, key: str) -> int:
-        """The current limit of parts of the request ``key``; ``sys.maxsize`` if it has as many as it can use."""
+        """The current limit of parts of the request ``key``; ``sys.maxsize`` if it has as many as it can use.
+
+        A request that was not made, such as decoders where the scoring workers decode, has the limit of the first.
+        """
+        if all(ask.key != key for ask in self.asks):
+            key = self.asks[0].key
         for ask, count, wanted in zip(self.asks, self.parts, self.wanted, strict=True):
             if ask.key == key and count < wanted:
                 return count

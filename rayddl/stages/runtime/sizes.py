@@ -22,6 +22,8 @@ GPU_CPUS = 8.0
 """Most CPUs of a single worker on a GPU: they launch kernels, load data and run tests."""
 WHOLE_BYTES = 256 * 2**20
 """Most bytes of a decoded split that a process holds; larger ones are in shards, and in files."""
+MANY = 10**6
+"""Units of work where their number is not known: slots of GPUs are then as large as any number makes them."""
 BESIDE = 0.25
 """Share of a GPU reserved for short evaluations during matching."""
 
@@ -209,7 +211,7 @@ def streamed(asked: Resources, decoders: Resources, have: Capacity) -> tuple[Sha
     """
     per_gpu = _gpu_of(asked, have)
     if not per_gpu:
-        return _on_cpus(asked, have, asked.at_once or 10**6, 1.0), None
+        return _on_cpus(asked, have, asked.at_once or MANY, 1.0), None
     each = max(1.0, per_gpu)
     holding = _holding(have, each)
     beside = min((_beside(node, each) for node in holding), default=1.0)

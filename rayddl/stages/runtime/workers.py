@@ -160,13 +160,15 @@ def opened(
     *,
     need: Work | None = None,
     note: Callable[[str], None] = lambda text: None,
+    key: str = "resources",
 ) -> Iterator[Workers]:
     """Workers of ``share`` for the block; workers on GPUs are named after ``what``. A team runs one unit at a time.
 
     If GPUs are shared and ``need`` is given, it is run once, and its peak memory limits the number of workers per GPU.
-    ``note`` receives messages for the user. The number of workers is limited to the stage's :mod:`room`.
+    ``note`` receives messages for the user. The number of workers is limited to the stage's :mod:`room` for its request
+    ``key``.
     """
-    limit = room.limit()
+    limit = room.limit(key)
     need = None if need is None else plugin_code.carried(need)
     places: Places = Slots(share, what, need, note, limit) if share.gpus else _Tasks(share)
     if share.team:
@@ -250,7 +252,13 @@ class Backend(Protocol):
         """The resources of each worker for ``units`` independent units of work: see :func:`sizes.spread`."""
 
     def opened(
-        self, share: Share, what: str, *, need: Work | None = None, note: Note = quiet
+        self,
+        share: Share,
+        what: str,
+        *,
+        need: Work | None = None,
+        note: Note = quiet,
+        key: str = "resources",
     ) -> AbstractContextManager[Workers]:
         """Workers for the block: see :func:`opened`."""
 
@@ -288,9 +296,15 @@ class OnRay:
         return cluster.spread(asked, units=units, gpu=gpu, fill=fill, key=key)
 
     def opened(
-        self, share: Share, what: str, *, need: Work | None = None, note: Note = quiet
+        self,
+        share: Share,
+        what: str,
+        *,
+        need: Work | None = None,
+        note: Note = quiet,
+        key: str = "resources",
     ) -> AbstractContextManager[Workers]:
-        return opened(share, what, need=need, note=note)
+        return opened(share, what, need=need, note=note, key=key)
 
     def put(self, value: Any) -> Any:
         import ray

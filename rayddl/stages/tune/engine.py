@@ -108,13 +108,15 @@ def _absolute(folder: Folder) -> str:
     return str(folder.local) if folder.local is not None else str(folder)
 
 
-def finish(packed: bytes, number: int, settings: Mapping[str, Any], to_its_end: bool) -> Row:
-    """In a worker: write the trial's output and return its row; with ``to_its_end`` run it to its end first."""
+def finish(packed: bytes, row: Row, to_its_end: bool) -> Row:
+    """In a worker: write the output of the trial of ``row`` and return its row; with ``to_its_end`` run it to its end
+    first.
+    """
     work: Work = cluster.unpacked(packed)
-    running = Running(work, number, dict(settings))
+    running = Running(work, row.number, dict(row.settings))
     if to_its_end:
         return running.finish()
-    running.leave()
+    running.leave(row.iteration)
     return running.row("stopped")
 
 

@@ -88,7 +88,7 @@ class _Proof:
 
         def work(unit: tuple[Row, bool]) -> slots.Work:
             row, to_its_end = unit
-            return (engine.finish, self._packed, row.number, row.settings, to_its_end)
+            return (engine.finish, self._packed, row, to_its_end)
 
         for units in rounds:
             for (_, to_its_end), row in free.each(

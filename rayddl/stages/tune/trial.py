@@ -193,8 +193,10 @@ class Running:
             self._opened().leave()
         return self.row("whole")
 
-    def leave(self) -> None:
-        """Write its current output."""
+    def leave(self, iteration: int) -> None:
+        """Write its output. Where its folder was deleted, the trial runs again to ``iteration`` first."""
+        while self._ended is None and self._at < iteration:
+            self.step()
         self._opened().leave()
 
     def row(self, ended: Ended) -> Row:

@@ -15,7 +15,7 @@ import pytest
 from rayddl.stages.runtime import failures, machine
 from tests import warm
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.ray
 NEEDED_GIB = 10
 """What has to be free: 2 GiB are taken, more if the monitor is late, and other tests run beside this one."""
 
@@ -34,7 +34,7 @@ def eaten(max_retries: int, **variables: str) -> dict[str, Any]:
     ended = subprocess.run(
         [sys.executable, str(here.with_name("eats.py")), str(max_retries)],
         env={**os.environ, "PYTHONPATH": warm.python_path(str(here.parents[3])), **variables},
-        capture_output=True, text=True, timeout=600, check=False,
+        capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-3000:]
     told: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])

@@ -10,6 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayddl.pipeline.definition import load as definition
+from rayddl.stages.coreset.settings import CoresetConfig
+from rayddl.stages.experts.settings import ExpertsConfig
+from rayddl.stages.rded.settings import RdedConfig
+from rayddl.stages.refine.settings import RefineConfig
 from rayddl.stages.runtime import room, sizes
 from rayddl.stages.runtime.capacity import Capacity, Group
 from rayddl.stages.runtime.room import Room
@@ -22,7 +26,7 @@ NET = "{name: convnet, depth: 1, width: 8}"
 
 def many(have: Capacity, units: int | None = None) -> Sequence[Ask]:
     """Independent units of work."""
-    return (Ask("resources", sizes.spread(Resources(), have, units=1), units=units),)
+    return (Ask("resources", sizes.spread(Resources(), have, units=units or sizes.MANY), units=units),)
 
 
 def gang(workers: int):  # type: ignore[no-untyped-def]
@@ -160,6 +164,44 @@ def test_what_is_handed_out_fits(nodes: list[Mapping[str, float]], stages: list[
     totals = {name: sum(part.get(name, 0.0) for part in parts) for name in ("CPU", "GPU")}
     assert all(totals[name] <= sum(node[name] for node in nodes) + 1e-6 for name in totals)
     assert len(placed) == len(parts)
+
+
+@given(NODES, st.integers(1, 40), st.sampled_from([None, 1.0, 2.0]))
+def test_a_part_holds_the_workers_of_its_slot(
+    nodes: list[Mapping[str, float]], units: int, cpus: float | None
+) -> None:
+    """However many units are left, no slot asks Ray for more than the stage was given: it would wait for stages that
+    were given the rest.
+    """
+    have = Capacity(tuple(nodes))
+    asked = Resources(num_cpus=cpus)
+    fixed = ExpertsConfig(kind="experts", count=units, resources=asked)
+    unknown = RefineConfig(kind="refine", set="s", anchors="a", observer="t", resources=asked)
+    features = CoresetConfig(kind="coreset", ipc=1, method="herding", features="t", resources=asked)
+    for config in (fixed, unknown, features):
+        (ask,) = config.asks(have)
+        for left in range(1, units + 1):
+            for slot in sizes.spread(asked, have, units=left).slots:
+                # Equal parts of CPUs are rounded down to thousandths.
+                assert all(slot[name] <= ask.share.needs[name] + 0.01 for name in slot)
+
+
+def test_work_of_another_request_keeps_to_the_room_of_the_first() -> None:
+    """On CPUs, RDED's scoring workers decode, too; its stitching asks by the decoders' settings."""
+    shared = Room(lambda: Capacity(({"CPU": 4.0},)))
+    rded = RdedConfig(kind="rded", teacher="t", ipc=1, decoders=Resources(num_cpus=1))
+    lease, other = shared.begin("rded", rded.asks), shared.begin("other", many)
+    shared.hand_out()
+    assert lease is not None
+    assert other is not None
+    assert lease.most("decoders") == lease.most("resources") == 2
+    with_gpus = Room(lambda: TWICE_TWO)
+    lease = with_gpus.begin("rded", rded.asks)
+    with_gpus.begin("other", many)
+    assert lease is not None
+    assert (lease.most("resources"), lease.most("decoders")) == (1, 1)
+    with_gpus.hand_out()
+    assert (lease.most("resources"), lease.most("decoders")) == (2, 1)
 
 
 def test_every_kind_says_what_it_can_use() -> None:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from rayddl.data.config import SourceConfig
 from rayddl.pipeline import api, cautions
 from rayddl.pipeline.display.base import Closing, Hidden
 from rayddl.pipeline.plan import Plan
@@ -43,6 +44,48 @@ def _plan(photos: Path, **experts: Any) -> Plan:
     }
     source = {"name": "imagefolder", "root": str(photos), "holdout": 0.2}
     return api.plan({"name": "d", "source": source, "stages": stages}, out=str(photos.parent / "runs"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "used", "warned"),
+    [
+        ("match", {"lr_label": 2}, {"labels": "learned"}, "lr_label: no effect without labels: learned"),
+        (
+            "match",
+            {"continuous": False, "trajectory": "snapshots"},
+            {"trajectory": "convex"},
+            "continuous: no effect without trajectory: convex",
+        ),
+        (
+            "match",
+            {"evaluate_epochs": 5, "evaluate_seeds": 2},
+            {"evaluate_every": 9},
+            "evaluate_epochs, evaluate_seeds: no effect without evaluate_every",
+        ),
+        ("experts", {"flat_alpha": 1}, {"flat_rho": 0.01}, "flat_alpha: no effect without flat_rho"),
+        (
+            "teacher",
+            {"weights": "a.pt", "classes": ["x"], "epochs": 9, "lr": 1},
+            {"weights": None, "classes": None},
+            "epochs, lr, batch: no effect on weights that are trained already",
+        ),
+    ],
+)
+def test_a_plan_warns_of_settings_without_effect(
+    photos: Path, kind: str, given: dict[str, Any], used: dict[str, Any], warned: str
+) -> None:
+    """Settings that only others make take effect, unless these are given, too."""
+    needed = {"match": {"experts": "experts", "ipc": 1}}.get(kind, {"batch": 4})
+    stages = {"experts": KINDS["experts"].config.model_validate({"kind": "experts", "batch": 4})}
+    source = SourceConfig(name="imagefolder", root=str(photos), holdout=0.2)
+    outlook = kinds.outlook(source, timed=False)
+
+    def found(changes: dict[str, Any]) -> tuple[str, ...]:
+        config = KINDS[kind].config.model_validate({"kind": kind, **needed, **changes})
+        return KINDS[kind].cautions_before(config, stages, outlook)
+
+    assert warned in found(given)
+    assert warned not in found({**given, **used})
 
 
 def test_a_plan_warns_of_settings_that_will_not_train(photos: Path) -> None:

@@ -401,6 +401,24 @@ class TestRay:
             "reach --out source.root" if large else "reach --out"
         ]
 
+    def test_nodes_see_the_buffers_that_workers_import(
+        self, lab: Any, three: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Files of other codes are read by workers, too; the last stage here reads none."""
+        plan = lab.plan(three)
+        second = plan.stages[1].stage.config
+        told = property(lambda config: {"replay": "buffers"} if config is second else {})
+        monkeypatch.setattr(StageConfig, "read_by_workers", told)
+        for stage in plan.stages:
+            object.__setattr__(stage.stage.kind, "needs_ray", True)
+        cluster = FakeCluster()
+        execute(plan, None, RaySession(Hidden(), address="auto", load=lambda: cluster))
+        reached = [call for call in cluster.calls if call.startswith("reach")]
+        assert reached == ["reach --out second.replay"] * 3 + ["reach --out"]
+        experts = KINDS["experts"].config
+        assert experts.model_validate({"kind": "experts", "replay": "b"}).read_by_workers == {"replay": "b"}
+        assert not experts.model_validate({"kind": "experts"}).read_by_workers
+
     def test_which_kinds_read_the_source(self) -> None:
         """RDED's stream, selections by a teacher's features, random images of students of soft labels, and searches
         over these.

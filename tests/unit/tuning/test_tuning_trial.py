@@ -111,6 +111,24 @@ def test_finishing_runs_to_the_end_and_leaves_what_was_made(work):
     assert TrialStore(w.out).at_work(3).child("made").read_json("trace.json") == list(range(1, 19))
 
 
+def test_a_trial_whose_folder_was_deleted_is_made_again(work):
+    """The output is that of its row, and not the first images; a trial whose folder is there runs no further."""
+    w = work()
+    running = Running(w, 3, SOUND)
+    for _ in range(4):
+        running.step()
+    row, folder = running.row("stopped"), TrialStore(w.out).at_work(3)
+    w.make.calls.clear()
+    Running(w, 3, SOUND).leave(row.iteration)
+    assert not w.make.calls
+    made = folder.child("made").read_json("trace.json")
+    for name in folder.files():
+        folder.delete(name)
+    Running(w, 3, SOUND).leave(row.iteration)
+
+    assert folder.child("made").read_json("trace.json") == made == list(range(1, row.iteration + 1))
+
+
 def test_a_full_gpu_is_not_the_settings_fault(work, monkeypatch):
     """Tune starts the trial again, twice, which goes on from where it was; a third time counts."""
     w = work()
