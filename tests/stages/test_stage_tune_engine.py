@@ -144,3 +144,23 @@ def test_a_full_disk_ends_the_search_and_fails_no_trial(stages, tmp_path, cut_wh
     (tmp_path / "room").touch()
     rows = engine.run(work, SHARE, cut_when(lambda: False))
     assert [row.ended for row in rows.values()] == ["whole"] * 3
+
+
+class Unreachable:
+    """A logger callback whose server goes away after a trial's first report."""
+
+    def __getattr__(self, call: str) -> Any:
+        return lambda *args, **more: None
+
+    def log_trial_result(self, iteration: int, trial: Any, result: Any) -> None:
+        if iteration > 1:
+            raise ConnectionError("the server is gone")
+
+
+def test_a_logger_that_fails_ends_the_search_with_its_name(stages, tmp_path, told, monkeypatch):
+    """The error is not inside one of Ray Tune's."""
+    del stages
+    work = searching(tmp_path, samples=2)
+    monkeypatch.setattr(engine.loggers, "made", lambda options: {"mine": Unreachable()})
+    with raises("logger-failed"):
+        engine.run(work, SHARE, told())

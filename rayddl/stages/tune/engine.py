@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from rayddl.errors import StageError
+from rayddl.errors import RayddlError, StageError
 from rayddl.stages.context import Progress
 from rayddl.stages.runtime import cluster, room, workers
 from rayddl.stages.runtime.sizes import Share
@@ -63,6 +64,7 @@ def run(
 
 def _fit(work: Work, share: Share, progress: Progress, searcher: Any, callbacks: Mapping[str, Any]) -> None:
     from ray import tune
+    from ray.tune.error import TuneError
 
     from rayddl.stages.tune.actor import worker_of
     from rayddl.stages.tune.callbacks import Budget, Loggers, TrialRows
@@ -95,13 +97,28 @@ def _fit(work: Work, share: Share, progress: Progress, searcher: Any, callbacks:
         ),
     )
     try:
-        tuner.fit()
+        with _own_errors(TuneError):
+            tuner.fit()
         if budget.cut_off is not None:
             raise budget.cut_off
         rows.close()
     finally:
         logs.close()
     work.out.clear(TUNES_OWN)
+
+
+@contextmanager
+def _own_errors(wrapper: type[Exception]) -> Iterator[None]:
+    """Raise rayddl's errors as they were: Ray Tune raises its own, with their text, where a callback raises one."""
+    try:
+        yield
+    except wrapper as error:
+        inner: BaseException | None = error
+        while inner is not None and not isinstance(inner, RayddlError):
+            inner = inner.__cause__ or inner.__context__
+        if inner is None:
+            raise
+        raise inner from inner.__cause__
 
 
 def _absolute(folder: Folder) -> str:
