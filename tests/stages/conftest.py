@@ -333,11 +333,14 @@ def killing() -> Callable[..., Any]:
         over = threading.Event()
 
         def watch() -> None:
+            worker = None
             while not over.wait(0.01):
-                pid = _worker(title) if when() else None
-                if pid is not None:
-                    os.kill(pid, signal.SIGKILL)
-                    killed.append(pid)
+                # It is sought beforehand: on a busy machine that takes longer than the condition may hold.
+                if worker is None or not _titled(worker, title):
+                    worker = _worker(title)
+                elif when():
+                    os.kill(worker.pid, signal.SIGKILL)
+                    killed.append(worker.pid)
                     return
 
         thread = threading.Thread(target=watch)
@@ -351,13 +354,21 @@ def killing() -> Callable[..., Any]:
     return kill
 
 
-def _worker(title: str) -> int | None:
+def _worker(title: str) -> Any:
+    """A process of the local Ray that has the title; ``None`` if there is none now."""
     psutil = importlib.import_module("psutil")  # comes with Ray, which is running
     running = local._running
     assert running is not None
     # A forked worker is no child of this process.
-    for process in driver.marked(running.mark):
-        with suppress(psutil.Error):  # it may just have ended
-            if " ".join(process.cmdline()).startswith(title):
-                return int(process.pid)
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):  # it may just have ended
+            if _titled(process, title) and process.environ().get(driver.MARK) == running.mark:
+                return process
     return None
+
+
+def _titled(process: Any, title: str) -> bool:
+    psutil = importlib.import_module("psutil")
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline()).startswith(title)
+    return False
