@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from rayddl.data.sources import registry as sources
 from rayddl.pipeline.fingerprints import configs_of
 from rayddl.pipeline.plan import Plan, PlannedStage
+from rayddl.stages.runtime import nodes
 from rayddl.stages.runtime.large import is_large
 
 
@@ -25,4 +26,4 @@ def places(plan: Plan, left: Iterable[PlannedStage]) -> dict[str, str]:
         for config in configs_of(planned.stage, stages)
         for setting, where in config.read_by_workers.items()
     }
-    return {"--out": str(plan.out)} | ({"source.root": str(source.root)} if read else {}) | given
+    return {nodes.OUT: str(plan.out)} | ({nodes.ROOT: str(source.root)} if read else {}) | given

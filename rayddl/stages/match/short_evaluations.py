@@ -6,7 +6,6 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +45,10 @@ class _Beside:
     """A CPU of a worker of the loop while that waits."""
 
     strategy: Any
+
+
+def _is_of_a_task(place: Any) -> bool:
+    return place is None or isinstance(place, _Beside)
 
 
 class ShortEvaluations:
@@ -135,11 +138,9 @@ class ShortEvaluations:
         """Cancel what runs, and release its places. May be called more than once."""
         import ray
 
-        for ref in self._running:
-            with suppress(ray.exceptions.RayError, ValueError):
-                ray.cancel(ref, force=True)
+        workers.cancel([ref for ref, (_, place) in self._running.items() if _is_of_a_task(place)])
         for place in (*self._places, *(place for _, place in self._running.values())):
-            if not (place is None or isinstance(place, _Beside)):
+            if not _is_of_a_task(place):
                 ray.kill(place)
         # Cancelled ones would raise an error where they are collected.
         self._running.clear()

@@ -26,8 +26,9 @@ from rayddl.stages.runtime.sources import (
 )
 
 _Split = TypeVar("_Split", Images, HeldOut)
-_made: dict[tuple[str, str, str], Any] = {}
-"""The splits of the source that this process used last; the key is pixel space, device and split."""
+_made: dict[tuple[str, str, str, str], Any] = {}
+"""The splits that this process used last; the key is the source, the pixel space, which may be that of a set, device and
+split. Ray gives a process work of several stages, one after the other."""
 
 
 def train(source: SharedSource, fitted: Any, device: torch.device) -> Images:
@@ -37,13 +38,15 @@ def train(source: SharedSource, fitted: Any, device: torch.device) -> Images:
     fit; a large one is in a file. Whitened images are float32, whitened once.
     """
 
+    space = _space(fitted, device)
+
     def make() -> Images:
-        space, labels = _space(fitted, device), train_labels(source).to(device)
+        labels = train_labels(source).to(device)
         if space.elementwise or train_in_memory(source):
             return Images(_held(space, train_images(source), device), labels)
         return Images(Encoded(mapped(train_parts(source), source.shape, space), None, device), labels)
 
-    return _once(source, device, "train", make)
+    return _once(source, space, device, "train", make)
 
 
 def some_of_train(source: SharedSource, fitted: Any, picked: Tensor, device: torch.device) -> Tensor:
@@ -60,14 +63,16 @@ def some_of_train(source: SharedSource, fitted: Any, picked: Tensor, device: tor
 def test(source: SharedSource, fitted: Any, device: torch.device) -> HeldOut:
     """The held-out images in model space, to be read from first to last; of a large split, a shard at a time."""
 
+    space = _space(fitted, device)
+
     def make() -> HeldOut:
-        space, (batches, labels) = _space(fitted, device), held_out(source)
+        batches, labels = held_out(source)
         if len(batches.shards.counts) == 1:
             return HeldOut(_held(space, batches.shards.read(0), device), labels.to(device))
         portions = replace(batches, size=BATCH if space.elementwise else PORTION)
         return HeldOut(Streamed(portions, space, device), labels.to(device))
 
-    return _once(source, device, "test", make)
+    return _once(source, space, device, "test", make)
 
 
 def _space(fitted: Any, device: torch.device) -> PixelSpace:
@@ -83,10 +88,12 @@ def _held(space: PixelSpace, images: Tensor, device: torch.device) -> Tensor | E
     return in_model_space(space, images, device)
 
 
-def _once(source: SharedSource, device: torch.device, split: str, make: Callable[[], _Split]) -> _Split:
-    key = (source.space_id, str(device), split)
+def _once(
+    source: SharedSource, space: PixelSpace, device: torch.device, split: str, make: Callable[[], _Split]
+) -> _Split:
+    key = (source.space_id, space.fingerprint, str(device), split)
     if key not in _made:
-        for other in [other for other in _made if other[:2] != key[:2]]:
+        for other in [other for other in _made if other[:3] != key[:3]]:
             del _made[other]
         _made[key] = make()
     found: _Split = _made[key]

@@ -47,7 +47,7 @@ class Lease:
 
         A request that was not made, such as decoders where the scoring workers decode, has the limit of the first.
         """
-        if all(ask.key != key for ask in self.asks):
+        if self.asks and all(ask.key != key for ask in self.asks):
             key = self.asks[0].key
         for ask, count, wanted in zip(self.asks, self.parts, self.wanted, strict=True):
             if ask.key == key and count < wanted:

@@ -22,6 +22,8 @@ Block = dict[str, NDArray[Any]]
 
 SILENCE_SECONDS = 60.0
 """Seconds without a finished row after which the stream notes what it waits for."""
+ENDING_SECONDS = 0.5
+"""Seconds between the last row that is wanted of a stream which ends early, and its end."""
 CHUNKS_A_BLOCK = 8
 """Most chunks of one task. Between two tasks a worker is idle for a fifth of a second."""
 BLOCKS_A_WORKER = 8
@@ -100,6 +102,11 @@ def stream(
                 yield batch
         except ray.exceptions.RayError as error:
             failures.explain(error, "the stream of images")
+        except BaseException:
+            # Ray Data cancels its tasks now, the ones that began together with the last one among them: see
+            # `workers.cancel`.
+            time.sleep(ENDING_SECONDS)
+            raise
 
 
 def rows_a_block(rows: int, workers: int, chunk: int) -> int:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 Note: TypeAlias = Callable[[str], None]
 
 POLL_SECONDS = 0.5
+SHORT_SECONDS = 1.0
+"""Seconds that tasks are given to end by themselves before they are cancelled."""
 RETRIES = 5
 """Retries of a unit of work whose worker was lost."""
 
@@ -136,11 +138,26 @@ class RayWorkers(Workers):
                     self._places.end(ref, lost=False)
                     yield task.unit, result
         finally:
-            for ref in running:
-                # A worker interrupted during a write would close the file, and object storage would keep the truncated
-                # file as complete. Ray does not end actors this way: they are killed with their places.
-                with suppress(ray.exceptions.RayError, ValueError):
-                    ray.cancel(ref, force=True)
+            cancel(list(running))
+
+
+def cancel(refs: Sequence[Any]) -> None:
+    """Cancel tasks, at once where they are long.
+
+    Ray's library ends this process where a task ends just as it is cancelled (a check in its task manager), as short
+    ones do that began together with one that has ended: these are let end by themselves.
+    """
+    import ray
+
+    left = refs
+    if refs:
+        with suppress(ray.exceptions.RayError, ValueError):
+            _, left = ray.wait(list(refs), num_returns=len(refs), timeout=SHORT_SECONDS)
+    for ref in left:
+        # A worker interrupted during a write would close the file, and object storage would keep the truncated file as
+        # complete. Ray does not end actors this way: they are killed with their places.
+        with suppress(ray.exceptions.RayError, ValueError):
+            ray.cancel(ref, force=True)
 
 
 def _finished(running: Mapping[Any, Any]) -> list[Any]:

@@ -131,6 +131,16 @@ def fitted(kind: str) -> PixelSpace:
     return space.fit(kind, torch.from_numpy(noise(sum(COUNTS), 0)[0]))
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_process_keeps_apart_the_spaces_that_stages_use(store: Store, split: str) -> None:
+    """Ray gives one process students of a matched set, in the source's space, and of RDED's, in its observer's."""
+    source, of = published("zca", None), getattr(model_space, split)
+    images = torch.from_numpy(noise(sum(COUNTS), 0 if split == "train" else 1)[0])
+    for kind in ("zca", "normalise", "zca"):
+        fit = fitted(kind)
+        assert torch.equal(of(source, Ref(fit), CPU).x[:50], fit.encode(images)[:50])
+
+
 @pytest.mark.parametrize("kind", ["normalise", "zca"])
 def test_splits_have_the_bits_of_one_array(
     kind: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
