@@ -79,6 +79,15 @@ class DistilledSet:
         return len(self) // len(self.classes)
 
     @property
+    def counts(self) -> tuple[int, ...]:
+        """Images of each class. Of soft labels, which may name another class than the one that an image began as, the
+        same for all classes if that is possible.
+        """
+        if self.labels.ndim == 2 and len(self) % len(self.classes) == 0:
+            return (self.ipc,) * len(self.classes)
+        return tuple(self.hard_labels.bincount(minlength=len(self.classes)).tolist())
+
+    @property
     def hard_labels(self) -> Tensor:
         """int64 [N]: the labels; for soft labels the most probable class."""
         return self.labels if self.labels.ndim == 1 else self.labels.argmax(1)

@@ -68,6 +68,23 @@ def test_ranking_trains_what_its_scores_are_made_of(ranked: Any) -> None:
     assert ranked.distilled.info["metrics"]["scores"] == ranked.summary["scores"]
 
 
+@pytest.mark.parametrize("counts", [[3, 1, *[2] * 8], [1] * 5 + [0] * 5], ids=["uneven", "fewer than classes"])
+def test_random_images_are_as_many_as_the_sets(
+    stages: Any, picked: Input, tmp_path: Path, counts: list[int]
+) -> None:
+    """Of each class, also where classes differ: more images, or more classes, would teach more."""
+    made = DistilledSet.load(picked.folder.child("set"))
+    train = stages.source.train
+    places = picking.per_class(train.labels, train.classes, counts, torch.Generator().manual_seed(0))
+    uneven = replace(made, stored=train.images[places], labels=train.labels[places])
+    uneven.save(Folder(str(tmp_path / "uneven" / "set")))
+    given = replace(picked, folder=Folder(str(tmp_path / "uneven")))
+    found = stages.evaluate(given, tmp_path / "out", **QUICK)
+
+    assert uneven.counts == tuple(counts)
+    assert [row["images"] for row in found.summary["rows"]] == [sum(counts)] * 2
+
+
 def test_every_answer_is_written_down(ranked: Any) -> None:
     """The confusion matrix of each student counts every test image, and its diagonal is the accuracy."""
     table, students = ranked.table("confusion.parquet"), ranked.table("students.parquet")

@@ -14,24 +14,29 @@ Short = Literal["error", "cap", "repeat"]
 
 
 def per_class(
-    labels: Tensor, classes: Sequence[str], ipc: int, draws: torch.Generator, short: Short = "cap"
+    labels: Tensor,
+    classes: Sequence[str],
+    ipc: int | Sequence[int],
+    draws: torch.Generator,
+    short: Short = "cap",
 ) -> Tensor:
-    """Indices of ``ipc`` different images of every class, in class order, drawn at random.
+    """Indices of ``ipc`` different images of every class, or of ``ipc[c]`` of class c, in class order, drawn at random.
 
     ``labels`` is int64 ``[N]``. If a class has fewer images, ``short`` decides: ``error`` raises
     :class:`SourceError`, ``cap`` returns all of them, ``repeat`` repeats them in turn until there are
-    ``ipc``.
+    enough.
     """
     counts = torch.bincount(labels, minlength=len(classes)).tolist()
+    wanted = [ipc] * len(counts) if isinstance(ipc, int) else ipc
     if short == "error":
-        refuse_short(classes, counts, ipc)
+        refuse_short(classes, counts, max(wanted))
     picked = []
-    for c, count in enumerate(counts):
+    for c, (count, most) in enumerate(zip(counts, wanted, strict=True)):
         members = torch.nonzero(labels == c).flatten()
         order = torch.randperm(count, generator=draws)
-        if short == "repeat" and 0 < count < ipc:
-            order = order.repeat(-(-ipc // count))
-        picked.append(members[order[:ipc]])
+        if short == "repeat" and 0 < count < most:
+            order = order.repeat(-(-most // count))
+        picked.append(members[order[:most]])
     return torch.cat(picked)
 
 

@@ -178,7 +178,7 @@ def _trained_together(task: EvaluateTask, data: TrainingData, net: NetConfig) ->
 def faster_in_one(task: EvaluateTask, data: TrainingData, net: NetConfig) -> bool:
     """True if several students of ``net`` and ``data`` would be trained together."""
     config, protocol, classes = task.config, data.protocol, len(task.source.classes)
-    count = data.count(classes)
+    count = data.count
     if not config.together or count is None or not isinstance(protocol, Protocol):
         return False
     batch = min(protocol.batch, count)

@@ -135,7 +135,7 @@ def training_data_of(task: EvaluateTask) -> DataPerSeed:
     def random(name: str, protocol: Protocol | SoftProtocol) -> None:
         def draw(s: int) -> TrainingData:
             if task.listed is not None:
-                found = listings.Draw(listed, task.listed, made.ipc, task.seed, s)
+                found = listings.Draw(listed, task.listed, made.counts, task.seed, s)
                 if task.label_source or made.space.elementwise:
                     return TrainingData(name, found, None, None, protocol, drawn=True)
                 # Other processes have other numbers of threads, which may change the last bits of whitened images.
@@ -143,7 +143,7 @@ def training_data_of(task: EvaluateTask) -> DataPerSeed:
                 return TrainingData(name, made.space.encode(images), own, None, protocol, drawn=True)
             draws = seeds.generator(task.seed, "random", s)
             labels = train_labels(source).clone()
-            picked = picking.per_class(labels, source.classes, made.ipc, draws)
+            picked = picking.per_class(labels, source.classes, made.counts, draws)
             return TrainingData(name, None, None, picked, protocol, drawn=True)
 
         kinds.append((draw(0), draw))

@@ -39,10 +39,11 @@ class TrainingData:
     drawn: bool = False
     """True if each seed has its own random images."""
 
-    def count(self, classes: int) -> int | None:
-        """The number of images of ``classes`` classes; ``None`` for the whole train split."""
+    @property
+    def count(self) -> int | None:
+        """The number of images; ``None`` for the whole train split."""
         if isinstance(self.images, Draw):
-            return self.images.ipc * classes
+            return sum(self.images.counts)
         if isinstance(self.images, Shards):
             return sum(self.images.counts)
         shown = self.picked if self.picked is not None else self.images

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,8 @@ class Draw:
     listed: Any
     """Reference to the :class:`Listing` of the train split."""
     config: SourceConfig
-    ipc: int
+    counts: tuple[int, ...]
+    """The number of images of each class."""
     seed: int
     number: int
     """Draws of different numbers are independent."""
@@ -77,13 +78,14 @@ class Draw:
         import ray
 
         draws = generator(self.seed, "random", self.number)
-        return drawn(self.config, ray.get(self.listed), self.ipc, draws)
+        return drawn(self.config, ray.get(self.listed), self.counts, draws)
 
 
 def drawn(
-    config: SourceConfig, listed: Listing, ipc: int, draws: torch.Generator
+    config: SourceConfig, listed: Listing, ipc: int | Sequence[int], draws: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``ipc`` random images of every class of a listing, read from files: uint8 ``[N, C, H, W]``, and their labels.
+    """``ipc`` random images of every class of a listing, or ``ipc[c]`` of class c, read from files: uint8
+    ``[N, C, H, W]``, and their labels.
 
     The same images, in the same order, as :func:`~rayddl.data.sources.picking.per_class` selects from the split in
     memory. Unreadable images are replaced by further draws; a class with too few images contributes all of them.

@@ -27,8 +27,8 @@ from rayddl.stages.runtime.sources import (
 
 _Split = TypeVar("_Split", Images, HeldOut)
 _made: dict[tuple[str, str, str, str], Any] = {}
-"""The splits that this process used last; the key is the source, the pixel space, which may be that of a set, device and
-split. Ray gives a process work of several stages, one after the other."""
+"""The splits that this process used last; the key is the source, the pixel space, which may be that of a set, device
+and split. Ray gives a process work of several stages, one after the other."""
 
 
 def train(source: SharedSource, fitted: Any, device: torch.device) -> Images:
@@ -37,7 +37,6 @@ def train(source: SharedSource, fitted: Any, device: torch.device) -> Images:
     ``fitted`` is a reference to the :class:`PixelSpace`. A process holds the bytes of a small split, on a GPU if they
     fit; a large one is in a file. Whitened images are float32, whitened once.
     """
-
     space = _space(fitted, device)
 
     def make() -> Images:
@@ -62,7 +61,6 @@ def some_of_train(source: SharedSource, fitted: Any, picked: Tensor, device: tor
 
 def test(source: SharedSource, fitted: Any, device: torch.device) -> HeldOut:
     """The held-out images in model space, to be read from first to last; of a large split, a shard at a time."""
-
     space = _space(fitted, device)
 
     def make() -> HeldOut:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -51,6 +52,17 @@ def test_a_set_knows_what_share_of_its_values_its_pixels_lack() -> None:
     within = DistilledSet(made.space.encode(made.pixels()), made.labels, 0.1, CLASSES, made.space, INFO)
     assert within.clamped() == 0.0
     assert DistilledSet(made.pixels(), made.labels, 0.1, CLASSES, made.space, INFO).clamped() == 0.0
+
+
+def test_a_set_knows_how_many_images_each_class_has() -> None:
+    """Learned labels may name another class than the one that an image began as; an uneven set is counted by them."""
+    hard, soft = make(), make(soft=True)
+    assert hard.counts == soft.counts == (2, 2, 2)
+    assert soft.hard_labels.bincount(minlength=3).tolist() != [2, 2, 2]
+    some = dataclasses.replace(hard, stored=hard.stored[:3], labels=hard.labels[:3])
+    assert some.counts == (2, 1, 0)
+    few = dataclasses.replace(soft, stored=soft.stored[:4], labels=soft.labels[:4])
+    assert few.counts == tuple(few.hard_labels.bincount(minlength=3).tolist())
 
 
 @pytest.mark.parametrize("kind", ["normalise", "zca"])

@@ -28,6 +28,17 @@ def test_class_order_and_counts(seed: int, ipc: int, short: str) -> None:
     assert torch.equal(picked, per_class(LABELS, CLASSES, ipc, generator(seed), short))  # type: ignore[arg-type]  # as above
 
 
+@given(seed=st.integers(0, 1000), wanted=st.tuples(*[st.integers(0, 6)] * 3))
+def test_each_class_may_have_a_number_of_its_own(seed: int, wanted: tuple[int, int, int]) -> None:
+    """Of each class the first of those that the same number for all classes gives."""
+    picked = per_class(LABELS, CLASSES, wanted, generator(seed))
+    found = torch.bincount(LABELS[picked], minlength=3).tolist()
+
+    assert found == [min(n, m) for n, m in zip(wanted, (3, 5, 2), strict=True)]
+    even = per_class(LABELS, CLASSES, 6, generator(seed))
+    assert picked.tolist() == [i for c, n in enumerate(found) for i in even[LABELS[even] == c][:n].tolist()]
+
+
 def test_repeat_uses_all_before_any_twice() -> None:
     """Repeated images are spread evenly over those there are."""
     picked = per_class(LABELS, CLASSES, 5, generator(0), "repeat")
