@@ -44,6 +44,8 @@ def fingerprint(
         "space": definition.source.space_key,
         "seed": definition.seed,
     }
+    if stage.config.produces == "page":
+        parts["run"] = [definition.name, definition.description]  # they are on it
     if stage.templates:
         parts["templates"] = [_template(stages[template], definition) for template in stage.templates]
     if changes := stage.config.revisions(definition.source):

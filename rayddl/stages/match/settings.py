@@ -114,7 +114,14 @@ class MatchConfig(Settings, NetStageConfig):
         loop = Ask("resources", self.share(have), together=True)
         if self.evaluate_every is None or loop.share.gpus:
             return (loop,)
-        return (loop, Ask(SHORT_EVALUATIONS, sizes.STUDENT, least=0))
+        return (loop, Ask(SHORT_EVALUATIONS, sizes.STUDENT, units=self.short_at_once, least=0))
+
+    @property
+    def short_at_once(self) -> int:
+        """Students of short evaluations that may run at the same time: those of two, as one may begin before the
+        last one's have ended.
+        """
+        return 2 * self.evaluate_seeds
 
     def share(self, have: Capacity) -> Share:
         """The resources of each worker on the cluster ``have``, with a part kept for short evaluations."""

@@ -153,7 +153,8 @@ class ShortEvaluations:
             return
         taken = self._group.share.num_cpus * self._group.share.at_once
         free = int(sum(n.get("CPU", 0) for n in cluster.capacity_now().nodes) - taken)
-        yield from [None] * min(free, room.limit(SHORT_EVALUATIONS)())
+        most = self._job.config.short_at_once
+        yield from [None] * min(free, most, room.limit(SHORT_EVALUATIONS)())
 
     def _places_after(self) -> Iterator[Any]:
         """Yield places on the resources that the matching has released, for the last evaluation."""

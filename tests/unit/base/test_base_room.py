@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rayddl.pipeline.definition import load as definition
 from rayddl.stages.coreset.settings import CoresetConfig
 from rayddl.stages.experts.settings import ExpertsConfig
+from rayddl.stages.match.settings import MatchConfig
 from rayddl.stages.rded.settings import RdedConfig
 from rayddl.stages.refine.settings import RefineConfig
 from rayddl.stages.runtime import room, sizes
@@ -111,6 +112,18 @@ def test_work_that_can_be_left_out_needs_no_room() -> None:
         shared.hand_out()
         assert lease is not None
         assert lease.most("short evaluations") == free
+
+
+def test_short_evaluations_leave_room_for_other_stages() -> None:
+    """They get as many CPUs as two of them have students, and not all that are free."""
+    asked = {"experts": "experts", "ipc": 1, "evaluate_every": 5, "evaluate_seeds": 3}
+    match = MatchConfig.model_validate({"kind": "match", **asked})
+    shared = Room(lambda: Capacity(({"CPU": 8.0},) * 4))
+    lease = shared.begin("distill", match.asks)
+    shared.hand_out()
+    assert lease is not None
+    assert lease.parts[1] == 6
+    assert shared.begin("other", lambda have: many(have, 18))
 
 
 def test_a_stage_that_no_longer_fits_starts_when_it_is_alone() -> None:

@@ -67,10 +67,10 @@ def test_resources_do_not_matter(lab: Any, stage: str, resources: dict[str, Any]
 
 @pytest.mark.parametrize(
     "overrides",
-    [[], ["name=other"], ["description=words"], ["one.kind=make"], ["user.needs=0"], ["user.other=null"]],
+    [[], ["one.kind=make"], ["user.needs=0"], ["user.other=null"]],
 )
 def test_what_decides_nothing(lab: Any, overrides: list[str]) -> None:
-    """The run's name, a description, and a default written out change no folder."""
+    """A default written out changes no folder."""
     assert lab.fingerprints(BASE, overrides) == lab.fingerprints(BASE)
 
 
@@ -92,6 +92,8 @@ AFTER_ONE = {"one", "user", "last", "page"}
         ("user.make=two", {"user", "last", "page"}),
         ("last.other=null", {"last", "page"}),
         ("page.of=[one]", {"page"}),
+        ("name=other", {"page"}),
+        ("description=words", {"page"}),
         ("page.of=[two, one, user, last]", {"page"}),
         ("seed=4", EVERY),
         ("source.space=zca", EVERY),
