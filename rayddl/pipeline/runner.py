@@ -25,6 +25,7 @@ from rayddl.pipeline.results import RunResult
 from rayddl.pipeline.reusable import reusable
 from rayddl.pipeline.schedule import Schedule
 from rayddl.pipeline.session import RaySession
+from rayddl.pipeline.stopwatch import FILE, Stopwatch
 from rayddl.stages.context import Context, Result
 from rayddl.stages.kinds import Kind
 from rayddl.stages.runtime import room
@@ -184,7 +185,7 @@ class _Run:
                     return
                 planned.folder.sweep()
                 self._note(planned, "running")
-                artifact = self._run(planned, began)
+                artifact = self._run(planned)
         except BaseException as error:
             self._failed(planned, error, self.clock() - began)
         self._finish(planned, artifact, "done")
@@ -200,10 +201,13 @@ class _Run:
             finally:
                 self._writing.release()
 
-    def _run(self, planned: PlannedStage, began: float) -> Artifact:
+    def _run(self, planned: PlannedStage) -> Artifact:
         if planned.stage.kind.needs_ray:
             self.ray.reach(self._places())
-        progress = Heartbeat(self.display.begin(planned.name), lambda beat: self._observe(planned, beat))
+        watch = Stopwatch(planned.folder, self.clock)
+        progress = Heartbeat(
+            self.display.begin(planned.name), lambda beat: self._observe(planned, beat, watch)
+        )
         context = Context(
             stage=planned.name,
             source=self.plan.definition.source,
@@ -219,12 +223,12 @@ class _Run:
         )
         with _importing:
             run = planned.stage.kind.run
-        result = run(planned.stage.config, context)
-        self._refuse_changed(planned)
+        with watch:
+            result = run(planned.stage.config, context)
+            self._refuse_changed(planned)
         with interrupts.held():
-            seconds = self.clock() - began + result.earlier
-            manifest = self._manifest(planned, result, seconds)
-            return artifacts.seal(planned.folder, manifest, result.leftovers)
+            manifest = self._manifest(planned, result, watch)
+            return artifacts.seal(planned.folder, manifest, (*result.leftovers, FILE))
 
     def _refuse_changed(self, planned: PlannedStage) -> None:
         """Raise :class:`StageError` if files that no stage has made have changed since the plan: which the stage has
@@ -254,8 +258,10 @@ class _Run:
                 waiting += reads[stage]
         return dict(sorted(found.items()))
 
-    def _manifest(self, planned: PlannedStage, result: Result, seconds: float) -> dict[str, Any]:
-        stage = planned.stage
+    def _manifest(self, planned: PlannedStage, result: Result, watch: Stopwatch) -> dict[str, Any]:
+        stage, summary = planned.stage, dict(result.summary)
+        if "seconds" in summary:  # of this attempt
+            summary["seconds"] += watch.before
         inputs = {read: self.finished[read] for read in stage.reads}
         return {
             "stage": planned.name,
@@ -273,14 +279,14 @@ class _Run:
             "seed": self.plan.definition.seed,
             **self._plugins(stage),
             **({"read_files": dict(planned.files)} if planned.files else {}),
-            "summary": dict(result.summary),
+            "summary": summary,
             "table": [dict(row) for row in result.table],
             **(
                 {"more": {k: [dict(row) for row in rows] for k, rows in result.more.items()}}
                 if result.more
                 else {}
             ),
-            "seconds": round(seconds, 3),
+            "seconds": round(watch.seconds + result.earlier, 3),
         }
 
     def _plugins(self, stage: Stage) -> dict[str, Any]:
@@ -353,8 +359,9 @@ class _Run:
             self.record.note(planned.name, outcome, artifact, error)
             self.record.write()
 
-    def _observe(self, planned: PlannedStage, progress: Mapping[str, Any]) -> None:
+    def _observe(self, planned: PlannedStage, progress: Mapping[str, Any], watch: Stopwatch) -> None:
         self.ray.observe(self.plan.definition.name, planned.name, progress)
+        watch.keep()
         with interrupts.held(), self._writing, suppress(OSError):
             self.record.note_progress(planned.name, progress)
             self.record.write()

@@ -16,12 +16,14 @@ from rayddl.errors import DivergedError, StageError
 from rayddl.pipeline.display.base import Hidden
 from rayddl.pipeline.runner import execute
 from rayddl.pipeline.session import RaySession, ray_session
+from rayddl.pipeline.stopwatch import Stopwatch
 from rayddl.stages.context import Result
 from rayddl.stages.kinds import KINDS
 from rayddl.stages.runtime import large as large_splits
 from rayddl.stages.runtime.capacity import Capacity
 from rayddl.stages.runtime.room import Room
 from rayddl.stages.settings import Ask, StageConfig
+from rayddl.storage import Folder
 from tests.raising import raises
 
 
@@ -536,6 +538,47 @@ def test_a_stage_is_told_what_was_spent_on_what_it_reads(lab: Any, three: dict[s
         {**three, "stages": {**three["stages"], "more": {"kind": "use", "make": "first", "other": "second"}}}
     )
     assert set(lab.contexts["more"].inputs["second"].spent) == {"first", "second"}
+
+
+@pytest.mark.parametrize("error", [StageError("lost a worker", code="for-a-test"), KeyboardInterrupt()])
+def test_the_time_of_a_stage_is_that_of_all_attempts(
+    lab: Any, three: dict[str, Any], error: BaseException
+) -> None:
+    """Of one that failed or was interrupted, and of one that was killed, as of its last progress."""
+
+    def ended(config: Any, context: Any) -> Result:
+        del config
+        context.progress.update(1, 2)
+        assert context.out.read_json("spent.json")["seconds"] >= 0
+        raise error
+
+    lab.works["second"] = ended
+    with pytest.raises(type(error)):
+        lab.run(three)
+    folder = lab.plan(three).stages[1].folder
+    assert folder.read_json("spent.json")["seconds"] >= 0
+    folder.write_json("spent.json", {"seconds": 5000})
+    lab.works["second"] = lambda config, context: Result({"seconds": 7.0}, earlier=20)
+    made = lab.run(three).artifacts["second"]
+
+    assert 5020 <= made.seconds < 5100
+    assert made.summary["seconds"] == 5007
+    assert not folder.has("spent.json")
+    assert "spent.json" not in made.manifest["files"]
+
+
+def test_a_stopwatch_goes_on_where_it_was_kept(tmp_path: Path) -> None:
+    """It begins at 0 where nothing was kept, or nothing that can be read."""
+    now, folder = 100.0, Folder(str(tmp_path))
+    first = Stopwatch(folder, lambda: now)
+    now = 130.0
+    first.keep()
+    second = Stopwatch(folder, lambda: now)
+    now = 131.0
+    assert (first.seconds, second.before, second.seconds) == (31.0, 30.0, 31.0)
+    for damaged in (b"", b"[]", b'{"seconds": null}', b'{"seconds": -5}', b"{}"):
+        folder.write("spent.json", damaged)
+        assert Stopwatch(folder).before == 0.0
 
 
 def test_what_was_spent_is_unknown_if_a_deleted_stage_is_not_made_again(
