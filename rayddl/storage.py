@@ -42,9 +42,21 @@ _HALVES = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder given by a path or URI. Cheap to create, to pickle and to send to a worker."""
+    """A folder given by a path or URI. Cheap to create, to pickle and to send to a worker.
+
+    Raises :class:`PathError` for an empty one.
+    """
 
     uri: str
+
+    def __post_init__(self) -> None:
+        if not self.uri:
+            # It would be the working folder, and files in it would be in the root of the disk.
+            raise PathError(
+                "the path of a folder is empty, so it names none; give its path or URI, or '.' for the folder that "
+                "rayddl is started in",
+                code="path-empty",
+            )
 
     @cached_property
     def _opened(self) -> tuple[fs.FileSystem, str]:

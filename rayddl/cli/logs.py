@@ -33,4 +33,4 @@ def logs(
             ended = jobs.follow(job, lambda text: typer.echo(coloured(text), nl=False))
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
-        views.refuse_failed(ended)
+        views.refuse_failed(ended, address)

@@ -128,11 +128,11 @@ def submit(
             ended = jobs.follow(job, lambda text: typer.echo(coloured(text), nl=False))
         except KeyboardInterrupt:
             typer.echo(
-                f"\nthe job continues; watch it again with:\n  {views.command('logs', job, address)} --follow",
+                f"\nthe job continues; watch it again with:\n  {client.command('logs', job, address)} --follow",
                 err=True,
             )
             raise typer.Exit(INTERRUPTED) from None
-        views.refuse_failed(ended)
+        views.refuse_failed(ended, address)
 
 
 def _refuse_given(options: Mapping[str, Any], why: str) -> None:

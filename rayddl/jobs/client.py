@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from rayddl.credentials import scrub
 from rayddl.errors import UserError
 from rayddl.jobs.shipping import DEFINITION, JobFiles
 from rayddl.stages.runtime import attach
@@ -74,6 +75,7 @@ class Jobs:
     """
 
     def __init__(self, address: str | None = None) -> None:
+        self._given = address
         self.address = address or next(
             (os.environ[v] for v in VARIABLES if os.environ.get(v)), DEFAULT_ADDRESS
         )
@@ -175,7 +177,7 @@ class Jobs:
                 if broken > RECONNECTS:
                     raise UserError(
                         f"the connection to the log of job {job} broke {broken} times in a row ({error}); the job "
-                        f"itself goes on: rayddl logs {job} --follow",
+                        f"itself goes on: {command('logs', job, self._given)} --follow",
                         code="log-broken",
                     ) from error
             found = self.job(job)
@@ -261,6 +263,11 @@ class Jobs:
     def _known(self) -> str:
         known = [job.id for job in self.all()][:5]
         return f"the latest there: {', '.join(known)}" if known else "there are none"
+
+
+def command(verb: str, job: str, address: str | None) -> str:
+    """Return the command line of ``verb`` for a job; ``address`` as it was given."""
+    return shlex.join(["rayddl", verb, job, *(["--address", scrub(address)] if address else [])])
 
 
 async def _next(stream: AsyncIterator[str]) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from rayddl import yaml_text
 from rayddl.errors import UserError
 from rayddl.jobs import shipping
 from rayddl.jobs.shape import GPU_NODES, Shape, Toleration, written_memory
@@ -24,6 +25,7 @@ SPILL = "/var/ray-spill"
 """Folder to which a pod's object store spills, on the node's disk; deleted with the pod."""
 STORE_PART = 0.3
 """Share of a pod's memory for the object store in /dev/shm; equal to Ray's default."""
+_LONGEST = 40
 
 
 def manifest_of(definition: Definition, out: str, shape: Shape) -> str:
@@ -38,10 +40,14 @@ def manifest_of(definition: Definition, out: str, shape: Shape) -> str:
             code="manifest-without-image",
         )
     name = re.sub(r"[._]+", "-", definition.name).strip("-")
+    # KubeRay makes names of services of it, which begin with a letter.
+    name = name if name[0].isalpha() else f"run-{name}"
     # KubeRay appends to the name, and names of services are limited to 63 characters.
-    if len(name) > 40:
+    if len(name) > _LONGEST:
         raise UserError(
-            f"the definition's name {definition.name!r} is too long for Kubernetes: 40 characters at most",
+            f"the definition's name {definition.name!r} is too long for Kubernetes: {name!r} has {len(name)} "
+            f"characters, and at most {_LONGEST} leave room for what KubeRay appends; give a shorter one, such as with "
+            "--set name=NAME",
             code="name-too-long-for-kubernetes",
         )
     for where, value in shipping.paths_not_on_cluster(definition):
@@ -57,7 +63,7 @@ def manifest_of(definition: Definition, out: str, shape: Shape) -> str:
         "data": {DEFINITION: written(definition)},
     }
     documents = (config, _job(name, out, shape))
-    return "---\n".join(yaml.dump(d, Dumper=_Dumper, sort_keys=False, width=110) for d in documents)
+    return "---\n".join(yaml_text.dump(d, dumper=_Dumper, width=110) for d in documents)
 
 
 def base_image() -> str:
@@ -176,7 +182,7 @@ def _pod(
     }
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml_text.Dumper):
     """Writes multi-line strings as YAML blocks, so that the definition stays readable."""
 
     def ignore_aliases(self, data: Any) -> bool:
@@ -185,8 +191,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
-    style = "|" if "\n" in value else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+    return yaml_text.text(dumper, value, "|" if "\n" in value else None)
 
 
 _Dumper.add_representer(str, _text)

@@ -9,15 +9,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import yaml
-
 import rayddl
+from rayddl import yaml_text
 from rayddl.config import Config, places
 from rayddl.credentials import scrub
 from rayddl.errors import UserError
@@ -31,8 +30,9 @@ LIMIT_BYTES = 200 * 2**20
 """Maximum total size in bytes: the head keeps the files in memory, and every machine fetches them."""
 
 # Ray applies .gitignore, which would exclude files that were chosen here.
-_NEVER = {"__pycache__", ".gitignore", ".rayignore"}
-_LEFT_OUT = {*_NEVER, ".git", ".venv", "venv", "runs", "data", "node_modules"}
+_NEVER = {"__pycache__", ".gitignore", ".rayignore", ".git", ".hg", ".svn"}
+# In the working folder, these are rayddl's results and images, and what tools install.
+_NOT_FROM_HERE = {*_NEVER, ".venv", "venv", "runs", "data", "node_modules"}
 _CACHES = re.compile(r"\..*_cache|\.hypothesis|.*\.pyc|.*\.egg-info|\.DS_Store|\.coverage")
 _USER_PART = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s]*@|[A-Za-z][A-Za-z0-9+.-]*://[^@\s]*:[^@\s]*@")
 
@@ -60,7 +60,7 @@ def pack(definition: Definition, paths: Iterable[str] = (), *, limit: int = LIMI
     """Return the files that ``definition`` needs on another machine, with the extra files and folders ``paths``.
 
     Raises :class:`UserError` for a relative path that is not shipped, for credentials in the definition, for a
-    missing one of ``paths``, and above ``limit`` bytes, with the largest files.
+    missing one of ``paths``, for a link to a folder in them, and above ``limit`` bytes, with the largest files.
     """
     files = dict(_package())
     extras: dict[str, Path] = {}
@@ -87,7 +87,7 @@ def written(definition: Definition) -> str:
     for key, value in _texts(definition.to_json(), ()):
         _refuse_credentials(".".join(key), value)
     # A remaining "${" is literal text, but reading the file would replace it as a variable.
-    text = yaml.safe_dump(definition.to_json(), sort_keys=False, allow_unicode=True, width=100)
+    text = yaml_text.dump(definition.to_json(), allow_unicode=True, width=100)
     if "${" in text:
         raise UserError(
             f"{definition.file or 'the definition'} holds '${{' after its variables were replaced, and another "
@@ -112,7 +112,7 @@ def check_out(out: str) -> None:
 def _package() -> Iterator[tuple[str, Path]]:
     """Yield the files of the imported rayddl package, and the project file if it is a checkout."""
     home = Path(rayddl.__file__).parent
-    yield from _below(home, home.name, left_out=_NEVER)
+    yield from _below(home, home.name)
     project = home.parent / "pyproject.toml"
     if project.is_file() and re.search(
         r'^name = "rayddl"$', project.read_text(encoding="utf-8"), re.MULTILINE
@@ -127,7 +127,7 @@ def _plugin(module: str) -> tuple[str, dict[str, Path]]:
     if top == file.stem:
         return module, {file.name: file}
     if file.name == "__init__.py":
-        return module, dict(_below(file.parent, top, left_out=_NEVER))
+        return module, dict(_below(file.parent, top))
     # The module name of a plugin given as a file is made of its content, so it is the same in the job.
     place = f"plugins/{file.name}"
     return place + module.removeprefix(top), {place: file}
@@ -143,14 +143,21 @@ def _extra_files(given: str) -> dict[str, Path]:
     return {name: path} if path.is_file() else dict(_below(path, "" if name == "." else name))
 
 
-def _below(folder: Path, name: str, left_out: Container[str] = _LEFT_OUT) -> Iterator[tuple[str, Path]]:
+def _below(folder: Path, name: str) -> Iterator[tuple[str, Path]]:
+    """Yield the files in ``folder`` and below, by their names below ``name``, which is empty for the working folder."""
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
-        if entry.name in left_out or _CACHES.fullmatch(entry.name):
+        if entry.name in (_NEVER if name else _NOT_FROM_HERE) or _CACHES.fullmatch(entry.name):
             continue
         inside = f"{name}/{entry.name}" if name else entry.name
-        # Links to folders are not followed: they may be circular.
         if entry.is_dir(follow_symlinks=False):
-            yield from _below(Path(entry.path), inside, left_out)
+            yield from _below(Path(entry.path), inside)
+        elif entry.is_dir():
+            raise UserError(
+                f"{entry.path} is a link to a folder, and these are not shipped, since they may lead anywhere, also in "
+                "a circle; put the folder itself in its place, take the link out, or ship with --with only what the "
+                "job needs",
+                code="shipped-link-to-folder",
+            )
         elif entry.is_file():
             yield inside, Path(entry.path)
 

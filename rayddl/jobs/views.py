@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from datetime import datetime, timezone
 
@@ -11,15 +10,10 @@ from rich.text import Text
 
 from rayddl.credentials import scrub
 from rayddl.errors import StageError
-from rayddl.jobs.client import Job
+from rayddl.jobs.client import Job, command
 from rayddl.pipeline.browse.listing import age
 from rayddl.pipeline.display import pace
 from rayddl.pipeline.tables import rows_table
-
-
-def command(verb: str, job: str, address: str | None) -> str:
-    """Return the command line of ``verb`` for a job."""
-    return shlex.join(["rayddl", verb, job, *(["--address", scrub(address)] if address else [])])
 
 
 def submitted(job: str, out: str, address: str | None) -> str:
@@ -29,13 +23,14 @@ def submitted(job: str, out: str, address: str | None) -> str:
     return "\n".join(lines)
 
 
-def refuse_failed(job: Job) -> None:
-    """Raise :class:`StageError` for a job that did not succeed."""
+def refuse_failed(job: Job, address: str | None) -> None:
+    """Raise :class:`StageError` for a job that did not succeed, of the cluster at ``address``."""
     if job.state == "STOPPED":
         raise StageError(f"the job {job.id} was stopped; what it did so far is kept", code="job-stopped")
     if job.state != "SUCCEEDED":
         raise StageError(
-            f"the job {job.id} failed: {_last_line(job.message)} Its log says more: rayddl logs {job.id}",
+            f"the job {job.id} failed: {_last_line(job.message)} Its log says more: "
+            f"{command('logs', job.id, address)}",
             code="job-failed",
         )
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rayddl.data.distilled import KIND
-from rayddl.data.formats.export import More, export_set, foreign_space
+from rayddl.data.distilled import DistilledSet
+from rayddl.data.formats.export import More, export_loaded, export_set, foreign_space
 from rayddl.errors import UserError
 from rayddl.pipeline import hub
 from rayddl.pipeline.sets import find_set
@@ -91,9 +92,32 @@ def _then(to: Folder, brought: Any) -> tuple[str, ...]:
 
 
 def _plain(folder: Folder, to: Folder, form: str) -> Exported:
-    written = export_set(folder, form, to)
-    notes = [foreign_space(folder) if form == "pt" else "", _own_labels(folder)]
-    return Exported(tuple(written), str(to), notes=tuple(note for note in notes if note))
+    made = DistilledSet.load(folder)
+    written = export_loaded(made, form, to)
+    notes = [foreign_space(folder)] if form == "pt" else list(_left_out(made, form))
+    return Exported(
+        tuple(written), str(to), notes=tuple(note for note in (*notes, _own_labels(made)) if note)
+    )
+
+
+def _left_out(made: DistilledSet, form: str) -> Iterator[str]:
+    """What files of pictures lack of the set, as notes."""
+    cut = round(made.clamped() * made.stored.numel())
+    if cut:
+        yield (
+            f"{cut:,} of {made.stored.numel():,} pixel values of the set are darker than black or brighter than white, "
+            "and the pictures have black and white in their place; --format pt or hf exports them as they are"
+        )
+    if form == "imagefolder" and made.labels.ndim == 2:
+        yield (
+            "the set's labels are probabilities of all classes, and folders have the likeliest class alone; --format "
+            "pt or hf exports them as they are"
+        )
+    if not _of_observer(made):
+        yield (
+            f"the set's students learn at the rate {made.lr_student:g}, which is in none of these files; --format pt "
+            "or hf exports it"
+        )
 
 
 def _pushed(folder: Folder, more: More, name: str) -> str:
@@ -108,10 +132,14 @@ def _script() -> Any:
     return next(module for module in found if module is not None)
 
 
-def _own_labels(folder: Folder) -> str:
+def _of_observer(made: DistilledSet) -> bool:
+    """True for a set whose figures come from an observer's labels, not from its own and its learning rate."""
+    return bool((made.info.get("protocol") or {}).get("name") == "soft")
+
+
+def _own_labels(made: DistilledSet) -> str:
     """A note on a set whose figures come from soft labels that this format does not hold; else empty."""
-    protocol = KIND.read(folder)["info"].get("protocol") or {}
-    if protocol.get("name") != "soft":
+    if not _of_observer(made):
         return ""
     return (
         "these are the images' own labels, and the set's accuracy comes from an observer's; --format hf brings "

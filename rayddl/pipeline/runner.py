@@ -184,6 +184,7 @@ class _Run:
                     self._reuse(planned, found)
                     return
                 planned.folder.sweep()
+                planned.folder.delete(artifacts.ERROR)  # of an earlier attempt
                 self._note(planned, "running")
                 artifact = self._run(planned)
         except BaseException as error:

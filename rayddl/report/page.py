@@ -11,9 +11,9 @@ from importlib import resources
 from typing import Any
 
 import jinja2
-import yaml
 from markupsafe import Markup, escape
 
+from rayddl import yaml_text
 from rayddl.credentials import scrub
 from rayddl.escapes import visible
 from rayddl.report import numbers
@@ -165,7 +165,7 @@ def _plain(value: Any) -> str:
     return (
         value
         if isinstance(value, str)
-        else yaml.safe_dump(value, default_flow_style=True, width=10_000).split("\n")[0]
+        else yaml_text.dump(value, default_flow_style=True, sort_keys=True, width=10_000).split("\n")[0]
     )
 
 
@@ -173,9 +173,7 @@ def _yaml(definition: Mapping[str, Any]) -> str:
     plain = scrub(definition)
     if isinstance(plain.get("stages"), dict):
         plain["stages"] = {k: _Block(v) if isinstance(v, dict) else v for k, v in plain["stages"].items()}
-    text: str = yaml.dump(
-        plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=96
-    )
+    text = yaml_text.dump(plain, dumper=_Dumper, allow_unicode=True, default_flow_style=None, width=96)
     return text.rstrip()
 
 
@@ -183,7 +181,7 @@ class _Block(dict[str, Any]):
     """A mapping that is always written over several lines."""
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml_text.Dumper):
     """A safe YAML dumper that also writes :class:`_Block`."""
 
 

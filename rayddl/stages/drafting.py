@@ -15,8 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
+from rayddl import yaml_text
 from rayddl.data.sources.path_contents import PathContents
 from rayddl.errors import UserError
 
@@ -116,7 +115,7 @@ def key(name: str, value: Any, comment: str = "", indent: int = 4) -> str:
 def _yaml(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{name}: {_yaml(item)}" for name, item in value.items()) + "}"
-    if isinstance(value, str) and _PLAIN.fullmatch(value) and yaml.safe_load(value) == value:
+    if isinstance(value, str) and _PLAIN.fullmatch(value) and yaml_text.dump([value]) == f"- {value}\n":
         return value
     if isinstance(value, float):
         return f"{value:g}".replace("e-0", "e-")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from rayddl.stages.tune import callbacks, engine
 from rayddl.stages.tune.plan import Search
 from rayddl.stages.tune.space import Entry
 from rayddl.stages.tune.store import Row, TrialStore
-from rayddl.stages.tune.trial import Work
+from rayddl.stages.tune.trial import Running, Work
 from rayddl.storage import Folder
 from tests.raising import raises
 
@@ -132,6 +134,56 @@ def test_a_search_in_which_nothing_works_says_why(tmp_path, told):
         TrialStore(work.out).end(Row(number, {"x": 0.95}, "diverged", 0.0, 1, 0.1, (), "the loss is nan"))
     with raises("no-trial-succeeded"):
         engine.run(work, SHARE, told())
+
+
+def cut_short(out: Any, reports: Mapping[int, int], **changes: Any) -> Work:
+    """A search that was killed with its budget used up: the trials that had begun, and how often each had reported."""
+    work = searching(out, samples=3, time_budget=60.0, **changes)
+    store = TrialStore(work.out)
+    for number, count in reports.items():
+        store.begin(number, {"x": 0.1 * number})
+        running = Running(work, number, {"x": 0.1 * number})
+        for _ in range(count):
+            running.step()
+    store.note_seconds(60.0)
+    return work
+
+
+def test_trials_of_a_killed_search_have_rows_once_the_budget_is_used_up(tmp_path, told):
+    """Those that were running count as cut off by the budget, the template's own too if it never reported; the run of
+    a number beyond the search's is no trial.
+    """
+    work = cut_short(tmp_path, {0: 0, 1: 2, 2: 4, 7: 1})
+    rows = engine.run(work, SHARE, told())
+
+    assert {n: (row.ended, len(row.reports), row.sound) for n, row in rows.items()} == {
+        0: ("budget", 0, False), 1: ("budget", 2, True), 2: ("whole", 4, True),
+    }  # fmt: skip
+    assert rows == TrialStore(work.out).ended()
+
+
+@pytest.mark.parametrize("reports", [{}, {0: 0, 1: 0}])
+def test_a_budget_used_up_before_any_report_is_named(tmp_path, told, reports):
+    """In each attempt, whether trials had begun or not: only a larger budget helps."""
+    work = cut_short(tmp_path, reports)
+    for _ in range(2):
+        with raises("budget-before-any-report"):
+            engine.run(work, SHARE, told())
+
+
+def test_a_budget_that_ends_before_tune_continues_every_trial_loses_none(stages, tmp_path, told, monkeypatch):
+    """A killed search that goes on in the last seconds of its budget has a row of each trial that had begun, also of
+    those beyond the ones that run at once.
+    """
+    del stages
+    work = cut_short(tmp_path, {0: 1, 1: 2, 2: 3})
+    over = chain([False], repeat(True))
+    monkeypatch.setattr(callbacks.Budget, "stop_all", lambda self: next(over))
+    rows = engine.run(work, SHARE, told())
+
+    assert {n: (row.ended, len(row.reports)) for n, row in rows.items()} == {
+        0: ("budget", 1), 1: ("budget", 2), 2: ("budget", 3),
+    }  # fmt: skip
 
 
 def test_a_full_disk_ends_the_search_and_fails_no_trial(stages, tmp_path, cut_when):

@@ -7,9 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from rayddl import documents
+from rayddl import documents, yaml_text
 from rayddl.escapes import on_one_line, visible
 
 if TYPE_CHECKING:
@@ -48,6 +46,12 @@ _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _MARKUP = re.compile(r"[&<>\\`*\[\]|~!]")
 _APOSTROPHE = "'"
 _LONGEST = 300
+_ALWAYS_PATHS, _PATHS = ("path", "runs", "replay"), ("weights", "classes")
+"""Settings of stages that are paths, and those whose texts are paths but for some names."""
+_NO_PATHS = ("DEFAULT", "IMAGENET1K_V1", "IMAGENET1K_V2", "source")
+"""These names."""
+_INSIDE = re.compile(r"observer(-\d+)?")
+"""The folders of observers inside a set's own."""
 DATA = "data/train-00000-of-00001.parquet"
 """Path of the Parquet table in the export, as named in the card."""
 
@@ -58,7 +62,7 @@ def card(made: DistilledSet, brought: Sequence[str] = (), lacking: str = "") -> 
     ``brought``: names of the files that train on the set as its figures were made. ``lacking``: why there are none.
     """
     parts = [
-        f"---\n{yaml.safe_dump(_front(made), sort_keys=False)}---\n",
+        f"---\n{yaml_text.dump(_front(made))}---\n",
         _what(made),
         _how(made),
         _whose(made),
@@ -132,7 +136,7 @@ def _how(made: DistilledSet) -> str:
     text = "## How it was made\n\nBy rayddl"
     if not definition:
         return text + "; the definition was not kept.\n"
-    return f"{text}, from this definition:\n\n{_fenced(yaml.safe_dump(definition, sort_keys=False), 'yaml')}"
+    return f"{text}, from this definition:\n\n{_fenced(yaml_text.dump(definition), 'yaml')}"
 
 
 def without_places(info: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,9 +148,31 @@ def without_places(info: Mapping[str, Any]) -> dict[str, Any]:
             holder["source"].pop("root", None)
     stages = definition.get("stages")
     for stage in stages.values() if isinstance(stages, dict) else ():
-        for place in ("path", "runs") if isinstance(stage, dict) else ():
-            stage.pop(place, None)
+        _drop_paths(stage)
+    protocol = kept.get("protocol") or {}
+    observers = protocol.get("observer")
+    for observer in observers if isinstance(observers, list) else (observers,):
+        if isinstance(observer, dict) and not _INSIDE.fullmatch(str(observer.get("folder"))):
+            observer.pop("folder", None)
+    if isinstance(observers, str) and not _INSIDE.fullmatch(observers):
+        del protocol["observer"]
     return kept
+
+
+def _drop_paths(settings: Any) -> None:
+    """Remove the paths from a stage's settings; in those of a search, keys are ``<stage>.<key>``, too."""
+    if not isinstance(settings, dict):
+        return
+    for key in [key for key, value in settings.items() if _is_path(str(key).rpartition(".")[2], value)]:
+        del settings[key]
+    for inner in settings.values():
+        _drop_paths(inner)
+
+
+def _is_path(key: str, value: Any) -> bool:
+    if key in _PATHS and isinstance(value, dict):
+        return any(_is_path(key, each) for name in ("choice", "grid") for each in value.get(name) or ())
+    return key in _ALWAYS_PATHS or (key in _PATHS and isinstance(value, str) and value not in _NO_PATHS)
 
 
 def _whose(made: DistilledSet) -> str:

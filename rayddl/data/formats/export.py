@@ -11,9 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import yaml
-
-from rayddl import sealed
+from rayddl import sealed, yaml_text
 from rayddl.credentials import scrub
 from rayddl.data.ahead import ahead
 from rayddl.errors import UserError
@@ -57,7 +55,8 @@ def export_set(folder: Folder, form: str, to: Folder, more: More | None = None) 
     - ``hf``: a folder for ``datasets.load_dataset``: the table, a card (``README.md``), the unrounded tensors for
       ``rayddl.load_set``, and ``more``: a script that trains on the set, and what it reads.
 
-    Each has ``classes.txt``, the names of the classes in label order, one per line.
+    Each has ``classes.txt``, the names of the classes in label order, one per line; those that no line can hold, such
+    as an empty one, as JSON.
 
     Never overwrites a file: raises :class:`UserError` if ``to`` already has one of the names, or other files (except
     hidden ones, as those of a clone), or cannot be written, and :class:`ArtifactError` if the set is incomplete, was
@@ -65,14 +64,20 @@ def export_set(folder: Folder, form: str, to: Folder, more: More | None = None) 
     """
     from rayddl.data.distilled import DistilledSet
 
+    # Everything is made from the checked tensors: the other files of a set are not read, nor what they link to.
+    return export_loaded(DistilledSet.load(folder), form, to, more)
+
+
+def export_loaded(made: DistilledSet, form: str, to: Folder, more: More | None = None) -> list[str]:
+    """Write the set ``made``, as :func:`export_set`."""
+    from rayddl.data.sources.parquet_labels import line_of
+
     if form not in FORMATS:
         raise UserError(f"unknown format {form!r}; known: {', '.join(FORMATS)}", code="unknown-format")
-    # Everything is made from the checked tensors: the other files of a set are not read, nor what they link to.
-    made = DistilledSet.load(folder)
     forms: dict[str, Callable[[DistilledSet], Iterator[tuple[str, Content]]]]
     forms = {"imagefolder": _folders, "parquet": _table, "webdataset": _shards, "pt": _tensors}
     files = dict(_hub(made, more or More()) if form == "hf" else forms[form](made))
-    files[NAMES] = "\n".join([*made.classes, ""]).encode()
+    files[NAMES] = "\n".join([*map(line_of, made.classes), ""]).encode()
     written: list[str] = []
     with _writing(to, written, len(files)):
         there = sorted(name for name in files if to.has(name))
@@ -226,6 +231,6 @@ def _hub(made: DistilledSet, more: More) -> Iterator[tuple[str, Content]]:
     yield DATA, table
     shared = replace(made, info=without_places(made.info))
     if shared.info.get("definition"):
-        yield "definition.yaml", yaml.safe_dump(scrub(shared.info["definition"]), sort_keys=False).encode()
+        yield "definition.yaml", yaml_text.dump(scrub(shared.info["definition"])).encode()
     yield "set.json", sealed.document(shared.document())
     yield "set.safetensors", shared.data()

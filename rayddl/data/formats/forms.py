@@ -40,7 +40,13 @@ def form_of(folder: Folder) -> Form:
 
 
 def table_in(folder: Folder) -> str | None:
-    """The one Parquet file in ``folder``, or in its folder ``data``."""
+    """The one Parquet file in ``folder``, or in its folder ``data``; ``None`` if there is none, or several."""
+    found = tables_in(folder)
+    return found[0] if len(found) == 1 else None
+
+
+def tables_in(folder: Folder) -> list[str]:
+    """The Parquet files in ``folder``, or in its folder ``data``. Raises :class:`ArtifactError` if some are missing."""
     found = [name for name in folder.names() if name.endswith(".parquet")]
     if not found and "data" in folder.folders():
         found = [f"data/{name}" for name in folder.child("data").names() if name.endswith(".parquet")]
@@ -51,7 +57,7 @@ def table_in(folder: Folder) -> str | None:
             f"{'is' if len(lacking) == 1 else 'are'} missing.",
             code="import-shards-missing",
         )
-    return found[0] if len(found) == 1 else None
+    return found
 
 
 def images_in(folder: Folder) -> list[tuple[str, int]]:

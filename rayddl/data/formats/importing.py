@@ -7,7 +7,8 @@ format has names; numbers are indices into the source's classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -24,7 +25,7 @@ from rayddl import limits
 from rayddl.data import views
 from rayddl.data.distilled import LR_STUDENT, DistilledSet
 from rayddl.data.formats import pt, pt_places
-from rayddl.data.formats.forms import NAMES, Form, images_in, table_in
+from rayddl.data.formats.forms import NAMES, Form, images_in, tables_in
 from rayddl.data.formats.pt_places import Place
 from rayddl.data.pixels.cutting import with_channels
 from rayddl.data.pixels.decode import Encoded, decode
@@ -48,8 +49,10 @@ class TargetSource:
     space: PixelSpace
 
 
-def bring(folder: Folder, form: Form, home: TargetSource) -> DistilledSet:
-    """The set in ``folder``, converted to the source ``home``.
+def bring(
+    folder: Folder, form: Form, home: TargetSource, note: Callable[[str], None] = lambda _: None
+) -> DistilledSet:
+    """The set in ``folder``, converted to the source ``home``; ``note`` is called with sentences on what is lost by it.
 
     Raises :class:`ArtifactError` if classes or sizes differ from the source's, or files cannot be read.
     """
@@ -64,7 +67,8 @@ def bring(folder: Folder, form: Form, home: TargetSource) -> DistilledSet:
                 code="no-set-here",
             )
         return bring_pt(place, home)
-    images, labels, soft = _tree(folder, home) if form == "imagefolder" else _table(folder, home)
+    read = _tree if form == "imagefolder" else _table
+    images, labels, soft = read(folder, home, note)
     order = labels.argsort(stable=True)
     kept = labels[order] if soft is None else soft[order]
     made = DistilledSet(images[order], kept, LR_STUDENT, home.classes, home.space, {"method": "imported"})
@@ -102,40 +106,64 @@ def bring_pt(place: Place, home: TargetSource) -> DistilledSet:
     return replace(made, classes=home.classes, space=home.space, info=info)
 
 
-def _tree(folder: Folder, home: TargetSource) -> tuple[Tensor, Tensor, None]:
+def _tree(
+    folder: Folder, home: TargetSource, note: Callable[[str], None]
+) -> tuple[Tensor, Tensor, Tensor | None]:
     files = [name for name, _ in images_in(folder)]
+    if not files:
+        raise ArtifactError(
+            f"there is no set in {folder}: looked for images in a folder for each class, found {_found(folder)}.",
+            code="no-set-here",
+        )
     names = [name.split("/")[0] for name in files]
     places = _places(sorted(set(names)), home, str(folder), _order(folder, set(names)))
     encoded = [
         Encoded(folder.path(file), places[name], partial(folder.read, file))
         for file, name in zip(files, names, strict=True)
     ]
-    images, labels = _decoded([encoded], home)
+    images, labels = _decoded([encoded], home, note)
     return images, labels, None
+
+
+def _found(folder: Folder) -> str:
+    """What is in ``folder``, for messages."""
+    return shown([*folder.names(), *(f"{name}/" for name in folder.folders())]) or "nothing"
 
 
 def _order(folder: Folder, folders: set[str]) -> dict[str, str]:
     """The class of each folder: the lines of an export's ``classes.txt`` name the folders in sorted order."""
     if not folder.has(NAMES):
         return {}
-    names = read_names(folder, NAMES)
-    lines = [line for line in parquet_labels.decoded(names).splitlines() if line]
+    lines = parquet_labels.names_of(read_names(folder, NAMES))
     named = dict(zip(views.class_folders(lines), lines, strict=True))
     return {name: named[name] for name in folders} if folders <= set(named) else {}
 
 
-def _table(folder: Folder, home: TargetSource) -> tuple[Tensor, Tensor, Tensor | None]:
-    name = table_in(folder)
-    assert name is not None
-    where = folder.path(name)
+def _table(
+    folder: Folder, home: TargetSource, note: Callable[[str], None]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    tables = tables_in(folder)
+    if not tables:
+        raise ArtifactError(
+            f"there is no set in {folder}: looked for one .parquet file there or in its folder data, found "
+            f"{_found(folder)}.",
+            code="no-set-here",
+        )
+    if len(tables) > 1:
+        raise ArtifactError(
+            f"{folder} has {len(tables)} Parquet files: {shown(tables)}. A set is one table: put it into a folder of "
+            "its own, or write all rows as one table.",
+            code="import-tables-several",
+        )
+    where = folder.path(tables[0])
     try:
-        with folder.open(name) as stream:
+        with folder.open(tables[0]) as stream:
             file = parquet_bounds.opened(stream, where)
             _refuse_other_columns(file.schema_arrow, where)
             written = parquet_bounds.labels(file, stream, "label", where)
             column = parquet_labels.read(written, file.schema_arrow.metadata or {}, where, "label")
             places = _places_of(column, home, where, file.metadata.num_rows, int(stream.size()))
-            images, labels = _decoded(_cells(file, column, places, where), home)
+            images, labels = _decoded(_cells(file, column, places, where), home, note)
             said = _numbers(file, where) if "soft_label" in file.schema_arrow.names else None
     except (KeyError, OSError, pa.ArrowException, SourceError) as error:
         raise ArtifactError(
@@ -327,11 +355,14 @@ def _places(
     return {name: known[name] for name in names}
 
 
-def _decoded(batches: Iterable[Sequence[Encoded]], home: TargetSource) -> tuple[Tensor, Tensor]:
+def _decoded(
+    batches: Iterable[Sequence[Encoded]], home: TargetSource, note: Callable[[str], None]
+) -> tuple[Tensor, Tensor]:
     """uint8 images [N, C, H, W] of the source's shape, and int64 labels [N]."""
     channels, height, width = home.shape
     size = height if height == width else None
     stacked, labels = [], []
+    others, coloured = Counter[tuple[int, int]](), 0
     for image in decode(batches, size):
         if isinstance(image.pixels, str):
             raise ArtifactError(
@@ -339,6 +370,8 @@ def _decoded(batches: Iterable[Sequence[Encoded]], home: TargetSource) -> tuple[
                 code="image-unreadable",
             )
         pixels = image.pixels if image.pixels.ndim == 3 else image.pixels[..., None]
+        others[image.stored] += size is not None and image.stored != (size, size)
+        coloured += pixels.shape[2] > channels
         if pixels.shape[2] != channels:
             pixels = (
                 with_channels(torch.from_numpy(pixels).permute(2, 0, 1), channels).permute(1, 2, 0).numpy()
@@ -351,4 +384,11 @@ def _decoded(batches: Iterable[Sequence[Encoded]], home: TargetSource) -> tuple[
             )
         stacked.append(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
         labels.append(image.label)
+    if count := others.total():
+        sizes = [f"{width} x {height}" for (width, height), number in others.most_common() if number]
+        note(
+            f"{count:,} of {len(stacked):,} images were resized to {size} x {size} pixels, from {shown(sizes)}"
+        )
+    if coloured:
+        note(f"{coloured:,} of {len(stacked):,} images lost their colour, since the source's images are grey")
     return torch.stack(stacked), torch.tensor(labels)

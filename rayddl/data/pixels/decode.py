@@ -52,6 +52,8 @@ class Decoded(NamedTuple):
     pixels: Pixels | str
     brightest: int = 0
     """The largest value of an image of 16 bits per pixel; 0 for others."""
+    stored: tuple[int, int] = (0, 0)
+    """Width and height as stored; 0 for an unreadable image."""
 
 
 def decode(
@@ -64,14 +66,14 @@ def decode(
     allowed = limits.of_images()
 
     def one(item: Encoded) -> tuple[Decoded, int]:
-        data, brightest = b"", 0
+        data, brightest, stored = b"", 0, (0, 0)
         pixels: Pixels | str
         try:
             data = item.read()
-            pixels, brightest = _read(data, size, white, allowed)
+            pixels, brightest, stored = _read(data, size, white, allowed)
         except Exception as error:  # the parsers raise many types for broken files
             pixels = reason(error)
-        return Decoded(item.name, item.label, pixels, brightest), len(data)
+        return Decoded(item.name, item.label, pixels, brightest, stored), len(data)
 
     with pil_warnings(), ThreadPoolExecutor(_threads()) as pool:
         for batch in batches:
@@ -95,16 +97,19 @@ def read_image(data: bytes, size: int | None = None) -> Pixels:
 
 def _read(
     data: bytes, size: int | None, white: int | None, allowed: limits.OfImages | None
-) -> tuple[Pixels, int]:
-    """The pixels of :func:`read_image`, and the largest value of an image of 16 bits per pixel, 0 for others."""
+) -> tuple[Pixels, int, tuple[int, int]]:
+    """The pixels of :func:`read_image`, the largest value of an image of 16 bits per pixel, 0 for others, and width and
+    height as stored.
+    """
     with open_image(data, allowed) as image:
+        stored = image.size
         if size is not None:
             # A JPEG is decoded much faster at a half, a quarter or an eighth of its size. Twice the
             # requested size is kept for the resizing filter.
             image.draft(None, (2 * size, 2 * size))
         brightest = int(np.asarray(image).max(initial=0)) if image.mode.startswith("I") else 0
         turned = plain(image if upright(image) else ImageOps.exif_transpose(image), white)
-        return np.array(turned if size is None else fit_square(turned, size)), brightest
+        return np.array(turned if size is None else fit_square(turned, size)), brightest, stored
 
 
 def narrowed(data: bytes, white: int) -> bytes:

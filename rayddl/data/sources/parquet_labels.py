@@ -6,6 +6,7 @@ The label -1 means "unlabelled": it is index -1, and never the name of a class.
 from __future__ import annotations
 
 import codecs
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -122,16 +123,45 @@ def names_in(metadata: dict[bytes, bytes], key: str, where: str) -> tuple[str, .
     """The class names that ``metadata`` of the file ``where`` give for the column ``key``, in label order; ``None`` if
     they give none. Raises :class:`SourceError` for more than a limit.
     """
-    if b"classes" in metadata:
-        lines = [line.strip() for line in decoded(metadata[b"classes"]).splitlines()]
-        return _within_the_limit([line for line in lines if line], where)
+    names, lines = _features(metadata, key), metadata.get(b"classes")
+    # A table of rayddl's has the names in both forms, and lines cannot hold every name.
+    if lines is not None and (names is None or lines != "\n".join(names).encode()):
+        names = names_of(lines)
+    return None if names is None else _within_the_limit(names, where)
+
+
+def _features(metadata: dict[bytes, bytes], key: str) -> list[str] | None:
+    """The class names of the column ``key`` as Hugging Face's library stores them; ``None`` if there are none."""
     try:
         names = json_text.parse(metadata[b"huggingface"])["info"]["features"][key]["names"]
     except (KeyError, TypeError, ValueError):
         return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return None
-    return _within_the_limit(names, where)
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+def names_of(data: bytes) -> list[str]:
+    """The class names in a ``classes.txt``, a line each, without space around them and empty lines. Names that
+    :func:`line_of` has written are as they were.
+    """
+    # What else Python takes for the end of a line may be part of a name.
+    lines = (line.strip() for line in re.split(r"[\r\n]+", decoded(data)))
+    return [_unquoted(line) for line in lines if line]
+
+
+def line_of(name: str) -> str:
+    """The line of ``classes.txt`` for the class ``name``: the name, or as JSON if that would be read as another one."""
+    return name if names_of(name.encode()) == [name] else json.dumps(name)
+
+
+def _unquoted(line: str) -> str:
+    if not line.startswith('"'):
+        return line
+    try:
+        name = json_text.parse(line.encode())
+    except ValueError:
+        return line
+    # In files of others, quotes may be part of every name.
+    return name if isinstance(name, str) and line_of(name) == line else line
 
 
 def _within_the_limit(names: list[str], where: str) -> tuple[str, ...]:

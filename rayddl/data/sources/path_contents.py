@@ -189,7 +189,7 @@ def _look(path: str, links: Mapping[str, Any]) -> PathContents:
 
 def _found(path: str) -> dict[str, Any]:
     """The source's keys by the layout of ``path``."""
-    folder = Folder(path.rstrip("/") or "/")
+    folder = Folder(path.rstrip("/") or path)
     if not folder.exists():
         return _file(path)
     names, folders = folder.names(), folder.folders()

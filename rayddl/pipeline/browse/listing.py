@@ -13,7 +13,7 @@ from rich.text import Text
 
 from rayddl.credentials import scrub
 from rayddl.errors import RayddlError, UserError
-from rayddl.pipeline import artifacts, records
+from rayddl.pipeline import artifacts, records, stopwatch
 from rayddl.pipeline.display import pace
 from rayddl.pipeline.fingerprints import SHOWN_DIGITS
 from rayddl.pipeline.tables import rows_table
@@ -160,7 +160,9 @@ def _found(out: Folder, name: str) -> FoundStage:
         state = "empty"
     if artifacts.ERROR in files:
         state = "failed"
-    newest = artifacts.MANIFEST if artifacts.MANIFEST in files else next(iter(files), None)
+    # The last is as old as its attempt.
+    names = (artifacts.MANIFEST, stopwatch.FILE, *(name for name in files if name != artifacts.LOCK), *files)
+    newest = next((name for name in names if name in files), None)
     written = folder.modified(newest) if newest else None
     return FoundStage(name, kind, state, sum(files.values()), written)
 

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from rich.console import RenderableType
 from rich.text import Text
 
-from rayddl import documents
+from rayddl import documents, yaml_text
 from rayddl.credentials import scrub
 from rayddl.errors import ArtifactError, UserError
 from rayddl.pipeline import artifacts, records
@@ -198,5 +197,5 @@ def _readable(value: Any) -> str:
     nested = isinstance(value, dict) and any(isinstance(item, dict | list) for item in value.values())
     # In PyYAML, None writes collections without nested ones on one line.
     style = None if nested else False
-    text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, default_flow_style=style, width=_YAML)
+    text = yaml_text.dump(value, allow_unicode=True, default_flow_style=style, width=_YAML)
     return "\n".join(f"  {line}" for line in text.rstrip().splitlines())

@@ -17,8 +17,8 @@ import yaml
 
 from rayddl import localfiles
 from rayddl.pipeline.definition.problems import UNSET, Key, Place, Problems, quoted
+from rayddl.yaml_text import TAG, TYPES
 
-_TAG = "tag:yaml.org,2002:"
 _MOST_NODES = 100_000
 _LONGEST_NUMBER = 24
 _SUBSTITUTION = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^${}]*))?\}")
@@ -46,18 +46,8 @@ class _Loader(yaml.SafeLoader):
 
 # Removes the resolvers of YAML 1.1, which the class would copy from its base.
 _Loader.yaml_implicit_resolvers = {}
-
-
-_TYPES = (
-    ("bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), "tTfF"),
-    ("int", re.compile(r"([-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), "-+0123456789"),
-    ("float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"), "-+.0123456789"),
-    ("float", re.compile(r"([-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"), "-+."),
-    ("null", re.compile(r"(~|null|Null|NULL|)$"), ("~", "n", "N", "")),
-    ("merge", re.compile(r"<<$"), "<"),
-)
-for _name, _pattern, _first in _TYPES:
-    _Loader.add_implicit_resolver(_TAG + _name, _pattern, list(_first))
+for _name, _pattern, _first in TYPES:
+    _Loader.add_implicit_resolver(TAG + _name, _pattern, list(_first))
 
 
 @dataclass(frozen=True)
@@ -188,9 +178,9 @@ class _Reader:
             return None
         self.open[id(node)] = key
         try:
-            if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
+            if isinstance(node, yaml.MappingNode) and node.tag == f"{TAG}map":
                 return self._mapping(node, key)
-            if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
+            if isinstance(node, yaml.SequenceNode) and node.tag == f"{TAG}seq":
                 return [self.read(item, (*key, i)) for i, item in enumerate(node.value)]
             if isinstance(node, yaml.ScalarNode):
                 return self._scalar(node, key)
@@ -208,11 +198,11 @@ class _Reader:
         first: dict[str, Place] = {}
         for name_node, value_node in node.value:
             place = self._place(name_node)
-            if name_node.tag == f"{_TAG}merge":
+            if name_node.tag == f"{TAG}merge":
                 merged.update(self._merged(value_node, key))
                 continue
             name = name_node.value
-            if not isinstance(name_node, yaml.ScalarNode) or name_node.tag != f"{_TAG}str":
+            if not isinstance(name_node, yaml.ScalarNode) or name_node.tag != f"{TAG}str":
                 self.problems.add(
                     place,
                     key,
@@ -242,8 +232,8 @@ class _Reader:
         tag = node.tag
         if "${" in text:
             text = self._substituted(node, key)
-            if tag in {f"{_TAG}str", f"{_TAG}float", f"{_TAG}int"}:
-                tag = _plain_tag(text) if node.style is None else f"{_TAG}str"
+            if tag in {f"{TAG}str", f"{TAG}float", f"{TAG}int"}:
+                tag = _plain_tag(text) if node.style is None else f"{TAG}str"
         try:
             return _typed(tag, text)
         except KeyError:
@@ -294,12 +284,12 @@ class _Reader:
 
 
 def _plain_tag(text: str) -> str:
-    kinds = (kind for kind, pattern, _ in _TYPES if kind != "merge" and pattern.match(text))
-    return _TAG + next(kinds, "str")
+    kinds = (kind for kind, pattern, _ in TYPES if kind != "merge" and pattern.match(text))
+    return TAG + next(kinds, "str")
 
 
 def _typed(tag: str, text: str) -> Any:
-    kind = tag.removeprefix(_TAG)
+    kind = tag.removeprefix(TAG)
     if kind == "str":
         return text
     if kind == "null":
@@ -319,7 +309,7 @@ def _typed(tag: str, text: str) -> Any:
 
 
 def _short(tag: str) -> str:
-    return str(tag).replace(_TAG, "!!")
+    return str(tag).replace(TAG, "!!")
 
 
 def _raw(node: yaml.Node) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+import yaml
 from pydantic import ValidationError
 
 from rayddl import localfiles
@@ -21,6 +22,7 @@ Overrides: TypeAlias = str | Sequence[str] | Mapping[str, Any]
 
 _MOST_PARTS = 32
 _LONGEST = 200
+_QUOTE = "'"
 TOP_KEYS = ("name", "seed", "source", "description")
 """The keys that an override may start with, in addition to the names of stages."""
 
@@ -71,9 +73,21 @@ def _parsed(text: str, problems: Problems) -> tuple[Place, str, Any] | None:
         )
         return None
     own = Problems()
-    document = parse(value, place.file, own, lines=False)
+    document = parse(_with_hashes(value), place.file, own, lines=False)
     problems.extend(own)
     return None if own.found else (place, name.strip(), document.value)
+
+
+def _with_hashes(value: str) -> str:
+    """Return ``value``, in quotes if it is unquoted text with ``#`` where a comment of YAML would begin."""
+    try:
+        scalars = list(yaml.scan(value, Loader=yaml.SafeLoader))[1:-1]
+    except (yaml.YAMLError, RecursionError):
+        return value
+    plain = not scalars or (len(scalars) == 1 and getattr(scalars[0], "plain", False))
+    read_to = scalars[0].end_mark.index if scalars else 0
+    # Single quotes, in which variables are replaced and nothing else.
+    return f"'{value.strip().replace(_QUOTE, 2 * _QUOTE)}'" if plain and value[read_to:].strip() else value
 
 
 def _key(name: str, value: Any, place: Place, problems: Problems) -> Key | None:

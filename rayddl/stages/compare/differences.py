@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from pydantic_core import to_jsonable_python
 
+from rayddl import yaml_text
 from rayddl.config import Config, marks
 from rayddl.credentials import scrub
 from rayddl.data.config import SourceConfig
@@ -262,9 +262,7 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list | tuple | Mapping):
-        value = yaml.safe_dump(
-            to_jsonable_python(value), default_flow_style=True, sort_keys=False, width=10_000
-        )
+        value = yaml_text.dump(to_jsonable_python(value), default_flow_style=True, width=10_000)
     return _clean(str(value).strip() or '""')
 
 

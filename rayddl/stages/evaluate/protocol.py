@@ -135,7 +135,8 @@ def training_data_of(task: EvaluateTask) -> DataPerSeed:
     def random(name: str, protocol: Protocol | SoftProtocol) -> None:
         def draw(s: int) -> TrainingData:
             if task.listed is not None:
-                found = listings.Draw(listed, task.listed, made.counts, task.seed, s)
+                channels = made.space.shape[0]
+                found = listings.Draw(listed, task.listed, made.counts, channels, task.seed, s)
                 if task.label_source or made.space.elementwise:
                     return TrainingData(name, found, None, None, protocol, drawn=True)
                 # Other processes have other numbers of threads, which may change the last bits of whitened images.

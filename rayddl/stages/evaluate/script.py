@@ -36,7 +36,7 @@ from rayddl.stages.evaluate import soft_labels
 from rayddl.stages.evaluate.protocol import nets_of, soft_protocol
 from rayddl.stages.evaluate.settings import EvaluateConfig
 from rayddl.stages.evaluate.stage import read, settings_of
-from rayddl.stages.revisions import zooms
+from rayddl.stages.revisions import side_of, zooms
 from rayddl.storage import Folder
 
 SCRIPT, PARTS, TEST = "train.py", "parts.py", "test.safetensors"
@@ -121,7 +121,7 @@ def export_files(folder: Folder, observer: str | None = None, *, with_test: bool
         held_out = {"images": test.images.contiguous(), "labels": test.labels}
         files[TEST] = lambda: safetensors.save(held_out)
     try:
-        values = _values(made, folder, stored, teacher, source) | {"test": _kind_of_test(source, test)}
+        values = _values(made, folder, stored, teacher, source, test) | {"test": _kind_of_test(source, test)}
     except (_NoScript, ArtifactError) as why:
         return ExportFiles(files, str(why))
     place = "file" if test is not None else "own" if given is None or reads_held_out(given) else "none"
@@ -172,6 +172,7 @@ def _values(
     stored: StoredLabels | None,
     teacher: Observer | None,
     source: SourceConfig | None,
+    test: ImageDataset | None,
 ) -> dict[str, Any]:
     """The values of the script's template. Numbers only: a set from outside puts no code into the script."""
     protocol: Mapping[str, Any] = made.info.get("protocol") or {}
@@ -193,7 +194,8 @@ def _values(
         chosen = {k: v for k, v in usual.items() if getattr(config, k) is None}
         chosen["zoom"] = config.zoom if source is None else zooms(config.zoom, source)
         config = config.model_copy(update=chosen)
-    own = _of_soft(config, made, stored, teacher) if soft else _of_hard(config, made)
+    sides = _sides(source, test)
+    own = _of_soft(config, made, stored, teacher, sides) if soft else _of_hard(config, made)
     net, student = _network(config, made, own["shape"], dropout=soft)
     if soft:
         own["lr"] = config.lr or (SGD_LR if config.optimizer == "sgd" else published_lr(net.name))
@@ -219,7 +221,7 @@ def _values(
         "formats": FORMATS,
         "white": (source.range if source else None) or DEEPEST,
         "grey": made.space.shape[0] == 1,
-        "sides": (made.space.shape[2], made.space.shape[1]),
+        "size": _size(made, source),
         "recorded": recorded,
         "notes": _notes(recorded, made, net, config),
     }
@@ -250,7 +252,11 @@ def _of_hard(config: EvaluateConfig, made: DistilledSet) -> dict[str, Any]:
 
 
 def _of_soft(
-    config: EvaluateConfig, made: DistilledSet, stored: StoredLabels | None, teacher: Observer | None
+    config: EvaluateConfig,
+    made: DistilledSet,
+    stored: StoredLabels | None,
+    teacher: Observer | None,
+    sides: tuple[int, ...] | None,
 ) -> dict[str, Any]:
     protocol = soft_protocol(config, made, stored)
     if protocol.loss not in _LOSSES or protocol.optimizer not in _OPTIMIZERS:
@@ -275,7 +281,7 @@ def _of_soft(
         "twice": protocol.statistics == "twice",
         "augment": (),
         **_of_crops(protocol, input_spec),
-        **_of_sides(made, input_spec, zoom=protocol.zoom),
+        **_of_sides(made, sides, input_spec, zoom=protocol.zoom),
     }
 
 
@@ -301,16 +307,35 @@ def _of_crops(protocol: SoftProtocol, input_spec: InputSpec) -> dict[str, Any]:
     }
 
 
-def _of_sides(made: DistilledSet, input_spec: InputSpec, *, zoom: bool) -> dict[str, Any]:
-    """The sides to which images are scaled before their centre is cut out; ``None`` if they are shown as they are."""
-    (_, own_height, own_width), (_, height, width) = made.space.shape, input_spec.shape
-    refit = (own_height, own_width) != (height, width)
+def _size(made: DistilledSet, source: SourceConfig | None) -> int | None:
+    """The side of the squares that the source's images are resized to; ``None`` where they are used as stored."""
+    if source is not None:
+        return source.size
+    _, height, width = made.space.shape
+    return height if height == width else None
+
+
+def _sides(source: SourceConfig | None, test: ImageDataset | None) -> tuple[int, ...] | None:
+    """Height and width of the source's images, which those of a set need not have; ``None`` if only files show them."""
+    if test is not None:
+        return tuple(test.images.shape[2:])
+    side = None if source is None else side_of(source)
+    return None if side is None else (side, side)
+
+
+def _of_sides(
+    made: DistilledSet, sides: tuple[int, ...] | None, input_spec: InputSpec, *, zoom: bool
+) -> dict[str, Any]:
+    """How the set's images, and test images of ``sides``, are brought to the network's input, and whether they are."""
+    _, height, width = input_spec.shape
     wanted = zoomed(min(height, width))
-    if not refit and (not zoom or wanted == min(height, width)):
-        return {"large": None, "refit": False}
-    scale = max(wanted / min(own_height, own_width), height / own_height, width / own_width)
-    large = [max(round(own_height * scale), height), max(round(own_width * scale), width)]
-    return {"large": large, "refit": refit}
+    zoom = zoom and wanted != min(height, width)
+    return {
+        "wanted": wanted,
+        "zoom": zoom,
+        "refit": made.space.shape[1:] != (height, width),
+        "fits": zoom or sides != (height, width),
+    }
 
 
 def _recorded(made: DistilledSet, net: NetConfig) -> str:

@@ -9,6 +9,7 @@ import torch
 
 from rayddl.data import unnamed
 from rayddl.data.pixels.encoded import Encoded
+from rayddl.errors import StageError
 from rayddl.methods.training.hard import Protocol
 from rayddl.methods.training.input_spec import BATCH, InputSpec
 from rayddl.methods.training.soft import OwnLabels, SoftProtocol
@@ -117,11 +118,22 @@ def only(train: Images, places: torch.Tensor) -> Images:
 
 
 def trials_on(shared: Shared, data: TrainingData) -> torch.Tensor:
-    """int64 indices that a trial is tested on: the validation part without images in the training data."""
+    """int64 indices that a trial is tested on: the validation part without images in the training data.
+
+    Raises :class:`StageError` if the training data has all of them.
+    """
     assert shared.trials_on is not None
     if data.picked is None:
         return shared.trials_on
-    return shared.trials_on[~torch.isin(shared.trials_on, data.picked)]
+    left = shared.trials_on[~torch.isin(shared.trials_on, data.picked)]
+    if not len(left):
+        raise StageError(
+            f"lr_grid compares learning rates on {len(shared.trials_on)} training images, and the {len(data.picked)} "
+            f"of {data.name} have all of them. Lower ipc, set lr in place of lr_grid, or leave random images out "
+            "(random: false).",
+            code="lr-grid-without-images",
+        )
+    return left
 
 
 def as_pixels(

@@ -41,11 +41,11 @@ def run(config: ImportedConfig, context: Context) -> Result:
             code="import-folder-missing",
         )
     form = "pt" if place else config.form or forms.form_of(folder)
-    home = _home(context)
-    made = importing.bring_pt(place, home) if place else importing.bring(folder, form, home)
+    home, note = _home(context), context.progress.note
+    made = importing.bring_pt(place, home) if place else importing.bring(folder, form, home, note)
     _refuse_other_classes(made, home, folder)
     if made.info.get("labels_read_as") == "logits":
-        context.progress.note(LOGITS)
+        note(LOGITS)
     found = digest(made)
     if config.sha256 is not None and config.sha256 != found:
         raise ArtifactError(

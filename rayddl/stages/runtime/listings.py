@@ -69,6 +69,8 @@ class Draw:
     config: SourceConfig
     counts: tuple[int, ...]
     """The number of images of each class."""
+    channels: int
+    """The least number of channels: all images of a draw may be grey, and those of the split not."""
     seed: int
     number: int
     """Draws of different numbers are independent."""
@@ -78,7 +80,8 @@ class Draw:
         import ray
 
         draws = generator(self.seed, "random", self.number)
-        return drawn(self.config, ray.get(self.listed), self.counts, draws)
+        images, labels = drawn(self.config, ray.get(self.listed), self.counts, draws)
+        return images.expand(-1, max(self.channels, images.shape[1]), -1, -1), labels
 
 
 def drawn(

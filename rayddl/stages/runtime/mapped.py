@@ -67,7 +67,7 @@ def _name(shards: Shards, space: PixelSpace | None) -> str:
 
 def _opened(path: Path, shards: Shards, shape: tuple[int, int, int], space: PixelSpace | None) -> Tensor:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _delete_unused(path.parent)
+    _delete_unused(path)
     whole, dtype = (sum(shards.counts), *shape), np.dtype(np.uint8 if space is None else np.float32)
     size = int(np.prod(whole)) * dtype.itemsize
     descriptor = _complete(path, size, lambda own: _write(own, size, _contents(shards, space), path.parent))
@@ -171,7 +171,9 @@ def _release(descriptor: int, path: Path, user: int) -> None:
     os.close(descriptor)
 
 
-def _delete_unused(folder: Path) -> None:
-    for path in folder.iterdir():
-        with suppress(FileNotFoundError):
-            _release(os.open(path, os.O_RDWR), path, os.getpid())
+def _delete_unused(wanted: Path) -> None:
+    """Delete the files beside ``wanted`` that nobody uses. That one stays: a killed process may have completed it."""
+    for path in wanted.parent.iterdir():
+        if path != wanted:
+            with suppress(FileNotFoundError):
+                _release(os.open(path, os.O_RDWR), path, os.getpid())

@@ -11,13 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from rayddl.stages.runtime import cluster, devices
+from rayddl.stages.runtime import cluster, devices, failures
 from rayddl.stages.runtime.sizes import Share
 
 SETTLE_SECONDS = 20.0
 """Seconds with one process per GPU before a second one is started: short stages do not repay its start, and further
 GPUs may become free or be added meanwhile.
 """
+RETRIES = 5
+"""New starts in a slot, in a row, of workers that were lost before they had started."""
 
 Work: TypeAlias = tuple[Any, ...]
 """A unit of work: a module-level function and its arguments."""
@@ -51,6 +53,8 @@ class Held:
     """The reference to its first answer; ``None`` after it has started."""
     work: Any = None
     """The reference to the result of its current unit; ``None`` if it is free."""
+    started: bool = False
+    """True after its first answer, also while it is asked again."""
 
 
 @dataclass
@@ -59,6 +63,8 @@ class Slot:
 
     group: Any
     workers: list[Held] = field(default_factory=list)
+    failed: int = 0
+    """Failed starts since a worker last answered. Counted here: a lost node fails the starts of all its slots."""
 
     @property
     def ready(self) -> list[Held]:
@@ -188,9 +194,20 @@ class Slots:
                 if ray.wait([worker.arriving], timeout=0)[0]:
                     try:
                         ray.get(worker.arriving)
-                        worker.arriving = None
-                    except ray.exceptions.RayError:  # its node was lost during the start
+                    except ray.exceptions.RayError as error:
                         self._drop(slot, worker)
+                        if not worker.started:
+                            self._start_failed(slot, error)
+                    else:
+                        worker.arriving, worker.started, slot.failed = None, True, 0
+
+    def _start_failed(self, slot: Slot, error: Exception) -> None:
+        """Raise the user's error, unless another start may succeed. No unit is handed out that would report it."""
+        slot.failed += 1
+        full = failures.out_of_memory(error)
+        most = failures.OOM_RETRIES if full else RETRIES
+        if not (full or failures.lost(error)) or slot.failed > most:
+            failures.explain(error, f"{self._what}: a unit")
 
     def _share_gpus(self) -> None:
         """Start further workers on each GPU; if possible, the first of them measures its memory."""
@@ -202,7 +219,7 @@ class Slots:
             if found is None:
                 return
             self._need, self._per_slot = None, found
-        elif self._per_slot == 1:
+        elif self._trial is None:  # else the number that was found remains, one too
             self._per_slot = self._share.per_slot
         self._start(self._per_slot)
 

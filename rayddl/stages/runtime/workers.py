@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 Note: TypeAlias = Callable[[str], None]
 
 POLL_SECONDS = 0.5
+LOOK_SECONDS = 5.0
+"""Seconds between two looks at whether the cluster still has a node that can hold a task."""
 SHORT_SECONDS = 1.0
 """Seconds that tasks are given to end by themselves before they are cancelled."""
 RETRIES = 5
@@ -102,8 +104,13 @@ class RayWorkers(Workers):
     A failure other than a lost worker, or too many lost workers, ends the work: see :func:`failures.explain`.
     """
 
-    def __init__(self, places: Places, most: Callable[[], int]) -> None:
-        self._places, self._most = places, most
+    def __init__(
+        self, places: Places, most: Callable[[], int], lacking: Callable[[], None] = lambda: None
+    ) -> None:
+        """``lacking`` is called while units run: where no node is left for them, it says so, and raises an error in
+        the end.
+        """
+        self._places, self._most, self._lacking = places, most, lacking
 
     def results(self, tasks: Sequence[Task], idle: Callable[[], None]) -> Iterator[tuple[Any, Any]]:
         import ray
@@ -120,6 +127,8 @@ class RayWorkers(Workers):
                 metrics.depth(len(running), len(waiting))
                 done = _finished(running)
                 idle()
+                if not done:
+                    self._lacking()
                 for ref in done:
                     task = running.pop(ref)
                     try:
@@ -200,8 +209,20 @@ def opened(
             return 1
         return share.at_once if share.gpus else min(share.at_once, limit())
 
+    waiting, looked = cluster.Waiting(share.needs, note), time.monotonic()
+
+    def lacking() -> None:
+        nonlocal looked
+        if share.gpus or share.team or time.monotonic() < looked + LOOK_SECONDS:  # slots wait for themselves
+            return
+        looked = time.monotonic()
+        if cluster.capacity_now().holds(share.needs):
+            waiting.over()
+        else:
+            waiting.poll()
+
     try:
-        yield RayWorkers(places, most)
+        yield RayWorkers(places, most, lacking)
     finally:
         places.close()
 

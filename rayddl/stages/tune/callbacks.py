@@ -124,8 +124,8 @@ class TrialRows(Callback):
             self.show(sum(trial.status == "RUNNING" for trial in trials))
 
     def close(self) -> None:
-        """Write the rows of trials that were running when the budget was used up."""
-        for number in [n for n in self._searcher.numbers.values() if n not in self.rows]:
+        """Write the rows of trials that had begun, in any attempt, and not ended when the budget was used up."""
+        for number in self._searcher.begun():
             self._write(row_of(self._work, number, "budget"))
         self._book.note_seconds(self._budget.seconds)
         self.show()

@@ -40,22 +40,33 @@ def run(
     """Run the trials that have not ended, and return the rows of all trials, by number.
 
     ``callbacks`` are Ray's logger callbacks that see the trials that run. Raises :class:`StageError` if no trial has a
-    finite metric, or a callback fails, and :class:`UserError` if one cannot be made.
+    finite metric, the budget was used up before the first report, or a callback fails, and :class:`UserError` if one
+    cannot be made.
     """
     os.environ.update(ENVIRONMENT)
-    from rayddl.stages.tune.callbacks import Budget
+    from rayddl.stages.tune.callbacks import Budget, TrialRows
     from rayddl.stages.tune.searcher import NumberedSearcher
 
     store = TrialStore(work.out)
     limit = room.limit()
     searcher = NumberedSearcher(work.search, store, lambda: limit() * share.per_slot)
-    if searcher.missing and not Budget(work.search, store).stop_all():
+    budget = Budget(work.search, store)
+    if searcher.missing and budget.stop_all():
+        # An earlier attempt was killed before it wrote the rows of the trials that were running.
+        TrialRows(work, searcher, budget, progress).close()
+    elif searcher.missing:
         _fit(work, share, progress, searcher, loggers.made(callbacks or {}))
     rows = store.ended()
+    if all(row.ended == "budget" and not row.reports for row in rows.values()):
+        raise StageError(
+            f"the budget was used up before any trial reported ({len(rows)} had begun), so there are no best settings. "
+            "Raise time_budget or cost_budget, or have trials report earlier.",
+            code="budget-before-any-report",
+        )
     if not any(row.sound for row in rows.values()):
         reasons = list(dict.fromkeys(row.reason or row.ended for row in rows.values()))
         raise StageError(
-            f"none of {len(rows)} trials produced a result: {'; '.join(reasons[:3]) or 'the budget was used up'}. "
+            f"none of {len(rows)} trials produced a result: {'; '.join(reasons[:3])}. "
             "Try the template by itself, or a narrower space.",
             code="no-trial-succeeded",
         )

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
+from rayddl import yaml_text
 from rayddl.report import numbers
 from rayddl.stages import parquet as tables
 from rayddl.stages.context import Context
@@ -146,7 +145,7 @@ def write_best(
         template.setdefault("evaluate_every", search.stops[0])
         template |= pinned
     definition |= {"name": f"{definition['name']}-best", "stages": stages}
-    text = yaml.safe_dump(definition, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
+    text = yaml_text.dump(definition, allow_unicode=True, default_flow_style=None, width=100)
     context.out.write(
         BEST, ("".join(f"# {line}\n" for line in _head(config, context, search, winner)) + text).encode()
     )
@@ -204,11 +203,11 @@ def table(search: Search, rows: Mapping[int, Row], winner: Winner) -> tuple[Mapp
     stopped = sum(row.ended == "stopped" for row in rows.values())
     margin = winner.margin
     lines = []
-    for name, row, values in (
-        (f"best (trial {winner.best.number})", winner.best, winner.best_held_out),
-        ("template's own", winner.own, winner.own_held_out),
+    # Both may be the same row.
+    for best, name, row, values in (
+        (True, f"best (trial {winner.best.number})", winner.best, winner.best_held_out),
+        (False, "template's own", winner.own, winner.own_held_out),
     ):
-        best = row is winner.best
         lines.append(
             {
                 "settings": name,

@@ -11,6 +11,7 @@ from ray.tune.search import Searcher
 
 from rayddl.stages.tune.actor import NUMBER
 from rayddl.stages.tune.plan import Search
+from rayddl.stages.tune.space import Settings
 from rayddl.stages.tune.store import Row, TrialStore
 from rayddl.stages.tune.suggest import suggester
 
@@ -26,18 +27,22 @@ class NumberedSearcher(Searcher):
     ) -> None:
         super().__init__(metric="value", mode=search.mode)
         self._most, self._running = most, set[str]()
-        self._search, self._book, self._suggest = search, store, suggester(search)
+        self._search, self._book = search, store
         self.numbers: dict[str, int] = {}
         """The number of each trial by Tune's id."""
-        ended, begun = store.ended(), store.begun()
-        for row in ended.values():
-            self.learn(row)
-        # Larger numbers belong to runs after the search.
-        begun = {number: settings for number, settings in begun.items() if number < search.samples}
+        ended, begun = store.ended(), self.begun()
         self._unfinished = deque(sorted(begun.items()))
         self._next = max([*ended, *begun], default=-1) + 1
+        self._suggest = suggester(search, self._next)
+        for row in ended.values():
+            self.learn(row)
         self.missing = len(begun) + max(0, search.samples - self._next)
         """The number of trials that are still to be run."""
+
+    def begun(self) -> dict[int, Settings]:
+        """The search's trials that have begun and not ended, in any attempt, with their settings."""
+        # Larger numbers belong to runs after the search.
+        return {n: settings for n, settings in self._book.begun().items() if n < self._search.samples}
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's number and settings, as Tune's configuration; ``None`` while ``most`` trials run."""

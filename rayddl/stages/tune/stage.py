@@ -29,6 +29,7 @@ def run(config: TuneConfig, context: Context) -> Result:
     best = outcome.best_of(search, rows.values())
     assert best is not None  # the engine refuses a search without a finite metric
     winner = _Proof(work, share, context.progress, config.held_out).of(best, rows[0])
+    best = winner.best
     outcome.write_tables(context.out, search, list(rows.values()))
     result_grid.write(context.out, search.metric, rows.values())
     _leave(work, context, best.number)
@@ -69,6 +70,8 @@ class _Proof:
         """The winner and the template's own settings at full length, with their metrics on fresh seeds."""
         with workers.opened(self.share, "outcome of the search", note=self.progress.note) as free:
             own = self._finished(free, best, own)
+            if best.number == own.number and own.sound:
+                best = own  # its output at full length has replaced the earlier one
             if self.share.gpus:  # these processes already have GPUs
                 return self._judged(free, best, own)
         share = replace(self.share, num_cpus=min(1.0, self.share.num_cpus))

@@ -38,9 +38,12 @@ class Drawn:
 
 
 class Parzen:
-    """Optuna's tree-structured Parzen estimator (TPE); trials may end in any order."""
+    """Optuna's tree-structured Parzen estimator (TPE); trials may end in any order.
 
-    def __init__(self, search: Search) -> None:
+    ``first`` is the number of the first trial that it proposes.
+    """
+
+    def __init__(self, search: Search, first: int = 0) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -49,7 +52,8 @@ class Parzen:
         # filters of the whole process under other threads.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler = optuna.samplers.TPESampler(
-            seed=derive(search.seed, "optuna") % 2**32,
+            # With one seed for all attempts, each would begin with the same random settings.
+            seed=derive(search.seed, "optuna", *([first] if first else [])) % 2**32,
             multivariate=False,
             # Several trials run at once: running trials count as bad, so that proposals differ from them.
             constant_liar=True,
@@ -81,9 +85,9 @@ class Parzen:
             self._study.add_trial(frozen)
 
 
-def suggester(search: Search) -> Suggest:
-    """The suggester for ``search``."""
-    return Parzen(search) if search.searcher == "optuna" else Drawn(search)
+def suggester(search: Search, first: int) -> Suggest:
+    """The suggester for the trials of ``search`` from number ``first`` on."""
+    return Parzen(search, first) if search.searcher == "optuna" else Drawn(search)
 
 
 def _suggested(trial: Any, key: str, entry: Entry) -> Any:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayddl.errors import StageError, UserError
-from rayddl.stages.runtime import capacity, cluster, sizes
+from rayddl.stages.runtime import capacity, cluster, sizes, workers
 from rayddl.stages.runtime.capacity import HEAD, Capacity, Group
 from rayddl.stages.runtime.sizes import Ask, Resources
 from tests.raising import raises
@@ -287,6 +287,29 @@ def test_workers_that_run_together_wait_for_all_their_places(have, monkeypatch: 
         have(nodes)
         with raises("no-node-came"):
             cluster.Waiting(gpu, notes.append, 2, largest).poll()
+
+
+def test_tasks_whose_node_was_lost_wait_for_another_one(have, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said what they wait for, and the wait has an end; a node that can hold them ends it, however busy."""
+    monkeypatch.setattr(workers, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(cluster, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(cluster, "NOTE_SECONDS", 0.0)
+    monkeypatch.setattr(workers, "_finished", lambda running: [])
+    monkeypatch.setattr(workers, "cancel", lambda refs: None)
+    monkeypatch.setattr(workers._Tasks, "begin", lambda *_: "a reference")
+    notes: list[str] = []
+
+    def noted(text: str) -> None:
+        notes.append(text)
+        if len(notes) == 2:
+            monkeypatch.setattr(cluster, "WAIT_SECONDS", -1.0)
+
+    # A look of its own, and one of what notes.
+    have(of(2), of(2), of(1), of(1), of(2), of(1), of(1), of(1))
+    share = sizes.Share(2.0, 0.0, None, 1)
+    with raises("no-node-came"), workers.opened(share, "units", note=noted) as free:
+        free.one((print,), "a unit")
+    assert notes == ["waiting for a node with 2 CPU, 0 min: the autoscaler is asked for one"] * 2
 
 
 def test_the_launchers_limit_holds_for_each_group(tmp_path: Path) -> None:

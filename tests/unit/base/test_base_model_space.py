@@ -262,6 +262,17 @@ def test_a_student_of_shards_is_that_of_one_array(what: str, store: Store, tmp_p
     assert store.most == 1
 
 
+def test_rates_are_not_compared_on_no_image(store: Store, tmp_path: Path) -> None:
+    """Random images that are all of the held-back part leave none; some of them leave the others."""
+    del store
+    shared = Shared(None, None, Folder(str(tmp_path)), 5, "fp32", False, 1, trials_on=torch.tensor([3, 5]))  # type: ignore[arg-type]
+    how = Protocol(epochs=1, lr=0.05)
+    some, whole = (TrainingData("random", None, None, torch.tensor(p), how) for p in ([0, 5], [5, 1, 3]))
+    assert student_data.trials_on(shared, some).tolist() == [3]
+    with raises("lr-grid-without-images"):
+        student_data.trials_on(shared, whole)
+
+
 def test_a_file_is_written_once_and_deleted_by_its_last_user(store: Store, tmp_path: Path) -> None:
     """A second user, as in another process, reads no shard; what a killed one left is deleted or completed."""
     parts = sources.train_parts(published("normalise", store))
@@ -279,7 +290,7 @@ def test_a_file_is_written_once_and_deleted_by_its_last_user(store: Store, tmp_p
 
     del one
     gc.collect()
-    mapped._delete_unused(path.parent)
+    mapped._delete_unused(path.with_name("another"))
     assert files(tmp_path) == [path]
     assert int(other.sum()) == int(noise(3000, 0)[0].sum())
     mapped._last.clear()
@@ -288,17 +299,27 @@ def test_a_file_is_written_once_and_deleted_by_its_last_user(store: Store, tmp_p
     assert files(tmp_path) == []
 
 
-def test_an_incomplete_file_is_written_again(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its writer was killed after the last shard, before the byte that marks the end."""
+@pytest.mark.parametrize("size", [0, 1000, 3000 * 48])
+def test_an_incomplete_file_is_written_again(store: Store, tmp_path: Path, size: int) -> None:
+    """Its writer was killed: at the start, within a shard, or before the byte that marks the end."""
     parts = sources.train_parts(published("normalise", store))
-    monkeypatch.setattr(mapped, "_delete_unused", lambda folder: None)
     path = tmp_path / "splits" / mapped._name(parts, None)
     path.parent.mkdir()
-    path.write_bytes(bytes(3000 * 48))
+    path.write_bytes(bytes(size))
 
     assert torch.equal(mapped.mapped(parts, SHAPE), torch.from_numpy(noise(3000, 0)[0]))
+    assert store.reads == 3
+
+
+def test_a_complete_file_of_a_killed_user_is_used(store: Store, tmp_path: Path) -> None:
+    """It is not deleted as one that nobody uses: at full size the next process would write for many minutes."""
+    parts = sources.train_parts(published("normalise", store))
+    path = tmp_path / "splits" / mapped._name(parts, None)
+    path.parent.mkdir()
+    path.write_bytes(noise(3000, 0)[0].tobytes() + b"\n")
+
+    assert torch.equal(mapped.mapped(parts, SHAPE), torch.from_numpy(noise(3000, 0)[0]))
+    assert store.reads == 0
 
 
 def test_two_that_begin_a_file_at_once_both_get_it(
@@ -310,7 +331,6 @@ def test_two_that_begin_a_file_at_once_both_get_it(
     path = tmp_path / "splits" / mapped._name(parts, None)
     path.parent.mkdir()
     path.touch()
-    monkeypatch.setattr(mapped, "_delete_unused", lambda folder: None)
     other, flock = os.open(path, os.O_RDWR), fcntl.flock
     asked: list[int] = []
 
@@ -390,6 +410,13 @@ def test_random_images_of_a_large_split_are_read_from_its_files(
     seen = student_data.in_model_space(shared, drawn, None, CPU)
     assert torch.equal(seen.x, fit.encode(train.images[picked]))
     assert torch.equal(seen.y, train.labels[picked])
+
+    # A draw may be all grey where the split is not: the set's space has its channels.
+    grey = torch.full((2, 1, 4, 4), 9, dtype=torch.uint8)
+    with monkeypatch.context() as patched:
+        patched.setattr(listings, "drawn", lambda *_: (grey, torch.arange(2)))
+        seen = student_data.in_model_space(shared, drawn, None, CPU)
+    assert torch.equal(seen.x, fit.encode(grey.expand(-1, 3, -1, -1)))
 
     # Whitened images are made by the driver: the result may depend on the number of threads.
     whitened = space.fit("zca", train.images)

@@ -32,6 +32,8 @@ class Gpu:
     def __init__(self, room: int) -> None:
         self.room, self.running, self.most = room, set[Ref](), list[int]()
         self.there = True
+        self.faults: list[Exception] = []
+        """What its next workers fail with before they have started."""
 
     def begin(self, value: Any) -> Ref:
         ref = Ref(value)
@@ -49,8 +51,9 @@ class Actor:
 
     def __init__(self, gpu: Gpu) -> None:
         self.gpu, self.there = gpu, True
+        self.fault = gpu.faults.pop() if gpu.faults else None
         self.place = SimpleNamespace(
-            remote=lambda: Ref(("0",) if self.there else ray.exceptions.ActorDiedError())
+            remote=lambda: Ref(self.fault or (("0",) if self.there else ray.exceptions.ActorDiedError()))
         )
         self.run = SimpleNamespace(options=lambda name: SimpleNamespace(remote=self._run))
 
@@ -156,6 +159,18 @@ def test_the_worker_that_tries_memory_ends_with_the_sharing(
     assert slot.workers == []
 
 
+def test_one_worker_on_a_gpu_stays_one(gpus: list[Gpu], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The measured memory allows no second one: none is started at a later look either."""
+    gpus.append(Gpu(room=2))
+    monkeypatch.setattr(slots.devices, "taken", lambda *need: (2, 1))
+    notes: list[str] = []
+    made = slots.Slots(Share(1.0, 0.5, None, 2, gpus=1), "unit", (int, 0), notes.append, lambda: 1)
+    for _ in range(20):
+        made._poll()
+    assert ["unit: 1 on a GPU, not 2" in note for note in notes] == [True]
+    assert len(made._slots[0].workers) == 1
+
+
 def test_a_lost_worker_was_not_waited_for(gpus: list[Gpu], monkeypatch: pytest.MonkeyPatch) -> None:
     """However long its unit ran, the time limit for a node to come begins with its loss."""
     gpus.append(Gpu(room=1))
@@ -170,11 +185,14 @@ def test_a_lost_worker_was_not_waited_for(gpus: list[Gpu], monkeypatch: pytest.M
     assert notes == []
 
 
+@pytest.mark.parametrize(("count", "part"), [(7, 1.0), (1, 0.125)], ids=["own GPUs", "one GPU"])
 def test_idle_workers_of_a_lost_node_are_given_no_unit(
-    gpus: list[Gpu], monkeypatch: pytest.MonkeyPatch
+    gpus: list[Gpu], monkeypatch: pytest.MonkeyPatch, count: int, part: float
 ) -> None:
-    """A unit is tried again five times; six lost workers beside its own would use them up before a node comes."""
-    gpus += [Gpu(room=1) for _ in range(7)]
+    """A unit is tried again five times; six lost workers beside its own would use them up before a node comes. They had
+    started: those of one GPU are no failed starts of its slot.
+    """
+    gpus += [Gpu(room=7) for _ in range(count)]
     monkeypatch.setattr(workers, "POLL_SECONDS", 0.0)
     looks = 0
 
@@ -183,10 +201,55 @@ def test_idle_workers_of_a_lost_node_are_given_no_unit(
         looks += 1
         gpus[0].there = looks > 20
 
-    with workers.opened(Share(1.0, 1.0, None, 7, gpus=7), "unit") as free:
-        list(free.each(range(7), lambda unit: (int, unit), str))
-        for slot in free._places._slots:  # type: ignore[attr-defined]
+    with workers.opened(Share(1.0, part, None, 7, gpus=count), "unit") as free:
+        list(free.each(range(20), lambda unit: (int, unit), str))
+        held = free._places._slots  # type: ignore[attr-defined]
+        assert sum(len(slot.ready) for slot in held) == 7
+        for slot in held:
             slot.group.gpu.there = False
             for worker in slot.workers:
                 worker.actor.there = False
         assert list(free.each([7], lambda unit: (int, unit), str, come)) == [(7, 7)]
+
+
+LOST = ray.exceptions.ActorDiedError()
+NO_MODULE = ray.exceptions.RayTaskError(
+    "Worker.__init__", "Traceback\nModuleNotFoundError: No module named 'numpy'", ModuleNotFoundError()
+)
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "starts"),
+    [
+        (ray.exceptions.RuntimeEnvSetupError("no such wheel"), "environment-not-set-up", 1),
+        (ray.exceptions.ActorDiedError.from_task_error(NO_MODULE), "worker-not-started", 1),
+        (ray.exceptions.OutOfMemoryError("the node is full"), "out-of-memory", 4),
+        (LOST, "worker-lost", 6),
+    ],
+    ids=["environment", "module", "memory", "lost"],
+)
+def test_a_worker_that_never_starts_ends_the_work(
+    gpus: list[Gpu], monkeypatch: pytest.MonkeyPatch, fault: Exception, code: str, starts: int
+) -> None:
+    """No unit is handed out, whose failure would say why: it would be started again for ever."""
+    gpus.append(Gpu(room=1))
+    gpus[0].faults = [fault] * 20
+    monkeypatch.setattr(workers, "POLL_SECONDS", 0.0)
+    with workers.opened(Share(1.0, 1.0, None, 1, gpus=1), "students") as free, raises(code):
+        list(free.each([0], lambda unit: (int, unit), str))
+    assert len(gpus[0].faults) == 20 - starts
+
+
+def test_only_lost_starts_in_a_row_in_one_slot_end_the_work(
+    gpus: list[Gpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lost node fails those of all its GPUs at once, and takes workers that had started."""
+    gpus += [Gpu(room=1) for _ in range(7)]
+    monkeypatch.setattr(workers, "POLL_SECONDS", 0.0)
+    with workers.opened(Share(1.0, 1.0, None, 7, gpus=7), "unit") as free:
+        for _ in range(2):
+            for slot in free._places._slots:  # type: ignore[attr-defined]
+                slot.group.gpu.faults = [LOST] * 5
+                for worker in slot.workers:
+                    worker.actor.there = False
+            assert len(list(free.each(range(7), lambda unit: (int, unit), str))) == 7

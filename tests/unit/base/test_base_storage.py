@@ -35,6 +35,37 @@ def test_a_question_mark_in_a_local_path_is_one(tmp_path: Path) -> None:
     assert split(folder.path("b")) == (folder, "b")
 
 
+def test_an_empty_path_is_refused() -> None:
+    """It would be the working folder for some methods, and the root of the disk for others."""
+    with raises("path-empty"):
+        Folder("")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["list", "--out", ""],
+        ["status", "--out", ""],
+        ["init", ""],
+        ["plan", "quickstart", "--out", ""],
+        ["evaluate", ""],
+    ],
+)
+def test_commands_refuse_an_empty_path(given: list[str]) -> None:
+    """The message says so, and nothing is read or written in another folder."""
+    ended = CliRunner().invoke(app, given)
+    assert ended.exit_code == 2
+    assert ended.stderr.startswith("error: the path of a folder is empty, ")
+
+
+def test_an_empty_root_is_refused() -> None:
+    """The images of a definition are not looked for in the working folder."""
+    given = ["plan", "quickstart", "--set", "source={name: imagefolder, root: ''}"]
+    ended = CliRunner().invoke(app, given)
+    assert ended.exit_code == 2
+    assert "source.root= cannot be opened: the path of a folder is empty, " in ended.stderr
+
+
 @pytest.mark.parametrize(("where", "parts"), [("a.json", (".", "a.json")), ("/a.json", ("/", "a.json"))])
 def test_a_file_by_itself_lies_somewhere(where: str, parts: tuple[str, str]) -> None:
     """A bare name lies here, and one at the root lies there."""

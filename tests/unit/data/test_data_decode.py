@@ -179,7 +179,7 @@ def test_arrays_are_resized_like_files(encode: Encode) -> None:
 )
 def test_what_is_no_image_is_reported(data: bytes, reason: str) -> None:
     """The outcome keeps name and label and gives the reason on one line."""
-    name, label, pixels, _ = one(data)
+    name, label, pixels, *_ = one(data)
 
     assert (name, label) == ("x.png", 3)
     assert isinstance(pixels, str)

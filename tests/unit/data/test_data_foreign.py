@@ -14,12 +14,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.formats.export import export_set
 from rayddl.data.formats.forms import form_of
 from rayddl.data.formats.importing import TargetSource, bring
 from rayddl.data.pixels import space
 from rayddl.errors import ArtifactError
+from rayddl.stages.context import Context, Silent
+from rayddl.stages.imported import stage as imported
+from rayddl.stages.imported.settings import ImportedConfig
 from rayddl.storage import Folder
 from tests.raising import raises
 
@@ -175,6 +179,43 @@ def test_what_cannot_be_read_is_named(home: TargetSource, tmp_path: Path) -> Non
     write_table(tmp_path / "t" / "x.parquet")
     with raises("set-table-unreadable"):
         bring(Folder(str(tmp_path / "t")), "parquet", home)
+
+
+def test_a_form_that_is_not_there_is_refused(home: TargetSource, tmp_path: Path) -> None:
+    """A form that the definition gives, in a folder with none of its files, or with two tables."""
+    folder = Folder(str(tmp_path))
+    for form in ("imagefolder", "parquet"):
+        with raises("no-set-here") as caught:
+            bring(folder, form, home)
+        assert str(caught.value).endswith("found nothing.")
+        (tmp_path / "loose.png").write_bytes(b"")
+        with raises("no-set-here") as caught:
+            bring(folder, form, home)
+        assert str(caught.value).endswith("found loose.png.")
+        (tmp_path / "loose.png").unlink()
+    write_table(tmp_path / "data" / "x.parquet")
+    (tmp_path / "data" / "y.parquet").write_bytes(b"")
+    with raises("import-tables-several") as caught:
+        bring(folder, "parquet", home)
+    assert "data/x.parquet, data/y.parquet" in str(caught.value)
+
+
+def test_what_pictures_lose_in_a_source_is_noted(tmp_path: Path) -> None:
+    """By the stage: how many were resized, from which sizes, and how many lost their colour."""
+    for name, shape in (("0", (12, 16, 3)), ("1", (12, 16)), ("2", (8, 8, 3)), ("3", (9, 9))):
+        (tmp_path / "theirs" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / "theirs" / name / "x.png")
+    config = ImportedConfig.model_validate({"kind": "imported", "path": str(tmp_path / "theirs")})
+    shown, out = Silent(), Folder(str(tmp_path / "out"))
+    notes: list[str] = []
+    shown.note = notes.append  # type: ignore[method-assign]
+
+    imported.run(config, Context("set", SourceConfig(name="digits"), 0, out, {}, {}, shown))
+
+    assert notes == [
+        "3 of 4 images were resized to 8 x 8 pixels, from 16 x 12, 9 x 9",
+        "2 of 4 images lost their colour, since the source's images are grey",
+    ]
 
 
 def write_table(path: Path) -> None:

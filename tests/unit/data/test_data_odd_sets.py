@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
+from rayddl.data.config import SourceConfig
 from rayddl.data.distilled import DistilledSet
 from rayddl.data.formats.export import FORMATS, export_set
 from rayddl.data.formats.forms import form_of
@@ -28,6 +29,8 @@ from rayddl.data.formats.pt_places import LABELS as LABELS_FILE
 from rayddl.data.formats.pt_places import Place
 from rayddl.data.pixels import space
 from rayddl.data.pixels.space import PixelSpace
+from rayddl.data.sources import parquet_labels
+from rayddl.data.sources import registry as sources
 from rayddl.errors import RayddlError
 from rayddl.pipeline.browse.show import inspect
 from rayddl.storage import Folder
@@ -221,6 +224,46 @@ def test_every_export_names_its_classes(tmp_path: Path, form: str) -> None:
     export_set(_saved(tmp_path / "set", ("pear", "fig", "date")), form, to)
 
     assert to.read("classes.txt") == b"pear\nfig\ndate\n"
+
+
+ODD = (
+    "",
+    " lead",
+    "tail\u2028",
+    "a\u2028b",
+    "a\x85b",
+    "two\nlines",
+    "a\rb",
+    '" lead"',
+    '"cat"',
+    "\ufeffx",
+    "plain",
+)
+
+
+@pytest.mark.parametrize("form", ["imagefolder", "parquet", "hf", "webdataset"])
+def test_classes_of_any_name_come_back(tmp_path: Path, form: str) -> None:
+    """Empty names, and such with space around them or with ends of lines, as a set and as a source."""
+    folder, to = _saved(tmp_path / "set", ODD), Folder(str(tmp_path / "out"))
+    export_set(folder, form, to)
+
+    if form in ("parquet", "webdataset"):
+        own = "train-000000.tar" if form == "webdataset" else "images.parquet"
+        to.write(f"other-{own}", to.read(own))
+        given = {"name": form, "root": str(tmp_path / "out"), "train": own, "test": "other-*"}
+        train = sources.load(SourceConfig.model_validate(given)).train
+        assert train.classes == ODD
+        assert train.labels.tolist() == (train.images[:, 0, 0, 0] // 2).tolist()
+        to.delete(f"other-{own}")
+    if form != "webdataset":
+        back = bring(to, "imagefolder" if form == "imagefolder" else "parquet", _home(tuple(reversed(ODD))))
+        assert [len(ODD) - 1 - label for label in back.labels] == (back.stored[:, 0, 0, 0] // 2).tolist()
+
+
+def test_lines_of_other_classes_are_as_they_were_written() -> None:
+    """Without space around them, empty lines and a byte-order mark; quotes around all names are part of them."""
+    written = '\ufeff"cat"\r\n "dog" \n\n\nbird\u2028of prey\r"half\n'.encode()
+    assert parquet_labels.names_of(written) == ['"cat"', '"dog"', "bird\u2028of prey", '"half']
 
 
 def _png(value: int) -> bytes:

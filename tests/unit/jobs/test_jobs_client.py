@@ -224,10 +224,13 @@ def test_a_failed_job_fails_the_command() -> None:
         "digits-1", "FAILED", "Job entrypoint command failed with exit code 2.", "digits", "/r", None, None
     )
     with raises("job-failed"):
-        views.refuse_failed(job)
+        views.refuse_failed(job, None)
+    with raises("job-failed") as caught:
+        views.refuse_failed(job, "http://head:8265")
+    assert str(caught.value).endswith("rayddl logs digits-1 --address http://head:8265")
     with raises("job-stopped"):
-        views.refuse_failed(Job("digits-1", "STOPPED", "", "", "", None, None))
-    views.refuse_failed(Job("digits-1", "SUCCEEDED", "", "", "", None, None))
+        views.refuse_failed(Job("digits-1", "STOPPED", "", "", "", None, None), None)
+    views.refuse_failed(Job("digits-1", "SUCCEEDED", "", "", "", None, None), None)
 
 
 def test_a_broken_log_is_taken_up_where_it_broke(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,8 +293,9 @@ def test_a_log_that_cannot_be_read_any_more_ends_the_command(
 
     jobs, said = Jobs(server.address), []
     monkeypatch.setattr(jobs, "_tail", tail)
-    with raises("log-broken"):
+    with raises("log-broken") as caught:
         jobs.follow("digits-1", said.append)
+    assert str(caught.value).endswith(f"rayddl logs digits-1 --address {server.address} --follow")
     assert said == ["one\n"]
     # The first one brought something new.
     assert opened == client.RECONNECTS + 1

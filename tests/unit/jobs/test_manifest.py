@@ -104,8 +104,20 @@ def test_a_manifest_needs_an_image_and_a_name(here: Path) -> None:
     """Without an image the message names the base image; a name too long for Kubernetes is refused."""
     with raises("manifest-without-image"):
         manifest_of(definitions.load("base.yaml"), "s3://bucket/runs", Shape(None))
-    with raises("name-too-long-for-kubernetes"):
-        manifest_of(definitions.load("base.yaml", {"name": "x" * 41}), "s3://bucket/runs", Shape("image"))
+    for long in ("x" * 41, "1" * 37):
+        with raises("name-too-long-for-kubernetes"):
+            manifest_of(definitions.load("base.yaml", {"name": long}), "s3://bucket/runs", Shape("image"))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("8-classes", "run-8-classes"), ("1" * 36, "run-" + "1" * 36), ("a.1_", "a-1")]
+)
+def test_a_name_is_one_that_kuberay_takes(name: str, expected: str) -> None:
+    """It begins with a letter and ends with a letter or digit, as RFC 1035 asks of names of services."""
+    definition = definitions.load({**yaml.safe_load(BASE), "name": name})
+    config, job = yaml.safe_load_all(manifest_of(definition, "s3://bucket/runs", Shape("image")))
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", job["metadata"]["name"])
+    assert (job["metadata"]["name"], config["metadata"]["name"]) == (expected, f"{expected}-definition")
 
 
 def test_gpu_workers_run_on_tainted_nodes() -> None:

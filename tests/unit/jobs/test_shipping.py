@@ -87,16 +87,9 @@ def test_the_shipped_package_runs_by_itself(here: Path) -> None:
 
 def test_caches_are_left_out(here: Path) -> None:
     """Of the package every source file goes and no compiled one; beside it goes what was named, without the
-    folders that runs, data and tools fill.
+    folders that tools fill.
     """
-    for name in (
-        "mine/a.txt",
-        "mine/.git/config",
-        "mine/runs/x",
-        "mine/data/y",
-        "mine/.ruff_cache/z",
-        "mine/b.pyc",
-    ):
+    for name in ("mine/a.txt", "mine/.git/config", "mine/.ruff_cache/z", "mine/b.pyc"):
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_text("x")
     files = shipping.pack(load(), ["mine", "over.yaml"]).files
@@ -119,12 +112,27 @@ def test_what_is_named_may_be_a_folder_that_is_else_left_out(here: Path) -> None
     assert "data/y" in shipping.pack(load(), ["data"]).files
 
 
-def test_links_to_folders_do_not_lead_out(here: Path) -> None:
-    """A link inside a shipped folder that leads to another one is not followed."""
+def test_only_of_the_working_folder_names_are_left_out(here: Path) -> None:
+    """Shipped as a whole, it goes without its results, images and environments; classes of images may be called so."""
+    classes = {f"photos/{name}/x.png" for name in ("runs", "data", "venv", ".venv", "node_modules")}
+    for name in (*classes, "runs/x", "data/y", "venv/z", "a.txt"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text("x")
+    assert {n for n in shipping.pack(load(), ["photos"]).files if n.startswith("photos/")} == classes
+    shipped = set(shipping.pack(load(), ["."]).files)
+    assert shipped >= {"a.txt", "base.yaml", *classes}
+    assert not shipped & {"runs/x", "data/y", "venv/z"}
+
+
+def test_a_link_to_a_folder_is_refused(here: Path) -> None:
+    """One inside a shipped folder is named; links to files are shipped as files."""
     (here / "mine").mkdir()
+    (here / "mine" / "a").symlink_to(here / "base.yaml")
+    assert "mine/a" in shipping.pack(load(), ["mine"]).files
     (here / "mine" / "up").symlink_to(here, target_is_directory=True)
-    (here / "mine" / "a").write_text("x")
-    assert [n for n in shipping.pack(load(), ["mine"]).files if n.startswith("mine")] == ["mine/a"]
+    with raises("shipped-link-to-folder") as caught:
+        shipping.pack(load(), ["mine"])
+    assert "mine/up" in str(caught.value)
 
 
 def test_too_much_is_refused_with_the_three_largest_named(here: Path) -> None:

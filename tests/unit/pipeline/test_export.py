@@ -8,8 +8,13 @@ from typing import Any
 
 import pytest
 
+from rayddl.config import OnDisk, marks
+from rayddl.data.config import SourceConfig
+from rayddl.data.formats.card import without_places
 from rayddl.data.formats.export import FORMATS, export_set
 from rayddl.errors import UserError
+from rayddl.pipeline.exporting import export_to
+from rayddl.stages.kinds import KINDS
 from rayddl.storage import Folder
 from tests.raising import raises
 
@@ -175,3 +180,78 @@ def test_an_altered_set_is_not_exported(made: tuple[Any, Folder], tmp_path: Path
     with raises("sealed-file-altered"):
         export_set(Folder(str(tmp_path / "set")), form, Folder(str(tmp_path / "to")))
     assert not (tmp_path / "to").exists()
+
+
+PRIVATE = "/home/me/private"
+
+
+def test_no_setting_that_is_a_path_leaves_with_a_set() -> None:
+    """Every field of every kind that is marked so, and those of a search; names and lists of classes stay."""
+    stages = {
+        f"{kind}-{field}": {"kind": kind, field: [PRIVATE] if mark.each else PRIVATE}
+        for kind, config in KINDS.items()
+        for field, info in config.config.model_fields.items()
+        for mark in marks(info, OnDisk)
+    }
+    assert {"teacher-weights", "experts-replay", "compare-runs"} <= set(stages)
+    source = {field: PRIVATE for field, info in SourceConfig.model_fields.items() if marks(info, OnDisk)}
+    space = {"weights": {"choice": ["DEFAULT", PRIVATE]}, "experts.replay": {"grid": [PRIVATE]}}
+    definition: dict[str, Any] = {"source": source, "stages": stages | {"tune": {"space": space}}}
+    named = {"weights": "IMAGENET1K_V1", "classes": "source"}
+    listed = {"weights": "DEFAULT", "classes": ["cat", "dog"]}
+    definition["stages"] |= {"named": named, "listed": listed}
+
+    kept = without_places({"source": source, "definition": definition})
+
+    assert PRIVATE not in str(kept)
+    assert kept["definition"]["stages"]["named"] == named
+    assert kept["definition"]["stages"]["listed"] == listed
+    assert PRIVATE in str(definition)
+
+
+@pytest.mark.parametrize(
+    ("observer", "left"),
+    [
+        ({"net": "convnet", "folder": PRIVATE}, {"net": "convnet"}),
+        ({"net": "convnet", "folder": "observer"}, {"net": "convnet", "folder": "observer"}),
+        ([{"folder": "observer-0"}, {"folder": PRIVATE}], [{"folder": "observer-0"}, {}]),
+        (PRIVATE, None),
+        ("observer", "observer"),
+        (None, None),
+    ],
+)
+def test_the_place_of_an_observer_stays_at_home(observer: Any, left: Any) -> None:
+    """That of one too large to be part of the set; one that is part of it is named."""
+    kept = without_places({"protocol": {"name": "soft", "observer": observer}})
+    assert kept["protocol"].get("observer") == left
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ("imagefolder", ["96 of 768 pixel values", "the likeliest class alone", "at the rate 0.02,"]),
+        ("parquet", ["96 of 768 pixel values", "at the rate 0.02,"]),
+        ("webdataset", ["96 of 768 pixel values", "at the rate 0.02,"]),
+        ("pt", []),
+    ],
+)
+def test_what_pictures_lack_of_a_set_is_noted(tmp_path: Path, form: str, said: list[str]) -> None:
+    """Values beyond black and white by their number, soft labels and the learning rate; tensors lack nothing."""
+    import torch
+
+    from rayddl.data.distilled import DistilledSet
+    from rayddl.data.pixels import space
+
+    real = torch.randint(256, (20, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    fitted = space.fit("normalise", real)
+    images = fitted.encode(real[:4].clamp(50, 200))
+    images[0, :, :4] = 100.0
+    labels = torch.tensor([[0.75, 0.25], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]])
+    DistilledSet(images, labels, 0.02, ("cat", "dog"), fitted, {"method": "MCT"}).save(
+        Folder(str(tmp_path / "set"))
+    )
+
+    notes = export_to(str(tmp_path / "set"), str(tmp_path / "to"), form).notes
+
+    assert len(notes) == len(said)
+    assert all(part in note and "--format pt or hf" in note for part, note in zip(said, notes, strict=True))

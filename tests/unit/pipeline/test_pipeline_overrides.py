@@ -33,6 +33,11 @@ class TestApplied:
             ("seed=4", ("seed",), 4),
             ("name=other", ("name",), "other"),
             ("description=two words", ("description",), "two words"),
+            ("source.root=/data/set #2", ("source", "root"), "/data/set #2"),
+            ("description= it's #1 ", ("description",), "it's #1"),
+            ("description=#1", ("description",), "#1"),
+            ("description='quoted' # and a comment", ("description",), "quoted"),
+            ("first.shapes=[{side: 7}] # and a comment", ("stages", "first", "shapes"), [{"side": 7}]),
         ],
     )
     def test_value(
@@ -43,6 +48,14 @@ class TestApplied:
 
         assert value_at(definition, *key) == expected
         assert definition.overrides == (override,)
+
+    def test_a_variable_before_a_hash(self, lab: Any, three: dict[str, Any], monkeypatch: Any) -> None:
+        """Text that goes on after ``#`` has its variables replaced as other text has."""
+        monkeypatch.setenv("IMAGES", "/data")
+
+        definition = lab.load(three, ["source.root=${IMAGES}/set #2"])
+
+        assert value_at(definition, "source", "root") == "/data/set #2"
 
     def test_later_ones_win(self, lab: Any, three: dict[str, Any]) -> None:
         """Overrides are applied in order."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from rayddl.data.sources.summary import SourceSummary
 from rayddl.errors import DivergedError, StageError
+from rayddl.pipeline.browse.listing import listing
 from rayddl.pipeline.display.base import Hidden
 from rayddl.pipeline.runner import execute
 from rayddl.pipeline.session import RaySession, ray_session
@@ -237,13 +239,26 @@ class TestErrors:
         assert "hush" not in text
 
     def test_error_is_gone_after_success(self, lab: Any, three: dict[str, Any]) -> None:
-        """The traceback of an earlier attempt is deleted when the stage finishes."""
+        """The traceback of an earlier attempt is deleted when the stage begins again, for lists."""
         lab.works["second"] = raising(ZeroDivisionError("by zero"))
         with pytest.raises(StageError):
             lab.run(three)
-        del lab.works["second"]
+        seen = []
+
+        def again(config: Any, context: Any) -> Result:
+            del config
+            context.progress.update(1, 2)
+            os.utime(Path(str(context.out)) / ".lock", (0, 0))
+            seen.extend((folder.state, folder.written) for folder in listing(str(lab.out)).folders)
+            return Result({})
+
+        lab.works["second"] = again
+        folder = lab.plan(three).stages[1].folder
+        assert folder.has("error.txt")
         result = lab.run(three)
 
+        (running,) = (written for state, written in seen if state == "running")
+        assert running.year > 2000
         assert not (Path(result.folders["second"]) / "error.txt").exists()
 
     @pytest.mark.parametrize(

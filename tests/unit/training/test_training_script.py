@@ -8,9 +8,14 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from torch import Tensor, nn
 
+from rayddl.data.config import SourceConfig
+from rayddl.data.distilled import DistilledSet
 from rayddl.data.pixels import augment
+from rayddl.data.pixels.space import fit
+from rayddl.data.sources import registry as sources
 from rayddl.methods.training.hard import Protocol, train_student
 from rayddl.methods.training.observer import Observer
 from rayddl.methods.training.soft import (
@@ -206,3 +211,70 @@ def test_strategies_of_augmentation_are_the_evaluations(digits: Any, tmp_path: P
     assert torch.allclose(found.mean(0), expected.mean(0), atol=0.06)
     assert torch.allclose(found.std(0), expected.std(0), atol=0.06)
     assert float(found.std(0).max()) > 0.1
+
+
+def _photos(root: Path, sides: tuple[int, int], suffix: str = "png") -> dict[str, Any]:
+    """A source of two classes of digits, with grey images of random pixels, ``sides`` high and wide."""
+    draws = torch.Generator().manual_seed(2)
+    for name in ("train/0", "train/1", "test/0", "test/1"):
+        (root / name).mkdir(parents=True)
+        for i in range(2):
+            pixels = torch.randint(256, sides, generator=draws, dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(root / name / f"{i}.{suffix}")
+    return {"name": "imagefolder", "root": str(root)}
+
+
+def test_test_images_of_a_source_that_is_not_square_are_as_stored(tmp_path: Path) -> None:
+    """They were cut square and distorted to the set's sides; images of other sides are refused, as by rayddl."""
+    source = _photos(tmp_path / "photos", (6, 10))
+    test = sources.load(SourceConfig.model_validate(source)).test
+    info = {"net": NET, "source": source, "protocol": {"name": "hard"}}
+    space = fit("normalise", test.images)
+    made = DistilledSet(space.encode(test.images), test.labels, 0.01, test.classes, space, info)
+    made.save(Folder(str(tmp_path / "set")))
+    module = opened(exported(Folder(str(tmp_path / "set")), tmp_path / "to"))
+
+    images, labels = module.held_out(str(tmp_path / "photos" / "test"))
+    assert torch.equal(images, test.images)
+    assert torch.equal(labels, test.labels)
+    assert torch.allclose(module.encode(images), space.encode(test.images), atol=1e-5)
+    _photos(tmp_path / "others", (10, 6))
+    with pytest.raises(
+        SystemExit, match=r"images of \[\(10, 6\)\] pixels \(height, width\), expected \(6, 10\)"
+    ):
+        module.held_out(str(tmp_path / "others" / "test"))
+
+
+@pytest.mark.parametrize("zoom", [False, True])
+@pytest.mark.parametrize(
+    ("source", "stored"),
+    [
+        ({"size": 8}, (12, 16)),
+        ({"size": 8}, (70, 90)),
+        ({"size": 28}, (12, 16)),
+        ({}, (12, 16)),
+        ({}, (28, 28)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("with_test", [False, True])
+def test_test_images_are_brought_to_an_observers_size_as_in_the_evaluation(
+    digits: Any, tmp_path: Path, source: dict[str, Any], stored: tuple[int, int], with_test: bool, zoom: bool
+) -> None:
+    """To the source's own size first, whatever the set's is; a JPEG is decoded at the same reduced size."""
+    source = _photos(tmp_path / "photos", stored, "jpg") | source
+    test = sources.load(SourceConfig.model_validate(source)).test
+    seen = observer(digits, (1, 28, 28))
+    protocol = {"name": "soft", "nets": [NET], "epochs": 2, "batch": 2, "zoom": zoom}
+    info = {"method": "RDED", "net": NET, "source": source, "protocol": protocol}
+    images = seen.input_spec.fitted(test.images).contiguous()
+    made = DistilledSet(images, test.labels, 0.01, test.classes, fit("normalise", images), info)
+    made.save(Folder(str(tmp_path / "set")))
+    seen.save(Folder(str(tmp_path / "set")).child("observer"))
+    module = opened(exported(Folder(str(tmp_path / "set")), tmp_path / "to", with_test=with_test))
+
+    found, _ = module.held_out(*(() if with_test else (str(tmp_path / "photos" / "test"),)))
+
+    assert torch.equal(found, test.images)
+    shown = seen.input_spec.zoomed(test.images) if zoom else seen.input_spec.fitted(test.images)
+    assert torch.allclose(module.encode(found), seen.input_spec.normalised(shown), atol=1e-5)

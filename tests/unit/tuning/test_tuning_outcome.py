@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,13 +11,15 @@ import yaml
 from rayddl.data.config import SourceConfig
 from rayddl.pipeline.definition import load as definitions
 from rayddl.stages import parquet as tables
-from rayddl.stages.context import Context
+from rayddl.stages.context import Context, Silent
 from rayddl.stages.runtime.cluster import Share
-from rayddl.stages.tune import outcome, plan
+from rayddl.stages.runtime.in_process import InProcess
+from rayddl.stages.tune import outcome, plan, stage
 from rayddl.stages.tune.callbacks import Budget, TrialRows
 from rayddl.stages.tune.outcome import Winner
 from rayddl.stages.tune.space import Entry
 from rayddl.stages.tune.store import Report, Row, TrialStore
+from rayddl.stages.tune.trial import Running
 from rayddl.storage import Folder
 
 DEFINITION = """
@@ -155,6 +158,27 @@ def test_words_and_table_say_how_it_went(defined):
     assert (best["on fresh seeds"], own["on fresh seeds"]) == ("85.0 ± 5.0 %", "55.0 ± 5.0 %")
     assert (best["margin"], own["margin"]) == ("+30.0 points", "")
     assert set(best) == set(own)
+
+
+@pytest.mark.parametrize(("mix", "iteration"), [(0.5, 18), (0.321, 4)])
+def test_a_winner_that_the_template_continues_is_the_longer_run(work, monkeypatch, mix, iteration):
+    """Where the template's own trial won before its end and then ran on, the winner's row is that of the output which
+    the held-out students judged; where it failed further on, both are of the earlier iteration.
+    """
+    w = work()
+    monkeypatch.setattr(stage.workers, "opened", InProcess().opened)
+    settings = {"lr": 0.01, "mix": 0.5, "steps": 3}
+    running = Running(w, 0, settings)
+    running.step()
+    running.step()
+    own = replace(running.row("budget"), settings={**settings, "mix": mix})
+    winner = stage._Proof(w, SHARE, Silent(), 1).of(own, own)
+    trace = TrialStore(w.out).at_work(0).child("made").read_json("trace.json")
+    best, other = outcome.table(w.search, {0: own}, winner)
+
+    assert (own.iteration, winner.best.iteration, len(trace)) == (4, iteration, iteration)
+    assert (best["settings"], best["trials"]) == ("best (trial 0)", "1, 0 stopped early")
+    assert (other["settings"], other["trials"], other["margin"]) == ("template's own", "", "")
 
 
 def test_a_template_that_diverges_leaves_no_margin(defined):

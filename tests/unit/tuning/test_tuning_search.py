@@ -132,6 +132,26 @@ def test_a_search_started_again_runs_only_what_is_missing(work, searcher):
     assert again[5] == "FINISHED"
 
 
+def test_a_resumed_search_proposes_other_random_settings(work):
+    """Optuna's random start does not repeat itself in the next attempt; a search from its first trial on has the
+    proposals that it always had.
+    """
+    w = work(searcher="optuna")
+    first, *given = _suggested(w, 4)
+    again = _suggested(w, 7)
+
+    assert given[0] == {NUMBER: 1, "lr": 0.0003878, "mix": 0.01867, "steps": 7}
+    assert again[:4] == [first, *given]
+    assert [config[NUMBER] for config in again[4:]] == [4, 5, 6]
+    assert not {config["lr"] for config in given} & {config["lr"] for config in again[4:]}
+
+
+def _suggested(work: Work, count: int) -> list[Any]:
+    """The first trials of an attempt of the search."""
+    searcher = NumberedSearcher(work.search, TrialStore(work.out))
+    return [searcher.suggest(str(i)) for i in range(count)]
+
+
 def test_what_optuna_was_told_before_counts_afterwards(search):
     """A new sampler that is told the old trials looks where the good ones were, as the old one would."""
     whole = search(samples=60)
