@@ -105,7 +105,8 @@ class Folder:
     def path(self, name: str) -> str:
         """Return the path or URI of the file ``name``. Raises :class:`PathError` for a name outside the folder."""
         # The query of a URI holds connection options and stays at its end.
-        place, mark, options = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
+        far = "://" in self.uri
+        place, mark, options = self.uri.partition("?") if far else (os.path.expanduser(self.uri), "", "")
         return f"{place.rstrip('/')}/{_inside(name)}{mark}{options}"
 
     @property

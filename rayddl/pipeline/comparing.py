@@ -23,9 +23,9 @@ from rayddl.pipeline.display.base import Display
 from rayddl.pipeline.judging import refuse_unknown_nets
 from rayddl.pipeline.plugging import Given, use
 from rayddl.pipeline.results import RunResult
-from rayddl.pipeline.sets import SET_FILE, find_record, opened, stage_of
+from rayddl.pipeline.sets import SET_FILE, find_record, last_part, opened, stage_of
 from rayddl.stages.kinds import Kind, judges, produced
-from rayddl.storage import Folder
+from rayddl.storage import Folder, split
 
 NOT_TAKEN = {"kind", "set", "observer", "protocol", "lr", "resources", "labels"}
 """Settings of an evaluate stage that depend on its set and are not applied to other sets."""
@@ -98,7 +98,10 @@ def compare(
 
 def _called(places: Sequence[str]) -> str:
     """The name of a comparison: ``compare-match-rded``. Two of the same sets replace each other."""
-    parts = [place.rstrip("/").removesuffix("/set").rsplit("/", 1)[-1] for place in places]
+    parts = []
+    for place in places:
+        above, last = str(split(place)[0]), last_part(place)
+        parts.append(last_part(above) if last == "set" and above != "." else last)
     words = [
         re.sub(r"[^a-z0-9]+", "-", part.removesuffix(records.SUFFIX).casefold()).strip("-") for part in parts
     ]
@@ -252,7 +255,7 @@ def _place(folder: Folder) -> str:
 def _imported(found: FoundSet) -> dict[str, Any]:
     stage: dict[str, Any] = {"kind": "imported", "path": _place(found.set)}
     if not found.own:
-        stage["method"] = _place(found.folder).rstrip("/").rsplit("/", 1)[-1]
+        stage["method"] = last_part(_place(found.folder))
     return stage
 
 

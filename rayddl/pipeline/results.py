@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from rayddl.pipeline.artifacts import Artifact
 from rayddl.pipeline.display.base import Closing
 from rayddl.pipeline.plan import Plan
 from rayddl.stages import kinds
+from rayddl.storage import split
 
 SET = "set/set.json"
 REPORT = "report.html"
@@ -99,11 +99,12 @@ class RunResult:
                 "the run has no page to show; add a stage of kind report, or of kind compare",
                 code="run-without-page",
             )
-        if not os.path.exists(page):
+        place, name = split(page)
+        if place.local is None or not (place.local / name).exists():
             raise UserError(
                 f"{scrub(page)} is not on this machine; copy it here and open it", code="page-not-local"
             )
-        notebook.page(page)
+        notebook.page(str(place.local / name))
 
     def _repr_html_(self) -> str:
         return notebook.html(self.plan.definition.name, self.tables, self.report)

@@ -110,9 +110,13 @@ def _inside(folder: Folder) -> dict[str, Folder]:
 
 def stage_of(folder: Folder) -> Folder | None:
     """Return the folder of the finished stage that contains the set in ``folder``; ``None`` if there is none."""
-    above, _, last = str(folder).rstrip("/").rpartition("/")
-    stage = Folder(above or "/")
+    stage, last = split(str(folder))
     return stage if last == "set" and stage.has(artifacts.MANIFEST) else None
+
+
+def last_part(place: str) -> str:
+    """The last part of a path or URI, without connection options and credentials."""
+    return split(place)[1].rpartition("@")[2] if "://" in place else split(place)[1]
 
 
 def find_record(where: str, out: str) -> tuple[Folder, str] | None:

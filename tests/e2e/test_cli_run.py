@@ -266,12 +266,12 @@ def test_terminal_closed(rayddl: Rayddl, tmp_path: Path) -> None:
 
 
 def test_kill_9(rayddl: Rayddl, tmp_path: Path) -> None:
-    """A killed command is gone on with by the same command, though its lock is left behind."""
+    """A killed command is gone on with by the same command, though its lock and its time are left behind."""
     process = start(tmp_path, "run", "demo", "--set", "first.ends=waiting")
     process.kill()
     process.communicate()
     (folder,) = (tmp_path / "runs").glob("first-*")
-    assert sorted(path.name for path in folder.iterdir()) == [".lock", "half.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "half.txt", "spent.json"]
     ended = rayddl("run", "demo", "--set", "first.ends=waiting")
 
     assert ended.returncode == 0

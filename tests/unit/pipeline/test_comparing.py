@@ -26,6 +26,7 @@ from rayddl.data.sources.bundled import load as load_digits
 from rayddl.pipeline import artifacts, comparing
 from rayddl.pipeline.artifacts import ordered_json
 from rayddl.pipeline.definition import load as definitions
+from rayddl.pipeline.sets import last_part, stage_of
 from rayddl.stages import parquet as tables
 from rayddl.stages.compare.settings import CompareConfig
 from rayddl.stages.context import Context, Silent
@@ -195,6 +196,35 @@ def test_comparisons_are_called_by_what_they_compare(judge: Judge, tmp_path: Pat
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("s3://b/runs/evaluate-x/set?endpoint_override=h:9000&scheme=http", "compare-evaluate-x"),
+        ("s3://KEY:Secret@bucket", "compare-bucket"),
+        ("runs/match-1/set/", "compare-match-1"),
+        ("set", "compare-set"),
+        ("quickstart.run.json", "compare-quickstart"),
+    ],
+)
+def test_options_and_keys_of_a_uri_name_nothing(place: str, name: str) -> None:
+    """They would be in the names of records and in tables."""
+    assert comparing._called([place]) == name
+    assert "Secret" not in last_part(place)
+
+
+def test_the_stage_of_a_set_is_found_by_any_path(
+    judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also from inside the stage's folder, and with `~`."""
+    stage = Path(str(judge("one")))
+    monkeypatch.chdir(stage)
+    monkeypatch.setenv("HOME", str(stage.parent))
+    for place in ("set", "./set", f"{stage}/set", f"~/{stage.name}/set"):
+        found = stage_of(Folder(place))
+        assert found is not None
+        assert found.local == stage
+
+
 def test_what_cannot_be_compared_is_said(judge: Judge, tmp_path: Path, digits: DistilledSet) -> None:
     """No such place, a set without a source, settings without a use, and soft labels without a teacher."""
     with raises("nothing-to-compare"):
@@ -315,6 +345,12 @@ def test_a_result_shows_its_page(judge: Judge, tmp_path: Path, monkeypatch: pyte
     monkeypatch.delitem(sys.modules, "IPython", raising=False)
     found.show()
     assert seen == [Path(str(found.report)).absolute().as_uri()]
+
+    for place in ("~/out", f"file://{tmp_path}/out"):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        seen.clear()
+        rayddl.compare([str(judge("one"))], out=place, progress=False).show()
+        assert seen == [Path(str(found.report)).absolute().as_uri()]
 
     notebook, shell = ModuleType("IPython"), SimpleNamespace(kernel=object())
     notebook.get_ipython = lambda: shell  # type: ignore[attr-defined]  # a stand-in
