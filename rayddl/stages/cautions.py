@@ -34,8 +34,12 @@ def few_steps(batch: int, outlook: Outlook) -> Iterator[str]:
 
 
 def idle(config: StageConfig, names: Iterable[str], why: str) -> Iterator[str]:
-    """A warning of those settings among ``names`` that were given and that nothing reads, ``why`` being the reason."""
-    given = [name for name in names if name in config.model_fields_set]
+    """A warning of those settings among ``names`` that differ from their defaults and that nothing reads, ``why`` being
+    the reason.
+    """
+    # A page has the settings of a manifest, which are all given.
+    fields = type(config).model_fields
+    given = [name for name in names if getattr(config, name) != fields[name].default]
     if given:
         yield f"{', '.join(given)}: no effect {why}"
 

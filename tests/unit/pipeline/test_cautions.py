@@ -86,6 +86,10 @@ def test_a_plan_warns_of_settings_without_effect(
 
     assert warned in found(given)
     assert warned not in found({**given, **used})
+    # A page has all settings of a manifest.
+    recorded = KINDS[kind].config.model_validate({"kind": kind, **needed})
+    again = type(recorded).model_validate(recorded.model_dump(mode="json"))
+    assert not any("no effect" in text for text in KINDS[kind].cautions_before(again, stages, outlook))
 
 
 def test_a_plan_warns_of_settings_that_will_not_train(photos: Path) -> None:
