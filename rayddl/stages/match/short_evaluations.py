@@ -16,7 +16,7 @@ from rayddl.stages.evaluate import worker as students
 from rayddl.stages.evaluate.student_data import Shared, Student, TrainingData
 from rayddl.stages.match import worker as matcher
 from rayddl.stages.match.settings import SHORT_EVALUATIONS
-from rayddl.stages.runtime import cluster, plugin_code, room, slots, workers
+from rayddl.stages.runtime import cluster, failures, plugin_code, room, slots, workers
 from rayddl.stages.runtime.groups import Group
 
 BACKLOG = 8
@@ -71,7 +71,7 @@ class ShortEvaluations:
         self._pausing = False
         if config.evaluate_every:
             self._shared = ray.put(shared_by(job))
-            self._task = ray.remote(max_retries=workers.RETRIES)(workers.run)
+            self._task = ray.remote(max_retries=failures.RETRIES)(workers.run)
             self._places.extend(self._places_during())
             self._pausing = not self._places
             if self._pausing:
@@ -169,7 +169,7 @@ class ShortEvaluations:
         import ray
 
         made = ray.remote(slots.Worker).options(
-            **(self._group.beside() or {}), max_restarts=workers.RETRIES, max_task_retries=workers.RETRIES
+            **(self._group.beside() or {}), max_restarts=failures.RETRIES, max_task_retries=failures.RETRIES
         )
         return made.remote("match evaluation")
 

@@ -24,7 +24,7 @@ from rayddl.stages.match import short_evaluations
 from rayddl.stages.match import worker as matcher
 from rayddl.stages.match.settings import MatchConfig
 from rayddl.stages.match.short_evaluations import ShortEvaluations
-from rayddl.stages.runtime import cluster, groups, workers
+from rayddl.stages.runtime import cluster, failures, groups, workers
 from rayddl.stages.runtime.groups import Group
 from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.runtime.sources import SharedSource, publish, read_space, train_labels
@@ -157,7 +157,7 @@ def _at_work(job: matcher.MatchTask, group: Group) -> Iterator[Any]:
     """The loop's actor for the block; it and its helpers are killed at the end of the block."""
     import ray
 
-    retries = {"max_restarts": workers.RETRIES, "max_task_retries": workers.RETRIES}
+    retries = {"max_restarts": failures.RETRIES, "max_task_retries": failures.RETRIES}
 
     def actor(made: type, index: int, *more: Any) -> Any:
         name = f"match window {index}" if index else "match"

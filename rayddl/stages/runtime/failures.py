@@ -8,6 +8,9 @@ from typing import NoReturn
 
 from rayddl.errors import RayddlError, StageError
 
+RETRIES = 5
+"""Retries of a unit of work whose worker was lost, new starts in a row of a worker that is lost before it has started,
+and new teams after the loss of workers."""
 OOM_RETRIES = 3
 """Retries of a unit of work whose worker was killed for lack of memory. Ray's default is unlimited: a unit that
 never fits would be retried for ever."""

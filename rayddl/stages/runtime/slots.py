@@ -18,8 +18,6 @@ SETTLE_SECONDS = 20.0
 """Seconds with one process per GPU before a second one is started: short stages do not repay its start, and further
 GPUs may become free or be added meanwhile.
 """
-RETRIES = 5
-"""New starts in a slot, in a row, of workers that were lost before they had started."""
 
 Work: TypeAlias = tuple[Any, ...]
 """A unit of work: a module-level function and its arguments."""
@@ -205,7 +203,7 @@ class Slots:
         """Raise the user's error, unless another start may succeed. No unit is handed out that would report it."""
         slot.failed += 1
         full = failures.out_of_memory(error)
-        most = failures.OOM_RETRIES if full else RETRIES
+        most = failures.OOM_RETRIES if full else failures.RETRIES
         if not (full or failures.lost(error)) or slot.failed > most:
             failures.explain(error, f"{self._what}: a unit")
 

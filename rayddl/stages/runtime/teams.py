@@ -34,8 +34,6 @@ ENVIRONMENT = {
     # No usage statistics are sent.
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-RETRIES = 5
-"""New teams after the loss of workers."""
 RESIZE_SECONDS = 60.0
 """How often Ray Train looks for room for more workers; a team that grows begins again from its last saved epoch."""
 CLOSE_SECONDS = 10.0
@@ -207,7 +205,7 @@ def _fit(share: Share, config: dict[str, Any], name: str, resize_seconds: float)
             name="team",
             storage_path="rayddl",
             storage_filesystem=memory,
-            failure_config=train.FailureConfig(max_failures=RETRIES),
+            failure_config=train.FailureConfig(max_failures=failures.RETRIES),
             worker_runtime_env={"env_vars": _inside()},
         ),
     )

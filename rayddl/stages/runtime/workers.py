@@ -37,8 +37,6 @@ LOOK_SECONDS = 5.0
 """Seconds between two looks at whether the cluster still has a node that can hold a task."""
 SHORT_SECONDS = 1.0
 """Seconds that tasks are given to end by themselves before they are cancelled."""
-RETRIES = 5
-"""Retries of a unit of work whose worker was lost."""
 
 
 class Places(Protocol):
@@ -139,7 +137,7 @@ class RayWorkers(Workers):
                             full = self._places.thin()
                         self._places.end(ref, lost=full or lost)
                         losses[task.name, full] += 1
-                        most = failures.OOM_RETRIES if full else RETRIES
+                        most = failures.OOM_RETRIES if full else failures.RETRIES
                         if not (full or lost) or losses[task.name, full] > most:
                             failures.explain(error, task.name)
                         waiting.appendleft(task)

@@ -10,7 +10,7 @@ from typing import Any
 
 from rayddl.errors import RayddlError, StageError
 from rayddl.stages.context import Progress
-from rayddl.stages.runtime import cluster, room, workers
+from rayddl.stages.runtime import cluster, failures, room
 from rayddl.stages.runtime.sizes import Share
 from rayddl.stages.tune import loggers
 from rayddl.stages.tune.plan import Search
@@ -102,7 +102,7 @@ def _fit(work: Work, share: Share, progress: Progress, searcher: Any, callbacks:
             storage_path=_absolute(work.out.child(TUNES_OWN)),
             verbose=0,
             stop=budget,
-            failure_config=tune.FailureConfig(max_failures=workers.RETRIES),
+            failure_config=tune.FailureConfig(max_failures=failures.RETRIES),
             # A trial's row says that it has ended, so its log is complete before.
             callbacks=[logs, rows],
         ),
