@@ -54,13 +54,7 @@ class InProcess:
         return self._share
 
     def opened(
-        self,
-        share: Share,
-        what: str,
-        *,
-        need: Work | None = None,
-        note: Note = quiet,
-        key: str = "resources",
+        self, share: Share, what: str, *, need: Work | None = None, note: Note = quiet, key: str = "resources"
     ) -> AbstractContextManager[Workers]:
         del share, what, need, note, key
         return nullcontext(InTurn())

@@ -288,13 +288,7 @@ class Backend(Protocol):
         """The resources of each worker for ``units`` independent units of work: see :func:`sizes.spread`."""
 
     def opened(
-        self,
-        share: Share,
-        what: str,
-        *,
-        need: Work | None = None,
-        note: Note = quiet,
-        key: str = "resources",
+        self, share: Share, what: str, *, need: Work | None = None, note: Note = quiet, key: str = "resources"
     ) -> AbstractContextManager[Workers]:
         """Workers for the block: see :func:`opened`."""
 
@@ -332,13 +326,7 @@ class OnRay:
         return cluster.spread(asked, units=units, gpu=gpu, fill=fill, key=key)
 
     def opened(
-        self,
-        share: Share,
-        what: str,
-        *,
-        need: Work | None = None,
-        note: Note = quiet,
-        key: str = "resources",
+        self, share: Share, what: str, *, need: Work | None = None, note: Note = quiet, key: str = "resources"
     ) -> AbstractContextManager[Workers]:
         return opened(share, what, need=need, note=note, key=key)
 
