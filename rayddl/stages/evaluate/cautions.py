@@ -104,7 +104,7 @@ def _compared(summary: Mapping[str, Any], random: Mapping[str, float]) -> Iterat
         reached = f"{net} reaches {100 * accuracy:.1f} % with the set and {100 * other:.1f} % with random real images"
         if cautions.in_noise(accuracy, other, tested):
             yield (
-                f"{reached}, a difference within the noise of {tested:.0f} held-out images; hold out more images, or "
+                f"{reached}, a difference within the noise of {tested:,.0f} held-out images; hold out more images, or "
                 "make the set with more iterations, epochs or images"
             )
         elif accuracy < other:
