@@ -252,7 +252,8 @@ def test_a_node_of_one_cpu_and_one_gpu_is_enough(bench: Any, tmp_path: Path) -> 
 
 
 IMAGES, TOGETHER = int(os.environ.get("RAYDDL_TEST_STREAM", "5000")), 8
-"""Images of the stream, and how many of them are one chunk; `RAYDDL_TEST_STREAM=40000` makes it 5,000 chunks."""
+"""Images of the stream, and how many of them are one chunk; `RAYDDL_TEST_STREAM=40000` makes it 5,000 chunks, which
+take longer than a test may: `-o timeout=0 -o faulthandler_timeout=0`."""
 JUDGE, CUTTER = "ray::MapWorker(MapBatches(RdedJudge", "ray::MapBatches(rded_cut"
 STREAM = """
 name: stream

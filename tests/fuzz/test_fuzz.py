@@ -1,7 +1,7 @@
 """Any input gives a value or one of rayddl's errors, soon, in little memory, and touches nothing else.
 
-A short part with fixed examples runs with the other tests; a long one with new examples by
-``RAYDDL_FUZZ=5000 uv run pytest -n0 tests/fuzz``. Here, values and bytes of whole files are changed.
+A short part with fixed examples runs with the other tests; a long one with new examples by ``RAYDDL_FUZZ=5000 uv run
+pytest -n0 -o faulthandler_timeout=0 tests/fuzz``. Here, values and bytes of whole files are changed.
 """
 
 from __future__ import annotations
