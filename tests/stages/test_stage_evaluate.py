@@ -69,7 +69,7 @@ def test_ranking_trains_what_its_scores_are_made_of(ranked: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "counts", [[3, 1, *[2] * 8], [1] * 5 + [0] * 5], ids=["uneven", "fewer than classes"]
+    "counts", [[5, 1, *[2] * 8], [1] * 5 + [0] * 5], ids=["uneven", "fewer than classes"]
 )
 def test_random_images_are_as_many_as_the_sets(
     stages: Any, picked: Input, tmp_path: Path, counts: list[int]

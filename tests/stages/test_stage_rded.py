@@ -459,7 +459,9 @@ def test_resources_are_no_part_of_the_result() -> None:
     assert without_resources(changed) == without_resources(_config())
 
 
-def test_stitching_keeps_to_the_room_of_the_decoders(tree: Path, teacher: Input, tmp_path: Path) -> None:
+def test_stitching_keeps_to_the_room_of_the_decoders(
+    local_ray: None, tree: Path, teacher: Input, tmp_path: Path
+) -> None:
     """It runs on CPUs, and the scoring workers' room may be one of GPUs."""
     keys = []
 

@@ -312,6 +312,22 @@ def test_tasks_whose_node_was_lost_wait_for_another_one(have, monkeypatch: pytes
     assert notes == ["waiting for a node with 2 CPU, 0 min: the autoscaler is asked for one"] * 2
 
 
+def test_short_tasks_end_before_they_are_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray ends a process that cancels a task which ends just then; what takes longer is cancelled, by force."""
+    told: list[Any] = []
+
+    def wait(refs: list[str], *, num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
+        told.append((num_returns, timeout))
+        return refs[:1], refs[1:]
+
+    monkeypatch.setattr("ray.wait", wait)
+    monkeypatch.setattr("ray.cancel", lambda ref, force: told.append((ref, force)))
+    workers.cancel(["short", "long", "longer"])
+    assert told == [(3, workers.SHORT_SECONDS), ("long", True), ("longer", True)]
+    workers.cancel([])
+    assert len(told) == 3
+
+
 def test_the_launchers_limit_holds_for_each_group(tmp_path: Path) -> None:
     """Of all groups together no more nodes come than that."""
     file = tmp_path / "ray_bootstrap_config.yaml"
