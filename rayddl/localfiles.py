@@ -15,10 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from rayddl.credentials import scrub
 from rayddl.errors import PathError
 
 _SCRATCH = re.compile(r"\.tmp-[0-9a-f]{8}(?:/|$)")
 """In the path of a file that is being written: the end of its name, or of that of the folder that it is in."""
+_HALVES = re.compile("[\ud800-\udfff]")
+"""Bytes that are not UTF-8, as ``os`` gives them, and other halves of characters."""
 _ESCAPED = re.compile(rb"\\x([89a-f][0-9a-f])")
 
 
@@ -33,6 +36,37 @@ def real(path: str) -> str:
         return path
     restored = os.fsdecode(_ESCAPED.sub(lambda byte: bytes([int(byte[1], 16)]), os.fsencode(path)))
     return restored if os.path.lexists(restored) else path
+
+
+def refuse_unwritten(path: str) -> None:
+    """Raise :class:`PathError` for a path or URI that holds a zero byte or is not UTF-8."""
+    if "\0" in path:
+        raise PathError(f"{path!r} is no path: it holds a zero byte", code="path-with-zero-byte")
+    if _HALVES.search(path):
+        try:
+            written = shown(path)
+        except UnicodeEncodeError:
+            written = ascii(path)
+        raise PathError(
+            f"{scrub(written)} is not UTF-8; write the name of an existing folder as it is shown here, or choose "
+            "another name",
+            code="path-not-utf-8",
+        )
+
+
+def odd(path: str) -> bytes | None:
+    """The bytes of the path if it is not UTF-8, such that pyarrow cannot open it; ``None`` for others."""
+    found = real(path)
+    return None if found == path else os.fsencode(found)
+
+
+def regular(path: str) -> bytes | None:
+    """:func:`odd` of a file that is read. Raises ``FileNotFoundError`` for a device or pipe, which may have no end."""
+    found = odd(path)
+    mode = os.stat(path if found is None else found).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise FileNotFoundError(f"{path} is a device or pipe, expected a file")
+    return found
 
 
 def walk(top: str, within: str | None) -> Iterator[tuple[str, int]]:

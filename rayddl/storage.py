@@ -36,8 +36,6 @@ _PASSING = re.compile(
     re.IGNORECASE,
 )
 """In the message of an error that a remote filesystem raises after its own attempts: it may answer later."""
-_HALVES = re.compile("[\ud800-\udfff]")
-"""Bytes that are not UTF-8, as ``os`` gives them, and other halves of characters."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +58,7 @@ class Folder:
 
     @cached_property
     def _opened(self) -> tuple[fs.FileSystem, str]:
-        if "\0" in self.uri:
-            raise PathError(f"{self.uri!r} is no path: it holds a zero byte", code="path-with-zero-byte")
-        if _HALVES.search(self.uri):
-            try:
-                written = localfiles.shown(self.uri)
-            except UnicodeEncodeError:
-                written = ascii(self.uri)
-            raise PathError(
-                f"{scrub(written)} is not UTF-8; write the name of an existing folder as it is shown here, or choose "
-                "another name",
-                code="path-not-utf-8",
-            )
+        localfiles.refuse_unwritten(self.uri)
         if "://" not in self.uri:
             return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(self.uri))
         hosts.check(self.uri)
@@ -378,20 +365,12 @@ def split(where: str) -> tuple[Folder, str]:
 
 def _odd(filesystem: fs.FileSystem, path: str) -> bytes | None:
     """The bytes of a local path that is not UTF-8, which pyarrow's filesystem cannot open; ``None`` for others."""
-    if not isinstance(filesystem, fs.LocalFileSystem):
-        return None
-    real = localfiles.real(path)
-    return None if real == path else os.fsencode(real)
+    return localfiles.odd(path) if isinstance(filesystem, fs.LocalFileSystem) else None
 
 
 def _regular(filesystem: fs.FileSystem, path: str) -> bytes | None:
-    """:func:`_odd` of a file that is read. Raises ``FileNotFoundError`` for a device or pipe, which may have no end."""
-    odd = _odd(filesystem, path)
-    if isinstance(filesystem, fs.LocalFileSystem):
-        mode = os.stat(path if odd is None else odd).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise FileNotFoundError(f"{path} is a device or pipe, expected a file")
-    return odd
+    """:func:`_odd` of a file that is read. Raises ``FileNotFoundError`` for a device or pipe."""
+    return localfiles.regular(path) if isinstance(filesystem, fs.LocalFileSystem) else None
 
 
 def _type(entry: os.DirEntry[str]) -> fs.FileType:

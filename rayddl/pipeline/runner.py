@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,7 +11,7 @@ from typing import Any, Literal, NoReturn
 
 from rayddl import interrupts
 from rayddl.credentials import scrub
-from rayddl.errors import RayddlError, StageError, UserError
+from rayddl.errors import StageError, UserError
 from rayddl.pipeline import artifacts, cautions, reach
 from rayddl.pipeline.artifacts import Artifact
 from rayddl.pipeline.definition.load import Stage
@@ -25,13 +23,12 @@ from rayddl.pipeline.results import RunResult
 from rayddl.pipeline.reusable import reusable
 from rayddl.pipeline.schedule import Schedule
 from rayddl.pipeline.session import RaySession
+from rayddl.pipeline.stage_errors import explained
 from rayddl.pipeline.stopwatch import FILE, Stopwatch
 from rayddl.stages.context import Context, Result
 from rayddl.stages.kinds import Kind
 from rayddl.stages.runtime import room
 
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-_KEPT = "what was done so far is kept, and the same command continues from there"
 _NOTICE_SECONDS = 5.0
 """Time limit of an interrupt for another thread's write of the record."""
 _importing = threading.Lock()
@@ -371,33 +368,3 @@ class _Run:
         summary: Mapping[str, Any] = artifact.summary if artifact else {}
         details = {"folder": scrub(str(planned.folder)), "summary": dict(summary)}
         self.display.end(planned.name, ending, seconds, details)
-
-
-def explained(planned: PlannedStage, error: Exception) -> RayddlError:
-    """Return the error of a stage with a message for the user.
-
-    The traceback of an unexpected error is written to ``error.txt`` in the stage's folder.
-    """
-    # Errors of Ray tasks arrive wrapped in another exception, with the remote traceback as text.
-    cause = getattr(error, "cause", None)
-    plain = cause if isinstance(cause, Exception) else error
-    place, stage = scrub(str(planned.folder)), f"stage {planned.name!r}"
-    if isinstance(plain, RayddlError):
-        return type(plain)(f"{stage}: {plain}", code=plain.code)
-    text = scrub(f"{type(plain).__name__}: {plain}")
-    if getattr(plain, "errno", None) in _DISK_FULL or "No space left on device" in str(plain):
-        return StageError(
-            f"{stage}: no space left while writing {place} ({text}); free some: {_KEPT}", code="disk-full"
-        )
-    if isinstance(plain, PermissionError):
-        return StageError(f"{stage}: not allowed to write ({text}); {_KEPT}", code="write-not-permitted")
-    trace = scrub("".join(traceback.format_exception(error)))
-    try:
-        planned.folder.write(artifacts.ERROR, trace.encode())
-    except OSError:
-        return StageError(f"{stage} stopped on an unexpected error:\n{trace}", code="unexpected-error")
-    return StageError(
-        f"{stage} stopped on an unexpected error: {text}\n"
-        f"  its traceback is in {place}/{artifacts.ERROR}; {_KEPT}",
-        code="unexpected-error",
-    )
